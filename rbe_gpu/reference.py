@@ -1,0 +1,260 @@
+"""The meaning of every op, in float64 NumPy, written for reading.
+
+Each function opens with its equation. Every backend is measured against these. Arguments are those of
+`rbe_gpu.ops`, without `out` and `workspace`; results are float64 unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from math import erf, sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import packing, transforms
+from .blocks import DenseCodes, RBEBlocks, RBEMatrix, SparseCodes
+
+F64 = NDArray[np.float64]
+
+
+# --- compressed weights -------------------------------------------------------------------------------
+
+
+def coefficients(weight: RBEBlocks) -> F64:
+    """C[row, col] from the stored codes, without `gain`. Returns (rows_pad, cols_pad)."""
+    rows, cols = weight.rows_pad, weight.cols_pad
+    codes = weight.codes
+    if isinstance(codes, DenseCodes):
+        u = packing.unpack(codes.value, codes.bits, cols).astype(np.float64)
+        scale = np.repeat(codes.scale.astype(np.float64), codes.group, axis=1)[:, :cols]
+        return np.asarray(scale * (u - (2**codes.bits - 1) / 2))
+    c = np.zeros((rows, cols))
+    values = sparse_values(codes)
+    for row in range(rows):
+        start, stop = int(codes.row_start[row]), int(codes.row_start[row + 1])
+        if codes.index_kind == "full":
+            at = np.arange(cols)
+        elif codes.index_kind == "bitmap":
+            assert codes.index is not None
+            at = np.flatnonzero(np.unpackbits(codes.index[row], bitorder="little")[:cols])
+        else:
+            assert codes.index is not None
+            at = np.cumsum(codes.index[start:stop].astype(np.int64) + 1) - 1
+        c[row, at] = values[start:stop]
+    return c
+
+
+def sparse_values(codes: SparseCodes) -> F64:
+    """The kept values of sparse codes in stored order, (entries,)."""
+    if codes.value_kind in ("f32", "f16"):
+        return np.asarray(codes.value, np.float64)
+    assert codes.scale is not None
+    u = packing.unpack(codes.value, codes.bits, codes.entries).astype(np.float64)
+    half = 2 ** (codes.bits - 1)
+    magnitude = np.where(u >= half, u - half, half - 1 - u)
+    scale = np.repeat(codes.scale.astype(np.float64), codes.group)[: codes.entries]
+    return np.asarray(np.where(u >= half, 1.0, -1.0) * (codes.dead_zone + scale * (magnitude + 0.5)))
+
+
+def decode(weight: RBEBlocks) -> F64:
+    """W = gain * (S_r C S_c^T + sum_k p_k Phi_k), block by block; padding is cut off."""
+    b = weight.block
+    s = transforms.synthesis(weight.transform, b)
+    w = coefficients(weight)
+    for i in range(0, weight.rows_pad, weight.row_block):
+        for j in range(0, weight.cols_pad, b):
+            tile = w[i : i + weight.row_block, j : j + b]
+            tile = s @ tile @ s.T if isinstance(weight, RBEMatrix) else tile @ s.T
+            if weight.basis is not None:
+                p = np.asarray(weight.basis[i // weight.row_block, j // b], np.float64)
+                phi = transforms.basis_2d(b) if isinstance(weight, RBEMatrix) else transforms.basis_1d(b)
+                tile = tile + np.tensordot(p, phi, axes=1)
+            w[i : i + weight.row_block, j : j + b] = tile
+    return np.asarray(weight.gain * w[: weight.rows, : weight.cols], np.float64).reshape(weight.shape)
+
+
+def dense(weight: Any) -> F64:
+    """A weight as a dense float64 array, compressed or not."""
+    return decode(weight) if isinstance(weight, RBEBlocks) else np.asarray(weight, np.float64)
+
+
+# --- products and look-ups ----------------------------------------------------------------------------
+
+
+def linear(x: Any, weight: Any, bias: Any = None, activation: str | None = None, residual: Any = None) -> F64:
+    """y = activation(x W^T + bias) + residual."""
+    y = np.asarray(x, np.float64) @ dense(weight).T
+    if bias is not None:
+        y = y + np.asarray(bias, np.float64)
+    y = np.asarray(ACTIVATIONS[activation](y), np.float64)
+    return np.asarray(y if residual is None else y + np.asarray(residual, np.float64))
+
+
+def embedding(ids: Any, weight: Any) -> F64:
+    """y[..., :] = W[ids[...], :]."""
+    return np.asarray(dense(weight)[np.asarray(ids)])
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    causal: bool = False,
+    scale: float | None = None,
+    mask: Any = None,
+    lengths: Any = None,
+    window: tuple[int, int] | None = None,
+) -> F64:
+    """o[i] = sum_j softmax_j(scale * q[i].k[j] + mask[i,j]) v[j] over the keys j that query i may see.
+
+    With off = seq_k - seq_q, query i sees key j when j < length, j <= i + off (causal), and
+    i + off - left <= j <= i + off + right (window; -1 is no limit). A query that sees nothing gives zeros.
+    """
+    q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
+    batch, seq_q, num_heads, head_dim = q.shape
+    seq_k, num_kv_heads = k.shape[1], k.shape[2]
+    scale = 1.0 / sqrt(head_dim) if scale is None else scale
+    left, right = (-1, -1) if window is None else window
+    if causal:
+        right = 0
+    i = np.arange(seq_q)[:, None] + (seq_k - seq_q)
+    j = np.arange(seq_k)[None, :]
+    visible = np.ones((seq_q, seq_k), bool)
+    if left >= 0:
+        visible &= j >= i - left
+    if right >= 0:
+        visible &= j <= i + right
+    if mask is not None:
+        mask = np.broadcast_to(np.asarray(mask), (batch, num_heads, seq_q, seq_k))
+    out = np.zeros_like(q)
+    for b in range(batch):
+        for h in range(num_heads):
+            kv = h // (num_heads // num_kv_heads)
+            scores = scale * (q[b, :, h] @ k[b, :, kv].T)
+            seen = visible if lengths is None else visible & (j < int(lengths[b]))
+            if mask is not None and mask.dtype == bool:
+                seen = seen & mask[b, h]
+            elif mask is not None:
+                scores = scores + mask[b, h].astype(np.float64)
+            scores = np.where(seen, scores, -np.inf)
+            weights = softmax(scores)
+            # an unseen key contributes nothing, whatever its value holds
+            for r in range(seq_q):
+                use = seen[r] & (scores[r] != -np.inf)
+                out[b, r, h] = weights[r, use] @ v[b, use, kv] if use.any() else 0.0
+    return out
+
+
+# --- rows ---------------------------------------------------------------------------------------------
+
+
+def softmax(x: Any, scale: float = 1.0, mask: Any = None) -> F64:
+    """y[r,c] = exp(s[r,c] - max s[r]) / sum_c exp(s[r,c] - max s[r]), s = scale * x + mask.
+
+    A boolean mask keeps where it is True. A row whose every s is -inf gives zeros.
+    """
+    s = scale * np.asarray(x, np.float64)
+    if mask is not None:
+        mask = np.asarray(mask)
+        s = np.where(mask, s, -np.inf) if mask.dtype == bool else s + mask.astype(np.float64)
+    top = s.max(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        e = np.exp(s - np.where(top == -np.inf, 0.0, top))
+        total = e.sum(axis=-1, keepdims=True)
+        return np.asarray(e / np.where(total == 0.0, 1.0, total))
+
+
+def layer_norm(
+    x: Any, weight: Any, bias: Any = None, eps: float = 1e-5, residual: Any = None
+) -> tuple[F64, F64]:
+    """y = (s - mean(s)) / sqrt(var(s) + eps) * weight + bias, s = x + residual. Returns (y, s)."""
+    s = np.asarray(x, np.float64)
+    s = s if residual is None else s + np.asarray(residual, np.float64)
+    centred = s - s.mean(axis=-1, keepdims=True)
+    y = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + eps) * np.asarray(weight, np.float64)
+    return (y if bias is None else y + np.asarray(bias, np.float64)), s
+
+
+def rms_norm(x: Any, weight: Any, eps: float = 1e-6, residual: Any = None) -> tuple[F64, F64]:
+    """y = s / sqrt(mean(s^2) + eps) * weight, s = x + residual. Returns (y, s)."""
+    s = np.asarray(x, np.float64)
+    s = s if residual is None else s + np.asarray(residual, np.float64)
+    return s / np.sqrt((s**2).mean(axis=-1, keepdims=True) + eps) * np.asarray(weight, np.float64), s
+
+
+# --- elementwise --------------------------------------------------------------------------------------
+
+
+def _biased(x: Any, bias: Any) -> F64:
+    x = np.asarray(x, np.float64)
+    return x if bias is None else x + np.asarray(bias, np.float64)
+
+
+def gelu(x: Any, bias: Any = None, approximate: str = "none") -> F64:
+    """y = t/2 (1 + erf(t / sqrt 2)), or t/2 (1 + tanh(sqrt(2/pi) (t + 0.044715 t^3))); t = x + bias.
+
+    -inf gives 0 (the limit), as +inf gives +inf.
+    """
+    t = _biased(x, bias)
+    with np.errstate(invalid="ignore", over="ignore"):
+        if approximate == "tanh":
+            y = t * 0.5 * (1 + np.tanh(sqrt(2 / np.pi) * (t + 0.044715 * t**3)))
+        else:
+            y = t * 0.5 * (1 + np.vectorize(erf, otypes=[np.float64])(t / sqrt(2)))
+    return np.asarray(np.where(t == -np.inf, 0.0, y))
+
+
+def silu(x: Any, bias: Any = None) -> F64:
+    """y = t / (1 + exp(-t)), t = x + bias. -inf gives 0 (the limit)."""
+    t = _biased(x, bias)
+    with np.errstate(over="ignore", invalid="ignore"):
+        y = t / (1 + np.exp(-t))
+    return np.asarray(np.where(t == -np.inf, 0.0, y))
+
+
+def swiglu(x: Any, bias: Any = None) -> F64:
+    """y = silu(t[..., :n]) * t[..., n:], t = x + bias, n half of the last axis."""
+    t = _biased(x, bias)
+    n = t.shape[-1] // 2
+    return silu(t[..., :n]) * t[..., n:]
+
+
+ACTIVATIONS: dict[str | None, Any] = {
+    None: lambda t: t,
+    "relu": lambda t: np.where(np.isnan(t), t, np.maximum(t, 0.0)),
+    "gelu": gelu,
+    "gelu_tanh": lambda t: gelu(t, approximate="tanh"),
+    "silu": silu,
+}
+
+
+# --- dropout ------------------------------------------------------------------------------------------
+
+
+def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Ten rounds of Philox4x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3")."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & 0xFFFFFFFF, (p0 >> 32) ^ c3 ^ k1, p0 & 0xFFFFFFFF
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+def dropout_keep(count: int, p: float, seed: int, offset: int = 0) -> NDArray[np.bool_]:
+    """Which elements stay: word i % 4 of Philox block offset + i // 4 is at least floor(p 2^32)."""
+    words = np.empty((-(-count // 4), 4), np.uint64)
+    for block in range(len(words)):
+        n = (offset + block) % 2**64
+        words[block] = philox4x32((n & 0xFFFFFFFF, n >> 32, 0, 0), (seed & 0xFFFFFFFF, seed >> 32))
+    return np.asarray(words.reshape(-1)[:count] >= np.uint64(int(p * 2**32)))
+
+
+def dropout(x: Any, p: float, seed: int, offset: int = 0, residual: Any = None) -> F64:
+    """y[i] = x[i] / (1 - p) where element i is kept, else 0; plus residual[i]."""
+    x = np.asarray(x, np.float64)
+    keep = dropout_keep(x.size, p, seed, offset).reshape(x.shape)
+    y = np.where(keep, x / (1 - p) if p < 1 else 0.0, 0.0)
+    return y if residual is None else y + np.asarray(residual, np.float64)

