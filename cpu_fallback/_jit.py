@@ -1,0 +1,104 @@
+"""How every CPU kernel is compiled: one place for Numba's flags and for its on-disk cache.
+
+Fast-math is limited to the flags in `FASTMATH`. `nnan` and `ninf` are left out on purpose: with them LLVM may
+assume that NaN and Inf never occur, and a masked softmax (scores of -inf) or a poisoned activation then gives
+finite nonsense instead of what the reference gives.
+
+The cache. Numba keeps compiled kernels on disk and compiles a kernel anew when its *own* source file changes,
+but kernels inline code from `simd.py`, and their flags come from this file. Numba names the cache files of a
+function after its `__qualname__`, so `cpu_kernel` adds a digest of the shared files to that name while Numba
+sets up the cache: an edit of a shared file changes the name and no stale code is found. The superseded files
+(`*.nbi`, `*.nbc` in `__pycache__` or `NUMBA_CACHE_DIR`) are never read again and may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+
+FASTMATH = frozenset({"nsz", "arcp", "contract", "afn", "reassoc"})
+
+#: Files whose code ends up inside kernels of other files. A kernel that inlines code from another op's file
+#: needs that file listed here.
+SHARED_FILES = ("_jit.py", "simd.py", "unpack.py")
+
+
+def shared_digest(folder: Path | None = None) -> str:
+    """Digest of the shared files' contents, 12 hexadecimal digits.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        Where the files lie; default: the folder of this file.
+    """
+    folder = Path(__file__).parent if folder is None else folder
+    digest = hashlib.sha256()
+    for name in SHARED_FILES:
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+_DIGEST = shared_digest()
+
+
+def cpu_kernel(
+    function: Callable[..., Any] | None = None, *, parallel: bool = False, exact: bool = False
+) -> Callable[..., Any]:
+    """Compile a function that Python calls: cached on disk, without the interpreter lock.
+
+    Parameters
+    ----------
+    function : callable
+        The kernel, so that both `@cpu_kernel` and `@cpu_kernel(parallel=True)` work.
+    parallel : bool
+        Make `numba.prange` loops parallel.
+    exact : bool
+        No fast-math at all: every rounding as written.
+
+    Notes
+    -----
+    Division by zero gives Inf or NaN (`error_model="numpy"`), never an exception. A vector of `simd` cannot
+    cross into a `prange` body: keep vector code in a `@cpu_inline` function that the body calls.
+    """
+
+    def compile_kernel(kernel: Callable[..., Any]) -> Callable[..., Any]:
+        plain_name = kernel.__qualname__
+        kernel.__qualname__ = f"{plain_name}.{_DIGEST}"
+        try:
+            return numba.njit(
+                cache=True,
+                nogil=True,
+                error_model="numpy",
+                parallel=parallel,
+                fastmath=False if exact else set(FASTMATH),
+            )(kernel)
+        finally:
+            kernel.__qualname__ = plain_name
+
+    return compile_kernel if function is None else compile_kernel(function)
+
+
+def cpu_inline(function: Callable[..., Any] | None = None, *, exact: bool = False) -> Callable[..., Any]:
+    """Compile a function that kernels call; LLVM always inlines it into them.
+
+    Parameters
+    ----------
+    function : callable
+        The function, so that both `@cpu_inline` and `@cpu_inline(exact=True)` work.
+    exact : bool
+        No fast-math in the function's own arithmetic.
+    """
+
+    def compile_inline(inner: Callable[..., Any]) -> Callable[..., Any]:
+        return numba.njit(
+            nogil=True,
+            error_model="numpy",
+            fastmath=False if exact else set(FASTMATH),
+            forceinline=True,
+        )(inner)
+
+    return compile_inline if function is None else compile_inline(function)

@@ -1,0 +1,506 @@
+"""The ops: validate once, then hand over to the backend of the arrays.
+
+Every function takes NumPy arrays (or compressed weights over NumPy arrays) and runs on their backend; CuPy
+arrays run on theirs. Activations are float32, float16 or bfloat16 (`ml_dtypes.bfloat16`), C-contiguous, and
+sums are taken in float32 or better. `out=` receives the result and is returned; it may be the input itself
+for the elementwise ops and the norms. `workspace=` keeps scratch memory between calls.
+
+Wrong shapes are a `ValueError`, wrong array types, dtypes and devices a `TypeError`; both name the fix.
+`rbe_gpu.reference` gives each op's exact meaning.
+"""
+
+from __future__ import annotations
+
+from math import prod, sqrt
+from typing import Any, cast
+
+import ml_dtypes
+import numpy as np
+
+from .blocks import Array, RBEBlocks
+from .cache import PanelCache
+from .dispatch import backend_of
+from .workspace import Workspace
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+ACTIVATIONS = (None, "relu", "gelu", "gelu_tanh", "silu")
+_FLOAT_NAMES = "float32, float16 or bfloat16"
+
+
+# --- checks -------------------------------------------------------------------------------------------
+
+
+def _need_float(**arrays: Array | None) -> None:
+    for name, a in arrays.items():
+        if a is not None and a.dtype not in FLOATS:
+            raise TypeError(f"{name} has dtype {a.dtype}; use {_FLOAT_NAMES} ({name}.astype(numpy.float32))")
+
+
+def _need_contiguous(**arrays: Array | None) -> None:
+    for name, a in arrays.items():
+        if a is not None and not a.flags.c_contiguous:
+            raise ValueError(f"{name} is not C-contiguous; pass numpy.ascontiguousarray({name})")
+
+
+def _need_shape(name: str, a: Array | None, shape: tuple[int, ...], why: str) -> None:
+    if a is not None and tuple(a.shape) != tuple(shape):
+        raise ValueError(f"{name} has shape {tuple(a.shape)}, expected {tuple(shape)} ({why})")
+
+
+def _need_rank(name: str, a: Array, least: int) -> None:
+    if a.ndim < least:
+        raise ValueError(f"{name} has {a.ndim} axes, needs at least {least}")
+
+
+def _output(out: Array | None, shape: tuple[int, ...], dtype: Any, name: str = "out") -> Array:
+    """`out` checked, or a new array."""
+    if out is None:
+        return np.empty(shape, dtype)
+    if out.dtype != dtype:
+        raise TypeError(f"{name} has dtype {out.dtype}, expected {np.dtype(dtype)}")
+    _need_shape(name, out, shape, "the shape of the result")
+    _need_contiguous(**{name: out})
+    if not out.flags.writeable:
+        raise ValueError(f"{name} is read-only; pass a writable array")
+    return out
+
+
+def _rows(a: Array | None, cols: int) -> Array | None:
+    """The last axis kept, all others merged. No copy: the array is contiguous."""
+    return None if a is None else a.reshape(-1 if cols else prod(a.shape[:-1]), cols)
+
+
+def _need_vector(name: str, a: Array | None, cols: int, what: str = "the last axis of x") -> None:
+    if a is None:
+        return
+    _need_float(**{name: a})
+    _need_shape(name, a, (cols,), what)
+    _need_contiguous(**{name: a})
+
+
+# --- compressed weights -------------------------------------------------------------------------------
+
+
+def decode(
+    weight: RBEBlocks, dtype: Any = np.float32, out: Array | None = None, workspace: Workspace | None = None
+) -> Array:
+    """Decode a compressed weight: W = gain * (S_r C S_c^T + basis).
+
+    Parameters
+    ----------
+    weight : RBEMatrix or RBEVectors
+    dtype : float32, float16 or bfloat16; ignored when `out` is given
+    out : array of weight.shape, C-contiguous
+
+    Returns
+    -------
+    weight.shape, dtype
+    """
+    if not isinstance(weight, RBEBlocks):
+        raise TypeError(f"weight is a {type(weight).__name__}; pass an RBEMatrix or RBEVectors")
+    dtype = np.dtype(dtype) if out is None else out.dtype
+    if dtype not in FLOATS:
+        raise TypeError(f"dtype {dtype} is not supported; use {_FLOAT_NAMES}")
+    backend = backend_of(weight=weight, out=out)
+    out = _output(out, weight.shape, dtype)
+    backend.decode(weight, out.reshape(weight.rows, weight.cols), workspace or Workspace())
+    return out
+
+
+def linear(
+    x: Array,
+    weight: Array | RBEBlocks,
+    bias: Array | None = None,
+    activation: str | None = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    workspace: Workspace | None = None,
+    cache: PanelCache | None = None,
+) -> Array:
+    """y = activation(x W^T + bias) + residual.
+
+    Parameters
+    ----------
+    x : (..., in_features) float32/float16/bfloat16
+    weight : RBEMatrix, RBEVectors or dense array, (out_features, in_features)
+    bias : (out_features,)
+    activation : None, "relu", "gelu" (erf), "gelu_tanh" or "silu"
+    residual : (..., out_features), added after the activation
+    out : (..., out_features), dtype of x; must not share memory with x; may be `residual`
+    cache : keeps decoded panels of a compressed weight between calls, under its byte budget
+
+    Returns
+    -------
+    (..., out_features), dtype of x
+    """
+    compressed = isinstance(weight, RBEBlocks)
+    backend = backend_of(x=x, weight=weight, bias=bias, residual=residual, out=out)
+    _need_float(x=x, residual=residual, **({} if compressed else {"weight": weight}))
+    _need_rank("x", x, 1)
+    if len(weight.shape) != 2:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, needs (out_features, in_features)")
+    out_features, in_features = weight.shape
+    if x.shape[-1] != in_features:
+        raise ValueError(
+            f"x has {x.shape[-1]} features, weight (out_features, in_features) takes {in_features}"
+        )
+    _need_vector("bias", bias, out_features, "out_features")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}; use one of {ACTIVATIONS}")
+    shape = (*x.shape[:-1], out_features)
+    _need_shape("residual", residual, shape, "the shape of the result")
+    _need_contiguous(x=x, residual=residual, **({} if compressed else {"weight": weight}))
+    if out is not None and np.may_share_memory(out, x):
+        raise ValueError("out shares memory with x; a product cannot be written over its input")
+    result = _output(out, shape, x.dtype)
+    backend.linear(
+        _rows(x, in_features),
+        weight,
+        bias,
+        activation,
+        _rows(residual, out_features),
+        _rows(result, out_features),
+        workspace or Workspace(),
+        cache,
+    )
+    return result
+
+
+def embedding(
+    ids: Array,
+    weight: Array | RBEBlocks,
+    dtype: Any = np.float32,
+    out: Array | None = None,
+    workspace: Workspace | None = None,
+) -> Array:
+    """y[..., :] = W[ids[...], :], decoding only the rows asked for.
+
+    Parameters
+    ----------
+    ids : integer array of any shape, 0 <= ids < rows; `IndexError` otherwise
+    weight : (rows, cols): RBEVectors (rows decode alone), RBEMatrix (with their block row) or dense
+    dtype : of the result, for a compressed weight; a dense weight keeps its own
+
+    Returns
+    -------
+    (*ids.shape, cols)
+    """
+    weight = cast(Any, weight)
+    compressed = isinstance(weight, RBEBlocks)
+    backend = backend_of(ids=ids, weight=weight, out=out)
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"ids has dtype {ids.dtype}; use integers (ids.astype(numpy.int64))")
+    if len(weight.shape) != 2:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, needs (rows, cols)")
+    if not compressed:
+        _need_float(weight=weight)
+        _need_contiguous(weight=weight)
+    dtype = (np.dtype(dtype) if compressed else weight.dtype) if out is None else out.dtype
+    if dtype not in FLOATS:
+        raise TypeError(f"dtype {dtype} is not supported; use {_FLOAT_NAMES}")
+    rows, cols = weight.shape
+    if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < rows):
+        raise IndexError(f"ids run from {ids.min()} to {ids.max()}, but weight has rows 0 to {rows - 1}")
+    if not compressed and dtype != weight.dtype:
+        raise TypeError(f"out has dtype {dtype}, expected {weight.dtype} (the dtype of a dense weight)")
+    out = _output(out, (*ids.shape, cols), dtype)
+    flat = np.ascontiguousarray(ids).reshape(-1).astype(np.int64, copy=False)
+    backend.embedding(flat, weight, out.reshape(-1, cols), workspace or Workspace())
+    return out
+
+
+# --- attention ----------------------------------------------------------------------------------------
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    causal: bool = False,
+    scale: float | None = None,
+    mask: Array | None = None,
+    lengths: Array | None = None,
+    window: tuple[int, int] | None = None,
+    out: Array | None = None,
+    workspace: Workspace | None = None,
+) -> Array:
+    """o[i] = sum_j softmax_j(scale * q[i].k[j] + mask[i,j]) v[j], in O(seq) memory.
+
+    With off = seq_k - seq_q, query i sees key j when j < lengths[batch], j <= i + off if `causal`, and
+    i + off - left <= j <= i + off + right for `window=(left, right)`, -1 being no limit (FlashAttention's
+    conventions). A query that sees no key gives zeros.
+
+    Parameters
+    ----------
+    q : (batch, seq_q, num_heads, head_dim); the last axis contiguous, the others of any stride
+    k, v : (batch, seq_k, num_kv_heads, head_dim), dtype of q; num_heads is a multiple of num_kv_heads
+        (1: multi-query, fewer than num_heads: grouped-query attention)
+    scale : 1/sqrt(head_dim) by default
+    mask : broadcastable to (batch, num_heads, seq_q, seq_k); float32 is added to the scores, bool keeps
+        where True
+    lengths : (batch,) integers, valid keys of each sequence
+
+    Returns
+    -------
+    Like q.
+
+    References
+    ----------
+    Dao 2023, "FlashAttention-2"; Milakov and Gimelshein 2018, "Online normalizer calculation for softmax".
+    """
+    backend = backend_of(q=q, k=k, v=v, mask=mask, lengths=lengths, out=out)
+    _need_float(q=q)
+    for name, a in (("q", q), ("k", k), ("v", v)):
+        if a.ndim != 4:
+            raise ValueError(f"{name} has {a.ndim} axes, needs (batch, seq, heads, head_dim)")
+        if a.dtype != q.dtype:
+            raise TypeError(f"{name} has dtype {a.dtype}, q has {q.dtype}; use one dtype")
+        if a.shape[-1] > 1 and a.strides[-1] != a.itemsize:
+            raise ValueError(f"{name}'s last axis is not contiguous; pass numpy.ascontiguousarray({name})")
+    batch, seq_q, num_heads, head_dim = q.shape
+    _, seq_k, num_kv_heads, _ = k.shape
+    _need_shape("k", k, (batch, seq_k, num_kv_heads, head_dim), "batch and head_dim of q")
+    _need_shape("v", v, k.shape, "the shape of k")
+    if not 1 <= head_dim <= 256:
+        raise ValueError(f"head_dim={head_dim} is not supported; use 1 to 256")
+    if num_kv_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(f"num_heads={num_heads} is not a multiple of num_kv_heads={num_kv_heads}")
+    if mask is not None:
+        if mask.dtype != np.float32 and mask.dtype != np.bool_:
+            raise TypeError(f"mask has dtype {mask.dtype}; use float32 (added) or bool (True keeps)")
+        try:
+            mask = np.broadcast_to(mask, (batch, num_heads, seq_q, seq_k))
+        except ValueError:
+            raise ValueError(
+                f"mask has shape {tuple(mask.shape)}, which does not broadcast to (batch, num_heads, seq_q, "
+                f"seq_k) = {(batch, num_heads, seq_q, seq_k)}"
+            ) from None
+    if lengths is not None:
+        if lengths.dtype.kind not in "iu":
+            raise TypeError(f"lengths has dtype {lengths.dtype}; use integers")
+        _need_shape("lengths", lengths, (batch,), "one per sequence")
+        if batch and not (int(lengths.min()) >= 0 and int(lengths.max()) <= seq_k):
+            raise ValueError(f"lengths must be between 0 and seq_k={seq_k}")
+        lengths = np.ascontiguousarray(lengths, np.int64)
+    left, right = (-1, -1) if window is None else (int(window[0]), int(window[1]))
+    if left < -1 or right < -1:
+        raise ValueError(f"window={window} is not valid; use (left, right), each -1 (no limit) or more")
+    out = _output(out, q.shape, q.dtype)
+    scale = 1.0 / sqrt(head_dim) if scale is None else float(scale)
+    backend.attention(
+        q, k, v, bool(causal), scale, mask, lengths, (left, right), out, workspace or Workspace()
+    )
+    return out
+
+
+# --- rows ---------------------------------------------------------------------------------------------
+
+
+def softmax(x: Array, scale: float = 1.0, mask: Array | None = None, out: Array | None = None) -> Array:
+    """y[r,c] = exp(s[r,c] - max s[r]) / sum_c exp(s[r,c] - max s[r]), s = scale * x + mask.
+
+    Parameters
+    ----------
+    x : (..., cols); the softmax runs over the last axis
+    mask : broadcastable to x; float32 is added, bool keeps where True. A row with nothing kept gives zeros.
+
+    Returns
+    -------
+    Like x.
+    """
+    backend = backend_of(x=x, mask=mask, out=out)
+    _need_float(x=x)
+    _need_rank("x", x, 1)
+    _need_contiguous(x=x)
+    result = _output(out, x.shape, x.dtype)
+    cols = x.shape[-1]
+    if mask is not None:
+        if mask.dtype != np.float32 and mask.dtype != np.bool_:
+            raise TypeError(f"mask has dtype {mask.dtype}; use float32 (added) or bool (True keeps)")
+        try:
+            mask = np.broadcast_to(mask, x.shape)
+        except ValueError:
+            raise ValueError(
+                f"mask has shape {tuple(mask.shape)}, which does not broadcast to {x.shape}"
+            ) from None
+        mask = mask.reshape(-1 if cols else prod(x.shape[:-1]), cols)
+    if x.size:
+        backend.softmax(_rows(x, cols), float(scale), mask, _rows(result, cols))
+    return result
+
+
+def _norm(
+    op: str,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    eps: float,
+    residual: Array | None,
+    out: Array | None,
+    residual_out: Array | None,
+) -> Array:
+    backend = backend_of(x=x, weight=weight, bias=bias, residual=residual, out=out, residual_out=residual_out)
+    _need_float(x=x)
+    _need_rank("x", x, 1)
+    cols = x.shape[-1]
+    _need_vector("weight", weight, cols)
+    _need_vector("bias", bias, cols)
+    _need_shape("residual", residual, x.shape, "the shape of x")
+    if residual is not None and residual.dtype != x.dtype:
+        raise TypeError(f"residual has dtype {residual.dtype}, x has {x.dtype}; use one dtype")
+    _need_contiguous(x=x, residual=residual)
+    if eps < 0:
+        raise ValueError(f"eps={eps} is negative")
+    if residual_out is not None:
+        _output(residual_out, x.shape, x.dtype, "residual_out")
+    result = _output(out, x.shape, x.dtype)
+    if x.size:
+        vectors = (weight,) if op == "rms_norm" else (weight, bias)
+        getattr(backend, op)(
+            _rows(x, cols),
+            *vectors,
+            float(eps),
+            _rows(residual, cols),
+            _rows(result, cols),
+            _rows(residual_out, cols),
+        )
+    return result
+
+
+def layer_norm(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    eps: float = 1e-5,
+    residual: Array | None = None,
+    out: Array | None = None,
+    residual_out: Array | None = None,
+) -> Array:
+    """y = (s - mean(s)) / sqrt(var(s) + eps) * weight + bias, s = x + residual, over the last axis.
+
+    Parameters
+    ----------
+    x : (..., cols)
+    weight, bias : (cols,)
+    residual : like x
+    residual_out : like x; receives s
+
+    Returns
+    -------
+    Like x. Source: Ba, Kiros and Hinton 2016.
+    """
+    return _norm("layer_norm", x, weight, bias, eps, residual, out, residual_out)
+
+
+def rms_norm(
+    x: Array,
+    weight: Array,
+    eps: float = 1e-6,
+    residual: Array | None = None,
+    out: Array | None = None,
+    residual_out: Array | None = None,
+) -> Array:
+    """y = s / sqrt(mean(s^2) + eps) * weight, s = x + residual, over the last axis.
+
+    Parameters
+    ----------
+    x : (..., cols)
+    weight : (cols,)
+    residual : like x
+    residual_out : like x; receives s
+
+    Returns
+    -------
+    Like x. Source: Zhang and Sennrich 2019.
+    """
+    return _norm("rms_norm", x, weight, None, eps, residual, out, residual_out)
+
+
+# --- elementwise --------------------------------------------------------------------------------------
+
+
+def _elementwise(
+    op: str, x: Array, bias: Array | None, out: Array | None, cols_out: int, *extra: Any
+) -> Array:
+    backend = backend_of(x=x, bias=bias, out=out)
+    _need_float(x=x)
+    cols = x.shape[-1]
+    _need_vector("bias", bias, cols)
+    _need_contiguous(x=x)
+    result = _output(out, (*x.shape[:-1], cols_out), x.dtype)
+    if x.size:
+        getattr(backend, op)(_rows(x, cols), bias, *extra, _rows(result, cols_out))
+    return result
+
+
+def gelu(x: Array, bias: Array | None = None, approximate: str = "none", out: Array | None = None) -> Array:
+    """y = t/2 (1 + erf(t/sqrt 2)), t = x + bias; `approximate="tanh"` for the tanh form.
+
+    x : (..., cols); bias : (cols,). Returns like x. Source: Hendrycks and Gimpel 2016.
+    """
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"approximate={approximate!r} is not supported; use 'none' (erf) or 'tanh'")
+    backend_of(x=x)
+    _need_rank("x", x, 1)
+    return _elementwise("gelu", x, bias, out, x.shape[-1], approximate)
+
+
+def silu(x: Array, bias: Array | None = None, out: Array | None = None) -> Array:
+    """y = t / (1 + exp(-t)), t = x + bias. x : (..., cols); bias : (cols,). Returns like x."""
+    backend_of(x=x)
+    _need_rank("x", x, 1)
+    return _elementwise("silu", x, bias, out, x.shape[-1])
+
+
+def swiglu(x: Array, bias: Array | None = None, out: Array | None = None) -> Array:
+    """y = silu(gate) * up, x + bias = [gate | up] along the last axis.
+
+    x : (..., 2n); bias : (2n,). Returns (..., n), dtype of x. Source: Shazeer 2020.
+    """
+    backend_of(x=x)
+    _need_rank("x", x, 1)
+    if x.shape[-1] % 2:
+        raise ValueError(f"x has {x.shape[-1]} columns; swiglu needs an even number, [gate | up]")
+    return _elementwise("swiglu", x, bias, out, x.shape[-1] // 2)
+
+
+def dropout(
+    x: Array,
+    p: float,
+    seed: int,
+    offset: int = 0,
+    residual: Array | None = None,
+    out: Array | None = None,
+) -> Array:
+    """y[i] = x[i] / (1 - p) where element i is kept, else 0; plus residual[i].
+
+    Element i is kept when word i % 4 of the Philox4x32-10 block with counter `offset + i // 4` and key `seed`
+    is at least floor(p * 2^32): the same mask on every backend. A following call that must be independent
+    takes offset + ceil(x.size / 4).
+
+    Parameters
+    ----------
+    x : any shape
+    p : probability of dropping, 0 <= p <= 1
+    seed, offset : 0 <= value < 2^64
+
+    Returns
+    -------
+    Like x. Source: Salmon et al. 2011.
+    """
+    backend = backend_of(x=x, residual=residual, out=out)
+    _need_float(x=x)
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"p={p} is not a probability; use 0 to 1")
+    for name, value in (("seed", seed), ("offset", offset)):
+        if not 0 <= value < 2**64:
+            raise ValueError(f"{name}={value} is out of range; use 0 to 2**64 - 1")
+    _need_shape("residual", residual, x.shape, "the shape of x")
+    if residual is not None and residual.dtype != x.dtype:
+        raise TypeError(f"residual has dtype {residual.dtype}, x has {x.dtype}; use one dtype")
+    _need_contiguous(x=x, residual=residual)
+    result = _output(out, x.shape, x.dtype)
+    if x.size:
+        flat = None if residual is None else residual.reshape(-1)
+        backend.dropout(x.reshape(-1), float(p), int(seed), int(offset), flat, result.reshape(-1))
+    return result

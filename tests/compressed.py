@@ -1,0 +1,60 @@
+"""Compressed weights of every form, made from real weights, for the tests of the ops."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+import rbe_gpu as rbe
+
+from . import real
+
+#: name -> (shape to cut from a real weight, arguments of compress)
+FORMS: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
+    "dct int2 b64": ((130, 200), {"codes": "dense-int2"}),
+    "dct int3 b32 basis": ((96, 384), {"codes": "dense-int3", "block": 32, "basis": True}),
+    "dct int4 b128": ((384, 256), {"codes": "dense-int4", "block": 128}),
+    "dwt int5 b64": ((70, 384), {"codes": "dense-int5", "transform": "dwt"}),
+    "haar int7 b32": ((33, 65), {"codes": "dense-int7", "block": 32, "transform": "dwt-haar"}),
+    "bior int8 b64 basis": ((64, 64), {"codes": "dense-int8", "transform": "dwt-bior3.1", "basis": True}),
+    "none int12 b64": ((1, 63), {"codes": "dense-int12", "transform": "none"}),
+    "dct f16 bitmap": ((130, 384), {"kept": 0.3, "basis": False}),
+    "dct f16 delta basis": ((384, 384), {"kept": 0.02, "basis": True}),
+    "dct f32 full": ((65, 129), {"codes": "sparse-f32"}),
+    "dwt int8 bitmap b128": (
+        (200, 300), {"kept": 0.25, "codes": "sparse-int8", "block": 128, "transform": "dwt"}
+    ),
+    "none int4 delta": ((384, 1536), {"kept": 0.05, "codes": "sparse-int4", "transform": "none"}),
+    "dct int1 delta b32": ((384, 384), {"kept": 0.05, "codes": "sparse-int1", "block": 32}),
+    "vectors int4 b64": ((300, 384), {"codes": "dense-int4", "kind": "vectors"}),
+    "vectors int6 b32 basis": (
+        (65, 100), {"codes": "dense-int6", "kind": "vectors", "block": 32, "basis": True}
+    ),
+    "vectors f16 bitmap b128": ((37, 384), {"kept": 0.4, "kind": "vectors", "block": 128}),
+    "vectors int3 delta none": (
+        (100, 384), {"kept": 0.04, "codes": "sparse-int3", "kind": "vectors", "transform": "none"}
+    ),
+}  # fmt: skip
+
+
+@cache
+def original(form: str) -> np.ndarray:
+    """The dense weight of a form: a corner of real weights."""
+    rows, cols = FORMS[form][0]
+    name = "intermediate.dense.weight" if cols <= 384 else "output.dense.weight"
+    w = np.ascontiguousarray(real.layer(1, name)[:rows, :cols])
+    w.flags.writeable = False
+    return w
+
+
+@cache
+def compressed(form: str) -> rbe.RBEMatrix | rbe.RBEVectors:
+    return rbe.compress(original(form), **FORMS[form][1])
+
+
+def relative(y: np.ndarray, reference: np.ndarray) -> float:
+    """||y - reference|| / ||reference||, in float64."""
+    reference = np.asarray(reference, np.float64)
+    return float(np.linalg.norm(np.asarray(y, np.float64) - reference) / np.linalg.norm(reference))

@@ -1,0 +1,118 @@
+"""linear: dense and compressed weights against the float64 reference, on real activations."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import rbe_gpu as rbe
+from rbe_gpu import reference
+
+from . import real
+from .compressed import FORMS, compressed, relative
+
+
+def _x(rows, cols):
+    """Real activations cut or tiled to any width."""
+    x = real.activations(max(rows, 1))[:rows]
+    return np.ascontiguousarray(np.tile(x, (1, -(-cols // x.shape[1])))[:, :cols])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_compressed_equals_the_decoded_product(form):
+    m = compressed(form)
+    x = _x(19, m.shape[1])
+    assert relative(rbe.linear(x, m), x.astype(np.float64) @ reference.decode(m).T) < 1e-5
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_bias_activation_residual(activation, dtype):
+    w, b = real.layer(0, "intermediate.dense.weight"), real.layer(0, "intermediate.dense.bias")
+    x = real.activations(33).astype(dtype)
+    residual = np.ascontiguousarray(np.tile(x, (1, 4)))
+    y = rbe.linear(x, w, b, activation, residual)
+    assert y.dtype == dtype
+    expected = reference.linear(x, w, b, activation, residual)
+    limit = {np.float32: 2e-6, np.float16: 2**-11, ml_dtypes.bfloat16: 2**-8}[
+        dtype
+    ]  # one rounding of storage
+    assert relative(y, expected) < limit
+
+
+@pytest.mark.parametrize("shape", [(384,), (1, 384), (2, 3, 384), (0, 384)])
+def test_leading_axes(shape):
+    w, b = real.layer(0, "attention.self.query.weight"), real.layer(0, "attention.self.query.bias")
+    x = np.ascontiguousarray(real.activations(6).reshape(-1)[: int(np.prod(shape))].reshape(shape))
+    y = rbe.linear(x, w, b)
+    assert y.shape == (*shape[:-1], 384)
+    np.testing.assert_allclose(y, reference.linear(x, w, b), rtol=1e-4, atol=1e-5)
+
+
+def test_residual_may_be_the_output():
+    w = real.layer(0, "attention.output.dense.weight")
+    x, residual = real.activations(20), real.activations(20, 4).copy()
+    expected = reference.linear(x, w, residual=residual)
+    assert rbe.linear(x, w, residual=residual, out=residual) is residual
+    assert relative(residual, expected) < 2e-6
+
+
+@pytest.mark.parametrize(("share", "hits"), [(0.0, 0), (0.5, 2), (1.0, 5)])
+def test_cache_counts(share, hits):
+    """A 1536 x 1536 weight has 5 panels; the cache keeps what its budget holds and counts what it answers."""
+    w = np.tile(real.layer(1, "output.dense.weight"), (4, 1))
+    m = rbe.compress(w, codes="dense-int4")
+    x = np.tile(real.activations(5), (1, 4))
+    cache = rbe.PanelCache(int(share * w.nbytes))
+    first = rbe.linear(x, m, cache=cache)
+    assert (cache.hits, cache.misses) == (0, 5)
+    np.testing.assert_array_equal(rbe.linear(x, m, cache=cache), first)
+    np.testing.assert_array_equal(first, rbe.linear(x, m))
+    assert cache.hits == hits
+    assert cache.hits + cache.misses == 10
+    assert cache.nbytes <= cache.budget
+
+
+@pytest.mark.parametrize("form", ["dct int4 b128", "none int4 delta"])
+def test_second_call_allocates_nothing(form):
+    m = compressed(form)
+    x, ws = _x(40, m.shape[1]), rbe.Workspace()
+    out = np.empty((40, m.shape[0]), np.float32)
+    bias = np.zeros(m.shape[0], np.float32)
+    for _ in range(2):
+        rbe.linear(x, m, bias, "gelu", out=out, workspace=ws)
+    tracemalloc.start()
+    try:
+        rbe.linear(x, m, bias, "gelu", out=out, workspace=ws)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8192  # views and call frames, nothing of the size of the data (out alone is 60 kB)
+
+
+def test_not_a_number_and_infinity():
+    w = real.layer(0, "attention.self.query.weight")
+    x = real.activations(3).copy()
+    x[1, 7] = np.nan
+    y = rbe.linear(x, w, activation="gelu")
+    assert np.isnan(y[1]).all()
+    assert np.isfinite(y[[0, 2]]).all()
+
+
+def test_errors():
+    w, x = real.layer(0, "intermediate.dense.weight"), real.activations(4)
+    with pytest.raises(ValueError, match="out shares memory with x"):
+        rbe.linear(x, w[:384].copy(), out=x)
+    with pytest.raises(ValueError, match="takes 384"):
+        rbe.linear(x[:, :380].copy(), w)
+    with pytest.raises(ValueError, match="unknown activation 'tanh'"):
+        rbe.linear(x, w, activation="tanh")
+    with pytest.raises(ValueError, match="ascontiguousarray"):
+        rbe.linear(np.tile(x, (1, 2))[:, ::2], w)
+    with pytest.raises(TypeError, match="float64"):
+        rbe.linear(x.astype(np.float64), w)
+    with pytest.raises(TypeError, match="numpy or cupy array"):
+        rbe.linear(x.tolist(), w)
