@@ -25,7 +25,7 @@ def _stored(m):
 def test_grade_holds(weight, grade, transform):
     m = rbe.compress(weight, grade=grade, transform=transform)
     assert m.error_report(weight).relative_error <= rbe.GRADES[grade]
-    assert m.nbytes == _stored(m) < weight.nbytes
+    assert m.nbytes == _stored(m) <= weight.nbytes
     if transform != "dwt-bior3.1":  # its patterns overlap: errors of coefficients grow, grade S takes float32
         assert m.nbytes < weight.nbytes / 2
 
