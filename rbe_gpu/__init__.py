@@ -9,7 +9,10 @@
 
 from __future__ import annotations
 
+from importlib import import_module as _import_module
 from pathlib import Path as _Path
+from typing import TYPE_CHECKING
+from typing import Any as _Any
 
 # In a checkout, cuda_src/, cpu_fallback/ and reports/ stand beside this folder; in a wheel, inside it.
 if not (_Path(__file__).parent / "cpu_fallback").is_dir():
@@ -17,7 +20,17 @@ if not (_Path(__file__).parent / "cpu_fallback").is_dir():
 
 from .blocks import DenseCodes, ErrorReport, RBEMatrix, RBEVectors, SparseCodes, error_report
 from .cache import PanelCache
+from .container import FormatError, load_file, save_file
 from .encode import GRADES, compress
+from .layers import (
+    RBEFFN,
+    RBEAttention,
+    RBEDropout,
+    RBEEmbedding,
+    RBELayerNorm,
+    RBELinear,
+    RBERMSNorm,
+)
 from .ops import (
     attention,
     decode,
@@ -33,19 +46,44 @@ from .ops import (
 )
 from .workspace import Workspace
 
+if TYPE_CHECKING:
+    from .models.compress import compress_model
+    from .models.load import load
+
 __version__ = "0.1.0"
+
+# Whole models need the tokenizers library; the ops and layers do not, and load without it.
+_LAZY = {"load": ".models.load", "compress_model": ".models.compress"}
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(_import_module(_LAZY[name], __name__), name)
+    globals()[name] = value
+    return value
+
 
 __all__ = [
     "GRADES",
+    "RBEFFN",
     "DenseCodes",
     "ErrorReport",
+    "FormatError",
     "PanelCache",
+    "RBEAttention",
+    "RBEDropout",
+    "RBEEmbedding",
+    "RBELayerNorm",
+    "RBELinear",
     "RBEMatrix",
+    "RBERMSNorm",
     "RBEVectors",
     "SparseCodes",
     "Workspace",
     "attention",
     "compress",
+    "compress_model",
     "decode",
     "dropout",
     "embedding",
@@ -53,7 +91,10 @@ __all__ = [
     "gelu",
     "layer_norm",
     "linear",
+    "load",
+    "load_file",
     "rms_norm",
+    "save_file",
     "silu",
     "softmax",
     "swiglu",

@@ -127,7 +127,7 @@ def attention(
         visible &= j <= i + right
     if mask is not None:
         mask = np.broadcast_to(np.asarray(mask), (batch, num_heads, seq_q, seq_k))
-    out = np.zeros_like(q)
+    out: F64 = np.zeros_like(q)
     for b in range(batch):
         for h in range(num_heads):
             kv = h // (num_heads // num_kv_heads)
@@ -187,8 +187,8 @@ def rms_norm(x: Any, weight: Any, eps: float = 1e-6, residual: Any = None) -> tu
 
 
 def _biased(x: Any, bias: Any) -> F64:
-    x = np.asarray(x, np.float64)
-    return x if bias is None else x + np.asarray(bias, np.float64)
+    t: F64 = np.asarray(x, np.float64)
+    return t if bias is None else np.asarray(t + np.asarray(bias, np.float64))
 
 
 def gelu(x: Any, bias: Any = None, approximate: str = "none") -> F64:

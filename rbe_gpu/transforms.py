@@ -84,7 +84,7 @@ def synthesis(name: str, size: int) -> NDArray[np.float64]:
     if size not in BLOCK_SIZES:
         raise ValueError(f"block={size} is not supported; use one of {BLOCK_SIZES}")
     name = canonical_transform(name)
-    s = _dct(size) if name == "dct" else np.eye(size) if name == "none" else _dwt(size, name)
+    s = _dct(size) if name == "dct" else _dwt(size, name) if name != "none" else np.eye(size)
     s.flags.writeable = False
     return s
 
@@ -93,7 +93,7 @@ def synthesis(name: str, size: int) -> NDArray[np.float64]:
 def analysis(name: str, size: int) -> NDArray[np.float64]:
     """The inverse of `synthesis(name, size)`: `coefficients = A @ block @ A.T`."""
     s = synthesis(name, size)
-    a = s.T.copy() if is_orthonormal(name) else np.linalg.inv(s)
+    a = np.array(s.T if is_orthonormal(name) else np.linalg.inv(s), np.float64, order="C")
     a.flags.writeable = False
     return a
 

@@ -27,9 +27,9 @@ class Workspace:
     def get(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray[Any, Any]:
         """An uninitialised C-contiguous NumPy array of `shape` and `dtype`, 64-byte aligned."""
         dtype = np.dtype(dtype)
-        view = self._views.get((name, dtype.str, shape))
-        if view is not None:
-            return view
+        known = self._views.get((name, dtype.str, shape))
+        if known is not None:
+            return known
         key = (name, dtype.str)
         nbytes = prod(shape) * dtype.itemsize
         buffer = self._buffers.get(key)
@@ -40,7 +40,7 @@ class Workspace:
             self._buffers[key] = buffer
             # views of the smaller buffer would keep it alive
             self._views = {k: v for k, v in self._views.items() if k[:2] != key}
-        view = buffer[:nbytes].view(dtype).reshape(shape)
+        view: np.ndarray[Any, Any] = buffer[:nbytes].view(dtype).reshape(shape)
         self._views[name, dtype.str, shape] = view
         return view
 
