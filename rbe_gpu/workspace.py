@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+_VIEWS = 1024  # shapes remembered; a layer asks for about ten
+
 
 class Workspace:
     """Named scratch buffers, grown on demand and reused.
@@ -41,6 +43,8 @@ class Workspace:
             # views of the smaller buffer would keep it alive
             self._views = {k: v for k, v in self._views.items() if k[:2] != key}
         view: np.ndarray[Any, Any] = buffer[:nbytes].view(dtype).reshape(shape)
+        if len(self._views) >= _VIEWS:  # texts of ever new lengths ask for ever new shapes
+            self._views.clear()
         self._views[name, dtype.str, shape] = view
         return view
 

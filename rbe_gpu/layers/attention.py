@@ -1,0 +1,232 @@
+"""RBEAttention: multi-head attention with its four projections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import ops
+from ..blocks import Array
+from ..cache import PanelCache
+from ..workspace import Workspace
+from .rbe_linear import RBELinear, compressed
+
+
+class RBEAttention:
+    """y = output(concat_h softmax(scale * q_h k_h^T + mask) v_h) + residual; q = query(x), k = key(c), v =
+    value(c).
+
+    c is x itself, or `context` (cross attention). Padded sequences come as (batch, seq, hidden) with their
+    `lengths`. Sequences may also be packed end to end, (tokens, hidden) with lengths that add up to the
+    tokens: no padding is then computed anywhere. Neighbours of equal length share one attention call, so
+    packed sequences are best sorted by length.
+
+    Parameters
+    ----------
+    query : RBELinear, hidden -> num_heads * head_dim
+    key, value : RBELinear, hidden -> num_kv_heads * head_dim
+    output : RBELinear, num_heads * head_dim -> hidden
+    num_heads : query heads
+    num_kv_heads : key/value heads, a divisor of num_heads (grouped-query attention; 1: multi-query); by
+        default num_heads
+    causal, window, scale : as in `rbe_gpu.attention`
+    """
+
+    def __init__(
+        self,
+        query: RBELinear,
+        key: RBELinear,
+        value: RBELinear,
+        output: RBELinear,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        causal: bool = False,
+        window: tuple[int, int] | None = None,
+        scale: float | None = None,
+    ) -> None:
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if num_heads < 1 or query.out_features % num_heads:
+            raise ValueError(
+                f"query gives {query.out_features} features, not a multiple of num_heads={num_heads}"
+            )
+        if num_kv_heads < 1 or num_heads % num_kv_heads:
+            raise ValueError(f"num_heads={num_heads} is not a multiple of num_kv_heads={num_kv_heads}")
+        head_dim = query.out_features // num_heads
+        for name, linear in (("key", key), ("value", value)):
+            if linear.out_features != num_kv_heads * head_dim:
+                raise ValueError(
+                    f"{name} gives {linear.out_features} features, expected num_kv_heads * head_dim = "
+                    f"{num_kv_heads} * {head_dim}"
+                )
+        if key.in_features != value.in_features:
+            raise ValueError(f"key takes {key.in_features} features, value takes {value.in_features}")
+        if output.in_features != query.out_features:
+            raise ValueError(f"output takes {output.in_features} features, query gives {query.out_features}")
+        self.query = query
+        self.key = key
+        self.value = value
+        self.output = output
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.causal = causal
+        self.window = window
+        self.scale = scale
+
+    @classmethod
+    def from_dense(
+        cls,
+        query: Array,
+        key: Array,
+        value: Array,
+        output: Array,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        causal: bool = False,
+        window: tuple[int, int] | None = None,
+        scale: float | None = None,
+        *,
+        query_bias: Array | None = None,
+        key_bias: Array | None = None,
+        value_bias: Array | None = None,
+        output_bias: Array | None = None,
+        cache: PanelCache | int | None = None,
+        **options: Any,
+    ) -> RBEAttention:
+        """Compress the four weights: grade=, ratio=, rmse=, kept=, block=, transform=, basis=, codes= go to
+        `rbe_gpu.compress`. With none of them they stay dense. `cache` is shared by the four projections.
+        """
+        shared = PanelCache(cache) if isinstance(cache, int) else cache
+        pairs = ((query, query_bias), (key, key_bias), (value, value_bias), (output, output_bias))
+        q, k, v, o = (RBELinear(compressed(w, "matrix", options), b, cache=shared) for w, b in pairs)
+        return cls(q, k, v, o, num_heads, num_kv_heads, causal, window, scale)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights as they are held."""
+        return self.query.nbytes + self.key.nbytes + self.value.nbytes + self.output.nbytes
+
+    def __call__(
+        self,
+        x: Array,
+        lengths: Array | None = None,
+        mask: Array | None = None,
+        residual: Array | None = None,
+        context: Array | None = None,
+        out: Array | None = None,
+        workspace: Workspace | None = None,
+    ) -> Array:
+        """Attend.
+
+        Parameters
+        ----------
+        x : (batch, seq, hidden), or (tokens, hidden) for packed sequences
+        lengths : (batch,) integers: valid keys of each sequence (of `context` where that is given); for
+            packed sequences the length of each, required
+        mask : broadcastable to (batch, num_heads, seq, seq_k), float32 (added) or bool (True keeps); not for
+            packed sequences
+        residual : like the result, added to it
+        context : (batch, seq_k, context_hidden), what keys and values are made of; not for packed sequences
+
+        Returns
+        -------
+        (batch, seq, hidden) or (tokens, hidden), dtype of x. Rows of padding hold no meaning.
+        """
+        workspace = workspace or Workspace()
+        merged = self.mix(x, lengths, mask, context, workspace)
+        return self.output(merged, residual, out=out, workspace=workspace)
+
+    def mix(
+        self,
+        x: Array,
+        lengths: Array | None = None,
+        mask: Array | None = None,
+        context: Array | None = None,
+        workspace: Workspace | None = None,
+    ) -> Array:
+        """All heads side by side, before the output projection; arguments as in a call.
+
+        Returns
+        -------
+        (..., num_heads * head_dim), dtype of x, in the workspace's memory: use it before the next call.
+        """
+        workspace = workspace or Workspace()
+        packed = x.ndim == 2
+        if packed:
+            if lengths is None or mask is not None or context is not None:
+                raise ValueError(
+                    "packed sequences (tokens, hidden) need lengths= and take no mask= or context="
+                )
+            _check_packed(lengths, x.shape[0])
+        elif x.ndim != 3:
+            raise ValueError(f"x has {x.ndim} axes, needs (batch, seq, hidden) or packed (tokens, hidden)")
+        source = x if context is None else context
+        if source.ndim != x.ndim:
+            raise ValueError(f"context has {source.ndim} axes, needs (batch, seq_k, context_hidden)")
+
+        def project(linear: RBELinear, a: Array, name: str, heads: int) -> Array:
+            scratch = workspace.get(f"layer.attention.{name}", (*a.shape[:-1], linear.out_features), a.dtype)
+            return linear(a, out=scratch, workspace=workspace).reshape(*a.shape[:-1], heads, self.head_dim)
+
+        q = project(self.query, x, "q", self.num_heads)
+        k = project(self.key, source, "k", self.num_kv_heads)
+        v = project(self.value, source, "v", self.num_kv_heads)
+        heads = workspace.get("layer.attention.heads", q.shape, x.dtype)
+        if packed:
+            self._attend_packed(q, k, v, lengths, heads, workspace)
+        else:
+            self._attend(q, k, v, lengths, mask, heads, workspace)
+        return heads.reshape(*x.shape[:-1], self.num_heads * self.head_dim)
+
+    def _attend(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        lengths: Array | None,
+        mask: Array | None,
+        out: Array,
+        workspace: Workspace,
+    ) -> None:
+        ops.attention(
+            q, k, v, self.causal, self.scale, mask, lengths, self.window, out=out, workspace=workspace
+        )
+
+    def _attend_packed(
+        self, q: Array, k: Array, v: Array, lengths: Array, out: Array, workspace: Workspace
+    ) -> None:
+        """Runs of equal lengths are a (count, length, heads, head_dim) view of the packed rows: no copy."""
+        start = run = 0
+        sizes = lengths.tolist()
+        while run < len(sizes):
+            length, first = sizes[run], run
+            while run < len(sizes) and sizes[run] == length:
+                run += 1
+            stop = start + (run - first) * length
+            if length:
+                views = (a[start:stop].reshape(run - first, length, *a.shape[1:]) for a in (q, k, v, out))
+                q_run, k_run, v_run, out_run = views
+                self._attend(q_run, k_run, v_run, None, None, out_run, workspace)
+            start = stop
+
+    def __repr__(self) -> str:
+        extra = ", causal" * self.causal
+        extra += "" if self.window is None else f", window={self.window}"
+        extra += "" if self.scale is None else f", scale={self.scale:g}"
+        kv = "" if self.num_kv_heads == self.num_heads else f" ({self.num_kv_heads} for keys and values)"
+        return (
+            f"RBEAttention({self.num_heads} heads of {self.head_dim}{kv}{extra},\n  query={self.query!r},\n"
+            f"  key={self.key!r},\n  value={self.value!r},\n  output={self.output!r})"
+        )
+
+
+def _check_packed(lengths: Array, tokens: int) -> None:
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
+        raise TypeError(
+            f"lengths is {lengths.dtype} of shape {tuple(lengths.shape)}; use integers of shape (batch,)"
+        )
+    if lengths.size and int(lengths.min()) < 0:
+        raise ValueError("lengths has a negative entry")
+    if int(np.sum(lengths)) != tokens:
+        raise ValueError(f"lengths add up to {int(np.sum(lengths))}, x has {tokens} packed tokens")

@@ -1,0 +1,58 @@
+"""RBEEmbedding: y[..., :] = W[ids[...], :]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import ops
+from ..blocks import Array, RBEBlocks
+from ..dispatch import backend_of
+from ..workspace import Workspace
+from .rbe_linear import compressed, describe
+
+
+class RBEEmbedding:
+    """y[..., :] = W[ids[...], :]; of a compressed table only the rows asked for are decoded.
+
+    Parameters
+    ----------
+    weight : RBEVectors (rows decode alone), RBEMatrix (rows decode with their block row) or dense, (rows,
+        cols)
+    dtype : of the result of a compressed table; a dense table keeps its own
+    """
+
+    def __init__(self, weight: Array | RBEBlocks, dtype: Any = np.float32) -> None:
+        backend_of(weight=weight)
+        if len(weight.shape) != 2:
+            raise ValueError(f"weight has shape {tuple(weight.shape)}, needs (rows, cols)")
+        self.weight = weight
+        self.dtype = np.dtype(dtype) if isinstance(weight, RBEBlocks) else weight.dtype
+
+    @classmethod
+    def from_dense(cls, weight: Array, dtype: Any = np.float32, **options: Any) -> RBEEmbedding:
+        """Compress the table row by row (`kind="vectors"`): grade=, ratio=, rmse=, kept=, block=, transform=,
+        basis=, codes= go to `rbe_gpu.compress`. With none of them it stays dense.
+        """
+        return cls(compressed(weight, "vectors", options), dtype)
+
+    @property
+    def rows(self) -> int:
+        return int(self.weight.shape[0])
+
+    @property
+    def cols(self) -> int:
+        return int(self.weight.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the table as it is held."""
+        return int(self.weight.nbytes)
+
+    def __call__(self, ids: Array, out: Array | None = None, workspace: Workspace | None = None) -> Array:
+        """ids : integers of any shape, 0 <= ids < rows. Returns (*ids.shape, cols)."""
+        return ops.embedding(ids, self.weight, dtype=self.dtype, out=out, workspace=workspace)
+
+    def __repr__(self) -> str:
+        return f"RBEEmbedding({self.rows} rows of {self.cols}, {describe(self.weight)})"

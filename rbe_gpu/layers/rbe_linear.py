@@ -1,0 +1,117 @@
+"""RBELinear: y = activation(x W^T + bias) + residual."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import ops
+from ..blocks import Array, RBEBlocks
+from ..cache import PanelCache
+from ..dispatch import backend_of
+from ..encode import compress
+from ..workspace import Workspace
+
+
+def compressed(weight: Array, kind: str | None, options: dict[str, Any]) -> Array | RBEBlocks:
+    """`weight` through `rbe_gpu.compress` with the options that are not None; as it is when there are none.
+
+    The rule that every `from_dense` of the layers follows.
+    """
+    options = {name: value for name, value in options.items() if value is not None}
+    return compress(weight, kind=kind, **options) if options else weight
+
+
+def describe(weight: Array | RBEBlocks | None) -> str:
+    """A weight in the few words that a layer's repr has room for."""
+    if weight is None:
+        return "None"
+    if isinstance(weight, RBEBlocks):
+        return repr(weight)
+    return f"dense({'x'.join(map(str, weight.shape))}, {weight.dtype})"
+
+
+class RBELinear:
+    """y = activation(x W^T + bias) + residual.
+
+    Parameters
+    ----------
+    weight : RBEMatrix, RBEVectors or dense array, (out_features, in_features)
+    bias : (out_features,) float32/float16/bfloat16, or None
+    activation : None, "relu", "gelu" (erf), "gelu_tanh" or "silu"
+    cache : keeps decoded panels of a compressed weight between calls: a `PanelCache` (several layers may
+        share one), a budget in bytes for a cache of this layer alone, or None to keep nothing
+    """
+
+    def __init__(
+        self,
+        weight: Array | RBEBlocks,
+        bias: Array | None = None,
+        activation: str | None = None,
+        cache: PanelCache | int | None = None,
+    ) -> None:
+        backend_of(weight=weight, bias=bias)
+        if len(weight.shape) != 2:
+            raise ValueError(f"weight has shape {tuple(weight.shape)}, needs (out_features, in_features)")
+        if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+            raise ValueError(
+                f"bias has shape {tuple(bias.shape)}, expected ({weight.shape[0]},) (out_features)"
+            )
+        if activation not in ops.ACTIVATIONS:
+            raise ValueError(f"unknown activation {activation!r}; use one of {ops.ACTIVATIONS}")
+        self.weight = weight
+        self.bias = bias
+        self.activation = activation
+        self.cache = PanelCache(cache) if isinstance(cache, int) else cache
+
+    @classmethod
+    def from_dense(
+        cls,
+        weight: Array,
+        bias: Array | None = None,
+        activation: str | None = None,
+        cache: PanelCache | int | None = None,
+        **options: Any,
+    ) -> RBELinear:
+        """Compress `weight`: grade=, ratio=, rmse=, kept=, block=, transform=, basis=, codes= go to
+        `rbe_gpu.compress`. With none of them the weight stays dense. The bias stays dense always.
+        """
+        return cls(compressed(weight, "matrix", options), bias, activation, cache)
+
+    @property
+    def in_features(self) -> int:
+        return int(self.weight.shape[1])
+
+    @property
+    def out_features(self) -> int:
+        return int(self.weight.shape[0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weight as it is held, and of the bias. The cache counts its own (`cache.nbytes`)."""
+        return int(self.weight.nbytes) + (0 if self.bias is None else int(self.bias.nbytes))
+
+    def __call__(
+        self,
+        x: Array,
+        residual: Array | None = None,
+        out: Array | None = None,
+        workspace: Workspace | None = None,
+    ) -> Array:
+        """x : (..., in_features); residual : (..., out_features). Returns (..., out_features), dtype of x."""
+        return ops.linear(
+            x,
+            self.weight,
+            self.bias,
+            self.activation,
+            residual,
+            out=out,
+            workspace=workspace,
+            cache=self.cache,
+        )
+
+    def __repr__(self) -> str:
+        activation = "" if self.activation is None else f", {self.activation}"
+        bias = "" if self.bias is None else ", bias"
+        return (
+            f"RBELinear({self.in_features} -> {self.out_features}{bias}{activation}, {describe(self.weight)})"
+        )
