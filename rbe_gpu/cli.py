@@ -1,0 +1,608 @@
+"""The `rbe-gpu` command: compress, inspect, embed, report, info.
+
+Tables and messages are for people; `--json` prints one JSON document on standard output and nothing else
+there. Progress goes to standard error, and only to a terminal. Exit codes: 0 done, 1 the input or the machine
+does not allow it (one line says why), 2 wrong usage, 130 interrupted. Whatever is heavy is imported by the
+command that needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from .models.compress import CompressSummary
+
+app = typer.Typer(
+    name="rbe-gpu",
+    help="Transformer models with small weights: compress, look inside, embed texts, measure.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace the output if it exists.")]
+
+
+# --- how a command ends -------------------------------------------------------------------------------
+
+
+def _message(error: BaseException) -> str:
+    """One line for a person."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"rbe-gpu: {message}", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Errors of the input end as one line and exit code 1; a defect of this program keeps its traceback."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError, MemoryError) as error:
+        _fail(_message(error))
+    except KeyboardInterrupt:
+        print("rbe-gpu: interrupted; nothing was written", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _check_output(out: Path, force: bool) -> None:
+    """Before any work: the output can be created, and replaces nothing unasked."""
+    if out.is_dir():
+        _fail(f"{out} is a folder; name a file")
+    if not out.parent.is_dir():
+        _fail(f"the folder {out.parent} does not exist; make it first")
+    if out.exists() and not force:
+        _fail(f"{out} exists; pass --force to replace it")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        _fail(f"no permission to write in {out.parent}")
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _size(nbytes: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.2f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.2f} GB"
+
+
+def _plain(name: str) -> str:
+    """A name from a file, safe to print."""
+    return json.dumps(name)[1:-1]
+
+
+def _show(*tables: Table | str) -> None:
+    from rich.console import Console
+
+    # a pipe has no width of its own: lines are then as long as they need to be
+    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
+    for table in tables:
+        console.print(table)
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    """Columns named with a leading `>` are aligned right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for column in columns:
+        name = column.lstrip(">")
+        table.add_column(name, justify="right" if column.startswith(">") else "left", no_wrap=True)
+    return table
+
+
+# --- compress -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error while it is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(title), BarColumn(), TextColumn("{task.percentage:.0f}% {task.fields[name]}"))
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(title, total=1, name="")
+
+        def advance(name: str, done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, name=_plain(name).replace("[", "("))
+
+        yield advance
+
+
+@app.command("compress")
+def compress_command(
+    source: Annotated[Path, typer.Argument(readable=False, help="A model folder, or a .safetensors file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: NAME.rbe.safetensors.")],
+    grade: Annotated[
+        str | None,
+        typer.Option(help="Relative error of each matrix: S 0.001, A 0.01, B 0.1, C 0.3."),
+    ] = None,
+    ratio: Annotated[
+        float | None,
+        typer.Option(help="Dense float32 bytes of the model / bytes of the file, at least this."),
+    ] = None,
+    rmse: Annotated[
+        float | None,
+        typer.Option(help="Root mean square error of each matrix, at most this."),
+    ] = None,
+    kept: Annotated[
+        float | None,
+        typer.Option(help="Fraction of coefficients to keep."),
+    ] = None,
+    block: Annotated[int, typer.Option(help="Block size: 32, 64 or 128.")] = 64,
+    transform: Annotated[
+        str, typer.Option(help="dct, dwt, dwt-haar, dwt-db2, dwt-bior3.1, none or adaptive.")
+    ] = "dct",
+    basis: Annotated[
+        bool | None,
+        typer.Option("--basis/--no-basis", help="Fit the 8 basis functions; by default where it pays."),
+    ] = None,
+    codes: Annotated[
+        str | None,
+        typer.Option(
+            help="dense-int2 ... dense-int12, sparse-int1 ... sparse-int8, sparse-f16 or sparse-f32."
+        ),
+    ] = None,
+    as_json: Json = False,
+    force: Force = False,
+) -> None:
+    """Compress a model into one file.
+
+    Give one target (--grade, --ratio, --rmse or --kept), or --codes alone. The file holds the weights, the
+    model's config and its tokenizer. It appears when it is complete.
+    """
+    targets = {"--grade": grade, "--ratio": ratio, "--rmse": rmse, "--kept": kept}
+    given = [name for name, value in targets.items() if value is not None]
+    if len(given) > 1:
+        raise typer.BadParameter(f"{' and '.join(given)} are both given; give one target")
+    if not given and codes is None:
+        raise typer.BadParameter("give a target: --grade, --ratio, --rmse or --kept, or --codes alone")
+    with _reported():
+        if not source.exists():
+            _fail(f"{source} does not exist")
+        _check_output(out, force)
+        from .models.compress import compress_model
+
+        start = time.perf_counter()
+        with _progress("compressing") as progress:
+            summary = compress_model(
+                source,
+                out,
+                grade=grade,
+                ratio=ratio,
+                rmse=rmse,
+                kept=kept,
+                block=block,
+                transform=transform,
+                basis="auto" if basis is None else basis,
+                codes=codes,
+                progress=progress,
+            )
+        _report_compress(summary, time.perf_counter() - start, as_json)
+
+
+def _report_compress(summary: CompressSummary, seconds: float, as_json: bool) -> None:
+    if as_json:
+        rows = [
+            {
+                "name": row.name,
+                "shape": list(row.shape),
+                "kind": row.kind,
+                "codes": row.codes,
+                "bytes": row.nbytes,
+                "dense_bytes": row.dense_bytes,
+                "bits_per_weight": row.bits_per_weight,
+                "relative_error": row.relative_error,
+            }
+            for row in summary.rows
+        ]
+        _print_json(
+            {
+                "path": str(summary.path),
+                "file_bytes": summary.file_bytes,
+                "dense_bytes": summary.dense_bytes,
+                "ratio": summary.ratio,
+                "bits_per_weight": summary.bits_per_weight,
+                "relative_error": summary.relative_error,
+                "seconds": seconds,
+                "notes": list(summary.notes),
+                "tensors": rows,
+            }
+        )
+        return
+    table = _table("tensor", ">shape", "codes", ">bytes", ">bits/weight", ">relative error")
+    for row in summary.rows:
+        if row.kind != "dense":
+            table.add_row(
+                _plain(row.name),
+                "x".join(map(str, row.shape)),
+                row.codes,
+                _size(row.nbytes),
+                f"{row.bits_per_weight:.2f}",
+                f"{row.relative_error:.4f}",
+            )
+    kept_dense = sum(row.kind == "dense" for row in summary.rows)
+    _show(
+        table,
+        f"{kept_dense} other tensors stay dense: {_size(summary.kept_dense_bytes)}",
+        f"{summary.path}: {_size(summary.file_bytes)}, {summary.ratio:.2f} times smaller than float32 "
+        f"({_size(summary.dense_bytes)}), {summary.ratio / 2:.2f} times than float16; "
+        f"{summary.bits_per_weight:.2f} bits/weight, relative error {summary.relative_error:.4f}, "
+        f"{seconds:.1f} s",
+    )
+    for note in summary.notes:
+        print(f"rbe-gpu: note: {note}", file=sys.stderr)
+
+
+# --- inspect ------------------------------------------------------------------------------------------
+
+
+@app.command("inspect")
+def inspect_command(
+    file: Annotated[Path, typer.Argument(readable=False, help="A .rbe.safetensors file.")],
+    as_json: Json = False,
+) -> None:
+    """Check a file in full and list what it holds."""
+    with _reported():
+        from .container import describe
+
+        info = describe(file)
+        if as_json:
+            rows = [
+                {
+                    "name": t.name,
+                    "kind": t.kind,
+                    "shape": list(t.shape),
+                    "codes": t.codes,
+                    "block": t.block,
+                    "transform": t.transform,
+                    "basis": t.basis,
+                    "bytes": t.nbytes,
+                    "dense_bytes": t.dense_bytes,
+                    "bits_per_weight": t.bits_per_weight,
+                }
+                for t in info.tensors
+            ]
+            _print_json(
+                {
+                    "path": info.path,
+                    "version": info.version,
+                    "file_bytes": info.file_bytes,
+                    "header_bytes": info.header_bytes,
+                    "dense_bytes": info.dense_bytes,
+                    "ratio": info.ratio,
+                    "config": info.config,
+                    "tensors": rows,
+                }
+            )
+            return
+        table = _table("tensor", "kind", ">shape", "codes", "transform", ">block", ">bytes", ">bits/weight")
+        for t in info.tensors:
+            table.add_row(
+                _plain(t.name),
+                t.kind,
+                "x".join(map(str, t.shape)),
+                t.codes,
+                "" if t.transform is None else t.transform + (" + basis" if t.basis else ""),
+                "" if t.block is None else str(t.block),
+                _size(t.nbytes),
+                f"{t.bits_per_weight:.2f}",
+            )
+        model = info.config.get("model_type")
+        _show(
+            table,
+            f"{info.path}: format version {info.version}, {len(info.tensors)} tensors, "
+            f"{_size(info.file_bytes)}, {info.ratio:.2f} times smaller than float32"
+            + (f"; model {_plain(model)}" if isinstance(model, str) else ""),
+        )
+
+
+# --- embed --------------------------------------------------------------------------------------------
+
+
+def _read_lines(texts: Path) -> list[str]:
+    raw = sys.stdin.buffer.read() if str(texts) == "-" else texts.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{texts} is not UTF-8 text (byte {error.start})") from None
+    lines = text.replace("\r\n", "\n").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def _save_npy(out: Path, array: Any) -> None:
+    """Whole or not at all."""
+    import numpy as np
+
+    partial = out.with_name(f".{out.name[:100]}.{secrets.token_hex(8)}.partial")
+    try:
+        with open(partial, "xb") as file:
+            np.save(file, array)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, out)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@app.command("embed")
+def embed_command(
+    model: Annotated[str, typer.Argument(metavar="FILE", help="A .rbe.safetensors file or a model folder.")],
+    texts: Annotated[
+        Path, typer.Argument(readable=False, help="A UTF-8 file, one text per line; - for stdin.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .npy file to write: one row per line.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts computed together.")] = 32,
+    as_json: Json = False,
+    force: Force = False,
+) -> None:
+    """Embed the lines of a file: row i of the output is line i."""
+    with _reported():
+        _check_output(out, force)
+        lines = _read_lines(texts)
+        import rich
+
+        from .models.load import load
+
+        rich.reconfigure(stderr=True)
+        start = time.perf_counter()
+        encoder = load(model)
+        loaded = time.perf_counter()
+        vectors = encoder.embed(lines, batch_size=batch_size, show_progress=sys.stderr.isatty())
+        seconds = time.perf_counter() - loaded
+        _save_npy(out, vectors)
+        rate = len(lines) / seconds if lines and seconds > 0 else 0.0
+        if as_json:
+            _print_json(
+                {
+                    "out": str(out),
+                    "texts": len(lines),
+                    "embedding_size": int(vectors.shape[1]),
+                    "load_seconds": loaded - start,
+                    "embed_seconds": seconds,
+                    "texts_per_second": rate,
+                }
+            )
+        else:
+            print(f"{out}: {len(lines)} x {vectors.shape[1]} float32, {seconds:.2f} s, {rate:.0f} texts/s")
+
+
+# --- report -------------------------------------------------------------------------------------------
+
+
+@app.command("report")
+def report_command(
+    out: Annotated[Path, typer.Option(help="Folder for rows, plots and the page.")] = Path("rbe-report"),
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer and smaller cases.")] = False,
+) -> None:
+    """Measure speed, memory, size and quality on this machine, and write a page about it."""
+    with _reported():
+        from .reports import run
+
+        run.main(out=out, quick=quick)
+
+
+# --- info ---------------------------------------------------------------------------------------------
+
+_FEATURES = (
+    *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx512bf16", "avx512fp16"),
+    *("amx-int8", "amx-bf16"),
+    *("neon", "dotprod", "fullfp16", "bf16", "i8mm", "sve", "sve2"),
+)
+_LIBRARIES = ("numpy", "numba", "llvmlite", "ml_dtypes", "safetensors", "tokenizers", "cupy", "torch")
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str | None]:
+    from importlib.metadata import PackageNotFoundError, packages_distributions, version
+
+    found: dict[str, str | None] = {}
+    distributions = packages_distributions()
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(distributions[name][0])
+        except (KeyError, PackageNotFoundError):
+            found[name] = None
+    return found
+
+
+def _gpus() -> tuple[list[dict[str, Any]], str]:
+    """NVIDIA GPUs by NVML, and why there are none."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return [], f"no NVIDIA driver answers ({error})"
+    try:
+        driver, cuda = pynvml.nvmlSystemGetDriverVersion(), pynvml.nvmlSystemGetCudaDriverVersion_v2()
+        gpus = []
+        for i in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(i)
+            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+            gpus.append(
+                {
+                    "name": pynvml.nvmlDeviceGetName(handle),
+                    "memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+                    "compute_capability": f"{major}.{minor}",
+                    "driver": driver,
+                    "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}",
+                }
+            )
+        return gpus, "" if gpus else "the NVIDIA driver reports no GPU"
+    except pynvml.NVMLError as error:
+        return [], f"the NVIDIA driver does not answer ({error})"
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _cupy() -> tuple[bool, str]:
+    """Whether `import cupy` works, and why not."""
+    try:
+        import cupy  # noqa: F401
+    except ModuleNotFoundError:
+        return False, "CuPy is not installed"
+    except Exception as error:  # a broken installation may raise anything
+        return False, f"CuPy does not import ({_message(error)})"
+    return True, ""
+
+
+def _has_kernels() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("rbe_gpu.gpu") is not None
+
+
+def collect_info() -> dict[str, Any]:
+    """What `info` prints: the machine, the versions, and what is missing for what."""
+    import llvmlite.binding
+    import numba
+    import psutil
+
+    features = llvmlite.binding.get_host_cpu_features()
+    gpus, no_gpu = _gpus()
+    cupy_works, no_cupy = _cupy()
+    versions = _versions()
+    missing = []
+    if gpus and not cupy_works:
+        extra = "cuda13" if int(gpus[0]["cuda"].partition(".")[0]) >= 13 else "cuda12"
+        missing.append(f"{no_cupy}, so CuPy arrays cannot be used: pip install 'rbe-gpu[{extra}]'")
+    if not gpus:
+        missing.append(f"{no_gpu}: everything runs on the CPU")
+    if not _has_kernels():
+        missing.append("this version of rbe-gpu has no CUDA kernels: NumPy arrays only")
+    if versions["torch"] is None:
+        missing.append(
+            "PyTorch is not installed; reports then compare with fewer peers: pip install 'rbe-gpu[peers]'"
+        )
+    return {
+        "rbe_gpu": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": {
+            "name": _cpu_name(),
+            "cores": psutil.cpu_count(logical=False),
+            "threads": psutil.cpu_count(),
+            "memory_bytes": psutil.virtual_memory().total,
+            "simd": [name for name in _FEATURES if features.get(name)],
+            "llvm_name": llvmlite.binding.get_host_cpu_name(),
+        },
+        "numba_threads": numba.config.NUMBA_NUM_THREADS,
+        "versions": versions,
+        "gpus": gpus,
+        "cupy": cupy_works,
+        "cuda_kernels": _has_kernels(),
+        "missing": missing,
+    }
+
+
+@app.command("info")
+def info_command(as_json: Json = False) -> None:
+    """Show the machine, the versions, and what is missing."""
+    with _reported():
+        info = collect_info()
+        if as_json:
+            _print_json(info)
+            return
+        cpu = info["cpu"]
+        table = _table("what", "value")
+        table.show_header = False
+        table.add_row("rbe-gpu", f"{info['rbe_gpu']}, Python {info['python']}")
+        table.add_row("platform", info["platform"])
+        table.add_row("CPU", f"{cpu['name']} ({cpu['llvm_name']})")
+        table.add_row(
+            "cores", f"{cpu['cores']} cores, {cpu['threads']} threads, {_size(cpu['memory_bytes'])}"
+        )
+        table.add_row("Numba threads", str(info["numba_threads"]))
+        table.add_row("SIMD", " ".join(cpu["simd"]) or "none that is known here")
+        for name, version in info["versions"].items():
+            table.add_row(name, version or "not installed")
+        for gpu in info["gpus"]:
+            table.add_row(
+                "GPU",
+                f"{gpu['name']}, {_size(gpu['memory_bytes'])}, compute capability "
+                f"{gpu['compute_capability']}, driver {gpu['driver']}, CUDA {gpu['cuda']}",
+            )
+        if not info["gpus"]:
+            table.add_row("GPU", "none")
+        for line in info["missing"]:
+            table.add_row("missing", line)
+        _show(table)
+
+
+# --- the command itself -------------------------------------------------------------------------------
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"rbe-gpu {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Transformer models with small weights: compress, look inside, embed texts, measure."""
+
+
+def main() -> None:
+    """Entry point of `rbe-gpu`."""
+
+    def stop(*_: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)  # so that a terminated run cleans up, as an interrupted one does
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,435 @@
+"""compress_model: a checkpoint, tensor by tensor, into one `.rbe.safetensors` file.
+
+Which tensors are compressed: word and position embedding tables as `RBEVectors`, so that any row decodes
+alone; other matrices with both sides of 32 or more as `RBEMatrix`. All else stays dense: biases, norms, small
+matrices, tensors of three and more axes, and any tensor that compression would make larger. float16, bfloat16
+and float64 tensors become float32 first; integer tensors stay as they are, but `position_ids`, which hold
+0, 1, 2, ..., are left out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import floor, prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import packing, transforms
+from ..blocks import RBEBlocks
+from ..container import METADATA_KEY, Writer, header
+from ..encode import GRADES, compress
+from ..mapped import MappedFile
+from .load import read_json, read_max_seq_length, read_modules
+
+TOKENIZER_ARRAY = "tokenizer.json.zlib"
+MAX_TOKENIZER_BYTES = 64 << 20
+SMALLEST_SIDE = 32  # matrices below lose more to padding than codes win
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_TABLES = re.compile(
+    r"(^|\.)(word_embeddings|position_embeddings|embed_tokens|tok_embeddings|wte|wpe)\.weight$"
+)
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """One tensor of the result. `dense_bytes` as float32 (0 for integers); `relative_error` 0 when dense."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    codes: str
+    nbytes: int
+    dense_bytes: int
+    relative_error: float
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8.0 * self.nbytes / max(prod(self.shape), 1)
+
+
+@dataclass(frozen=True)
+class CompressSummary:
+    """What `compress_model` did.
+
+    Attributes
+    ----------
+    path : the file
+    rows : one per tensor, in the order of the checkpoint's names
+    file_bytes : all of the file
+    dense_bytes : the float tensors of the checkpoint as float32
+    relative_error : ||W - W'|| / ||W|| over all compressed tensors together
+    notes : what a reader of the result should know, e.g. that a model has no tokenizer
+    """
+
+    path: Path
+    rows: tuple[TensorRow, ...]
+    file_bytes: int
+    dense_bytes: int
+    relative_error: float
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def ratio(self) -> float:
+        """dense float32 bytes / file bytes; half of it against dense float16."""
+        return self.dense_bytes / self.file_bytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """File bits / weights, everything counted."""
+        return 32.0 / self.ratio if self.dense_bytes else 0.0
+
+    @property
+    def kept_dense_bytes(self) -> int:
+        return sum(row.nbytes for row in self.rows if row.kind == "dense")
+
+
+# --- the source ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A checkpoint, mapped: name -> the file that holds it; and what travels beside the weights."""
+
+    path: Path
+    files: Mapping[str, MappedFile]
+    config: dict[str, Any]
+    tokenizer: NDArray[np.uint8] | None
+    notes: tuple[str, ...]
+    nbytes: int
+
+    def entry(self, name: str) -> Any:
+        return self.files[name].entries[name]
+
+
+def _open_source(path: Path) -> _Source:
+    if path.is_dir():
+        return _open_folder(path)
+    file = MappedFile(path, read_only=True)
+    if METADATA_KEY in file.metadata:
+        raise ValueError(f"{path} is compressed already; compress the checkpoint that it was made from")
+    return _Source(path, dict.fromkeys(file.entries, file), {}, None, (), file.file_bytes)
+
+
+def _open_folder(folder: Path) -> _Source:
+    config = read_json(folder / "config.json", "it is not a model folder")
+    files = _shards(folder)
+    pooling, normalize = read_modules(folder)
+    positions = config.get("max_position_embeddings")
+    length = read_max_seq_length(folder, config) if type(positions) is int else None
+    model = {
+        "model_type": config.get("model_type"),
+        "config": config,
+        "pooling": pooling,
+        "normalize": normalize,
+        "max_seq_length": length,
+    }
+    tokenizer, notes = None, []
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        text = path.read_bytes()
+        if len(text) > MAX_TOKENIZER_BYTES:
+            raise ValueError(
+                f"{path} has {len(text)} bytes; a model file holds {MAX_TOKENIZER_BYTES} at most"
+            )
+        tokenizer = np.frombuffer(zlib.compress(text, 9), np.uint8)
+    else:
+        notes.append(f"{folder} has no tokenizer.json: the result can run on token ids, but not on text")
+    nbytes = sum(file.file_bytes for file in {id(f): f for f in files.values()}.values())
+    return _Source(folder, files, model, tokenizer, tuple(notes), nbytes)
+
+
+def _shards(folder: Path) -> dict[str, MappedFile]:
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        file = MappedFile(single, read_only=True)
+        return dict.fromkeys(file.entries, file)
+    if not index.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no model.safetensors; convert other checkpoints with the safetensors library first"
+        )
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{index} has no weight_map")
+    opened: dict[str, MappedFile] = {}
+    found = {}
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not shard or Path(shard).name != shard:
+            raise ValueError(f"{index} names {shard!r}; shards are files of the same folder")
+        if shard not in opened:
+            if not (folder / shard).is_file():
+                raise FileNotFoundError(f"{folder} has no {shard}, which {index.name} names")
+            opened[shard] = MappedFile(folder / shard, read_only=True)
+        if name not in opened[shard].entries:
+            raise ValueError(f"{folder / shard} has no tensor {name}, which {index.name} places there")
+        found[name] = opened[shard]
+    return found
+
+
+def kind_of(name: str, dtype: str, shape: tuple[int, ...]) -> str:
+    """How a tensor is stored: "vectors", "matrix", "dense", or "dropped"."""
+    if dtype not in _FLOATS:
+        return "dropped" if name.rpartition(".")[2] == "position_ids" else "dense"
+    if len(shape) != 2 or min(shape) < SMALLEST_SIDE:
+        return "dense"
+    return "vectors" if _TABLES.search(name) else "matrix"
+
+
+def _widened(a: NDArray[Any], where: str) -> NDArray[np.float32]:
+    """A float tensor as float32, finite."""
+    with np.errstate(over="ignore"):
+        w = np.asarray(a, np.float32)
+    flat = w.reshape(-1)
+    for start in range(0, flat.size, 1 << 20):
+        if not np.isfinite(flat[start : start + (1 << 20)]).all():
+            raise ValueError(
+                f"{where} holds NaN or Inf (or values beyond float32); repair the checkpoint first"
+            )
+    return w
+
+
+# --- the budget of a ratio ----------------------------------------------------------------------------
+
+
+class _Sized(NamedTuple):
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+def _largest_header(source: _Source, kinds: Mapping[str, str], block: int, config: dict[str, Any]) -> int:
+    """Bytes that no header of the result exceeds: all five arrays for every tensor, and long numbers."""
+    arrays: dict[str, _Sized] = {}
+    described: dict[str, Any] = {}
+    if source.tokenizer is not None:
+        arrays[TOKENIZER_ARRAY] = _Sized("U8", source.tokenizer.shape, source.tokenizer.nbytes)
+        described[TOKENIZER_ARRAY] = {"kind": "dense"}
+    for name, kind in kinds.items():
+        dtype, shape = source.entry(name)[:2]
+        if kind == "dense":
+            arrays[name] = _Sized(dtype, shape, 8 * prod(shape))
+            described[name] = {"kind": "dense"}
+            continue
+        rows, cols = (-(-n // block) * block for n in shape)
+        size = 4 * rows * cols
+        shapes = {
+            "value": (rows, packing.packed_bytes(cols, packing.MAX_BITS)),
+            "scale": (size,),
+            "index": (rows, size),
+            "count": (rows,),
+            "basis": (rows, cols, 8),
+        }
+        arrays |= {f"{name}.{part}": _Sized("F16", s, size) for part, s in shapes.items()}
+        described[name] = {
+            "kind": "vectors",
+            "shape": list(shape),
+            "block": block,
+            "transform": max(transforms.TRANSFORMS, key=len),
+            "gain": 2.0**-120,
+            "basis": False,
+            "codes": {
+                "kind": "sparse",
+                "value_kind": "int8",
+                "index_kind": "bitmap",
+                "group": 128,
+                "dead_zone": -1.2345678901234567e-123,
+                "entries": size,
+            },
+        }
+    return len(header(arrays, described, config))
+
+
+def _stored_dense_bytes(dtype: str, shape: tuple[int, ...], file: MappedFile, name: str) -> int:
+    entry = file.entries[name]
+    return 4 * prod(shape) if dtype in _FLOATS else int(entry.stop - entry.start)
+
+
+@dataclass
+class _Budget:
+    """Bytes left for tensors that are still to be compressed. What one leaves over goes to the next ones."""
+
+    nbytes: int
+    dense_bytes: int  # of those tensors, as float32
+
+    def ratio(self) -> float:
+        return self.dense_bytes / max(self.nbytes, 1)
+
+    def spend(self, row: TensorRow) -> None:
+        self.nbytes -= row.nbytes
+        self.dense_bytes -= row.dense_bytes
+
+
+def _share(
+    source: _Source,
+    kinds: Mapping[str, str],
+    ratio: float,
+    block: int,
+    config: dict[str, Any],
+    dense_bytes: int,
+) -> _Budget:
+    """file bytes <= dense_bytes / ratio: what the fixed parts leave is for the compressed tensors."""
+    fixed = _largest_header(source, kinds, block, config)
+    fixed += 0 if source.tokenizer is None else source.tokenizer.nbytes
+    todo = 0
+    for name, kind in kinds.items():
+        dtype, shape = source.entry(name)[:2]
+        if kind == "dense":
+            fixed += _stored_dense_bytes(dtype, shape, source.files[name], name)
+        else:
+            todo += 4 * prod(shape)
+    left = floor(dense_bytes / ratio) - fixed
+    if left < 1:
+        highest = floor(100 * dense_bytes / (fixed + 1)) / 100
+        raise ValueError(
+            f"{source.path}: ratio={ratio:g} allows {floor(dense_bytes / ratio)} bytes, but dense tensors, "
+            f"tokenizer and header alone take {fixed}; the highest reachable ratio is below {highest:g}"
+        )
+    return _Budget(left, todo)
+
+
+# --- the public function ------------------------------------------------------------------------------
+
+
+def compress_model(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    grade: str | None = None,
+    ratio: float | None = None,
+    rmse: float | None = None,
+    kept: float | None = None,
+    block: int = 64,
+    transform: str = "dct",
+    basis: bool | str = "auto",
+    codes: str | None = None,
+    progress: Progress | None = None,
+) -> CompressSummary:
+    """Compress a model folder, or a bare safetensors file, into one file.
+
+    The source is mapped, and one tensor at a time is in memory. The result appears when it is complete; after
+    an exception what stood at `out` before is unchanged.
+
+    Parameters
+    ----------
+    source : a folder with config.json and model.safetensors (or model.safetensors.index.json and its shards),
+        and where the model has them tokenizer.json, modules.json, 1_Pooling/config.json and
+        sentence_bert_config.json; or a .safetensors file
+    out : the file to write, by custom `<name>.rbe.safetensors`
+    ratio : for the whole model: dense float32 bytes of all its float tensors / bytes of the file, at least
+        this. Every compressed tensor gets the same share of what the rest leaves.
+    grade, rmse, kept, block, transform, basis, codes : for each tensor, as in `rbe_gpu.compress`
+    progress : called after each tensor with its name, and the dense bytes done and to do in all
+
+    Raises
+    ------
+    OSError
+        A file is missing, or `out` cannot be written.
+    ValueError
+        A file is no safetensors file or model folder, a weight holds NaN or Inf (the message names it), the
+        target is not one, or cannot be reached.
+    """
+    options: dict[str, Any] = {"grade": grade, "rmse": rmse, "kept": kept, "codes": codes}
+    _check_target({**options, "ratio": ratio}, block)
+    source, out = Path(source), Path(out)
+    opened = _open_source(source)
+    for file in {id(f): f for f in opened.files.values()}.values():
+        if out.exists() and out.samefile(file.path):
+            raise ValueError(f"{out} is the checkpoint itself; write the result to another file")
+    kinds = {}
+    for name in sorted(opened.files):
+        kind = kind_of(name, *opened.entry(name)[:2])
+        if kind != "dropped":
+            kinds[name] = kind
+    total = sum(4 * prod(opened.entry(n)[1]) for n in kinds if opened.entry(n)[0] in _FLOATS)
+    if not total:
+        raise ValueError(f"{source} has no float tensors; there is nothing to compress")
+    config = {**opened.config, "source": _provenance(opened, {**options, "ratio": ratio})}
+    budget = None if ratio is None else _share(opened, kinds, ratio, block, config, total)
+
+    rows: list[TensorRow] = []
+    done = 0
+    lost = energy = 0.0
+    with Writer(out) as writer:
+        writer.config = config
+        if opened.tokenizer is not None:
+            writer.add(TOKENIZER_ARRAY, opened.tokenizer)
+        for name, kind in kinds.items():
+            where = f"{opened.files[name].path}: tensor {name}"
+            array = opened.files[name].array(name)
+            if opened.entry(name)[0] in _FLOATS:
+                array = _widened(array, where)
+            value: RBEBlocks | NDArray[Any] = array
+            error = 0.0
+            if kind != "dense":
+                target = options if budget is None else {"codes": codes, "ratio": budget.ratio()}
+                try:
+                    packed = compress(
+                        array, block=block, transform=transform, basis=basis, kind=kind, **target
+                    )
+                except ValueError as problem:
+                    raise ValueError(f"{where}: {problem}") from None
+                if packed.nbytes < array.nbytes:
+                    value = packed
+                    error = packed.error_report(array).relative_error
+                norm = float(np.linalg.norm(array)) ** 2
+                lost += error**2 * norm
+                energy += norm
+            row = _row(name, value, error)
+            writer.add(name, value)
+            rows.append(row)
+            if budget is not None and kind != "dense":
+                budget.spend(row)
+            done += row.dense_bytes
+            if progress is not None:
+                progress(name, done, total)
+        file_bytes = writer.nbytes
+        if ratio is not None and file_bytes > total / ratio:
+            raise ValueError(
+                f"{source}: ratio={ratio:g} is not reached: {file_bytes} bytes; use a lower ratio"
+            )
+    relative = float(np.sqrt(lost / energy)) if energy else 0.0
+    return CompressSummary(out, tuple(rows), file_bytes, total, relative, opened.notes)
+
+
+def _check_target(options: Mapping[str, Any], block: int) -> None:
+    """One target, and a sane one, before any file is opened."""
+    targets = [k for k in ("grade", "ratio", "rmse", "kept") if options[k] is not None]
+    if len(targets) > 1:
+        raise ValueError(f"{' and '.join(targets)} are both given; give one target")
+    if not targets and options["codes"] is None:
+        raise ValueError("no target; give grade=, ratio=, rmse= or kept=, or codes= alone")
+    grade, ratio = options["grade"], options["ratio"]
+    if grade is not None and grade not in GRADES:
+        raise ValueError(f"unknown grade {grade!r}; use one of {', '.join(GRADES)}")
+    if ratio is not None and not 0.0 < ratio < float("inf"):
+        raise ValueError(f"ratio={ratio} is not a positive number")
+    if block not in transforms.BLOCK_SIZES:
+        raise ValueError(f"block={block} is not supported; use one of {transforms.BLOCK_SIZES}")
+
+
+def _provenance(source: _Source, options: Mapping[str, Any]) -> dict[str, Any]:
+    from .. import __version__
+
+    return {
+        "name": source.path.resolve().name,
+        "bytes": source.nbytes,
+        "target": {k: v for k, v in options.items() if v is not None},
+        "rbe_gpu": __version__,
+    }
+
+
+def _row(name: str, value: RBEBlocks | NDArray[Any], error: float) -> TensorRow:
+    if isinstance(value, RBEBlocks):
+        shape, kind, codes, dense = value.shape, value.kind, value.codes.name, value.dense_nbytes
+        return TensorRow(name, shape, kind, codes, value.nbytes, dense, error)
+    dense = 4 * value.size if value.dtype == np.float32 else 0
+    return TensorRow(name, value.shape, "dense", str(value.dtype), value.nbytes, dense, 0.0)

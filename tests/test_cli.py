@@ -1,0 +1,444 @@
+"""The command: exit codes, what goes to which stream, and what is left on the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+import rbe_gpu
+from rbe_gpu import cli
+from rbe_gpu.container import describe, load_file, save_file
+from rbe_gpu.models.load import load
+from tests import real
+from tests.test_compress_model import TOKENIZER_ARRAY, cut_tensors, dense_bytes, make_model, write_safetensors
+
+ROOT = Path(__file__).parent.parent
+ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def run(*arguments: Any, stdin: bytes | None = None) -> Result:
+    """The command in this process. Anything but a clean exit is a failure of the test."""
+    result = CliRunner().invoke(cli.app, [str(a) for a in arguments], input=stdin)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def process(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The command as a process of its own."""
+    command = [sys.executable, "-m", "rbe_gpu.cli", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=ENV, timeout=120, check=False, **options
+    )
+
+
+def refused(result: Any, *fragments: str) -> None:
+    """Exit code 1, one line on stderr with these fragments, nothing on stdout."""
+    code = result.exit_code if isinstance(result, Result) else result.returncode
+    assert code == 1, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("rbe-gpu: ")
+    assert result.stderr.count("\n") == 1
+    for fragment in fragments:
+        assert fragment in result.stderr
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("cli") / "minilm-cut")
+
+
+@pytest.fixture(scope="module")
+def model_file(model_folder: Path) -> Path:
+    out = model_folder.parent / "m.rbe.safetensors"
+    result = run("compress", model_folder, "-o", out, "--codes", "dense-int6")
+    assert result.exit_code == 0, result.stderr
+    return out
+
+
+# --- the whole way ------------------------------------------------------------------------------------
+
+
+def test_compress_inspect_embed_as_processes(tmp_path: Path, model_folder: Path) -> None:
+    out, vectors = tmp_path / "m.rbe.safetensors", tmp_path / "v.npy"
+    done = process("compress", model_folder, "-o", out, "--ratio", 4, "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no bar where there is no terminal
+    summary = json.loads(done.stdout)
+    assert summary["file_bytes"] == out.stat().st_size <= dense_bytes(cut_tensors()) / 4
+    assert summary["ratio"] >= 4
+
+    done = process("inspect", out, "--json")
+    assert done.returncode == 0, done.stderr
+    info = json.loads(done.stdout)
+    assert info["file_bytes"] == summary["file_bytes"]
+    assert info["config"]["model_type"] == "bert"
+
+    (tmp_path / "t.txt").write_text("\n".join(real.texts()[:5]) + "\n", "utf-8")
+    done = process("embed", out, tmp_path / "t.txt", "-o", vectors, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["texts"] == 5
+    assert np.load(vectors).shape == (5, 96)
+    assert sorted(os.listdir(tmp_path)) == ["m.rbe.safetensors", "t.txt", "v.npy"]
+
+
+def test_help_is_fast_and_loads_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom rbe_gpu.cli import app\nfrom typer.testing import CliRunner\n"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
+        "heavy = {'numba', 'llvmlite', 'tokenizers', 'torch', 'cupy', 'matplotlib', 'huggingface_hub'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENV, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_version_and_help() -> None:
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"rbe-gpu {rbe_gpu.__version__}\n")
+    result = run("--help")
+    assert result.exit_code == 0
+    for name in ("compress", "inspect", "embed", "report", "info"):
+        assert name in result.stdout
+        assert run(name, "--help").exit_code == 0
+
+
+# --- compress -----------------------------------------------------------------------------------------
+
+
+def test_compress_for_people(tmp_path: Path, model_folder: Path) -> None:
+    out = tmp_path / "m.rbe.safetensors"
+    result = run("compress", model_folder, "-o", out, "--codes", "dense-int4", "--block", 32, "--no-basis")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    assert "embeddings.word_embeddings.weight" in result.stdout
+    assert "2200x96" in result.stdout
+    assert "times smaller than float32" in result.stdout
+    info = describe(out)
+    assert {t.block for t in info.tensors if t.kind != "dense"} == {32}
+    assert not any(t.basis for t in info.tensors)
+
+
+def test_compress_json(tmp_path: Path, model_folder: Path) -> None:
+    out = tmp_path / "m"
+    arguments = ("--kept", 0.2, "--codes", "sparse-int4", "--transform", "dwt-haar", "--basis", "--json")
+    result = run("compress", model_folder, "-o", out, *arguments)
+    assert result.exit_code == 0, result.stderr
+    summary = json.loads(result.stdout)
+    rows = {row["name"]: row for row in summary["tensors"]}
+    assert set(rows) == {t.name for t in describe(out).tensors} - {TOKENIZER_ARRAY}
+    row = rows["encoder.layer.0.intermediate.dense.weight"]
+    assert (row["kind"], row["codes"], row["shape"]) == ("matrix", "sparse-int4", [160, 96])
+    assert 0 < row["relative_error"] < 1
+    assert summary["file_bytes"] == out.stat().st_size
+    assert {t.transform for t in describe(out).tensors if t.kind != "dense"} == {"dwt-haar"}
+
+
+def test_compress_a_bare_file_with_three_axes(tmp_path: Path) -> None:
+    w = np.ascontiguousarray(real.layer(0, "output.dense.weight")[:96, :96])
+    write_safetensors(tmp_path / "in.safetensors", {"w": w, "conv": w.reshape(96, 32, 3)})
+    result = run("compress", tmp_path / "in.safetensors", "-o", tmp_path / "out", "--grade", "B")
+    assert result.exit_code == 0, result.stderr
+    np.testing.assert_array_equal(load_file(tmp_path / "out")[0]["conv"], w.reshape(96, 32, 3))
+
+
+def test_a_model_without_tokenizer_is_noted(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m")
+    (folder / "tokenizer.json").unlink()
+    result = run("compress", folder, "-o", tmp_path / "out", "--codes", "dense-int4")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("rbe-gpu: note: ")
+    assert "no tokenizer.json" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compress",),
+        ("compress", "m"),
+        ("compress", "m", "-o", "out"),
+        ("compress", "m", "-o", "out", "--grade", "A", "--ratio", "4"),
+        ("compress", "m", "-o", "out", "--ratio", "much"),
+        ("compress", "m", "-o", "out", "--grade", "A", "--fast"),
+        ("inspect",),
+        ("embed", "m", "t"),
+        ("embed", "m", "t", "-o", "v", "--batch-size", "0"),
+        ("unheard-of",),
+        ("--unheard-of",),
+    ],
+)
+def test_wrong_usage_is_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_command_prints_the_help() -> None:
+    assert "Usage" in run().output
+
+
+def test_compress_refusals(tmp_path: Path, model_folder: Path) -> None:
+    def compress(source: Path, *options: Any, out: Path = tmp_path / "out") -> Result:
+        return run("compress", source, "-o", out, *(options or ("--codes", "dense-int4")))
+
+    refused(compress(tmp_path / "absent"), "absent does not exist")
+    refused(compress(tmp_path), "has no config.json; it is not a model folder")
+    (tmp_path / "text").write_text("hello, this is not a safetensors file")
+    refused(compress(tmp_path / "text"), "text: not a safetensors file")
+    (tmp_path / "empty").touch()
+    refused(compress(tmp_path / "empty"), "0 bytes are too few")
+    whole = (model_folder / "model.safetensors").read_bytes()
+    (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
+    refused(compress(tmp_path / "cut"), "cut: array ")
+    refused(compress(model_folder, "--grade", "Z"), "unknown grade 'Z'; use one of S, A, B, C")
+    refused(compress(model_folder, "--ratio", "-1"), "ratio=-1.0 is not a positive number")
+    refused(compress(model_folder, "--ratio", "1000"), "highest reachable ratio is below")
+    refused(compress(model_folder, "--grade", "A", "--block", "48"), "block=48")
+    refused(compress(model_folder, "--grade", "A", "--transform", "fft"), "unknown transform 'fft'")
+    refused(compress(model_folder, "--codes", "dense-int77"), "unknown codes 'dense-int77'")
+    refused(compress(model_folder, out=tmp_path / "no" / "out"), "no does not exist; make it first")
+    refused(compress(model_folder, out=tmp_path), "is a folder; name a file")
+    assert sorted(os.listdir(tmp_path)) == ["cut", "empty", "text"]
+
+
+def test_nan_weights_are_named(tmp_path: Path) -> None:
+    tensors = cut_tensors()
+    name = "encoder.layer.0.attention.self.value.weight"
+    tensors[name] = np.where(np.arange(96) == 5, np.float32(np.nan), tensors[name])
+    folder = make_model(tmp_path / "m", tensors)
+    done = process("compress", folder, "-o", tmp_path / "out", "--codes", "dense-int4")
+    refused(done, f"tensor {name} holds NaN or Inf")
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_an_existing_output_stays_without_force(tmp_path: Path, model_folder: Path) -> None:
+    (tmp_path / "out").write_text("precious")
+    arguments = ("compress", model_folder, "-o", tmp_path / "out", "--codes", "dense-int3")
+    refused(run(*arguments), "out exists; pass --force to replace it")
+    assert (tmp_path / "out").read_text() == "precious"
+    assert run(*arguments, "--force").exit_code == 0
+    assert describe(tmp_path / "out").version == 1
+
+
+def test_a_disk_that_cannot_be_written(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the system says reaches the user: here a full disk, at the last step."""
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "out"))
+
+    monkeypatch.setattr(os, "fsync", full)
+    refused(run("compress", model_folder, "-o", tmp_path / "out", "--codes", "dense-int3"), "No space left")
+    assert os.listdir(tmp_path) == []
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write anywhere
+    refused(run("compress", model_folder, "-o", tmp_path / "out", "--codes", "dense-int3"), "no permission")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_nothing(tmp_path: Path, how: signal.Signals) -> None:
+    """Stopped while it works: exit code 130, one line, no file."""
+    w = real.layer(0, "intermediate.dense.weight")
+    write_safetensors(tmp_path / "in", {f"w{i}": w for i in range(40)})
+    command = [
+        sys.executable,
+        "-m",
+        "rbe_gpu.cli",
+        "compress",
+        tmp_path / "in",
+        "-o",
+        tmp_path / "out",
+        "--grade",
+        "A",
+    ]
+    with subprocess.Popen(
+        command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        deadline = time.monotonic() + 60
+        # the nameless temporary file is open once tensors are being written
+        while not any(str(tmp_path) in t and "deleted" in t for t in open_files(running.pid)):
+            assert time.monotonic() < deadline
+            assert running.poll() is None
+            time.sleep(0.05)
+        running.send_signal(how)
+        stdout, stderr = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert stdout == ""
+    assert stderr == "rbe-gpu: interrupted; nothing was written\n"
+    assert os.listdir(tmp_path) == ["in"]
+
+
+def open_files(pid: int) -> list[str]:
+    """What the descriptors of a process point to."""
+    found = []
+    for handle in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.append(os.readlink(handle))
+        except OSError:  # closed in between
+            continue
+    return found
+
+
+# --- inspect ------------------------------------------------------------------------------------------
+
+
+def test_inspect(model_file: Path) -> None:
+    result = run("inspect", model_file)
+    assert result.exit_code == 0, result.stderr
+    assert "encoder.layer.0.attention.self.query.weight" in result.stdout
+    assert "dense-int6" in result.stdout
+    assert "format version 1" in result.stdout
+    assert "model bert" in result.stdout
+    info = json.loads(run("inspect", model_file, "--json").stdout)
+    assert info["version"] == 1
+    assert {t["kind"] for t in info["tensors"]} == {"matrix", "vectors", "dense"}
+    assert info["header_bytes"] + sum(t["bytes"] for t in info["tensors"]) == info["file_bytes"]
+
+
+def test_inspect_refusals(tmp_path: Path, model_file: Path, model_folder: Path) -> None:
+    refused(run("inspect", tmp_path / "absent"), "absent: No such file or directory")
+    refused(run("inspect", tmp_path), "not a regular file")
+    refused(run("inspect", model_folder / "model.safetensors"), "without RBE weights")
+    refused(run("inspect", model_folder / "config.json"), "not a safetensors file")
+    raw = bytearray(model_file.read_bytes())
+    (tmp_path / "cut").write_bytes(raw[:-1])
+    refused(run("inspect", tmp_path / "cut"), "cut")
+    (n,) = struct.unpack("<Q", raw[:8])
+    entries = json.loads(raw[8 : 8 + n])
+    name = "encoder.layer.0.output.dense.weight"
+    begin = 8 + n + entries[f"{name}.scale"]["data_offsets"][0]
+    raw[begin : begin + 2] = b"\x00\x7e"
+    (tmp_path / "nan").write_bytes(raw)
+    refused(process("inspect", tmp_path / "nan"), f'tensor "{name}": scale holds NaN or Inf')
+
+
+def test_inspect_is_not_fooled_by_names(tmp_path: Path) -> None:
+    """Control characters and markup in names reach no terminal."""
+    save_file(tmp_path / "a", {"\x1b[2J[red]x[/nope]\n": np.zeros(3, np.float32)}, {"model_type": "\x1b[31m"})
+    result = run("inspect", tmp_path / "a")
+    assert result.exit_code == 0
+    assert "\x1b" not in result.stdout
+    assert "\\u001b[2J[red]x[/nope]\\n" in result.stdout
+
+
+def test_a_closed_pipe_is_no_traceback(model_file: Path) -> None:
+    command = f"{sys.executable} -m rbe_gpu.cli inspect {model_file} --json | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=ENV, check=True)
+    assert done.stdout == "{"
+    assert "Traceback" not in done.stderr
+
+
+# --- embed --------------------------------------------------------------------------------------------
+
+
+def test_embed_lines(tmp_path: Path, model_file: Path) -> None:
+    lines = ["first text", "", "Ünïcode, too", *real.texts()[:7]]
+    expected = load(model_file).embed(lines)
+    for text in ("\n".join(lines), "\n".join(lines) + "\n", "\ufeff" + "\r\n".join(lines) + "\r\n"):
+        (tmp_path / "t.txt").write_bytes(text.encode())
+        result = run(
+            "embed", model_file, tmp_path / "t.txt", "-o", tmp_path / "v.npy", "--batch-size", 4, "-f"
+        )
+        assert result.exit_code == 0, result.stderr
+        vectors = np.load(tmp_path / "v.npy")
+        assert vectors.dtype == np.float32
+        np.testing.assert_allclose(
+            vectors, expected, atol=1e-5
+        )  # batches of another size sum in another order
+    assert "10 x 96 float32" in result.stdout
+
+
+def test_embed_from_standard_input(tmp_path: Path, model_file: Path) -> None:
+    result = run("embed", model_file, "-", "-o", tmp_path / "v.npy", "--json", stdin=b"one\ntwo\n")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["texts"] == 2
+    assert json.loads(result.stdout)["embedding_size"] == 96
+
+
+def test_embed_nothing(tmp_path: Path, model_file: Path) -> None:
+    (tmp_path / "t.txt").touch()
+    result = run("embed", model_file, tmp_path / "t.txt", "-o", tmp_path / "v.npy")
+    assert result.exit_code == 0, result.stderr
+    assert np.load(tmp_path / "v.npy").shape == (0, 96)
+
+
+def test_embed_refusals(tmp_path: Path, model_file: Path, model_folder: Path) -> None:
+    (tmp_path / "t.txt").write_text("text\n")
+    (tmp_path / "latin").write_bytes("Köln".encode("latin1"))
+    out = tmp_path / "v.npy"
+    refused(run("embed", model_file, tmp_path / "absent", "-o", out), "absent: No such file")
+    refused(run("embed", model_file, tmp_path / "latin", "-o", out), "latin is not UTF-8 text (byte 1)")
+    refused(
+        run("embed", tmp_path / "absent.rbe.safetensors", tmp_path / "t.txt", "-o", out), "does not exist"
+    )
+    refused(
+        run("embed", model_folder / "config.json", tmp_path / "t.txt", "-o", out), "not a safetensors file"
+    )
+    refused(run("embed", model_file, tmp_path / "t.txt", "-o", tmp_path / "no" / "v"), "make it first")
+    save_file(tmp_path / "bare", {"a": np.zeros(3, np.float32)})
+    refused(run("embed", tmp_path / "bare", tmp_path / "t.txt", "-o", out), "no model")
+    out.write_text("precious")
+    refused(run("embed", model_file, tmp_path / "t.txt", "-o", out), "exists; pass --force")
+    assert out.read_text() == "precious"
+
+
+# --- report and info ----------------------------------------------------------------------------------
+
+
+def test_report_calls_the_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rbe_gpu.reports import run as reports
+
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(reports, "main", lambda **options: calls.append(options))
+    assert run("report", "--out", tmp_path / "r", "--quick").exit_code == 0
+    assert calls == [{"out": tmp_path / "r", "quick": True}]
+
+
+def test_info() -> None:
+    result = run("info", "--json")
+    assert result.exit_code == 0, result.stderr
+    info = json.loads(result.stdout)
+    assert info["rbe_gpu"] == rbe_gpu.__version__
+    assert info["cpu"]["threads"] == os.cpu_count()
+    assert info["versions"]["numpy"] == np.__version__
+    assert info["numba_threads"] >= 1
+    assert isinstance(info["missing"], list)
+    assert bool(info["gpus"]) or any("CPU" in line for line in info["missing"])
+    shown = run("info")
+    assert shown.exit_code == 0
+    for word in ("CPU", "SIMD", "numpy", "GPU"):
+        assert word in shown.stdout
+
+
+def test_info_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = {
+        "name": "GPU",
+        "memory_bytes": 1 << 34,
+        "compute_capability": "9.0",
+        "driver": "580.1",
+        "cuda": "13.0",
+    }
+    monkeypatch.setattr(cli, "_gpus", lambda: ([gpu], ""))
+    monkeypatch.setattr(cli, "_cupy", lambda: (False, "CuPy is not installed"))
+    missing = cli.collect_info()["missing"]
+    assert any("pip install 'rbe-gpu[cuda13]'" in line for line in missing)
+    gpu["cuda"] = "12.8"
+    assert any("pip install 'rbe-gpu[cuda12]'" in line for line in cli.collect_info()["missing"])
+    result = run("info")
+    assert "compute capability 9.0" in result.stdout
+    assert result.stderr == ""
