@@ -98,10 +98,10 @@ def decode(
     """
     if not isinstance(weight, RBEBlocks):
         raise TypeError(f"weight is a {type(weight).__name__}; pass an RBEMatrix or RBEVectors")
+    backend = backend_of(weight=weight, out=out)
     dtype = np.dtype(dtype) if out is None else out.dtype
     if dtype not in FLOATS:
         raise TypeError(f"dtype {dtype} is not supported; use {_FLOAT_NAMES}")
-    backend = backend_of(weight=weight, out=out)
     out = _output(out, weight.shape, dtype)
     backend.decode(weight, out.reshape(weight.rows, weight.cols), workspace or Workspace())
     return out
@@ -255,7 +255,7 @@ def attention(
             raise ValueError(f"{name} has {a.ndim} axes, needs (batch, seq, heads, head_dim)")
         if a.dtype != q.dtype:
             raise TypeError(f"{name} has dtype {a.dtype}, q has {q.dtype}; use one dtype")
-        if a.shape[-1] > 1 and a.strides[-1] != a.itemsize:
+        if a.size and a.shape[-1] > 1 and a.strides[-1] != a.itemsize:
             raise ValueError(f"{name}'s last axis is not contiguous; pass numpy.ascontiguousarray({name})")
     batch, seq_q, num_heads, head_dim = q.shape
     _, seq_k, num_kv_heads, _ = k.shape

@@ -158,7 +158,7 @@ def softmax(x: Any, scale: float = 1.0, mask: Any = None) -> F64:
     if mask is not None:
         mask = np.asarray(mask)
         s = np.where(mask, s, -np.inf) if mask.dtype == bool else s + mask.astype(np.float64)
-    top = s.max(axis=-1, keepdims=True)
+    top = s.max(axis=-1, keepdims=True, initial=-np.inf)
     with np.errstate(invalid="ignore"):
         e = np.exp(s - np.where(top == -np.inf, 0.0, top))
         total = e.sum(axis=-1, keepdims=True)

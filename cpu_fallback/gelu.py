@@ -1,0 +1,84 @@
+"""gelu: y = t/2 (1 + erf(t / sqrt 2)), or t/2 (1 + tanh(sqrt(2/pi) (t + 0.044715 t^3))), t = x + bias.
+
+The tanh form is computed as t / (1 + exp(-2 sqrt(2/pi) (t + 0.044715 t^3))), the same function with one
+exponential. Source: Hendrycks and Gimpel 2016, "Gaussian error linear units".
+"""
+
+from __future__ import annotations
+
+from math import pi, sqrt
+from typing import Any
+
+import numpy as np
+from numba import get_num_threads, prange
+from numpy.typing import NDArray
+
+from ._jit import cpu_inline, cpu_kernel
+from .simd import bits, vadd, vdiv, verf, vexp, vfma, vload, vload_n, vmax, vmul, vsplat, vstore, vstore_n
+
+_PARALLEL_FROM = 16384  # elements: 9/9 us with one/two threads at 16384, 17/13 us at 32768
+_LOWEST = np.finfo(np.float32).min
+_ONE = np.float32(1.0)
+_HALF = np.float32(0.5)
+_INVERSE_SQRT_2 = np.float32(1 / sqrt(2))
+_LINEAR = np.float32(-2 * sqrt(2 / pi))
+_CUBIC = np.float32(-2 * sqrt(2 / pi) * 0.044715)
+
+
+@cpu_inline
+def _gelu(t, tanh):
+    t = vmax(vsplat(_LOWEST), t)  # -inf * 0 would be NaN; NaN, the second argument, stays
+    if tanh:
+        power = vexp(vmul(t, vfma(vmul(t, t), vsplat(_CUBIC), vsplat(_LINEAR))))
+        y = vdiv(t, vadd(vsplat(_ONE), power))
+    else:
+        half = vmul(t, vsplat(_HALF))
+        y = vfma(half, verf(vmul(t, vsplat(_INVERSE_SQRT_2))), half)
+    return y
+
+
+@cpu_kernel
+def _span(x, bias, tanh, out, start, stop):
+    """Elements start..stop of the flat arrays, one run after another of what lies in one row."""
+    cols = x.shape[1]
+    at = start
+    while at < stop:
+        col = 0 if bias is None else at % cols
+        count = stop - at if bias is None else min(cols - col, stop - at)
+        whole = count - count % 16
+        for i in range(0, whole, 16):
+            t = vload(x, at + i)
+            if bias is not None:
+                t = vadd(t, vload(bias, col + i))
+            vstore(out, at + i, _gelu(t, tanh))
+        if whole < count:
+            left = count - whole
+            t = vload_n(x, at + whole, left)
+            if bias is not None:
+                t = vadd(t, vload_n(bias, col + whole, left))
+            vstore_n(out, at + whole, _gelu(t, tanh), left)
+        at += count
+
+
+@cpu_kernel(parallel=True)
+def _parallel_spans(x, bias, tanh, out, parts):
+    share = (x.size + 64 * parts - 1) // (64 * parts) * 64  # whole cache lines
+    for part in prange(parts):
+        _span(x, bias, tanh, out, part * share, min((part + 1) * share, x.size))
+
+
+def gelu(x: NDArray[Any], bias: NDArray[Any] | None, approximate: str, out: NDArray[Any]) -> None:
+    """Write gelu(x + bias) to `out`.
+
+    Parameters
+    ----------
+    x, out : (rows, cols) float32/float16/bfloat16, C-contiguous; `out` may be `x`
+    bias : (cols,) of any of the three dtypes, or None
+    approximate : "none" (erf) or "tanh"
+    """
+    arrays = (bits(x), None if bias is None else bits(bias), approximate == "tanh", bits(out))
+    parts = get_num_threads() if x.size >= _PARALLEL_FROM else 1
+    if parts > 1:
+        _parallel_spans(*arrays, parts)
+    else:
+        _span(*arrays, 0, x.size)
