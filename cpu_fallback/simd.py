@@ -195,12 +195,8 @@ def _float_to_half(context: Any, builder: ir.IRBuilder, x: ir.Value) -> ir.Value
     subnormal = builder.sub(subnormal, builder.bitcast(half, i32))
     is_nan = builder.icmp_unsigned(">", magnitude, _const(0x7F800000, i32))
     special = builder.select(is_nan, _const(0x7E00, i32), _const(0x7C00, i32))
-    result = builder.select(
-        builder.icmp_unsigned("<", magnitude, _const(0x38800000, i32)), subnormal, normal
-    )
-    result = builder.select(
-        builder.icmp_unsigned(">=", magnitude, _const(0x47800000, i32)), special, result
-    )
+    result = builder.select(builder.icmp_unsigned("<", magnitude, _const(0x38800000, i32)), subnormal, normal)
+    result = builder.select(builder.icmp_unsigned(">=", magnitude, _const(0x47800000, i32)), special, result)
     return builder.trunc(builder.or_(result, sign), i16)
 
 
@@ -216,9 +212,7 @@ def _float_to_bfloat(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
     pattern = builder.bitcast(x, i32)
     top = builder.lshr(pattern, _const(16, i32))
     odd = builder.and_(top, _const(1, i32))
-    rounded = builder.lshr(
-        builder.add(pattern, builder.add(odd, _const(0x7FFF, i32))), _const(16, i32)
-    )
+    rounded = builder.lshr(builder.add(pattern, builder.add(odd, _const(0x7FFF, i32))), _const(16, i32))
     quiet = builder.or_(top, _const(0x40, i32))
     is_nan = builder.fcmp_unordered("uno", x, x, flags=("nsz",))
     return builder.trunc(builder.select(is_nan, quiet, rounded), i16)
@@ -486,9 +480,7 @@ def _store(
     """16 float32 values, rounded to the array's type."""
     stored = _narrow(context, builder, array.dtype, vector)
     pointer = _element_pointer(context, builder, array, value, offset)
-    builder.store(
-        stored, builder.bitcast(pointer, stored.type.as_pointer()), align=array.dtype.bitwidth // 8
-    )
+    builder.store(stored, builder.bitcast(pointer, stored.type.as_pointer()), align=array.dtype.bitwidth // 8)
 
 
 @intrinsic
@@ -529,9 +521,7 @@ def vload_n(typingctx, array, offset, count):
         pointer = _element_pointer(context, builder, signature.args[0], args[0], args[1])
         mask = _lane_mask(builder, args[2])
         name = f"llvm.masked.load.{'v16f32' if element == _F32 else 'v16i16'}.p0"
-        function = _declare(
-            builder, name, vector, [vector.as_pointer(), _I32, mask.type, vector]
-        )
+        function = _declare(builder, name, vector, [vector.as_pointer(), _I32, mask.type, vector])
         loaded = builder.call(
             function,
             [
@@ -675,7 +665,7 @@ def vmaxval(typingctx, vector):
 
 @intrinsic
 def vlanes(typingctx, vector, first, last, other):
-    """vlanes(vector, first, last, other) -> vector: lanes first .. last - 1 of `vector`, float32 `other` elsewhere."""
+    """vlanes(vector, first, last, other) -> vector: lanes first .. last - 1 kept, `other` elsewhere."""
     if vector != vec16:
         return None
 
@@ -690,6 +680,21 @@ def vlanes(typingctx, vector, first, last, other):
         return builder.select(inside, vector, _splat(builder, other))
 
     return vec16(vec16, types.intp, types.intp, types.float32), codegen
+
+
+@intrinsic
+def vload_keep(typingctx, array, offset):
+    """vload_keep(array, offset) -> vector: 1 where 16 bools are True, 0 where False."""
+    if not isinstance(array, types.Array) or array.dtype != types.boolean:
+        return None
+
+    def codegen(context, builder, signature, args):
+        vector = ir.VectorType(_I8, LANES)
+        pointer = _element_pointer(context, builder, signature.args[0], *args)
+        loaded = builder.load(builder.bitcast(pointer, vector.as_pointer()), align=1)
+        return builder.uitofp(loaded, _V_F32)
+
+    return vec16(array, types.intp), codegen
 
 
 @intrinsic
@@ -710,7 +715,7 @@ def vselect_less(typingctx, a, b, yes, no):
 
 @intrinsic
 def element(typingctx, array, offset):
-    """element(array, offset): the stored element at a flat offset, unwidened; any dtype, no bounds, no wrap-around."""
+    """element(array, offset): the stored element at a flat offset, any dtype; no bounds, no wrap-around."""
     if not isinstance(array, types.Array):
         return None
 
@@ -723,10 +728,20 @@ def element(typingctx, array, offset):
 
 
 @intrinsic
-def vtranspose(typingctx, source, offset, row, target, target_offset, target_row):
-    """vtranspose(source, offset, row, target, target_offset, target_row): copy a 16 x 16 block transposed.
+def wide_registers(typingctx):
+    """wide_registers() -> bool, known when the kernel is compiled: 32 registers of 16 floats (AVX-512)."""
 
-    `row` and `target_row` are the distances between rows, in elements. Widens and narrows by the arrays' types.
+    def codegen(context, builder, signature, args):
+        return _I1("+avx512f" in _target(context)[1].split(","))
+
+    return types.boolean(), codegen
+
+
+@intrinsic
+def vtranspose(typingctx, source, offset, row, target, target_offset, target_row):
+    """vtranspose(source, offset, row, target, target_offset, target_row): a 16 x 16 block, transposed.
+
+    `row` and `target_row` are the distances between rows, in elements. Both arrays may have any stored type.
     """
     if not _is_stored_array(source) or not _is_stored_array(target):
         return None
@@ -759,13 +774,27 @@ def vtranspose(typingctx, source, offset, row, target, target_offset, target_row
 
 @intrinsic(prefer_literal=True)
 def vblock(
-    typingctx, rows, vectors, accumulate, depth, a, a_offset, a_row, a_step, b, b_offset, b_step, c, c_offset, c_row
+    typingctx,
+    rows,
+    vectors,
+    accumulate,
+    depth,
+    a,
+    a_offset,
+    a_row,
+    a_step,
+    b,
+    b_offset,
+    b_step,
+    c,
+    c_offset,
+    c_row,
 ):
-    """c[r, 16 v + l] (+)= sum_t a[r, t] b[t, 16 v + l] for r < rows, v < vectors: a product held in registers.
+    """c[r, n] (+)= sum_t a[r, t] b[t, n] for r < rows, n < 16 * vectors: a product held in registers.
 
     Parameters
     ----------
-    rows, vectors : integer literals; rows * vectors vectors of 16 are live, up to 24 fit in AVX-512's registers
+    rows, vectors : integer literals; rows * vectors sums are live: 24 fit in AVX-512's registers, 8 in AVX2's
     accumulate : bool; True adds to c, False overwrites it
     depth : number of terms t
     a, a_offset, a_row, a_step : float32 array; a[r, t] is at a_offset + r a_row + t a_step
@@ -778,7 +807,7 @@ def vblock(
     num_rows, num_vectors = rows.literal_value, vectors.literal_value
 
     def codegen(context, builder, signature, args):
-        (accumulate, depth, a, a_offset, a_row, a_step, b, b_offset, b_step, c, c_offset, c_row) = args[2:]
+        accumulate, depth, a, a_offset, a_row, a_step, b, b_offset, b_step, c, c_offset, c_row = args[2:]
         a_type, b_type, c_type = (signature.args[i] for i in (4, 8, 11))
         a_data = context.make_array(a_type)(context, builder, a).data
         b_data = context.make_array(b_type)(context, builder, b).data
@@ -787,13 +816,11 @@ def vblock(
         def vector_at(data, place):
             return builder.bitcast(builder.gep(data, [place]), _V_F32.as_pointer())
 
-        places = [
-            [
-                vector_at(c_data, builder.add(c_offset, builder.add(builder.mul(c_row, c_row.type(r)), c_row.type(16 * v))))
-                for v in range(num_vectors)
-            ]
-            for r in range(num_rows)
-        ]
+        def place_in_c(r, v):
+            row_start = builder.add(c_offset, builder.mul(c_row, c_row.type(r)))
+            return vector_at(c_data, builder.add(row_start, c_row.type(16 * v)))
+
+        places = [[place_in_c(r, v) for v in range(num_vectors)] for r in range(num_rows)]
         sums = [[cgutils.alloca_once_value(builder, _const(0.0, _V_F32)) for _ in line] for line in places]
         with builder.if_then(accumulate):
             for line, start in zip(sums, places, strict=True):

@@ -1,0 +1,569 @@
+"""Elementary functions, half conversion, vectors and blocks of the CPU kernels, and how they are compiled."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import llvmlite.binding as llvm
+import ml_dtypes
+import numpy as np
+import pytest
+from llvmlite import ir
+from rbe_gpu.cpu_fallback import _jit, simd
+from rbe_gpu.cpu_fallback._jit import cpu_kernel
+from rbe_gpu.cpu_fallback.simd import (
+    element,
+    erf_f32,
+    exp_f32,
+    exp_narrow_f32,
+    narrow,
+    sigmoid_f32,
+    tanh_f32,
+    vadd,
+    vblock,
+    vdiv,
+    verf,
+    vexp,
+    vexp_narrow,
+    vfma,
+    vlanes,
+    vload,
+    vload_keep,
+    vload_n,
+    vmax,
+    vmaxval,
+    vmin,
+    vmul,
+    vselect_less,
+    vsigmoid,
+    vsplat,
+    vstore,
+    vstore_n,
+    vsub,
+    vsum,
+    vtanh,
+    vtranspose,
+    widen,
+)
+
+HALVES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+# --- elementary functions -----------------------------------------------------------------------------
+
+
+@cpu_kernel
+def _exp(x, y):
+    for i in range(x.size):
+        y[i] = exp_f32(x[i])
+
+
+@cpu_kernel
+def _vexp(x, y):
+    for i in range(0, x.size, 16):
+        vstore(y, i, vexp(vload(x, i)))
+
+
+@cpu_kernel
+def _exp_narrow(x, y):
+    for i in range(x.size):
+        y[i] = exp_narrow_f32(x[i])
+
+
+@cpu_kernel
+def _vexp_narrow(x, y):
+    for i in range(0, x.size, 16):
+        vstore(y, i, vexp_narrow(vload(x, i)))
+
+
+@cpu_kernel
+def _tanh(x, y):
+    for i in range(x.size):
+        y[i] = tanh_f32(x[i])
+
+
+@cpu_kernel
+def _vtanh(x, y):
+    for i in range(0, x.size, 16):
+        vstore(y, i, vtanh(vload(x, i)))
+
+
+@cpu_kernel
+def _erf(x, y):
+    for i in range(x.size):
+        y[i] = erf_f32(x[i])
+
+
+@cpu_kernel
+def _verf(x, y):
+    for i in range(0, x.size, 16):
+        vstore(y, i, verf(vload(x, i)))
+
+
+@cpu_kernel
+def _sigmoid(x, y):
+    for i in range(x.size):
+        y[i] = sigmoid_f32(x[i])
+
+
+@cpu_kernel
+def _vsigmoid(x, y):
+    for i in range(0, x.size, 16):
+        vstore(y, i, vsigmoid(vload(x, i)))
+
+
+def _erf64(x: np.ndarray) -> np.ndarray:
+    return np.fromiter(map(math.erf, x), np.float64, x.size)
+
+
+def _sigmoid64(x: np.ndarray) -> np.ndarray:
+    e = np.exp(-np.abs(x))
+    return np.where(x < 0, e, 1.0) / (1.0 + e)
+
+
+def _every_exponent(count: int = 1 << 22) -> np.ndarray:
+    """`count` float32 values with patterns spread evenly over all 2^32, NaN and Inf among them."""
+    i = np.arange(count, dtype=np.uint64)
+    step = (1 << 32) // count
+    return (i * step + (i * 2654435761 >> 7) % step).astype(np.uint32).view(np.float32)
+
+
+def _dense(count: int = 1 << 21) -> np.ndarray:
+    """Where the functions are neither 0 nor 1 nor infinite."""
+    return np.concatenate(
+        [np.linspace(-110, 95, count, dtype=np.float32), np.linspace(-5, 5, count, dtype=np.float32)]
+    )
+
+
+SPECIAL = np.array(
+    [0.0, -0.0, np.inf, -np.inf, np.nan, -np.nan, 1e-45, -1e-45, 3.4028235e38, -3.4028235e38, 88.72284,
+     88.722832, -87.33655, -103.97208, -103.972084, 1.0, -1.0, 0.6, 0.925, 4.0, np.finfo(np.float32).tiny],
+    np.float32,
+)  # fmt: skip
+
+
+def _ulps(y: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """|y - want| in units of the float32 spacing at `want`; infinite where NaN or Inf is out of place."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = want.astype(np.float32)
+        finite = np.isfinite(rounded)
+        error = np.abs(y.astype(np.float64) - want) / np.where(finite, np.spacing(np.abs(rounded)), 1.0)
+    same = (y == rounded) | (np.isnan(y) & np.isnan(rounded))
+    return np.where(finite & np.isfinite(y), error, np.where(same, 0.0, np.inf))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "exact"),
+    [
+        (_exp, np.exp),
+        (_vexp, np.exp),
+        (_tanh, np.tanh),
+        (_vtanh, np.tanh),
+        (_erf, _erf64),
+        (_verf, _erf64),
+        (_sigmoid, _sigmoid64),
+        (_vsigmoid, _sigmoid64),
+    ],
+    ids=lambda f: f.__name__.strip("_"),
+)
+@pytest.mark.parametrize("values", [_every_exponent, _dense, lambda: np.resize(SPECIAL, 32)])
+def test_two_ulp(
+    kernel: Any, exact: Callable[[np.ndarray], np.ndarray], values: Callable[[], np.ndarray]
+) -> None:
+    x = values()
+    y = np.empty_like(x)
+    kernel(x, y)
+    with np.errstate(all="ignore"):
+        want = exact(x.astype(np.float64))
+    error = _ulps(y, want)
+    worst = int(np.argmax(error))
+    assert error[worst] <= 2.0, f"{error[worst]:.2f} ulp at {x[worst]!r}: {y[worst]!r}"
+
+
+@pytest.mark.parametrize("kernel", [_exp_narrow, _vexp_narrow], ids=["scalar", "vector"])
+def test_narrow_exp(kernel: Any) -> None:
+    """Up to 88 within 3 ulp, exactly 0 below -87, NaN kept."""
+    x = np.concatenate([_every_exponent(), _dense(), np.resize(SPECIAL, 32)])
+    x[x > 88] = 88
+    y = np.empty_like(x)
+    kernel(x, y)
+    with np.errstate(all="ignore"):
+        want = np.where(x < -87, 0.0, np.exp(x.astype(np.float64)))
+    assert _ulps(y, want).max() <= 3.0
+
+
+# --- half precision -----------------------------------------------------------------------------------
+
+
+@cpu_kernel
+def _widen(x, y):
+    for i in range(x.size):
+        y[i] = widen(x[i])
+
+
+@cpu_kernel
+def _narrow(x, y):
+    for i in range(x.size):
+        y[i] = narrow(y, x[i])
+
+
+@cpu_kernel
+def _vcopy(x, y):
+    for i in range(0, x.size, 16):
+        vstore(y, i, vload(x, i))
+
+
+def test_bits() -> None:
+    x = np.arange(4, dtype=np.float32)
+    assert simd.bits(x) is x
+    assert simd.bits(x.astype(np.float16)).dtype == np.uint16
+    assert simd.bits(x.astype(ml_dtypes.bfloat16)).dtype == np.int16
+    with pytest.raises(TypeError, match="float64"):
+        simd.bits(x.astype(np.float64))
+
+
+def _check_widen(kernel: Any, dtype: Any) -> None:
+    h = np.arange(1 << 16, dtype=np.uint16).view(dtype)
+    y = np.empty(h.size, np.float32)
+    kernel(simd.bits(h), y)
+    want = h.astype(np.float32)
+    nan = np.isnan(want)
+    np.testing.assert_array_equal(y.view(np.uint32)[~nan], want.view(np.uint32)[~nan])
+    assert np.isnan(y[nan]).all()
+
+
+def _check_narrow(kernel: Any, dtype: Any) -> None:
+    """Random-like patterns, all halves, all midpoints between halves and their float32 neighbours."""
+    halves = np.arange(1 << 16, dtype=np.uint16).view(dtype).astype(np.float32).view(np.uint32)
+    half_step = np.uint32(1 << (12 if dtype == np.float16 else 15))
+    near = [halves + half_step + np.uint32(d) for d in (-1 & 0xFFFFFFFF, 0, 1)]
+    tiny = np.arange(1 << 16, dtype=np.uint32) * np.uint32(17 << 12)  # float16's subnormals and their ties
+    x = np.concatenate([_every_exponent().view(np.uint32), halves, *near, tiny]).view(np.float32)
+    y = np.empty(x.size, dtype)
+    kernel(x, simd.bits(y))
+    with np.errstate(over="ignore", invalid="ignore"):
+        want = x.astype(dtype)
+    nan = np.isnan(x)
+    np.testing.assert_array_equal(y.view(np.uint16)[~nan], want.view(np.uint16)[~nan])
+    assert np.isnan(y[nan].astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("kernel", [_widen, _vcopy], ids=["scalar", "vector"])
+@pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
+def test_widen_every_half(kernel: Any, dtype: Any) -> None:
+    _check_widen(kernel, dtype)
+
+
+@pytest.mark.parametrize("kernel", [_narrow, _vcopy], ids=["scalar", "vector"])
+@pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
+def test_narrow_rounds_to_nearest_even(kernel: Any, dtype: Any) -> None:
+    _check_narrow(kernel, dtype)
+
+
+def _check_baseline() -> None:
+    for dtype in HALVES.values():
+        for kernel in (_widen, _vcopy):
+            _check_widen(kernel, dtype)
+        for kernel in (_narrow, _vcopy):
+            _check_narrow(kernel, dtype)
+    x = np.concatenate([_every_exponent(1 << 18), _dense(1 << 16)])
+    y = np.empty_like(x)
+    for kernel, exact in ((_exp, np.exp), (_vexp, np.exp), (_tanh, np.tanh), (_sigmoid, _sigmoid64)):
+        kernel(x, y)
+        with np.errstate(all="ignore"):
+            assert _ulps(y, exact(x.astype(np.float64))).max() <= 2.0
+    for kernel in (_widen, _narrow, _vcopy):
+        for code in kernel.inspect_asm().values():
+            assert not re.search(r"vcvtph2ps|vcvtps2ph|__extendhfsf2|__truncsfhf2|[yz]mm", code)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 without its extensions")
+def test_baseline_x86() -> None:
+    """SSE2 alone: no FMA, no half instructions, nothing that the machine at hand would add."""
+    env = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    check = "from tests import test_simd; test_simd._check_baseline()"
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", check], env=env, cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# --- vectors ------------------------------------------------------------------------------------------
+
+
+@cpu_kernel
+def _arithmetic(a, b, c, out, scalars):
+    x, y, z = vload(a, 0), vload(b, 0), vload(c, 0)
+    vstore(out, 0, vadd(x, y))
+    vstore(out, 16, vsub(x, y))
+    vstore(out, 32, vmul(x, y))
+    vstore(out, 48, vdiv(x, y))
+    vstore(out, 64, vmax(x, y))
+    vstore(out, 80, vmin(x, y))
+    vstore(out, 96, vfma(x, y, z))
+    vstore(out, 112, vsplat(element(a, 3)))
+    vstore(out, 128, vlanes(x, 3, 7, np.float32(9.0)))
+    vstore(out, 144, vselect_less(x, y, z, x))
+    scalars[0] = vsum(x)
+    scalars[1] = vmaxval(x)
+
+
+@cpu_kernel
+def _partial(x, start, count, y):
+    vstore_n(y, start, vload_n(x, start, count), count)
+
+
+@cpu_kernel
+def _load_partial(x, count, y):
+    vstore(y, 0, vload_n(x, 0, count))
+
+
+@cpu_kernel
+def _load_keep(x, offset, y):
+    vstore(y, 0, vload_keep(x, offset))
+
+
+@cpu_kernel
+def _transpose(x, row, y, target_row):
+    vtranspose(x, 0, row, y, 0, target_row)
+
+
+@cpu_kernel
+def _block(add, depth, a, a_row, a_step, b, b_step, c, c_row):
+    vblock(3, 2, add, depth, a, 0, a_row, a_step, b, 0, b_step, c, 0, c_row)
+
+
+@cpu_kernel
+def _dot(x, y):
+    total = vsplat(np.float32(0.0))
+    for i in range(0, x.size, 16):
+        total = vfma(vload(x, i), vload(y, i), total)
+    return vsum(total)
+
+
+def test_arithmetic() -> None:
+    a, b, c = (np.linspace(lo, hi, 16, dtype=np.float32) for lo, hi in ((-3, 7), (5, 2), (0.1, 0.9)))
+    out, scalars = np.empty((10, 16), np.float32), np.empty(2, np.float32)
+    _arithmetic(a, b, c, out, scalars)
+    lanes = np.full(16, 9, np.float32)
+    lanes[3:7] = a[3:7]
+    want = [a + b, a - b, a * b, a / b, np.maximum(a, b), np.minimum(a, b), None, np.full(16, a[3]), lanes]
+    for got, w in zip(out, want, strict=False):
+        if w is not None:
+            np.testing.assert_array_equal(got, w)
+    np.testing.assert_allclose(out[6], a.astype(np.float64) * b + c, rtol=1e-6)
+    np.testing.assert_array_equal(out[9], np.where(a < b, c, a))
+    np.testing.assert_allclose(scalars, [a.sum(dtype=np.float64), a.max()], rtol=1e-6)
+
+
+def test_max_and_min_give_the_second_where_either_is_nan() -> None:
+    a, b = np.ones(16, np.float32), np.full(16, 2, np.float32)
+    a[1], b[2] = np.nan, np.nan
+    out = np.empty((10, 16), np.float32)
+    _arithmetic(a, b, b, out, np.empty(2, np.float32))
+    for row in (out[4], out[5]):
+        assert row[1] == 2
+        assert np.isnan(row[2])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, *HALVES.values()])
+def test_partial_loads_and_stores(dtype: Any) -> None:
+    x = np.arange(1, 41).astype(dtype)
+    for count in range(17):
+        y = np.zeros_like(x)
+        _partial(simd.bits(x), 5, count, simd.bits(y))
+        want = np.zeros_like(x)
+        want[5 : 5 + count] = x[5 : 5 + count]
+        np.testing.assert_array_equal(y, want)
+        wide = np.full(16, 7, np.float32)
+        _load_partial(simd.bits(x), count, wide)
+        np.testing.assert_array_equal(wide, [*range(1, count + 1)] + [0] * (16 - count))
+
+
+def test_partial_load_reads_nothing_else() -> None:
+    """The page after the array belongs to nobody: reading it ends the process."""
+    check = (
+        "import mmap, ctypes, numpy as np\n"
+        "from tests import test_simd\n"
+        "size = mmap.PAGESIZE\n"
+        "memory = mmap.mmap(-1, 2 * size)\n"
+        "start = ctypes.addressof(ctypes.c_char.from_buffer(memory))\n"
+        "libc = ctypes.CDLL(None)\n"
+        "assert libc.mprotect(ctypes.c_void_p(start + size), ctypes.c_size_t(size), 0) == 0\n"
+        "for dtype in (np.float32, np.uint16, np.int16):\n"
+        "    x = np.frombuffer(memory, dtype, size // np.dtype(dtype).itemsize)\n"
+        "    y = np.ones(16, np.float32)\n"
+        "    for count in range(16):\n"
+        "        test_simd._load_partial(x[x.size - count :], count, y)\n"
+        "        assert not y.any()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_load_of_bools() -> None:
+    x = np.arange(20) % 3 == 0
+    y = np.empty(16, np.float32)
+    _load_keep(x, 3, y)
+    np.testing.assert_array_equal(y, x[3:19])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, *HALVES.values()])
+def test_transpose(dtype: Any) -> None:
+    x = np.arange(16 * 20).astype(np.float32).reshape(16, 20).astype(dtype)
+    y = np.zeros((16, 18), np.float32)
+    _transpose(simd.bits(x.reshape(-1)), 20, y.reshape(-1), 18)
+    np.testing.assert_array_equal(y[:, :16], x[:, :16].astype(np.float32).T)
+    assert not y[:, 16:].any()
+
+
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize("depth", [0, 1, 2, 37])
+def test_block(add: bool, depth: int) -> None:
+    """Small integers, so that every order of the sum is exact."""
+    a = np.arange(3 * depth, dtype=np.float32).reshape(3, depth) % 7
+    b = np.arange(depth * 40, dtype=np.float32).reshape(depth, 40) % 5
+    c = np.ones((3, 34), np.float32)
+    want = a @ b[:, :32] + add
+    flat_a, flat_b = (np.append(x, np.float32(0)) for x in (a, b))
+    _block(add, depth, flat_a, depth, 1, flat_b, 40, c.reshape(-1), 34)
+    np.testing.assert_array_equal(c[:, :32], want)
+    assert (c[:, 32:] == 1).all()
+    c[:] = 1
+    _block(add, depth, np.append(a.T, np.float32(0)), 1, 3, flat_b, 40, c.reshape(-1), 34)
+    np.testing.assert_array_equal(c[:, :32], want)
+
+
+# --- the code -----------------------------------------------------------------------------------------
+
+
+def test_packed_fma() -> None:
+    x = np.arange(64, dtype=np.float32)
+    assert _dot(x, x) == np.dot(x, x)
+    code = _dot.inspect_asm(_dot.signatures[0])
+    if platform.machine() in ("x86_64", "AMD64"):
+        assert re.search(r"vfmadd\d+ps\s.*%[yz]mm", code)
+    elif platform.machine() in ("aarch64", "arm64"):
+        assert re.search(r"fmla\s+v\d+\.4s|fmla\.4s", code)
+    else:
+        pytest.skip(f"no expectation for {platform.machine()}")
+
+
+def test_scalar_functions_vectorise_in_a_loop() -> None:
+    """A plain loop over exp_f32 becomes vector code, with no call of a mathematical library."""
+    x = np.zeros(64, np.float32)
+    _exp(x, x)
+    code = _exp.inspect_asm(_exp.signatures[0])
+    assert not re.search(r"\b(expf?|fmaf?|roundf?|rintf?|ldexpf?|scalbnf?)\b(?!_)", code)
+    if platform.machine() in ("x86_64", "AMD64"):
+        assert re.search(r"vfmadd\d+ps\s.*%[yz]mm", code)
+
+
+def _compile_for(triple: str, features: str, emit: Callable[..., ir.Value], arity: int) -> str:
+    """Assembly of an emitter applied to vectors in memory, for another machine."""
+    vector = ir.VectorType(ir.FloatType(), 16)
+    module = ir.Module("cross")
+    function = ir.Function(
+        module, ir.FunctionType(ir.VoidType(), [vector.as_pointer()] * (arity + 1)), "kernel"
+    )
+    builder = ir.IRBuilder(function.append_basic_block())
+    arguments = [builder.load(p, align=4) for p in function.args[1:]]
+    builder.store(emit(builder, *arguments), function.args[0], align=4)
+    builder.ret_void()
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    machine = llvm.Target.from_triple(triple).create_target_machine(features=features, opt=3)
+    compiled = llvm.parse_assembly(str(module))
+    compiled.triple = triple
+    return machine.emit_assembly(compiled)
+
+
+def test_neon() -> None:
+    """Cross-compiled for 64-bit Arm: fused vector instructions, half instructions, no calls."""
+    triple, features = "aarch64-unknown-linux-gnu", "+neon"
+    context = SimpleNamespace(
+        codegen=lambda: SimpleNamespace(magic_tuple=lambda: (triple, "generic", features))
+    )
+    code = _compile_for(triple, features, simd._fma, 3)
+    assert len(re.findall(r"fmla\s+v\d+\.4s", code)) == 4
+    for emit in (simd._emit_exp, simd._emit_exp_narrow, simd._emit_tanh, simd._emit_erf, simd._emit_sigmoid):
+        code = _compile_for(triple, features, lambda b, x, emit=emit: emit(context, b, x), 1)
+        assert re.search(r"fmla\s+v\d+\.4s", code)
+        assert not re.search(r"\bbl\b", code)
+
+    def through_half(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
+        return simd._half_to_float(context, builder, simd._float_to_half(context, builder, x))
+
+    code = _compile_for(triple, features, through_half, 1)
+    assert "fcvtn" in code
+    assert "fcvtl" in code
+    assert not re.search(r"\bbl\b", code)
+
+
+# --- the cache ----------------------------------------------------------------------------------------
+
+_KERNEL = """
+import sys
+import numpy as np
+from ._jit import cpu_kernel
+from .simd import vadd, vload, vstore
+
+@cpu_kernel
+def kernel(x, y):
+    vstore(y, 0, vadd(vload(x, 0), vload(x, 0)))
+
+x = np.full(16, 3, np.float32)
+y = np.empty_like(x)
+kernel(x, y)
+print(y[0], sum(kernel.stats.cache_hits.values()))
+"""
+
+
+def test_an_edit_of_a_shared_file_recompiles_its_users(tmp_path: Path) -> None:
+    """A kernel is taken from the disk cache until simd.py changes, although its own file stays the same."""
+    package = tmp_path / "package"
+    package.mkdir()
+    for name in ("__init__.py", *_jit.SHARED_FILES):
+        shutil.copy(Path(_jit.__file__).parent / name, package / name)
+    (package / "kernel.py").write_text(_KERNEL)
+    env = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
+
+    def run() -> list[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "package.kernel"],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+
+    assert run() == ["6.0", "0"]
+    assert run() == ["6.0", "1"]
+    source = (package / "simd.py").read_text()
+    changed = source.replace('_binary("vadd", "a + b.", _add)', '_binary("vadd", "a + b.", _sub)')
+    assert changed != source
+    (package / "simd.py").write_text(changed)
+    assert run() == ["0.0", "0"]
+    assert run() == ["0.0", "1"]
+
+
+def test_every_shared_file_exists() -> None:
+    assert len(_jit.shared_digest()) == 12
