@@ -14,7 +14,7 @@ import numba
 import numpy as np
 
 from rbe_gpu import transforms
-from rbe_gpu.blocks import DenseCodes, RBEBlocks, RBEMatrix, SparseCodes
+from rbe_gpu.blocks import DenseCodes, GridCodes, RBEBlocks, RBEMatrix, SparseCodes
 from rbe_gpu.packing import RUN
 from rbe_gpu.workspace import Workspace
 
@@ -47,6 +47,28 @@ def _dense_rows(value, scale, width, group, gain, rows, first, out):
             s = gain * widen(scale[row, run * RUN // group])
             at = row * row_bytes + run * 4 * width
             unpack_run(value, at, width, s, -s * middle, out, i * cols + run * RUN)
+
+
+@cpu_kernel(parallel=True)
+def _grid_rows(value, row_scale, col_scale, width, shrink, gain, rows, first, out):
+    """out[i, c] = gain * row_scale * col_scale[c] * (q - sign(q) * shrink), q = u - 2^(b - 1)."""
+    half = np.float32(1 << (width - 1))
+    cols, row_bytes = out.shape[1], value.shape[1]
+    for i in numba.prange(out.shape[0]):
+        row = first + i
+        if rows is not None:
+            row = rows[i]
+        for run in range(cols // RUN):
+            unpack_run(
+                value, row * row_bytes + run * 4 * width, width, _ONE, -half, out, i * cols + run * RUN
+            )
+        s = gain * widen(row_scale[row])
+        line = out[i]
+        for c in range(cols):
+            q = line[c]
+            nearer = shrink if q > _ZERO else -shrink
+            nearer = nearer if q != _ZERO else _ZERO
+            line[c] = s * widen(col_scale[c]) * (q - nearer)
 
 
 @cpu_inline
@@ -122,6 +144,12 @@ def expand(weight: RBEBlocks, rows: Any, first: int, out: Any, ws: Workspace) ->
     codes, gain = weight.codes, np.float32(weight.gain)
     if isinstance(codes, DenseCodes):
         _dense_rows(codes.value, bits(codes.scale), codes.bits, codes.group, gain, rows, first, out)
+        return
+    if isinstance(codes, GridCodes):
+        _grid_rows(
+            codes.value, bits(codes.row_scale), bits(codes.col_scale), codes.bits, np.float32(codes.shrink),
+            gain, rows, first, out,
+        )  # fmt: skip
         return
     assert isinstance(codes, SparseCodes)
     kind = _INDEX_KIND[codes.index_kind]

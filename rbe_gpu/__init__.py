@@ -18,7 +18,7 @@ from typing import Any as _Any
 if not (_Path(__file__).parent / "cpu_fallback").is_dir():
     __path__.append(str(_Path(__file__).parent.parent))
 
-from .blocks import DenseCodes, ErrorReport, RBEMatrix, RBEVectors, SparseCodes, error_report
+from .blocks import DenseCodes, ErrorReport, GridCodes, RBEMatrix, RBEVectors, SparseCodes, error_report
 from .cache import PanelCache
 from .container import FormatError, load_file, save_file
 from .encode import GRADES, compress
@@ -70,6 +70,7 @@ __all__ = [
     "DenseCodes",
     "ErrorReport",
     "FormatError",
+    "GridCodes",
     "PanelCache",
     "RBEAttention",
     "RBEDropout",

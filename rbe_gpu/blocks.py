@@ -7,13 +7,14 @@ A weight W of `rows x cols` is, block by block,
 with S the synthesis matrix of the transform, C the coefficient matrix (the size of W, edges padded with
 zeros to whole blocks), Phi_k the basis functions and p_k the basis parameters of a block. `RBEMatrix` uses
 B x B blocks; `RBEVectors` uses runs of B values of one row (S_r is the identity), so that any single row
-can be decoded by itself. C is stored as `DenseCodes` (every coefficient, low-bit) or `SparseCodes` (some
-positions kept). `FORMAT.md` has the byte layout.
+can be decoded by itself. C is stored as `DenseCodes` (every coefficient, low-bit), `SparseCodes` (some
+positions kept) or `GridCodes` (small integers, entropy-coded in a file). `FORMAT.md` has the byte layout.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any, ClassVar
 
@@ -27,6 +28,7 @@ Array = Any  # numpy.ndarray or cupy.ndarray
 GROUPS = (32, 64, 128)
 DENSE_BITS = tuple(range(2, packing.MAX_BITS + 1))
 SPARSE_BITS = tuple(range(1, 9))
+GRID_BITS = tuple(range(2, 9))
 INDEX_KINDS = ("full", "bitmap", "delta")
 MAX_GAP = 256  # delta index: two kept positions of a row, or the row's start, are at most this far apart
 
@@ -59,6 +61,11 @@ class DenseCodes:
     @property
     def arrays(self) -> dict[str, Array]:
         return {"value": self.value, "scale": self.scale}
+
+    @property
+    def resident_nbytes(self) -> int:
+        """Bytes in memory."""
+        return _total(self.arrays)
 
 
 @dataclass(frozen=True)
@@ -119,8 +126,69 @@ class SparseCodes:
         named = {"value": self.value, "scale": self.scale, "index": self.index, "count": self.count}
         return {k: v for k, v in named.items() if v is not None}
 
+    @property
+    def resident_nbytes(self) -> int:
+        """Bytes in memory: the arrays and `row_start`."""
+        return _total(self.arrays) + int(self.row_start.nbytes)
 
-Codes = DenseCodes | SparseCodes
+
+@dataclass(frozen=True)
+class GridCodes:
+    """Every coefficient as a small signed integer on a grid whose steps are row scale times column scale.
+
+    c[r, k] = row_scale[r] * col_scale[k] * (q - sign(q) * shrink), q = u[r, k] - 2**(bits - 1), u the code.
+    Coefficients are peaked, so within a step most lie nearer to zero; `shrink` moves the value there.
+
+    In memory the integers have `bits` bits each; in a file they are a `stream`, entropy-coded (see `entropy`).
+    Make them with `entropy.grid_codes`.
+
+    Attributes
+    ----------
+    bits : 2 to 8
+    shrink : float32 value, 0 <= shrink < 0.5
+    value : (rows_pad, cols_pad * bits / 8) uint8, packed (see `packing`)
+    row_scale : (rows_pad,) float16
+    col_scale : (cols_pad,) float16
+    stored : (bytes,) uint8, the stream that `value` was read from, a view of the file; None: made when needed
+    """
+
+    bits: int
+    shrink: float
+    value: Array
+    row_scale: Array
+    col_scale: Array
+    stored: Array | None = field(default=None, repr=False)
+    kind: ClassVar[str] = "grid"
+
+    @property
+    def name(self) -> str:
+        return f"grid-int{self.bits}"
+
+    @cached_property
+    def stream(self) -> NDArray[np.uint8]:
+        """The integers as a file holds them, (bytes,) uint8 on the host. Made once."""
+        if self.stored is not None:
+            return np.asarray(self.stored)
+        from . import entropy
+
+        value = self.value if isinstance(self.value, np.ndarray) else self.value.get()
+        return entropy.encode(entropy.integers(value, self.bits, self.col_scale.shape[0]))
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        return {"stream": self.stream, "row_scale": self.row_scale, "col_scale": self.col_scale}
+
+    @property
+    def resident_nbytes(self) -> int:
+        """Bytes in memory: packed integers and scales. (The stream of a loaded file stays in the file.)"""
+        return int(self.value.nbytes + self.row_scale.nbytes + self.col_scale.nbytes)
+
+
+Codes = DenseCodes | SparseCodes | GridCodes
+
+
+def _total(arrays: dict[str, Array]) -> int:
+    return int(sum(a.nbytes for a in arrays.values()))
 
 
 @dataclass(frozen=True)
@@ -166,7 +234,7 @@ class RBEBlocks:
     gain : a power of two that multiplies everything decoded, so that float16 scales hold any magnitude
     basis : basis parameters, float16, or None: (row blocks, column blocks, 8) for a matrix,
         (rows, column blocks, 5) for vectors
-    codes : DenseCodes or SparseCodes of the coefficient matrix
+    codes : DenseCodes, SparseCodes or GridCodes of the coefficient matrix
     """
 
     shape: tuple[int, ...]
@@ -220,7 +288,12 @@ class RBEBlocks:
     @property
     def nbytes(self) -> int:
         """All bytes stored: values, positions, scales, basis parameters and padding."""
-        return int(sum(a.nbytes for a in self.arrays.values()))
+        return _total(self.arrays)
+
+    @property
+    def resident_nbytes(self) -> int:
+        """Bytes in memory: more than `nbytes` where a file is entropy-coded, or something is derived."""
+        return self.codes.resident_nbytes + (0 if self.basis is None else int(self.basis.nbytes))
 
     @property
     def dense_nbytes(self) -> int:

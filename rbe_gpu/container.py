@@ -23,14 +23,16 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import packing, transforms
+from . import entropy, packing, transforms
 from .blocks import (
     DENSE_BITS,
+    GRID_BITS,
     GROUPS,
     INDEX_KINDS,
     SPARSE_BITS,
     Codes,
     DenseCodes,
+    GridCodes,
     RBEBlocks,
     RBEMatrix,
     RBEVectors,
@@ -70,7 +72,9 @@ FORMAT_VERSION = 1
 METADATA_KEY = "rbe"
 MAX_DECODED_BYTES = 64 << 30
 
-ARRAYS = ("basis", "value", "scale", "index", "count")  # the arrays of a compressed tensor
+# the arrays of a compressed tensor
+ARRAYS = ("basis", "value", "scale", "index", "count", "stream", "row_scale", "col_scale")
+_FINITE = ("basis", "scale", "row_scale", "col_scale")
 _KINDS: dict[str, tuple[type[RBEBlocks], int]] = {"matrix": (RBEMatrix, 8), "vectors": (RBEVectors, 5)}
 _CHUNK = 1 << 22  # bytes or elements looked at in one step
 
@@ -84,6 +88,8 @@ def description(value: RBEBlocks) -> dict[str, Any]:
     stored: dict[str, Any]
     if isinstance(codes, DenseCodes):
         stored = {"kind": "dense", "bits": int(codes.bits), "group": int(codes.group)}
+    elif isinstance(codes, GridCodes):
+        stored = {"kind": "grid", "bits": int(codes.bits), "shrink": float(codes.shrink)}
     else:
         stored = {
             "kind": "sparse",
@@ -152,7 +158,7 @@ def _sizes(kind: str, shape: Any, block: int, fail: Fail) -> tuple[tuple[int, ..
     return shape, _Sizes(row_blocks * row_block, col_blocks * block, row_blocks, col_blocks)
 
 
-Take = Callable[[str, tuple[str, ...], tuple[int, ...]], Any]
+Take = Callable[[str, tuple[str, ...], tuple[int, ...] | None], Any]  # None: one axis of any length
 
 
 def _dense_codes(stored: Any, sizes: _Sizes, take: Take, fail: Fail) -> DenseCodes:
@@ -210,6 +216,22 @@ def _sparse_codes(stored: Any, sizes: _Sizes, take: Take, fail: Fail) -> SparseC
     return SparseCodes(value_kind, index_kind, group, value, scale, index, count, dead_zone, row_start)
 
 
+def _grid_codes(stored: Any, sizes: _Sizes, take: Take, fail: Fail) -> GridCodes:
+    _, bits, shrink = json_fields(stored, ("kind", "bits", "shrink"), "codes", fail)
+    bits = json_choice(bits, GRID_BITS, "bits", fail)
+    shrink = json_number(shrink, "shrink", fail)
+    if not (0.0 <= shrink < 0.5 and float(np.float32(shrink)) == shrink):
+        fail(f"shrink={shrink} is not a float32 of 0 or more and less than 0.5")
+    row_scale = take("row_scale", ("F16",), (sizes.rows_pad,))
+    col_scale = take("col_scale", ("F16",), (sizes.cols_pad,))
+    stream = take("stream", ("U8",), None)
+    try:
+        value = entropy.decode(stream, sizes.rows_pad, sizes.cols_pad, bits)
+    except entropy.StreamError as error:
+        fail(f"stream: {error}")
+    return GridCodes(bits, shrink, value, row_scale, col_scale, stream)
+
+
 def _decoded_bytes(stored: Any, fail: Fail) -> int:
     """float32 bytes of a described tensor, padding included, from its description alone."""
     names = ("kind", "shape", "block", "transform", "gain", "basis", "codes")
@@ -233,19 +255,20 @@ def _blocks(stored: dict[str, Any], arrays: Mapping[str, NDArray[Any]], fail: Fa
     if type(stored["basis"]) is not bool:
         fail("basis is not true or false")
     codes_kind = stored["codes"].get("kind") if type(stored["codes"]) is dict else None
-    json_choice(codes_kind, ("dense", "sparse"), "the kind of codes", fail)
+    json_choice(codes_kind, ("dense", "sparse", "grid"), "the kind of codes", fail)
     taken = set()
 
-    def take(name: str, dtypes: tuple[str, ...], expected: tuple[int, ...]) -> NDArray[Any]:
+    def take(name: str, dtypes: tuple[str, ...], expected: tuple[int, ...] | None) -> NDArray[Any]:
         taken.add(name)
         if name not in arrays:
             fail(f"the array {quoted(name)} is missing")
         a = arrays[name]
         if DTYPE_NAMES.get(a.dtype) not in dtypes:
             fail(f"{name} is {DTYPE_NAMES.get(a.dtype, a.dtype)}, expected {' or '.join(dtypes)}")
+        expected = (a.size,) if expected is None else expected
         if a.shape != expected:
             fail(f"{name} has shape {list(a.shape)}, expected {list(expected)}")
-        if name in ("scale", "basis") and not _all_finite(a):
+        if name in _FINITE and not _all_finite(a):
             fail(f"{name} holds NaN or Inf")
         return a
 
@@ -256,6 +279,8 @@ def _blocks(stored: dict[str, Any], arrays: Mapping[str, NDArray[Any]], fail: Fa
     codes: Codes
     if codes_kind == "dense":
         codes = _dense_codes(stored["codes"], sizes, take, fail)
+    elif codes_kind == "grid":
+        codes = _grid_codes(stored["codes"], sizes, take, fail)
     else:
         codes = _sparse_codes(stored["codes"], sizes, take, fail)
     for name in arrays:
@@ -346,7 +371,7 @@ def _open(path: str | os.PathLike[str], max_decoded_bytes: int) -> _Opened:
 def load_file(
     path: str | os.PathLike[str], *, max_decoded_bytes: int = MAX_DECODED_BYTES
 ) -> tuple[dict[str, RBEBlocks | NDArray[Any]], dict[str, Any]]:
-    """Open a file: its tensors, as views of the mapped file, and its config.
+    """Open a file: its tensors, as views of the mapped file (grid codes: unpacked from it), and its config.
 
     Parameters
     ----------
@@ -549,7 +574,11 @@ class Writer:
         if isinstance(value, RBEBlocks):
             parts = {part: _host(a, f"{name}.{part}") for part, a in value.arrays.items()}
             stored = description(value)
-            _blocks(stored, parts, fail)
+            read = _blocks(stored, parts, fail)
+            if isinstance(value.codes, GridCodes):
+                held = _host(value.codes.value, f"{name}.value")
+                if not np.array_equal(read.codes.value, held):
+                    fail("the stream and the value of its codes differ; make them with entropy.grid_codes")
             arrays = {f"{name}.{part}": a for part, a in parts.items()}
         else:
             arrays = {name: _host(value, name)}

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import packing, transforms
-from .blocks import DenseCodes, RBEBlocks, RBEMatrix, SparseCodes
+from .blocks import DenseCodes, GridCodes, RBEBlocks, RBEMatrix, SparseCodes
 
 F64 = NDArray[np.float64]
 
@@ -29,6 +29,10 @@ def coefficients(weight: RBEBlocks) -> F64:
         u = packing.unpack(codes.value, codes.bits, cols).astype(np.float64)
         scale = np.repeat(codes.scale.astype(np.float64), codes.group, axis=1)[:, :cols]
         return np.asarray(scale * (u - (2**codes.bits - 1) / 2))
+    if isinstance(codes, GridCodes):
+        q = packing.unpack(codes.value, codes.bits, cols).astype(np.float64) - 2 ** (codes.bits - 1)
+        step = np.outer(codes.row_scale.astype(np.float64), codes.col_scale.astype(np.float64))
+        return np.asarray(step * (q - np.sign(q) * codes.shrink))
     c = np.zeros((rows, cols))
     values = sparse_values(codes)
     for row in range(rows):

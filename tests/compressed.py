@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 import rbe_gpu as rbe
+from rbe_gpu import reference
+from rbe_gpu.entropy import grid_codes
 
 from . import real
 
-#: name -> (shape to cut from a real weight, arguments of compress)
+#: name -> (shape to cut from a real weight, arguments of compress, or of `gridded`)
 FORMS: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
     "dct int2 b64": ((130, 200), {"codes": "dense-int2"}),
     "dct int3 b32 basis": ((96, 384), {"codes": "dense-int3", "block": 32, "basis": True}),
@@ -36,6 +39,13 @@ FORMS: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
     "vectors int3 delta none": (
         (100, 384), {"kept": 0.04, "codes": "sparse-int3", "kind": "vectors", "transform": "none"}
     ),
+    "grid int2 b32": ((96, 384), {"grid": 2, "block": 32}),
+    "grid int3 none": ((33, 65), {"grid": 3, "transform": "none"}),
+    "grid int4 dwt basis": ((130, 200), {"grid": 4, "transform": "dwt", "basis": True}),
+    "grid int5 b128": ((384, 1536), {"grid": 5, "block": 128}),
+    "grid int8 no shrink": ((70, 384), {"grid": 8, "shrink": 0.0}),
+    "grid vectors int4": ((300, 384), {"grid": 4, "kind": "vectors"}),
+    "grid vectors int6 b32 basis": ((65, 100), {"grid": 6, "kind": "vectors", "block": 32, "basis": True}),
 }  # fmt: skip
 
 
@@ -51,7 +61,23 @@ def original(form: str) -> np.ndarray:
 
 @cache
 def compressed(form: str) -> rbe.RBEMatrix | rbe.RBEVectors:
-    return rbe.compress(original(form), **FORMS[form][1])
+    arguments = FORMS[form][1]
+    return (gridded if "grid" in arguments else rbe.compress)(original(form), **arguments)
+
+
+def gridded(
+    w: np.ndarray, grid: int, shrink: float = 0.1, **arguments: Any
+) -> rbe.RBEMatrix | rbe.RBEVectors:
+    """A weight rounded to a grid of `grid` bits: row steps follow the rows' spread, column steps their top."""
+    m = rbe.compress(w, codes="dense-int12", **{"basis": False, **arguments})
+    c = reference.coefficients(m)
+    spread = c.std(axis=1)
+    row = np.where(spread > 0, np.sqrt(spread / max(spread.mean(), 1e-30)), 1).astype(np.float16)
+    top = 2 ** (grid - 1) - 1
+    column = (np.abs(c / row[:, None].astype(np.float64)).max(axis=0) / top).astype(np.float16)
+    step = np.outer(row.astype(np.float64), column.astype(np.float64))
+    q = np.clip(np.rint(np.divide(c, step, out=np.zeros_like(c), where=step > 0)), -top, top)
+    return replace(m, codes=grid_codes(q.astype(np.int64), row, column, shrink))
 
 
 def relative(y: np.ndarray, reference: np.ndarray) -> float:

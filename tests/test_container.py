@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
 import os
 import struct
 import subprocess
@@ -16,11 +18,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import zstandard
 from safetensors import safe_open
 
 from rbe_gpu import DenseCodes, RBEMatrix, RBEVectors, SparseCodes, compress, packing, reference
+from rbe_gpu.blocks import GridCodes
 from rbe_gpu.container import FormatError, Writer, describe, load_file, save_file
 from tests import real
+from tests.compressed import gridded
 
 NAME = "encoder.layer.2.attention.self.key.weight"
 WORDS = "embeddings.word_embeddings.weight"
@@ -52,11 +57,15 @@ ENCODINGS: dict[str, dict[str, Any]] = {
         "basis": True,
         "transform": "dwt",
     },
+    **{f"grid-int{b}": {"grid": b} for b in range(2, 9)},
+    "grid-basis": {"grid": 4, "basis": True, "block": 32, "transform": "dwt-bior3.1"},
+    "grid-vectors": {"grid": 5, "kind": "vectors", "block": 128, "shrink": 0.0},
 }
 
 
 def encoded(case: str) -> Any:
-    return compress(small(), **{"basis": False, **ENCODINGS[case]})
+    make = gridded if "grid" in ENCODINGS[case] else compress
+    return make(small(), **{"basis": False, **ENCODINGS[case]})
 
 
 def same(a: Any, b: Any) -> None:
@@ -74,15 +83,16 @@ def same(a: Any, b: Any) -> None:
     assert a.arrays.keys() == b.arrays.keys()
     for name in a.arrays:
         same(a.arrays[name], b.arrays[name])
-    plain = (
-        ("bits", "group")
-        if isinstance(a.codes, DenseCodes)
-        else ("value_kind", "index_kind", "group", "dead_zone")
-    )
-    for name in plain:
+    plain = {
+        DenseCodes: ("bits", "group"),
+        GridCodes: ("bits", "shrink"),
+        SparseCodes: ("value_kind", "index_kind", "group", "dead_zone"),
+    }
+    for name in plain[type(a.codes)]:
         assert getattr(a.codes, name) == getattr(b.codes, name)
     if isinstance(a.codes, SparseCodes):
         same(a.codes.row_start, b.codes.row_start)
+    same(a.codes.value, b.codes.value)
 
 
 # --- round trips --------------------------------------------------------------------------------------
@@ -250,7 +260,7 @@ class SecondReader:
         tall = size if matrix else 1
         rows_pad, cols_pad = (rows + tall - 1) // tall * tall, (cols + size - 1) // size * size
         codes = t["codes"]
-        read = self.dense if codes["kind"] == "dense" else self.sparse
+        read = {"dense": self.dense, "sparse": self.sparse, "grid": self.grid}[codes["kind"]]
         c = read(name, codes, rows_pad, cols_pad)
         s = synthesis(t["transform"], size)
         w = np.zeros((rows_pad, cols_pad))
@@ -308,6 +318,55 @@ class SecondReader:
                 e += 1
         assert e == entries
         return c
+
+    def grid(self, name: str, codes: dict[str, Any], rows_pad: int, cols_pad: int) -> np.ndarray:
+        frame = list(zstandard.ZstdDecompressor().decompress(self.array(name + ".stream").tobytes()))
+        classes, at = frame[:cols_pad], cols_pad
+        filled: list[tuple[list[int], list[Any]]] = []  # the columns of a class, its tuples
+        escaped = []
+        for g in sorted(set(classes)):
+            n = g % 8 + 1
+            columns = [c for c in range(cols_pad) if classes[c] == g]
+            count = (len(columns) * rows_pad + n - 1) // n
+            table = [*tuples(n), None]
+            filled.append((columns, [table[byte] for byte in frame[at : at + count]]))
+            escaped += [(filled[-1][1], k, n) for k in range(count) if filled[-1][1][k] is None]
+            at += count
+        for run, k, n in escaped:
+            run[k] = tuple(byte - 128 for byte in frame[at : at + n])
+            at += n
+        assert at == len(frame)
+        c = np.zeros((rows_pad, cols_pad))
+        row_scale, col_scale = self.array(name + ".row_scale"), self.array(name + ".col_scale")
+        half = 2 ** (codes["bits"] - 1)
+        for columns, run in filled:
+            integers = iter([q for group in run for q in group])
+            for col in columns:
+                for r in range(rows_pad):
+                    q = next(integers)
+                    assert -half <= q < half
+                    sign = (q > 0) - (q < 0)
+                    c[r, col] = float(row_scale[r]) * float(col_scale[col]) * (q - sign * codes["shrink"])
+        return c
+
+
+@functools.cache
+def tuples(n: int) -> list[tuple[int, ...]]:
+    """By growing shells of equal sums of squares, so that no bound on the integers is assumed."""
+    found: list[tuple[int, ...]] = []
+    squares = 0
+    while len(found) < 255:
+        found += sorted(shell(n, squares))
+        squares += 1
+    return found[:255]
+
+
+def shell(n: int, squares: int) -> list[tuple[int, ...]]:
+    """The n-tuples of integers whose squares add up to this."""
+    if n == 0:
+        return [()] if squares == 0 else []
+    reach = math.isqrt(squares)
+    return [(x, *rest) for x in range(-reach, reach + 1) for rest in shell(n - 1, squares - x * x)]
 
 
 def unpack(packed: np.ndarray, bits: int) -> list[int]:
@@ -402,6 +461,22 @@ def test_one_vector_agrees_too(tmp_path: Path) -> None:
 # --- golden bytes -------------------------------------------------------------------------------------
 
 
+def raw_frame(*parts: np.ndarray) -> np.ndarray:
+    """A zstd frame of one block that is stored as it stands: these bytes depend on no version of zstd."""
+    content = np.concatenate(parts).tobytes()
+    head = struct.pack("<IBH", 0xFD2FB528, 0x60, len(content) - 256)  # one segment, its size in 2 bytes
+    block = (len(content) << 3 | 1).to_bytes(3, "little")  # the last one, raw
+    return np.frombuffer(head + block + content, np.uint8)
+
+
+def grid_bytes(q: np.ndarray) -> np.ndarray:
+    """All columns in class 0, a byte for each integer: 0, -1, 1, -2, 2, ..., and -16 spelt out."""
+    flat = q.T.reshape(-1).astype(int)
+    ranks = np.where(flat > 0, 2 * flat, np.where(flat < 0, -2 * flat - 1, 0))
+    ranks[flat == -16] = 255
+    return np.concatenate([ranks, np.full((flat == -16).sum(), 128 - 16)]).astype(np.uint8)
+
+
 def golden_tensors() -> dict[str, Any]:
     """Codes made here, by exact arithmetic, so that a better encoder does not change these bytes."""
     w = np.ascontiguousarray(real.weight(NAME)[:32, :64])
@@ -422,18 +497,24 @@ def golden_tensors() -> dict[str, Any]:
     bitmap = SparseCodes(
         "int3", "bitmap", 32, bits, groups, np.packbits(keep, axis=1, bitorder="little"), None, 0.0625, start
     )
+    q = np.clip(np.rint(w * 64), -16, 15).astype(np.int8)
+    grid = GridCodes(
+        5, 0.0625, packing.pack((q + 16).astype(np.uint8), 5), np.ones(32, np.float16),
+        np.full(64, 0.015625, np.float16), raw_frame(np.zeros(64, np.uint8), grid_bytes(q)),
+    )  # fmt: skip
     basis = np.ascontiguousarray(w[:32, :10].reshape(32, 2, 5)).astype(np.float16)
     return {
         "layer.a": RBEMatrix((32, 64), 32, "none", 1.0, None, dense),
         "layer.b": RBEMatrix((30, 61), 32, "dct", 0.5, None, delta),
         "layer.c": RBEVectors((32, 64), 32, "dwt-db2", 2.0, basis, bitmap),
+        "layer.g": RBEMatrix((32, 61), 32, "none", 1.0, None, grid),
         "layer.bias": w[0],
         "layer.half": w[1].astype(ml_dtypes.bfloat16),
     }
 
 
-GOLDEN_SHA256 = "1f5d3cb33a9798cd23cc602b006f4f722ce176ab1d6a797f22417ed46bbe71ef"
-GOLDEN_START = 'X\x06\x00\x00\x00\x00\x00\x00{"__metadata__":{"rbe":"{\\"config\\":{\\"m'
+GOLDEN_SHA256 = "1473e7eefc4542a6365c3c4e4cdab336d253e70c2b32333d8723be0412e965a7"
+GOLDEN_START = '\xe8\x07\x00\x00\x00\x00\x00\x00{"__metadata__":{"rbe":"{\\"config\\":{\\"m'
 
 
 def test_golden_bytes(tmp_path: Path) -> None:

@@ -20,12 +20,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 
 from rbe_gpu import compress, reference
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.container import FormatError, describe, load_file, save_file
 from rbe_gpu.mapped import MappedFile
 from rbe_gpu.models.load import load
+from tests.compressed import gridded
 from tests.test_container import encoded, golden_tensors, small
 
 CAP = 1 << 22  # bytes that a damaged file may claim to decode to: the tests decode what loads
@@ -33,9 +35,10 @@ CAP = 1 << 22  # bytes that a damaged file may claim to decode to: the tests dec
 
 def valid_tensors() -> dict[str, Any]:
     return {
-        **golden_tensors(),  # dense-int4, delta f16, bitmap int3 with a basis, float32, bfloat16
+        **golden_tensors(),  # dense-int4, delta f16, bitmap int3 with a basis, grid, float32, bfloat16
         "layer.d": encoded("sparse-int4-delta"),
         "layer.e": compress(small(32, 32), codes="sparse-int5", block=32, basis=False),  # a full index
+        "layer.h": gridded(small(32, 40), 4, block=32),
         "layer.mask": np.array([True, False, True]),
     }
 
@@ -72,6 +75,16 @@ class Parts:
         ]
         begin, _ = entry["data_offsets"]
         return np.frombuffer(self.payload, dtype, prod(entry["shape"]), begin).reshape(entry["shape"])
+
+    def replace(self, name: str, raw: bytes) -> None:
+        """Other bytes for an array, of any number; what follows it in the payload moves."""
+        begin, end = self.header[name]["data_offsets"]
+        self.payload[begin:end] = raw
+        self.header[name]["shape"] = [len(raw)]
+        self.header[name]["data_offsets"][1] = begin + len(raw)
+        for other, entry in self.header.items():
+            if other not in ("__metadata__", name) and entry["data_offsets"][0] >= end:
+                entry["data_offsets"] = [n + begin + len(raw) - end for n in entry["data_offsets"]]
 
     def join(self) -> bytes:
         self.header["__metadata__"]["rbe"] = json.dumps(self.description)
@@ -298,12 +311,16 @@ def test_every_field_with_every_value(attack: Callable[..., Any], part: str) -> 
         if part == "header":
             assert path == ("layer.mask", "dtype"), new  # a BOOL as U8 or I8
         elif path[0] == "tensors":
-            free = ("gain", "dead_zone", "transform", "kind", "group", "shape")
+            free = ["gain", "dead_zone", "transform", "kind", "group", "shape", "shrink"]
+            if path[1] in ("layer.g", "layer.h"):
+                free.append("bits")  # more than the integers need
             assert path[-1] in free or path[-2] == "shape", (path, new)
         else:
             assert path[0] == "config", (path, new)
     if part == "description":
-        assert {path[-1] for path, _ in loaded} >= {"gain", "dead_zone", "transform", "model_type"}
+        assert {path[-1] for path, _ in loaded} >= {
+            "gain", "dead_zone", "transform", "model_type", "shrink", "bits"
+        }  # fmt: skip
 
 
 def test_every_field_missing_or_more(attack: Callable[..., Any]) -> None:
@@ -358,6 +375,9 @@ for _name, _bits in NOT_FINITE.items():
         "layer.c.basis",
         "layer.d.scale",
         "layer.e.scale",
+        "layer.g.row_scale",
+        "layer.g.col_scale",
+        "layer.h.row_scale",
     ):
         for _at in (0, -1):
 
@@ -612,6 +632,143 @@ def _(p: Parts) -> str:
     return 'array "zero": shape [0, 140737488355328, 140737488355328] is too large'
 
 
+# the stream of layer.g is one raw block: 10 bytes before its content, 64 class bytes, a byte for each integer
+_CLASSES, _CODES = 10, 74
+
+
+@rule("shrink of one half")
+def _(p: Parts) -> str:
+    p.tensors["layer.g"]["codes"]["shrink"] = 0.5
+    return 'tensor "layer.g": shrink=0.5 is not a float32 of 0 or more and less than 0.5'
+
+
+@rule("shrink negative")
+def _(p: Parts) -> str:
+    p.tensors["layer.g"]["codes"]["shrink"] = -0.25
+    return "shrink=-0.25 is not a float32"
+
+
+@rule("shrink between two float32 values")
+def _(p: Parts) -> str:
+    p.tensors["layer.g"]["codes"]["shrink"] = 0.1
+    return "shrink=0.1 is not a float32"
+
+
+@rule("fewer bits than the integers have")
+def _(p: Parts) -> str:
+    p.tensors["layer.g"]["codes"]["bits"] = 4
+    return 'tensor "layer.g": stream: integers from -16 to 15 are not of 4 bits'
+
+
+@rule("an integer beyond the bits")
+def _(p: Parts) -> str:
+    p.array("layer.g.stream")[_CODES] = 32
+    return 'tensor "layer.g": stream: integers from -16 to 16 are not of 5 bits'
+
+
+@rule("an integer spelt out beyond the bits")
+def _(p: Parts) -> str:
+    p.array("layer.g.stream")[-1] = 255
+    return 'tensor "layer.g": stream: integers from -16 to 127 are not of 5 bits'
+
+
+@rule("a tuple spelt out that is not there")
+def _(p: Parts) -> str:
+    p.array("layer.g.stream")[_CODES] = 255
+    return 'tensor "layer.g": stream: 2118 bytes are too few for the integers spelt out'
+
+
+@rule("an integer spelt out that nobody asks for")
+def _(p: Parts) -> str:
+    codes = p.array("layer.g.stream")[_CODES:]
+    codes[np.flatnonzero(codes == 255)[0]] = 31
+    return 'tensor "layer.g": stream: 1 bytes follow the integers spelt out'
+
+
+@rule("a column in a class that takes less")
+def _(p: Parts) -> str:
+    p.array("layer.g.stream")[_CLASSES] = 7
+    return 'tensor "layer.g": stream: '
+
+
+@rule("all columns in a class that takes less")
+def _(p: Parts) -> str:
+    p.array("layer.g.stream")[_CLASSES:_CODES] = 255
+    return "bytes follow the integers spelt out"
+
+
+@rule("a content size that is not the block's")
+def _(p: Parts) -> str:
+    p.array("layer.g.stream")[5] += 1
+    return 'tensor "layer.g": stream: not one zstd frame'
+
+
+@rule("not a zstd frame")
+def _(p: Parts) -> str:
+    p.array("layer.g.stream")[0] ^= 1
+    return 'tensor "layer.g": stream: not one zstd frame'
+
+
+@rule("a table that is no Huffman table")
+def _(p: Parts) -> str:
+    p.array("layer.h.stream")[12:60] = 255
+    return 'tensor "layer.h": stream: not one zstd frame'
+
+
+def _stream(name: str, make: Callable[[bytes, bytes], bytes], expected: str) -> None:
+    """A rule that puts other bytes in place of a stream: `make(stream, content)`."""
+
+    def damage(p: Parts) -> str:
+        frame = p.array("layer.g.stream").tobytes()
+        p.replace("layer.g.stream", make(frame, frame[_CLASSES:]))
+        return f'tensor "layer.g": stream: {expected}'
+
+    RULES[name] = damage
+
+
+def _frame(content: bytes, size: int | None = None, dictionary: int = 0) -> bytes:
+    """A frame of raw and repeating blocks, claiming 8 bytes of content size (or another one)."""
+    head = struct.pack("<IB", 0xFD2FB528, 0xE0 | (1 if dictionary else 0))
+    head += bytes([dictionary] if dictionary else [])
+    head += struct.pack("<Q", len(content) if size is None else size)
+    blocks = b""
+    for start in range(0, len(content), 65536):
+        part = content[start : start + 65536]
+        last = start + 65536 >= len(content)
+        same = part == part[:1] * len(part)
+        kind = len(part) << 3 | (2 if same else 0) | last
+        blocks += kind.to_bytes(3, "little") + (part[:1] if same else part)
+    return head + blocks
+
+
+_SKIPPABLE = struct.pack("<II", 0x184D2A50, 4) + b"skip"
+_stream("a stream of nothing", lambda f, c: b"", "not one zstd frame")
+_stream("a stream of its magic alone", lambda f, c: f[:4], "not one zstd frame")
+_stream("a stream cut short", lambda f, c: f[:-1], "not one zstd frame")
+_stream("a byte behind the frame", lambda f, c: f + b"\0", "not one zstd frame")
+_stream("two frames", lambda f, c: f + f, "not one zstd frame")
+_stream("a skippable frame behind", lambda f, c: f + _SKIPPABLE, "not one zstd frame")
+_stream("a skippable frame before", lambda f, c: _SKIPPABLE + f, "not one zstd frame")
+_stream("a skippable frame alone", lambda f, c: _SKIPPABLE, "not one zstd frame")
+_stream("a dictionary", lambda f, c: _frame(c, dictionary=7), "not one zstd frame")
+_stream("no content", lambda f, c: _frame(b"", 0), "the frame holds 0 bytes")
+_stream("a class byte missing", lambda f, c: _frame(c[:63]), "63 bytes are too few for the classes of 64")
+_stream("classes alone", lambda f, c: _frame(c[:64]), "64 bytes, but the classes take 2112")
+_stream("a byte of content more", lambda f, c: _frame(c + b"\0"), "1 bytes follow the integers")
+_stream(
+    "more content than any", lambda f, c: _frame(c + bytes(65536)), "the frame holds 67654 bytes, expected"
+)
+_stream("a size of 2**63", lambda f, c: _frame(c, 2**63), "the frame holds 9223372036854775808 bytes")
+_stream("a size of 2**64 - 1", lambda f, c: _frame(c, 2**64 - 1), "the frame ")
+_stream("a size of 2**64 - 2", lambda f, c: _frame(c, 2**64 - 2), "the frame ")
+_stream(
+    "no size",
+    lambda f, c: zstandard.ZstdCompressor(write_content_size=False).compress(c),
+    "the frame does not give its size",
+)
+_stream("a wrong checksum", lambda f, c: f[:4] + bytes([f[4] | 4]) + f[5:] + b"1234", "not one zstd frame")
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_rule(attack: Callable[..., Any], name: str) -> None:
     parts = Parts()
@@ -628,6 +785,31 @@ def test_float32_values_must_be_finite(attack: Callable[..., Any], tmp_path: Pat
     for bits in (0x7F800000, 0xFFC00000):
         raw[entry.stop - 4 : entry.stop] = struct.pack("<I", bits)
         assert 'tensor "w": value holds NaN or Inf' in attack(bytes(raw))
+
+
+def test_a_stream_in_another_form_of_frame(attack: Callable[..., Any]) -> None:
+    """Whatever the blocks: repeating ones, a checksum, another level."""
+    for make in (
+        _frame,
+        zstandard.ZstdCompressor(level=19).compress,
+        zstandard.ZstdCompressor(write_checksum=True).compress,
+    ):
+        parts = Parts()
+        parts.replace("layer.g.stream", make(parts.array("layer.g.stream").tobytes()[_CLASSES:]))
+        assert attack(parts.join()) is None
+
+
+def test_a_stream_that_unpacks_a_thousandfold(attack: Callable[..., Any]) -> None:
+    """A few bytes may stand for many zeros, but not for more than the cap lets the tensor decode to."""
+    parts = Parts()
+    columns = CAP // 4 // 32
+    parts.tensors["layer.g"]["shape"] = [32, columns]
+    parts.replace("layer.g.stream", _frame(bytes(columns) + bytes(32 * columns)))
+    parts.replace("layer.g.col_scale", np.zeros(columns, np.float16).tobytes())
+    parts.header["layer.g.col_scale"]["shape"] = [columns]
+    raw = parts.join()
+    assert attack(raw, 2 * CAP) is None
+    assert "decodes to more than the limit" in attack(raw, CAP - 1)
 
 
 def test_a_billion_tensors_are_not_made(attack: Callable[..., Any]) -> None:

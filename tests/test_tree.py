@@ -24,6 +24,7 @@ PACKAGE = {
     "transforms": "synthesis matrices",
     "packing": "b-bit codes in bytes",
     "encode": "dense -> blocks",
+    "entropy": "grid integers <-> streams",
     "coding": "coefficients -> stored codes",
     "plans": "the ways to store, what each costs, which suits a target",
     "calibrate": "what reaches each layer, for the encoder",

@@ -1,0 +1,367 @@
+"""Grid integers to the bytes of a stream and back: tuples of columns alike, one byte each, in one zstd frame.
+
+Columns of a grid (transform coefficients, scaled) differ in spread by a factor of 3 and more, so they are put
+into classes. A class is read column by column, n integers to a byte: the byte is the rank of the n-tuple in
+the order of rising sums of squares, which for peaked integers is nearly the order of falling probability. The
+255 first tuples have a byte of their own; the rest, some per cent, are spelt out at the end. n is 1 for
+integers of 4 bits of entropy and 8 for columns that are nearly all zero, so that a byte always carries 2 to 7
+bits and zstd's Huffman code stays within 2% of the entropy. `FORMAT.md`, section 3, has every byte.
+
+zstd (RFC 8878) has a well-kept library in every language and is in Python's standard library from 3.14 on.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from . import packing
+from .blocks import GRID_BITS, GridCodes
+
+LENGTHS = tuple(range(1, 9))  # integers of one byte
+ESCAPE = 255  # the byte of a tuple that has no rank
+LOWEST, HIGHEST = -128, 127
+
+_REACH = {1: 127, 2: 9, 3: 4, 4: 2, 5: 2, 6: 2, 7: 1, 8: 1}  # largest magnitude in the 255 first tuples
+_GROUPS = 24  # columns are joined into classes by groups: at most 25 * 24 / 2 joins are weighed
+_CHUNK = 1 << 20  # integers worked on at a time
+# Estimated cost in bits, for choosing classes: Huffman's loss per byte, a block with its code table, a symbol
+# of that table. Fitted to frames of MiniLM's weights at 1 to 4 bits.
+_LOSS, _TABLE, _SYMBOL, _SPELT = 0.03, 120.0, 3.5, 1.1
+
+
+class StreamError(ValueError):
+    """A stream that `FORMAT.md` does not allow."""
+
+
+@lru_cache(maxsize=8)
+def tuples(length: int) -> NDArray[np.int8]:
+    """The tuple of every rank, (255, length) int8: rising sums of squares, equal ones in lexicographic order."""
+    reach = _REACH[length]
+    every = np.array(list(product(range(-reach, reach + 1), repeat=length)), np.int8)
+    order = np.argsort((every.astype(np.int64) ** 2).sum(axis=1), kind="stable")
+    table: NDArray[np.int8] = every[order[:ESCAPE]]
+    table.flags.writeable = False
+    return table
+
+
+@lru_cache(maxsize=8)
+def _ranks(length: int) -> NDArray[np.uint8]:
+    """The inverse: rank by the digits of a tuple in base 2 * reach + 3; a digit at either end has none."""
+    base = 2 * _REACH[length] + 3
+    place = base ** np.arange(length)
+    ranks = np.full(base**length, ESCAPE, np.uint8)
+    ranks[(tuples(length).astype(np.int64) + _REACH[length] + 1) @ place] = np.arange(ESCAPE)
+    return ranks
+
+
+def _as_tuples(flat: NDArray[np.int8], length: int) -> NDArray[np.int8]:
+    """A run of integers, zeros at its end, as (tuples, length)."""
+    missing = -flat.size % length
+    if missing:
+        flat = np.concatenate([flat, np.zeros(missing, np.int8)])
+    return flat.reshape(-1, length)
+
+
+def _rank(parts: NDArray[np.int8], length: int) -> NDArray[np.uint8]:
+    """The byte of each tuple. parts (tuples, length) int8."""
+    reach, ranks = _REACH[length], _ranks(length)
+    base = 2 * reach + 3
+    out = np.empty(len(parts), np.uint8)
+    step = max(1, _CHUNK // length)
+    for start in range(0, len(parts), step):
+        part = np.clip(parts[start : start + step], -reach - 1, min(reach + 1, HIGHEST))
+        at = np.full(len(part), (reach + 1) * ((base**length - 1) // (base - 1)), np.int32)
+        for k in range(length):
+            at += part[:, k].astype(np.int32) * np.int32(base**k)
+        out[start : start + step] = ranks[at]
+    return out
+
+
+def _spelt(parts: NDArray[np.int8], ranks: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The integers of tuples without a rank, plus 128."""
+    return np.asarray(parts[ranks == ESCAPE].reshape(-1).view(np.uint8) ^ 0x80)
+
+
+# --- classes ------------------------------------------------------------------------------------------
+
+
+def _information(counts: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[np.float64]:
+    """total * log2(total) - sum_c c * log2(c), in bits; counts (..., 256), total (...)."""
+    return np.asarray(
+        total * np.log2(np.maximum(total, 1.0)) - (counts * np.log2(np.maximum(counts, 1.0))).sum(axis=-1)
+    )
+
+
+def _cost(counts: NDArray[np.float64], spelt: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Estimated bits of a class from how often each byte occurs, and each integer spelt out. (..., 256)."""
+    total, top = counts.sum(axis=-1), counts.max(axis=-1)
+    coded = _information(counts, total)
+    # a byte above one half takes a whole bit, however likely it is
+    pair = np.stack([top, total - top], axis=-1)
+    coded = np.where(2 * top > total, coded - _information(pair, total) + total, coded)
+    used = (counts > 0).sum(axis=-1)
+    coded = np.minimum(coded + _LOSS * total + _SYMBOL * used, 8.0 * total)
+    coded = np.where(used <= 1, 8.0, coded)  # one byte repeated
+    return np.asarray(
+        coded + _TABLE * (1 + np.floor(total / 131072)) + _information(spelt, spelt.sum(axis=-1)) * _SPELT
+    )
+
+
+def _classes(by_column: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """The class of every column: 8 * (its number among those of its length) + length - 1.
+
+    Columns in the order of their energy are cut into groups, and neighbouring groups are joined into classes
+    so that the estimated bits of all classes are fewest (dynamic programming over the cuts).
+    """
+    cols = len(by_column)
+    energy = np.array([float(np.dot(c, c)) for c in (column.astype(np.float64) for column in by_column)])
+    order = np.argsort(energy, kind="stable")
+    zeros = int((energy == 0).sum())
+    groups = [order[:zeros]] if zeros else []
+    groups += [g for g in np.array_split(order[zeros:], _GROUPS) if g.size]
+    count = len(groups)
+    width = np.array([g.size for g in groups])
+    best = np.full((count, count), np.inf)  # of the class that joins groups i to j
+    which = np.zeros((count, count), np.int64)
+    first, last = np.triu_indices(count)
+    sums = np.zeros((len(LENGTHS), 2, count + 1, 256))  # of bytes, of integers spelt out
+    for g, columns in enumerate(groups):
+        flat = by_column[columns].reshape(-1)
+        escaping = False
+        for k, length in enumerate(LENGTHS):
+            parts = _as_tuples(flat, length)
+            if escaping:  # too many, and no fewer where tuples are longer: as if all were
+                sums[k, 0, g + 1, ESCAPE] = len(parts)
+                sums[k, 1, g + 1] = np.bincount(flat.view(np.uint8) ^ 0x80, minlength=256)
+                continue
+            ranks = _rank(parts, length)
+            sums[k, 0, g + 1] = np.bincount(ranks, minlength=256)
+            sums[k, 1, g + 1] = np.bincount(_spelt(parts, ranks), minlength=256)
+            escaping = sums[k, 0, g + 1, ESCAPE] > len(parts) / 4
+    np.cumsum(sums, axis=2, out=sums)
+    for k, length in enumerate(LENGTHS):
+        cost = _cost(*(sums[k][:, last + 1] - sums[k][:, first]))
+        better = cost <= best[first, last]  # of equals the longest: zeros take an eighth of the bytes
+        best[first[better], last[better]] = cost[better]
+        which[first[better], last[better]] = length
+    ends = np.concatenate([[0], np.cumsum(width)])
+    joined = ends[last + 1] - ends[first]
+    best[first, last] += joined * np.log2(cols / joined)  # the class bytes themselves
+    reached = [0.0]
+    cut: list[int] = []
+    for j in range(count):
+        through = [reached[i] + best[i, j] for i in range(j + 1)]
+        cut.append(int(np.argmin(through)))
+        reached.append(min(through))
+    classes = np.zeros(cols, np.uint8)
+    numbers = dict.fromkeys(LENGTHS, 0)
+    j = count - 1
+    while j >= 0:
+        i = cut[j]
+        length = int(which[i, j])
+        for columns in groups[i : j + 1]:
+            classes[columns] = 8 * numbers[length] + length - 1
+        numbers[length] += 1
+        j = i - 1
+    return classes
+
+
+# --- the stream ---------------------------------------------------------------------------------------
+
+
+def _compressor() -> zstandard.ZstdCompressor:
+    """Huffman coding, and few matches: between codes a match is chance and mostly costs more than its bytes.
+
+    The optimal parser weighs each match against them; 64 hash entries leave it little but runs of one byte.
+    """
+    parameters = zstandard.ZstdCompressionParameters(
+        strategy=zstandard.STRATEGY_BTOPT,
+        window_log=20,
+        hash_log=6,
+        chain_log=6,
+        search_log=1,
+        min_match=6,
+        target_length=32,
+        write_content_size=True,
+        write_checksum=False,
+        write_dict_id=False,
+    )
+    return zstandard.ZstdCompressor(compression_params=parameters)
+
+
+def encode(q: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """The stream of a grid.
+
+    Parameters
+    ----------
+    q : (rows, cols) int8
+
+    Returns
+    -------
+    (bytes,) uint8. The same integers give the same bytes with the same version of zstd.
+    """
+    by_column = np.ascontiguousarray(q.T)
+    classes = _classes(by_column)
+    parts = [classes]
+    spelt = []
+    for c in np.unique(classes):
+        length = int(c) % 8 + 1
+        run = _as_tuples(by_column[classes == c].reshape(-1), length)
+        parts.append(_rank(run, length))
+        spelt.append(_spelt(run, parts[-1]))
+    parts.append(np.concatenate(spelt))
+    packer = _compressor().compressobj(size=sum(p.size for p in parts))
+    out = []
+    for part in parts:
+        out.append(packer.compress(part.data))
+        if part.size:  # a block, with a code table of its own, ends here
+            out.append(packer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+    out.append(packer.flush())
+    return np.frombuffer(b"".join(out), np.uint8)
+
+
+def _content(stream: NDArray[np.uint8], largest: int) -> NDArray[np.uint8]:
+    """What the frame holds, of a size that is known and checked before anything is decompressed."""
+    data = stream.data
+    if stream[:4].tobytes() != zstandard.FRAME_HEADER:  # skippable frames have other ones
+        raise StreamError("not one zstd frame (it does not start as one)")
+    try:
+        size = zstandard.get_frame_parameters(data).content_size
+        if size == zstandard.CONTENTSIZE_UNKNOWN:
+            raise StreamError("the frame does not give its size")
+        if not 0 < size <= largest:
+            raise StreamError(f"the frame holds {size} bytes, expected at most {largest}")
+        content = zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise StreamError(f"not one zstd frame ({' '.join(str(error).split())[:120]})") from None
+    except MemoryError:
+        raise StreamError("the frame does not fit into memory") from None
+    if len(content) != size:
+        raise StreamError(f"the frame holds {len(content)} bytes, its header says {size}")
+    return np.frombuffer(content, np.uint8)
+
+
+def decode(stream: NDArray[np.uint8], rows: int, cols: int, bits: int) -> NDArray[np.uint8]:
+    """The packed integers of a stream.
+
+    Parameters
+    ----------
+    stream : (bytes,) uint8, C-contiguous; from a file, that is, from anyone
+    rows, cols : of the grid; cols is a multiple of 32
+    bits : 2 to 8; the integers lie in -2^(bits-1) ... 2^(bits-1) - 1
+
+    Returns
+    -------
+    (rows, cols * bits / 8) uint8: u = q + 2^(bits-1), packed (see `packing`)
+
+    Raises
+    ------
+    StreamError
+        Anything that `FORMAT.md` does not allow.
+    """
+    content = _content(stream, cols + 2 * rows * cols + 8 * 256)
+    if content.size < cols:
+        raise StreamError(f"{content.size} bytes are too few for the classes of {cols} columns")
+    classes = content[:cols]
+    used, members = np.unique(classes, return_counts=True)
+    codes_of = [-(-int(m) * rows // (int(c) % 8 + 1)) for c, m in zip(used, members, strict=True)]
+    at, end = cols, cols + sum(codes_of)
+    if content.size < end:
+        raise StreamError(f"{content.size} bytes, but the classes take {end}")
+    by_column = np.empty((cols, rows), np.int8)
+    for c, codes in zip(used, codes_of, strict=True):
+        columns = np.flatnonzero(classes == c)
+        length = int(c) % 8 + 1
+        ranks = content[at : at + codes]
+        run = np.take(np.concatenate([tuples(length), np.zeros((1, length), np.int8)]), ranks, axis=0)
+        spelt = np.flatnonzero(ranks == ESCAPE)
+        if spelt.size:
+            raw = content[end : end + spelt.size * length]
+            if raw.size < spelt.size * length:
+                raise StreamError(f"{content.size} bytes are too few for the integers spelt out")
+            run[spelt] = (raw ^ np.uint8(0x80)).view(np.int8).reshape(-1, length)
+            end += raw.size
+        by_column[columns] = run.reshape(-1)[: columns.size * rows].reshape(columns.size, rows)
+        at += codes
+    if end != content.size:
+        raise StreamError(f"{content.size - end} bytes follow the integers spelt out")
+    half = 1 << (bits - 1)
+    low, high = int(by_column.min()), int(by_column.max())
+    if low < -half or high >= half:
+        raise StreamError(f"integers from {low} to {high} are not of {bits} bits")
+    return pack(by_column.T, bits)
+
+
+# --- the packed form ----------------------------------------------------------------------------------
+
+
+def pack(q: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
+    """u = q + 2^(bits-1), packed: q (rows, cols) int8 to (rows, bytes) uint8, a few rows at a time."""
+    value = np.empty((q.shape[0], packing.packed_bytes(q.shape[1], bits)), np.uint8)
+    step = max(1, _CHUNK // q.shape[1])
+    for start in range(0, len(q), step):
+        u = np.ascontiguousarray(q[start : start + step]).view(np.uint8) + np.uint8(1 << (bits - 1))
+        value[start : start + step] = packing.pack(u, bits)
+    return value
+
+
+def integers(value: NDArray[np.uint8], bits: int, cols: int) -> NDArray[np.int8]:
+    """The inverse of `pack`: (rows, bytes) uint8 to q (rows, cols) int8."""
+    q = np.empty((len(value), cols), np.int8)
+    step = max(1, _CHUNK // cols)
+    for start in range(0, len(value), step):
+        u = packing.unpack(value[start : start + step], bits, cols)
+        q[start : start + step] = u.astype(np.int16) - (1 << (bits - 1))
+    return q
+
+
+def grid_codes(
+    q: NDArray[Any], row_scale: NDArray[Any], col_scale: NDArray[Any], shrink: float = 0.0
+) -> GridCodes:
+    """Integers and scales as codes, of the smallest width that holds the integers.
+
+    c[r, k] = row_scale[r] * col_scale[k] * (q[r, k] - sign(q[r, k]) * shrink)
+
+    Parameters
+    ----------
+    q : (rows_pad, cols_pad) integers, -128 to 127; cols_pad is a multiple of 32
+    row_scale : (rows_pad,) rounded to float16
+    col_scale : (cols_pad,) rounded to float16
+    shrink : 0 <= shrink < 0.5, rounded to float32
+
+    Raises
+    ------
+    ValueError
+        A shape that does not fit, an integer out of range, a scale that is not finite as float16, a shrink
+        out of range.
+    TypeError
+        q is not of integers.
+    """
+    if q.dtype.kind not in "iu":
+        raise TypeError(f"q has dtype {q.dtype}; use integers")
+    if q.ndim != 2 or q.shape[1] % packing.RUN or not q.size:
+        raise ValueError(f"q has shape {q.shape}; expected (rows, cols), cols a multiple of {packing.RUN}")
+    low, high = int(q.min()), int(q.max())
+    if low < LOWEST or high > HIGHEST:
+        raise ValueError(f"q holds {low} to {high}; a grid has {LOWEST} to {HIGHEST}: use larger scales")
+    shrink = float(np.float32(shrink))
+    if not 0.0 <= shrink < 0.5:
+        raise ValueError(f"shrink={shrink} is not in 0 <= shrink < 0.5")
+    scales = []
+    for name, scale, size in (("row_scale", row_scale, q.shape[0]), ("col_scale", col_scale, q.shape[1])):
+        if scale.shape != (size,):
+            raise ValueError(f"{name} has shape {scale.shape}, expected ({size},)")
+        with np.errstate(over="ignore"):
+            half = np.ascontiguousarray(scale, np.float16)
+        if not np.isfinite(half).all():
+            raise ValueError(f"{name} holds NaN, Inf or a value beyond float16; move magnitude to the gain")
+        scales.append(half)
+    bits = next(b for b in GRID_BITS if -(1 << (b - 1)) <= low and high < 1 << (b - 1))
+    value = pack(np.ascontiguousarray(q, np.int8), bits)
+    return GridCodes(bits, shrink, value, scales[0], scales[1])
