@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from .models.compress import CompressSummary
 
+CALIBRATION_TEXTS = 768  # docstrings that --calibrate docstrings takes
+
 app = typer.Typer(
     name="rbe-gpu",
     help="Transformer models with small weights: compress, look inside, embed texts, measure.",
@@ -179,6 +181,13 @@ def compress_command(
             help="dense-int2 ... dense-int12, sparse-int1 ... sparse-int8, sparse-f16 or sparse-f32."
         ),
     ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXTS",
+            help="Calibrate on a file of texts, one per line; 'docstrings' takes those of Python's library.",
+        ),
+    ] = None,
     as_json: Json = False,
     force: Force = False,
 ) -> None:
@@ -199,6 +208,7 @@ def compress_command(
         _check_output(out, force)
         from .models.compress import compress_model
 
+        texts = None if calibrate is None else _calibration_texts(calibrate)
         start = time.perf_counter()
         with _progress("compressing") as progress:
             summary = compress_model(
@@ -212,9 +222,25 @@ def compress_command(
                 transform=transform,
                 basis="auto" if basis is None else basis,
                 codes=codes,
+                calibrate=texts,
                 progress=progress,
             )
         _report_compress(summary, time.perf_counter() - start, as_json)
+
+
+def _calibration_texts(source: str) -> list[str]:
+    if source == "docstrings":
+        from .reports.text import calibration
+
+        found: list[str] = calibration(CALIBRATION_TEXTS)
+        return found
+    path = Path(source)
+    if not path.is_file():
+        _fail(f"{source} is not a file of texts (for Python's own docstrings: --calibrate docstrings)")
+    texts = [line for line in _read_lines(path) if line.strip()]
+    if not texts:
+        _fail(f"{source} holds no text")
+    return texts
 
 
 def _report_compress(summary: CompressSummary, seconds: float, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import floor, prod
 from pathlib import Path
@@ -26,7 +26,8 @@ from ..blocks import RBEBlocks
 from ..container import METADATA_KEY, Writer, header
 from ..encode import GRADES, compress
 from ..mapped import MappedFile
-from .load import read_json, read_max_seq_length, read_modules
+from .bert import canonical_name, tensor_shapes
+from .load import load_folder, read_json, read_max_seq_length, read_modules
 
 TOKENIZER_ARRAY = "tokenizer.json.zlib"
 MAX_TOKENIZER_BYTES = 64 << 20
@@ -311,6 +312,7 @@ def compress_model(
     transform: str = "dct",
     basis: bool | str = "auto",
     codes: str | None = None,
+    calibrate: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> CompressSummary:
     """Compress a model folder, or a bare safetensors file, into one file.
@@ -327,6 +329,9 @@ def compress_model(
     ratio : for the whole model: dense float32 bytes of all its float tensors / bytes of the file, at least
         this. Every compressed tensor gets the same share of what the rest leaves.
     grade, rmse, kept, block, transform, basis, codes : for each tensor, as in `rbe_gpu.compress`
+    calibrate : texts to calibrate on; needs `ratio` and a model folder with a tokenizer. Weights are then chosen
+        by what they do to the outputs (`rbe_gpu.models.calibrate`), bits go where they matter, biases are
+        corrected, and all that the encoder uses is in memory at once. `basis` and `codes` do not apply.
     progress : called after each tensor with its name, and the dense bytes done and to do in all
 
     Raises
@@ -354,6 +359,11 @@ def compress_model(
         raise ValueError(f"{source} has no float tensors; there is nothing to compress")
     config = {**opened.config, "source": _provenance(opened, {**options, "ratio": ratio})}
     budget = None if ratio is None else _share(opened, kinds, ratio, block, config, total)
+    encoded: Mapping[str, Any] = {}
+    if calibrate is not None:
+        if budget is None or codes is not None:
+            raise ValueError("calibrate= needs ratio= as its target, and no codes=")
+        encoded = _calibrated(source, calibrate, budget, kinds, opened, transform, block, progress)
 
     rows: list[TensorRow] = []
     done = 0
@@ -367,9 +377,11 @@ def compress_model(
             array = opened.files[name].array(name)
             if opened.entry(name)[0] in _FLOATS:
                 array = _widened(array, where)
-            value: RBEBlocks | NDArray[Any] = array
+            value: RBEBlocks | NDArray[Any] = encoded.get(canonical_name(name), array)
             error = 0.0
-            if kind != "dense":
+            if isinstance(value, RBEBlocks):
+                error = value.error_report(array).relative_error
+            elif kind != "dense":
                 target = options if budget is None else {"codes": codes, "ratio": budget.ratio()}
                 try:
                     packed = compress(
@@ -380,6 +392,7 @@ def compress_model(
                 if packed.nbytes < array.nbytes:
                     value = packed
                     error = packed.error_report(array).relative_error
+            if kind != "dense":
                 norm = float(np.linalg.norm(array)) ** 2
                 lost += error**2 * norm
                 energy += norm
@@ -398,6 +411,35 @@ def compress_model(
             )
     relative = float(np.sqrt(lost / energy)) if energy else 0.0
     return CompressSummary(out, tuple(rows), file_bytes, total, relative, opened.notes)
+
+
+def _calibrated(
+    source: Path,
+    texts: Sequence[str],
+    budget: _Budget,
+    kinds: Mapping[str, str],
+    opened: _Source,
+    transform: str,
+    block: int,
+    progress: Progress | None,
+) -> Mapping[str, Any]:
+    """The encoder's weights by their checkpoint names without `bert.`, calibrated, in their share of the budget."""
+    from .calibrate import calibrate_encoder
+
+    if not source.is_dir():
+        raise ValueError(f"{source} is not a model folder; calibration runs the model on texts")
+    model = load_folder(source)
+    used = dict(tensor_shapes(model.config))
+    wanted = {canonical_name(n) for n, kind in kinds.items() if kind != "dense"} & set(used)
+    share = sum(4 * prod(used[name]) for name in wanted) / budget.dense_bytes
+
+    def report(stage: str, done: int, total: int) -> None:
+        if progress is not None:
+            progress(stage, done, total)
+
+    return calibrate_encoder(
+        model, texts, budget.nbytes * share, transform=transform, block=block, progress=report
+    ).tensors
 
 
 def _check_target(options: Mapping[str, Any], block: int) -> None:

@@ -1,0 +1,124 @@
+"""Calibrated compression of a whole (small, real) encoder: bytes kept, vectors better, the same bytes every time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+import rbe_gpu as rbe
+from rbe_gpu.cli import app
+from rbe_gpu.models.calibrate import batches, calibrate_encoder
+
+from . import real
+
+
+def _cut(path, layers):
+    """MiniLM's first layers, whole: real weights, a real tokenizer."""
+    shutil.copytree(real.MODEL_DIR, path, ignore=shutil.ignore_patterns("*.safetensors", "vocab.txt"))
+    (path / "config.json").write_text(json.dumps({**real.config(), "num_hidden_layers": layers}))
+    prefix = "encoder.layer."
+    kept = [n for n in real.weight_names() if not n.startswith(prefix) or int(n.split(".")[2]) < layers]
+    save_file({n: np.array(real.weight(n)) for n in kept}, path / "model.safetensors")
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return _cut(tmp_path_factory.mktemp("model") / "one-layer", 1)
+
+
+@pytest.fixture(scope="module")
+def two_layers(tmp_path_factory):
+    return _cut(tmp_path_factory.mktemp("model") / "two-layers", 2)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return list(real.texts()[:40]), list(real.texts()[2000:2048])
+
+
+def _cosine(a, b):
+    return float((a * b).sum(axis=1).mean())
+
+
+def test_batches_hold_every_text_once(folder, texts):
+    model = rbe.load(folder)
+    parts = batches(model, texts[0])
+    assert sum(len(p.lengths) for p in parts) == len(texts[0])
+    assert sorted(np.concatenate([p.ids for p in parts])) == sorted(np.concatenate(model.token_ids(texts[0])))
+    assert all(p.lengths.sum() == p.ids.size for p in parts)
+
+
+def test_calibration_fits_its_bytes_and_beats_plain_compression(two_layers, texts, tmp_path):
+    used, held_out = texts
+    dense = rbe.load(two_layers)
+    vectors = dense.embed(held_out)
+    scores = {}
+    for name, calibrate in (("plain", None), ("calibrated", used)):
+        out = tmp_path / f"{name}.rbe.safetensors"
+        summary = rbe.compress_model(two_layers, out, ratio=10, calibrate=calibrate)
+        assert summary.ratio >= 10
+        assert out.stat().st_size == summary.file_bytes
+        scores[name] = _cosine(rbe.load(out).embed(held_out), vectors)
+    assert summary.ratio < 10.4  # the bytes that are allowed are used
+    assert 1 - scores["calibrated"] < 0.4 * (1 - scores["plain"])
+    np.testing.assert_array_equal(dense.embed(held_out), vectors)  # the model is left as it was
+
+
+def test_the_same_texts_give_the_same_bytes(folder, texts, tmp_path):
+    files = [tmp_path / f"{i}.rbe.safetensors" for i in range(2)]
+    for file in files:
+        rbe.compress_model(folder, file, ratio=12, calibrate=texts[0][:12])
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_bits_go_where_they_matter(folder, texts):
+    model = rbe.load(folder)
+    weights = sum(
+        int(np.prod(a.shape)) for layer in model.layers for a in (
+            layer[0].query.weight, layer[0].key.weight, layer[0].value.weight, layer[0].output.weight,
+            layer[2].up.weight, layer[2].down.weight,
+        )
+    )  # fmt: skip
+    found = calibrate_encoder(model, texts[0], 3.0 * weights / 8, with_tables=False)
+    stored = [t for t in found.tensors.values() if not isinstance(t, np.ndarray)]
+    assert sum(t.nbytes for t in stored) <= 3.0 * weights / 8
+    assert sum(t.nbytes for t in stored) > 0.99 * 3.0 * weights / 8
+    assert len(stored) == 6 == len(found.sensitivity)
+    assert max(found.bits.values()) - min(found.bits.values()) > 0.5
+    assert all(np.isfinite(s) and s > 0 for s in found.sensitivity.values())
+
+
+def test_bad_requests(folder, texts, tmp_path):
+    out = tmp_path / "x.rbe.safetensors"
+    with pytest.raises(ValueError, match="needs ratio="):
+        rbe.compress_model(folder, out, grade="B", calibrate=texts[0])
+    with pytest.raises(ValueError, match="no texts"):
+        rbe.compress_model(folder, out, ratio=8, calibrate=[])
+    with pytest.raises(ValueError, match="not orthonormal"):
+        rbe.compress_model(folder, out, ratio=8, calibrate=texts[0], transform="dwt-bior3.1")
+    with pytest.raises(ValueError, match="not a model folder"):
+        rbe.compress_model(folder / "model.safetensors", out, ratio=8, calibrate=texts[0])
+    assert not out.exists()
+
+
+def test_command_line(folder, texts, tmp_path):
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(texts[0][:12]) + "\n", encoding="utf-8")
+    out = tmp_path / "m.rbe.safetensors"
+    arguments = ["compress", str(folder), "-o", str(out), "--ratio", "8", "--json", "--calibrate"]
+    result = CliRunner().invoke(app, [*arguments, str(file)])
+    assert result.exit_code == 0, result.output
+    rows = {
+        row["name"]: row
+        for row in json.loads(result.stdout)["rows" if "rows" in result.stdout else "tensors"]
+    }
+    assert rows["encoder.layer.0.intermediate.dense.weight"]["codes"].startswith("grid-int")
+    missing = CliRunner().invoke(app, [*arguments, str(tmp_path / "none.txt"), "--force"])
+    assert missing.exit_code == 1
+    assert "is not a file of texts" in missing.stderr
