@@ -291,7 +291,13 @@ def render(rows: Iterable[Row], plots: list[plot.Plot], quick: bool = False) -> 
     if not results.rows:
         raise ValueError("there are no rows; a report needs measurements")
     first = results.rows[0]
-    texts = next((r.shape for r in results.rows if r.metric == "cosine_mean"), MISSING)
+    texts, peer_texts = (
+        next(
+            (r.shape for r in results.rows if r.metric == "cosine_mean" and (r.provider == OURS) is ours),
+            MISSING,
+        )
+        for ours in (True, False)
+    )
     batch = results.one("model", CASE, DENSE, "time")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -306,6 +312,7 @@ def render(rows: Iterable[Row], plots: list[plot.Plot], quick: bool = False) -> 
         versions=first.versions.split(", "),
         torch=any(r.provider == TORCH for r in results.rows),
         texts=texts,
+        peer_texts=peer_texts,
         batch=MISSING if batch is None else f"{batch.case}, {batch.shape}",
         findings=findings(results),
         quality=[quality_line(results, t) for t in TARGETS],

@@ -462,6 +462,7 @@ def test_page_is_complete_accessible_and_needs_nothing_else(report, rows):
         assert colour not in source.split("</style>")[1], "drawings take the page's colours"
     for target in quality.TARGETS:
         assert f'<th scope="row">{target.name}</th>' in source
+    assert "on 64 texts held out (of the peers: on 32 texts of them)" in source
     assert "Quick run:" in source
 
 
