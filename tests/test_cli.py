@@ -267,7 +267,13 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, how: signal.Signals) -> Non
         "A",
     ]
     with subprocess.Popen(
-        command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=ENV,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a suite that runs in the background ignores SIGINT, and its children would too
+        preexec_fn=lambda: signal.signal(how, signal.SIG_DFL),
     ) as running:
         deadline = time.monotonic() + 60
         # the nameless temporary file is open once tensors are being written
@@ -406,7 +412,11 @@ def test_report_calls_the_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(reports, "main", lambda **options: calls.append(options))
     assert run("report", "--out", tmp_path / "r", "--quick").exit_code == 0
-    assert calls == [{"out": tmp_path / "r", "quick": True}]
+    assert run("report", "--out", tmp_path / "r", "--model", tmp_path).exit_code == 0
+    assert calls == [
+        {"out": tmp_path / "r", "quick": True, "model": None},
+        {"out": tmp_path / "r", "quick": False, "model": tmp_path},
+    ]
 
 
 def test_info() -> None:
