@@ -19,8 +19,8 @@ from typing import Any as _Any
 if not (_Path(__file__).parent / "cpu_fallback").is_dir():
     __path__.append(str(_Path(__file__).parent.parent))
 
-# OpenBLAS's idle threads spin for some 25 ms, on the cores that the next kernel wants: an encoder forward on 2 cores
-# took 0.59 s, and 0.30 s with this. It is read when NumPy is loaded; to import NumPy first, set it in the environment.
+# OpenBLAS's idle threads spin for some 25 ms, on the cores that the next kernel wants: an encoder forward on 2
+# cores took 0.59 s, and 0.30 s with this. It is read when NumPy is loaded; to import NumPy first, set it outside.
 _os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 from .blocks import DenseCodes, ErrorReport, GridCodes, RBEMatrix, RBEVectors, SparseCodes, error_report
