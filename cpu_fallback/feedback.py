@@ -11,7 +11,7 @@ import numpy as np
 
 from ._jit import cpu_kernel
 
-_ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
+_ZERO, _HALF = np.float32(0), np.float32(0.5)
 
 
 @cpu_kernel(parallel=True)

@@ -24,7 +24,6 @@ _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 _SQRT_HALF = np.float32(0.7071067811865476)
 _SQRT_2_PI, _CUBIC = np.float32(0.7978845608028654), np.float32(0.044715)
 _INFINITY = np.float32(np.inf)
-_NO_VECTOR = np.empty(0, np.float32)
 _NONE, _RELU, _GELU, _GELU_TANH, _SILU = range(5)
 _ACTIVATION = {None: _NONE, "relu": _RELU, "gelu": _GELU, "gelu_tanh": _GELU_TANH, "silu": _SILU}
 

@@ -264,7 +264,7 @@ class RBEBlocks:
     @property
     def row_block(self) -> int:
         """Rows that are decoded together: B for a matrix, 1 for vectors."""
-        raise NotImplementedError
+        return self.block if self.kind == "matrix" else 1
 
     @property
     def rows_pad(self) -> int:
@@ -334,17 +334,9 @@ class RBEMatrix(RBEBlocks):
 
     kind: ClassVar[str] = "matrix"
 
-    @property
-    def row_block(self) -> int:
-        return self.block
-
 
 @dataclass(frozen=True, repr=False)
 class RBEVectors(RBEBlocks):
     """Rows (or one vector) in runs of B values with a one-dimensional transform: any row decodes alone."""
 
     kind: ClassVar[str] = "vectors"
-
-    @property
-    def row_block(self) -> int:
-        return 1
