@@ -147,7 +147,7 @@ class GridCodes:
     bits : 2 to 8
     shrink : float32 value, 0 <= shrink < 0.5
     value : (rows_pad, cols_pad * bits / 8) uint8, packed (see `packing`)
-    row_scale : (rows_pad,) float16
+    row_scale : (rows_pad,) float16; a file leaves it out where every row's is 1
     col_scale : (cols_pad,) float16
     stored : (bytes,) uint8, the stream that `value` was read from, a view of the file; None: made when needed
     """
@@ -174,9 +174,15 @@ class GridCodes:
         value = self.value if isinstance(self.value, np.ndarray) else self.value.get()
         return entropy.encode(entropy.integers(value, self.bits, self.col_scale.shape[0]))
 
+    @cached_property
+    def has_row_scale(self) -> bool:
+        """Whether a row's scale is other than 1."""
+        return bool((self.row_scale != 1).any())
+
     @property
     def arrays(self) -> dict[str, Array]:
-        return {"stream": self.stream, "row_scale": self.row_scale, "col_scale": self.col_scale}
+        rows = {"row_scale": self.row_scale} if self.has_row_scale else {}
+        return {"stream": self.stream, **rows, "col_scale": self.col_scale}
 
     @property
     def resident_nbytes(self) -> int:

@@ -89,7 +89,12 @@ def description(value: RBEBlocks) -> dict[str, Any]:
     if isinstance(codes, DenseCodes):
         stored = {"kind": "dense", "bits": int(codes.bits), "group": int(codes.group)}
     elif isinstance(codes, GridCodes):
-        stored = {"kind": "grid", "bits": int(codes.bits), "shrink": float(codes.shrink)}
+        stored = {
+            "kind": "grid",
+            "bits": int(codes.bits),
+            "shrink": float(codes.shrink),
+            "row_scale": codes.has_row_scale,
+        }
     else:
         stored = {
             "kind": "sparse",
@@ -217,12 +222,16 @@ def _sparse_codes(stored: Any, sizes: _Sizes, take: Take, fail: Fail) -> SparseC
 
 
 def _grid_codes(stored: Any, sizes: _Sizes, take: Take, fail: Fail) -> GridCodes:
-    _, bits, shrink = json_fields(stored, ("kind", "bits", "shrink"), "codes", fail)
+    _, bits, shrink, scaled = json_fields(stored, ("kind", "bits", "shrink", "row_scale"), "codes", fail)
     bits = json_choice(bits, GRID_BITS, "bits", fail)
     shrink = json_number(shrink, "shrink", fail)
     if not (0.0 <= shrink < 0.5 and float(np.float32(shrink)) == shrink):
         fail(f"shrink={shrink} is not a float32 of 0 or more and less than 0.5")
-    row_scale = take("row_scale", ("F16",), (sizes.rows_pad,))
+    if type(scaled) is not bool:
+        fail("row_scale is not true or false")
+    row_scale = (
+        take("row_scale", ("F16",), (sizes.rows_pad,)) if scaled else np.ones(sizes.rows_pad, np.float16)
+    )
     col_scale = take("col_scale", ("F16",), (sizes.cols_pad,))
     stream = take("stream", ("U8",), None)
     try:

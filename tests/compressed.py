@@ -66,13 +66,15 @@ def compressed(form: str) -> rbe.RBEMatrix | rbe.RBEVectors:
 
 
 def gridded(
-    w: np.ndarray, grid: int, shrink: float = 0.1, **arguments: Any
+    w: np.ndarray, grid: int, shrink: float = 0.1, row_steps: bool = True, **arguments: Any
 ) -> rbe.RBEMatrix | rbe.RBEVectors:
-    """A weight rounded to a grid of `grid` bits: row steps follow the rows' spread, column steps their top."""
+    """A weight rounded to a grid of `grid` bits: row steps follow the rows' spread (or are 1), column steps
+    their top."""
     m = rbe.compress(w, codes="dense-int12", **{"basis": False, **arguments})
     c = reference.coefficients(m)
     spread = c.std(axis=1)
     row = np.where(spread > 0, np.sqrt(spread / max(spread.mean(), 1e-30)), 1).astype(np.float16)
+    row = row if row_steps else np.ones_like(row)
     top = 2 ** (grid - 1) - 1
     column = (np.abs(c / row[:, None].astype(np.float64)).max(axis=0) / top).astype(np.float16)
     step = np.outer(row.astype(np.float64), column.astype(np.float64))

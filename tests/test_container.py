@@ -59,6 +59,7 @@ ENCODINGS: dict[str, dict[str, Any]] = {
     },
     **{f"grid-int{b}": {"grid": b} for b in range(2, 9)},
     "grid-basis": {"grid": 4, "basis": True, "block": 32, "transform": "dwt-bior3.1"},
+    "grid-equal-rows": {"grid": 4, "row_steps": False},
     "grid-vectors": {"grid": 5, "kind": "vectors", "block": 128, "shrink": 0.0},
 }
 
@@ -93,6 +94,8 @@ def same(a: Any, b: Any) -> None:
     if isinstance(a.codes, SparseCodes):
         same(a.codes.row_start, b.codes.row_start)
     same(a.codes.value, b.codes.value)
+    if isinstance(a.codes, GridCodes):
+        same(a.codes.row_scale, b.codes.row_scale)
 
 
 # --- round trips --------------------------------------------------------------------------------------
@@ -337,7 +340,8 @@ class SecondReader:
             at += n
         assert at == len(frame)
         c = np.zeros((rows_pad, cols_pad))
-        row_scale, col_scale = self.array(name + ".row_scale"), self.array(name + ".col_scale")
+        col_scale = self.array(name + ".col_scale")
+        row_scale = self.array(name + ".row_scale") if codes["row_scale"] else [1.0] * rows_pad
         half = 2 ** (codes["bits"] - 1)
         for columns, run in filled:
             integers = iter([q for group in run for q in group])
@@ -499,8 +503,8 @@ def golden_tensors() -> dict[str, Any]:
     )
     q = np.clip(np.rint(w * 64), -16, 15).astype(np.int8)
     grid = GridCodes(
-        5, 0.0625, packing.pack((q + 16).astype(np.uint8), 5), np.ones(32, np.float16),
-        np.full(64, 0.015625, np.float16), raw_frame(np.zeros(64, np.uint8), grid_bytes(q)),
+        5, 0.0625, packing.pack((q + 16).astype(np.uint8), 5), np.full(32, 0.5, np.float16),
+        np.full(64, 0.03125, np.float16), raw_frame(np.zeros(64, np.uint8), grid_bytes(q)),
     )  # fmt: skip
     basis = np.ascontiguousarray(w[:32, :10].reshape(32, 2, 5)).astype(np.float16)
     return {
@@ -513,8 +517,8 @@ def golden_tensors() -> dict[str, Any]:
     }
 
 
-GOLDEN_SHA256 = "1473e7eefc4542a6365c3c4e4cdab336d253e70c2b32333d8723be0412e965a7"
-GOLDEN_START = '\xe8\x07\x00\x00\x00\x00\x00\x00{"__metadata__":{"rbe":"{\\"config\\":{\\"m'
+GOLDEN_SHA256 = "9f508d3b41f9ecc87f98d45e0331064e0e1738428edd471851b4337fe398b10c"
+GOLDEN_START = '\x00\x08\x00\x00\x00\x00\x00\x00{"__metadata__":{"rbe":"{\\"config\\":{\\"m'
 
 
 def test_golden_bytes(tmp_path: Path) -> None:

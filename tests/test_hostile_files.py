@@ -636,6 +636,18 @@ def _(p: Parts) -> str:
 _CLASSES, _CODES = 10, 74
 
 
+@rule("row_scale neither true nor false")
+def _(p: Parts) -> str:
+    p.tensors["layer.g"]["codes"]["row_scale"] = 1
+    return 'tensor "layer.g": row_scale is not true or false'
+
+
+@rule("row_scale false, but the array is there")
+def _(p: Parts) -> str:
+    p.tensors["layer.g"]["codes"]["row_scale"] = False
+    return 'tensor "layer.g": the array "row_scale" does not belong to these codes'
+
+
 @rule("shrink of one half")
 def _(p: Parts) -> str:
     p.tensors["layer.g"]["codes"]["shrink"] = 0.5
