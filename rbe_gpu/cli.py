@@ -1,4 +1,4 @@
-"""The `rbe-gpu` command: compress, inspect, embed, report, info.
+"""The `rbe-gpu` command: compress, inspect, embed, eval, report, info.
 
 Tables and messages are for people; `--json` prints one JSON document on standard output and nothing else
 there. Progress goes to standard error, and only to a terminal. Exit codes: 0 done, 1 the input or the machine
@@ -16,7 +16,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .models.compress import CompressSummary
 
 CALIBRATION_TEXTS = 768  # docstrings that --calibrate docstrings takes
+EVALUATION_TEXTS = 512  # held-out docstrings that eval compares vectors of
 
 app = typer.Typer(
     name="rbe-gpu",
@@ -169,8 +171,11 @@ def compress_command(
     ] = None,
     block: Annotated[int, typer.Option(help="Block size: 32, 64 or 128.")] = 64,
     transform: Annotated[
-        str, typer.Option(help="dct, dwt, dwt-haar, dwt-db2, dwt-bior3.1, none or adaptive.")
-    ] = "dct",
+        str | None,
+        typer.Option(
+            help="dct, dwt, dwt-haar, dwt-db2, dwt-bior3.1, none or adaptive; default: dct, with --calibrate none."
+        ),
+    ] = None,
     basis: Annotated[
         bool | None,
         typer.Option("--basis/--no-basis", help="Fit the 8 basis functions; by default where it pays."),
@@ -237,10 +242,7 @@ def _calibration_texts(source: str) -> list[str]:
     path = Path(source)
     if not path.is_file():
         _fail(f"{source} is not a file of texts (for Python's own docstrings: --calibrate docstrings)")
-    texts = [line for line in _read_lines(path) if line.strip()]
-    if not texts:
-        _fail(f"{source} holds no text")
-    return texts
+    return _read_texts(path)
 
 
 def _report_compress(summary: CompressSummary, seconds: float, as_json: bool) -> None:
@@ -372,6 +374,14 @@ def _read_lines(texts: Path) -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
+def _read_texts(path: Path) -> list[str]:
+    """The lines of a file that are not blank."""
+    texts = [line for line in _read_lines(path) if line.strip()]
+    if not texts:
+        _fail(f"{path} holds no text")
+    return texts
+
+
 def _save_npy(out: Path, array: Any) -> None:
     """Whole or not at all."""
     import numpy as np
@@ -428,6 +438,160 @@ def embed_command(
             )
         else:
             print(f"{out}: {len(lines)} x {vectors.shape[1]} float32, {seconds:.2f} s, {rate:.0f} texts/s")
+
+
+# --- eval ---------------------------------------------------------------------------------------------
+
+
+@app.command("eval")
+def eval_command(
+    file: Annotated[Path, typer.Argument(readable=False, help="A .rbe.safetensors file of a model.")],
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="The dense model: a folder or a hub id. Default: where the file came from."
+        ),
+    ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            readable=False,
+            help="A UTF-8 file, one text per line. Default: held-out docstrings of Python's library.",
+        ),
+    ] = None,
+    retrieval: Annotated[
+        bool,
+        typer.Option("--retrieval/--no-retrieval", help="Also find each docstring's rest by its beginning."),
+    ] = True,
+    documents: Annotated[
+        int | None, typer.Option(min=1, help="Look among the first N documents; default: all.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a compressed model beside its dense one.
+
+    Cosines and top-10 overlap are those of the two models' vectors of the same texts. Retrieval asks with the
+    first paragraph of a held-out docstring for the rest of it, among the rests of all docstrings.
+    """
+    with _reported():
+        if not file.exists():
+            _fail(f"{file} does not exist")
+        if file.is_dir():
+            _fail(f"{file} is a folder; name a .rbe.safetensors file")
+        if documents is not None and not retrieval:
+            raise typer.BadParameter("--documents is for retrieval, and --no-retrieval is given")
+        if against is not None and Path(against).expanduser().is_file():
+            _fail(f"{against} is a file; --against takes the folder or the hub id of the dense model")
+        from .models.load import download, load
+        from .reports import text
+
+        lines = text.held_out(EVALUATION_TEXTS) if texts is None else _read_texts(texts)
+        model = load(file)
+        source = str(_source_folder(file)) if against is None else against
+        dense = load(source)
+        folder = Path(source).expanduser()
+        folder = folder if folder.is_dir() else download(source)
+        from .evaluate import evaluate
+
+        task = text.retrieval(documents=documents) if retrieval else None
+        start = time.perf_counter()
+        with _progress("evaluating") as progress:
+            found = evaluate(model, dense, lines, task, progress=progress)
+        seconds = time.perf_counter() - start
+        sizes = {"dense": _checkpoint_bytes(folder), "compressed": file.stat().st_size}
+        result = {
+            "file": str(file),
+            "against": source,
+            "texts": "docstrings" if texts is None else str(texts),
+            "python": platform.python_version(),
+            "seconds": seconds,
+            **{
+                name: {
+                    "file_bytes": sizes[name],
+                    "ratio": sizes["dense"] / sizes[name],
+                    "resident_bytes": encoder.nbytes,
+                    "cache_bytes": encoder.cache.nbytes,
+                    **asdict(getattr(found, name)),
+                }
+                for name, encoder in (("dense", dense), ("compressed", model))
+            },
+        }
+        if as_json:
+            _print_json(result)
+        else:
+            _show_quality(result)
+
+
+def _source_folder(file: Path) -> Path:
+    """The checkpoint that a file was made from: beside it, here, or the installed model package.
+
+    A file names its source's folder and bytes, and holds its config.json: all of them must be the same.
+    """
+    from .container import describe
+    from .models.load import read_json
+    from .reports.inputs import model_folder
+
+    config = describe(file).config
+    source = config.get("source")
+    name, nbytes = (source.get("name"), source.get("bytes")) if isinstance(source, dict) else (None, None)
+    if not isinstance(name, str) or not name or Path(name).name != name:
+        _fail(f"{file} does not say what it was made from; pass the dense model with --against")
+    places = [file.parent / name, Path(name)]
+    with suppress(FileNotFoundError):  # the package is not installed
+        places.append(model_folder())
+    for folder in places:
+        if (folder / "config.json").is_file() and read_json(folder / "config.json") == config.get("config"):
+            with suppress(FileNotFoundError):  # a folder without weights
+                if _checkpoint_bytes(folder) == nbytes:
+                    return folder
+    _fail(
+        f"the model that {file} was made from ({_plain(name)}, {nbytes} bytes) is neither beside it nor here; "
+        "pass its folder or hub id with --against"
+    )
+
+
+def _checkpoint_bytes(folder: Path) -> int:
+    """Bytes of a folder's weight files: model.safetensors, or the shards that its index names."""
+    from .models.load import read_json
+
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return single.stat().st_size
+    shards = read_json(folder / "model.safetensors.index.json").get("weight_map")
+    if not isinstance(shards, dict):
+        raise ValueError(f"{folder / 'model.safetensors.index.json'} has no weight_map")
+    return sum((folder / Path(str(shard)).name).stat().st_size for shard in set(shards.values()))
+
+
+def _show_quality(result: dict[str, Any]) -> None:
+    """One column for each model, one row for each figure."""
+    table = _table("", ">dense", ">compressed")
+    both = (result["dense"], result["compressed"])
+
+    def row(name: str, shown: Callable[[dict[str, Any]], str]) -> None:
+        table.add_row(name, *(shown(column) for column in both))
+
+    row("file", lambda c: _size(c["file_bytes"]))
+    row("times smaller", lambda c: f"{c['ratio']:.2f}")
+    row("weights in memory", lambda c: _size(c["resident_bytes"]))
+    row("decoded panels kept", lambda c: _size(c["cache_bytes"]))
+    row("cosine to dense, mean", lambda c: f"{c['agreement']['cosine_mean']:.4f}")
+    row("cosine to dense, 1st percentile", lambda c: f"{c['agreement']['cosine_p1']:.4f}")
+    row("cosine to dense, least", lambda c: f"{c['agreement']['cosine_min']:.4f}")
+    row("top-10 overlap with dense", lambda c: f"{c['agreement']['overlap_at_10']:.4f}")
+    seen = result["dense"]["retrieval"]
+    if seen is not None:
+        row("recall@1", lambda c: f"{c['retrieval']['recall_at_1']:.4f}")
+        row("recall@10", lambda c: f"{c['retrieval']['recall_at_10']:.4f}")
+    texts = result["dense"]["agreement"]["texts"]
+    what = "held-out docstrings" if result["texts"] == "docstrings" else result["texts"]
+    asked = "" if seen is None else f"; {seen['queries']} queries among {seen['documents']} documents"
+    _show(
+        table,
+        f"{texts} texts ({what}){asked}; {result['seconds']:.1f} s",
+        f"dense: {result['against']}",
+        f"compressed: {result['file']}",
+    )
 
 
 # --- report -------------------------------------------------------------------------------------------

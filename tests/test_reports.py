@@ -1,4 +1,4 @@
-"""The reports: harness, rows, peers, text, and a whole quick run with its page and plots."""
+"""The reports: harness, rows, peers, and a whole quick run with its page and plots."""
 
 from __future__ import annotations
 
@@ -167,42 +167,6 @@ def test_memory_is_that_of_the_process():
 def test_a_failed_memory_measurement_is_an_error():
     with pytest.raises(RuntimeError, match="no_such_function"):
         bench.peak_bytes("numpy:no_such_function")
-
-
-# --- text -------------------------------------------------------------------------------------------------
-
-
-def test_corpus_is_real_unique_and_of_the_right_lengths():
-    texts = text.corpus()
-    assert len(texts) > 3000
-    assert len(set(texts)) == len(texts)
-    assert all(text.MIN_CHARS <= len(t) <= text.MAX_CHARS for t in texts)
-    assert any("file system path" in t for t in texts)
-
-
-def test_split_is_disjoint_fixed_and_a_quarter():
-    held, rest = text.held_out(), text.calibration()
-    assert not set(held) & set(rest)
-    assert len(held) + len(rest) == len(text.corpus())
-    assert 0.2 < len(held) / len(text.corpus()) < 0.3
-    # SHA-256 of these two begins with 0xdc and with 0x8b, whatever the version of Python
-    assert text.is_held_out("two texts")
-    assert not text.is_held_out("three")
-
-
-def test_samples_are_prefixes_of_one_order():
-    assert text.held_out(8) == text.held_out(64)[:8]
-    assert text.calibration(5) == text.calibration()[:5]
-
-
-def test_corpus_leaves_out_test_suites_and_unreadable_files(tmp_path):
-    doc = '"""{} is a paragraph that is long enough to count as one text of the corpus here."""\n'
-    for name in ("b.py", "a.py", "test/c.py", "pkg/sub/d.py", "site-packages/e.py"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(doc.format(name))
-    (tmp_path / "broken.py").write_text("def")
-    assert [t.split()[0] for t in text.corpus(tmp_path)] == ["a.py", "b.py", "pkg/sub/d.py"]
 
 
 # --- inputs and peers -------------------------------------------------------------------------------------
