@@ -52,16 +52,20 @@ from .ops import (
 from .workspace import Workspace
 
 if TYPE_CHECKING:
+    from . import evaluate
+    from .models.calibrate import calibrate
     from .models.compress import compress_model
     from .models.load import load
 
 __version__ = "0.1.0"
 
 # Whole models need the tokenizers library; the ops and layers do not, and load without it.
-_LAZY = {"load": ".models.load", "compress_model": ".models.compress"}
+_LAZY = {"calibrate": ".models.calibrate", "load": ".models.load", "compress_model": ".models.compress"}
 
 
 def __getattr__(name: str) -> _Any:
+    if name == "evaluate":  # a module: its functions are agreement, retrieval and evaluate
+        return _import_module(".evaluate", __name__)
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(_import_module(_LAZY[name], __name__), name)
@@ -88,12 +92,14 @@ __all__ = [
     "SparseCodes",
     "Workspace",
     "attention",
+    "calibrate",
     "compress",
     "compress_model",
     "decode",
     "dropout",
     "embedding",
     "error_report",
+    "evaluate",
     "gelu",
     "layer_norm",
     "linear",

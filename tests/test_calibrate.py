@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import rbe_gpu as rbe
-from rbe_gpu import calibrate as cal
+from rbe_gpu import feedback as cal
 from rbe_gpu import transforms
 
 from . import real

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import rbe_gpu as rbe
 from rbe_gpu.cli import app
-from rbe_gpu.models.calibrate import batches, calibrate_encoder
+from rbe_gpu.models.calibrate import batches
 
 from . import real
 
@@ -85,13 +85,14 @@ def test_bits_go_where_they_matter(folder, texts):
             layer[2].up.weight, layer[2].down.weight,
         )
     )  # fmt: skip
-    found = calibrate_encoder(model, texts[0], 3.0 * weights / 8, with_tables=False)
+    calibration = rbe.calibrate(model, texts[0], tables=False)
+    found = calibration.encode(3.0 * weights / 8)
     stored = [t for t in found.tensors.values() if not isinstance(t, np.ndarray)]
     assert sum(t.nbytes for t in stored) <= 3.0 * weights / 8
     assert sum(t.nbytes for t in stored) > 0.99 * 3.0 * weights / 8
-    assert len(stored) == 6 == len(found.sensitivity)
+    assert len(stored) == 6 == len(calibration.sensitivity)
     assert max(found.bits.values()) - min(found.bits.values()) > 0.5
-    assert all(np.isfinite(s) and s > 0 for s in found.sensitivity.values())
+    assert all(np.isfinite(s) and s > 0 for s in calibration.sensitivity.values())
 
 
 def test_bad_requests(folder, texts, tmp_path):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import floor, prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ from ..encode import GRADES, compress
 from ..mapped import MappedFile
 from .bert import canonical_name, tensor_shapes
 from .load import load_folder, read_json, read_max_seq_length, read_modules
+
+if TYPE_CHECKING:
+    from .calibrate import Calibration
 
 TOKENIZER_ARRAY = "tokenizer.json.zlib"
 MAX_TOKENIZER_BYTES = 64 << 20
@@ -309,10 +312,10 @@ def compress_model(
     rmse: float | None = None,
     kept: float | None = None,
     block: int = 64,
-    transform: str = "dct",
+    transform: str | None = None,
     basis: bool | str = "auto",
     codes: str | None = None,
-    calibrate: Sequence[str] | None = None,
+    calibrate: Sequence[str] | Calibration | None = None,
     progress: Progress | None = None,
 ) -> CompressSummary:
     """Compress a model folder, or a bare safetensors file, into one file.
@@ -328,10 +331,12 @@ def compress_model(
     out : the file to write, by custom `<name>.rbe.safetensors`
     ratio : for the whole model: dense float32 bytes of all its float tensors / bytes of the file, at least
         this. Every compressed tensor gets the same share of what the rest leaves.
-    grade, rmse, kept, block, transform, basis, codes : for each tensor, as in `rbe_gpu.compress`
-    calibrate : texts to calibrate on; needs `ratio` and a model folder with a tokenizer. Weights are then chosen
-        by what they do to the outputs (`rbe_gpu.models.calibrate`), bits go where they matter, biases are
-        corrected, and all that the encoder uses is in memory at once. `basis` and `codes` do not apply.
+    grade, rmse, kept, block, basis, codes : for each tensor, as in `rbe_gpu.compress`
+    transform : default: "dct"; with `calibrate`, "none"
+    calibrate : texts to calibrate on, or what `rbe_gpu.calibrate` made of them, for several ratios; needs `ratio`
+        and a model folder with a tokenizer. Weights are then chosen by what they do to the outputs
+        (`rbe_gpu.models.calibrate`), bits go where they matter, biases and norms are corrected, and all that
+        the encoder uses is in memory at once. `basis` and `codes` do not apply.
     progress : called after each tensor with its name, and the dense bytes done and to do in all
 
     Raises
@@ -385,7 +390,7 @@ def compress_model(
                 target = options if budget is None else {"codes": codes, "ratio": budget.ratio()}
                 try:
                     packed = compress(
-                        array, block=block, transform=transform, basis=basis, kind=kind, **target
+                        array, block=block, transform=transform or "dct", basis=basis, kind=kind, **target
                     )
                 except ValueError as problem:
                     raise ValueError(f"{where}: {problem}") from None
@@ -415,31 +420,41 @@ def compress_model(
 
 def _calibrated(
     source: Path,
-    texts: Sequence[str],
+    texts: Sequence[str] | Calibration,
     budget: _Budget,
     kinds: Mapping[str, str],
     opened: _Source,
-    transform: str,
+    transform: str | None,
     block: int,
     progress: Progress | None,
 ) -> Mapping[str, Any]:
     """The encoder's weights by their checkpoint names without `bert.`, calibrated, in their share of the budget."""
-    from .calibrate import calibrate_encoder
+    from .calibrate import TRANSFORM, Calibration
+    from .calibrate import calibrate as run
 
     if not source.is_dir():
         raise ValueError(f"{source} is not a model folder; calibration runs the model on texts")
-    model = load_folder(source)
-    used = dict(tensor_shapes(model.config))
-    wanted = {canonical_name(n) for n, kind in kinds.items() if kind != "dense"} & set(used)
-    share = sum(4 * prod(used[name]) for name in wanted) / budget.dense_bytes
 
     def report(stage: str, done: int, total: int) -> None:
         if progress is not None:
             progress(stage, done, total)
 
-    return calibrate_encoder(
-        model, texts, budget.nbytes * share, transform=transform, block=block, progress=report
-    ).tensors
+    if isinstance(texts, Calibration):
+        calibration = texts
+        for name, file in opened.files.items():
+            values = calibration.values(canonical_name(name))
+            if values is not None and not np.array_equal(values, _widened(file.array(name), name)):
+                raise ValueError(
+                    f"{source}: {name} is not the weight that was calibrated; calibrate this model"
+                )
+    else:
+        calibration = run(
+            load_folder(source), texts, transform=transform or TRANSFORM, block=block, progress=report
+        )
+    used = dict(tensor_shapes(calibration.model.config))
+    wanted = {canonical_name(n) for n, kind in kinds.items() if kind != "dense"} & set(used)
+    share = sum(4 * prod(used[name]) for name in wanted) / budget.dense_bytes
+    return calibration.encode(budget.nbytes * share, progress=report).tensors
 
 
 def _check_target(options: Mapping[str, Any], block: int) -> None:

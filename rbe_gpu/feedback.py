@@ -16,6 +16,7 @@ zero, where codes are cheap and coefficients are dense.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,16 +59,20 @@ class Moments:
 
     def __post_init__(self) -> None:
         n = self.features
-        self.compressed, self.cross = np.zeros((n, n)), np.zeros((n, n))
+        self.compressed = np.zeros((n, n))
+        self.cross = self.compressed  # the same, while the inputs are
         self.mean_dense, self.mean_compressed = np.zeros(n), np.zeros(n)
 
     def add(self, dense: F32, compressed: F32) -> None:
         """Rows of both inputs, (n, features) float32. Products of a batch are float32, sums of them float64."""
         self.count += len(dense)
+        if self.same and dense is not compressed:
+            self.cross = self.compressed.copy()
+            self.same = False
         product = compressed.T @ compressed
         self.compressed += product
-        self.cross += product if dense is compressed else dense.T @ compressed
-        self.same = self.same and dense is compressed
+        if not self.same:
+            self.cross += product if dense is compressed else dense.T @ compressed
         self.mean_dense += dense.sum(axis=0, dtype=np.float64)
         self.mean_compressed += compressed.sum(axis=0, dtype=np.float64)
 
@@ -110,9 +115,11 @@ def geometry(moments: Moments, transform: str = "dct", block: int = 64) -> Geome
         raise ValueError("the texts never used this layer (its inputs are all zero)")
     h[np.arange(n), np.arange(n)] += damp
     inverse: F64 = np.asarray(np.linalg.inv(h), np.float64)
-    moved = moments.cross / moments.count
-    moved[np.arange(n), np.arange(n)] += damp
-    target = None if moments.same else np.asarray(moved @ inverse, np.float32)
+    target = None
+    if not moments.same:
+        moved = moments.cross / moments.count
+        moved[np.arange(n), np.arange(n)] += damp
+        target = np.asarray(moved @ inverse, np.float32)
 
     def transformed(a: F64, padding: float) -> F64:
         """S^T a S; columns of padding count a little, so that every column has a place."""
@@ -235,6 +242,23 @@ def corrected_bias(weight: F32, decoded: F32, bias: F32, moments: Moments) -> F3
         weight.astype(np.float64) @ moments.mean_dense - decoded.astype(np.float64) @ moments.mean_compressed
     )
     return (bias + mean / moments.count).astype(np.float32)
+
+
+def affine_fit(dense: Sequence[F32], compressed: Sequence[F32]) -> tuple[F64, F64]:
+    """Per feature the a and b of least sum (dense - a * compressed - b)^2, over all rows.
+
+    dense, compressed : batches of (n, features) float32
+    """
+    count = sum(len(x) for x in dense)
+    x = sum((c.sum(axis=0, dtype=np.float64) for c in compressed), np.zeros(())) / count
+    y = sum((d.sum(axis=0, dtype=np.float64) for d in dense), np.zeros(())) / count
+    xx, xy = np.zeros(len(x)), np.zeros(len(x))
+    for d, c in zip(dense, compressed, strict=True):
+        centred = c - x
+        xx += np.einsum("nf,nf->f", centred, centred)
+        xy += np.einsum("nf,nf->f", centred, d - y)
+    a = np.where(xx > 0, xy / np.where(xx > 0, xx, 1), 1.0)
+    return a, y - a * x
 
 
 def _power_of_two(value: float) -> float:
