@@ -173,7 +173,8 @@ def compress_command(
     transform: Annotated[
         str | None,
         typer.Option(
-            help="dct, dwt, dwt-haar, dwt-db2, dwt-bior3.1, none or adaptive; default: dct, with --calibrate none."
+            help="dct, dwt-haar, dwt-db2 (or dwt), dwt-bior3.1, hadamard, none or adaptive; "
+            "default: dct, with --calibrate none."
         ),
     ] = None,
     basis: Annotated[

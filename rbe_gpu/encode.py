@@ -261,8 +261,8 @@ def compress(
     rmse : root mean square error, at most this, smallest storage
     kept : fraction of coefficients to keep, the largest ones, 0 < kept <= 1
     block : B = 32, 64 or 128
-    transform : "dct", "dwt" (Daubechies 4-tap), "dwt-haar", "dwt-db2", "dwt-bior3.1", "none", or "adaptive"
-        (the best of the orthonormal ones on this weight)
+    transform : "dct", "dwt" (Daubechies 4-tap), "dwt-haar", "dwt-db2", "dwt-bior3.1", "hadamard", "none", or
+        "adaptive" (the best on this weight of dct, dwt-db2, dwt-haar and none)
     basis : True or False, or "auto" (kept where it lowers the size or the error at equal bytes)
     codes : "dense-int2" to "dense-int12", "sparse-int1" to "sparse-int8", "sparse-f16", "sparse-f32";
         None lets the encoder choose ("sparse-f16" with `kept`)

@@ -4,7 +4,7 @@ Every transform is a B x B matrix S whose columns are the patterns that coeffici
 defines each of them in full, so that a reader needs nothing but this page's arithmetic.
 
 Sources: DCT-II (Ahmed, Natarajan and Rao 1974), orthonormal wavelets and their filters (Daubechies 1988),
-biorthogonal 3.1 (Cohen, Daubechies and Feauveau 1992).
+biorthogonal 3.1 (Cohen, Daubechies and Feauveau 1992), Hadamard (Sylvester 1867).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 BLOCK_SIZES = (32, 64, 128)
 
 # What a file may name. "dwt" is accepted by the encoder as a short name of DEFAULT_WAVELET.
-TRANSFORMS = ("dct", "dwt-haar", "dwt-db2", "dwt-bior3.1", "none")
+TRANSFORMS = ("dct", "dwt-haar", "dwt-db2", "dwt-bior3.1", "hadamard", "none")
 DEFAULT_WAVELET = "dwt-db2"
 
 _R2, _R3 = np.sqrt(2.0), np.sqrt(3.0)
@@ -52,6 +52,13 @@ def _dct(size: int) -> NDArray[np.float64]:
     return s
 
 
+def _hadamard(size: int) -> NDArray[np.float64]:
+    s = np.ones((1, 1))
+    while len(s) < size:
+        s = np.block([[s, s], [s, -s]])
+    return np.asarray(s / np.sqrt(size))
+
+
 def _dwt(size: int, name: str) -> NDArray[np.float64]:
     h, g = _FILTERS[name]
     s = np.eye(size)
@@ -84,7 +91,8 @@ def synthesis(name: str, size: int) -> NDArray[np.float64]:
     if size not in BLOCK_SIZES:
         raise ValueError(f"block={size} is not supported; use one of {BLOCK_SIZES}")
     name = canonical_transform(name)
-    s = _dct(size) if name == "dct" else _dwt(size, name) if name != "none" else np.eye(size)
+    made = {"dct": _dct, "hadamard": _hadamard, "none": np.eye}
+    s = made[name](size) if name in made else _dwt(size, name)
     s.flags.writeable = False
     return s
 

@@ -20,6 +20,7 @@ FORMS: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
     "dct int3 b32 basis": ((96, 384), {"codes": "dense-int3", "block": 32, "basis": True}),
     "dct int4 b128": ((384, 256), {"codes": "dense-int4", "block": 128}),
     "dwt int5 b64": ((70, 384), {"codes": "dense-int5", "transform": "dwt"}),
+    "hadamard int6 b32": ((33, 65), {"codes": "dense-int6", "block": 32, "transform": "hadamard"}),
     "haar int7 b32": ((33, 65), {"codes": "dense-int7", "block": 32, "transform": "dwt-haar"}),
     "bior int8 b64 basis": ((64, 64), {"codes": "dense-int8", "transform": "dwt-bior3.1", "basis": True}),
     "none int12 b64": ((1, 63), {"codes": "dense-int12", "transform": "none"}),

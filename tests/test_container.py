@@ -44,6 +44,7 @@ ENCODINGS: dict[str, dict[str, Any]] = {
     "sparse-f16-delta": {"codes": "sparse-f16", "kept": 0.03},
     "sparse-int4-delta": {"codes": "sparse-int4", "kept": 0.05, "block": 32},
     "sparse-int5-full": {"codes": "sparse-int5", "block": 128},
+    "hadamard": {"codes": "dense-int5", "transform": "hadamard"},
     "haar": {"codes": "dense-int6", "transform": "dwt-haar"},
     "db2-basis": {"codes": "dense-int6", "transform": "dwt-db2", "basis": True, "block": 32},
     "bior": {"codes": "dense-int8", "transform": "dwt-bior3.1"},
@@ -396,6 +397,9 @@ def synthesis(name: str, size: int) -> np.ndarray:
         s = np.sqrt(2 / size) * np.cos(np.pi * (2 * i + 1) * k / (2 * size))
         s[:, 0] = np.sqrt(1 / size)
         return s
+    if name == "hadamard":
+        signs = [[(-1) ** bin(i & k).count("1") for k in range(size)] for i in range(size)]
+        return np.array(signs) / size**0.5
     two, three = 2**0.5, 3**0.5
     h = {
         "dwt-haar": np.array([1, 1]) / two,

@@ -30,6 +30,14 @@ def test_dct_is_the_orthonormal_type_2(size):
 
 
 @pytest.mark.parametrize("size", BLOCK_SIZES)
+def test_hadamard_is_signs_by_common_bits(size):
+    s = transforms.synthesis("hadamard", size) * np.sqrt(size)
+    for i, k in ((0, 0), (1, 1), (3, 5), (7, 7), (size - 1, size - 1), (size - 1, 1)):
+        assert s[i, k] == pytest.approx((-1) ** (i & k).bit_count())
+    np.testing.assert_allclose(s, s.T)
+
+
+@pytest.mark.parametrize("size", BLOCK_SIZES)
 @pytest.mark.parametrize("name", ["haar", "db2", "bior3.1"])
 def test_wavelets_span_what_pywavelets_spans(name, size):
     """Each band holds PyWavelets' patterns of the periodised transform, up to a rotation of the block."""
