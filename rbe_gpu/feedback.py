@@ -169,8 +169,12 @@ def quantize(
     return codes, steps
 
 
-def entropy_bits(codes: NDArray[np.int8], classes: int = 16) -> float:
-    """Bits per code of an order-0 coder that takes columns of like spread together: an estimate of a stream."""
+def stream_bits(codes: NDArray[np.int8], classes: int = 16) -> float:
+    """Bits per code of a stream (`entropy.encode`), estimated.
+
+    An order-0 coder that takes columns of like spread together, and what a stream costs beyond it: on MiniLM's
+    weights 0.04 bits where codes are many (4% at one bit), as much again as the entropy where nearly all are zero.
+    """
     from .cpu_fallback.feedback import count_codes
 
     counts = np.empty((codes.shape[1], 256), np.int64)
@@ -182,7 +186,8 @@ def entropy_bits(codes: NDArray[np.int8], classes: int = 16) -> float:
         total = counts[group].sum(axis=0)
         p = total[total > 0] / total.sum()
         bits -= float((p * np.log2(p)).sum()) * group.size
-    return float(bits / codes.shape[1])
+    bits /= codes.shape[1]
+    return float(bits + 0.04 * bits / (bits + 0.03))
 
 
 def encode(weight: F32, geo: Geometry, step: float) -> RBEMatrix:

@@ -91,8 +91,12 @@ def synthesis(name: str, size: int) -> NDArray[np.float64]:
     if size not in BLOCK_SIZES:
         raise ValueError(f"block={size} is not supported; use one of {BLOCK_SIZES}")
     name = canonical_transform(name)
-    made = {"dct": _dct, "hadamard": _hadamard, "none": np.eye}
-    s = made[name](size) if name in made else _dwt(size, name)
+    if name == "none":
+        s = np.eye(size)
+    elif name == "dct":
+        s = _dct(size)
+    else:
+        s = _hadamard(size) if name == "hadamard" else _dwt(size, name)
     s.flags.writeable = False
     return s
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import rbe_gpu as rbe
+from rbe_gpu import entropy, transforms
 from rbe_gpu import feedback as cal
-from rbe_gpu import transforms
 
 from . import real
 from .compressed import relative
@@ -137,8 +137,17 @@ def test_ragged_shapes(rows, cols, inputs, weight):
 
 def test_entropy_is_the_textbook_sum():
     codes = np.repeat(np.array([[0], [1], [0], [-1]], np.int8), 8, axis=1)
-    assert cal.entropy_bits(codes, classes=1) == pytest.approx(1.5)
-    assert cal.entropy_bits(np.zeros((4, 8), np.int8)) == 0.0
+    assert cal.stream_bits(codes, classes=1) == pytest.approx(1.5 + 0.04 * 1.5 / 1.53)
+    assert cal.stream_bits(np.zeros((4, 8), np.int8)) == 0.0
+
+
+@pytest.mark.parametrize("step", [0.04, 0.2, 0.8, 2.0, 5.0])
+def test_the_estimate_of_a_stream_is_near_it(weight, step):
+    """From 7 bits to nearly none: what the allocation plans with is what the file then takes."""
+    w = weight / weight.std()
+    codes = np.clip(np.rint(w / step), -127, 127).astype(np.int8)
+    stored = 8 * entropy.encode(codes).size / codes.size
+    assert cal.stream_bits(codes) == pytest.approx(stored, rel=0.05, abs=0.015)  # small: headers count
 
 
 def test_table_rows_follow_their_scales():

@@ -95,6 +95,52 @@ def test_bits_go_where_they_matter(folder, texts):
     assert all(np.isfinite(s) and s > 0 for s in calibration.sensitivity.values())
 
 
+def test_one_calibration_serves_any_budget(folder, texts):
+    """More bytes than codes can use, nearly none at all, and again the same: all fit, and nothing is remembered."""
+    calibration = rbe.calibrate(rbe.load(folder), texts[0][:12], tables=False)
+    weights = sum(calibration.values(name).size for name in calibration.sensitivity)
+    found = {}
+    for bits in (12.0, 0.12, 12.0):
+        encoded = calibration.encode(bits * weights / 8)
+        stored = [t for t in encoded.tensors.values() if not isinstance(t, np.ndarray)]
+        assert 8 * sum(t.nbytes for t in stored) <= bits * weights
+        again = found.setdefault(bits, encoded)
+        for name, tensor in encoded.tensors.items():
+            dense = tensor if isinstance(tensor, np.ndarray) else tensor.decode()
+            assert np.isfinite(dense).all()
+            other = again.tensors[name]
+            np.testing.assert_array_equal(dense, other if isinstance(other, np.ndarray) else other.decode())
+    largest = max(
+        t.error_report(calibration.values(n)).relative_error
+        for n, t in found[12.0].tensors.items()
+        if not isinstance(t, np.ndarray)
+    )
+    assert largest < 0.02
+
+
+def test_a_calibration_is_of_one_model(folder, two_layers, texts, tmp_path):
+    calibration = rbe.calibrate(rbe.load(folder), texts[0][:4], tables=False)
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    tensors = {
+        n: np.array(real.weight(n)) for n in real.weight_names() if ".layer." not in n or ".layer.0." in n
+    }
+    tensors["encoder.layer.0.output.dense.weight"][3, 5] += 1
+    save_file(tensors, other / "model.safetensors")
+    with pytest.raises(ValueError, match=r"output\.dense\.weight is not the weight that was calibrated"):
+        rbe.compress_model(other, tmp_path / "x", ratio=8, calibrate=calibration)
+
+
+def test_what_cannot_be_calibrated(folder, texts):
+    with pytest.raises(TypeError, match=r"pass what rbe_gpu.load\(folder\) gives"):
+        rbe.calibrate(folder, texts[0])
+    model = rbe.load(folder)
+    with pytest.raises(TypeError, match="texts is one string"):
+        rbe.calibrate(model, "one text")
+    with pytest.raises(ValueError, match="no texts"):
+        rbe.calibrate(model, [])
+
+
 def test_bad_requests(folder, texts, tmp_path):
     out = tmp_path / "x.rbe.safetensors"
     with pytest.raises(ValueError, match="needs ratio="):

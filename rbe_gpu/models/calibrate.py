@@ -28,12 +28,12 @@ from ..feedback import (
     corrected_bias,
     encode,
     encode_table,
-    entropy_bits,
     geometry,
     quantize,
     quantize_rows,
     row_coefficients,
     row_scales,
+    stream_bits,
     target_coefficients,
 )
 from ..layers import RBEAttention, RBELayerNorm, RBELinear
@@ -209,24 +209,23 @@ class _Weight:
 
     def nbytes(self, step: float) -> float:
         """Estimated bytes at a step."""
-        bits: float = entropy_bits(self.codes(step)) * self.coefficients.size
+        bits: float = stream_bits(self.codes(step)) * self.coefficients.size
         return bits / 8 + self.overhead
 
     def step_for(self, bits: float) -> float:
         """The step at which codes take `bits` bits on average, as far as there is one."""
-        spread = float(self.coefficients.std())
-        finest, coarsest = (
-            spread / _TOP_CODE,
-            spread * _TOP_CODE,
-        )  # codes are int8; nothing is left of weights
-        step = spread * 2.0 ** (2.05 - bits)
+        step = self.bounded(float(self.coefficients.std()) * 2.0 ** (2.05 - bits))
         for _ in range(8):
-            step = min(max(step, finest), coarsest)
-            found = entropy_bits(self.codes(step))
+            found = stream_bits(self.codes(step))
             if abs(found - bits) < 5e-3:
                 break
-            step *= 2.0 ** float(found - bits)
-        return float(min(max(step, finest), coarsest))
+            step = self.bounded(step * 2.0 ** float(found - bits))
+        return step
+
+    def bounded(self, step: float) -> float:
+        """A step that makes sense: codes are int8, and above so many deviations nothing is left."""
+        spread = float(self.coefficients.std())
+        return min(max(step, spread / _TOP_CODE), spread * _TOP_CODE)
 
 
 def _tables(model: BertEncoder) -> dict[str, F32]:
@@ -330,7 +329,7 @@ def _steps_for(weights: list[_Weight], budget: float) -> dict[str, float]:
     spread = sum(np.log2(w.coefficients.std() / relative[w.name]) * w.coefficients.size for w in weights)
     level = spread / size + 2.05 - bits
     for _ in range(10):
-        steps = {name: r * 2.0**level for name, r in relative.items()}
+        steps = {w.name: w.bounded(relative[w.name] * 2.0**level) for w in weights}
         excess = 8 * (sum(w.nbytes(steps[w.name]) for w in weights) - budget) / size
         if abs(excess) < 2e-3:
             break
@@ -509,7 +508,15 @@ def _encode_all(
             step = now.step_for(wanted)
             matrix = encode(weight.values, geo, step)
             while len(spent) + 1 == len(weights) and matrix.nbytes > left:  # nothing comes after the last one
-                step *= 2.0 ** (8 * (matrix.nbytes - left) / now.coefficients.size + 2e-3)
+                coarser = now.bounded(
+                    step * 2.0 ** (8 * (matrix.nbytes - left) / now.coefficients.size + 2e-3)
+                )
+                if coarser <= step:
+                    raise ValueError(
+                        f"the weights take {matrix.nbytes - left:.0f} bytes more than the target leaves, however few "
+                        "bits they get; use a lower ratio"
+                    )
+                step = coarser
                 matrix = encode(weight.values, geo, step)
             left -= matrix.nbytes
             spent[name] = matrix.bits_per_weight
