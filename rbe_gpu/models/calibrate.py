@@ -58,7 +58,8 @@ _SAMPLE_ROWS = 4096  # rows of an embedding table that its entropy is estimated 
 #: in every row. Tokens are normalised right after the table, which asks for 1; frequent tokens have small norms.
 _ROW_POWER = 0.5
 _TOP_CODE = 127.0
-_FEW_BITS = 0.5  # below this many bits per weight, scales for every row of a table take more than they give
+_TOLERANCE = 1.02  # of the bytes planned for a weight: what it takes more, it is encoded again for
+_FEW_BITS = 0.75  # below this many bits per weight, scales for every row of a table take more than they give
 
 
 @dataclass
@@ -221,6 +222,18 @@ class _Weight:
                 break
             step = self.bounded(step * 2.0 ** float(found - bits))
         return step
+
+    def fitted(self, encoded: Callable[[float], Any], step: float, limit: float) -> Any:
+        """What `encoded` gives at a step, or at one so much coarser that it takes `limit` bytes at most, if any is."""
+        found = encoded(step)
+        while found.nbytes > limit:
+            # bits fall by one where a step doubles, and more slowly where few codes are left
+            excess = max(8 * (found.nbytes - limit) / self.coefficients.size, 2e-3)
+            coarser = self.bounded(step * 2.0 ** max(excess, 0.25 * np.log2(found.nbytes / max(limit, 1.0))))
+            if coarser <= step:
+                break
+            step, found = coarser, encoded(coarser)
+        return found
 
     def bounded(self, step: float) -> float:
         """A step that makes sense: codes are int8, and above so many deviations nothing is left."""
@@ -479,7 +492,12 @@ def _encode_all(
     for name in (n for n in tables if n in weights):
         weight = weights[name]
         assert weight.scales is not None
-        tensors[name] = encode_table(weight.values, steps[name], weight.scales)
+        scales = weight.scales
+        tensors[name] = weight.fitted(
+            lambda step, w=weight, s=scales: encode_table(w.values, step, s),  # type: ignore[misc]
+            steps[name],
+            _TOLERANCE * planned[name],
+        )
         lossy[name] = tensors[name].decode()
         left -= tensors[name].nbytes
         spent[name] = tensors[name].bits_per_weight
@@ -506,18 +524,14 @@ def _encode_all(
             share = left / sum(planned[n] for n in planned if n not in spent)
             wanted = 8 * (planned[name] * share - now.overhead) / now.coefficients.size
             step = now.step_for(wanted)
-            matrix = encode(weight.values, geo, step)
-            while len(spent) + 1 == len(weights) and matrix.nbytes > left:  # nothing comes after the last one
-                coarser = now.bounded(
-                    step * 2.0 ** (8 * (matrix.nbytes - left) / now.coefficients.size + 2e-3)
+            # nothing comes after the last one to make good what it takes too much
+            limit = left if len(spent) + 1 == len(weights) else _TOLERANCE * planned[name] * share
+            matrix = now.fitted(lambda step, w=weight, g=geo: encode(w.values, g, step), step, limit)  # type: ignore[misc]
+            if len(spent) + 1 == len(weights) and matrix.nbytes > left:
+                raise ValueError(
+                    f"the weights take {matrix.nbytes - left:.0f} bytes more than the target leaves, however few "
+                    "bits they get; use a lower ratio"
                 )
-                if coarser <= step:
-                    raise ValueError(
-                        f"the weights take {matrix.nbytes - left:.0f} bytes more than the target leaves, however few "
-                        "bits they get; use a lower ratio"
-                    )
-                step = coarser
-                matrix = encode(weight.values, geo, step)
             left -= matrix.nbytes
             spent[name] = matrix.bits_per_weight
             decoded = matrix.decode()
