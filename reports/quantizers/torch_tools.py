@@ -9,6 +9,7 @@ quantise activations too; they do not here, which is kinder.
 As it is, a setting quantises only the linear layers, which is what these tools do: the word table, half of a MiniLM's
 weights, stays float16. In "+ words" the word table goes through the same module, a token a row (what bitsandbytes'
 `Embedding4bit` computes). Not every tool offers or saves that; it is the smallest file the tool could make.
+torchao's int4 cannot: its kernel takes 16 rows at a time, and 30522 tokens are not a multiple.
 
 bitsandbytes decodes to float32, HQQ to float16 (its default). optimum-quanto and torchao get float16 weights, so that
 their scales are float16 where the tool follows the weights' type; the rounding of the weights to float16 is far below
@@ -288,7 +289,7 @@ def peer_of(
 #: settings whose file is made with the word table too
 WITH_WORDS = (
     "int8", "nf4", "nf4 double", "4 bits, groups of 64", "3 bits, groups of 64", "2 bits, groups of 64",
-    "2 bits, groups of 16", "qint8", "qint4 hqq", "qint2 hqq", "int4 hqq, groups of 64",
+    "2 bits, groups of 16", "qint8", "qint4 hqq", "qint2 hqq",
 )  # fmt: skip
 
 
