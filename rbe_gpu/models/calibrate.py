@@ -224,7 +224,7 @@ class _Weight:
         return step
 
     def fitted(self, encoded: Callable[[float], Any], step: float, limit: float) -> Any:
-        """What `encoded` gives at a step, or at one so much coarser that it takes `limit` bytes at most, if any is."""
+        """What `encoded` gives at a step, or at one so much coarser that it takes `limit` bytes at most."""
         found = encoded(step)
         while found.nbytes > limit:
             # bits fall by one where a step doubles, and more slowly where few codes are left

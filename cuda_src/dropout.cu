@@ -1,0 +1,86 @@
+// y[i] = x[i] / (1 - p) + residual[i] where word i % 4 of Philox4x32-10 block offset + i / 4 is at least floor(p 2^32),
+// else residual[i].
+//
+// Arrays     x, residual, out: (count) T; residual may be null; out may be either
+// Ownership  a thread has a chunk of 16 bytes (4 float or 8 half values: one or two Philox blocks), read and written
+//            at once, or element by element (_single)
+// Launch     blocks of 256 threads, chunks in strides of the grid
+// Shared     none
+// Bytes      reads x and residual once, writes out once: 2 or 3 sizeof(T) per element
+// Accuracy   the mask is exact, the same on every backend; a product and a sum in float
+//
+// Source: Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
+#include "common.cuh"
+
+constexpr u32 PHILOX_M0 = 0xd2511f53u;
+constexpr u32 PHILOX_M1 = 0xcd9e8d57u;
+constexpr u32 PHILOX_W0 = 0x9e3779b9u;
+constexpr u32 PHILOX_W1 = 0xbb67ae85u;
+constexpr int PHILOX_ROUNDS = 10;
+
+// The four words of the block with counter `counter`.
+__device__ __forceinline__ void philox(u64 counter, u64 seed, u32* words) {
+  u32 c0 = static_cast<u32>(counter), c1 = static_cast<u32>(counter >> 32), c2 = 0, c3 = 0;
+  u32 k0 = static_cast<u32>(seed), k1 = static_cast<u32>(seed >> 32);
+#pragma unroll
+  for (int round = 0; round < PHILOX_ROUNDS; ++round) {
+    u64 p0 = static_cast<u64>(PHILOX_M0) * c0, p1 = static_cast<u64>(PHILOX_M1) * c2;
+    c0 = static_cast<u32>(p1 >> 32) ^ c1 ^ k0;
+    c1 = static_cast<u32>(p1);
+    c2 = static_cast<u32>(p0 >> 32) ^ c3 ^ k1;
+    c3 = static_cast<u32>(p0);
+    k0 += PHILOX_W0;
+    k1 += PHILOX_W1;
+  }
+  words[0] = c0;
+  words[1] = c1;
+  words[2] = c2;
+  words[3] = c3;
+}
+
+// threshold: floor(p 2^32), up to 2^32; factor: 1 / (1 - p)
+template <class T, bool ALIGNED>
+__device__ __forceinline__ void dropout(const T* x, const T* residual, T* out, i64 count, u64 threshold, float factor,
+                                        u64 seed, u64 offset) {
+  constexpr int VEC = VECTOR<T>;
+  for (i64 chunk = first_chunk(); chunk * VEC < count; chunk += chunk_stride()) {
+    i64 at = chunk * VEC;
+    u32 words[VEC];
+#pragma unroll
+    for (int i = 0; i < VEC; i += 4) philox(offset + static_cast<u64>((at + i) / 4), seed, words + i);
+    if (ALIGNED && at + VEC <= count) {
+      float v[VEC];
+      load<VEC>(x + at, v);
+#pragma unroll
+      for (int i = 0; i < VEC; ++i) v[i] = words[i] >= threshold ? v[i] * factor : 0.0f;
+      if (residual) {
+        float r[VEC];
+        load<VEC>(residual + at, r);
+#pragma unroll
+        for (int i = 0; i < VEC; ++i) v[i] += r[i];
+      }
+      store<VEC>(out + at, v);
+    } else {
+#pragma unroll
+      for (int i = 0; i < VEC; ++i) {
+        if (at + i < count) {
+          float v = words[i] >= threshold ? to_float(x[at + i]) * factor : 0.0f;
+          out[at + i] = from_float<T>(residual ? v + to_float(residual[at + i]) : v);
+        }
+      }
+    }
+  }
+}
+
+#define ENTRY(name, T, ALIGNED)                                                                                     \
+  extern "C" __global__ void __launch_bounds__(256) name(const T* x, const T* residual, T* out, i64 count,          \
+                                                         u64 threshold, float factor, u64 seed, u64 offset) {       \
+    dropout<T, ALIGNED>(x, residual, out, count, threshold, factor, seed, offset);                                  \
+  }
+#define ENTRIES(type, T)                        \
+  ENTRY(dropout_##type, T, true)                \
+  ENTRY(dropout_##type##_single, T, false)
+
+ENTRIES(f32, float)
+ENTRIES(f16, f16)
+ENTRIES(bf16, bf16)

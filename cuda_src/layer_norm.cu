@@ -1,0 +1,161 @@
+// y[r,c] = (s[r,c] - mean s[r]) / sqrt(var s[r] + eps) * weight[c] + bias[c], s = x + residual; residual_out = s.
+//
+// Arrays     x, residual, out, residual_out: (rows, cols) T, row-major; residual and residual_out may be null; out
+//            and residual_out may be x or residual: a thread reads an element for the last time before it writes it.
+//            weight, bias: (cols) of weight_type and bias_type; bias may be null
+// Ownership  A team of blockDim.x threads holds a row in registers, each thread up to 32 values of it; a block
+//            has blockDim.y teams. Rows too long for 512 threads: the whole block goes through the row twice.
+// Launch     block (team, teams): teams of 1 to 32 lanes fill 128 threads, larger teams are the block;
+//            grid (blocks), rows in strides of the grid
+// Shared     128 bytes a sum, three of them, of teams larger than a warp only
+// Bytes      reads x, residual, weight and bias once, writes out and residual_out once: 2 to 4 sizeof(T) per element.
+//            Long rows are read twice.
+// Accuracy   Moments are sums of d = s - pivot and of d^2, with the pivot near the mean: the row's rounded mean, or
+//            of long rows the mean of their first step (8192 columns, or 2048 one by one). With a pivot so near, var = mean(d^2) -
+//            mean(d)^2 loses no digits, and s - mean = d - mean(d) is exact to the last place of the spread, where a
+//            mean of 1e4 itself has a last place of 1e-3. Long rows are summed with compensation.
+//
+// Sources: Ba, Kiros and Hinton 2016, "Layer normalization"; the shifted moments, Chan, Golub and LeVeque 1983.
+#include "common.cuh"
+
+// Of a row: s - mean = (s - pivot) - offset, and 1 / sqrt(var + eps).
+struct Moments {
+  float pivot, offset, inverse;
+};
+
+// d: sums over the row of d and of d^2
+__device__ __forceinline__ Moments moments(float pivot, const float (&d)[2], float cols, float eps) {
+  float offset = d[0] / cols;
+  float variance = d[1] / cols - offset * offset;
+  variance = variance < 0.0f ? 0.0f : variance;  // a constant row, after rounding; NaN stays
+  return {pivot, offset, 1.0f / sqrtf(variance + eps)};
+}
+
+// What stays the same for all rows.
+struct Affine {
+  const void *weight, *bias;
+  int weight_type, bias_type;
+  float eps;
+};
+
+template <int VEC, class T>
+__device__ __forceinline__ void write(T* out, T* residual_out, const Affine& affine, i64 start, i64 col,
+                                      const Moments& m, const float (&s)[VEC]) {
+  float gain[VEC], y[VEC];
+  load_vector<VEC, T>(affine.weight, affine.weight_type, col, gain);
+#pragma unroll
+  for (int i = 0; i < VEC; ++i) y[i] = (s[i] - m.pivot - m.offset) * m.inverse * gain[i];
+  if (affine.bias) {
+    float shift[VEC];
+    load_vector<VEC, T>(affine.bias, affine.bias_type, col, shift);
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) y[i] += shift[i];
+  }
+  if (residual_out) store<VEC>(residual_out + start + col, s);
+  store<VEC>(out + start + col, y);
+}
+
+template <int VEC, int CHUNKS>
+__device__ __forceinline__ float sum_of(const float (&s)[CHUNKS][VEC]) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int k = 0; k < CHUNKS; ++k) {
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) sum += s[k][i];
+  }
+  return sum;
+}
+
+// d = sums of s - pivot and of its square over the thread's chunks.
+template <int VEC, int CHUNKS>
+__device__ __forceinline__ void deviations(const float (&s)[CHUNKS][VEC], float pivot, int end, float (&d)[2]) {
+  d[0] = d[1] = 0.0f;
+#pragma unroll
+  for (int k = 0; k < CHUNKS; ++k) {
+    if (static_cast<int>(k * blockDim.x + threadIdx.x) * VEC < end) {
+#pragma unroll
+      for (int i = 0; i < VEC; ++i) {
+        float apart = s[k][i] - pivot;
+        d[0] += apart;
+        d[1] += apart * apart;
+      }
+    }
+  }
+}
+
+template <class T, int VEC, int CHUNKS>
+__device__ __forceinline__ void layer_norm_rows(const T* x, const T* residual, T* out, T* residual_out, Affine affine,
+                                                i64 rows, i64 cols) {
+  int team = blockDim.x;
+  float count = static_cast<float>(cols);
+  for (i64 first = static_cast<i64>(blockIdx.x) * blockDim.y; first < rows;
+       first += static_cast<i64>(gridDim.x) * blockDim.y) {
+    i64 row = first + threadIdx.y;
+    i64 start = row * cols;
+    int end = row < rows ? static_cast<int>(cols) : 0;  // a team without a row takes part in the reductions only
+    float s[CHUNKS][VEC], d[2];
+    load_row<VEC>(x, residual, start, end, s);
+    float pivot = team_sum(sum_of(s), team) / count;
+    deviations(s, pivot, end, d);
+    team_reduce(d, team, Add());
+    Moments m = moments(pivot, d, count, affine.eps);
+#pragma unroll
+    for (int k = 0; k < CHUNKS; ++k) {
+      int col = (k * team + threadIdx.x) * VEC;
+      if (col < end) write<VEC>(out, residual_out, affine, start, col, m, s[k]);
+    }
+  }
+}
+
+template <class T, int VEC, int CHUNKS>
+__device__ __forceinline__ void layer_norm_long(const T* x, const T* residual, T* out, T* residual_out, Affine affine,
+                                                i64 rows, i64 cols) {
+  int team = blockDim.x, step = team * VEC * CHUNKS;
+  for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
+    i64 start = row * cols;
+    float s[CHUNKS][VEC], d[2];
+    int end = columns_left(0, cols, step);
+    load_row<VEC>(x, residual, start, end, s);
+    float pivot = team_sum(sum_of(s), team) / static_cast<float>(end);
+    LongSum total, squares;
+    for (i64 first = 0; first < cols; first += step) {
+      end = columns_left(first, cols, step);
+      load_row<VEC>(x, residual, start + first, end, s);
+      deviations(s, pivot, end, d);
+      total.add(d[0]);
+      squares.add(d[1]);
+    }
+    d[0] = total.value();
+    d[1] = squares.value();
+    team_reduce(d, team, Add());
+    Moments m = moments(pivot, d, static_cast<float>(cols), affine.eps);
+    for (i64 first = 0; first < cols; first += step) {
+      end = columns_left(first, cols, step);
+      load_row<VEC>(x, residual, start + first, end, s);
+#pragma unroll
+      for (int k = 0; k < CHUNKS; ++k) {
+        int col = (k * team + threadIdx.x) * VEC;
+        if (col < end) write<VEC>(out, residual_out, affine, start, first + col, m, s[k]);
+      }
+    }
+  }
+}
+
+// The names are explained in softmax.cu.
+#define ENTRY(name, body, threads, T, VEC, CHUNKS)                                                                \
+  extern "C" __global__ void __launch_bounds__(threads, 1)                                                         \
+      name(const T* x, const T* residual, T* out, T* residual_out, const void* weight, int weight_type,           \
+           const void* bias, int bias_type, i64 rows, i64 cols, float eps) {                                      \
+    body<T, VEC, CHUNKS>(x, residual, out, residual_out, {weight, bias, weight_type, bias_type, eps}, rows, cols); \
+  }
+#define ENTRIES(type, T)                                                               \
+  ENTRY(layer_norm_##type##_8, layer_norm_rows, 1024, T, VECTOR<T>, 8 / VECTOR<T>)     \
+  ENTRY(layer_norm_##type##_16, layer_norm_rows, 1024, T, VECTOR<T>, 16 / VECTOR<T>)   \
+  ENTRY(layer_norm_##type##_32, layer_norm_rows, 512, T, VECTOR<T>, 32 / VECTOR<T>)   \
+  ENTRY(layer_norm_##type##_single_8, layer_norm_rows, 512, T, 1, 8)                  \
+  ENTRY(layer_norm_##type##_long, layer_norm_long, 512, T, VECTOR<T>, 16 / VECTOR<T>)             \
+  ENTRY(layer_norm_##type##_single_long, layer_norm_long, 512, T, 1, 4)
+
+ENTRIES(f32, float)
+ENTRIES(f16, f16)
+ENTRIES(bf16, bf16)

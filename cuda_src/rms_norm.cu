@@ -1,0 +1,104 @@
+// y[r,c] = s[r,c] / sqrt(mean_c(s[r]^2) + eps) * weight[c], s = x + residual; residual_out = s.
+//
+// Arrays     x, residual, out, residual_out: (rows, cols) T, row-major; residual and residual_out may be null; out
+//            and residual_out may be x or residual: a thread reads an element for the last time before it writes it.
+//            weight: (cols) of weight_type
+// Ownership  A team of blockDim.x threads holds a row in registers, each thread up to 32 values of it; a block
+//            has blockDim.y teams. Rows too long for 512 threads: the whole block goes through the row twice.
+// Launch     block (team, teams): teams of 1 to 32 lanes fill 128 threads, larger teams are the block;
+//            grid (blocks), rows in strides of the grid
+// Shared     128 bytes, of teams larger than a warp only
+// Bytes      reads x, residual and weight once, writes out and residual_out once: 2 to 4 sizeof(T) per element.
+//            Long rows are read twice.
+// Accuracy   the sum is float, of 32 values a thread and then a tree; of long rows it is compensated.
+//
+// Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization".
+#include "common.cuh"
+
+template <int VEC, class T>
+__device__ __forceinline__ void write(T* out, T* residual_out, const void* weight, int weight_type, i64 start, i64 col,
+                                      float factor, const float (&s)[VEC]) {
+  float gain[VEC], y[VEC];
+  load_vector<VEC, T>(weight, weight_type, col, gain);
+#pragma unroll
+  for (int i = 0; i < VEC; ++i) y[i] = s[i] * factor * gain[i];
+  if (residual_out) store<VEC>(residual_out + start + col, s);
+  store<VEC>(out + start + col, y);
+}
+
+template <int VEC, int CHUNKS>
+__device__ __forceinline__ float squares(const float (&s)[CHUNKS][VEC]) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int k = 0; k < CHUNKS; ++k) {
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) sum += s[k][i] * s[k][i];
+  }
+  return sum;
+}
+
+template <class T, int VEC, int CHUNKS>
+__device__ __forceinline__ void rms_norm_rows(const T* x, const T* residual, T* out, T* residual_out,
+                                              const void* weight, int weight_type, i64 rows, i64 cols, float eps) {
+  int team = blockDim.x;
+  for (i64 first = static_cast<i64>(blockIdx.x) * blockDim.y; first < rows;
+       first += static_cast<i64>(gridDim.x) * blockDim.y) {
+    i64 row = first + threadIdx.y;
+    i64 start = row * cols;
+    int end = row < rows ? static_cast<int>(cols) : 0;  // a team without a row takes part in the reduction only
+    float s[CHUNKS][VEC];
+    load_row<VEC>(x, residual, start, end, s);
+    float sum = team_sum(squares(s), team);
+    float factor = 1.0f / sqrtf(sum / static_cast<float>(cols) + eps);
+#pragma unroll
+    for (int k = 0; k < CHUNKS; ++k) {
+      int col = (k * team + threadIdx.x) * VEC;
+      if (col < end) write<VEC>(out, residual_out, weight, weight_type, start, col, factor, s[k]);
+    }
+  }
+}
+
+template <class T, int VEC, int CHUNKS>
+__device__ __forceinline__ void rms_norm_long(const T* x, const T* residual, T* out, T* residual_out,
+                                              const void* weight, int weight_type, i64 rows, i64 cols, float eps) {
+  int team = blockDim.x, step = team * VEC * CHUNKS;
+  for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
+    i64 start = row * cols;
+    float s[CHUNKS][VEC];
+    LongSum total;
+    for (i64 first = 0; first < cols; first += step) {
+      load_row<VEC>(x, residual, start + first, columns_left(first, cols, step), s);
+      total.add(squares(s));
+    }
+    float sum = team_sum(total.value(), team);
+    float factor = 1.0f / sqrtf(sum / static_cast<float>(cols) + eps);
+    for (i64 first = 0; first < cols; first += step) {
+      int end = columns_left(first, cols, step);
+      load_row<VEC>(x, residual, start + first, end, s);
+#pragma unroll
+      for (int k = 0; k < CHUNKS; ++k) {
+        int col = (k * team + threadIdx.x) * VEC;
+        if (col < end) write<VEC>(out, residual_out, weight, weight_type, start, first + col, factor, s[k]);
+      }
+    }
+  }
+}
+
+// The names are explained in softmax.cu.
+#define ENTRY(name, body, threads, T, VEC, CHUNKS)                                                            \
+  extern "C" __global__ void __launch_bounds__(threads, 1)                                                     \
+      name(const T* x, const T* residual, T* out, T* residual_out, const void* weight, int weight_type, i64 rows, \
+           i64 cols, float eps) {                                                                             \
+    body<T, VEC, CHUNKS>(x, residual, out, residual_out, weight, weight_type, rows, cols, eps);               \
+  }
+#define ENTRIES(type, T)                                                           \
+  ENTRY(rms_norm_##type##_8, rms_norm_rows, 1024, T, VECTOR<T>, 8 / VECTOR<T>)     \
+  ENTRY(rms_norm_##type##_16, rms_norm_rows, 1024, T, VECTOR<T>, 16 / VECTOR<T>)   \
+  ENTRY(rms_norm_##type##_32, rms_norm_rows, 512, T, VECTOR<T>, 32 / VECTOR<T>)   \
+  ENTRY(rms_norm_##type##_single_8, rms_norm_rows, 512, T, 1, 8)                  \
+  ENTRY(rms_norm_##type##_long, rms_norm_long, 512, T, VECTOR<T>, 16 / VECTOR<T>)             \
+  ENTRY(rms_norm_##type##_single_long, rms_norm_long, 512, T, 1, 4)
+
+ENTRIES(f32, float)
+ENTRIES(f16, f16)
+ENTRIES(bf16, bf16)

@@ -1,0 +1,115 @@
+"""Launch: which kernel, over which grid, with which arguments; and what runs it.
+
+An op's `plan(...)` makes launches from shapes, strides, dtypes and addresses alone, so that it can be read and
+tested without a GPU. `run` hands them to the executor: CuPy's current stream (`_load`), or, in the tests, the
+host build.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+MAX_GRID = (2**31 - 1, 65535, 65535)
+MAX_BLOCK = (1024, 1024, 64)
+MAX_THREADS = 1024
+WARP = 32
+
+_F32, _F16, _BF16 = np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
+#: Kernel names and type codes (TYPE_... of common.cuh) by dtype. `dtype.name` would take longer than the launch.
+SUFFIX = {_F32: "f32", _F16: "f16", _BF16: "bf16"}
+TYPE = {_F32: np.int32(0), _F16: np.int32(1), _BF16: np.int32(2)}
+NO_TYPE = TYPE[_F32]  # of a vector that is not there
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One kernel launch.
+
+    Attributes
+    ----------
+    op : name of the source, `cuda_src/<op>.cu`
+    entry : name of the `extern "C"` kernel in it
+    grid, block : x, y, z
+    args : arrays, None (a null pointer) and NumPy scalars of the kernel's parameter types
+    shared : bytes of dynamic shared memory
+    """
+
+    op: str
+    entry: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    args: tuple[Any, ...]
+    shared: int = 0
+
+    def __post_init__(self) -> None:
+        (x, y, z), (block_x, block_y, block_z) = self.grid, self.block
+        if not (0 < x <= MAX_GRID[0] and 0 < y <= MAX_GRID[1] and 0 < z <= MAX_GRID[2]):
+            raise ValueError(f"{self.entry}: grid={self.grid} is outside 1 to {MAX_GRID}")
+        if not (0 < block_x <= MAX_BLOCK[0] and 0 < block_y <= MAX_BLOCK[1] and 0 < block_z <= MAX_BLOCK[2]):
+            raise ValueError(f"{self.entry}: block={self.block} is outside 1 to {MAX_BLOCK}")
+        if block_x * block_y * block_z > MAX_THREADS:
+            raise ValueError(f"{self.entry}: block={self.block} has more than {MAX_THREADS} threads")
+
+
+Executor = Callable[[tuple[Launch, ...]], None]
+
+
+def _on_device(launches: tuple[Launch, ...]) -> None:
+    from . import _load
+
+    _load.run(launches)
+
+
+_executor: Executor = _on_device
+
+
+def run(*launches: Launch) -> None:
+    """Execute the launches in order: on the current stream of the arrays' device."""
+    _executor(launches)
+
+
+@contextmanager
+def executor(replacement: Executor) -> Iterator[None]:
+    """Within the block `run` calls `replacement`. For tests; not thread-safe."""
+    global _executor
+    before, _executor = _executor, replacement
+    try:
+        yield
+    finally:
+        _executor = before
+
+
+def address(array: Any) -> int:
+    """Address of the first element of a CuPy or NumPy array."""
+    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
+
+
+def aligned(*arrays: Any, to: int = 16) -> bool:
+    """Whether every array that is not None starts at a multiple of `to` bytes."""
+    return all(a is None or address(a) % to == 0 for a in arrays)
+
+
+def in_chunks(x: Any, arrays: tuple[Any, ...], vectors: tuple[Any, ...] = ()) -> bool:
+    """Whether a kernel may take 16 bytes of `x` at once.
+
+    That is, all arrays start at a multiple of 16 bytes, and the vectors along the columns (gains, biases) are
+    float32 or of the dtype of `x`; the kernels that take elements one by one know every mixture.
+    """
+    return aligned(x, *arrays, *vectors) and all(
+        v is None or v.dtype == x.dtype or v.dtype == _F32 for v in vectors
+    )
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def grid_1d(blocks: int) -> tuple[int, int, int]:
+    """`blocks` blocks, or as many as a grid can have; kernels go on in strides of the grid."""
+    return (min(blocks, MAX_GRID[0]), 1, 1)

@@ -1,0 +1,106 @@
+"""Sources and kernels: reads `rbe_gpu.cuda_src`, compiles an op when it is first launched, runs launches.
+
+CuPy is imported here and nowhere else in the package, when the first launch asks for it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from ._launch import Launch
+
+#: CuPy appends -arch and -ftz=true.
+OPTIONS = ("-std=c++17",)
+OLDEST = (7, 5)  # compute capability: ldmatrix, and what NVRTC 13 still compiles for
+_INCLUDE = '#include "common.cuh"\n'
+_DEFAULT_SHARED = 48 << 10  # a kernel must ask for more
+_NULL = np.uint64(0)  # None would give the driver no parameter at all
+
+_kernels: dict[tuple[int, str], Any] = {}  # by device and entry
+_shared: dict[tuple[int, str], int] = {}  # dynamic shared memory asked for so far, above the default
+
+
+def read(name: str) -> str:
+    """The text of a file of `cuda_src`."""
+    return resources.files("rbe_gpu.cuda_src").joinpath(name).read_text(encoding="utf-8")
+
+
+def inline(name: str, text: str) -> str:
+    """`text` with common.cuh in the place of its include; messages name the files as they are.
+
+    CuPy's disk cache hashes the source but not what it includes.
+    """
+    head, found, tail = text.partition(_INCLUDE)
+    if not found or _INCLUDE in tail:
+        raise ValueError(f"{name} must contain one line {_INCLUDE.strip()}")
+    line = head.count("\n") + 2
+    common = read("common.cuh")
+    return f'#line 1 "{name}"\n{head}#line 1 "common.cuh"\n{common}#line {line} "{name}"\n{tail}'
+
+
+@lru_cache
+def source(op: str) -> str:
+    """What is compiled for an op."""
+    return inline(f"{op}.cu", read(f"{op}.cu"))
+
+
+@lru_cache
+def _module(op: str, device: int) -> Any:
+    """The op's kernels for the current device, which is `device`."""
+    import cupy
+
+    capability = cupy.cuda.Device(device).compute_capability  # "75", "90", "120"
+    if (int(capability[:-1]), int(capability[-1])) < OLDEST:
+        raise RuntimeError(
+            f"GPU {device} has compute capability {capability[:-1]}.{capability[-1]}; rbe_gpu needs "
+            f"{OLDEST[0]}.{OLDEST[1]} or newer. Move the arrays to the CPU (cupy.asnumpy(...))"
+        )
+    return cupy.RawModule(code=source(op), options=OPTIONS)
+
+
+def _kernel(launch: Launch, device: int) -> Any:
+    kernel = _module(launch.op, device).get_function(launch.entry)
+    _kernels[device, launch.entry] = kernel
+    return kernel
+
+
+def _allow_shared(kernel: Any, launch: Launch, device: int) -> None:
+    """Let `kernel` have more than 48 KB of dynamic shared memory."""
+    import cupy
+
+    most = int(cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"])
+    if launch.shared + kernel.shared_size_bytes > most:
+        raise RuntimeError(
+            f"{launch.entry} needs {launch.shared + kernel.shared_size_bytes} bytes of shared memory, GPU "
+            f"{device} has {most} for a block"
+        )
+    kernel.max_dynamic_shared_size_bytes = launch.shared
+    _shared[device, launch.entry] = launch.shared
+
+
+def _launch(launch: Launch, device: int) -> None:
+    kernel = _kernels.get((device, launch.entry)) or _kernel(launch, device)
+    if launch.shared > _DEFAULT_SHARED and launch.shared > _shared.get((device, launch.entry), 0):
+        _allow_shared(kernel, launch, device)
+    args = tuple(_NULL if a is None else a for a in launch.args)
+    kernel(launch.grid, launch.block, args, shared_mem=launch.shared)
+
+
+def run(launches: tuple[Launch, ...]) -> None:
+    """Launch in order on the current stream of the device that holds the arrays."""
+    import cupy
+
+    for launch in launches:
+        first = next((a for a in launch.args if isinstance(a, cupy.ndarray)), None)
+        if first is None:
+            raise TypeError(f"{launch.entry} got no cupy.ndarray; NumPy arrays run on the CPU backend")
+        device = first.data.device_id
+        if device == cupy.cuda.runtime.getDevice():
+            _launch(launch, device)
+        else:
+            with cupy.cuda.Device(device):
+                _launch(launch, device)

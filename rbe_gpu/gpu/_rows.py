@@ -1,0 +1,48 @@
+"""How the kernels over rows (softmax and the norms) share the rows out: which entry, which team, which grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ._launch import WARP, ceil_div, grid_1d
+
+_BLOCK = 128  # threads of a block of teams that are a warp or less
+_LONG_BLOCK = 512  # of the kernels that go through a row in steps: up to 128 registers a thread
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A launch over rows: `entry` ends the kernel's name after the type, e.g. "_16" or "_single_long"."""
+
+    entry: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+
+
+@lru_cache(maxsize=1024)
+def share_rows(rows: int, cols: int, itemsize: int, in_chunks: bool, threads: int) -> Rows:
+    """Teams of threads for `rows` rows of `cols` columns.
+
+    A thread of `_8`, `_16` and `_32` holds that many columns in registers, in chunks of 16 bytes. One of
+    `_single_8` takes them one by one, where the arrays do not allow `in_chunks` or rows are no whole number of
+    chunks. As long as 32 columns a thread suffice a team is 1 to 32 lanes, several to a block of 128 threads,
+    since that needs no barrier; above, the team is a block of whole warps, up to `threads` (the launch bounds
+    of `_32` and `_single_8`). Longer rows go to `_long`, a block each.
+    """
+    vector = 16 // itemsize
+    sizes: tuple[int, ...]
+    if in_chunks and cols % vector == 0:
+        prefix, sizes = "", (8, 16, 32)
+    else:
+        prefix, sizes = "_single", (8,)
+    most = sizes[-1]
+    if cols > threads * most:
+        return Rows(f"{prefix}_long", grid_1d(rows), (_LONG_BLOCK, 1, 1))
+    items = next((n for n in sizes if cols <= WARP * n), most)
+    team = ceil_div(cols, items)
+    if team > WARP:
+        return Rows(f"{prefix}_{items}", grid_1d(rows), (ceil_div(team, WARP) * WARP, 1, 1))
+    team = 1 << (team - 1).bit_length()
+    teams = _BLOCK // team
+    return Rows(f"{prefix}_{items}", grid_1d(ceil_div(rows, teams)), (team, teams, 1))

@@ -1,0 +1,49 @@
+"""layer_norm: y[r,c] = (s[r,c] - mean s[r]) / sqrt(var s[r] + eps) * weight[c] + bias[c], s = x + residual."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ._launch import NO_TYPE, SUFFIX, TYPE, Launch, in_chunks, run
+from ._rows import share_rows
+
+_THREADS = 512  # launch bounds of the kernels over rows in registers: 64 registers would not do
+
+
+def plan(x: Any, weight: Any, bias: Any, eps: float, residual: Any, out: Any, residual_out: Any) -> Launch:
+    """The launch of `layer_norm`, from shapes, dtypes and addresses."""
+    rows, cols = x.shape
+    share = share_rows(
+        rows, cols, x.itemsize, in_chunks(x, (residual, out, residual_out), (weight, bias)), _THREADS
+    )
+    args = (
+        x,
+        residual,
+        out,
+        residual_out,
+        weight,
+        TYPE[weight.dtype],
+        bias,
+        NO_TYPE if bias is None else TYPE[bias.dtype],
+        np.int64(rows),
+        np.int64(cols),
+        np.float32(eps),
+    )
+    entry = f"layer_norm_{SUFFIX[x.dtype]}{share.entry}"
+    return Launch("layer_norm", entry, share.grid, share.block, args)
+
+
+def layer_norm(
+    x: Any, weight: Any, bias: Any, eps: float, residual: Any, out: Any, residual_out: Any
+) -> None:
+    """Write the normalised rows of s = x + residual to `out`, and s to `residual_out`.
+
+    Parameters
+    ----------
+    x, residual, out, residual_out : (rows, cols) float32/float16/bfloat16, one dtype, C-contiguous; the second
+        and the last may be None. `out` or `residual_out` may be `x` or `residual`.
+    weight, bias : (cols,), each of any of the three dtypes; bias may be None
+    """
+    run(plan(x, weight, bias, eps, residual, out, residual_out))

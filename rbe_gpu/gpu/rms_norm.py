@@ -1,0 +1,44 @@
+"""rms_norm: y[r,c] = s[r,c] / sqrt(mean_c(s[r]^2) + eps) * weight[c], s = x + residual."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ._launch import SUFFIX, TYPE, Launch, in_chunks, run
+from ._rows import share_rows
+
+_THREADS = 512  # launch bounds of the kernels over rows in registers: 64 registers would not do
+
+
+def plan(x: Any, weight: Any, eps: float, residual: Any, out: Any, residual_out: Any) -> Launch:
+    """The launch of `rms_norm`, from shapes, dtypes and addresses."""
+    rows, cols = x.shape
+    share = share_rows(
+        rows, cols, x.itemsize, in_chunks(x, (residual, out, residual_out), (weight,)), _THREADS
+    )
+    args = (
+        x,
+        residual,
+        out,
+        residual_out,
+        weight,
+        TYPE[weight.dtype],
+        np.int64(rows),
+        np.int64(cols),
+        np.float32(eps),
+    )
+    return Launch("rms_norm", f"rms_norm_{SUFFIX[x.dtype]}{share.entry}", share.grid, share.block, args)
+
+
+def rms_norm(x: Any, weight: Any, eps: float, residual: Any, out: Any, residual_out: Any) -> None:
+    """Write the normalised rows of s = x + residual to `out`, and s to `residual_out`.
+
+    Parameters
+    ----------
+    x, residual, out, residual_out : (rows, cols) float32/float16/bfloat16, one dtype, C-contiguous; the second
+        and the last may be None. `out` or `residual_out` may be `x` or `residual`.
+    weight : (cols,) of any of the three dtypes
+    """
+    run(plan(x, weight, eps, residual, out, residual_out))

@@ -1,0 +1,117 @@
+"""Compile a CUDA source with the C++ compiler into a shared library, kept by a hash of all that goes into it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+from rbe_gpu.gpu import _load
+
+HERE = Path(__file__).parent
+COMPILER = os.environ.get("CXX", "g++")
+# -fno-strict-aliasing: 16-byte accesses to arrays of other types, as on a GPU. -fvisibility=hidden: every
+# library has fibers of its own.
+FLAGS = (
+    *("-std=c++17", "-O1", "-g1", "-fPIC", "-shared", "-DRBE_HOST"),
+    *("-fno-strict-aliasing", "-fvisibility=hidden", "-ffp-contract=off"),
+    *("-fmax-errors=5", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function"),
+)
+SANITIZE = ("-fsanitize=address", "-fsanitize-sections=rbe_shared", "-fno-omit-frame-pointer")
+
+_MARK = "RBE_KERNEL_OF_HOST"
+_TAIL = """
+}}  // namespace
+static const rbe_host::Entry entries[] = {{{entries}}};
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+EXPORTED int rbe_count() {{ return sizeof entries / sizeof entries[0]; }}
+EXPORTED const char* rbe_name(int i) {{ return entries[i].name; }}
+EXPORTED int rbe_bounds(int i) {{ return entries[i].bounds; }}
+EXPORTED const char* rbe_parameters(int i) {{ return entries[i].parameters; }}
+EXPORTED const char* rbe_launch(int i, void* const* args, const unsigned* grid, const unsigned* block,
+                                size_t shared, int reverse) {{
+  return rbe_host::launch(entries[i].body, args, grid, block, shared, reverse != 0);
+}}
+"""
+
+
+class CompileError(RuntimeError):
+    """The compiler's messages."""
+
+
+def _run(command: list[str], text: str) -> str:
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise CompileError(f"no C++ compiler {command[0]!r}; install one, or name it in CXX") from None
+    if done.returncode:
+        raise CompileError(f"{' '.join(command)}\n{done.stderr}")
+    return done.stdout
+
+
+@lru_cache
+def compiler_version() -> str:
+    return _run([COMPILER, "--version"], "")
+
+
+def cache() -> Path:
+    """The folder of what was compiled."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    folder = Path(base) / "rbe_gpu" / "tests"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file of the cache at once: another process sees all of it or nothing."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as unfinished:
+        unfinished.write(data)
+    os.replace(unfinished.name, path)
+
+
+def _entries(text: str, flags: list[str]) -> list[tuple[str, str]]:
+    """Name and launch bounds of each kernel: of what is `extern "C" __global__` after the macros' expansion."""
+    marks = (f"-D__global__={_MARK}", f"-D__launch_bounds__(...)={_MARK}(__VA_ARGS__)")
+    expanded = _run([COMPILER, *flags, *marks, "-E", "-P", "-x", "c++", "-"], text)
+    pattern = rf'extern\s+"C"\s+{_MARK}\s+void\s+(?:{_MARK}\(\s*(\d+)[^)]*\)\s*)?(\w+)\s*\('
+    return [(name, bounds or "1024") for bounds, name in re.findall(pattern, expanded)]
+
+
+def build(code: str, *, sanitize: bool = False, defines: tuple[str, ...] = ()) -> Path:
+    """The library of an inlined source (`_load.source`), compiled unless it is in the cache.
+
+    `sanitize` adds AddressSanitizer: then libasan must be preloaded where the library is loaded.
+    """
+    flags = [*FLAGS, *(SANITIZE if sanitize else ()), *(f"-D{d}" for d in defines), f"-I{HERE}"]
+    shim = "".join((HERE / name).read_text(encoding="utf-8") for name in ("fibers.hpp", "device.hpp"))
+    key = hashlib.sha256("\0".join((code, shim, _TAIL, compiler_version(), *flags)).encode()).hexdigest()
+    library = cache() / f"{key[:32]}.so"
+    if library.is_file():
+        return library
+    # all names of a source are local to its library: no two libraries share a template's shared memory
+    text = f'#include "device.hpp"\nnamespace {{\n{code}'
+    found = _entries(code.replace('#include "device.hpp"', ""), flags)
+    if not found:
+        raise CompileError('the source has no extern "C" __global__ kernel')
+    tail = _TAIL.format(entries=", ".join(f"RBE_ENTRY({name}, {bounds})" for name, bounds in found))
+    with tempfile.TemporaryDirectory() as folder:
+        unfinished = Path(folder) / "kernels.so"
+        _run([COMPILER, *flags, "-x", "c++", "-", "-o", str(unfinished)], text + tail)
+        write(library, unfinished.read_bytes())
+    return library
+
+
+@lru_cache
+def library(op: str, sanitize: bool = False) -> Path:
+    """The library of `cuda_src/<op>.cu`."""
+    return build(_load.source(op), sanitize=sanitize)
+
+
+@lru_cache
+def sanitizer_runtime() -> str:
+    """Path of libasan, to be preloaded."""
+    return _run([COMPILER, "-print-file-name=libasan.so"], "").strip()

@@ -1,0 +1,146 @@
+"""Compile the CUDA sources with NVRTC, which needs no GPU, and read what each kernel uses.
+
+python -m tests.host.nvrtc softmax 90     registers, shared bytes and spills of softmax.cu on sm_90
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib import metadata
+
+from rbe_gpu.gpu import _load
+
+from . import build
+
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+PACKAGE = "nvidia-cuda-nvrtc"
+#: What CuPy passes and appends, and ptxas's report.
+OPTIONS = (*_load.OPTIONS, "-ftz=true", "--ptxas-options=-v")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What ptxas reports of one kernel."""
+
+    registers: int
+    shared: int
+    stack: int
+    spills: int
+
+    def __str__(self) -> str:
+        return f"{self.registers} registers, {self.shared} B shared, {self.stack} B stack, {self.spills} B spilled"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The log of a compilation, and each kernel's usage where it succeeded."""
+
+    log: str
+    kernels: dict[str, Usage]
+
+    @property
+    def warnings(self) -> list[str]:
+        return [line for line in self.log.splitlines() if "warning" in line]
+
+
+class NvrtcError(RuntimeError):
+    """NVRTC is not installed, or a source does not compile."""
+
+
+@lru_cache
+def _library() -> ctypes.CDLL:
+    try:
+        files = metadata.files(PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        raise NvrtcError(f"{PACKAGE} is not installed; pip install '{PACKAGE}>=13'") from None
+    for file in files:
+        if re.fullmatch(r"(lib)?nvrtc(\.so\.\d+|64_.*\.dll)", file.name) and ".alt." not in file.name:
+            return ctypes.CDLL(str(file.locate()))
+    raise NvrtcError(f"{PACKAGE} {metadata.version(PACKAGE)} holds no NVRTC library")
+
+
+def _compile(text: str, architecture: int) -> tuple[bool, str]:
+    lib = _library()
+    program = ctypes.c_void_p()
+    if lib.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"source.cu", 0, None, None):
+        raise NvrtcError("NVRTC made no program")
+    options = [o.encode() for o in (*OPTIONS, f"-arch=sm_{architecture}")]
+    failed = lib.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+    size = ctypes.c_size_t()
+    lib.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    lib.nvrtcGetProgramLog(program, log)
+    lib.nvrtcDestroyProgram(ctypes.byref(program))
+    return not failed, log.value.decode()
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    return int(found[1]) if found else 0
+
+
+def _usage(log: str) -> dict[str, Usage]:
+    kernels = {}
+    for part in log.split("Compiling entry function ")[1:]:
+        name = part.split("'")[1]
+        kernels[name] = Usage(
+            registers=_number(r"Used (\d+) registers", part),
+            shared=_number(r"(\d+) bytes smem", part),
+            stack=_number(r"(\d+) bytes stack frame", part),
+            spills=_number(r"(\d+) bytes spill stores", part),
+        )
+    return kernels
+
+
+def compile_source(text: str, architecture: int) -> Compiled:
+    """Compile an inlined source. What compiled once, with this NVRTC, is taken from the cache.
+
+    Raises
+    ------
+    NvrtcError
+        With the compiler's messages.
+    """
+    key = "\0".join((text, str(architecture), metadata.version(PACKAGE), *OPTIONS, "1"))
+    _library()  # also where the result is known
+    kept = build.cache() / f"nvrtc-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    if kept.is_file():
+        known = json.loads(kept.read_text())
+        return Compiled(known["log"], {name: Usage(**u) for name, u in known["kernels"].items()})
+    succeeded, log = _compile(text, architecture)
+    if not succeeded:
+        raise NvrtcError(f"sm_{architecture}:\n{log}")
+    result = Compiled(log, _usage(log))
+    build.write(kept, json.dumps(asdict(result)).encode())
+    return result
+
+
+def compile_all(jobs: list[tuple[str, int]]) -> None:
+    """Fill the cache with sources on architectures, two at a time. Errors are left to `compile_source`."""
+
+    def attempt(job: tuple[str, int]) -> None:
+        with suppress(NvrtcError):
+            compile_source(*job)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(attempt, jobs))
+
+
+def main() -> None:
+    op, *chosen = sys.argv[1:]
+    for architecture in map(int, chosen or ARCHITECTURES):
+        compiled = compile_source(_load.source(op), architecture)
+        print(f"sm_{architecture}", *compiled.warnings, sep="\n")
+        for name, usage in sorted(compiled.kernels.items()):
+            print(f"  {name}: {usage}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""A stand-in for CuPy over host memory: the path of CuPy arrays through the package, without a GPU.
+
+`with installed():` makes `import cupy` give it, and runs launches with the host build. Its arrays are NumPy arrays
+that say they are CuPy's; what CuPy does on a device is not shown by this, only what this package does with its
+arrays.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from rbe_gpu import dispatch
+from rbe_gpu.gpu import _launch
+
+from .executor import HostExecutor
+
+GPUS = 2
+
+
+class ndarray(np.ndarray):
+    """An array of GPU `gpu`. NumPy refuses to be mixed in unseen, as CuPy does."""
+
+    __module__ = "cupy"
+    __array_priority__ = 100
+    gpu = 0
+
+    def __array_finalize__(self, parent: Any) -> None:
+        self.gpu = getattr(parent, "gpu", _current[-1])
+
+    @property
+    def device(self) -> Any:
+        return SimpleNamespace(id=self.gpu)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return dict(self.__array_interface__)
+
+    def get(self) -> np.ndarray:
+        return np.array(self, subok=False)
+
+    def set(self, host: np.ndarray) -> None:
+        assert type(host) is np.ndarray
+        assert (host.shape, host.dtype) == (self.shape, self.dtype)
+        self[...] = host
+
+
+class Foreign:
+    """An array of another library: nothing but `__cuda_array_interface__`."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.held = array
+        self.__cuda_array_interface__ = dict(array.__array_interface__)
+
+
+class CUDARuntimeError(RuntimeError):
+    pass
+
+
+_current = [0]
+
+
+class _Device:
+    def __init__(self, number: int = 0) -> None:
+        self.id = number
+
+    def __enter__(self) -> _Device:
+        _current.append(self.id)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _current.pop()
+
+
+def _asarray(a: Any, dtype: Any = None) -> ndarray:
+    if isinstance(a, ndarray) and a.gpu == _current[-1]:
+        return a if dtype is None else a.astype(dtype, copy=False)
+    view = (a.held if isinstance(a, Foreign) else np.array(a, dtype, subok=False)).view(ndarray)
+    view.gpu = _current[-1]
+    return view
+
+
+def _module() -> ModuleType:
+    cupy = ModuleType("cupy")
+
+    def wrapped(name: str) -> Any:
+        function = getattr(np, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for a in (*args, *kwargs.values()):
+                if isinstance(a, np.ndarray) and a.ndim:
+                    assert isinstance(a, ndarray), f"cupy.{name} was given a NumPy array"
+            found = function(*args, **kwargs)
+            return found.view(ndarray) if type(found) is np.ndarray else found
+
+        return call
+
+    cupy.__getattr__ = wrapped  # type: ignore[method-assign]
+    cupy.ndarray = ndarray  # type: ignore[attr-defined]
+    cupy.asarray = _asarray  # type: ignore[attr-defined]
+    cupy.cuda = SimpleNamespace(  # type: ignore[attr-defined]
+        Device=_Device,
+        runtime=SimpleNamespace(
+            getDeviceCount=lambda: GPUS, getDevice=lambda: _current[-1], CUDARuntimeError=CUDARuntimeError
+        ),
+    )
+    return cupy
+
+
+@contextmanager
+def installed() -> Iterator[ModuleType]:
+    """Within the block CuPy is this stand-in, and kernels are those of the host build."""
+    cupy = _module()
+    cuda = dispatch.Backend("cuda", "rbe_gpu.gpu", "cupy")
+    before = sys.modules.get("cupy")
+    sys.modules["cupy"] = cupy  # by hand: mock.patch.dict would forget every module imported meanwhile
+    try:
+        with mock.patch.object(dispatch, "CUDA", cuda), _launch.executor(HostExecutor()):
+            yield cupy
+    finally:
+        if before is None:
+            del sys.modules["cupy"]
+        else:
+            sys.modules["cupy"] = before

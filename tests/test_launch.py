@@ -1,0 +1,490 @@
+"""The arithmetic of CUDA launches, without a GPU: which kernel, which grid, which arguments; and the loader."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib import import_module
+from math import prod
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rbe_gpu import dispatch, spec
+from rbe_gpu.gpu import _launch, _load
+from rbe_gpu.gpu._elements import divider
+from rbe_gpu.gpu._launch import MAX_GRID, Launch
+from rbe_gpu.gpu._rows import share_rows
+
+from .host.executor import KernelError, library
+
+ROOT = Path(__file__).parent.parent
+OPS = sorted(path.stem for path in (ROOT / "cuda_src").glob("*.cu"))
+BIG = 2**31
+DTYPES = pytest.mark.parametrize("dtype", spec.DTYPES.values(), ids=spec.DTYPES)
+
+
+def virtual(shape: tuple[int, ...], dtype: Any = np.float32, offset: int = 0) -> np.ndarray:
+    """A C-contiguous array of any size over one element's memory: a plan may look at it, never into it."""
+    dtype = np.dtype(dtype)
+    strides = tuple(prod(shape[i + 1 :]) * dtype.itemsize for i in range(len(shape)))
+    memory = np.zeros(64, np.uint8)
+    start = -memory.ctypes.data % 16 + offset * dtype.itemsize
+    one = memory[start : start + dtype.itemsize].view(dtype)
+    return np.lib.stride_tricks.as_strided(one, shape, strides)
+
+
+def plan(op: str) -> Callable[..., Any]:
+    return import_module(f"rbe_gpu.gpu.{op}").plan
+
+
+def softmax(shape: tuple[int, int], dtype: Any = np.float32, offset: int = 0, mask: Any = None) -> Launch:
+    return plan("softmax")(virtual(shape, dtype, offset), 0.5, mask, virtual(shape, dtype))
+
+
+def norm(op: str, shape: tuple[int, int], dtype: Any = np.float32, offset: int = 0, **given: Any) -> Launch:
+    arrays = {
+        "weight": virtual(shape[1:], dtype),
+        "bias": None,
+        "residual": None,
+        "residual_out": None,
+    } | given
+    bias = () if op == "rms_norm" else (arrays["bias"],)
+    x, out = virtual(shape, dtype, offset), virtual(shape, dtype)
+    return plan(op)(x, arrays["weight"], *bias, 1e-5, arrays["residual"], out, arrays["residual_out"])
+
+
+#: A plan of every op: of an array of a shape and a dtype that starts `offset` elements behind an aligned address.
+PLANS: dict[str, Callable[..., Launch]] = {
+    "softmax": softmax,
+    "layer_norm": lambda shape, dtype, offset=0: norm(
+        "layer_norm", shape, dtype, offset, bias=virtual(shape[1:])
+    ),
+    "rms_norm": lambda shape, dtype, offset=0: norm("rms_norm", shape, dtype, offset),
+    "gelu": lambda shape, dtype, offset=0: plan("gelu")(
+        virtual(shape, dtype, offset), virtual(shape[1:], dtype), "none", virtual(shape, dtype)
+    ),
+    "silu": lambda shape, dtype, offset=0: plan("silu")(
+        virtual(shape, dtype, offset), None, virtual(shape, dtype)
+    ),
+    "swiglu": lambda shape, dtype, offset=0: plan("swiglu")(
+        virtual((shape[0], 2 * shape[1]), dtype, offset), None, virtual(shape, dtype)
+    ),
+    "dropout": lambda shape, dtype, offset=0: plan("dropout")(
+        virtual((prod(shape),), dtype, offset), 0.5, 3, 2**64 - 1, None, virtual((prod(shape),), dtype)
+    ),
+}
+SHAPES = [
+    (1, 1),
+    (3, 31),
+    (65, 64),
+    (65, 384),
+    (1, 5000),
+    (2, 16384),
+    (2, 16392),
+    (2, 40_000),
+    (1, 70_001),
+    (2, BIG + 8),
+    (BIG + 8, 8),
+    (BIG, BIG // 8),
+]
+
+
+# --- launches -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "word"),
+    [
+        ({"grid": (BIG, 1, 1)}, "grid"),
+        ({"grid": (1, 65536, 1)}, "grid"),
+        ({"grid": (1, 1, 65536)}, "grid"),
+        ({"grid": (0, 1, 1)}, "grid"),
+        ({"block": (1025, 1, 1)}, "block"),
+        ({"block": (1, 1, 65)}, "block"),
+        ({"block": (32, 33, 1)}, "1024 threads"),
+        ({"block": (0, 1, 1)}, "block"),
+    ],
+)
+def test_limits_of_a_launch(size: dict[str, tuple[int, int, int]], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        replace(Launch("op", "entry", (1, 1, 1), (1, 1, 1), ()), **size)
+
+
+def test_largest_launch() -> None:
+    launch = Launch("op", "entry", MAX_GRID, (1024, 1, 1), ())
+    assert replace(launch, block=(4, 4, 64)).block == (4, 4, 64)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_launcher_has_the_signature_of_the_cpu(op: str) -> None:
+    """The same names in the same order; `plan` takes them too."""
+    module = import_module(f"rbe_gpu.gpu.{op}")
+    names = list(inspect.signature(getattr(dispatch.CPU, op)).parameters)
+    assert list(inspect.signature(getattr(module, op)).parameters) == names
+
+
+@pytest.mark.parametrize("op", PLANS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@DTYPES
+def test_launch_fits_its_kernel(op: str, shape: tuple[int, int], dtype: np.dtype) -> None:
+    """The kernel exists, takes these arguments and that many threads; sizes of 2^31 and more arrive whole."""
+    launch = PLANS[op](shape, dtype)
+    library(op).check(launch)
+    assert prod(launch.block) % 32 == 0
+    sizes = [int(a) for a in launch.args if isinstance(a, np.int64)]
+    if op in ("softmax", "layer_norm", "rms_norm"):
+        assert sizes[:2] == list(shape)
+    else:
+        assert sizes[0] == prod(shape)
+
+
+@pytest.mark.parametrize("op", PLANS)
+def test_every_kernel_is_used(op: str) -> None:
+    """By some shape, type and alignment; and no other kernel is asked for."""
+    launches = [
+        PLANS[op](shape, dtype, offset)
+        for shape in SHAPES
+        for dtype in spec.DTYPES.values()
+        for offset in (0, 1)
+    ]
+    if op == "gelu":
+        x = [virtual((4, 64), dtype, offset) for dtype in spec.DTYPES.values() for offset in (0, 1)]
+        launches += [plan("gelu")(a, None, "tanh", a) for a in x]
+    assert {launch.entry for launch in launches} == set(library(op).index)
+
+
+# --- rows ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("threads", [512, 1024])
+@pytest.mark.parametrize("in_chunks", [True, False])
+def test_teams_hold_their_rows(itemsize: int, threads: int, in_chunks: bool) -> None:
+    """Every column has a thread, and all but the last warp of a large team has work."""
+    for cols in [*range(1, 1100), 2048, 4096, 5000, 8192, 8193, 16384, 16385, 32768, 32769, 10**6, 2**40]:
+        rows = share_rows(1000, cols, itemsize, in_chunks, threads)
+        team, teams, _ = rows.block
+        assert team * teams % 32 == 0
+        assert ("_single" in rows.entry) == (not in_chunks or cols * itemsize % 16 != 0)
+        if rows.entry.endswith("_long"):
+            assert teams == 1
+            assert cols > threads * (8 if "_single" in rows.entry else 32)
+            continue
+        items = int(rows.entry.rpartition("_")[2])
+        assert team * items >= cols
+        if team <= 32:
+            assert team & (team - 1) == 0
+            assert team * teams == 128
+            assert team == 1 or team * items < 2 * cols
+        else:
+            assert teams == 1
+            assert team <= threads
+            assert (team - 32) * items < cols
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5, 1000, BIG - 1, BIG, BIG + 1, 2**40])
+@pytest.mark.parametrize("cols", [8, 1024, 1032, 10**6])
+def test_grid_of_rows(rows: int, cols: int) -> None:
+    """As many blocks as the rows need, or as a grid can have."""
+    share = share_rows(rows, cols, 4, True, 1024)
+    assert share.grid[0] == min(-(-rows // share.block[1]), BIG - 1)
+    assert share.grid[1:] == (1, 1)
+
+
+def test_alignment_of_every_array_counts() -> None:
+    """Of x, of out, of a gain, of a residual."""
+    shape = (4, 64)
+    assert softmax(shape).entry == "softmax_f32_8"
+    assert softmax(shape, offset=1).entry == "softmax_f32_single_8"
+    assert norm("rms_norm", shape).entry == "rms_norm_f32_8"
+    assert norm("rms_norm", shape, weight=virtual((64,), offset=1)).entry == "rms_norm_f32_single_8"
+    assert norm("rms_norm", shape, residual=virtual(shape, offset=1)).entry == "rms_norm_f32_single_8"
+    bias = virtual((64,), np.float16, offset=4)
+    assert norm("layer_norm", shape, bias=bias).entry == "layer_norm_f32_single_8"
+
+
+def test_gains_of_any_type() -> None:
+    """The type travels as a number; a type that is neither float32 nor that of x is read one by one."""
+    entries = ("layer_norm_f16_8", "layer_norm_f16_8", "layer_norm_f16_single_8")
+    for code, (dtype, entry) in enumerate(zip(spec.DTYPES.values(), entries, strict=True)):
+        launch = norm("layer_norm", (4, 64), np.float16, weight=virtual((64,), dtype), bias=virtual((64,)))
+        assert (launch.args[5], launch.args[7]) == (code, 0)
+        assert launch.entry == entry
+
+
+@pytest.mark.parametrize(
+    ("mask", "kind", "strides"),
+    [
+        (None, 0, (0, 0)),
+        (virtual((4, 64)), 3, (64, 1)),
+        (virtual((4, 64), offset=1), 1, (64, 1)),
+        (np.broadcast_to(virtual((64,)), (4, 64)), 3, (0, 1)),
+        (np.broadcast_to(virtual((4, 1)), (4, 64)), 1, (1, 0)),
+        (virtual((64, 4)).T, 1, (1, 4)),
+        (virtual((4, 64))[:, ::-1], 1, (64, -1)),
+        (virtual((4, 65))[:, :64], 1, (65, 1)),
+        (virtual((4, 64), bool), 4, (64, 1)),
+        (virtual((4, 64), bool, offset=1), 2, (64, 1)),
+        (virtual((4, 65), bool)[:, :64], 2, (65, 1)),
+        (np.broadcast_to(virtual((1, 1), bool), (4, 64)), 2, (0, 0)),
+    ],
+)
+def test_mask_of_softmax(mask: Any, kind: int, strides: tuple[int, int]) -> None:
+    launch = softmax((4, 64), mask=mask)
+    assert (int(launch.args[6]), tuple(map(int, launch.args[7:]))) == (kind, strides)
+    library("softmax").check(launch)
+
+
+def test_mask_over_two_gigabytes() -> None:
+    shape = (BIG, 64)
+    mask = virtual((64, BIG)).T
+    launch = softmax(shape, mask=mask)
+    assert tuple(map(int, launch.args[7:])) == (1, BIG)
+
+
+# --- elements -----------------------------------------------------------------------------------------
+
+
+def test_divider_is_exact() -> None:
+    rng = random.Random(7)
+    divisors = {1, 2, 3, 5, 2**31 - 1, 2**31, 2**31 + 1, 2**62, 2**62 + 1}
+    divisors |= {2**k + d for k in range(2, 62) for d in (-1, 0, 1)} | {
+        rng.randrange(1, 2**40) for _ in range(500)
+    }
+    for d in divisors:
+        factor, shift = (int(v) for v in divider(d))
+        tops = (2**63 - 1, (2**63 - 1) // d * d, (2**63 - 1) // d * d - 1)
+        for n in {0, 1, d - 1, d, d + 1, *tops, *(rng.randrange(2**63) for _ in range(20))}:
+            assert (n if not factor else n * factor >> 64 >> shift) == n // d
+
+
+@pytest.mark.parametrize("op", ["gelu", "silu", "swiglu", "dropout"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_grid_of_elements(op: str, shape: tuple[int, int]) -> None:
+    """A thread for every chunk, as far as a grid goes."""
+    launch = PLANS[op](shape, np.dtype(np.float16))
+    chunk = 1 if "_single" in launch.entry else 8
+    assert launch.grid == (min(-(-prod(shape) // (256 * chunk)), BIG - 1), 1, 1)
+
+
+def test_rows_of_elements() -> None:
+    """Chunks are whole parts of rows only where rows matter: with a bias, and in swiglu."""
+    x, bias = virtual((4, 33)), virtual((33,))
+    silu = plan("silu")
+    assert silu(x, None, x).entry == "silu_f32"
+    assert silu(x, bias, x).entry == "silu_f32_single"
+    assert silu(virtual((4, 32)), virtual((32,)), virtual((4, 32))).entry == "silu_f32"
+    assert [int(v) for v in silu(x, bias, x).args[6:]] == [int(v) for v in divider(33)]
+    assert [int(v) for v in silu(virtual((4, 32)), virtual((32,)), virtual((4, 32))).args[6:]] == [1 << 63, 2]
+    assert plan("swiglu")(virtual((4, 66)), None, x).entry == "swiglu_f32_single"
+    assert plan("swiglu")(virtual((4, 64)), None, virtual((4, 32))).entry == "swiglu_f32"
+    assert plan("gelu")(x, None, "tanh", x).entry == "gelu_f32_tanh"
+
+
+@pytest.mark.parametrize(("p", "threshold", "factor"), [(0.0, 0, 1.0), (0.5, 2**31, 2.0), (1.0, 2**32, 0.0)])
+def test_threshold_of_dropout(p: float, threshold: int, factor: float) -> None:
+    x = virtual((8,))
+    args = plan("dropout")(x, p, 2**64 - 1, 2**64 - 2, None, x).args
+    assert [int(args[4]), float(args[5]), int(args[6]), int(args[7])] == [
+        threshold,
+        factor,
+        2**64 - 1,
+        2**64 - 2,
+    ]
+
+
+# --- the loader ---------------------------------------------------------------------------------------
+
+
+def test_source_holds_common_and_names_the_files() -> None:
+    text = _load.source("softmax")
+    assert "#include" not in text.replace('#include "device.hpp"', "")
+    assert text.startswith('#line 1 "softmax.cu"\n')
+    own = (ROOT / "cuda_src" / "softmax.cu").read_text().splitlines()
+    lines = text.splitlines()
+    back = next(i for i, line in enumerate(lines) if line.startswith("#line") and i and "softmax" in line)
+    number = int(lines[back].split()[1])
+    assert own[number - 2] == '#include "common.cuh"'
+    assert lines[back + 1 :] == own[number - 1 :]
+
+
+@pytest.mark.parametrize("text", ["int x;\n", '#include "common.cuh"\n#include "common.cuh"\n'])
+def test_source_includes_common_once(text: str) -> None:
+    with pytest.raises(ValueError, match="one line"):
+        _load.inline("x.cu", text)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_sources_include_nothing_else(op: str) -> None:
+    text = (ROOT / "cuda_src" / f"{op}.cu").read_text()
+    assert text.count("#include") == 1
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_source_opens_with_its_equation_and_says_the_rest(op: str) -> None:
+    text = (ROOT / "cuda_src" / f"{op}.cu").read_text()
+    head = text.partition("#include")[0]
+    assert "=" in head.splitlines()[0]
+    words = ("Arrays", "Ownership", "Launch", "Shared", "Bytes", "Accuracy")
+    places = [head.find(f"\n// {word} ") for word in words]
+    assert -1 not in places, f"{op}.cu lacks one of {words}"
+    assert places == sorted(places)
+
+
+def test_numpy_users_do_not_import_cupy() -> None:
+    program = (
+        "import sys, numpy, rbe_gpu, rbe_gpu.gpu._load\n"
+        "rbe_gpu.softmax(numpy.ones((2, 3), numpy.float32))\n"
+        "assert 'cupy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+@dataclass
+class Pointer:
+    ptr: int
+    device_id: int
+
+
+class Array:
+    """What the loader knows of a cupy.ndarray."""
+
+    def __init__(self, device: int = 0) -> None:
+        self.data = Pointer(4096, device)
+
+
+class Kernel:
+    shared_size_bytes = 256
+
+    def __init__(self, cupy: FakeCupy, name: str) -> None:
+        self.cupy, self.name = cupy, name
+        self.max_dynamic_shared_size_bytes = 48 << 10
+
+    def __call__(self, grid: Any, block: Any, args: Any, shared_mem: int = 0) -> None:
+        self.cupy.calls.append((self.cupy.current, self.name, grid, block, args, shared_mem))
+
+
+class FakeCupy(ModuleType):
+    """Records what the loader asks CuPy for."""
+
+    def __init__(self, capability: str = "90") -> None:
+        super().__init__("cupy")
+        fake = self
+        self.ndarray = Array
+        self.current = 0
+        self.modules: list[tuple[str, tuple[str, ...]]] = []
+        self.kernels: dict[str, Kernel] = {}
+        self.calls: list[Any] = []
+
+        class Device:
+            compute_capability = capability
+            attributes = {"MaxSharedMemoryPerBlockOptin": 232_448}  # noqa: RUF012
+
+            def __init__(self, index: int) -> None:
+                self.index = index
+
+            def __enter__(self) -> None:
+                self.before, fake.current = fake.current, self.index
+
+            def __exit__(self, *error: object) -> None:
+                fake.current = self.before
+
+        self.cuda = SimpleNamespace(Device=Device, runtime=SimpleNamespace(getDevice=lambda: fake.current))
+
+    def RawModule(self, code: str, options: tuple[str, ...]) -> Any:
+        self.modules.append((code, options))
+        make = lambda name: self.kernels.setdefault(name, Kernel(self, name))  # noqa: E731
+        return SimpleNamespace(get_function=make)
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCupy]:
+    fake = FakeCupy()
+    yield from _installed(fake, monkeypatch)
+
+
+def _installed(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCupy]:
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    _load._module.cache_clear()
+    monkeypatch.setattr(_load, "_kernels", {})
+    monkeypatch.setattr(_load, "_shared", {})
+    yield fake
+    _load._module.cache_clear()
+
+
+def launch_of(entry: str = "softmax_f32_8", device: int = 0, shared: int = 0, op: str = "softmax") -> Launch:
+    return Launch(op, entry, (2, 1, 1), (32, 1, 1), (Array(device), None, np.int64(3)), shared)
+
+
+def test_kernels_are_compiled_once_and_launched_in_order(cupy: FakeCupy) -> None:
+    _launch.run(launch_of(), launch_of("softmax_f32_16"))
+    _launch.run(launch_of())
+    assert cupy.modules == [(_load.source("softmax"), ("-std=c++17",))]
+    assert [name for _, name, *_ in cupy.calls] == ["softmax_f32_8", "softmax_f32_16", "softmax_f32_8"]
+    _, _, grid, block, args, shared = cupy.calls[0]
+    assert (grid, block, shared) == ((2, 1, 1), (32, 1, 1), 0)
+    assert isinstance(args[0], Array)
+
+
+def test_no_array_is_a_null_pointer(cupy: FakeCupy) -> None:
+    """CuPy would take None for no parameter at all."""
+    _launch.run(launch_of())
+    null = cupy.calls[0][4][1]
+    assert isinstance(null, np.uint64)
+    assert null == 0
+
+
+@pytest.mark.usefixtures("cupy")
+def test_numpy_arrays_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"softmax_f32_8 got no cupy\.ndarray"):
+        _launch.run(softmax((4, 64)))
+
+
+def test_launch_on_the_device_of_the_arrays(cupy: FakeCupy) -> None:
+    _launch.run(launch_of(device=1), launch_of(device=0))
+    assert [device for device, *_ in cupy.calls] == [1, 0]
+    assert cupy.current == 0
+    assert len(cupy.modules) == 2
+
+
+def test_shared_memory_over_48_kilobytes(cupy: FakeCupy) -> None:
+    """Asked for when it is needed, and not again; more than the device has is an error."""
+    _launch.run(launch_of(shared=48 << 10))
+    kernel = cupy.kernels["softmax_f32_8"]
+    assert kernel.max_dynamic_shared_size_bytes == 48 << 10
+    _launch.run(launch_of(shared=100_000))
+    assert kernel.max_dynamic_shared_size_bytes == 100_000
+    _launch.run(launch_of(shared=60_000))
+    assert kernel.max_dynamic_shared_size_bytes == 100_000
+    with pytest.raises(RuntimeError, match="needs 232449 bytes of shared memory, GPU 0 has 232448"):
+        _launch.run(launch_of(shared=232_448 - 255))
+    assert len(cupy.calls) == 3
+
+
+@pytest.mark.parametrize("capability", ["70", "61", "52"])
+def test_old_gpus_are_refused(capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for fake in _installed(FakeCupy(capability), monkeypatch):
+        with pytest.raises(RuntimeError, match=rf"compute capability {capability[0]}\.{capability[1]}.*7\.5"):
+            _launch.run(launch_of())
+        assert not fake.modules
+
+
+@pytest.mark.parametrize("capability", ["75", "90", "100", "120"])
+def test_new_gpus_are_taken(capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for fake in _installed(FakeCupy(capability), monkeypatch):
+        _launch.run(launch_of())
+        assert len(fake.calls) == 1
+
+
+def test_a_launch_that_does_not_fit_is_refused_on_the_host() -> None:
+    launch = softmax((4, 64))
+    with pytest.raises(KernelError, match="takes 9 arguments"):
+        library("softmax").check(replace(launch, args=launch.args[:-1]))
