@@ -56,11 +56,17 @@ if TYPE_CHECKING:
     from .models.calibrate import calibrate
     from .models.compress import compress_model
     from .models.load import load
+    from .transfer import to
 
 __version__ = "0.1.0"
 
 # Whole models need the tokenizers library; the ops and layers do not, and load without it.
-_LAZY = {"calibrate": ".models.calibrate", "load": ".models.load", "compress_model": ".models.compress"}
+_LAZY = {
+    "calibrate": ".models.calibrate",
+    "compress_model": ".models.compress",
+    "load": ".models.load",
+    "to": ".transfer",
+}
 
 
 def __getattr__(name: str) -> _Any:
@@ -110,4 +116,5 @@ __all__ = [
     "silu",
     "softmax",
     "swiglu",
+    "to",
 ]

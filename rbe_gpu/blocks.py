@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import packing, transforms
+from .dispatch import device_of
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
@@ -171,7 +172,7 @@ class GridCodes:
             return np.asarray(self.stored)
         from . import entropy
 
-        value = self.value if isinstance(self.value, np.ndarray) else self.value.get()
+        value = self.value if device_of(self.value) == "cpu" else self.value.get()
         return entropy.encode(entropy.integers(value, self.bits, self.col_scale.shape[0]))
 
     @cached_property
@@ -288,8 +289,7 @@ class RBEBlocks:
 
     @property
     def device(self) -> str:
-        value = self.codes.value
-        return "cpu" if isinstance(value, np.ndarray) else f"cuda:{value.device.id}"
+        return device_of(self.codes.value)
 
     @property
     def nbytes(self) -> int:

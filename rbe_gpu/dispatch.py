@@ -8,17 +8,29 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 
 class Backend:
-    """The ops of one backend as attributes: `backend.softmax(...)` is `<package>.softmax.softmax(...)`."""
+    """The ops of one backend as attributes: `backend.softmax(...)` is `<package>.softmax.softmax(...)`.
 
-    def __init__(self, name: str, package: str) -> None:
+    `arrays` names the module whose arrays it works on, "numpy" or "cupy"; `xp` is that module. `looks` says
+    whether values may be looked at for checks: on a GPU that would wait for it.
+    """
+
+    def __init__(self, name: str, package: str, arrays: str = "numpy") -> None:
         self.name = name
         self._package = package
+        self._arrays = arrays
+        self.looks = arrays == "numpy"
+
+    @cached_property
+    def xp(self) -> Any:
+        """The array module."""
+        return importlib.import_module(self._arrays)
 
     def __getattr__(self, op: str) -> Callable[..., Any]:
         if op.startswith("_"):
@@ -33,6 +45,34 @@ class Backend:
 
 
 CPU = Backend("cpu", "rbe_gpu.cpu_fallback")
+CUDA = Backend("cuda", "rbe_gpu.gpu", "cupy")
+_DLPACK_CUDA = 2  # kDLCUDA of dlpack.h
+
+
+def accepted(value: Any) -> Any:
+    """A foreign GPU array as a CuPy array over the same memory; anything else as it is.
+
+    Arrays of other libraries (PyTorch, JAX) come by `__cuda_array_interface__` or DLPack: no copy, and work on
+    them is ordered after what their library's current stream holds.
+    """
+    if value is None or isinstance(value, np.ndarray | int | float | str) or is_cupy(value):
+        return value
+    if getattr(value, "__cuda_array_interface__", None) is not None:
+        return CUDA.xp.asarray(value)
+    device = getattr(value, "__dlpack_device__", None)
+    if device is not None and device()[0] == _DLPACK_CUDA:
+        return CUDA.xp.from_dlpack(value)
+    return value
+
+
+def is_cupy(value: Any) -> bool:
+    """Whether `value` is a CuPy array; CuPy need not be there to ask."""
+    return type(value).__module__.partition(".")[0] == "cupy" and hasattr(value, "__cuda_array_interface__")
+
+
+def module_of(value: Any) -> Any:
+    """`numpy` or `cupy`: the module of an array or a compressed weight."""
+    return np if device_of(value) == "cpu" else CUDA.xp
 
 
 def device_of(value: Any, name: str = "array") -> str:
@@ -40,16 +80,18 @@ def device_of(value: Any, name: str = "array") -> str:
 
     Compressed weights answer for their arrays. Anything else is a `TypeError`.
     """
-    if isinstance(value, np.ndarray):
+    if type(value) is np.ndarray:
+        return "cpu"
+    if is_cupy(value):
+        return f"cuda:{value.device.id}"
+    if isinstance(value, np.ndarray):  # a memory map, say
         return "cpu"
     device = getattr(value, "device", None)
     if isinstance(device, str) and hasattr(value, "codes"):  # a compressed weight
         return device
-    if type(value).__module__.partition(".")[0] == "cupy" and hasattr(value, "__cuda_array_interface__"):
-        return f"cuda:{value.device.id}"
     raise TypeError(
         f"{name} is a {type(value).__module__}.{type(value).__name__}; pass a numpy or cupy array "
-        "(numpy.asarray(...) or cupy.asarray(...))"
+        "(numpy.asarray(...) or cupy.asarray(...); arrays of other libraries on a GPU are taken as they are)"
     )
 
 
@@ -59,8 +101,7 @@ def backend_of(**arrays: Any) -> Backend:
     Raises
     ------
     TypeError
-        An unknown array type, arrays on different devices, or a CuPy array where this installation has
-        no CUDA kernels.
+        An unknown array type, or arrays on different devices.
     """
     first_name, first_device = "", ""
     for name, value in arrays.items():
@@ -72,11 +113,6 @@ def backend_of(**arrays: Any) -> Backend:
         elif device != first_device:
             raise TypeError(
                 f"{first_name} is on {first_device} but {name} is on {device}; move one of them "
-                "(cupy.asarray(...) or cupy.asnumpy(...))"
+                '(rbe_gpu.to(..., "cuda") or rbe_gpu.to(..., "cpu"))'
             )
-    if first_device == "cpu":
-        return CPU
-    raise TypeError(
-        f"{first_name} is on {first_device}, and this version of rbe_gpu has no CUDA kernels yet; "
-        "pass NumPy arrays (cupy.asnumpy(...))"
-    )
+    return CPU if first_device == "cpu" else CUDA

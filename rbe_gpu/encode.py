@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import transforms
-from .blocks import Codes, RBEMatrix, RBEVectors, error_report
-from .dispatch import device_of
+from .blocks import Array, Codes, RBEMatrix, RBEVectors, error_report
+from .dispatch import accepted, device_of, is_cupy
 from .plans import DEFAULT_GROUP, Plan, Sample, all_plans, best_for_bytes, best_for_error
 
 F32 = NDArray[np.float32]
@@ -237,7 +237,7 @@ def _padded_shape(w: F32, kind: Kind, block: int) -> tuple[int, int]:
 
 
 def compress(
-    array: NDArray[Any],
+    array: Array,
     *,
     grade: str | None = None,
     ratio: float | None = None,
@@ -255,7 +255,8 @@ def compress(
 
     Parameters
     ----------
-    array : (rows, cols) or (n,) float32/float16/bfloat16/float64, finite
+    array : (rows, cols) or (n,) float32/float16/bfloat16/float64, finite; a CuPy array is encoded on the CPU, and its
+        codes go back to its GPU
     grade : "S", "A", "B" or "C": relative Frobenius error <= 1e-3, 1e-2, 1e-1, 3e-1, smallest storage
     ratio : float32 bytes / stored bytes, at least this, smallest error
     rmse : root mean square error, at most this, smallest storage
@@ -285,6 +286,15 @@ def compress(
     >>> m = rbe.compress(weight, grade="B")
     >>> m.ratio, m.error_report(weight).relative_error
     """
+    array = accepted(array)
+    if is_cupy(array):
+        from .transfer import to
+
+        found = compress(
+            array.get(), grade=grade, ratio=ratio, rmse=rmse, kept=kept, block=block, transform=transform,
+            basis=basis, codes=codes, kind=kind,
+        )  # fmt: skip
+        return to(found, device_of(array))
     w = _checked(array)
     kinds: dict[str, Kind] = {"matrix": RBEMatrix, "vectors": RBEVectors}
     name = kind or ("vectors" if w.ndim == 1 else "matrix")

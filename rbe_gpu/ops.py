@@ -1,9 +1,11 @@
 """The ops: validate once, then hand over to the backend of the arrays.
 
-Every function takes NumPy arrays (or compressed weights over NumPy arrays) and runs on their backend; CuPy
-arrays run on theirs. Activations are float32, float16 or bfloat16 (`ml_dtypes.bfloat16`), C-contiguous, and
-sums are taken in float32 or better. `out=` receives the result and is returned; it may be the input itself
-for the elementwise ops and the norms. `workspace=` keeps scratch memory between calls.
+Every function takes NumPy arrays, or CuPy arrays, or compressed weights over either, and runs where they are; an
+array of another library on a GPU (PyTorch, JAX) is taken without a copy, and the result is a CuPy array. On a GPU
+work is queued on CuPy's current stream and nothing waits for it. Activations are float32, float16 or bfloat16
+(`ml_dtypes.bfloat16`), C-contiguous, and sums are taken in float32 or better. `out=`
+receives the result and is returned; it may be the input itself for the elementwise ops and the norms.
+`workspace=` keeps scratch memory between calls.
 
 Wrong shapes are a `ValueError`, wrong array types, dtypes and devices a `TypeError`; both name the fix.
 `rbe_gpu.reference` gives each op's exact meaning.
@@ -11,20 +13,37 @@ Wrong shapes are a `ValueError`, wrong array types, dtypes and devices a `TypeEr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from math import prod, sqrt
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import ml_dtypes
 import numpy as np
 
 from .blocks import Array, RBEBlocks
 from .cache import PanelCache
-from .dispatch import backend_of
+from .dispatch import Backend, accepted, backend_of, device_of
 from .workspace import Workspace
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 ACTIVATIONS = (None, "relu", "gelu", "gelu_tanh", "silu")
 _FLOAT_NAMES = "float32, float16 or bfloat16"
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _op(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """An op whose arguments may be arrays of any library on a GPU."""
+
+    @wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        values: Any = [accepted(a) for a in args]
+        named: Any = {name: accepted(a) for name, a in kwargs.items()}
+        return function(*values, **named)
+
+    return call
 
 
 # --- checks -------------------------------------------------------------------------------------------
@@ -52,17 +71,24 @@ def _need_rank(name: str, a: Array, least: int) -> None:
         raise ValueError(f"{name} has {a.ndim} axes, needs at least {least}")
 
 
-def _output(out: Array | None, shape: tuple[int, ...], dtype: Any, name: str = "out") -> Array:
+def _output(
+    backend: Backend, out: Array | None, shape: tuple[int, ...], dtype: Any, name: str = "out"
+) -> Array:
     """`out` checked, or a new array."""
     if out is None:
-        return np.empty(shape, dtype)
+        return cast(Array, backend.xp.empty(shape, dtype))
     if out.dtype != dtype:
         raise TypeError(f"{name} has dtype {out.dtype}, expected {np.dtype(dtype)}")
     _need_shape(name, out, shape, "the shape of the result")
     _need_contiguous(**{name: out})
-    if not out.flags.writeable:
+    if not getattr(out.flags, "writeable", True):  # CuPy's always are
         raise ValueError(f"{name} is read-only; pass a writable array")
     return out
+
+
+def _scratch(workspace: Workspace | None, a: Array) -> Workspace:
+    """Scratch memory where `a` is."""
+    return (workspace or Workspace()).on(device_of(a))
 
 
 def _rows(a: Array | None, cols: int) -> Array | None:
@@ -81,6 +107,7 @@ def _need_vector(name: str, a: Array | None, cols: int, what: str = "the last ax
 # --- compressed weights -------------------------------------------------------------------------------
 
 
+@_op
 def decode(
     weight: RBEBlocks, dtype: Any = np.float32, out: Array | None = None, workspace: Workspace | None = None
 ) -> Array:
@@ -102,11 +129,12 @@ def decode(
     dtype = np.dtype(dtype) if out is None else out.dtype
     if dtype not in FLOATS:
         raise TypeError(f"dtype {dtype} is not supported; use {_FLOAT_NAMES}")
-    out = _output(out, weight.shape, dtype)
-    backend.decode(weight, out.reshape(weight.rows, weight.cols), workspace or Workspace())
+    out = _output(backend, out, weight.shape, dtype)
+    backend.decode(weight, out.reshape(weight.rows, weight.cols), _scratch(workspace, out))
     return out
 
 
+@_op
 def linear(
     x: Array,
     weight: Array | RBEBlocks,
@@ -150,9 +178,9 @@ def linear(
     shape = (*x.shape[:-1], out_features)
     _need_shape("residual", residual, shape, "the shape of the result")
     _need_contiguous(x=x, residual=residual, **({} if compressed else {"weight": weight}))
-    if out is not None and np.may_share_memory(out, x):
+    if out is not None and backend.xp.may_share_memory(out, x):
         raise ValueError("out shares memory with x; a product cannot be written over its input")
-    result = _output(out, shape, x.dtype)
+    result = _output(backend, out, shape, x.dtype)
     backend.linear(
         _rows(x, in_features),
         weight,
@@ -160,12 +188,13 @@ def linear(
         activation,
         _rows(residual, out_features),
         _rows(result, out_features),
-        workspace or Workspace(),
+        _scratch(workspace, result),
         cache,
     )
     return result
 
 
+@_op
 def embedding(
     ids: Array,
     weight: Array | RBEBlocks,
@@ -177,7 +206,8 @@ def embedding(
 
     Parameters
     ----------
-    ids : integer array of any shape, 0 <= ids < rows; `IndexError` otherwise
+    ids : integer array of any shape, 0 <= ids < rows; otherwise an `IndexError`, or, on a GPU, where looking would
+        mean waiting for it, rows of NaN
     weight : (rows, cols): RBEVectors (rows decode alone), RBEMatrix (with their block row) or dense
     dtype : of the result, for a compressed weight; a dense weight keeps its own
 
@@ -199,19 +229,20 @@ def embedding(
     if dtype not in FLOATS:
         raise TypeError(f"dtype {dtype} is not supported; use {_FLOAT_NAMES}")
     rows, cols = weight.shape
-    if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < rows):
+    if backend.looks and ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < rows):
         raise IndexError(f"ids run from {ids.min()} to {ids.max()}, but weight has rows 0 to {rows - 1}")
     if not compressed and dtype != weight.dtype:
         raise TypeError(f"out has dtype {dtype}, expected {weight.dtype} (the dtype of a dense weight)")
-    out = _output(out, (*ids.shape, cols), dtype)
-    flat = np.ascontiguousarray(ids).reshape(-1).astype(np.int64, copy=False)
-    backend.embedding(flat, weight, out.reshape(-1, cols), workspace or Workspace())
+    out = _output(backend, out, (*ids.shape, cols), dtype)
+    flat = backend.xp.ascontiguousarray(ids).reshape(-1).astype(np.int64, copy=False)
+    backend.embedding(flat, weight, out.reshape(-1, cols), _scratch(workspace, out))
     return out
 
 
 # --- attention ----------------------------------------------------------------------------------------
 
 
+@_op
 def attention(
     q: Array,
     k: Array,
@@ -238,7 +269,7 @@ def attention(
     scale : 1/sqrt(head_dim) by default
     mask : broadcastable to (batch, num_heads, seq_q, seq_k); float32 is added to the scores, bool keeps
         where True
-    lengths : (batch,) integers, valid keys of each sequence
+    lengths : (batch,) integers, valid keys of each sequence, 0 to seq_k; on a GPU they are cut to that, not checked
 
     Returns
     -------
@@ -269,7 +300,7 @@ def attention(
         if mask.dtype != np.float32 and mask.dtype != np.bool_:
             raise TypeError(f"mask has dtype {mask.dtype}; use float32 (added) or bool (True keeps)")
         try:
-            mask = np.broadcast_to(mask, (batch, num_heads, seq_q, seq_k))
+            mask = backend.xp.broadcast_to(mask, (batch, num_heads, seq_q, seq_k))
         except ValueError:
             raise ValueError(
                 f"mask has shape {tuple(mask.shape)}, which does not broadcast to (batch, num_heads, seq_q, "
@@ -279,16 +310,16 @@ def attention(
         if lengths.dtype.kind not in "iu":
             raise TypeError(f"lengths has dtype {lengths.dtype}; use integers")
         _need_shape("lengths", lengths, (batch,), "one per sequence")
-        if batch and not (int(lengths.min()) >= 0 and int(lengths.max()) <= seq_k):
+        if backend.looks and batch and not (int(lengths.min()) >= 0 and int(lengths.max()) <= seq_k):
             raise ValueError(f"lengths must be between 0 and seq_k={seq_k}")
-        lengths = np.ascontiguousarray(lengths, np.int64)
+        lengths = backend.xp.ascontiguousarray(lengths, np.int64)
     left, right = (-1, -1) if window is None else (int(window[0]), int(window[1]))
     if left < -1 or right < -1:
         raise ValueError(f"window={window} is not valid; use (left, right), each -1 (no limit) or more")
-    out = _output(out, q.shape, q.dtype)
+    out = _output(backend, out, q.shape, q.dtype)
     scale = 1.0 / sqrt(head_dim) if scale is None else float(scale)
     backend.attention(
-        q, k, v, bool(causal), scale, mask, lengths, (left, right), out, workspace or Workspace()
+        q, k, v, bool(causal), scale, mask, lengths, (left, right), out, _scratch(workspace, out)
     )
     return out
 
@@ -296,6 +327,7 @@ def attention(
 # --- rows ---------------------------------------------------------------------------------------------
 
 
+@_op
 def softmax(x: Array, scale: float = 1.0, mask: Array | None = None, out: Array | None = None) -> Array:
     """y[r,c] = exp(s[r,c] - max s[r]) / sum_c exp(s[r,c] - max s[r]), s = scale * x + mask.
 
@@ -312,13 +344,13 @@ def softmax(x: Array, scale: float = 1.0, mask: Array | None = None, out: Array 
     _need_float(x=x)
     _need_rank("x", x, 1)
     _need_contiguous(x=x)
-    result = _output(out, x.shape, x.dtype)
+    result = _output(backend, out, x.shape, x.dtype)
     cols = x.shape[-1]
     if mask is not None:
         if mask.dtype != np.float32 and mask.dtype != np.bool_:
             raise TypeError(f"mask has dtype {mask.dtype}; use float32 (added) or bool (True keeps)")
         try:
-            mask = np.broadcast_to(mask, x.shape)
+            mask = backend.xp.broadcast_to(mask, x.shape)
         except ValueError:
             raise ValueError(
                 f"mask has shape {tuple(mask.shape)}, which does not broadcast to {x.shape}"
@@ -352,8 +384,8 @@ def _norm(
     if eps < 0:
         raise ValueError(f"eps={eps} is negative")
     if residual_out is not None:
-        _output(residual_out, x.shape, x.dtype, "residual_out")
-    result = _output(out, x.shape, x.dtype)
+        _output(backend, residual_out, x.shape, x.dtype, "residual_out")
+    result = _output(backend, out, x.shape, x.dtype)
     if x.size:
         vectors = (weight,) if op == "rms_norm" else (weight, bias)
         getattr(backend, op)(
@@ -367,6 +399,7 @@ def _norm(
     return result
 
 
+@_op
 def layer_norm(
     x: Array,
     weight: Array,
@@ -392,6 +425,7 @@ def layer_norm(
     return _norm("layer_norm", x, weight, bias, eps, residual, out, residual_out)
 
 
+@_op
 def rms_norm(
     x: Array,
     weight: Array,
@@ -427,12 +461,13 @@ def _elementwise(
     cols = x.shape[-1]
     _need_vector("bias", bias, cols)
     _need_contiguous(x=x)
-    result = _output(out, (*x.shape[:-1], cols_out), x.dtype)
+    result = _output(backend, out, (*x.shape[:-1], cols_out), x.dtype)
     if x.size:
         getattr(backend, op)(_rows(x, cols), bias, *extra, _rows(result, cols_out))
     return result
 
 
+@_op
 def gelu(x: Array, bias: Array | None = None, approximate: str = "none", out: Array | None = None) -> Array:
     """y = t/2 (1 + erf(t/sqrt 2)), t = x + bias; `approximate="tanh"` for the tanh form.
 
@@ -445,6 +480,7 @@ def gelu(x: Array, bias: Array | None = None, approximate: str = "none", out: Ar
     return _elementwise("gelu", x, bias, out, x.shape[-1], approximate)
 
 
+@_op
 def silu(x: Array, bias: Array | None = None, out: Array | None = None) -> Array:
     """y = t / (1 + exp(-t)), t = x + bias. x : (..., cols); bias : (cols,). Returns like x."""
     backend_of(x=x)
@@ -452,6 +488,7 @@ def silu(x: Array, bias: Array | None = None, out: Array | None = None) -> Array
     return _elementwise("silu", x, bias, out, x.shape[-1])
 
 
+@_op
 def swiglu(x: Array, bias: Array | None = None, out: Array | None = None) -> Array:
     """y = silu(gate) * up, x + bias = [gate | up] along the last axis.
 
@@ -464,6 +501,7 @@ def swiglu(x: Array, bias: Array | None = None, out: Array | None = None) -> Arr
     return _elementwise("swiglu", x, bias, out, x.shape[-1] // 2)
 
 
+@_op
 def dropout(
     x: Array,
     p: float,
@@ -499,7 +537,7 @@ def dropout(
     if residual is not None and residual.dtype != x.dtype:
         raise TypeError(f"residual has dtype {residual.dtype}, x has {x.dtype}; use one dtype")
     _need_contiguous(x=x, residual=residual)
-    result = _output(out, x.shape, x.dtype)
+    result = _output(backend, out, x.shape, x.dtype)
     if x.size:
         flat = None if residual is None else residual.reshape(-1)
         backend.dropout(x.reshape(-1), float(p), int(seed), int(offset), flat, result.reshape(-1))

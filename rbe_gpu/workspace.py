@@ -16,18 +16,43 @@ class Workspace:
     A buffer keeps the largest size asked for under its name; `get` returns a view of it. The contents are
     undefined. A workspace belongs to one thread at a time: two layers may share one, two threads may not.
 
+    Buffers are NumPy arrays; `on("cuda:0")` is the part whose buffers are CuPy arrays of that GPU. The ops and
+    layers take whichever part belongs to their arrays.
+
     >>> ws = Workspace()
     >>> a = ws.get("scores", (4, 8))
     >>> ws.get("scores", (2, 8)).base is a.base
     True
     """
 
-    def __init__(self) -> None:
-        self._buffers: dict[tuple[str, str], np.ndarray[Any, Any]] = {}
-        self._views: dict[tuple[str, str, tuple[int, ...]], np.ndarray[Any, Any]] = {}
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+        self._buffers: dict[tuple[str, str], Any] = {}
+        self._views: dict[tuple[str, str, tuple[int, ...]], Any] = {}
+        self._parts: dict[str, Workspace] = {}
 
-    def get(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray[Any, Any]:
-        """An uninitialised C-contiguous NumPy array of `shape` and `dtype`, 64-byte aligned."""
+    def on(self, device: str) -> Workspace:
+        """The part of this workspace for arrays of a device ("cpu", "cuda:0"): itself, if it is that one."""
+        if device == self.device:
+            return self
+        part = self._parts.get(device)
+        if part is None:
+            part = self._parts[device] = Workspace(device)
+        return part
+
+    def _allocate(self, nbytes: int) -> Any:
+        """Uninitialised bytes, aligned to 64."""
+        if self.device != "cpu":
+            import cupy
+
+            with cupy.cuda.Device(int(self.device.partition(":")[2])):
+                return cupy.empty(nbytes, np.uint8)
+        raw = np.empty(nbytes + 64, np.uint8)
+        start = -raw.ctypes.data % 64
+        return raw[start : start + nbytes]
+
+    def get(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
+        """An uninitialised C-contiguous array of `shape` and `dtype`, 64-byte aligned."""
         dtype = np.dtype(dtype)
         known = self._views.get((name, dtype.str, shape))
         if known is not None:
@@ -36,13 +61,10 @@ class Workspace:
         nbytes = prod(shape) * dtype.itemsize
         buffer = self._buffers.get(key)
         if buffer is None or buffer.nbytes < nbytes:
-            raw = np.empty(nbytes + 64, np.uint8)
-            start = -raw.ctypes.data % 64
-            buffer = raw[start : start + nbytes]
-            self._buffers[key] = buffer
+            buffer = self._buffers[key] = self._allocate(nbytes)
             # views of the smaller buffer would keep it alive
             self._views = {k: v for k, v in self._views.items() if k[:2] != key}
-        view: np.ndarray[Any, Any] = buffer[:nbytes].view(dtype).reshape(shape)
+        view = buffer[:nbytes].view(dtype).reshape(shape)
         if len(self._views) >= _VIEWS:  # texts of ever new lengths ask for ever new shapes
             self._views.clear()
         self._views[name, dtype.str, shape] = view
@@ -50,10 +72,12 @@ class Workspace:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by all buffers."""
-        return sum(b.nbytes for b in self._buffers.values())
+        """Bytes held by all buffers, on every device."""
+        own = sum(int(b.nbytes) for b in self._buffers.values())
+        return own + sum(part.nbytes for part in self._parts.values())
 
     def clear(self) -> None:
         """Forget every buffer. Arrays handed out before stay valid."""
         self._buffers.clear()
         self._views.clear()
+        self._parts.clear()

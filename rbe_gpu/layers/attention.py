@@ -9,6 +9,7 @@ import numpy as np
 from .. import ops
 from ..blocks import Array
 from ..cache import PanelCache
+from ..dispatch import accepted, device_of
 from ..workspace import Workspace
 from .rbe_linear import RBELinear, compressed
 
@@ -133,7 +134,8 @@ class RBEAttention:
         -------
         (batch, seq, hidden) or (tokens, hidden), dtype of x. Rows of padding hold no meaning.
         """
-        workspace = workspace or Workspace()
+        x = accepted(x)
+        workspace = (workspace or Workspace()).on(device_of(x, "x"))
         merged = self.mix(x, lengths, mask, context, workspace)
         return self.output(merged, residual, out=out, workspace=workspace)
 
@@ -151,7 +153,8 @@ class RBEAttention:
         -------
         (..., num_heads * head_dim), dtype of x, in the workspace's memory: use it before the next call.
         """
-        workspace = workspace or Workspace()
+        x, context = accepted(x), accepted(context)
+        workspace = (workspace or Workspace()).on(device_of(x, "x"))
         packed = x.ndim == 2
         if packed:
             if lengths is None or mask is not None or context is not None:

@@ -9,6 +9,7 @@ import numpy as np
 from .. import ops
 from ..blocks import Array
 from ..cache import PanelCache
+from ..dispatch import accepted, device_of, module_of
 from ..workspace import Workspace
 from .rbe_linear import RBELinear, compressed
 
@@ -107,12 +108,13 @@ class RBEFFN:
         workspace: Workspace | None = None,
     ) -> Array:
         """x : (..., hidden); residual : like the result. Returns (..., hidden), dtype of x."""
-        workspace = workspace or Workspace()
+        x = accepted(x)
+        workspace = (workspace or Workspace()).on(device_of(x, "x"))
         shape = (*x.shape[:-1], self.up.out_features)
         hidden = self.up(x, out=workspace.get("layer.ffn.up", shape, x.dtype), workspace=workspace)
         if self.gate is not None:
             gate = self.gate(x, out=workspace.get("layer.ffn.gate", shape, x.dtype), workspace=workspace)
-            np.multiply(gate, hidden, out=hidden)
+            module_of(hidden).multiply(gate, hidden, out=hidden)
         elif self.activation == "swiglu":
             half = (*x.shape[:-1], self.intermediate_size)
             hidden = ops.swiglu(hidden, out=workspace.get("layer.ffn.gate", half, x.dtype))

@@ -22,6 +22,7 @@ def _dense(vector: Array | RBEBlocks | None, name: str, workspace: Workspace) ->
     """A gain or bias as an array; a compressed one is decoded into scratch."""
     if not isinstance(vector, RBEBlocks):
         return vector
+    workspace = workspace.on(vector.device)
     scratch = workspace.get(f"layer.norm.{name}", vector.shape, np.float32)
     return ops.decode(vector, out=scratch, workspace=workspace)
 

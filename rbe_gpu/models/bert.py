@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..blocks import Array, RBEBlocks
 from ..cache import PanelCache
+from ..dispatch import device_of, module_of
 from ..layers import RBEFFN, RBEAttention, RBEEmbedding, RBELayerNorm, RBELinear
 from ..workspace import Workspace
 
@@ -129,6 +130,11 @@ def pooling_modes(pooling: Mapping[str, Any] | None) -> tuple[str, ...]:
     return tuple(mode for name, mode in POOLING.items() if name in on)
 
 
+def _fetched(a: Any) -> Any:
+    """A CuPy array as a NumPy array; anything else as it is."""
+    return a.get() if hasattr(a, "__cuda_array_interface__") and hasattr(a, "get") else a
+
+
 class BertEncoder:
     """A BERT encoder over dense or compressed weights. `rbe_gpu.load` makes one from a folder or a file.
 
@@ -202,11 +208,11 @@ class BertEncoder:
             tensor = named[name]
             if isinstance(tensor, RBEBlocks):
                 return tensor.decode()
-            return np.ascontiguousarray(tensor, np.float32)
+            return cast(Array, module_of(tensor).ascontiguousarray(tensor, dtype=np.float32))
 
         def matrix(name: str) -> Array | RBEBlocks:
             tensor = named[name]
-            return tensor if isinstance(tensor, RBEBlocks) else np.ascontiguousarray(tensor)
+            return tensor if isinstance(tensor, RBEBlocks) else module_of(tensor).ascontiguousarray(tensor)
 
         def linear(name: str) -> RBELinear:
             return RBELinear(matrix(name + ".weight"), vector(name + ".bias"), cache=self.cache)
@@ -257,6 +263,19 @@ class BertEncoder:
         """Columns of `embed`: hidden_size for each pooling mode."""
         return self.hidden_size * len(self.pooling)
 
+    @property
+    def device(self) -> str:
+        """Where the weights are, and so where batches run: "cpu" or "cuda:0". `rbe_gpu.to` moves a model."""
+        return device_of(self.word_embeddings.weight)
+
+    def _placed(self, name: str, host: NDArray[Any]) -> Array:
+        """A NumPy array of a batch where the weights are."""
+        if self.device == "cpu":
+            return host
+        found = self.workspace.on(self.device).get(name, host.shape, host.dtype)
+        found.set(host)
+        return cast(Array, found)
+
     # --- hidden states --------------------------------------------------------------------------------
 
     def forward(
@@ -270,15 +289,17 @@ class BertEncoder:
 
         Parameters
         ----------
-        ids : (batch, seq) integers, 0 <= id < vocab_size where not padding
+        ids : (batch, seq) integers, 0 <= id < vocab_size where not padding; NumPy (or CuPy, which is fetched)
         lengths : (batch,) integers, tokens of each text, padding on the right; None: no padding
         token_type_ids : (batch, seq) integers; None: all 0
         all_hidden_states : give the states after the embeddings and after each layer, not only the last
 
         Returns
         -------
-        (batch, seq, hidden) float32, or a tuple of num_hidden_layers + 1 of them. Positions of padding are 0.
+        (batch, seq, hidden) float32, where the weights are, or a tuple of num_hidden_layers + 1 of them.
+        Positions of padding are 0.
         """
+        ids, lengths, token_type_ids = (_fetched(a) for a in (ids, lengths, token_type_ids))
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
             raise TypeError(f"ids is {ids.dtype} of shape {ids.shape}; use integers of shape (batch, seq)")
         batch, seq = ids.shape
@@ -294,35 +315,39 @@ class BertEncoder:
             raise ValueError(f"token_type_ids has shape {token_type_ids.shape}, ids has {ids.shape}")
         real = np.arange(seq) < lengths[:, None]
         types = None if token_type_ids is None else token_type_ids[real].astype(np.int64)
+        at = self._placed("bert.tokens", np.flatnonzero(real))
         found = []
         for state in self._states(ids[real].astype(np.int64), lengths, types, all_hidden_states):
-            padded = np.zeros((batch, seq, self.hidden_size), np.float32)
-            padded[real] = state
-            found.append(padded)
+            padded = module_of(state).zeros((batch * seq, self.hidden_size), np.float32)
+            padded[at] = state
+            found.append(padded.reshape(batch, seq, self.hidden_size))
         return tuple(found) if all_hidden_states else found[-1]
 
     def _states(
         self, ids: Array, lengths: Array, types: Array | None, all_hidden_states: bool
     ) -> Iterator[Array]:
-        """Packed hidden states (tokens, hidden), in scratch memory: use each before asking for the next."""
-        ws = self.workspace
+        """Packed hidden states (tokens, hidden), in scratch memory: use each before asking for the next.
+
+        ids, lengths, types : NumPy
+        """
+        ws = self.workspace.on(self.device)
         longest = int(lengths.max()) if lengths.size else 0
         limit = self.config["max_position_embeddings"]
         if longest > limit:
             raise ValueError(f"a text has {longest} tokens, the model has {limit} positions; cut it first")
         shape = (ids.size, self.hidden_size)
-        x = self._rows(self.word_embeddings, ids, "bert.x")
-        positions = ws.get("bert.positions", ids.shape, np.int64)
+        x = self._rows(self.word_embeddings, self._placed("bert.ids", ids), "bert.x")
+        positions = self.workspace.on("cpu").get("bert.positions", ids.shape, np.int64)
         line = np.arange(longest)
         start = 0
         for length in lengths.tolist():
             positions[start : start + length] = line[:length]
             start += length
-        y = self._rows(self.position_embeddings, positions, "bert.y")
+        y = self._rows(self.position_embeddings, self._placed("bert.positions", positions), "bert.y")
         if types is None:
             y += self._first_type
         else:
-            y += self._rows(self.token_type_embeddings, types, "bert.types")
+            y += self._rows(self.token_type_embeddings, self._placed("bert.type_ids", types), "bert.types")
         self.embedding_norm(x, residual=y, out=x, workspace=ws)
         if all_hidden_states:
             yield x
@@ -337,11 +362,12 @@ class BertEncoder:
 
     def _rows(self, table: RBEEmbedding, ids: Array, name: str) -> Array:
         """Rows of a table, float32, in scratch memory."""
-        out = self.workspace.get(name, (ids.size, self.hidden_size))
+        ws = self.workspace.on(self.device)
+        out: Array = ws.get(name, (ids.size, self.hidden_size))
         if table.dtype == np.float32:
-            return table(ids, out=out, workspace=self.workspace)
-        half = self.workspace.get("bert.half", out.shape, table.dtype)
-        out[...] = table(ids, out=half, workspace=self.workspace)
+            return table(ids, out=out, workspace=ws)
+        half = ws.get("bert.half", out.shape, table.dtype)
+        out[...] = table(ids, out=half, workspace=ws)
         return out
 
     # --- sentence embeddings --------------------------------------------------------------------------
@@ -386,7 +412,7 @@ class BertEncoder:
             ids = np.concatenate([sequences[i] for i in rows]).astype(np.int64)
             lengths = np.array([len(sequences[i]) for i in rows], np.int64)
             for state in self._states(ids, lengths, None, all_hidden_states=False):
-                out[rows] = self.pool(state, lengths)
+                out[rows] = _fetched(self.pool(state, lengths))
         if self.normalize if normalize is None else normalize:
             norms = np.linalg.norm(out, axis=1, keepdims=True)
             out /= np.maximum(norms, np.float32(1e-12))
@@ -408,8 +434,12 @@ class BertEncoder:
         return found
 
     def pool(self, x: Array, lengths: Array) -> F32:
-        """Packed tokens (tokens, hidden) to (batch, embedding_size). A text of no tokens gives zeros."""
-        out = np.zeros((lengths.size, len(self.pooling), self.hidden_size), np.float32)
+        """Packed tokens (tokens, hidden) to (batch, embedding_size). A text of no tokens gives zeros.
+
+        lengths : NumPy; the result is where x is
+        """
+        xp = module_of(x)
+        out: Array = xp.zeros((lengths.size, len(self.pooling), self.hidden_size), np.float32)
         start = 0
         for row, length in zip(out, lengths.tolist(), strict=True):
             tokens = x[start : start + length]
@@ -418,12 +448,12 @@ class BertEncoder:
                 continue
             for target, mode in zip(row, self.pooling, strict=True):
                 if mode == "mean":
-                    np.mean(tokens, axis=0, out=target)
+                    xp.mean(tokens, axis=0, out=target)
                 elif mode == "max":
-                    np.max(tokens, axis=0, out=target)
+                    xp.max(tokens, axis=0, out=target)
                 else:
                     target[...] = tokens[0]
-        return out.reshape(lengths.size, self.embedding_size)
+        return cast(F32, out.reshape(lengths.size, self.embedding_size))
 
     def __repr__(self) -> str:
         c = self.config

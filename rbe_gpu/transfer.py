@@ -1,0 +1,136 @@
+"""to: arrays, compressed weights, layers and models, from one device to another.
+
+A compressed weight travels as it is stored in memory: nothing is decoded on the way.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .blocks import GridCodes, RBEBlocks
+from .cache import PanelCache
+from .dispatch import accepted, device_of
+from .layers import RBEFFN, RBEAttention, RBEDropout, RBEEmbedding, RBELayerNorm, RBELinear, RBERMSNorm
+from .workspace import Workspace
+
+_LAYERS = (RBEFFN, RBEAttention, RBEDropout, RBEEmbedding, RBELayerNorm, RBELinear, RBERMSNorm)
+_T = TypeVar("_T")
+
+
+def canonical_device(device: str) -> str:
+    """ "cpu", or "cuda:<index>"; plain "cuda" is CuPy's current GPU.
+
+    Raises
+    ------
+    ValueError
+        Another name, or a GPU that is not there.
+    ImportError
+        A GPU is asked for and CuPy is not installed; the message says what to install.
+    """
+    if device == "cpu":
+        return device
+    kind, colon, index = device.partition(":")
+    if kind != "cuda" or (colon and not index.isdecimal()):
+        raise ValueError(f'unknown device {device!r}; use "cpu", "cuda" or "cuda:0"')
+    try:
+        import cupy
+    except ImportError:
+        raise ImportError(
+            "CuPy is not installed; for a GPU: pip install 'rbe-gpu[cuda13]' (or [cuda12], as the driver allows)"
+        ) from None
+    try:
+        count = int(cupy.cuda.runtime.getDeviceCount())
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise ValueError(f"no GPU can be used: {error}") from None
+    number = int(index) if colon else int(cupy.cuda.runtime.getDevice())
+    if number >= count:
+        raise ValueError(f"{device} is not there; this machine has {count} GPUs")
+    return f"cuda:{number}"
+
+
+def to(value: _T, device: str) -> _T:
+    """Move `value` to a device; what is there already is given back as it is.
+
+    Parameters
+    ----------
+    value : an array of NumPy or CuPy, `RBEMatrix`, `RBEVectors`, a layer, or a `BertEncoder`
+    device : "cpu", "cuda" (CuPy's current GPU) or "cuda:1"
+
+    Returns
+    -------
+    Of the same type; an array of NumPy for "cpu", of CuPy for a GPU. Layers and models that move share nothing that
+    changes with the ones they came from: they start with an empty cache and workspace.
+
+    Raises
+    ------
+    TypeError
+        Something that cannot move.
+    ValueError, ImportError
+        The device is not there.
+    """
+    return _Move(canonical_device(device)).value(accepted(value))  # type: ignore[no-any-return]
+
+
+class _Move:
+    """One call of `to`: a cache that several layers share is one cache again afterwards."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self._made: dict[int, Any] = {}
+
+    def value(self, value: Any) -> Any:
+        from .models.bert import BertEncoder
+
+        if isinstance(value, RBEBlocks):
+            return self._blocks(value)
+        if isinstance(value, (*_LAYERS, BertEncoder)):
+            return self._parts(value)
+        return self._array(value)
+
+    def _array(self, a: Any) -> Any:
+        if device_of(a) == self.device:
+            return a
+        if self.device == "cpu":
+            return a.get()
+        import cupy
+
+        with cupy.cuda.Device(int(self.device.partition(":")[2])):
+            return cupy.asarray(a)
+
+    def _blocks(self, blocks: RBEBlocks) -> RBEBlocks:
+        if blocks.device == self.device:
+            return blocks
+        codes = blocks.codes
+        moved = {
+            f.name: self._array(getattr(codes, f.name))
+            for f in fields(codes)
+            # the stream of grid codes is for files, and stays with the host
+            if f.name != "stored" and hasattr(getattr(codes, f.name), "nbytes")
+        }
+        if isinstance(codes, GridCodes) and codes.stored is None:
+            moved["stored"] = codes.stream  # made here once, rather than fetched from the GPU for it
+        basis = None if blocks.basis is None else self._array(blocks.basis)
+        return replace(blocks, basis=basis, codes=replace(codes, **moved))
+
+    def _parts(self, owner: Any) -> Any:
+        """A copy of a layer or a model, with everything in it moved."""
+        found = copy(owner)
+        for name, part in vars(owner).items():
+            setattr(found, name, self._part(part))
+        return found
+
+    def _part(self, part: Any) -> Any:
+        if isinstance(part, PanelCache | Workspace):
+            if id(part) not in self._made:
+                fresh = PanelCache(part.budget) if isinstance(part, PanelCache) else Workspace()
+                self._made[id(part)] = fresh
+            return self._made[id(part)]
+        if isinstance(part, list | tuple):
+            return type(part)(self._part(p) for p in part)
+        if isinstance(part, (RBEBlocks, np.ndarray, *_LAYERS)) or hasattr(part, "__cuda_array_interface__"):
+            return self.value(part)
+        return part

@@ -1,0 +1,122 @@
+"""What the package does with CuPy arrays, shown on a stand-in: dispatch, scratch memory, moving, foreign arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import rbe_gpu as rbe
+from rbe_gpu import Workspace
+
+from . import real
+from .compressed import FORMS, compressed, relative
+from .host import stand_in
+
+
+@pytest.fixture
+def cupy():
+    with stand_in.installed() as module:
+        yield module
+
+
+@pytest.fixture(scope="module")
+def x():
+    return np.ascontiguousarray(real.layer(0, "attention.self.query.weight")[:6, :96])
+
+
+def test_an_op_runs_where_its_arrays_are(cupy, x):
+    here, there = rbe.softmax(x), rbe.softmax(rbe.to(x, "cuda"))
+    assert type(here) is np.ndarray
+    assert isinstance(there, cupy.ndarray)
+    assert relative(there.get(), here) < 1e-6
+
+
+def test_results_stay_on_their_gpu(cupy, x):
+    second = rbe.to(x, "cuda:1")
+    assert second.device.id == 1
+    with cupy.cuda.Device(1):
+        assert rbe.gelu(second).device.id == 1
+
+
+def test_arrays_on_two_devices_are_refused(cupy, x):
+    gain = np.ones(96, np.float32)
+    with pytest.raises(
+        TypeError, match=r"x is on cuda:0 but weight is on cpu; move one of them \(rbe_gpu.to"
+    ):
+        rbe.rms_norm(rbe.to(x, "cuda"), gain)
+    with pytest.raises(TypeError, match="x is on cuda:0 but weight is on cuda:1"):
+        rbe.rms_norm(rbe.to(x, "cuda:0"), rbe.to(gain, "cuda:1"))
+
+
+def test_foreign_arrays_are_taken_without_a_copy(cupy, x):
+    held = x.copy()
+    result = rbe.silu(stand_in.Foreign(held), out=stand_in.Foreign(held))
+    assert isinstance(result, cupy.ndarray)
+    assert np.may_share_memory(result, held)
+    assert relative(held, rbe.silu(x)) < 1e-6
+
+
+def test_an_unknown_array_is_refused(x):
+    with pytest.raises(TypeError, match=r"x is a builtins\.list"):
+        rbe.softmax(x.tolist())
+
+
+def test_scratch_memory_has_a_part_for_each_device(cupy):
+    workspace = Workspace()
+    assert workspace.on("cpu") is workspace
+    part = workspace.on("cuda:0")
+    assert workspace.on("cuda:0") is part
+    a = part.get("a", (4, 8), np.float16)
+    assert isinstance(a, cupy.ndarray)
+    assert part.get("a", (4, 8), np.float16) is a
+    workspace.get("a", (3,), np.float32)
+    assert workspace.nbytes == 64 + 12
+    workspace.clear()
+    assert workspace.nbytes == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_move_as_they_are_stored(cupy, form):
+    m = compressed(form)
+    there = rbe.to(m, "cuda")
+    assert there.device == "cuda:0"
+    assert rbe.to(there, "cuda:0") is there
+    assert there.nbytes == m.nbytes
+    assert there.resident_nbytes == m.resident_nbytes
+    back = rbe.to(there, "cpu")
+    assert back.device == "cpu"
+    np.testing.assert_array_equal(back.decode(), m.decode())
+
+
+def test_layers_move_with_what_they_hold(cupy, x):
+    norm = rbe.RBELayerNorm(np.linspace(0.5, 1.5, 96, dtype=np.float32), np.zeros(96, np.float32))
+    there = rbe.to(norm, "cuda")
+    assert isinstance(there.weight, cupy.ndarray)
+    assert type(norm.weight) is np.ndarray
+    assert relative(there(rbe.to(x, "cuda")).get(), norm(x)) < 1e-6
+
+
+def test_a_cache_that_layers_share_is_one_cache_after_the_move(cupy, x):
+    cache = rbe.PanelCache(1 << 20)
+    layers = [rbe.RBELinear(x, cache=cache) for _ in range(4)]
+    there = rbe.to(
+        rbe.RBEAttention(*layers[:3], rbe.RBELinear(np.ones((96, 6), np.float32), cache=cache), 2), "cuda"
+    )
+    assert there.query.cache is there.output.cache is not cache
+    assert there.query.cache.budget == 1 << 20
+
+
+def test_devices_that_are_not_there(cupy, x):
+    for device in ("gpu", "cuda:x", "cuda:-1", "CPU", ""):
+        with pytest.raises(ValueError, match="unknown device"):
+            rbe.to(x, device)
+    with pytest.raises(ValueError, match="cuda:2 is not there; this machine has 2 GPUs"):
+        rbe.to(x, "cuda:2")
+    with pytest.raises(TypeError, match="pass a numpy or cupy array"):
+        rbe.to("text", "cpu")
+
+
+def test_without_cupy_the_message_says_what_to_install(x, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "cupy", None)
+    with pytest.raises(ImportError, match=r"pip install 'rbe-gpu\[cuda13\]'"):
+        rbe.to(x, "cuda")
