@@ -58,6 +58,8 @@ _SAMPLE_ROWS = 4096  # rows of an embedding table that its entropy is estimated 
 #: in every row. Tokens are normalised right after the table, which asks for 1; frequent tokens have small norms.
 _ROW_POWER = 0.5
 _TOP_CODE = 127.0
+_COARSEST = 2.0**16  # steps of columns differ by some 1000
+_EMPTY_STREAM = 100.0  # bytes of a stream of zeros, with room
 _TOLERANCE = 1.02  # of the bytes planned for a weight: what it takes more, it is encoded again for
 _FEW_BITS = 0.75  # below this many bits per weight, scales for every row of a table take more than they give
 
@@ -228,17 +230,18 @@ class _Weight:
         found = encoded(step)
         while found.nbytes > limit:
             # bits fall by one where a step doubles, and more slowly where few codes are left
-            excess = max(8 * (found.nbytes - limit) / self.coefficients.size, 2e-3)
-            coarser = self.bounded(step * 2.0 ** max(excess, 0.25 * np.log2(found.nbytes / max(limit, 1.0))))
+            excess = 8 * (found.nbytes - limit) / self.coefficients.size
+            slow = 0.25 * float(np.log2(found.nbytes / max(limit, 1.0)))
+            coarser = self.bounded(step * 2.0 ** max(excess, slow, 0.01))
             if coarser <= step:
                 break
             step, found = coarser, encoded(coarser)
         return found
 
     def bounded(self, step: float) -> float:
-        """A step that makes sense: codes are int8, and above so many deviations nothing is left."""
+        """A step that makes sense: codes are int8, and above the coarsest nothing is left in any column."""
         spread = float(self.coefficients.std())
-        return min(max(step, spread / _TOP_CODE), spread * _TOP_CODE)
+        return min(max(step, spread / _TOP_CODE), spread * _COARSEST)
 
 
 def _tables(model: BertEncoder) -> dict[str, F32]:
@@ -488,6 +491,11 @@ def _encode_all(
     spent: dict[str, float] = {}
     tables = _tables(model)
     lossy = dict(tables)
+
+    def least_of_others(name: str) -> float:
+        """Bytes that the weights after this one take at least."""
+        return sum(w.overhead + _EMPTY_STREAM for n, w in weights.items() if n not in spent and n != name)
+
     done = 0
     for name in (n for n in tables if n in weights):
         weight = weights[name]
@@ -496,7 +504,7 @@ def _encode_all(
         tensors[name] = weight.fitted(
             lambda step, w=weight, s=scales: encode_table(w.values, step, s),  # type: ignore[misc]
             steps[name],
-            _TOLERANCE * planned[name],
+            min(_TOLERANCE * planned[name], left - least_of_others(name)),
         )
         lossy[name] = tensors[name].decode()
         left -= tensors[name].nbytes
@@ -525,9 +533,10 @@ def _encode_all(
             wanted = 8 * (planned[name] * share - now.overhead) / now.coefficients.size
             step = now.step_for(wanted)
             # nothing comes after the last one to make good what it takes too much
-            limit = left if len(spent) + 1 == len(weights) else _TOLERANCE * planned[name] * share
+            last = len(spent) + 1 == len(weights)
+            limit = left if last else min(_TOLERANCE * planned[name] * share, left - least_of_others(name))
             matrix = now.fitted(lambda step, w=weight, g=geo: encode(w.values, g, step), step, limit)  # type: ignore[misc]
-            if len(spent) + 1 == len(weights) and matrix.nbytes > left:
+            if last and matrix.nbytes > left:
                 raise ValueError(
                     f"the weights take {matrix.nbytes - left:.0f} bytes more than the target leaves, however few "
                     "bits they get; use a lower ratio"
