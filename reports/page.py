@@ -5,6 +5,7 @@ The first page is the table of what compression costs. A figure that has no row 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from .cases.model import CASE, LEAN
 from .quality import OURS, TARGETS, Target
 
 TEMPLATES = Path(__file__).parent / "templates"
+PAGE, QUALITY_PAGE = "index.html", "quality.html"
+#: pictures of the other page have names that begin so; either page leaves the other's alone
+QUALITY_PLOT = "quality-"
 MISSING = "not measured"
 SIGNIFICANT = 3
 
@@ -285,6 +289,32 @@ def encode_lines(results: Results) -> list[tuple[str, str, str, str, str]]:
 # --- the page -----------------------------------------------------------------------------------------------
 
 
+def template(name: str) -> jinja2.Template:
+    """A template, which refuses names that it was not given."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def link(out: Path) -> None:
+    """Let the two pages of a folder point at each other, each only while the other is there."""
+    for name, other, words in (
+        (PAGE, QUALITY_PAGE, "Quality per byte"),
+        (QUALITY_PAGE, PAGE, "Speed and memory"),
+    ):
+        page = out / name
+        if page.exists():
+            inside = f'<a href="{other}">{words}</a>' if (out / other).exists() else ""
+            source = page.read_text(encoding="utf-8")
+            source = re.sub(r"(?s)(<!-- pages -->).*?(<!-- /pages -->)", rf"\g<1>{inside}\g<2>", source)
+            page.write_text(source, encoding="utf-8")
+
+
 def render(rows: Iterable[Row], plots: list[plot.Plot], quick: bool = False) -> str:
     """The whole page."""
     results = Results(rows)
@@ -299,14 +329,7 @@ def render(rows: Iterable[Row], plots: list[plot.Plot], quick: bool = False) -> 
         for ours in (True, False)
     )
     batch = results.one("model", CASE, DENSE, "time")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html").render(
+    return template("report.html").render(
         quick=quick,
         session=first,
         versions=first.versions.split(", "),
@@ -335,9 +358,11 @@ def write(rows: Iterable[Row], out: Path, quick: bool = False) -> Path:
     folder = out / "plots"
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):  # a plot that is not drawn this time must not stay from the last
-        old.unlink()
+        if not old.name.startswith(QUALITY_PLOT):
+            old.unlink()
     for drawn in plots:
         drawn.png(folder / f"{drawn.name}.png")
-    page = out / "index.html"
+    page = out / PAGE
     page.write_text(render(rows, plots, quick), encoding="utf-8")
+    link(out)
     return page

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,12 +88,12 @@ class Plot:
             self.figure.savefig(path, dpi=160, facecolor="white")
 
 
-def _figure(height: float, width: float = NARROW) -> tuple[Figure, Any]:
+def figure_of(height: float, width: float = NARROW) -> tuple[Figure, Any]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def _log_axis(axis: Any, ticks: Sequence[float], label: Callable[[float], str]) -> None:
+def log_axis(axis: Any, ticks: Sequence[float], label: Callable[[float], str]) -> None:
     """A log axis with just these ticks."""
     axis.set_major_locator(LogLocator(subs=(1.0,)))
     axis.set_ticks(list(ticks))
@@ -152,7 +152,7 @@ def quality_bytes(results: Results) -> Plot | None:
     dense = results.value("model", "dense", OURS, "file_bytes")
     if not mean or not least or dense is None:
         return None
-    figure, axes = _figure(4.2)
+    figure, axes = figure_of(4.2)
     unrelated = results.value("model", "dense", OURS, "unrelated_cosine")
     if unrelated is not None:
         axes.axhline(unrelated, color=GREY, linestyle=":", linewidth=1.4)
@@ -171,7 +171,7 @@ def quality_bytes(results: Results) -> Plot | None:
                   fontweight="bold", fontsize=9.5)  # fmt: skip
     axes.set_xscale("log")
     axes.set_xlim(min(b for _, b, _ in mean) / 1e6 / 1.4, dense / 1e6 * 1.3)
-    _log_axis(axes.xaxis, [t for t in (1, 2, 5, 10, 20, 50, 100) if t >= axes.get_xlim()[0]], _number)
+    log_axis(axes.xaxis, [t for t in (1, 2, 5, 10, 20, 50, 100) if t >= axes.get_xlim()[0]], _number)
     low = min(0.0, *(c for _, _, c in least))
     axes.set_ylim(low - 0.08, 1.12)
     axes.set_yticks(np.arange(0, 1.01, 0.2))
@@ -187,6 +187,39 @@ def quality_bytes(results: Results) -> Plot | None:
     )  # fmt: skip
 
 
+#: (bits per weight, relative error) of some weights
+Errors = Sequence[tuple[float, float]]
+
+
+def bound_chart(models: Errors, label: str, others: Mapping[str, Errors], x: str) -> tuple[Figure, Any]:
+    """Axes of weight error against bits per weight, with Shannon's bound for Gaussian values, D = 2^(-2R).
+
+    models : the points that matter most, called `label`
+    others : name -> further points; at most three
+    x : what the x axis says
+    """
+    figure, axes = figure_of(4.2)
+    seen = [*models, *(p for points in others.values() for p in points)]
+    right = max(b for b, _ in models or seen) * 1.08
+    bound = np.linspace(0, right, 200)
+    axes.plot(bound, 2.0**-bound, "--", color=INK, linewidth=1.3, label="Shannon's bound, $D = 2^{-2R}$")
+    styles = ((SKY, "s", 5.5), (VERMILLION, "v", 6.5), (GREY, "D", 5.5))
+    for (name, points), (colour, marker, size) in zip(others.items(), styles, strict=False):
+        if points:
+            axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=size, linestyle="none",
+                      label=name)  # fmt: skip
+    if models:
+        axes.plot(*zip(*models, strict=True), "o", color=BLUE, markersize=7, label=label)
+    axes.set_yscale("log")
+    axes.set_xlim(0, right)
+    axes.set_ylim(min(e for _, e in models or seen) / 3, 1.5)
+    log_axis(axes.yaxis, [t for t in (1e-4, 1e-3, 1e-2, 1e-1, 1) if t > axes.get_ylim()[0]], _number)
+    axes.set_xlabel(x)
+    axes.set_ylabel("weight error, ||W − W′|| / ||W|| (log scale)")
+    axes.legend(loc="upper right")
+    return figure, axes
+
+
 def error_bits(results: Results) -> Plot | None:
     """Weight error against bits per weight, with the least that is possible for Gaussian values."""
     models = _points(results, "bits_per_weight", "weight_error")
@@ -200,24 +233,14 @@ def error_bits(results: Results) -> Plot | None:
                 error = results.value(op, case, provider, "weight_error")
                 if bits is not None and error:
                     layers.append((bits, error))
-    figure, axes = _figure(4.2)
-    right = max(b for _, b, _ in models) * 1.08
-    bound = np.linspace(0, right, 200)
-    axes.plot(bound, 2.0**-bound, "--", color=INK, linewidth=1.3, label="Shannon's bound, $D = 2^{-2R}$")
-    if layers:
-        axes.plot(*zip(*layers, strict=True), "s", color=SKY, markersize=5.5, linestyle="none",
-                  label="single weights, by codes")  # fmt: skip
-    axes.plot([b for _, b, _ in models], [e for _, _, e in models], "o", color=BLUE, markersize=7,
-              label="whole models")  # fmt: skip
+    figure, axes = bound_chart(
+        [(b, e) for _, b, e in models],
+        "whole models",
+        {"single weights, by codes": layers},
+        "bits per weight, over all compressed tensors",
+    )
     for target, b, e in models:
         _name(axes, target, b, e, _UPPER_RIGHT)
-    axes.set_yscale("log")
-    axes.set_xlim(0, right)
-    axes.set_ylim(min(e for _, _, e in models) / 3, 1.5)
-    _log_axis(axes.yaxis, [t for t in (1e-4, 1e-3, 1e-2, 1e-1, 1) if t > axes.get_ylim()[0]], _number)
-    axes.set_xlabel("bits per weight, over all compressed tensors")
-    axes.set_ylabel("weight error, ||W − W′|| / ||W|| (log scale)")
-    axes.legend(loc="upper right")
     said = "; ".join(f"{t.name}: {b:.2f} bits, error {e:.3g}" for t, b, e in models)
     return Plot(
         "error_bits", "Weight error against bits per weight",
@@ -247,7 +270,7 @@ def batch_time(results: Results) -> Plot | None:
             row = results.one("model", case, f"{OURS} {target.name}", "time")
             if row is not None:
                 bars.append((target.name + suffix, row, colour))
-    figure, axes = _figure(0.9 + 0.27 * len(bars))
+    figure, axes = figure_of(0.9 + 0.27 * len(bars))
     where = np.arange(len(bars))
     rows = [row for _, row, _ in bars]
     values = np.array([r.p50 * 1e3 for r in rows])
@@ -300,7 +323,7 @@ def _speed_plot(
     listed = [(label, found) for label, found in _speed_rows(results, ops, dense) if found]
     if not listed:
         return None
-    figure, axes = _figure(1.2 + 0.27 * len(listed), BROAD)
+    figure, axes = figure_of(1.2 + 0.27 * len(listed), BROAD)
     where = np.arange(len(listed))
     axes.axvline(1.0, color=INK, linewidth=1.4)
     for peer, colour, marker, shift in ((NUMPY, GREY, "s", 0.13), (TORCH, VERMILLION, "o", -0.13)):
@@ -317,7 +340,7 @@ def _speed_plot(
     axes.set_xlim(low, high)
     steps = (1,) if high / low > 300 else (1, 2, 5)  # as many labels as there is room for
     ticks = [s * 10.0**e for e in range(-4, 5) for s in steps if low <= s * 10.0**e <= high]
-    _log_axis(axes.xaxis, ticks, lambda v: f"{v:g}×")
+    log_axis(axes.xaxis, ticks, lambda v: f"{v:g}×")
     axes.set_yticks(where, [_shapes(label) for label, _ in listed])
     axes.set_ylim(len(listed) - 0.4, -0.6)
     axes.set_xlabel("speed of rbe_gpu, the peer = 1 (log scale; right is faster)")
@@ -374,7 +397,7 @@ def attention_memory(results: Results) -> Plot | None:
         return None
     colours = {DENSE: BLUE, TORCH: VERMILLION, NUMPY: GREY}
     labels = {DENSE: "rbe_gpu", TORCH: "PyTorch (fused)", NUMPY: "NumPy (score matrix)"}
-    figure, axes = _figure(0.9 + 0.38 * len(rows))
+    figure, axes = figure_of(0.9 + 0.38 * len(rows))
     values = [r.p50 / 1e6 for r in rows]
     _bars(axes, [labels[r.provider] for r in rows], values, [colours[r.provider] for r in rows])
     axes.set_xlim(0, max(*values, 1.0) * 1.16)
@@ -400,7 +423,7 @@ def weight_memory(results: Results) -> Plot | None:
                 bars.append((target.name + suffix, row.p50, colour))
     if len(bars) < 2:
         return None
-    figure, axes = _figure(0.8 + 0.27 * len(bars))
+    figure, axes = figure_of(0.8 + 0.27 * len(bars))
     values = [b / 1e6 for _, b, _ in bars]
     _bars(axes, [label for label, _, _ in bars], values, [c for _, _, c in bars])
     axes.axvline(values[0], color=INK, linestyle="--", linewidth=1.2)

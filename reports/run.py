@@ -1,7 +1,7 @@
-"""The whole report: compress, measure, draw, write.
+"""The whole report: compress, measure, draw, write. And the longer one, of quality per byte.
 
-`main` starts the measuring in a process of its own, whose environment gives BLAS, OpenMP and Numba the same
-number of threads before any of them is loaded.
+`main` and `quality` start the measuring in a process of its own, whose environment gives BLAS, OpenMP and Numba the
+same number of threads before any of them is loaded.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .bench import Row, Session, append_rows, child_environment, read_rows, usab
 from .inputs import model_folder
 
 RESULTS = "results.csv"
+QUICK_TEXTS = 64  # of a quick run; as many documents, of which a quarter has a query
 #: variables that tell each library its number of threads, read when it is loaded
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -92,14 +93,45 @@ def main(out: Path = Path("rbe-report"), quick: bool = False, model: Path | None
     FileNotFoundError : no model; the message says how to get it
     ChildProcessError : the measuring failed; its own message stands above
     """
+    if _run(out, model, ["--quick"] if quick else []):
+        raise ChildProcessError(f"no report was written to {out}; the error is above")
+
+
+def quality(
+    out: Path = Path("rbe-report"), quick: bool = False, model: Path | None = None, resume: bool = False
+) -> None:
+    """Measure quality per byte, and write `out/quality.html`, `out/quality.csv` and `out/plots/quality-*.png`.
+
+    It takes the better part of an hour. Rows are written as they are measured.
+
+    Parameters
+    ----------
+    out : folder of the report
+    quick : few texts and points, no other tools: shows that everything works, not figures to quote
+    model : as in `main`
+    resume : go on after the rows that are in `out/quality.csv`; else they are moved to `quality.csv.old`
+
+    Raises
+    ------
+    FileNotFoundError : no model; the message says how to get it
+    ChildProcessError : the measuring failed; its own message stands above
+    """
+    flags = ["--quality", *["--quick"] * quick, *["--resume"] * resume]
+    if _run(out, model, flags):
+        raise ChildProcessError(
+            f"no page of quality was written to {out}; the error is above. What was measured is kept: go on with "
+            "rbe-gpu report --quality --resume"
+        )
+
+
+def _run(out: Path, model: Path | None, flags: list[str]) -> int:
+    """This module as a command, in a process with equal threads; its exit status."""
     folder = model_folder(model)
     threads = int(os.environ.get("RBE_THREADS", usable_cores()))
     command = [sys.executable, "-m", "rbe_gpu.reports.run", "--out", str(out), "--model", str(folder)]
-    command += ["--threads", str(threads)] + (["--quick"] if quick else [])
+    command += ["--threads", str(threads), *flags]
     environment = child_environment(**dict.fromkeys(THREAD_VARIABLES, str(threads)))
-    done = subprocess.run(command, env=environment)
-    if done.returncode:
-        raise ChildProcessError(f"no report was written to {out}; the error is above")
+    return subprocess.run(command, env=environment).returncode
 
 
 def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console) -> None:
@@ -201,16 +233,64 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
     print(f"{out / 'index.html'} written in {minutes} min {seconds} s; its rows are in {out / RESULTS}.")
 
 
+def measure_quality(
+    out: Path, folder: Path, threads: int, quick: bool, resume: bool, console: Console
+) -> None:
+    """Measure quality per byte and write its page, in this process."""
+    from . import tradeoff, tradeoff_page
+    from .peers import torch_or_none
+    from .quantizers import missing
+
+    torch = torch_or_none()
+    if torch is not None:
+        torch.set_num_threads(threads)
+    for name, command in () if quick else missing().items():
+        _say(console, f"{name} is not installed and is not measured: {command}")
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / tradeoff.FILE
+    if path.exists() and not resume:
+        old = path.replace(path.with_name(f"{path.name}.old"))
+        _say(console, f"the rows of an earlier run are now in {old}")
+    started = time.perf_counter()
+    steps = [0]
+
+    def say(what: str) -> None:
+        steps[0] += 1
+        minutes, seconds = divmod(int(time.perf_counter() - started), 60)
+        _say(console, f"{minutes:3d}:{seconds:02d}  {steps[0]:3d}  {what}")
+
+    few: dict[str, Any] = {}
+    if quick:
+        few = {
+            "texts": tradeoff.Texts.here(QUICK_TEXTS), "bits": (3.25,), "ratios": (8,), "ablation": (("dct", 64),),
+            "tools": (),
+        }  # fmt: skip
+    rows = tradeoff.measure(folder, path, Session.here(threads), resume=resume, say=say, **few)
+    page = tradeoff_page.write(rows, out)
+    minutes, seconds = divmod(int(time.perf_counter() - started), 60)
+    print(f"{page} written in {minutes} min {seconds} s; its rows are in {path}.")
+
+
+def _say(console: Console, what: str) -> None:
+    console.print(what, markup=False, highlight=False, soft_wrap=True)
+
+
 def _command() -> int:
     parser = argparse.ArgumentParser(prog="python -m rbe_gpu.reports.run")
     parser.add_argument("--out", type=Path, default=Path("rbe-report"))
     parser.add_argument("--model", type=Path)
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--quality", action="store_true")
+    parser.add_argument("--resume", action="store_true")
     chosen = parser.parse_args()
     console = Console(stderr=True)
     try:
-        measure(chosen.out, model_folder(chosen.model), chosen.threads, chosen.quick, console)
+        folder = model_folder(chosen.model)
+        if chosen.quality:
+            measure_quality(chosen.out, folder, chosen.threads, chosen.quick, chosen.resume, console)
+        else:
+            measure(chosen.out, folder, chosen.threads, chosen.quick, console)
     except (OSError, ValueError, RuntimeError) as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1

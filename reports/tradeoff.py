@@ -2,7 +2,8 @@
 
 Every figure is of held-out text: how near the sentence vectors are to the dense model's, and whether the first
 paragraph of a docstring still finds the rest of it (`rbe_gpu.evaluate`). Bytes are all bytes that are stored. Two
-comparisons: the linear layers alone, all else dense, by bits per weight; and the whole file.
+comparisons: the linear layers alone, all else dense, by bits per weight; and the whole file. Recall is measured of
+whole files; of the other tools' of one setting near 8, 4, 3 and 2 bits each (it takes a minute and a half).
 
 A run takes the better part of an hour on two cores, so rows are written as they are measured, and `resume` goes on
 where a run was stopped.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 
 import rbe_gpu as rbe
 from rbe_gpu.blocks import RBEBlocks
+from rbe_gpu.container import load_file
 from rbe_gpu.evaluate import agreement, retrieval
 from rbe_gpu.models.bert import BertEncoder
 from rbe_gpu.models.calibrate import Calibration
@@ -28,23 +30,38 @@ from rbe_gpu.models.load import load as load_model
 
 from . import text
 from .bench import Row, Session, append_rows, read_rows
-from .peers import F32
+from .peers import F32, Folder
 from .quantizers import TOOLS, Encoder, Peer, Source
 from .quantizers import peers as all_peers
 
 FILE = "quality.csv"
 DENSE, CALIBRATED, PLAIN = "dense", "rbe_gpu calibrated", "rbe_gpu plain"
 LINEAR, WHOLE = "linear layers", "whole file"
+ENCODING = "encoding"  # how long a peer took, and what its file holds
+PLAIN_WHOLE = "plain, whole file"  # weight error of our plain files
+REFUSED = "refused"  # a metric: no file of that ratio can be made; the row's shape says why
+LOWER = "use a lower ratio"  # how the encoder ends its refusal of a ratio
 BITS = (1.6, 2.2, 3.25, 4.25, 5.5, 7.0)  # bits per weight of the linear layers
 RATIOS = (4, 8, 12, 16, 50, 200)
 #: (transform, block): each of them calibrated, linear layers alone, at ABLATION_BITS
 ABLATION = (
-    ("none", 64), ("dct", 32), ("dct", 64), ("dct", 128), ("dwt-db2", 64), ("dwt-haar", 64), ("hadamard", 64),
+    ("none", 64), ("dct", 32), ("dct", 64), ("dct", 128), ("dwt-db2", 64), ("hadamard", 64),
 )  # fmt: skip
 ABLATION_BITS = 2.2
 #: the same without calibration, with and without basis, at equal bytes: relative error of the weights
 PLAIN_TRANSFORMS = ("none", "dct", "dwt-db2", "dwt-haar", "hadamard")
 PLAIN_RATIO = 8
+RECALL_OF = frozenset(
+    {
+        *(f"gguf {t}" for t in ("Q8_0", "Q5_0", "Q4_0")),
+        *(f"llama.cpp {t}" for t in ("Q4_K_M", "Q3_K_M", "Q2_K", "IQ2_M")),
+        *(f"bitsandbytes {t} + words" for t in ("int8", "nf4 double")),
+        *(f"hqq {t}, groups of 64 + words" for t in ("4 bits", "3 bits")),
+        *(f"optimum-quanto {t} hqq + words" for t in ("qint4", "qint2")),
+        "torchao int4 hqq, groups of 64 + words",
+        *(f"onnxruntime {t} + words" for t in ("dynamic int8 per channel", "4 bits, blocks of 64")),
+    }
+)
 EVALUATION_TEXTS, CALIBRATION_TEXTS = 512, 768
 METRICS = ("cosine_mean", "cosine_p1", "cosine_min", "overlap_at_10")
 RECALLS = ("recall_at_1", "recall_at_10")
@@ -112,11 +129,21 @@ class Measuring:
         return False
 
     def keep(
-        self, op: str, case: str, provider: str, values: Iterable[tuple[str, float]], shape: str = ""
+        self,
+        op: str,
+        case: str,
+        provider: str,
+        values: Iterable[tuple[str, float]],
+        shape: str = "",
+        tool: str = "",
     ) -> None:
-        """Write rows, all of a provider together: a run that is stopped leaves none half measured."""
+        """Write rows, all of a provider together: a run that is stopped leaves none half measured.
+
+        tool : name and version of the tool that was measured, to stand among the versions
+        """
+        session = replace(self.session, versions=f"{self.session.versions}, {tool}") if tool else self.session
         rows: list[Row] = [
-            self.session.row(op, case, provider, metric, _UNITS.get(metric, ""), value, shape=shape)
+            session.row(op, case, provider, metric, _UNITS.get(metric, ""), value, shape=shape)
             for metric, value in values
         ]
         append_rows(self.path, rows)
@@ -124,7 +151,13 @@ class Measuring:
         self._done.add((op, case, provider))
 
 
-_UNITS = {"bytes": "B", "resident_bytes": "B", "bits_per_weight": "bit", "encode_time": "s"}
+_UNITS = {
+    "bytes": "B",
+    "resident_bytes": "B",
+    "bits_per_weight": "bit",
+    "encode_time": "s",
+    "tokenizer_bytes": "B",
+}
 
 
 def measure(
@@ -150,15 +183,20 @@ def measure(
     ablation : (transform, block) that calibration is tried with
     resume : keep the rows that are in `path`, and go on after them
     say : told what is measured next
+
+    Raises
+    ------
+    ValueError : the rows that are to be kept are of other texts or of another model
     """
     texts = Texts.here() if texts is None else texts
     m = Measuring(path, session, resume, say)
+    shape = f"{len(texts.held_out)} texts, {len(texts.queries)} queries, {len(texts.documents)} documents"
+    size = float((folder / "model.safetensors").stat().st_size)
+    _check_same(m, shape, size)
     source = Source(folder)
     dense = load_model(folder)
     judge = Judge(dense, texts)
-    shape = f"{len(texts.held_out)} texts, {len(texts.queries)} queries, {len(texts.documents)} documents"
     if not m.has("quality", WHOLE, DENSE):
-        size = float((folder / "model.safetensors").stat().st_size)
         scores = [*judge.near(dense), *judge.finds(dense)]
         m.keep(
             "quality",
@@ -173,6 +211,15 @@ def measure(
     _ablation(m, source, dense, judge, texts, ablation, shape)
     _peers(m, folder, judge, tools, shape)
     return m.rows
+
+
+def _check_same(m: Measuring, shape: str, size: float) -> None:
+    """Rows of other texts, or of another model, are no part of this run."""
+    for r in m.rows:
+        if (r.op, r.metric) == ("quality", "cosine_mean") and r.shape != shape:
+            raise ValueError(f"{m.path} has rows of {r.shape}, not of {shape}; start anew")
+        if (r.case, r.provider, r.metric) == (WHOLE, DENSE, "bytes") and r.p50 != size:
+            raise ValueError(f"{m.path} has rows of a model of {r.p50:.0f} bytes, not {size:.0f}; start anew")
 
 
 def _stored(tensors: Iterable[Any]) -> tuple[float, float]:
@@ -203,7 +250,7 @@ def _ours_linear(
         model = source.encoder(found.tensors)
         values = [
             ("bytes", stored), ("resident_bytes", resident), ("bits_per_weight", 8 * stored / source.weights),
-            ("encode_time", seconds), *judge.near(model), *judge.finds(model),
+            ("encode_time", seconds), *judge.near(model),
         ]  # fmt: skip
         m.keep("quality", LINEAR, provider, values, shape)
 
@@ -221,7 +268,9 @@ def _ours_whole(
     for ratio in ratios:
         for kind in (CALIBRATED, PLAIN):
             provider = f"{kind} ratio {ratio:g}"
-            if m.has("quality", WHOLE, provider):
+            erring = kind == PLAIN and not m.has("ablation", PLAIN_WHOLE, f"ratio {ratio:g}")
+            known = m.has("quality", WHOLE, provider)
+            if known and not erring:
                 continue
             if kind == CALIBRATED and calibration is None:
                 start = time.perf_counter()
@@ -234,10 +283,20 @@ def _ours_whole(
             with TemporaryDirectory() as scratch:
                 file = Path(scratch) / "model.rbe.safetensors"
                 start = time.perf_counter()
-                rbe.compress_model(
-                    folder, file, ratio=ratio, calibrate=calibration if kind == CALIBRATED else None
-                )
+                try:
+                    rbe.compress_model(
+                        folder, file, ratio=ratio, calibrate=calibration if kind == CALIBRATED else None
+                    )
+                except ValueError as error:
+                    if LOWER not in str(error):
+                        raise
+                    m.keep("quality", WHOLE, provider, [(REFUSED, 1.0)], " ".join(str(error).split()))
+                    continue
                 seconds = time.perf_counter() - start
+                if erring:
+                    m.keep("ablation", PLAIN_WHOLE, f"ratio {ratio:g}", _weight_error(file, folder))
+                if known:
+                    continue
                 model = load_model(file)
                 size = float(file.stat().st_size)
                 values = [
@@ -245,6 +304,25 @@ def _ours_whole(
                     *judge.near(model), *(judge.finds(model) if kind == CALIBRATED else ()),
                 ]  # fmt: skip
                 m.keep("quality", WHOLE, provider, values, shape)
+
+
+def _weight_error(file: Path, folder: Path) -> Iterator[tuple[str, float]]:
+    """Bytes, bits and relative error of the weights that a file holds compressed, all of them together."""
+    tensors, _ = load_file(file)
+    dense = Folder(folder)
+    lost = energy = 0.0
+    stored, count = 0, 0
+    for name, packed in tensors.items():
+        if isinstance(packed, RBEBlocks):
+            w = dense.tensor(name)
+            norm = float(np.linalg.norm(w.astype(np.float64))) ** 2
+            lost += packed.error_report(w).relative_error ** 2 * norm
+            energy += norm
+            stored += packed.nbytes
+            count += w.size
+    yield "bytes", float(stored)
+    yield "bits_per_weight", 8 * stored / count
+    yield "weight_error", float(np.sqrt(lost / energy))
 
 
 # --- what the transform, the block and the basis give ---------------------------------------------------------
@@ -326,19 +404,16 @@ def _peers(m: Measuring, folder: Path, judge: Judge, tools: Sequence[str] | None
 
 def _peer(m: Measuring, judge: Judge, peer: Peer, shape: str) -> None:
     """A peer's linear layers alone, where it has them apart, and its whole file."""
-    whole = None
+    tool = f"{peer.tool} {peer.version}"
+    if not m.has("quality", ENCODING, peer.name):
+        took = [("encode_time", peer.seconds), ("tokenizer_bytes", float(peer.tokenizer_bytes))]
+        m.keep("quality", ENCODING, peer.name, took, peer.note, tool)
     if not m.has("quality", WHOLE, peer.name):
-        whole = [*judge.near(peer.whole), *judge.finds(peer.whole)]
-        m.keep("quality", WHOLE, peer.name, [("bytes", float(peer.file_bytes)), *whole], shape)
+        scores = [*judge.near(peer.whole), *(judge.finds(peer.whole) if peer.name in RECALL_OF else ())]
+        m.keep("quality", WHOLE, peer.name, [("bytes", float(peer.file_bytes)), *scores], shape, tool)
     if peer.linear is not None and not m.has("quality", LINEAR, peer.name):
-        same = peer.linear is peer.whole and whole is not None
-        scores = whole if same else [*judge.near(peer.linear), *judge.finds(peer.linear)]
-        values = [
-            ("bytes", float(peer.linear_bytes)),
-            ("bits_per_weight", peer.bits_per_weight),
-            *(scores or ()),
-        ]
-        m.keep("quality", LINEAR, peer.name, values, shape)
+        size = [("bytes", float(peer.linear_bytes)), ("bits_per_weight", peer.bits_per_weight)]
+        m.keep("quality", LINEAR, peer.name, [*size, *judge.near(peer.linear)], shape, tool)
 
 
 def best_below(rows: Iterable[Row], case: str, size: float) -> str | None:
@@ -357,9 +432,13 @@ __all__ = [
     "BITS",
     "CALIBRATED",
     "DENSE",
+    "ENCODING",
+    "FILE",
     "LINEAR",
     "PLAIN",
+    "PLAIN_WHOLE",
     "RATIOS",
+    "REFUSED",
     "WHOLE",
     "best_below",
     "measure",

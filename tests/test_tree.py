@@ -31,14 +31,26 @@ PACKAGE = {
     "evaluate": "a compressed model beside its dense one, in figures",
     "container": "blocks <-> .rbe.safetensors",
     "mapped": "arrays straight from a file",
+    "transfer": "arrays, weights, layers and models between devices",
     "cache": "decoded panels under a byte budget",
     "workspace": "scratch memory kept between calls",
     "cli": "the command line",
 }
 FOLDERS = {"layers", "models", "gpu"}
 CPU = {"__init__", "_jit", "simd", "unpack", "quantize", "feedback"}  # the last two: the encoder's loops
-GPU = {"__init__", "_load"}
-REPORTS = {"__init__", "bench", "plot", "page", "run", "inputs", "peers", "quality", "text"}
+GPU = {"__init__", "_load", "_launch", "_rows", "_elements"}
+REPORTS = {
+    *("__init__", "bench", "plot", "page", "run", "inputs", "peers", "quality", "text"),
+    *(
+        "tradeoff",
+        "tradeoff_points",
+        "tradeoff_findings",
+        "tradeoff_page",
+        "tradeoff_plot",
+        "tradeoff_readme",
+    ),
+}
+QUANTIZERS = {"__init__", "__main__", "source", "gguf_file", "llama", "onnx_runtime", "torch_tools"}
 CASES = {"__init__", "model"}
 
 
@@ -102,6 +114,7 @@ def test_backend_folders_hold_one_file_per_op() -> None:
 def test_report_modules() -> None:
     assert modules("reports") <= REPORTS
     assert modules("reports/cases") <= CASES | set(spec.OPS)
+    assert modules("reports/quantizers") <= QUANTIZERS
 
 
 @pytest.mark.parametrize("name", ["utils", "helpers", "misc", "common"])
