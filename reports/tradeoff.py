@@ -290,7 +290,8 @@ def _ours_whole(
                 except ValueError as error:
                     if LOWER not in str(error):
                         raise
-                    m.keep("quality", WHOLE, provider, [(REFUSED, 1.0)], " ".join(str(error).split()))
+                    reason = " ".join(str(error).split()).replace(f"{folder}/", "")
+                    m.keep("quality", WHOLE, provider, [(REFUSED, 1.0)], reason)
                     continue
                 seconds = time.perf_counter() - start
                 if erring:

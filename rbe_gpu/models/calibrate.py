@@ -232,10 +232,10 @@ class _Weight:
             # bits fall by one where a step doubles, and more slowly where few codes are left
             excess = 8 * (found.nbytes - limit) / self.coefficients.size
             slow = 0.25 * float(np.log2(found.nbytes / max(limit, 1.0)))
-            coarser = self.bounded(step * 2.0 ** max(excess, slow, 0.01))
-            if coarser <= step:
+            step = self.bounded(step * 2.0 ** max(excess, slow, 0.02))
+            before, found = found, encoded(step)
+            if found.nbytes >= before.nbytes:  # nothing is left that a coarser step would take away
                 break
-            step, found = coarser, encoded(coarser)
         return found
 
     def bounded(self, step: float) -> float:
