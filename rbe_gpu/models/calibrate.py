@@ -227,15 +227,17 @@ class _Weight:
 
     def fitted(self, encoded: Callable[[float], Any], step: float, limit: float) -> Any:
         """What `encoded` gives at a step, or at one so much coarser that it takes `limit` bytes at most."""
-        found = encoded(step)
+        found, push = encoded(step), 1.0
         while found.nbytes > limit:
             # bits fall by one where a step doubles, and more slowly where few codes are left
             excess = 8 * (found.nbytes - limit) / self.coefficients.size
             slow = 0.25 * float(np.log2(found.nbytes / max(limit, 1.0)))
-            step = self.bounded(step * 2.0 ** max(excess, slow, 0.02))
-            before, found = found, encoded(step)
-            if found.nbytes >= before.nbytes:  # nothing is left that a coarser step would take away
+            coarser = self.bounded(step * 2.0 ** (push * max(excess, slow, 0.02)))
+            if coarser <= step:
                 break
+            again = encoded(coarser)
+            push = 2.0 * push if again.nbytes >= found.nbytes else 1.0
+            step, found = coarser, again
         return found
 
     def bounded(self, step: float) -> float:
