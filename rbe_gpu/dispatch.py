@@ -35,7 +35,14 @@ class Backend:
     def __getattr__(self, op: str) -> Callable[..., Any]:
         if op.startswith("_"):
             raise AttributeError(op)
-        module = importlib.import_module(f"{self._package}.{op}")
+        try:
+            module = importlib.import_module(f"{self._package}.{op}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{self._package}.{op}":
+                raise
+            raise TypeError(
+                f'{op} has no {self.name} kernel in this version; move its arrays: rbe_gpu.to(..., "cpu")'
+            ) from None
         function: Callable[..., Any] = getattr(module, op)
         setattr(self, op, function)  # the next lookup is a plain attribute
         return function
