@@ -782,13 +782,10 @@ struct RowNumbers {
 
 // --- tiles
 
-// Element of a row-major tile of rows of `block` floats, chunks exchanged.
-__device__ __forceinline__ int tile_at(int block, int row, int col) {
-  return row * block + (col & ~31) + ((((col >> 2) ^ row) & 7) << 2) + (col & 3);
-}
+// Element of a row-major tile of rows of B floats, chunks exchanged.
 template <int B>
 __device__ __forceinline__ int tile_at(int row, int col) {
-  return tile_at(B, row, col);
+  return row * B + (col & ~31) + ((((col >> 2) ^ row) & 7) << 2) + (col & 3);
 }
 
 // The sparse coefficients of block column J of a row into row `r` of the tile; one warp, whole.
