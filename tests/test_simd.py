@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -449,6 +450,30 @@ def test_block(add: bool, depth: int) -> None:
     c[:] = 1
     _block(add, depth, np.append(a.T, np.float32(0)), 1, 3, flat_b, 40, c.reshape(-1), 34)
     np.testing.assert_array_equal(c[:, :32], want)
+
+
+# --- threads ------------------------------------------------------------------------------------------
+
+
+@_jit.cpu_kernel
+def _claim_all(counter, taken):
+    while True:
+        turn = simd.claim(counter)
+        if turn >= taken.size:
+            break
+        taken[turn] += 1
+
+
+def test_claim_gives_every_number_once() -> None:
+    counter, taken = np.zeros(1, np.int64), np.zeros(200_000, np.int64)
+    _claim_all(np.ones(1, np.int64), np.zeros(1, np.int64))
+    threads = [threading.Thread(target=_claim_all, args=(counter, taken)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (taken == 1).all()
+    assert counter[0] == taken.size + len(threads)
 
 
 # --- the code -----------------------------------------------------------------------------------------
