@@ -8,6 +8,8 @@ Within a tile, 16 queries are the lanes of a vector: s^T[j, :] = sum_d k[j,d] q^
 transposed once. A query's maximum and sum then never cross lanes, and p^T[j, i] is at hand, element by
 element, for o[i, :] += p^T[j, i] v[j, :], where lanes are head dimensions and nothing is transposed.
 
+Packed sequences and padded ones differ in where a sequence begins, and in nothing else.
+
 Keys no query of the tile sees are never read. Keys that only some see cost what is seen, in blocks of 8.
 A key's value that is not finite reaches the queries that see the key and no others.
 """
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 from ._jit import cpu_inline, cpu_kernel
 from .simd import (
     bits,
+    claim,
     element,
     vadd,
     vblock,
@@ -202,10 +205,24 @@ def _softmax_step(buf, scores, tile, i, start, stop, low, high, partial, finite,
     return vsum(vselect_less(old, new, vsplat(_ONE), vsplat(_ZERO))) != _ZERO
 
 
+@cpu_inline
+def _keys_seen(first, queries, length, off, left, right):
+    """The keys, from .. to, that any of `queries` queries from `first` on sees."""
+    start = max(0, first + off - left) if left >= 0 else 0
+    stop = min(length, first + queries + off + right) if right >= 0 else length
+    return start, stop
+
+
 @cpu_kernel
-def _query_tile(q, k, v, out, bias, keep, strides, places, scale, off, left, right, buf):
-    """Outputs of `queries` rows from `first` on, of head h of batch b. `buf` is this thread's scratch."""
-    b, h, kv, first, queries, length, head_dim = places
+def _query_tile(q, k, v, out, bias, keep, lse, rows, tile_of, head_dim, scale, left, right, buf):
+    """Outputs of one tile of queries of one head. `buf` is this thread's scratch.
+
+    rows : distances in elements between rows of q, k, v, out and between queries and keys of the mask
+    tile_of : offsets of the first row in q, k, v, out, mask and lse, then the first query, the number of
+        queries, of keys, and how many keys come before the first query's own
+    """
+    q_row, k_row, v_row, out_row, mask_query, mask_key = rows
+    q0, k0, v0, out0, mask0, lse0, first, queries, length, off = tile_of
     tile = (queries + 15) // 16 * 16
     width = (head_dim + 15) // 16 * 16
     transposed = 0
@@ -217,13 +234,6 @@ def _query_tile(q, k, v, out, bias, keep, strides, places, scale, off, left, rig
     values = keys0 + KEY_TILE * width
     scores = values + KEY_TILE * width
     spare = scores + KEY_TILE * tile
-    q_row, k_row, v_row, out_row = strides[0, 1], strides[1, 1], strides[2, 1], strides[3, 1]
-    q0 = b * strides[0, 0] + first * q_row + h * strides[0, 2]
-    k0 = b * strides[1, 0] + kv * strides[1, 2]
-    v0 = b * strides[2, 0] + kv * strides[2, 2]
-    out0 = b * strides[3, 0] + first * out_row + h * strides[3, 2]
-    mask_query, mask_key = strides[4, 2], strides[4, 3]
-    mask0 = b * strides[4, 0] + h * strides[4, 1] + first * mask_query
 
     # The query tile, scaled and then transposed, passes through the place of the output.
     _copy_rows(q, q0, q_row, queries, tile, head_dim, buf, output, width, scale)
@@ -236,8 +246,7 @@ def _query_tile(q, k, v, out, bias, keep, strides, places, scale, off, left, rig
         vstore(buf, top + i, vsplat(_LOWEST))
         vstore(buf, total + i, vsplat(_ZERO))
 
-    first_key = max(0, first + off - left) if left >= 0 else 0
-    last_key = min(length, first + queries + off + right) if right >= 0 else length
+    first_key, last_key = _keys_seen(first, queries, length, off, left, right)
     for j0 in range(first_key, last_key, KEY_TILE):
         keys = min(KEY_TILE, last_key - j0)
         # Query first + i sees key j0 + j when i + low <= j <= i + high.
@@ -290,32 +299,170 @@ def _query_tile(q, k, v, out, bias, keep, strides, places, scale, off, left, rig
         if whole < head_dim:
             x = vmul(vload(buf, output + i * width + whole), f)
             vstore_n(out, out0 + i * out_row + whole, x, head_dim - whole)
+    if lse.size:
+        for i in range(queries):
+            lse[lse0 + i] = np.float64(buf[top + i]) + np.log(np.float64(buf[total + i]))
+
+
+@cpu_kernel
+def _plan(cu_q, cu_k, lengths, shape, left, right):
+    """What there is to do: sequences, and tiles of work with the costliest first.
+
+    Returns
+    -------
+    sequences : (batch, 6) int64: rows in front of the queries and of the keys, queries, keys seen, keys minus
+        queries, queries of a tile
+    tasks : int64, (sequence * num_heads + head) * most + tile
+    most : tiles of the longest sequence
+    """
+    batch, seq_q, num_heads, seq_k = shape
+    sequences = np.empty((batch, 6), np.int64)
+    most = 1
+    count = 0
+    for b in range(batch):
+        start_q, queries, start_k, keys = 0, seq_q, 0, seq_k
+        if cu_q.size:
+            start_q, queries = cu_q[b], cu_q[b + 1] - cu_q[b]
+            start_k, keys = cu_k[b], cu_k[b + 1] - cu_k[b]
+        # tiles of equal size: a full one and a small rest would share the work of two threads badly
+        tiles = (queries + QUERY_TILE - 1) // QUERY_TILE
+        sequences[b, 0], sequences[b, 1], sequences[b, 2] = start_q, start_k, queries
+        sequences[b, 3] = min(keys, lengths[b]) if lengths.size else keys
+        sequences[b, 4] = keys - queries
+        sequences[b, 5] = (queries + 16 * tiles - 1) // (16 * tiles) * 16 if tiles else 16
+        most = max(most, tiles)
+        count += tiles
+    # Buckets by the logarithm of the cost, four to a doubling; within one, neighbours share keys and values.
+    places = np.zeros(257, np.int64)
+    buckets = np.empty(count, np.int64)
+    at = 0
+    for b in range(batch):
+        tile = sequences[b, 5]
+        for first in range(0, sequences[b, 2], tile):
+            queries = min(tile, sequences[b, 2] - first)
+            start, stop = _keys_seen(first, queries, sequences[b, 3], sequences[b, 4], left, right)
+            buckets[at] = 255 - min(255, int(4.0 * np.log2(1.0 + queries * max(0, stop - start))))
+            places[buckets[at] + 1] += num_heads
+            at += 1
+    for i in range(256):
+        places[i + 1] += places[i]
+    tasks = np.empty(count * num_heads, np.int64)
+    at = 0
+    for b in range(batch):
+        tiles = (sequences[b, 2] + sequences[b, 5] - 1) // sequences[b, 5]
+        for h in range(num_heads):
+            for t in range(tiles):
+                bucket = buckets[at + t]
+                tasks[places[bucket]] = (b * num_heads + h) * most + t
+                places[bucket] += 1
+        at += tiles
+    return sequences, tasks, most
+
+
+@cpu_kernel
+def _work(
+    q,
+    k,
+    v,
+    out,
+    bias,
+    keep,
+    lse,
+    sequences,
+    tasks,
+    most,
+    steps,
+    heads,
+    head_dim,
+    scale,
+    left,
+    right,
+    buf,
+    counter,
+):
+    """Tiles until none is left."""
+    num_heads, group = heads
+    q_at, k_at, v_at, out_at, mask_at, lse_at = steps
+    rows = (q_at[1], k_at[1], v_at[1], out_at[1], mask_at[2], mask_at[3])
+    while True:
+        turn = claim(counter)
+        if turn >= tasks.size:
+            break
+        task = tasks[turn]
+        b = task // (num_heads * most)
+        h = task // most % num_heads
+        before_q, before_k, seq_q, length, off, tile = sequences[b]
+        first = task % most * tile
+        query = before_q + first
+        tile_of = (
+            b * q_at[0] + query * q_at[1] + h * q_at[2],
+            b * k_at[0] + before_k * k_at[1] + h // group * k_at[2],
+            b * v_at[0] + before_k * v_at[1] + h // group * v_at[2],
+            b * out_at[0] + query * out_at[1] + h * out_at[2],
+            b * mask_at[0] + h * mask_at[1] + first * mask_at[2],
+            b * lse_at[0] + h * lse_at[1] + query,
+            first,
+            min(tile, seq_q - first),
+            length,
+            off,
+        )
+        _query_tile(q, k, v, out, bias, keep, lse, rows, tile_of, head_dim, scale, left, right, buf)
 
 
 @cpu_kernel(parallel=True)
 def _attention_kernel(
-    q, k, v, out, bias, keep, lengths, strides, shape, group, seq_k, query_tile, scale, left, right, scratch
+    q,
+    k,
+    v,
+    out,
+    bias,
+    keep,
+    lse,
+    cu_q,
+    cu_k,
+    lengths,
+    shape,
+    strides,
+    heads,
+    head_dim,
+    scale,
+    left,
+    right,
+    scratch,
 ):
-    batch, seq_q, num_heads, head_dim = shape
-    tiles = (seq_q + query_tile - 1) // query_tile
-    for task in numba.prange(batch * num_heads * tiles):
-        b = task // (num_heads * tiles)
-        h = task // tiles % num_heads
-        # First, last, second, last but one: under a causal mask neighbours sum to the same work, so
-        # whatever run of tasks a thread gets, it gets a fair share.
-        turn = task % tiles
-        t = turn // 2 if turn % 2 == 0 else tiles - 1 - turn // 2
-        first = t * query_tile
-        queries = min(query_tile, seq_q - first)
-        length = min(seq_k, lengths[b])
-        buf = scratch[numba.get_thread_id()]
-        places = (b, h, h // group, first, queries, length, head_dim)
-        _query_tile(q, k, v, out, bias, keep, strides, places, scale, seq_k - seq_q, left, right, buf)
+    sequences, tasks, most = _plan(cu_q, cu_k, lengths, shape, left, right)
+    # A parallel loop takes arrays, but no tuple of tuples.
+    steps = np.zeros((6, 4), np.int64)
+    for i in range(6):
+        for j in range(4):
+            steps[i, j] = strides[i][j]
+    # Threads take the next tile when they are done with one: tiles differ in size, and cores in what else they do.
+    counter = np.zeros(1, np.int64)
+    for part in numba.prange(scratch.shape[0]):
+        _work(
+            q,
+            k,
+            v,
+            out,
+            bias,
+            keep,
+            lse,
+            sequences,
+            tasks,
+            most,
+            steps,
+            heads,
+            head_dim,
+            scale,
+            left,
+            right,
+            scratch[part],
+            counter,
+        )
 
 
-def _first_row(array: NDArray[Any]) -> NDArray[Any]:
-    """The first row as kernels take it: one type whatever the strides. Other rows are at offsets from it."""
-    return bits(array[0, 0, 0])
+_NONE = np.empty(0, np.int64)
+_NO_LSE = np.empty(0, np.float32)
 
 
 def attention(
@@ -329,6 +476,8 @@ def attention(
     window: tuple[int, int],
     out: NDArray[Any],
     workspace: Any,
+    cu_seqlens: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+    lse: NDArray[np.float32] | None = None,
 ) -> None:
     """o[i] = sum_j softmax_j(scale * q[i].k[j] + mask[i,j]) v[j] over the keys j that query i may see.
 
@@ -343,34 +492,40 @@ def attention(
     window : (left, right), -1 for no limit: query i sees keys i + off - left .. i + off + right, where
         off = seq_k - seq_q
     workspace : object with `get(name, shape, dtype)`, or None to allocate
+    cu_seqlens : (batch + 1,) int64 twice: sequence b has queries cu_q[b] .. cu_q[b + 1] and keys cu_k[b] ..
+        cu_k[b + 1]; then q and out are (total_q, num_heads, head_dim), k and v (total_k, num_kv_heads,
+        head_dim), and `mask` and `lengths` are None
+    lse : receives ln sum_j exp(scale * q[i].k[j] + mask[i,j]), -inf where nothing is seen; (batch, num_heads,
+        seq_q) float32, packed (num_heads, total_q), C-contiguous
     """
-    batch, seq_q, num_heads, head_dim = q.shape
-    seq_k, num_kv_heads = k.shape[1:3]
+    num_heads, head_dim = q.shape[-2:]
+    seq_q, seq_k = q.shape[-3], k.shape[-3]
     if 0 in q.shape:
         return
     if seq_k == 0:
         out[...] = 0
+        if lse is not None:
+            lse[...] = -np.inf
         return
-    # tiles of equal size: a full one and a small rest would share the work of two threads badly
-    tiles = ceil(seq_q / QUERY_TILE)
-    query_tile = ceil(seq_q / tiles / 16) * 16
+    if cu_seqlens is None:
+        batch, (cu_q, cu_k) = q.shape[0], (_NONE, _NONE)
+        tile = ceil(seq_q / ceil(seq_q / QUERY_TILE) / 16) * 16
+        lse_strides = (num_heads * seq_q, seq_q, 1, 0)
+    else:
+        cu_q, cu_k = cu_seqlens
+        batch = cu_q.size - 1
+        tile = min(QUERY_TILE, ceil(seq_q / 16) * 16)
+        lse_strides = (0, seq_q, 1, 0)
     width = ceil(head_dim / 16) * 16
-    size = 2 * width * query_tile + 3 * query_tile + KEY_TILE * (2 * width + query_tile) + 512
-    shape = (numba.get_num_threads(), size)
+    size = 2 * width * tile + 3 * tile + KEY_TILE * (2 * width + tile) + 512
     get = np.empty if workspace is None else partial(workspace.get, "attention")
-    scratch = get(shape, np.float32)
-    strides = np.zeros((5, 4), np.int64)
-    for i, array in enumerate((q, k, v, out)):
-        strides[i] = array.strides
-        strides[i] //= array.itemsize
+    scratch = get((numba.get_num_threads(), size), np.float32)
     bias = keep = None
+    mask_strides = (0, 0, 0, 0)
     if mask is not None:
-        strides[4] = mask.strides
-        strides[4] //= mask.itemsize
+        mask_strides = tuple(s // mask.itemsize for s in mask.strides)
         first = mask[0, 0, 0, :1]
         bias, keep = (None, first) if mask.dtype == bool else (first, None)
-    if lengths is None:  # as an array, so that there is one kernel to compile and not two
-        lengths = np.full(batch, seq_k, np.int64)
     left, right = window
     _attention_kernel(
         _first_row(q),
@@ -379,14 +534,27 @@ def attention(
         _first_row(out),
         bias,
         keep,
-        lengths,
-        strides,
-        q.shape,
-        num_heads // num_kv_heads,
-        seq_k,
-        query_tile,
+        _NO_LSE if lse is None else lse.reshape(-1),
+        cu_q,
+        cu_k,
+        _NONE if lengths is None else lengths,
+        (batch, seq_q, num_heads, seq_k),
+        (*(_strides(a) for a in (q, k, v, out)), mask_strides, lse_strides),
+        (num_heads, num_heads // k.shape[-2]),
+        head_dim,
         np.float32(scale),
         left,
         0 if causal else right,
         scratch,
     )
+
+
+def _first_row(array: NDArray[Any]) -> NDArray[Any]:
+    """The first row as kernels take it: one type whatever the strides. Other rows are at offsets from it."""
+    return bits(array[(0,) * (array.ndim - 1)])
+
+
+def _strides(array: NDArray[Any]) -> tuple[int, int, int, int]:
+    """Elements between sequences, rows and heads; packed sequences are found by their rows."""
+    *sequence, row, head = (s // array.itemsize for s in array.strides[:-1])
+    return (sequence[0] if sequence else 0, row, head, 1)

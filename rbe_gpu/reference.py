@@ -109,13 +109,35 @@ def attention(
     mask: Any = None,
     lengths: Any = None,
     window: tuple[int, int] | None = None,
-) -> F64:
+    cu_seqlens_q: Any = None,
+    cu_seqlens_k: Any = None,
+    return_lse: bool = False,
+) -> Any:
     """o[i] = sum_j softmax_j(scale * q[i].k[j] + mask[i,j]) v[j] over the keys j that query i may see.
 
     With off = seq_k - seq_q, query i sees key j when j < length, j <= i + off (causal), and
     i + off - left <= j <= i + off + right (window; -1 is no limit). A query that sees nothing gives zeros.
+
+    With `return_lse` a pair: o, and lse[i] = ln sum_j exp(scale * q[i].k[j] + mask[i,j]), -inf where nothing is
+    seen. Packed sequences (`cu_seqlens_q`) attend each for itself.
     """
     q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
+    if cu_seqlens_q is not None:
+        cu_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
+        o, lse = np.zeros_like(q), np.zeros((q.shape[1], q.shape[0]))
+        for b in range(len(cu_seqlens_q) - 1):
+            own, keys = slice(*cu_seqlens_q[b : b + 2]), slice(*cu_k[b : b + 2])
+            alone = _attend(q[None, own], k[None, keys], v[None, keys], causal, scale, None, None, window)
+            o[own], lse[:, own] = alone[0][0], alone[1][0]
+    else:
+        o, lse = _attend(q, k, v, causal, scale, mask, lengths, window)
+    return (o, lse) if return_lse else o
+
+
+def _attend(
+    q: F64, k: F64, v: F64, causal: bool, scale: float | None, mask: Any, lengths: Any, window: Any
+) -> tuple[F64, F64]:
+    """`attention` of padded sequences: o and lse."""
     batch, seq_q, num_heads, head_dim = q.shape
     seq_k, num_kv_heads = k.shape[1], k.shape[2]
     scale = 1.0 / sqrt(head_dim) if scale is None else scale
@@ -131,7 +153,7 @@ def attention(
         visible &= j <= i + right
     if mask is not None:
         mask = np.broadcast_to(np.asarray(mask), (batch, num_heads, seq_q, seq_k))
-    out: F64 = np.zeros_like(q)
+    out, lse = np.zeros_like(q), np.zeros((batch, num_heads, seq_q))
     for b in range(batch):
         for h in range(num_heads):
             kv = h // (num_heads // num_kv_heads)
@@ -143,11 +165,15 @@ def attention(
                 scores = scores + mask[b, h].astype(np.float64)
             scores = np.where(seen, scores, -np.inf)
             weights = softmax(scores)
+            top = scores.max(axis=-1, keepdims=True, initial=-np.inf)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                total = np.exp(scores - np.where(top == -np.inf, 0.0, top)).sum(axis=-1)
+                lse[b, h] = top[:, 0] + np.log(total)
             # an unseen key contributes nothing, whatever its value holds
             for r in range(seq_q):
                 use = seen[r] & (scores[r] != -np.inf)
                 out[b, r, h] = weights[r, use] @ v[b, use, kv] if use.any() else 0.0
-    return out
+    return out, lse
 
 
 # --- rows ---------------------------------------------------------------------------------------------

@@ -96,7 +96,8 @@ class Op:
     signature : as in `ops.py`, without annotations
     output : shape and dtype of the result, in words
     like : the same as a function of the arguments and the case's dtype
-    expected : float64 results by name: "out", and those of `outputs` that the op also writes
+    expected : float64 results by name: "out", those of `outputs` that the op also writes, and what the op returns
+        after "out" where it is asked to
     in_place : the argument that `out` may be, or None
     outputs : optional array arguments that the op writes to
     workspace : whether the op takes `workspace=`
@@ -655,14 +656,61 @@ def _attention_special(data: Data, dtype: Any) -> Args:
     return args
 
 
+def _varlen(
+    lengths: tuple[int, ...],
+    lengths_k: tuple[int, ...] | None = None,
+    heads: int = 3,
+    kv_heads: int | None = None,
+    head_dim: int = 32,
+    ends: Any = np.int64,
+    **options: Any,
+) -> Callable[[Data, Any], Args]:
+    """Packed sequences of these lengths; keys of `lengths_k`, or of the same."""
+
+    def make(data: Data, dtype: Any) -> Args:
+        own = lengths if lengths_k is None else lengths_k
+        args: Args = {
+            "q": _heads(data, 0, 1, sum(lengths), heads, head_dim, dtype)[0],
+            "k": _heads(data, 1, 1, sum(own), kv_heads or heads, head_dim, dtype)[0],
+            "v": _heads(data, 2, 1, sum(own), kv_heads or heads, head_dim, dtype)[0],
+            "cu_seqlens_q": np.cumsum((0, *lengths), dtype=ends),
+            **options,
+        }
+        if lengths_k is not None:
+            args["cu_seqlens_k"] = np.cumsum((0, *lengths_k), dtype=ends)
+        return args
+
+    return make
+
+
+def _varlen_special(data: Data, dtype: Any) -> Args:
+    """NaN in one query, one key and one value: none leaves its sequence."""
+    args = _varlen((9, 5, 0, 7), return_lse=True)(data, dtype)
+    args["q"][10, 0, 3] = np.nan
+    args["k"][3, 1, 3] = np.nan
+    args["v"][20, 2, 7] = np.nan
+    return args
+
+
+def _attention_expected(args: Args) -> dict[str, NDArray[np.float64]]:
+    o, lse = reference.attention(**{**args, "return_lse": True})
+    return {"out": o, "lse": lse} if args.get("return_lse") else {"out": o}
+
+
+def _packed_base(**change: Any) -> dict[str, Any]:
+    """Changes that make the base arguments packed: 10 queries and 14 keys."""
+    ends = {"cu_seqlens_q": np.array([0, 5, 10]), "cu_seqlens_k": np.array([0, 7, 14])}
+    return {**{n: lambda a: a.reshape(-1, *a.shape[2:]) for n in ("q", "k", "v", "out")}, **ends, **change}
+
+
 ATTENTION = Op(
     name="attention",
     signature="attention(q, k, v, causal=False, scale=None, mask=None, lengths=None, window=None, out=None, "
-    "workspace=None)",
+    "workspace=None, cu_seqlens_q=None, cu_seqlens_k=None, return_lse=False)",
     equation="o[i] = sum_j softmax_j(scale * q[i].k[j] + mask[i,j]) v[j], j over the keys that query i sees",
-    output="shape and dtype of q",
+    output="shape and dtype of q; return_lse: also (batch, num_heads, seq_q) float32, packed (num_heads, total_q)",
     like=lambda args, dtype: (args["q"].shape, args["q"].dtype),
-    expected=lambda args: {"out": reference.attention(**args)},
+    expected=_attention_expected,
     tolerances=_tolerances(
         2e-6, "scores of up to 30 round to 30 * 2^-24 = 2e-6, which exp passes on as a relative error"
     ),
@@ -704,6 +752,33 @@ ATTENTION = Op(
         Case("no sequence", _attend(batch=0)),
         Case("no query", _attend(seq_q=0, seq_k=5)),
         Case("NaN", _attention_special),
+        Case("lse", _attend(return_lse=True)),
+        Case("lse, lengths 0", _attend(lengths=(0, 12), return_lse=True), ("float32",)),
+        Case("lse, causal, more queries", _attend(seq_q=33, seq_k=20, causal=True, return_lse=True)),
+        Case(
+            "lse, mask ALiBi, grouped",
+            _attend(heads=4, kv_heads=2, mask=_alibi, return_lse=True),
+            ("float32",),
+        ),
+        Case("lse, mask -inf", _attend(mask=_minus_inf, return_lse=True), ("float32",)),
+        Case("lse, NaN", lambda data, dtype: {**_attention_special(data, dtype), "return_lse": True}),
+        Case("lse, no keys", _attend(seq_q=3, seq_k=0, return_lse=True), ("float32",)),
+        Case("varlen", _varlen((33, 7, 20))),
+        Case("varlen, causal, lse", _varlen((33, 7, 20), causal=True, return_lse=True)),
+        Case("varlen, int32, empty sequences", _varlen((0, 5, 0, 0, 64, 1, 0), ends=np.int32)),
+        Case("varlen, one sequence", _varlen((65,), causal=True), ("float32",)),
+        Case("varlen, other keys", _varlen((5, 0, 20, 3), (30, 4, 0, 65), return_lse=True)),
+        Case("varlen, other keys, causal", _varlen((5, 33, 1), (30, 20, 65), causal=True, return_lse=True)),
+        Case("varlen, window", _varlen((33, 7, 70), window=(4, 2)), ("float32",)),
+        Case("varlen, grouped", _varlen((33, 7), heads=6, kv_heads=2, head_dim=64, causal=True)),
+        Case(
+            "varlen, several tiles",
+            _varlen((300, 17, 130), heads=2, causal=True, return_lse=True),
+            ("float32",),
+        ),
+        Case("varlen, no sequence", _varlen((), return_lse=True)),
+        Case("varlen, no tokens", _varlen((0, 0), return_lse=True), ("float32",)),
+        Case("varlen, NaN", _varlen_special),
     ),
     base=_attend(seq_q=5, seq_k=7, heads=4),
     bad=(
@@ -725,6 +800,37 @@ ATTENTION = Op(
         Bad("lengths too long", {"lengths": np.array([3, 8])}, ValueError, "seq_k=7"),
         Bad("lengths negative", {"lengths": np.array([3, -1])}, ValueError, "seq_k=7"),
         Bad("window", {"window": (-2, 0)}, ValueError, "window"),
+        Bad("packed with 4 axes", {"cu_seqlens_q": np.array([0, 5])}, ValueError, "axes"),
+        Bad("packed with lengths", _packed_base(lengths=np.array([5, 7])), ValueError, "lengths"),
+        Bad("packed with a mask", _packed_base(mask=np.ones((10, 14), bool)), ValueError, "mask"),
+        Bad("packed keys alone", {"cu_seqlens_k": np.array([0, 7])}, ValueError, "cu_seqlens_q"),
+        Bad("packed, keys not said", _packed_base(cu_seqlens_k=None), ValueError, "cu_seqlens_k"),
+        Bad(
+            "cu_seqlens_q float",
+            _packed_base(cu_seqlens_q=np.array([0.0, 5.0, 10.0])),
+            TypeError,
+            "cu_seqlens_q",
+        ),
+        Bad(
+            "cu_seqlens_q 2-D", _packed_base(cu_seqlens_q=np.array([[0, 5, 10]])), ValueError, "cu_seqlens_q"
+        ),
+        Bad(
+            "cu_seqlens_q empty",
+            _packed_base(cu_seqlens_q=np.array([], np.int64)),
+            ValueError,
+            "cu_seqlens_q",
+        ),
+        Bad(
+            "cu_seqlens_q from 1", _packed_base(cu_seqlens_q=np.array([1, 5, 10])), ValueError, "cu_seqlens_q"
+        ),
+        Bad(
+            "cu_seqlens_q falls", _packed_base(cu_seqlens_q=np.array([0, 11, 10])), ValueError, "cu_seqlens_q"
+        ),
+        Bad("cu_seqlens_q short", _packed_base(cu_seqlens_q=np.array([0, 5, 9])), ValueError, "cu_seqlens_q"),
+        Bad("cu_seqlens_k long", _packed_base(cu_seqlens_k=np.array([0, 5, 15])), ValueError, "cu_seqlens_k"),
+        Bad(
+            "cu_seqlens_k of fewer", _packed_base(cu_seqlens_k=np.array([0, 14])), ValueError, "cu_seqlens_k"
+        ),
         *_BAD_OUT,
     ),
     workspace=True,

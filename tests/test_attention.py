@@ -128,6 +128,45 @@ def test_no_keys_at_all() -> None:
     assert not out.any()
 
 
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": (20, 5)}], ids=str)
+def test_packed_sequences_are_each_for_itself(options: dict[str, Any]) -> None:
+    """The same bits as each sequence alone, whatever its neighbours; lse too."""
+    sizes, keys = np.array([70, 0, 1, 300, 17]), np.array([70, 5, 200, 129, 0])
+    ends, key_ends = (np.concatenate([[0], np.cumsum(n)]) for n in (sizes, keys))
+    q, k, v = (x[0] for x in qkv(1, sizes.sum(), keys.sum(), 4, 2, 32))
+    out, lse = rbe.attention(q, k, v, **options, cu_seqlens_q=ends, cu_seqlens_k=key_ends, return_lse=True)
+    assert lse.shape == (4, sizes.sum())
+    assert lse.dtype == np.float32
+    for b in range(len(sizes)):
+        own, other = slice(*ends[b : b + 2]), slice(*key_ends[b : b + 2])
+        alone, alone_lse = rbe.attention(
+            q[None, own], k[None, other], v[None, other], **options, return_lse=True
+        )
+        assert alone_lse.shape == (1, 4, sizes[b])
+        np.testing.assert_array_equal(out[own], alone[0])
+        np.testing.assert_array_equal(lse[:, own], alone_lse[0])
+
+
+def test_lse_joins_two_halves_of_the_keys() -> None:
+    """What log-sum-exp is for: o = sum_s exp(lse_s - lse) o_s over any split of the keys."""
+    q, k, v = qkv(2, 40, 150, 2, 2, 32)
+    whole, lse = rbe.attention(q, k, v, return_lse=True)
+    parts = [rbe.attention(q, k[:, s], v[:, s], return_lse=True) for s in (slice(0, 67), slice(67, None))]
+    joint = np.logaddexp(*(part[1].astype(np.float64) for part in parts))
+    assert relative_error(lse, joint) <= 1e-6
+    weights = (np.exp(part[1] - joint).swapaxes(1, 2)[..., None] for part in parts)
+    assert relative_error(whole, sum(w * part[0] for w, part in zip(weights, parts, strict=True))) <= 2e-6
+
+
+def test_packed_rows_of_a_fused_projection() -> None:
+    """q, k and v as strided views of (tokens, 3, heads, head_dim)."""
+    q, k, v = (x[0] for x in qkv(1, 90, 90, 2, 2, 32))
+    fused = np.stack([q, k, v], axis=1)
+    views = fused[:, 0], fused[:, 1], fused[:, 2]
+    assert not views[0].flags.c_contiguous
+    check(views, cu_seqlens_q=np.array([0, 60, 90], np.int32), causal=True)
+
+
 def _poke_query(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
     q[0, 3, 0, 1] = np.nan
     q[0, 90, 1, 1] = np.inf

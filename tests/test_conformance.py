@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,6 +58,11 @@ def inputs(op: spec.Op, args: spec.Args) -> spec.Args:
     return {k: v for k, v in args.items() if k not in op.outputs}
 
 
+def several(value: Any) -> tuple[Any, ...]:
+    """What an op returned, as a tuple."""
+    return value if isinstance(value, tuple) else (value,)
+
+
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
@@ -69,16 +75,19 @@ def test_value(backend: TestBackend, op: spec.Op, case: spec.Case, dtype: str) -
     expected = op.expected({k: v for k, v in args.items() if k != "dtype"})
     call = fresh(backend, args)
     before = state(inputs(op, args))
-    result = backend.op(op.name)(**call)
+    returned = [name for name in expected if name not in op.outputs]
+    found = dict(zip(returned, several(backend.op(op.name)(**call)), strict=True))
+    assert all(isinstance(a, backend.array_type) for a in found.values())
+    result = found["out"]
     shape, out_dtype = op.like(args, spec.DTYPES[dtype])
-    assert isinstance(result, backend.array_type)
     assert tuple(result.shape) == shape
     assert result.dtype == out_dtype
     for name, want in expected.items():
-        if name == "out" or name in args:
-            found = backend.get(result if name == "out" else call[name])
-            tol = op.tolerances[next(n for n, d in spec.DTYPES.items() if d == found.dtype)]
-            error = spec.relative_error(found, want, tol.floor)
+        if name in found or name in args:
+            value = backend.get(found[name] if name in found else call[name])
+            assert value.shape == want.shape
+            tol = op.tolerances[next(n for n, d in spec.DTYPES.items() if d == value.dtype)]
+            error = spec.relative_error(value, want, tol.floor)
             assert error <= tol.rel, f"{name}: relative error {error:.3g} > {tol.rel:g} ({tol.why})"
     after = {k: backend.get(v) if isinstance(v, backend.array_type) else v for k, v in call.items()}
     assert state(inputs(op, after)) == before
@@ -90,11 +99,13 @@ def test_out(backend: TestBackend, op: spec.Op, case: spec.Case, dtype: str) -> 
     args = case.make(real, spec.DTYPES[dtype])
     function = backend.op(op.name)
     plain = fresh(backend, args)
-    want = backend.get(function(**plain))
+    want, *more = map(backend.get, several(function(**plain)))
     out = backend.put(np.full(*op.like(args, spec.DTYPES[dtype])[:1], np.nan, want.dtype))
     call = fresh(backend, args)
-    assert function(**{k: v for k, v in call.items() if k != "dtype"}, out=out) is out
+    result, *others = several(function(**{k: v for k, v in call.items() if k != "dtype"}, out=out))
+    assert result is out
     assert same_bits(backend.get(out), want)
+    assert all(same_bits(backend.get(a), b) for a, b in zip(others, more, strict=True))
     for name in set(op.outputs) & set(args):
         assert same_bits(backend.get(call[name]), backend.get(plain[name]))
     if op.in_place is not None:
@@ -113,13 +124,18 @@ def test_workspace(backend: TestBackend, op: spec.Op, case: spec.Case, dtype: st
     args = case.make(real, spec.DTYPES[dtype])
     function = backend.op(op.name)
     call = fresh(backend, args)
-    want = backend.get(function(**call))
+    want = [backend.get(a) for a in several(function(**call))]
     workspace = Workspace()
-    assert same_bits(backend.get(function(**call, workspace=workspace)), want)
+
+    def check() -> None:
+        found = [backend.get(a) for a in several(function(**call, workspace=workspace))]
+        assert all(same_bits(a, b) for a, b in zip(found, want, strict=True))
+
+    check()
     used = workspace.nbytes
     for buffer in workspace._buffers.values():
         buffer.fill(0xFF)  # NaN in every float type: nothing may be read before it is written
-    assert same_bits(backend.get(function(**call, workspace=workspace)), want)
+    check()
     assert workspace.nbytes == used
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from .. import ops
 from ..blocks import Array
 from ..cache import PanelCache
-from ..dispatch import accepted, device_of
+from ..dispatch import accepted, device_of, module_of
 from ..workspace import Workspace
 from .rbe_linear import RBELinear, compressed
 
@@ -20,8 +20,7 @@ class RBEAttention:
 
     c is x itself, or `context` (cross attention). Padded sequences come as (batch, seq, hidden) with their
     `lengths`. Sequences may also be packed end to end, (tokens, hidden) with lengths that add up to the
-    tokens: no padding is then computed anywhere. Neighbours of equal length share one attention call, so
-    packed sequences are best sorted by length.
+    tokens: no padding is then computed anywhere.
 
     Parameters
     ----------
@@ -199,19 +198,12 @@ class RBEAttention:
     def _attend_packed(
         self, q: Array, k: Array, v: Array, lengths: Array, out: Array, workspace: Workspace
     ) -> None:
-        """Runs of equal lengths are a (count, length, heads, head_dim) view of the packed rows: no copy."""
-        start = run = 0
-        sizes = lengths.tolist()
-        while run < len(sizes):
-            length, first = sizes[run], run
-            while run < len(sizes) and sizes[run] == length:
-                run += 1
-            stop = start + (run - first) * length
-            if length:
-                views = (a[start:stop].reshape(run - first, length, *a.shape[1:]) for a in (q, k, v, out))
-                q_run, k_run, v_run, out_run = views
-                self._attend(q_run, k_run, v_run, None, None, out_run, workspace)
-            start = stop
+        xp = module_of(lengths)
+        ends = xp.zeros(lengths.size + 1, np.int64)
+        xp.cumsum(lengths, out=ends[1:])
+        ends = module_of(q).asarray(ends)
+        options = {"window": self.window, "out": out, "workspace": workspace, "cu_seqlens_q": ends}
+        ops.attention(q, k, v, self.causal, self.scale, **options)
 
     def __repr__(self) -> str:
         extra = ", causal" * self.causal
