@@ -41,8 +41,8 @@ constexpr int TYPE_BF16 = 2;
 #endif
 
 // name: T*, the dynamic shared memory of the launch, 16-byte aligned
-#define DYNAMIC_SHARED(T, name)                                            \
-  extern __shared__ __align__(16) unsigned char rbe_dynamic_shared[];      \
+#define DYNAMIC_SHARED(T, name)                                       \
+  extern __shared__ __align__(16) unsigned char rbe_dynamic_shared[]; \
   T* const name = reinterpret_cast<T*>(rbe_dynamic_shared)
 
 // On the host: an error unless p is a multiple of `bytes`.
@@ -600,8 +600,8 @@ struct Codes {
   float offset;                // grid: shrink; sparse: dead zone
   i64 cols;                    // padded: whole blocks
 };
-#define CODES_PARAMETERS                                                                                   \
-  int kind, int bits, int group, int index_kind, const unsigned char *value, const f16 *scale,             \
+#define CODES_PARAMETERS                                                                       \
+  int kind, int bits, int group, int index_kind, const unsigned char *value, const f16 *scale, \
       const f16 *col_scale, const unsigned char *index, const i64 *row_start, float offset, i64 cols_pad
 #define CODES_ARGUMENTS \
   { kind, bits, group, index_kind, value, scale, col_scale, index, row_start, offset, cols_pad }
@@ -782,10 +782,13 @@ struct RowNumbers {
 
 // --- tiles
 
-// Element of a row-major tile of rows of B floats, chunks exchanged.
+// Element of a row-major tile of rows of `block` floats, chunks exchanged.
+__device__ __forceinline__ int tile_at(int block, int row, int col) {
+  return row * block + (col & ~31) + ((((col >> 2) ^ row) & 7) << 2) + (col & 3);
+}
 template <int B>
 __device__ __forceinline__ int tile_at(int row, int col) {
-  return row * B + (col & ~31) + ((((col >> 2) ^ row) & 7) << 2) + (col & 3);
+  return tile_at(B, row, col);
 }
 
 // The sparse coefficients of block column J of a row into row `r` of the tile; one warp, whole.
@@ -823,7 +826,8 @@ __device__ __forceinline__ void load_sparse_row(const Codes& c, const uint2* sta
 }
 
 // TILES tiles side by side: coefficients of `rows` stored rows (those that row_of gives) from block column J on.
-// Zeros below them and beyond the last block column, NaN where row_of gives -1. Whole warps. `starts` of local row r: starts + r * (blocks + 1).
+// Zeros below them and beyond the last block column, NaN where row_of gives -1. Whole warps. `starts` of local row r:
+// starts + r * (blocks + 1).
 template <int B, int TILES, class RowOf>
 __device__ __forceinline__ void load_tiles(const Codes& c, const uint2* starts, int rows, i64 block_col, float* tiles,
                                            RowOf row_of) {
@@ -1109,6 +1113,7 @@ __device__ __forceinline__ void synthesise(int transform, Line<B> line, bool act
     constexpr int H = B / 2;
     float v[H];
     if (transform == DCT) {  // part 0 has the even coefficients, part 1 the odd ones
+      __syncthreads();  // or the compiler reads the line ahead of the branch, into twice the registers
       if (active && part == 0) {
         line.template load_part<0, 2>(v);
         dct_3(v);
@@ -1133,6 +1138,7 @@ __device__ __forceinline__ void synthesise(int transform, Line<B> line, bool act
       return;
     }
     if (transform == HADAMARD) return hadamard_halves<H>(line, active, part);
+    __syncthreads();  // as above
     Taps taps = taps_of(transform);
     if (active && part == 0) {
       line.template load_part<0, 1>(v);
@@ -1203,7 +1209,7 @@ __device__ __forceinline__ void transpose_synthesis(int transform, Line<B> line,
       return;
     }
     if (transform == HADAMARD) return hadamard_halves<H>(line, active, part);
-    __syncthreads();
+    __syncthreads();  // as above
     Taps taps = taps_of(transform);
     int first = part * H;  // of the values; their coefficients are first / 2 ... of each half
     if (active) {

@@ -66,6 +66,13 @@ def compressed(form: str) -> rbe.RBEMatrix | rbe.RBEVectors:
     return (gridded if "grid" in arguments else rbe.compress)(original(form), **arguments)
 
 
+@cache
+def decoded(form: str) -> np.ndarray:
+    """What a form stands for, float64."""
+    m = compressed(form)
+    return reference.decode(m).reshape(m.rows, m.cols)
+
+
 def gridded(
     w: np.ndarray, grid: int, shrink: float = 0.1, row_steps: bool = True, **arguments: Any
 ) -> rbe.RBEMatrix | rbe.RBEVectors:

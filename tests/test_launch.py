@@ -24,21 +24,12 @@ from rbe_gpu.gpu._launch import MAX_GRID, Launch
 from rbe_gpu.gpu._rows import share_rows
 
 from .host.executor import KernelError, library
+from .host.virtual import virtual
 
 ROOT = Path(__file__).parent.parent
 OPS = sorted(path.stem for path in (ROOT / "cuda_src").glob("*.cu"))
 BIG = 2**31
 DTYPES = pytest.mark.parametrize("dtype", spec.DTYPES.values(), ids=spec.DTYPES)
-
-
-def virtual(shape: tuple[int, ...], dtype: Any = np.float32, offset: int = 0) -> np.ndarray:
-    """A C-contiguous array of any size over one element's memory: a plan may look at it, never into it."""
-    dtype = np.dtype(dtype)
-    strides = tuple(prod(shape[i + 1 :]) * dtype.itemsize for i in range(len(shape)))
-    memory = np.zeros(64, np.uint8)
-    start = -memory.ctypes.data % 16 + offset * dtype.itemsize
-    one = memory[start : start + dtype.itemsize].view(dtype)
-    return np.lib.stride_tricks.as_strided(one, shape, strides)
 
 
 def plan(op: str) -> Callable[..., Any]:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
+from rbe_gpu.gpu import _launch
 from rbe_gpu.gpu._launch import Launch, address
 
 from . import build
@@ -100,3 +103,10 @@ class HostExecutor:
     def __call__(self, launches: tuple[Launch, ...]) -> None:
         for launch in launches:
             library(launch.op, self.sanitize).launch(launch, self.reverse)
+
+
+@contextmanager
+def on_host(reverse: bool = False) -> Iterator[None]:
+    """Within the block launches run on the host build, in ascending or descending order."""
+    with _launch.executor(HostExecutor(reverse)):
+        yield

@@ -1,0 +1,194 @@
+// W = gain * (S_r C S_c^T + sum_k p_k Phi_k), block by block; for vectors W = gain * (C S_c^T + sum_k p_k Phi_k).
+//
+// Arrays     Codes of C (rows_pad, cols_pad), see common.cuh; basis: f16 (row blocks, blocks, 8), vectors
+//            (rows, blocks, 5), or null; out: (rows, cols) float, f16 or bf16, row-major. Rows first, first + 1, ...
+//            are decoded, or of vectors the rows `ids` (int64, or int32; a row of NaN where there is none). starts:
+//            (rows, blocks + 1), sparse codes only.
+// Ownership  A block has 4, 2 or 1 tiles of B = 32, 64 or 128 side by side in shared memory. Its threads fill them from
+//            the codes, four codes a thread or an entry a lane; then a thread has a column, then a row, of 32 or 64
+//            values in registers (two threads for 128) and transforms it by a fast algorithm; then all write rows out.
+//            decode_plain: no transform, no basis, dense and grid codes: no shared memory, a warp a part of a row.
+//            decode_starts: sparse codes only, before the others: a warp goes over the index of a row and writes where
+//            its entries begin in each block, so that tiles can be decoded in any order. (A warp that decoded a whole
+//            row would leave the transform of columns to a second pass over memory.)
+// Launch     128 threads, 256 for B = 128; grid (tiles), in strides of the grid
+// Shared     4 B B bytes a tile: 16, 32, 64 KB
+// Bytes      Codes, scales and basis once, out once. starts: 8 bytes a row and block, written and read, and the index
+//            read once more.
+// Accuracy   float. The DCT is a product of rotations and sums (orthogonal, so errors do not grow), the wavelets are
+//            their filters. Some 10 operations a value and direction for either, where S itself would take B.
+//
+// Sources: Plonka and Tasche 2005, "Fast and numerically stable algorithms for discrete cosine transforms"; for the
+// wavelets see FORMAT.md.
+#include "common.cuh"
+
+template <int B>
+constexpr int TILES = B == 32 ? 4 : B == 64 ? 2 : 1;
+
+struct Output {
+  void* data;
+  i64 rows, cols;
+  int type;
+  int wide;  // rows are aligned to 16 bytes
+  float gain;
+};
+
+// Rows `first` on of out, from the tiles of block columns J on. source(r): stored row of local row r.
+template <int B, int VEC, class RowOf>
+__device__ __forceinline__ void store_tiles(const float* tiles, const Output& out, i64 first, int rows, i64 block_col,
+                                            i64 blocks, const f16* basis, int matrix, float factor, RowOf source) {
+  constexpr int CHUNKS = B * TILES<B> / VEC;
+  for (int i = threadIdx.x; i < B * CHUNKS; i += blockDim.x) {
+    int r = i / CHUNKS, col = i % CHUNKS * VEC;
+    i64 at = block_col * B + col;
+    if (r >= rows || at >= out.cols) continue;
+    const float* tile = tiles + col / B * (B * B);
+    float v[VEC];
+#pragma unroll
+    for (int k = 0; k < VEC; k += 4) {
+      if constexpr (VEC == 1) {
+        v[0] = tile[tile_at<B>(r, col % B)];
+      } else {
+        float four[4];
+        load<4>(tile + tile_at<B>(r, col % B + k), four);
+#pragma unroll
+        for (int n = 0; n < 4; ++n) v[k + n] = four[n];
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < VEC; ++k) v[k] *= factor;
+    if (basis) {
+      i64 row = source(r), j = block_col + col / B;
+      if (row < 0) row = 0;  // the values are NaN already
+      if (matrix) {
+        float p[8];
+        load<8>(basis + ((row / B) * blocks + j) * 8, p);
+        Axis y(static_cast<int>(row % B), B);
+#pragma unroll
+        for (int k = 0; k < VEC; ++k) v[k] += out.gain * basis_value(p, Axis(col % B + k, B), y);
+      } else {
+        const f16* p = basis + (row * blocks + j) * 5;
+#pragma unroll
+        for (int k = 0; k < VEC; ++k) v[k] += out.gain * basis_value(p, Axis(col % B + k, B));
+      }
+    }
+    store_any<VEC>(out.data, out.type, (first + r) * out.cols + at, v);
+  }
+}
+
+template <int B>
+__device__ __forceinline__ void decode_tiles(const Codes& codes, const uint2* starts, const RowNumbers& numbers,
+                                             const Output& out, int matrix, int transform, const f16* basis) {
+  DYNAMIC_SHARED(float, tiles);
+  i64 blocks = codes.cols / B;
+  i64 per_row = (blocks + TILES<B> - 1) / TILES<B>;
+  i64 count = (out.rows + B - 1) / B * per_row;
+  float factor = transform_factor(transform, B);
+  factor = out.gain * (matrix ? factor * factor : factor);
+  constexpr int LINES = B * TILES<B>;
+  int line = threadIdx.x % LINES, part = threadIdx.x / LINES;
+  float* own = tiles + line / B * (B * B);
+  for (i64 w = blockIdx.x; w < count; w += gridDim.x) {
+    i64 top = w / per_row * B, block_col = w % per_row * TILES<B>;
+    i64 left = out.rows - top;
+    int rows = left < B ? static_cast<int>(left) : B;
+    // all B rows of a matrix are stored, and needed
+    int stored = matrix ? B : rows;
+    auto source = [=](int r) { return numbers(top + r); };
+    load_tiles<B, TILES<B>>(codes, starts + top * (blocks + 1), stored, block_col, tiles, source);
+    __syncthreads();
+    if (transform != NO_TRANSFORM) {
+#pragma unroll 1
+      for (int column = matrix; column >= 0; --column) {  // one copy of the code for both directions
+        synthesise<B>(transform, {own, line % B, column == 1}, true, part);
+      }
+    }
+    if (!out.wide) {
+      store_tiles<B, 1>(tiles, out, top, rows, block_col, blocks, basis, matrix, factor, source);
+    } else if (out.type == TYPE_F32) {
+      store_tiles<B, 4>(tiles, out, top, rows, block_col, blocks, basis, matrix, factor, source);
+    } else {
+      store_tiles<B, 8>(tiles, out, top, rows, block_col, blocks, basis, matrix, factor, source);
+    }
+    __syncthreads();  // the tiles are free again
+  }
+}
+
+// One block a multiprocessor: with the bound's default the compiler saves registers, and spills.
+#define ENTRY(B, threads)                                                                                         \
+  extern "C" __global__ void __launch_bounds__(threads, 1) decode_##B(                                            \
+      CODES_PARAMETERS, const uint2* starts, const void* ids, int ids_wide, i64 first, i64 stored, i64 rows,      \
+      i64 cols, int matrix, int transform, const f16* basis, float gain, void* out, int type, int wide) {         \
+    decode_tiles<B>(CODES_ARGUMENTS, starts, {ids, ids_wide, first, stored}, {out, rows, cols, type, wide, gain}, \
+                    matrix, transform, basis);                                                                    \
+  }
+ENTRY(32, 128)
+ENTRY(64, 128)
+ENTRY(128, 256)
+
+// A warp decodes PART columns of a row, VEC at a time.
+template <int VEC>
+__device__ __forceinline__ void decode_parts(const Codes& codes, const RowNumbers& numbers, const Output& out) {
+  constexpr int STEPS = 4, PART = STEPS * WARP * VEC;
+  int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+  i64 parts = (out.cols + PART - 1) / PART;
+  for (i64 w = static_cast<i64>(blockIdx.x) * warps + threadIdx.x / WARP; w < out.rows * parts;
+       w += static_cast<i64>(gridDim.x) * warps) {
+    i64 row = w / parts, start = w % parts * PART + lane * VEC;
+    i64 source = numbers(row);
+    i64 to = row * out.cols;
+    float v[STEPS][VEC];
+#pragma unroll
+    for (int k = 0; k < STEPS; ++k) {
+      i64 col = start + k * WARP * VEC;
+#pragma unroll
+      for (int q = 0; q < VEC; q += 4) {
+        float four[4] = {NOT_A_NUMBER, NOT_A_NUMBER, NOT_A_NUMBER, NOT_A_NUMBER};
+        if (col + q < out.cols && source >= 0) load_quad(codes, source, col + q, four);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) v[k][q + i] = out.gain * four[i];
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < STEPS; ++k) {
+      i64 col = start + k * WARP * VEC;
+      if (out.wide) {
+        if (col < out.cols) store_any<VEC>(out.data, out.type, to + col, v[k]);
+      } else {
+#pragma unroll
+        for (int i = 0; i < VEC; ++i) {
+          float one[1] = {v[k][i]};
+          if (col + i < out.cols) store_any<1>(out.data, out.type, to + col + i, one);
+        }
+      }
+    }
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    decode_plain(CODES_PARAMETERS, const void* ids, int ids_wide, i64 first, i64 stored, i64 rows, i64 cols, float gain,
+                 void* out, int type, int wide) {
+  Codes codes CODES_ARGUMENTS;
+  Output output{out, rows, cols, type, wide, gain};
+  RowNumbers numbers{ids, ids_wide, first, stored};
+  if (type == TYPE_F32) {
+    decode_parts<4>(codes, numbers, output);
+  } else {
+    decode_parts<8>(codes, numbers, output);
+  }
+}
+
+// starts of the stored rows first, first + 1, ..., or ids; a warp a row.
+extern "C" __global__ void __launch_bounds__(256)
+    decode_starts(CODES_PARAMETERS, const void* ids, int ids_wide, i64 first, i64 stored, i64 rows, int block,
+                  uint2* starts) {
+  Codes codes CODES_ARGUMENTS;
+  int warps = blockDim.x / WARP;
+  i64 blocks = codes.cols / block;
+  RowNumbers numbers{ids, ids_wide, first, stored};
+  for (i64 row = static_cast<i64>(blockIdx.x) * warps + threadIdx.x / WARP; row < rows;
+       row += static_cast<i64>(gridDim.x) * warps) {
+    i64 source = numbers(row);
+    if (source >= 0) find_starts(codes, source, block, starts + row * (blocks + 1));
+  }
+}

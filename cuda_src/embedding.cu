@@ -1,0 +1,98 @@
+// y[i,:] = W[ids[i],:]: rows of a table, decoding only what is asked for. No such row: NaN.
+//
+// Arrays     ids: (n) int64 or int32; out: (n, cols), row-major.
+//            embedding_rows: W dense, of the type of out, copied in units of 2, 4 or 16 bytes.
+//            embedding_<B>: W in B x B blocks, see decode.cu; starts: (rows_pad, blocks + 1), sparse codes only.
+//            Vectors decode row by row anyway: their launches are those of decode.cu.
+// Ownership  embedding_rows: a thread a unit. embedding_<B>: a block one id and the 4, 2 or 1 tiles of B = 32, 64, 128
+//            side by side that hold a part of its row, transformed as in decode.cu.
+// Launch     embedding_rows: 256 threads; embedding_<B>: 128, 256 for B = 128; grid (units, or tiles), in strides
+// Shared     embedding_<B>: 16, 32, 64 KB
+// Bytes      embedding_rows: the rows once, out once. embedding_<B>: the codes of the block row that the row is in
+//            (of transform `none`: of the row), out once.
+// Accuracy   as decode.cu
+#include "common.cuh"
+
+template <class U>
+__device__ __forceinline__ void copy_rows(const RowNumbers& ids, const U* table, i64 count, i64 units, U none, U* out) {
+  for (i64 i = first_chunk(); i < count * units; i += chunk_stride()) {
+    i64 row = ids(i / units);
+    out[i] = row < 0 ? none : table[row * units + i % units];
+  }
+}
+
+// `units` of a row, of 2^unit bytes each
+extern "C" __global__ void __launch_bounds__(256)
+    embedding_rows(const void* ids, int ids_wide, i64 first, i64 stored, const void* table, i64 count, i64 units,
+                   int unit, void* out) {
+  RowNumbers numbers{ids, ids_wide, first, stored};
+  if (unit == 4) {
+    uint4 none = make_uint4(0x7fff7fffu, 0x7fff7fffu, 0x7fff7fffu, 0x7fff7fffu);  // NaN in every float type
+    copy_rows(numbers, static_cast<const uint4*>(table), count, units, none, static_cast<uint4*>(out));
+  } else if (unit == 2) {
+    copy_rows(numbers, static_cast<const u32*>(table), count, units, 0x7fff7fffu, static_cast<u32*>(out));
+  } else {
+    copy_rows(numbers, static_cast<const u16*>(table), count, units, u16{0x7fff}, static_cast<u16*>(out));
+  }
+}
+
+template <int B>
+constexpr int TILES = B == 32 ? 4 : B == 64 ? 2 : 1;
+
+template <int B>
+__device__ __forceinline__ void decode_row(const Codes& codes, const uint2* starts, const RowNumbers& ids, i64 count,
+                                           i64 cols, int transform, const f16* basis, float gain, void* out, int type) {
+  DYNAMIC_SHARED(float, tiles);
+  i64 blocks = codes.cols / B;
+  i64 per_row = (blocks + TILES<B> - 1) / TILES<B>;
+  float factor = transform_factor(transform, B);
+  factor *= gain * factor;
+  constexpr int LINES = B * TILES<B>;
+  int line = threadIdx.x % LINES, part = threadIdx.x / LINES;
+  float* own = tiles + line / B * (B * B);
+  for (i64 w = blockIdx.x; w < count * per_row; w += gridDim.x) {
+    i64 i = w / per_row, block_col = w % per_row * TILES<B>;
+    i64 id = ids(i), top = id / B * B;
+    if (id < 0) top = 0;
+    int row = id < 0 ? 0 : static_cast<int>(id - top);
+    bool whole = transform != NO_TRANSFORM;  // else one row of the tile is enough, its first
+    if (!whole) {
+      top += row;
+      row = 0;
+    }
+    const uint2* own_starts = starts + top * (blocks + 1);
+    load_tiles<B, TILES<B>>(codes, own_starts, whole ? B : 1, block_col, tiles, [=](int r) { return top + r; });
+    __syncthreads();
+    if (whole) {
+#pragma unroll 1
+      for (int column = 1; column >= 0; --column) {
+        synthesise<B>(transform, {own, line % B, column == 1}, true, part);  // all rows take no longer than one
+      }
+    }
+    i64 col = block_col * B + line;
+    if (part == 0 && col < cols) {
+      float v[1] = {factor * tiles[line / B * (B * B) + tile_at<B>(row, line % B)]};
+      if (basis) {
+        float p[8];
+        i64 at = id < 0 ? 0 : id;
+        load<8>(basis + (at / B * blocks + col / B) * 8, p);
+        v[0] += gain * basis_value(p, Axis(line % B, B), Axis(static_cast<int>(at % B), B));
+      }
+      if (id < 0) v[0] = NOT_A_NUMBER;
+      store_any<1>(out, type, i * cols + col, v);
+    }
+    __syncthreads();  // the tiles are free again
+  }
+}
+
+// One block a multiprocessor, as in decode.cu.
+#define ENTRY(B, threads)                                                                                            \
+  extern "C" __global__ void __launch_bounds__(threads, 1) embedding_##B(                                            \
+      CODES_PARAMETERS, const uint2* starts, const void* ids, int ids_wide, i64 first, i64 stored, i64 count,        \
+      i64 cols, int transform, const f16* basis, float gain, void* out, int type) {                                  \
+    decode_row<B>(CODES_ARGUMENTS, starts, {ids, ids_wide, first, stored}, count, cols, transform, basis, gain, out, \
+                  type);                                                                                             \
+  }
+ENTRY(32, 128)
+ENTRY(64, 128)
+ENTRY(128, 256)
