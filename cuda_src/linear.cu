@@ -1,0 +1,985 @@
+// y[t,n] = activation(sum_k x[t,k] W[n,k] + bias[n]) + residual[t,n], W dense or compressed.
+//
+// With W_IJ = gain * (S C_IJ S^T + sum_k p_k Phi_k) the product needs no dense W:
+//     x^_J = S^T x_J;   y_I = gain * (S sum_J C_IJ x^_J + sum_J sum_k p_IJk (Phi_k x_J))       (vectors: without S)
+// exactly, so the inner loops are products with the stored codes.
+//
+// Few tokens, limited by the bytes of W, each of which is read once for up to 8 tokens:
+//   linear_peaks     max |x[t,:]| of every token; a NaN or an Inf in it must reach the results of the token even where
+//                    no coefficient is stored, and scales f16 operands
+//   linear_inputs    x^ from x, in the order in which the next kernel reads it
+//   linear_features  Phi_k x_J, where there is a basis: 1, x^2, cos(pi x), cos(2 pi x) and the B rows of d
+//   linear_dot_T     partial sums of C x^, dense and grid codes: a warp four rows, a lane a run of 32 codes, T tokens
+//   linear_sparse_T  the same of sparse codes: a warp a row, a lane an entry
+//   linear_weight_T  the same of a dense W: a warp four rows
+//   linear_mma_few   the same by tensor cores, 16 tokens: dense and grid codes, f16 x^
+//   linear_finish    sums the parts, transforms by S, adds the basis, then bias, activation, residual
+// Many tokens, limited by arithmetic:
+//   linear_mma_codes f16 x^ (linear_inputs) times a tile of C, unpacked to f16 in shared memory while the tile
+//                    before is multiplied; S, bias, activation, residual at the end
+//   linear_mma_f16, linear_mma_bf16   the same of a dense W, or of a panel that decode.cu wrote (sparse codes, a
+//                    basis, or dwt-bior3.1, whose x^ would lose digits): W read and written once more, 2 bytes a weight
+//   linear_ffma      float x or W: products in float; a compressed W comes as panels, 4 bytes a weight twice
+//
+// Arrays     x: (tokens, in), out and residual: (tokens, out), row-major; bias: (out). x^: see LAYOUT_...;
+//            parts: (splits, tokens, ld) float. Codes and basis: common.cuh.
+// Ownership  mma: 256 threads, a tile of 128 tokens (few: 16) x 128 outputs, k in steps of 64, two stages: cp.async for
+//            x^ and dense W, codes through registers. ffma: 128 threads, 64 x 64, k in steps of 16, 8 x 4 a thread.
+// Launch     grid (tiles, of few tokens rows * splits of k * groups of tokens); peaks, inputs, features and finish go
+//            on in strides of the grid
+// Shared     mma: 64 KB (few: 36 KB); inputs and finish: 128 B a value of B; ffma 8 KB
+// Bytes      Few tokens: codes, scales once per 8 tokens (mma_few: 16); x^ 4 bytes, parts 8 bytes a token and split,
+//            mostly in L2. Many: x^ and W once per 128 x 128 tile.
+// Accuracy   float sums. f16 operands: x^ and C each rounded once to 11 bits, x^ scaled by a power of two per token.
+#include "common.cuh"
+
+constexpr int LAYOUT_RUNS = 0;     // float, (token groups, K / 1024, T, 8, 32, 4): lane's quads of linear_dot
+constexpr int LAYOUT_COLUMNS = 1;  // float, (token groups, K, T)
+constexpr int LAYOUT_F16 = 2;      // f16, (tokens, K), times 2^-e
+constexpr int SPAN = WARP * RUN;   // columns that a warp of linear_dot takes at once
+template <int T>
+constexpr int DOT_ROWS = T > 1 ? 2 : 4;  // rows of a warp: as many sums as registers
+
+constexpr int RELU = 1, GELU = 2, GELU_TANH = 3, SILU = 4;
+
+// --- the end of a product
+
+struct Relu {
+  __device__ __forceinline__ float operator()(float t) const { return t < 0.0f ? 0.0f : t; }
+};
+struct Silu {
+  __device__ __forceinline__ float operator()(float t) const { return silu_of(t); }
+};
+struct GeluErf {
+  __device__ __forceinline__ float operator()(float t) const {
+    t = t < LOWEST ? LOWEST : t;  // -Inf gives 0
+    return fmaf(0.5f * t, erff(0.70710678f * t), 0.5f * t);
+  }
+};
+struct GeluTanh {
+  __device__ __forceinline__ float operator()(float t) const {
+    t = t < LOWEST ? LOWEST : t;
+    return t / (1.0f + expf(t * fmaf(t * t, -1.5957691216f * 0.044715f, -1.5957691216f)));
+  }
+};
+template <int N, class F>
+__device__ __forceinline__ void map_values(float (&v)[N], F f) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) v[i] = f(v[i]);
+}
+
+struct Finish {
+  const void* bias;
+  int bias_type, activation;
+  const void* residual;
+  int residual_type;
+  void* out;
+  int type;
+  i64 tokens, cols;
+  int wide;  // rows of 8 values start at a multiple of 16 bytes, all arrays
+
+  // out[token, col ...] of the sums v: N = 8 where rows are wide, else 1
+  template <int N>
+  __device__ __forceinline__ void emit(i64 token, i64 col, float (&v)[N]) const {
+    if (bias) {
+      float b[N];
+      load_any<N>(bias, bias_type, col, b);
+#pragma unroll
+      for (int i = 0; i < N; ++i) v[i] += b[i];
+    }
+    if (activation == RELU) map_values(v, Relu());
+    if (activation == GELU) map_values(v, GeluErf());
+    if (activation == GELU_TANH) map_values(v, GeluTanh());
+    if (activation == SILU) map_values(v, Silu());
+    if (residual) {
+      float r[N];
+      load_any<N>(residual, residual_type, token * cols + col, r);
+#pragma unroll
+      for (int i = 0; i < N; ++i) v[i] += r[i];
+    }
+    store_any<N>(out, type, token * cols + col, v);
+  }
+};
+#define FINISH_PARAMETERS                                                                                        \
+  const void *bias, int bias_type, int activation, const void *residual, int residual_type, void *out, int type, \
+      i64 tokens, i64 cols, int wide
+#define FINISH_ARGUMENTS \
+  { bias, bias_type, activation, residual, residual_type, out, type, tokens, cols, wide }
+
+// The power of two that brings a token of this largest value to 1 ... 4; 1 for 0, NaN and Inf.
+__device__ __forceinline__ float token_scale(float peak) {
+  int exponent = static_cast<int>(__float_as_uint(peak) >> 23 & 0xffu);
+  if (exponent == 0 || exponent == 255) return 1.0f;
+  return __uint_as_float(static_cast<u32>(exponent < 253 ? exponent : 253) << 23);
+}
+
+// --- what is made of x
+
+// Largest absolute value of each token; NaN where there is one. A warp a token.
+extern "C" __global__ void __launch_bounds__(256)
+    linear_peaks(const void* x, int x_type, i64 tokens, i64 cols, float* peaks) {
+  int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+  for (i64 token = static_cast<i64>(blockIdx.x) * warps + threadIdx.x / WARP; token < tokens;
+       token += static_cast<i64>(gridDim.x) * warps) {
+    float top = 0.0f, wrong = 0.0f;
+    for (i64 col = lane; col < cols; col += WARP) {
+      float v[1];
+      load_any<1>(x, x_type, token * cols + col, v);
+      top = fmaxf(top, fabsf(v[0]));
+      wrong += v[0] == v[0] ? 0.0f : v[0];
+    }
+    top = warp_max(top) + warp_sum(wrong);
+    if (lane == 0) peaks[token] = top;
+  }
+}
+
+// Lines of B values in shared memory, transformed by 128 threads at once: 64 of B = 128, else 128.
+constexpr int TILE_FLOATS = 64 * 128;
+__device__ __forceinline__ int tile_lines(int block) { return block == 128 ? 64 : 128; }
+
+template <int B, bool TRANSPOSED>
+__device__ __forceinline__ void transform_lines(int transform, float* tile) {
+  constexpr int LINES = 128 / LINE_THREADS<B>;
+  Line<B> line{tile, static_cast<int>(threadIdx.x) % LINES, false};
+  int part = threadIdx.x / LINES;
+  if constexpr (TRANSPOSED) {
+    transpose_synthesis<B>(transform, line, true, part);
+  } else {
+    synthesise<B>(transform, line, true, part);
+  }
+}
+template <bool TRANSPOSED>
+__device__ __forceinline__ void transform_lines(int block, int transform, float* tile) {
+  if (transform == NO_TRANSFORM) return;
+  if (block == 32) {
+    transform_lines<32, TRANSPOSED>(transform, tile);
+  } else if (block == 64) {
+    transform_lines<64, TRANSPOSED>(transform, tile);
+  } else {
+    transform_lines<128, TRANSPOSED>(transform, tile);
+  }
+}
+
+// x^_J = S^T x_J of some (token, J) at a time. `padded` columns and `group` tokens a group are written, zeros beyond x.
+extern "C" __global__ void __launch_bounds__(128, 2)
+    linear_inputs(const void* x, int x_type, int wide, i64 tokens, i64 cols, i64 padded, int block, int transform,
+                  const f16* col_scale, i64 scaled, const float* peaks, int layout, int group, void* out) {
+  __shared__ float4 storage[TILE_FLOATS / 4];
+  float* tile = reinterpret_cast<float*>(storage);
+  int lines = tile_lines(block), quads = block / 4;
+  i64 per_token = padded / block;
+  i64 count = (tokens + group - 1) / group * group * per_token;
+  float factor = transform_factor(transform, block);
+  for (i64 first = static_cast<i64>(blockIdx.x) * lines; first < count; first += static_cast<i64>(gridDim.x) * lines) {
+    for (int i = threadIdx.x; i < lines * quads; i += blockDim.x) {
+      int line = i / quads, k = i % quads * 4;
+      i64 token = (first + line) / per_token, col = (first + line) % per_token * block + k;
+      float v[4] = {};
+      if (token < tokens) {
+        if (wide) {
+          if (col < cols) load_any<4>(x, x_type, token * cols + col, v);
+        } else {
+#pragma unroll
+          for (int n = 0; n < 4; ++n) {
+            float one[1] = {};
+            if (col + n < cols) load_any<1>(x, x_type, token * cols + col + n, one);
+            v[n] = one[0];
+          }
+        }
+      }
+      store<4>(tile + tile_at(block, line, k), v);
+    }
+    __syncthreads();
+    transform_lines<true>(block, transform, tile);
+    for (int i = threadIdx.x; i < lines * quads; i += blockDim.x) {
+      int line = i / quads, k = i % quads * 4;
+      i64 token = (first + line) / per_token, col = (first + line) % per_token * block + k;
+      if (first + line >= count) continue;
+      float v[4], step[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+      load<4>(tile + tile_at(block, line, k), v);
+      if (col_scale && col < scaled) load<4>(col_scale + col, step);
+#pragma unroll
+      for (int n = 0; n < 4; ++n) v[n] *= factor * step[n];
+      if (layout == LAYOUT_F16) {
+        float scale = 1.0f / token_scale(peaks[token]);
+#pragma unroll
+        for (int n = 0; n < 4; ++n) v[n] *= scale;
+        store<4>(static_cast<f16*>(out) + token * padded + col, v);
+      } else if (layout == LAYOUT_RUNS) {
+        i64 span = (token / group * (padded / SPAN) + col / SPAN) * group + token % group;
+        int run = static_cast<int>(col % SPAN) / RUN, quad = static_cast<int>(col % RUN) / 4;
+        store<4>(static_cast<float*>(out) + span * SPAN + quad * (4 * WARP) + run * 4, v);
+      } else {
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          static_cast<float*>(out)[(token / group * padded + col + n) * group + token % group] = v[n];
+        }
+      }
+    }
+    __syncthreads();  // the tile is free again
+  }
+}
+
+// The functions of the basis times x, of (token, J): matrix: sums with 1, x^2, cos(pi x), cos(2 pi x), then
+// sum_c d(y, c) x[c] for the `block` rows y; vectors: sums with 1, |x|, x^2, cos(pi x), cos(2 pi x). A warp each.
+extern "C" __global__ void __launch_bounds__(128)
+    linear_features(const void* x, int x_type, i64 tokens, i64 cols, i64 blocks, int block, int matrix, float* out) {
+  __shared__ float values[4][128];
+  int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  int each = matrix ? 4 + block : 5;
+  i64 count = tokens * blocks, stride = 4 * static_cast<i64>(gridDim.x);
+  for (i64 first = 4 * static_cast<i64>(blockIdx.x); first < count; first += stride) {
+    i64 w = first + warp;
+    float sum[5] = {};
+    if (w < tokens * blocks) {
+      i64 token = w / blocks, col = w % blocks * block;
+      for (int c = lane; c < block; c += WARP) {
+        float v[1] = {};
+        if (col + c < cols) load_any<1>(x, x_type, token * cols + col + c, v);
+        values[warp][c] = v[0];
+        Axis axis(c, block);
+        sum[0] += v[0];
+        sum[1] = fmaf(axis.square, v[0], sum[1]);
+        sum[2] = fmaf(axis.cos_1, v[0], sum[2]);
+        sum[3] = fmaf(axis.cos_2, v[0], sum[3]);
+        sum[4] = fmaf(fabsf(axis.t), v[0], sum[4]);
+      }
+    }
+    warp_reduce(sum, WARP, Add());
+    if (w < tokens * blocks) {
+      float* to = out + w * each;
+      if (!matrix && lane == 0) {
+        to[0] = sum[0];
+        to[1] = sum[4];
+        to[2] = sum[1];
+        to[3] = sum[2];
+        to[4] = sum[3];
+      } else if (matrix) {
+        if (lane == 0) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) to[i] = sum[i];
+        }
+      }
+    }
+    __syncwarp();
+    if (matrix && w < tokens * blocks) {
+      float step = 2.0f / static_cast<float>(block - 1);
+      for (int y = lane; y < block; y += WARP) {
+        float t = fmaf(step, static_cast<float>(y), -1.0f);
+        float total = 0.0f;
+        for (int c = 0; c < block; ++c) {
+          float u = fmaf(step, static_cast<float>(c), -1.0f);
+          float d2 = fmaf(t, t, u * u);
+          total = fmaf(d2 * rsqrtf(d2), values[warp][c], total);
+        }
+        out[w * each + 4 + y] = total;
+      }
+    }
+    __syncwarp();  // the values are free again
+  }
+}
+
+// sum_J sum_k p_IJk (Phi_k x_J) at one row, from the features.
+__device__ __forceinline__ float basis_product(const f16* basis, const float* features, i64 token, i64 row, i64 blocks,
+                                               int block, int matrix) {
+  float sum = 0.0f;
+  if (!matrix) {
+    const float* f = features + token * blocks * 5;
+    for (i64 i = 0; i < blocks * 5; ++i) sum = fmaf(to_float(basis[row * blocks * 5 + i]), f[i], sum);
+    return sum;
+  }
+  int y = static_cast<int>(row % block);
+  Axis axis(y, block);
+  const f16* params = basis + row / block * blocks * 8;
+  const float* f = features + token * blocks * (4 + block);
+  for (i64 j = 0; j < blocks; ++j, params += 8, f += 4 + block) {
+    float p[8];
+    load<8>(params, p);
+    float one = fmaf(p[2], axis.square, fmaf(p[4], axis.cos_1, fmaf(p[6], axis.cos_2, p[0])));
+    sum = fmaf(one, f[0], sum);
+    sum = fmaf(p[2], f[1], sum);
+    sum = fmaf(fmaf(p[7], axis.cos_1, p[3]), f[2], sum);
+    sum = fmaf(p[5], f[3], sum);
+    sum = fmaf(p[1], f[4 + y], sum);
+  }
+  return sum;
+}
+
+// --- few tokens
+
+// Words of a plane of N words, of codes of `bits` bits: so aligned are they.
+template <int N>
+__device__ __forceinline__ void load_plane(const u32* p, int bits, u32 (&w)[N]) {
+  if (N >= 4 && bits % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < N / 4; ++i) {
+      uint4 four = reinterpret_cast<const uint4*>(p)[i];
+      w[4 * i] = four.x;
+      w[4 * i + 1] = four.y;
+      w[4 * i + 2] = four.z;
+      w[4 * i + 3] = four.w;
+    }
+  } else if (N >= 2 && bits % 2 == 0) {
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) {
+      uint2 two = reinterpret_cast<const uint2*>(p)[i];
+      w[2 * i] = two.x;
+      w[2 * i + 1] = two.y;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) w[i] = p[i];
+  }
+}
+
+// The codes of a run, four to a word: of codes of more than 8 bits the topmost 8 (digit 1) or the others (digit 0).
+__device__ __forceinline__ void load_digits(const u32* run, int bits, int digit, u32 (&words)[RUN / 4]) {
+  if (digit || bits == 8) {
+    load_plane(run, bits, words);
+    return;
+  }
+  if (bits & 8) run += 8;
+#pragma unroll
+  for (int i = 0; i < RUN / 4; ++i) words[i] = 0;
+  if (bits & 4) {
+    u32 plane[4];
+    load_plane(run, bits, plane);
+#pragma unroll
+    for (int i = 0; i < RUN / 4; ++i) words[i] = plane_quad<4>(plane, i);
+    run += 4;
+  }
+  if (bits & 2) {
+    u32 plane[2];
+    load_plane(run, bits, plane);
+#pragma unroll
+    for (int i = 0; i < RUN / 4; ++i) words[i] = words[i] << 2 | plane_quad<2>(plane, i);
+    run += 2;
+  }
+  if (bits & 1) {
+    u32 plane[1];
+    load_plane(run, bits, plane);
+#pragma unroll
+    for (int i = 0; i < RUN / 4; ++i) words[i] = words[i] << 1 | plane_quad<1>(plane, i);
+  }
+}
+
+// Where the work of a launch of `few` kernels stands: rows, split of k, group of tokens.
+struct Few {
+  i64 first_row;
+  int split;
+  i64 group;
+
+  __device__ __forceinline__ Few(i64 rows, int rows_each, int splits) {
+    i64 row_blocks = (rows + rows_each - 1) / rows_each;
+    i64 rest = blockIdx.x / row_blocks;
+    first_row = blockIdx.x % row_blocks * rows_each;
+    split = static_cast<int>(rest % splits);
+    group = rest / splits;
+  }
+};
+
+// parts[split, token, row] of DOT_ROWS<T> rows, summed over the warp.
+template <int T>
+__device__ __forceinline__ void store_parts(float (&total)[DOT_ROWS<T> * T], const Few& few, i64 row, i64 rows,
+                                            i64 tokens, i64 ld, float* parts) {
+  warp_reduce(total, WARP, Add());
+  if (threadIdx.x % WARP == 0) {
+#pragma unroll
+    for (int r = 0; r < DOT_ROWS<T>; ++r) {
+#pragma unroll
+      for (int t = 0; t < T; ++t) {
+        i64 token = few.group * T + t;
+        if (row + r < rows && token < tokens) parts[(few.split * tokens + token) * ld + row + r] = total[r * T + t];
+      }
+    }
+  }
+}
+
+template <int T, bool GRID>
+__device__ __forceinline__ void dot_rows(const Codes& c, const float* x, i64 rows, i64 tokens, int spans_each,
+                                         int splits, i64 ld, float* parts) {
+  int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+  Few few(rows, warps * DOT_ROWS<T>, splits);
+  i64 row = few.first_row + threadIdx.x / WARP * DOT_ROWS<T>;
+  int runs = static_cast<int>(c.cols / RUN), spans = (runs + WARP - 1) / WARP;
+  int per_scale = GRID ? 1 : c.group / RUN, groups = (runs + per_scale - 1) / per_scale;
+  float middle = GRID ? static_cast<float>(1 << (c.bits - 1)) : 0.5f * static_cast<float>((1 << c.bits) - 1);
+  float total[DOT_ROWS<T> * T] = {};
+  int last = min(spans, (few.split + 1) * spans_each);
+  int digits = c.bits > 8 ? 2 : 1;
+  for (int step = few.split * spans_each * digits; step < last * digits; ++step) {
+    int span = step / digits, digit = step % digits;
+    int run = min(span * WARP + lane, runs - 1);  // x^ is 0 beyond the last
+    float scale[DOT_ROWS<T>];
+    u32 words[DOT_ROWS<T>][RUN / 4];
+#pragma unroll
+    for (int r = 0; r < DOT_ROWS<T>; ++r) {
+      i64 source = min(row + r, rows - 1);
+      load_digits(reinterpret_cast<const u32*>(c.value) + (source * runs + run) * c.bits, c.bits, digit, words[r]);
+      scale[r] = GRID ? to_float(c.scale[source]) : to_float(c.scale[source * groups + run / per_scale]);
+    }
+    const float* own = x + (few.group * spans + span) * T * SPAN + lane * 4;
+    float part[DOT_ROWS<T> * T] = {}, sum[T] = {};
+#pragma unroll
+    for (int quad = 0; quad < RUN / 4; ++quad) {
+      float u[DOT_ROWS<T>][4];
+#pragma unroll
+      for (int r = 0; r < DOT_ROWS<T>; ++r) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          u[r][i] = byte_value(words[r][quad], i);
+          if constexpr (GRID) u[r][i] = shrunk(u[r][i] - middle, c.offset);
+        }
+      }
+#pragma unroll
+      for (int t = 0; t < T; ++t) {
+        float v[4];
+        load<4>(own + t * SPAN + quad * (4 * WARP), v);
+        if constexpr (!GRID) sum[t] += (v[0] + v[1]) + (v[2] + v[3]);
+#pragma unroll
+        for (int r = 0; r < DOT_ROWS<T>; ++r) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) part[r * T + t] = fmaf(u[r][i], v[i], part[r * T + t]);
+        }
+      }
+    }
+    // the upper digit counts 2^(bits - 8) times, the lower one takes the middle
+    float weight = digit ? static_cast<float>(1 << (c.bits - 8)) : 1.0f, shift = digit ? 0.0f : middle;
+#pragma unroll
+    for (int r = 0; r < DOT_ROWS<T>; ++r) {
+#pragma unroll
+      for (int t = 0; t < T; ++t) {
+        float v = part[r * T + t];
+        if constexpr (!GRID) v = fmaf(weight, v, -shift * sum[t]);
+        total[r * T + t] = fmaf(scale[r], v, total[r * T + t]);
+      }
+    }
+  }
+  store_parts<T>(total, few, row, rows, tokens, ld, parts);
+}
+
+template <int T>
+__device__ __forceinline__ void sparse_rows(const Codes& c, const float* x, i64 rows, i64 tokens, i64 ld,
+                                            float* parts) {
+  int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+  Few few(rows, warps, 1);
+  i64 row = few.first_row + threadIdx.x / WARP;
+  float total[T] = {};
+  if (row < rows) {
+    const float* own = x + few.group * c.cols * T;
+    i64 begin = c.row_start[row], end = c.row_start[row + 1];
+    if (c.index_kind == INDEX_DELTA) {
+      i64 before = -1;
+      for (i64 first = begin; first < end; first += WARP) {
+        i64 e = first + lane;
+        int step = warp_prefix(e < end ? c.index[e] + 1 : 0);
+        if (e < end) {
+          float w = entry_value(c, e), v[T];
+          load<T>(own + (before + step) * T, v);
+#pragma unroll
+          for (int t = 0; t < T; ++t) total[t] = fmaf(w, v[t], total[t]);
+        }
+        before += __shfl_sync(ALL_LANES, step, WARP - 1);
+      }
+    } else {
+      i64 e = begin;
+      for (i64 col = 0; col < c.cols; col += WARP) {
+        u32 word = ALL_LANES;
+        if (c.index_kind == INDEX_BITMAP) word = reinterpret_cast<const u32*>(c.index)[(row * c.cols + col) / 32];
+        if (word >> lane & 1u) {
+          float w = entry_value(c, e + __popc(word & ((1u << lane) - 1u))), v[T];
+          load<T>(own + (col + lane) * T, v);
+#pragma unroll
+          for (int t = 0; t < T; ++t) total[t] = fmaf(w, v[t], total[t]);
+        }
+        e += __popc(word);
+      }
+    }
+  }
+  warp_reduce(total, WARP, Add());
+  if (lane == 0 && row < rows) {
+#pragma unroll
+    for (int t = 0; t < T; ++t) {
+      i64 token = few.group * T + t;
+      if (token < tokens) parts[token * ld + row] = total[t];
+    }
+  }
+}
+
+// VEC columns a lane; x^ has `padded` columns, W `cols`.
+template <int T, int VEC>
+__device__ __forceinline__ void weight_rows(const void* w, int w_type, const float* x, i64 rows, i64 cols, i64 padded,
+                                            i64 tokens, i64 cols_each, int splits, i64 ld, float* parts) {
+  int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+  Few few(rows, warps * DOT_ROWS<T>, splits);
+  i64 row = few.first_row + threadIdx.x / WARP * DOT_ROWS<T>;
+  const float* own = x + few.group * padded * T;
+  float total[DOT_ROWS<T> * T] = {};
+  i64 last = min(cols, (few.split + 1) * cols_each);
+  for (i64 col = few.split * cols_each + lane * VEC; col < last; col += WARP * VEC) {
+    float u[DOT_ROWS<T>][VEC];
+#pragma unroll
+    for (int r = 0; r < DOT_ROWS<T>; ++r) load_any<VEC>(w, w_type, min(row + r, rows - 1) * cols + col, u[r]);
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) {
+      float v[T];
+      load<T>(own + (col + i) * T, v);
+#pragma unroll
+      for (int r = 0; r < DOT_ROWS<T>; ++r) {
+#pragma unroll
+        for (int t = 0; t < T; ++t) total[r * T + t] = fmaf(u[r][i], v[t], total[r * T + t]);
+      }
+    }
+  }
+  store_parts<T>(total, few, row, rows, tokens, ld, parts);
+}
+
+#define FEW(T, ...)                                                                                                   \
+  extern "C" __global__ void __launch_bounds__(__VA_ARGS__) linear_dot_##T(                                           \
+      CODES_PARAMETERS, const float* x, i64 rows, i64 tokens, int spans_each, int splits, i64 ld, float* parts) {     \
+    Codes c CODES_ARGUMENTS;                                                                                          \
+    if (kind == CODES_GRID) {                                                                                         \
+      dot_rows<T, true>(c, x, rows, tokens, spans_each, splits, ld, parts);                                           \
+    } else {                                                                                                          \
+      dot_rows<T, false>(c, x, rows, tokens, spans_each, splits, ld, parts);                                          \
+    }                                                                                                                 \
+  }                                                                                                                   \
+  extern "C" __global__ void __launch_bounds__(256) linear_sparse_##T(                                                \
+      CODES_PARAMETERS, const float* x, i64 rows, i64 tokens, i64 ld, float* parts) {                                 \
+    sparse_rows<T>(CODES_ARGUMENTS, x, rows, tokens, ld, parts);                                                      \
+  }                                                                                                                   \
+  extern "C" __global__ void __launch_bounds__(256, 2) linear_weight_##T(                                             \
+      const void* w, int w_type, int wide, const float* x, i64 rows, i64 cols, i64 padded, i64 tokens, i64 cols_each, \
+      int splits, i64 ld, float* parts) {                                                                             \
+    if (wide) {                                                                                                       \
+      weight_rows<T, 4>(w, w_type, x, rows, cols, padded, tokens, cols_each, splits, ld, parts);                      \
+    } else {                                                                                                          \
+      weight_rows<T, 1>(w, w_type, x, rows, cols, padded, tokens, cols_each, splits, ld, parts);                      \
+    }                                                                                                                 \
+  }
+// The bounds of linear_dot are those with which the compiler keeps all values in registers, for every architecture.
+FEW(1, 128, 4)
+FEW(4, 512)
+FEW(8, 128)
+
+// The results from `splits` parts (splits, tokens, ld), of which the first `stored` columns hold something.
+// Lines of `block` columns; the basis' blocks are basis_block wide.
+extern "C" __global__ void __launch_bounds__(128, 2)
+    linear_finish(const float* parts, int splits, i64 ld, i64 stored, int block, int transform, int matrix, float gain,
+                  const float* peaks, int scaled, const f16* basis, const float* features, i64 blocks, int basis_block,
+                  FINISH_PARAMETERS) {
+  Finish finish FINISH_ARGUMENTS;
+  __shared__ float4 storage[TILE_FLOATS / 4];
+  float* tile = reinterpret_cast<float*>(storage);
+  int lines = tile_lines(block);
+  i64 per_token = (cols + block - 1) / block;
+  i64 count = tokens * per_token;
+  float inverse = transform_factor(transform, block), factor = gain * inverse;
+  inverse = 1.0f / inverse;
+  for (i64 first = static_cast<i64>(blockIdx.x) * lines; first < count; first += static_cast<i64>(gridDim.x) * lines) {
+    for (int i = threadIdx.x; i < lines * block; i += blockDim.x) {
+      int line = i / block, k = i % block;
+      i64 token = (first + line) / per_token, col = (first + line) % per_token * block + k;
+      float sum = 0.0f;
+      if (token < tokens && col < stored) {
+        for (int s = 0; s < splits; ++s) sum += parts[(s * tokens + token) * ld + col];
+      }
+      tile[tile_at(block, line, k)] = sum;
+    }
+    __syncthreads();
+    transform_lines<false>(block, transform, tile);
+    if (basis) {
+      for (int i = threadIdx.x; i < lines * block; i += blockDim.x) {
+        int line = i / block, k = i % block;
+        i64 token = (first + line) / per_token, col = (first + line) % per_token * block + k;
+        if (token < tokens && col < cols) {
+          float sum = basis_product(basis, features, token, col, blocks, basis_block, matrix);
+          tile[tile_at(block, line, k)] += inverse * sum;
+        }
+      }
+      __syncthreads();
+    }
+    auto write = [&](auto& v, int line, int k) {
+      constexpr int N = sizeof v / sizeof v[0];
+      i64 token = (first + line) / per_token, col = (first + line) % per_token * block + k;
+      if (token >= tokens || col >= cols) return;
+#pragma unroll
+      for (int n = 0; n < N; ++n) v[n] = factor * tile[tile_at(block, line, k + n)];
+      if (peaks) {  // of a token that was scaled, or with a NaN or an Inf that may have met no coefficient
+        float peak = peaks[token];
+        float scale = scaled ? token_scale(peak) : 1.0f;
+#pragma unroll
+        for (int n = 0; n < N; ++n) v[n] = fmaf(v[n], scale, 0.0f * peak);
+      }
+      finish.emit(token, col, v);
+    };
+    if (wide) {
+      for (int i = threadIdx.x * 8; i < lines * block; i += blockDim.x * 8) {
+        float v[8];
+        write(v, i / block, i % block);
+      }
+    } else {
+      for (int i = threadIdx.x; i < lines * block; i += blockDim.x) {
+        float v[1];
+        write(v, i / block, i % block);
+      }
+    }
+    __syncthreads();  // the tile is free again
+  }
+}
+
+// --- many tokens: tensor cores
+
+constexpr int BN = 128, BK = 64;  // outputs and values of k of a tile
+constexpr int CHUNKS = BK / 8;    // of 16 bytes in a row of a tile of halves
+
+// Element offset of a chunk of a row; rows are 128 bytes, chunks exchanged by row.
+__device__ __forceinline__ int half_at(int row, int chunk) { return row * BK + ((chunk ^ row) & 7) * 8; }
+
+// Rows first ... first + ROWS - 1 and columns k ... k + BK - 1 of a (rows, ld) array of halves, zeros beyond `rows` and
+// `depth`.
+template <int ROWS, class T>
+__device__ __forceinline__ void copy_tile(T* tile, const T* source, i64 first, i64 rows, i64 k, i64 depth, i64 ld) {
+  for (int i = threadIdx.x; i < ROWS * CHUNKS; i += blockDim.x) {
+    int row = i / CHUNKS, chunk = i % CHUNKS;
+    bool valid = first + row < rows && k + chunk * 8 < depth;
+    cp_async_16(tile + half_at(row, chunk), valid ? source + (first + row) * ld + k + chunk * 8 : source, valid);
+  }
+}
+
+// A run of codes of one row of W on its way to shared memory: thread 2 r + h has run h of row r.
+struct RunLoader {
+  u32 low[RUN / 4], high[RUN / 4];
+  float scale;
+  bool valid;
+
+  __device__ __forceinline__ void load(const Codes& c, i64 row, i64 rows, i64 run) {
+    i64 runs = c.cols / RUN;
+    valid = row < rows && run < runs;
+    if (!valid) return;
+    const u32* words = reinterpret_cast<const u32*>(c.value) + (row * runs + run) * c.bits;
+    load_digits(words, c.bits, 0, low);
+    if (c.bits > 8) load_digits(words, c.bits, 1, high);
+    i64 groups = c.kind == CODES_GRID ? 1 : (c.cols + c.group - 1) / c.group;
+    scale = to_float(c.kind == CODES_GRID ? c.scale[row] : c.scale[row * groups + run * RUN / c.group]);
+  }
+  __device__ __forceinline__ void store(const Codes& c, i64 run, f16* tile, int row, int half) const {
+    float middle = c.kind == CODES_GRID ? static_cast<float>(1 << (c.bits - 1))
+                                        : 0.5f * static_cast<float>((1 << c.bits) - 1);
+    float weight = static_cast<float>(1 << (c.bits > 8 ? c.bits - 8 : 0));
+#pragma unroll
+    for (int chunk = 0; chunk < RUN / 8; ++chunk) {
+      float v[8] = {};
+      if (valid) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) v[i] = byte_value(low[2 * chunk + i / 4], i % 4);
+        if (c.bits > 8) {
+#pragma unroll
+          for (int i = 0; i < 8; ++i) v[i] = fmaf(weight, byte_value(high[2 * chunk + i / 4], i % 4), v[i]);
+        }
+        if (c.kind == CODES_GRID) {
+          float step[8];
+          ::load<8>(c.col_scale + run * RUN + chunk * 8, step);
+#pragma unroll
+          for (int i = 0; i < 8; ++i) v[i] = scale * step[i] * shrunk(v[i] - middle, c.offset);
+        } else {
+#pragma unroll
+          for (int i = 0; i < 8; ++i) v[i] = scale * (v[i] - middle);
+        }
+      }
+      ::store<8>(tile + half_at(row, half * (RUN / 8) + chunk), v);
+    }
+  }
+};
+
+template <class T>
+constexpr bool IS_BF16 = false;
+template <>
+constexpr bool IS_BF16<bf16> = true;
+
+// sums = rows first_m ... of x^ (tokens, ldx) times rows first_n ... of W, over k from `begin` to `end`. 8 warps, WM of
+// them along the tokens.
+template <class T, bool CODED, int BM, int WM>
+struct Tiles {
+  static constexpr int WN = 8 / WM;
+  static constexpr int MT = BM / WM / 16, NT = BN / WN / 8;  // tiles of 16 and of 8 of a warp
+  // bf16 without tensor cores for it is so much code that one copy must do
+  static constexpr int UNROLL = IS_BF16<T> ? 1 : BK / 16;
+  static constexpr int A = BM * BK, W = BN * BK, STAGE = A + W;
+
+  float sums[MT][NT][4];
+
+  __device__ __forceinline__ void multiply(T* stages, const T* x, i64 tokens, i64 ldx, i64 first_m, const T* w, i64 ldw,
+                                           const Codes& codes, i64 rows, i64 first_n, i64 begin, i64 end, i64 depth) {
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    int m0 = warp / WN * (MT * 16), n0 = warp % WN * (NT * 8);
+    int row = threadIdx.x / 2, half = threadIdx.x % 2;
+#pragma unroll
+    for (int m = 0; m < MT; ++m) {
+#pragma unroll
+      for (int n = 0; n < NT; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums[m][n][i] = 0.0f;
+      }
+    }
+    RunLoader run;
+    copy_tile<BM>(stages, x, first_m, tokens, begin, depth, ldx);
+    if constexpr (CODED) {
+      run.load(codes, first_n + row, rows, begin / RUN + half);
+      run.store(codes, begin / RUN + half, stages + A, row, half);
+    } else {
+      copy_tile<BN>(stages + A, w, first_n, rows, begin, depth, ldw);
+    }
+    cp_async_commit();
+    int turn = 0;
+    for (i64 k = begin; k < end; k += BK, turn ^= 1) {
+      cp_async_wait<0>();
+      __syncthreads();  // this stage is complete, and the other is free
+      T* now = stages + turn * STAGE;
+      T* next = stages + (turn ^ 1) * STAGE;
+      bool more = k + BK < end;
+      if (more) {
+        copy_tile<BM>(next, x, first_m, tokens, k + BK, depth, ldx);
+        if constexpr (CODED) {
+          run.load(codes, first_n + row, rows, (k + BK) / RUN + half);
+        } else {
+          copy_tile<BN>(next + A, w, first_n, rows, k + BK, depth, ldw);
+        }
+      }
+      cp_async_commit();
+#pragma unroll (UNROLL)
+      for (int step = 0; step < BK / 16; ++step) {
+        u32 a[MT][4], b[NT / 2][4];
+#pragma unroll
+        for (int m = 0; m < MT; ++m) {
+          ldmatrix(a[m], now + half_at(m0 + m * 16 + lane % 16, 2 * step + lane / 16));
+        }
+#pragma unroll
+        for (int n = 0; n < NT / 2; ++n) {  // k 0-7 and 8-15 of 8 outputs, then of the next 8
+          ldmatrix(b[n], now + A + half_at(n0 + n * 16 + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
+        }
+#pragma unroll
+        for (int m = 0; m < MT; ++m) {
+#pragma unroll
+          for (int n = 0; n < NT; ++n) {
+            u32 pair[2] = {b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]};
+            mma_16x8x16<T>(sums[m][n], a[m], pair);
+          }
+        }
+      }
+      if constexpr (CODED) {
+        if (more) run.store(codes, (k + BK) / RUN + half, next + A, row, half);
+      }
+    }
+  }
+
+  // f(row, column, two sums) of the tile, for all of a thread's
+  template <class F>
+  __device__ __forceinline__ void visit(F f) const {
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    int m0 = warp / WN * (MT * 16) + lane / 4, n0 = warp % WN * (NT * 8) + 2 * (lane % 4);
+#pragma unroll
+    for (int m = 0; m < MT; ++m) {
+#pragma unroll
+      for (int n = 0; n < NT; ++n) {
+        f(m0 + m * 16, n0 + n * 8, sums[m][n][0], sums[m][n][1]);
+        f(m0 + m * 16 + 8, n0 + n * 8, sums[m][n][2], sums[m][n][3]);
+      }
+    }
+  }
+};
+
+// Sums of a tile in shared memory, (BN / block, 128, block) floats, to the columns first_n ... end - 1 of out, by 8
+// values or one by one.
+__device__ __forceinline__ int sum_at(int block, int row, int col) {
+  return col / block * (128 * block) + tile_at(block, row, col % block);
+}
+__device__ __forceinline__ void finish_tile(const float* tile, int block, i64 first_m, i64 first_n, i64 end, float gain,
+                                            const float* peaks, const Finish& finish) {
+  auto write = [&](auto& v, int row, int col) {
+    constexpr int N = sizeof v / sizeof v[0];
+    if (first_m + row >= finish.tokens || first_n + col >= end) return;
+    float factor = peaks ? gain * token_scale(peaks[first_m + row]) : gain;
+#pragma unroll
+    for (int n = 0; n < N; ++n) v[n] = factor * tile[sum_at(block, row, col + n)];
+    finish.emit(first_m + row, first_n + col, v);
+  };
+  if (finish.wide) {
+    for (int i = threadIdx.x; i < 128 * (BN / 8); i += blockDim.x) {
+      float v[8];
+      write(v, i / (BN / 8), i % (BN / 8) * 8);
+    }
+  } else {
+    for (int i = threadIdx.x; i < 128 * BN; i += blockDim.x) {
+      float v[1];
+      write(v, i / BN, i % BN);
+    }
+  }
+}
+
+// A tile of 128 x 128 results a block; S of B rows at the end. The rows of W are the columns `column` on of out.
+template <int B>
+__device__ __forceinline__ void transform_sums(int transform, float* tile) {
+  constexpr int LINES = 128 * BN / B, EACH = 256 / LINE_THREADS<B>;
+#pragma unroll 1
+  for (int first = 0; first < LINES; first += EACH) {
+    int line = first + threadIdx.x % EACH;
+    synthesise<B>(transform, {tile + line / 128 * (128 * B), line % 128, false}, true, threadIdx.x / EACH);
+  }
+}
+
+template <class T, bool CODED>
+__device__ __forceinline__ void mma_tile(const T* x, i64 ldx, const T* w, i64 ldw, const Codes& codes, i64 rows,
+                                         i64 column, i64 depth, int block, int transform, float gain,
+                                         const float* peaks, const Finish& finish) {
+  constexpr int BM = 128;
+  DYNAMIC_SHARED(unsigned char, memory);
+  i64 tiles_m = (finish.tokens + BM - 1) / BM;
+  i64 first_m = blockIdx.x % tiles_m * BM, first_n = blockIdx.x / tiles_m * BN;
+  float* tile = reinterpret_cast<float*>(memory);
+  {
+    Tiles<T, CODED, BM, 2> product;
+    product.multiply(reinterpret_cast<T*>(memory), x, finish.tokens, ldx, first_m, w, ldw, codes, rows, first_n, 0,
+                     depth, depth);
+    __syncthreads();  // the stages are free
+    product.visit([&](int row, int col, float a, float b) {
+      float two[2] = {a, b};
+      store<2>(tile + sum_at(block, row, col), two);
+    });
+  }
+  __syncthreads();
+  if (CODED && transform != NO_TRANSFORM) {
+    gain *= transform_factor(transform, block);
+    if (block == 32) {
+      transform_sums<32>(transform, tile);
+    } else if (block == 64) {
+      transform_sums<64>(transform, tile);
+    } else {
+      transform_sums<128>(transform, tile);
+    }
+  }
+  finish_tile(tile, block, first_m, column + first_n, min(column + rows, finish.cols), gain, peaks, finish);
+}
+
+#define MMA(name, T, CODED)                                                                                   \
+  extern "C" __global__ void __launch_bounds__(256) linear_mma_##name(                                        \
+      const T* x, i64 ldx, const T* w, i64 ldw, CODES_PARAMETERS, i64 rows, i64 column, i64 depth, int block, \
+      int transform, float gain, const float* peaks, FINISH_PARAMETERS) {                                     \
+    mma_tile<T, CODED>(x, ldx, w, ldw, CODES_ARGUMENTS, rows, column, depth, block, transform, gain, peaks,   \
+                       FINISH_ARGUMENTS);                                                                     \
+  }
+MMA(codes, f16, true)
+MMA(f16, f16, false)
+MMA(bf16, bf16, false)
+
+// parts[split, token, row] of 16 tokens x 128 rows a block; splits of k_each values of k.
+__device__ __forceinline__ void mma_few(const f16* x, i64 ldx, const Codes& codes, i64 rows, i64 tokens, i64 k_each,
+                                        int splits, i64 ld, float* parts) {
+  DYNAMIC_SHARED(f16, stages);
+  Few few(rows, BN, splits);
+  i64 begin = few.split * k_each, end = min(begin + k_each, codes.cols);
+  Tiles<f16, true, 16, 1> product;
+  product.multiply(stages, x, tokens, ldx, few.group * 16, nullptr, 0, codes, rows, few.first_row, begin, end,
+                   codes.cols);
+  product.visit([&](int row, int col, float a, float b) {
+    i64 token = few.group * 16 + row, out = few.first_row + col;
+    if (token < tokens && out < rows) {  // ld is even: there is room for one more
+      float two[2] = {a, b};
+      store<2>(parts + (few.split * tokens + token) * ld + out, two);
+    }
+  });
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    linear_mma_few(const f16* x, i64 ldx, CODES_PARAMETERS, i64 rows, i64 tokens, i64 k_each, int splits, i64 ld,
+                   float* parts) {
+  mma_few(x, ldx, CODES_ARGUMENTS, rows, tokens, k_each, splits, ld, parts);
+}
+
+// --- many tokens: float
+
+constexpr int FM = 64, FN = 64, FK = 16, PITCH = FM + 4;
+
+// 8 values of a row from `col` on, as float, zeros beyond `cols`.
+__device__ __forceinline__ void load_eight(const void* p, int type, int wide, i64 row, i64 rows, i64 col, i64 cols,
+                                           i64 ld, float (&v)[8]) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) v[i] = 0.0f;
+  if (row >= rows) return;
+  if (wide) {
+    if (col < cols) load_any<8>(p, type, row * ld + col, v);
+  } else {
+#pragma unroll 1
+    for (int i = 0; i < 8; ++i) {
+      float one[1] = {};
+      if (col + i < cols) load_any<1>(p, type, row * ld + col + i, one);
+#pragma unroll
+      for (int n = 0; n < 8; ++n) v[n] = n == i ? one[0] : v[n];
+    }
+  }
+}
+
+// x_wide, w_wide: rows are multiples of 8 values and start at multiples of 16 bytes.
+extern "C" __global__ void __launch_bounds__(128)
+    linear_ffma(const void* x, int x_type, int x_wide, const void* w, int w_type, int w_wide, i64 ldw, i64 rows,
+                i64 column, i64 depth, float gain, FINISH_PARAMETERS) {
+  Finish finish FINISH_ARGUMENTS;
+  __shared__ float4 storage[FM * FN / 4];
+  float* memory = reinterpret_cast<float*>(storage);  // a tile of x and one of W, k by k; then the sums
+  float* tile_x = memory;
+  float* tile_w = memory + FK * PITCH;
+  i64 tiles_m = (tokens + FM - 1) / FM;
+  i64 first_m = blockIdx.x % tiles_m * FM, first_n = blockIdx.x / tiles_m * FN;
+  int row = threadIdx.x / 2, k0 = threadIdx.x % 2 * 8;
+  int m0 = threadIdx.x / 16 * 8, n0 = threadIdx.x % 16 * 4;
+  float sums[8][4] = {}, next_x[8], next_w[8];
+  load_eight(x, x_type, x_wide, first_m + row, tokens, k0, depth, depth, next_x);
+  load_eight(w, w_type, w_wide, first_n + row, rows, k0, depth, ldw, next_w);
+  for (i64 k = 0; k < depth; k += FK) {
+    __syncthreads();  // the tiles are free
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      tile_x[(k0 + i) * PITCH + row] = next_x[i];
+      tile_w[(k0 + i) * PITCH + row] = next_w[i];
+    }
+    __syncthreads();
+    if (k + FK < depth) {
+      load_eight(x, x_type, x_wide, first_m + row, tokens, k + FK + k0, depth, depth, next_x);
+      load_eight(w, w_type, w_wide, first_n + row, rows, k + FK + k0, depth, ldw, next_w);
+    }
+#pragma unroll
+    for (int i = 0; i < FK; ++i) {
+      float a[8], b[4];
+      load<8>(tile_x + i * PITCH + m0, a);
+      load<4>(tile_w + i * PITCH + n0, b);
+#pragma unroll
+      for (int m = 0; m < 8; ++m) {
+#pragma unroll
+        for (int n = 0; n < 4; ++n) sums[m][n] = fmaf(a[m], b[n], sums[m][n]);
+      }
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int m = 0; m < 8; ++m) store<4>(memory + (m0 + m) * FN + n0, sums[m]);
+  __syncthreads();
+  auto write = [&](auto& v, int at) {
+    constexpr int N = sizeof v / sizeof v[0];
+    i64 token = first_m + at / FN, col = first_n + at % FN;
+    if (token >= tokens || col >= rows) return;
+#pragma unroll
+    for (int n = 0; n < N; ++n) v[n] = gain * memory[at + n];
+    finish.emit(token, column + col, v);
+  };
+  if (wide) {
+    for (int i = threadIdx.x * 8; i < FM * FN; i += 8 * blockDim.x) {
+      float v[8];
+      write(v, i);
+    }
+  } else {
+    for (int i = threadIdx.x; i < FM * FN; i += blockDim.x) {
+      float v[1];
+      write(v, i);
+    }
+  }
+}

@@ -1,0 +1,481 @@
+"""linear: y = activation(x W^T + bias) + residual; a compressed W is multiplied as it is stored where that pays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rbe_gpu import transforms
+from rbe_gpu.blocks import RBEBlocks
+from rbe_gpu.cache import PanelCache
+
+from . import decode
+from ._launch import NO_TYPE, TYPE, WARP, Launch, aligned, ceil_div, grid_1d, run
+
+_ACTIVATION = {
+    name: np.int32(i) for i, name in enumerate((None, "relu", "gelu", "gelu_tanh", "silu"))
+}  # RELU, GELU, ... of linear.cu
+_RUNS, _COLUMNS, _F16 = np.int32(0), np.int32(1), np.int32(2)  # LAYOUT_... of linear.cu
+_F32_DTYPE, _F16_DTYPE = np.dtype(np.float32), np.dtype(np.float16)
+_NO_TRANSFORM = decode.TRANSFORM["none"]
+
+FEW_TOKENS = 16  # up to so many each byte of W counts more than the arithmetic
+_DOT_TOKENS = 4  # of dense and grid codes with half-precision x: above, tensor cores
+_MMA_FEW_TOKENS = 32
+PANEL_BYTES = 32 << 20  # of a decoded panel: stays in the second-level cache of a large GPU
+
+_GROUPS = (1, 4, 8)  # tokens at once: T of linear_dot_T and others
+_DOT_THREADS = {1: 128, 4: 256, 8: 128}
+_DOT_ROWS = {1: 4, 4: 2, 8: 2}
+_THREADS = 256
+_SPAN = 1024  # columns that a warp of linear_dot takes at once
+_BLOCKS_WANTED = 512  # of threads, so that every multiprocessor has some
+_TILE = 128  # of linear_mma, tokens and outputs
+_STEP = 64  # along k
+_FFMA_TILE = 64
+_MMA_SHARED = 2 * 2 * (_TILE + _TILE) * _STEP
+_MMA_FEW_SHARED = 2 * 2 * (16 + _TILE) * _STEP
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """The arguments of one call; the launches so far."""
+
+    x: Any
+    bias: Any
+    activation: str | None
+    residual: Any
+    out: Any
+    ws: Any
+    launches: list[Launch]
+
+    @property
+    def tokens(self) -> int:
+        return int(self.x.shape[0])
+
+    def add(self, entry: str, blocks: int, threads: int, *args: Any, shared: int = 0) -> None:
+        self.launches.append(
+            Launch("linear", f"linear_{entry}", grid_1d(blocks), (threads, 1, 1), args, shared)
+        )
+
+    @property
+    def finish(self) -> tuple[Any, ...]:
+        """What FINISH_PARAMETERS takes."""
+        tokens, cols = self.out.shape
+        wide = cols % 8 == 0 and aligned(self.bias, self.residual, self.out)
+        return (
+            self.bias,
+            NO_TYPE if self.bias is None else TYPE[self.bias.dtype],
+            _ACTIVATION[self.activation],
+            self.residual,
+            NO_TYPE if self.residual is None else TYPE[self.residual.dtype],
+            self.out,
+            TYPE[self.out.dtype],
+            np.int64(tokens),
+            np.int64(cols),
+            np.int32(wide),
+        )
+
+    def peaks(self) -> Any:
+        """(tokens,) float32: the largest absolute value of each token."""
+        peaks = self.ws.get("linear.peaks", (self.tokens,))
+        tokens, cols = self.x.shape
+        args = (self.x, TYPE[self.x.dtype], np.int64(tokens), np.int64(cols), peaks)
+        self.add("peaks", ceil_div(tokens, _THREADS // WARP), _THREADS, *args)
+        return peaks
+
+    def inputs(
+        self,
+        padded: int,
+        layout: Any,
+        group: int = 1,
+        weight: RBEBlocks | None = None,
+        scaled: bool = False,
+        peaks: Any = None,
+    ) -> Any:
+        """x^ = S^T x of `padded` columns in a layout; times the column scales of grid codes if `scaled`."""
+        tokens, cols = self.x.shape
+        rows = ceil_div(tokens, group) * group
+        out = self.ws.get("linear.x", (rows, padded), _F16_DTYPE if layout == _F16 else _F32_DTYPE)
+        block = 64 if weight is None else weight.block
+        transform = _NO_TRANSFORM if weight is None else decode.TRANSFORM[weight.transform]
+        col_scale = getattr(weight.codes, "col_scale", None) if scaled and weight is not None else None
+        wide = cols % 8 == 0 and aligned(self.x)
+        lines = 64 if block == 128 else 128  # of a block of threads
+        self.add(
+            "inputs",
+            ceil_div(rows * (padded // block), lines),
+            128,
+            self.x,
+            TYPE[self.x.dtype],
+            np.int32(wide),
+            np.int64(tokens),
+            np.int64(cols),
+            np.int64(padded),
+            np.int32(block),
+            transform,
+            col_scale,
+            np.int64(0 if weight is None else weight.cols_pad),
+            peaks,
+            layout,
+            np.int32(group),
+            out,
+        )
+        return out
+
+    def finish_parts(
+        self,
+        parts: Any,
+        stored: int,
+        weight: RBEBlocks | None = None,
+        peaks: Any = None,
+        scaled: bool = False,
+    ) -> None:
+        """out from parts (splits, tokens, ld), of which `stored` columns are filled."""
+        splits, tokens, ld = parts.shape
+        matrix = weight is not None and weight.row_block > 1
+        block = weight.block if weight is not None and matrix else 64
+        transform = decode.TRANSFORM[weight.transform] if weight is not None and matrix else _NO_TRANSFORM
+        basis = None if weight is None else weight.basis
+        features, blocks = None, 0
+        if weight is not None and basis is not None:
+            features, blocks = self.features(weight), weight.cols_pad // weight.block
+        self.add(
+            "finish",
+            ceil_div(tokens * ceil_div(self.out.shape[1], block), 64 if block == 128 else 128),
+            128,
+            parts,
+            np.int32(splits),
+            np.int64(ld),
+            np.int64(stored),
+            np.int32(block),
+            transform,
+            np.int32(matrix),
+            np.float32(1.0 if weight is None else weight.gain),
+            peaks,
+            np.int32(scaled),
+            basis,
+            features,
+            np.int64(blocks),
+            np.int32(0 if weight is None else weight.block),
+            *self.finish,
+        )
+
+    def features(self, weight: RBEBlocks) -> Any:
+        """The basis functions times x: (tokens, blocks, 4 + B), of vectors (tokens, blocks, 5)."""
+        tokens, cols = self.x.shape
+        blocks, matrix = weight.cols_pad // weight.block, weight.row_block > 1
+        features = self.ws.get("linear.features", (tokens, blocks, 4 + weight.block if matrix else 5))
+        self.add(
+            "features",
+            ceil_div(tokens * blocks, 4),
+            128,
+            self.x,
+            TYPE[self.x.dtype],
+            np.int64(tokens),
+            np.int64(cols),
+            np.int64(blocks),
+            np.int32(weight.block),
+            np.int32(matrix),
+            features,
+        )
+        return features
+
+    def parts(self, splits: int, rows: int) -> Any:
+        return self.ws.get("linear.parts", (splits, self.tokens, ceil_div(rows, 8) * 8))
+
+
+def _splits(pieces: int, blocks: int) -> tuple[int, int]:
+    """Pieces of k a split, and splits: enough for `_BLOCKS_WANTED` where one split has `blocks`."""
+    each = ceil_div(pieces, min(pieces, ceil_div(_BLOCKS_WANTED, blocks)))
+    return each, ceil_div(pieces, each)
+
+
+def _group(tokens: int) -> int:
+    return next((t for t in _GROUPS if tokens <= t), _GROUPS[-1])
+
+
+# --- few tokens ---------------------------------------------------------------------------------------
+
+
+def _dot(call: _Call, weight: RBEBlocks) -> None:
+    """Dense and grid codes, products in float."""
+    group, rows = _group(call.tokens), weight.rows_pad
+    groups = ceil_div(call.tokens, group)
+    spans = ceil_div(weight.cols_pad, _SPAN)
+    threads = _DOT_THREADS[group]
+    blocks = ceil_div(rows, threads // WARP * _DOT_ROWS[group]) * groups
+    each, splits = _splits(spans, blocks)
+    x = call.inputs(spans * _SPAN, _RUNS, group, weight, scaled=True)
+    parts = call.parts(splits, rows)
+    call.add(
+        f"dot_{group}",
+        blocks * splits,
+        threads,
+        *decode.codes_arguments(weight),
+        x,
+        np.int64(rows),
+        np.int64(call.tokens),
+        np.int32(each),
+        np.int32(splits),
+        np.int64(parts.shape[2]),
+        parts,
+    )
+    call.finish_parts(parts, rows, weight)
+
+
+def _sparse(call: _Call, weight: RBEBlocks) -> None:
+    """Sparse codes, products in float."""
+    group, rows = _group(call.tokens), weight.rows_pad
+    x = call.inputs(weight.cols_pad, _COLUMNS, group, weight)
+    parts = call.parts(1, rows)
+    blocks = ceil_div(rows, _THREADS // WARP) * ceil_div(call.tokens, group)
+    call.add(
+        f"sparse_{group}",
+        blocks,
+        _THREADS,
+        *decode.codes_arguments(weight),
+        x,
+        np.int64(rows),
+        np.int64(call.tokens),
+        np.int64(parts.shape[2]),
+        parts,
+    )
+    call.finish_parts(parts, rows, weight, peaks=call.peaks())
+
+
+def _weight(call: _Call, weight: Any) -> None:
+    """A dense weight, products in float."""
+    group, (rows, cols) = _group(call.tokens), weight.shape
+    padded = ceil_div(cols, 64) * 64
+    blocks = ceil_div(rows, _THREADS // WARP * _DOT_ROWS[group]) * ceil_div(call.tokens, group)
+    each, splits = _splits(ceil_div(cols, _SPAN), blocks)
+    x = call.inputs(padded, _COLUMNS, group)
+    parts = call.parts(splits, rows)
+    wide = aligned(weight) and cols * weight.itemsize % 16 == 0
+    call.add(
+        f"weight_{group}",
+        blocks * splits,
+        _THREADS,
+        weight,
+        TYPE[weight.dtype],
+        np.int32(wide),
+        x,
+        np.int64(rows),
+        np.int64(cols),
+        np.int64(padded),
+        np.int64(call.tokens),
+        np.int64(each * _SPAN),
+        np.int32(splits),
+        np.int64(parts.shape[2]),
+        parts,
+    )
+    call.finish_parts(parts, rows)
+
+
+def _mma_few(call: _Call, weight: RBEBlocks) -> None:
+    """Dense and grid codes by tensor cores, 16 tokens at a time."""
+    rows, cols = weight.rows_pad, weight.cols_pad
+    blocks = ceil_div(rows, _TILE) * ceil_div(call.tokens, 16)
+    each, splits = _splits(ceil_div(cols, _STEP), 2 * blocks)
+    peaks = call.peaks()
+    x = call.inputs(cols, _F16, 1, weight, peaks=peaks)
+    parts = call.parts(splits, rows)
+    call.add(
+        "mma_few",
+        blocks * splits,
+        _THREADS,
+        x,
+        np.int64(cols),
+        *decode.codes_arguments(weight),
+        np.int64(rows),
+        np.int64(call.tokens),
+        np.int64(each * _STEP),
+        np.int32(splits),
+        np.int64(parts.shape[2]),
+        parts,
+        shared=_MMA_FEW_SHARED,
+    )
+    call.finish_parts(parts, rows, weight, peaks, scaled=True)
+
+
+# --- many tokens --------------------------------------------------------------------------------------
+
+_NO_CODES = (*(np.int32(0),) * 4, *(None,) * 5, np.float32(0), np.int64(0))
+
+
+def _mma(
+    call: _Call,
+    name: str,
+    x: Any,
+    w: Any,
+    codes: tuple[Any, ...],
+    rows: int,
+    column: int,
+    depth: int,
+    block: int,
+    transform: Any,
+    gain: float,
+    peaks: Any,
+) -> None:
+    """Tensor cores: `rows` outputs from `column` on; x of at least `depth` columns."""
+    call.add(
+        f"mma_{name}",
+        ceil_div(call.tokens, _TILE) * ceil_div(rows, _TILE),
+        _THREADS,
+        x,
+        np.int64(x.shape[1]),
+        w,
+        np.int64(0 if w is None else w.shape[1]),
+        *codes,
+        np.int64(rows),
+        np.int64(column),
+        np.int64(depth),
+        np.int32(block),
+        transform,
+        np.float32(gain),
+        peaks,
+        *call.finish,
+        shared=_MMA_SHARED,
+    )
+
+
+def _mma_codes(call: _Call, weight: RBEBlocks) -> None:
+    """Dense and grid codes, unpacked tile by tile."""
+    matrix = weight.row_block > 1
+    peaks = call.peaks()
+    x = call.inputs(weight.cols_pad, _F16, 1, weight, peaks=peaks)
+    transform = decode.TRANSFORM[weight.transform] if matrix else _NO_TRANSFORM
+    _mma(
+        call, "codes", x, None, decode.codes_arguments(weight), weight.rows_pad, 0, weight.cols_pad,
+        weight.block, transform, weight.gain, peaks,
+    )  # fmt: skip
+
+
+def _ffma(call: _Call, w: Any, column: int, gain: float = 1.0) -> None:
+    """Products in float: of a dense weight, or a panel of rows from `column` on."""
+    rows, depth = w.shape
+    call.add(
+        "ffma",
+        ceil_div(call.tokens, _FFMA_TILE) * ceil_div(rows, _FFMA_TILE),
+        128,
+        call.x,
+        TYPE[call.x.dtype],
+        np.int32(depth % 8 == 0 and aligned(call.x)),
+        w,
+        TYPE[w.dtype],
+        np.int32(depth % 8 == 0 and aligned(w)),
+        np.int64(depth),
+        np.int64(rows),
+        np.int64(column),
+        np.int64(depth),
+        np.float32(gain),
+        *call.finish,
+    )
+
+
+def panel_rows(cols: int, itemsize: int) -> int:
+    """Rows of a decoded panel: whole tiles, about `PANEL_BYTES`."""
+    return max(_TILE, PANEL_BYTES // (cols * itemsize) // _TILE * _TILE)
+
+
+def _panels(call: _Call, weight: RBEBlocks, cache: PanelCache | None) -> None:
+    """Decoded panels: float32 for float32 x, else W / gain in float16, padded to whole 16 bytes."""
+    half = call.x.dtype != _F32_DTYPE
+    width = ceil_div(weight.cols, 8) * 8 if half else weight.cols
+    dtype = _F16_DTYPE if half else _F32_DTYPE
+    gain = 1.0 if half else weight.gain
+    x, peaks = call.x, None
+    if half and not (x.dtype == _F16_DTYPE and x.shape[1] == width and aligned(x)):
+        peaks = call.peaks()
+        x = call.inputs(ceil_div(width, 64) * 64, _F16, peaks=peaks)
+    step = panel_rows(width, dtype.itemsize)
+    for start in range(0, weight.rows, step):
+        stop = min(start + step, weight.rows)
+        scratch = call.ws.get("linear.panel", (stop - start, width), dtype)
+
+        def decode_into(target: Any, start: int = start) -> None:
+            call.launches.extend(decode.plan(weight, target, call.ws, first=start, gain=gain))
+
+        panel = None
+        if cache is not None:
+            panel = cache.panel(weight, start, stop, decode_into, scratch)
+            if panel.dtype != dtype:  # kept by a call with another x
+                panel = None
+        if panel is None:
+            decode_into(scratch)
+            panel = scratch
+        if half:
+            _mma(
+                call, "f16", x, panel, _NO_CODES, stop - start, start, width, _TILE, _NO_TRANSFORM, weight.gain, peaks
+            )  # fmt: skip
+        else:
+            _ffma(call, panel, start)
+
+
+# --- the choice ---------------------------------------------------------------------------------------
+
+
+def plan(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    activation: str | None,
+    residual: Any,
+    out: Any,
+    ws: Any,
+    cache: PanelCache | None = None,
+) -> tuple[Launch, ...]:
+    """The launches of `linear` for at least one result."""
+    call = _Call(x, bias, activation, residual, out, ws, [])
+    tokens, half = call.tokens, x.dtype != _F32_DTYPE
+    if not isinstance(weight, RBEBlocks):
+        even = aligned(x, weight) and x.shape[1] % 8 == 0
+        if tokens <= FEW_TOKENS:
+            _weight(call, weight)
+        elif half and x.dtype == weight.dtype and even:
+            name = "f16" if x.dtype == _F16_DTYPE else "bf16"
+            depth = x.shape[1]
+            _mma(call, name, x, weight, _NO_CODES, weight.shape[0], 0, depth, _TILE, _NO_TRANSFORM, 1.0, None)
+        else:
+            _ffma(call, weight, 0)
+        return tuple(call.launches)
+    coded = weight.codes.kind != "sparse"
+    # in f16, x^ of a transform that is not orthonormal would lose digits
+    exact = weight.basis is None and transforms.is_orthonormal(weight.transform)
+    if coded and half and exact and tokens > _DOT_TOKENS:
+        (_mma_few if tokens <= _MMA_FEW_TOKENS else _mma_codes)(call, weight)
+    elif tokens <= FEW_TOKENS:
+        (_dot if coded else _sparse)(call, weight)
+    else:
+        _panels(call, weight, cache)
+    return tuple(call.launches)
+
+
+def linear(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    activation: str | None,
+    residual: Any,
+    out: Any,
+    ws: Any,
+    cache: PanelCache | None,
+) -> None:
+    """Write activation(x W^T + bias) + residual to `out`.
+
+    Parameters
+    ----------
+    x : (tokens, in) float32/float16/bfloat16, C-contiguous
+    weight : (out, in) compressed, or dense of any of the three dtypes
+    bias : (out,) or None; residual : (tokens, out) or None, each of any of the three dtypes
+    activation : None, "relu", "gelu", "gelu_tanh" or "silu"
+    out : (tokens, out), dtype of x; may be `residual`
+    ws : workspace: x^, partial sums, and a panel of up to `PANEL_BYTES`
+    cache : keeps decoded panels where panels are made (sparse codes, a basis or float32 x, and more than
+        `FEW_TOKENS` tokens); elsewhere W is read as it is stored, which is fewer bytes than a panel
+    """
+    if out.size:
+        run(*plan(x, weight, bias, activation, residual, out, ws, cache))

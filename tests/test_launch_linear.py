@@ -1,0 +1,227 @@
+"""The launches of linear: which kernels, which sizes, and what they give on the host build."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import rbe_gpu as rbe
+from rbe_gpu import Workspace, reference
+from rbe_gpu.gpu import linear
+from rbe_gpu.gpu._launch import Launch
+from rbe_gpu.spec import relative_error
+
+from . import real
+from .compressed import FORMS, compressed, decoded
+from .host.broken import outcome
+from .host.executor import on_host
+from .host.virtual import VirtualWorkspace, entries, matrix, sizes, virtual
+
+F16, BF16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
+BIG = 2**31
+# one rounding of the result; of x^ and of C, too, where linear multiplies in float16
+LIMITS = {np.dtype(np.float32): 5e-6, F16: 5e-4, BF16: 4e-3}
+
+
+# --- arithmetic ---------------------------------------------------------------------------------------
+
+
+def plan_linear(tokens: int, weight: Any, dtype: Any = np.float32, **given: Any) -> tuple[Launch, ...]:
+    x, out = virtual((tokens, weight.shape[1]), dtype), virtual((tokens, weight.shape[0]), dtype)
+    named = {"bias": None, "activation": None, "residual": None} | given
+    return linear.plan(
+        x, weight, named["bias"], named["activation"], named["residual"], out, VirtualWorkspace()
+    )
+
+
+FEW = ["linear_inputs", "linear_dot_1", "linear_finish"]
+PANEL = ["linear_peaks", "linear_inputs", "decode_starts", "decode_64", "linear_mma_f16"]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "dtype", "given", "kernels"),
+    [
+        (1, np.float32, {}, FEW),
+        (1, F16, {}, FEW),
+        (3, BF16, {}, ["linear_inputs", "linear_dot_4", "linear_finish"]),
+        (16, np.float32, {}, ["linear_inputs", "linear_dot_8", "linear_finish"]),
+        (5, F16, {}, ["linear_peaks", "linear_inputs", "linear_mma_few", "linear_finish"]),
+        (32, BF16, {}, ["linear_peaks", "linear_inputs", "linear_mma_few", "linear_finish"]),
+        (33, F16, {}, ["linear_peaks", "linear_inputs", "linear_mma_codes"]),
+        (17, np.float32, {}, ["decode_64", "linear_ffma"]),
+        (2, F16, {"sparse": True}, ["linear_inputs", "linear_sparse_4", "linear_peaks", "linear_finish"]),
+        (17, BF16, {"sparse": True}, PANEL),
+        (17, F16, {"sparse": True}, PANEL[2:]),  # x is an operand as it stands
+        (17, F16, {"transform": "dwt-bior3.1"}, ["decode_64", "linear_mma_f16"]),
+        (16, F16, {"transform": "dwt-bior3.1"}, ["linear_inputs", "linear_dot_8", "linear_finish"]),
+        (1, F16, {"basis": virtual((4, 2, 8), F16)}, [*FEW[:2], "linear_features", "linear_finish"]),
+        (17, F16, {"basis": virtual((4, 2, 8), F16)}, ["decode_64", "linear_mma_f16"]),
+    ],
+)
+def test_linear_chooses(tokens: int, dtype: Any, given: dict[str, Any], kernels: list[str]) -> None:
+    assert entries(plan_linear(tokens, matrix(256, 128, **given), dtype)) == kernels
+
+
+@pytest.mark.parametrize(
+    ("tokens", "x", "w", "cols", "kernel"),
+    [
+        (16, np.float32, np.float32, 64, "linear_weight_8"),
+        (4, F16, np.float32, 63, "linear_weight_4"),
+        (17, np.float32, np.float32, 64, "linear_ffma"),
+        (17, F16, F16, 64, "linear_mma_f16"),
+        (17, BF16, BF16, 64, "linear_mma_bf16"),
+        (17, BF16, F16, 64, "linear_ffma"),  # one type would be rounded to the other
+        (17, F16, F16, 63, "linear_ffma"),  # rows are not aligned
+    ],
+)
+def test_linear_chooses_for_a_dense_weight(tokens: int, x: Any, w: Any, cols: int, kernel: str) -> None:
+    assert kernel in entries(plan_linear(tokens, virtual((40, cols), w), x))
+
+
+def test_linear_beyond_31_bits() -> None:
+    rows, cols = BIG // 16, 4096  # 2^39 codes
+    _, dot, finish = plan_linear(1, matrix(rows, cols))
+    assert dot.grid == (rows // 16, 1, 1)
+    assert dot.args[10] == cols  # CODES_PARAMETERS ends with cols_pad
+    assert finish.grid == (rows // 64 // 128, 1, 1)
+    tokens = BIG
+    _, inputs, product = plan_linear(tokens, matrix(4096, 128), F16)
+    assert inputs.grid == (tokens * 2 // 128, 1, 1)
+    assert product.entry == "linear_mma_codes"
+    assert product.grid == (tokens // 128 * 32, 1, 1)
+    assert product.shared == 64 << 10  # what compute capability 7.5 has for a block
+    assert tokens in sizes(product)
+
+
+def test_linear_splits_k_where_rows_are_few() -> None:
+    _, dot, _ = plan_linear(1, matrix(256, 8192))
+    parts = dot.args[-1]
+    assert parts.shape == (8, 1, 256)  # 16 blocks of rows, 8 pieces of 1024 columns
+    assert dot.grid == (16 * 8, 1, 1)
+    *_, few, _ = plan_linear(8, matrix(256, 8192), F16)
+    splits = few.args[-1].shape[0]
+    assert few.grid == (2 * splits, 1, 1)
+    assert splits * int(few.args[-4]) >= 8192
+
+
+def test_linear_panels_are_bounded() -> None:
+    rows, cols = 40_000, 1024
+    launches = plan_linear(17, matrix(rows, cols, sparse=True))
+    ends = [launch for launch in launches if launch.entry == "linear_ffma"]
+    assert len(ends) == 5
+    first = 0
+    for launch in ends:
+        panel = launch.args[3]
+        assert panel.nbytes <= linear.PANEL_BYTES
+        assert launch.args[8] == first  # the columns of out that the panel gives
+        first += panel.shape[0]
+    assert first == rows
+
+
+# --- values -------------------------------------------------------------------------------------------
+
+
+def inputs(tokens: int, cols: int, dtype: Any) -> np.ndarray:
+    """Real activations cut or tiled to any width."""
+    x = real.activations(tokens)
+    return np.ascontiguousarray(np.tile(x, (1, -(-cols // x.shape[1])))[:, :cols]).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "dtype", "reverse"),
+    [(2, np.float32, False), (9, F16, True), (35, BF16, False)],
+    ids=["2-float32", "9-float16-descending", "35-bfloat16"],
+)
+@pytest.mark.parametrize("form", FORMS)
+def test_linear(form: str, tokens: int, dtype: Any, reverse: bool) -> None:
+    m, w = compressed(form), decoded(form)
+    x = inputs(tokens, m.cols, dtype)
+    residual = inputs(tokens, m.rows, np.float32)
+    bias = np.resize(real.layer(3, "intermediate.dense.bias"), m.rows)
+    out = np.full((tokens, m.rows), np.nan, dtype)
+    with on_host(reverse):
+        linear.linear(x, m, bias, "gelu", residual, out, Workspace(), None)
+    expected = reference.linear(x, w, bias, "gelu", residual)
+    assert relative_error(out, expected, 2.0**-25) <= LIMITS[np.dtype(dtype)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, F16])
+def test_large_and_small_tokens(dtype: Any) -> None:
+    """float16 operands are scaled token by token: neither overflow nor underflow, and Inf and NaN stay."""
+    m, w = compressed("dct int4 b128"), decoded("dct int4 b128")
+    x = inputs(40, m.cols, np.float32)
+    x[1] *= np.float32(6e4) / np.abs(x[1]).max()
+    x[2] *= np.float32(1e-3)
+    x[3] = 0
+    x[4, 7] = np.nan
+    x = x.astype(dtype)
+    out = np.zeros((40, m.rows), np.float32 if dtype == np.float32 else BF16)
+    x = x.astype(out.dtype)
+    with on_host():
+        linear.linear(x, m, None, None, None, out, Workspace(), None)
+    assert np.isnan(out[4].astype(np.float32)).all()
+    for row in (0, 1, 2):
+        expected = reference.linear(x[row : row + 1], w)
+        assert relative_error(out[row : row + 1], expected) <= LIMITS[out.dtype]
+    assert not out[3].astype(np.float32).any()
+
+
+@pytest.mark.parametrize("form", ["dct f16 delta basis", "dct int1 delta b32"])
+def test_nan_reaches_every_result(form: str) -> None:
+    """Also where a row of W stores nothing in its block."""
+    m = compressed(form)
+    x = inputs(3, m.cols, np.float32)
+    x[1, 5] = np.nan
+    out = np.zeros((3, m.rows), np.float32)
+    with on_host():
+        linear.linear(x, m, None, "relu", None, out, Workspace(), None)
+    assert np.isnan(out[1]).all()
+    assert np.isfinite(out[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, F16])
+def test_panels_are_kept_in_the_cache(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "PANEL_BYTES", 1)  # 384 rows are three panels of 128
+    m, w = compressed("dct f16 delta basis"), decoded("dct f16 delta basis")
+    x = inputs(18, m.cols, dtype)
+    cache = rbe.PanelCache(2 * 128 * 384 * x.itemsize)
+    for hits in (0, 2):
+        out = np.full((18, 384), np.nan, dtype)
+        with on_host():
+            linear.linear(x, m, None, None, None, out, Workspace(), cache)
+        assert relative_error(out, reference.linear(x, w)) <= LIMITS[np.dtype(dtype)]
+        assert cache.hits == hits
+    assert cache.misses == 4
+
+
+# --- broken copies ------------------------------------------------------------------------------------
+
+
+def linear_once(form: str, tokens: int) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+    def call() -> tuple[np.ndarray, np.ndarray]:
+        x = inputs(tokens, compressed(form).cols, F16)
+        out = np.full((tokens, compressed(form).rows), np.nan, F16)
+        linear.linear(x, compressed(form), None, None, None, out, Workspace(), None)
+        return out, reference.linear(x, decoded(form))
+
+    return call
+
+
+BROKEN_LINEAR = {
+    "the wait for the copies": ("      cp_async_wait<0>();\n", "      cp_async_wait<1>();\n", 35),
+    "the barrier of a step": (
+        "      __syncthreads();  // this stage is complete, and the other is free\n",
+        "",
+        9,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_LINEAR)
+def test_a_broken_linear_is_caught(name: str) -> None:
+    old, new, tokens = BROKEN_LINEAR[name]
+    assert not outcome("linear", old, new, linear_once("dct int2 b64", tokens)) <= 5e-3
