@@ -35,15 +35,7 @@ class Backend:
     def __getattr__(self, op: str) -> Callable[..., Any]:
         if op.startswith("_"):
             raise AttributeError(op)
-        try:
-            module = importlib.import_module(f"{self._package}.{op}")
-        except ModuleNotFoundError as error:
-            if error.name != f"{self._package}.{op}":
-                raise
-            raise TypeError(
-                f'{op} has no {self.name} kernel in this version; move its arrays: rbe_gpu.to(..., "cpu")'
-            ) from None
-        function: Callable[..., Any] = getattr(module, op)
+        function: Callable[..., Any] = getattr(importlib.import_module(f"{self._package}.{op}"), op)
         setattr(self, op, function)  # the next lookup is a plain attribute
         return function
 

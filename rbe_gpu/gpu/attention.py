@@ -1,0 +1,159 @@
+"""attention: o[i] = sum_j softmax_j(scale * q[i].k[j] + mask[i,j]) v[j] over the keys j that query i sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log
+from typing import Any
+
+import numpy as np
+
+from ._launch import SUFFIX, Launch, aligned, ceil_div, run
+
+_THREADS = 128
+_CHUNK = 16  # bytes of a copy
+_MOST = 2**31 - 1024  # queries or keys: the kernels count them, and tiles of them, in 32 bits
+_LOG2_E = 1 / log(2)
+_MOST_BATCH = 65535  # of the grid's second side
+
+# what becomes of the products q.k: MASK_... of attention.cu
+_NONE, _SCALED, _ADDED, _KEEP = (np.int32(i) for i in range(4))
+_ALIGNED_INPUT, _ALIGNED_OUTPUT = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """What a block works on: `queries` at once, `keys` at a time, in `shared` bytes."""
+
+    queries: int
+    keys: int
+    shared: int
+
+
+def _halves(head_dim: int, queries: int, keys: int) -> Tile:
+    return Tile(queries, keys, (queries + 2 * keys) * head_dim * 2)
+
+
+def _floats(head_dim: int, queries: int, keys: int) -> Tile:
+    return Tile(queries, keys, 4 * ((queries + 2 * keys) * head_dim + queries * (keys + 4)))
+
+
+#: The kernels by the most values of a row that they take: a head_dim between two takes the wider one.
+HALVES = {d: _halves(d, *tile) for d, tile in {32: (128, 64), 64: (128, 64), 96: (128, 64)}.items()}
+HALVES |= {128: _halves(128, 128, 48), 256: _halves(256, 64, 32)}
+FLOATS = {d: _floats(d, *tile) for d, tile in {32: (64, 64), 64: (64, 48), 96: (64, 32)}.items()}
+FLOATS |= {128: _floats(128, 48, 32), 256: _floats(256, 24, 16)}
+
+
+def _rows_aligned(*arrays: Any) -> bool:
+    """Whether every row of every array is whole chunks at multiples of a chunk."""
+    return all(
+        aligned(a, to=_CHUNK)
+        and a.shape[-1] * a.itemsize % _CHUNK == 0
+        and all(s % _CHUNK == 0 or n == 1 for s, n in zip(a.strides[:3], a.shape[:3], strict=True))
+        for a in arrays
+    )
+
+
+def _strides(array: Any) -> tuple[np.int64, ...]:
+    """Of batch, row and head, in elements."""
+    return tuple(np.int64(s // array.itemsize) for s in array.strides[:3])
+
+
+def plan(
+    q: Any,
+    k: Any,
+    v: Any,
+    causal: bool,
+    scale: float,
+    mask: Any,
+    lengths: Any,
+    window: tuple[int, int],
+    out: Any,
+    lse: Any = None,
+) -> Launch:
+    """The launch of `attention`, from shapes, strides, dtypes and addresses.
+
+    `lse`, (batch, num_heads, seq_q) float32, C-contiguous, takes log sum_j exp(score) of every query: what
+    brings parts of the keys together.
+    """
+    batch, seq_q, num_heads, head_dim = q.shape
+    seq_k, num_kv_heads = k.shape[1:3]
+    tiles = FLOATS if q.itemsize == 4 else HALVES
+    if head_dim > max(tiles):
+        raise ValueError(f"head_dim={head_dim} is not supported on the GPU; use 1 to {max(tiles)}")
+    if max(seq_q, seq_k) > _MOST:
+        raise ValueError(f"{seq_q} queries and {seq_k} keys: the GPU kernels take up to {_MOST} of each")
+    width = next(d for d in tiles if head_dim <= d)
+    tile = tiles[width]
+    left, right = window
+    if mask is not None:
+        kind, factor = _KEEP if mask.dtype == np.bool_ else _ADDED, scale
+    elif scale > 0:
+        kind, factor = _NONE, scale * _LOG2_E
+    else:
+        kind, factor = _SCALED, scale
+    alignment = _ALIGNED_INPUT * _rows_aligned(q, k, v) + _ALIGNED_OUTPUT * _rows_aligned(out)
+    args = (
+        q,
+        k,
+        v,
+        out,
+        mask,
+        lengths,
+        lse,
+        *_strides(q),
+        *_strides(k),
+        *_strides(v),
+        *_strides(out),
+        *(np.int64(0 if mask is None else mask.strides[axis]) for axis in range(4)),  # in bytes
+        np.int64(batch),
+        np.int32(num_heads),
+        np.int32(num_heads // num_kv_heads),
+        np.int32(seq_q),
+        np.int32(seq_k),
+        np.int32(head_dim),
+        np.float32(factor),
+        np.int32(min(left, _MOST)),
+        np.int32(0 if causal else min(right, _MOST)),
+        kind,
+        np.int32(alignment),
+    )
+    rows = min(batch, _MOST_BATCH)
+    grid = (ceil_div(seq_q, tile.queries) * num_heads, rows, ceil_div(batch, rows))
+    entry = f"attention_{SUFFIX[q.dtype]}_{width}"
+    return Launch("attention", entry, grid, (_THREADS, 1, 1), args, tile.shared)
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    causal: bool,
+    scale: float,
+    mask: Any,
+    lengths: Any,
+    window: tuple[int, int],
+    out: Any,
+    workspace: Any,
+) -> None:
+    """Write attention of `q` over `k` and `v` to `out`.
+
+    Parameters
+    ----------
+    q, out : (batch, seq_q, num_heads, head_dim) float32/float16/bfloat16; last axis contiguous
+    k, v : (batch, seq_k, num_kv_heads, head_dim), dtype of q; last axis contiguous
+    causal : query i sees keys up to i + seq_k - seq_q, instead of what `window`'s right side says
+    scale : factor of the scores
+    mask : (batch, num_heads, seq_q, seq_k) of any strides, float32 (added) or bool (True: attend), or None
+    lengths : (batch,) int64, keys from there on are not seen, or None
+    window : (left, right), -1 for no limit: query i sees keys i + off - left .. i + off + right, where
+        off = seq_k - seq_q
+    workspace : not needed
+    """
+    if 0 in q.shape:
+        return
+    if k.shape[1] == 0:
+        out[...] = 0
+        return
+    run(plan(q, k, v, causal, scale, mask, lengths, window, out))
