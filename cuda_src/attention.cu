@@ -4,6 +4,8 @@
 //            contiguous, the others of any stride (in elements). mask (batch, heads, seq_q, seq_k) of any strides:
 //            float (added) or bytes (0 hides), see MASK_... lengths (batch): keys from there on are not seen. lse
 //            (batch, heads, seq_q) float, contiguous: log sum_j exp(score). The last three may be null.
+//            Packed, with cu_q, cu_k (batch + 1): q, out (total_q, heads, head_dim), k, v (total_k, heads / group,
+//            head_dim), lse (heads, total_q), no mask, no lengths; sequence b has rows cu[b] .. cu[b + 1].
 //            With off = seq_k - seq_q, query i sees keys i + off - left .. i + off + right; a negative limit is none.
 // Ownership  A block of 4 warps owns a tile of queries of one head and goes through the tiles of keys that any
 //            of them sees; maximum m, sum l and output o of a query are rescaled as the tiles go by, so that no score
@@ -13,7 +15,8 @@
 //            at limits only in the tiles that they cut, at a mask in all.
 // Launch     block (128); grid (tiles of M queries * heads, batch up to 65535, the rest of the batch); the last tile
 //            comes first, since it has the most keys under a causal limit. Rows are D = 32, 64, 96, 128 or 256 wide,
-//            with zeros from head_dim on.
+//            with zeros from head_dim on. Packed: grid ((total_q / M + batch) * heads), from shapes alone; a block
+//            searches its sequence in cu_q, and has nothing to do where that has fewer tiles than places for them.
 // Shared     tiles of M queries, N keys and N values:          D =    32     64     96    128    256
 //              f16, bf16: (M + 2 N) D 2 bytes,               M, N  128,64 128,64 128,64 128,48  64,32
 //              float: (M + 2 N) D 4 + M (N + 4) 4 bytes,     M, N   64,64  64,48  64,32  48,32  24,16
@@ -28,8 +31,7 @@
 //
 // Next steps would be wgmma (sm_90a): K and V tiles by the bulk copy engine into the 128-byte swizzle, a warpgroup
 // of producers with an mbarrier a stage, S = Q K^T from shared memory and P V from registers; and, for few queries,
-// several blocks a head, whose parts `lse` can bring together. A packed batch needs a start and a length per
-// sequence in `Problem` and nothing else.
+// several blocks a head, whose parts `lse` can bring together.
 //
 // Sources: Dao 2023, "FlashAttention-2"; Milakov and Gimelshein 2018, "Online normalizer calculation for softmax".
 #include "common.cuh"
@@ -58,7 +60,23 @@ __device__ __forceinline__ V same(V v) {
   return __shfl_sync(ALL_LANES, v, threadIdx.x % WARP);
 }
 
-// One head of one sequence: its rows, its mask, and what each query sees.
+// What the kernel is given.
+template <class T>
+struct Arguments {
+  const T *q, *k, *v;
+  T* out;
+  const void* mask;
+  const i64 *lengths, *cu_q, *cu_k;
+  float* lse;
+  i64 q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, out_batch, out_row, out_head;
+  i64 mask_batch, mask_head, mask_row, mask_key;  // in bytes
+  i64 batch;
+  int heads, group, seq_q, seq_k, head_dim;
+  float scale;
+  int left, right, mask_kind, aligned;
+};
+
+// One head of one sequence, of which a block has a tile of queries: its rows, its mask, and what each query sees.
 template <class T>
 struct Problem {
   const T *q, *k, *v;
@@ -67,25 +85,101 @@ struct Problem {
   float* lse;
   i64 q_row, k_row, v_row, out_row;
   i64 mask_row, mask_key;  // in bytes
-  i64 off;
   float scale;
-  int tiles, seq_q, length, head_dim, left, right, mask_kind, aligned;  // tiles: of queries, a block each
+  int seq_q, length, off, head_dim, left, right, mask_kind, mask_queries, aligned;
+  int row0;   // the block's first query
+  bool none;  // nothing to do
 
   // Query i sees the keys from first_key(i) up to, but not including, end_key(i). Both grow with i.
-  __device__ __forceinline__ int first_key(int i) const { return left < 0 ? 0 : within(i + off - left); }
-  __device__ __forceinline__ int end_key(int i) const { return right < 0 ? length : within(i + off + right + 1); }
+  __device__ __forceinline__ int first_key(int i) const {
+    return left < 0 ? 0 : within(static_cast<i64>(i) + off - left);
+  }
+  __device__ __forceinline__ int end_key(int i) const {
+    return right < 0 ? length : within(static_cast<i64>(i) + off + right + 1);
+  }
   __device__ __forceinline__ int within(i64 j) const { return j < 0 ? 0 : j < length ? static_cast<int>(j) : length; }
 
   // Scores are held in units of log2 where nothing is added to them, so that exp2 takes one fma of them
   __device__ __forceinline__ bool scaled() const { return mask_kind != MASK_NONE; }
   __device__ __forceinline__ float unit() const { return scaled() ? LOG2_E : 1.0f; }
-
-  // Where the lse of the block's head begins; all lanes ask.
-  __device__ __forceinline__ float* lse_of_head() const {
-    i64 b = same(blockIdx.y) + static_cast<i64>(gridDim.y) * blockIdx.z;
-    return lse + (b * (gridDim.x / tiles) + same(blockIdx.x) / tiles) * seq_q;
-  }
 };
+
+__device__ __forceinline__ int cut(i64 v, int most) { return v < 0 ? 0 : v < most ? static_cast<int>(v) : most; }
+
+// Packed sequences are found without knowing their lengths on the host. Tiles of sequence b have the slots slot_of(b)
+// and on, up to those of b + 1: enough for tiles of ROWS queries, and at most one more, total / ROWS + batch in all.
+template <int ROWS>
+__device__ __forceinline__ i64 slot_of(const i64* cu, i64 b) {
+  return cu[b] / ROWS + b;
+}
+
+// The last sequence with slot_of(b) <= slot: a warp looks at 32 places at once. All lanes.
+template <int ROWS>
+__device__ __forceinline__ i64 sequence_of(const i64* cu, i64 batch, int slot) {
+  i64 low = 0;
+  for (i64 end = batch; end - low > 1;) {
+    i64 step = (end - low + WARP - 1) / WARP;
+    i64 b = low + threadIdx.x % WARP * step;
+    int before = __popc(__ballot_sync(ALL_LANES, b < end && slot_of<ROWS>(cu, b) <= slot));
+    low += (before > 1 ? before - 1 : 0) * step;
+    end = min(end, low + step);
+  }
+  return low;
+}
+
+// The work of block `x` of a row of the grid, in tiles of ROWS queries.
+template <int ROWS, class T>
+__device__ __forceinline__ Problem<T> problem_of(const Arguments<T>& a, int x) {
+  Problem<T> p;
+  i64 b, first_q = 0, first_k = 0;
+  int h, tile, tiles, seq_k = a.seq_k;
+  p.seq_q = a.seq_q;
+  p.lse = a.lse;
+  if (a.cu_q) {
+    int slots = a.seq_q / ROWS + static_cast<int>(a.batch), slot = x % slots;
+    h = x / slots;
+    b = sequence_of<ROWS>(a.cu_q, a.batch, slot);
+    first_q = cut(a.cu_q[b], a.seq_q);
+    first_k = cut(a.cu_k[b], a.seq_k);
+    p.seq_q = cut(a.cu_q[b + 1], a.seq_q) - static_cast<int>(first_q);
+    seq_k = max(cut(a.cu_k[b + 1], a.seq_k) - static_cast<int>(first_k), 0);
+    tiles = (p.seq_q + (ROWS - 1)) / ROWS;
+    tile = tiles - 1 - static_cast<int>(slot - slot_of<ROWS>(a.cu_q, b));
+    p.none = tile < 0 || tile >= tiles;
+    p.lse += static_cast<i64>(h) * a.seq_q + first_q;
+    b = 0;
+  } else {
+    b = blockIdx.y + static_cast<i64>(gridDim.y) * blockIdx.z;
+    tiles = (a.seq_q + (ROWS - 1)) / ROWS;
+    tile = tiles - 1 - x % tiles;
+    h = x / tiles;
+    p.none = b >= a.batch;
+    p.lse += (b * a.heads + h) * a.seq_q;
+  }
+  int shared_head = h / a.group;
+  p.q = a.q + b * a.q_batch + first_q * a.q_row + h * a.q_head;
+  p.k = a.k + b * a.k_batch + first_k * a.k_row + shared_head * a.k_head;
+  p.v = a.v + b * a.v_batch + first_k * a.v_row + shared_head * a.v_head;
+  p.out = a.out + b * a.out_batch + first_q * a.out_row + h * a.out_head;
+  p.mask = static_cast<const char*>(a.mask) + b * a.mask_batch + h * a.mask_head;
+  p.q_row = a.q_row;
+  p.k_row = a.k_row;
+  p.v_row = a.v_row;
+  p.out_row = a.out_row;
+  p.mask_row = a.mask_row;
+  p.mask_key = a.mask_key;
+  p.scale = a.scale;
+  p.off = seq_k - p.seq_q;
+  p.length = a.lengths && !p.none ? cut(a.lengths[b], seq_k) : seq_k;
+  p.head_dim = a.head_dim;
+  p.left = a.left;
+  p.right = a.right;
+  p.mask_kind = a.mask_kind;
+  p.mask_queries = a.seq_q;  // of p.seq_q, but no register: there is no mask where sequences are packed
+  p.aligned = a.aligned;
+  p.row0 = tile * ROWS;
+  return p;
+}
 
 // --- tiles in shared memory: rows of D values, chunks of 16 bytes ------------------------------------------
 
@@ -168,7 +262,7 @@ __device__ __forceinline__ void read_mask(const Problem<T>& p, int query, int ke
 #pragma unroll
   for (int r = 0; r < ROWS; ++r) {
     i64 step = same(p.mask_key);
-    int i = query + 8 * r, keys = (i < p.seq_q ? p.length : 0) - key;
+    int i = query + 8 * r, keys = (i < p.mask_queries ? p.length : 0) - key;
     const char* from = p.mask + i * p.mask_row + key * step;
 #pragma unroll
     for (int n = 0; n < COUNT; ++n) {
@@ -201,7 +295,7 @@ __device__ __forceinline__ void mask_scores(const Problem<T>& p, int query, int 
 #pragma unroll
   for (int r = 0; r < ROWS; ++r) {
     int i = query + 8 * r;
-    int low = p.first_key(i) - key, high = (i < p.seq_q ? p.end_key(i) : 0) - key;
+    int low = p.first_key(i) - key, high = p.end_key(i) - key;
 #pragma unroll
     for (int n = 0; n < COUNT; ++n) {
 #pragma unroll
@@ -338,12 +432,15 @@ __device__ __forceinline__ void multiply(float (&c)[2], float (&below)[2], const
 // values have one tile each, copied in turn while the other is worked on. Otherwise queries are in registers,
 // and keys and values have two tiles each: the next are copied while this one is worked on.
 template <class T, int D, int TILES, int KEYS, bool Q_STAYS>
-__device__ __forceinline__ void attend_halves(const Problem<T>& p, int row0) {
+__device__ __forceinline__ void attend_halves(const Arguments<T>& a) {
   constexpr int VEC = VECTOR<T>;
   constexpr int OWN = 16 * TILES;    // queries of a warp
   constexpr int ROWS = WARPS * OWN;  // of the block
   constexpr int STAGE = 2 * KEYS * D;
   static_assert(Q_STAYS || ROWS == 2 * KEYS, "queries begin in the second stage");
+  const Problem<T> p = problem_of<ROWS>(a, blockIdx.x);
+  if (p.none) return;
+  int row0 = p.row0;
   using Tiles = Copy<T, D>;
   DYNAMIC_SHARED(T, shared);
   T* const q_tile = shared + (Q_STAYS ? 0 : STAGE);
@@ -352,7 +449,7 @@ __device__ __forceinline__ void attend_halves(const Problem<T>& p, int row0) {
   int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   int g = lane / 4, t = lane % 4;
   int start = p.first_key(row0), end = p.end_key(min(row0 + ROWS, p.seq_q) - 1);
-  int own0 = row0 + warp * OWN;  // the warp's queries
+  int own0 = row0 + warp * OWN < p.seq_q ? row0 + warp * OWN : -1;  // the warp's queries, if there are any
 
   Tiles::template begin<ROWS>(q_tile, p.q + row0 * p.q_row, p.q_row, p.seq_q - row0, p.head_dim, p.aligned);
   if constexpr (!Q_STAYS) cp_async_commit();
@@ -410,8 +507,8 @@ __device__ __forceinline__ void attend_halves(const Problem<T>& p, int row0) {
     cp_async_commit();
 
     // what all queries of the warp see, and what any of them sees
-    int own = same(own0), own_last = min(own + OWN, p.seq_q) - 1;
-    bool seen = own < p.seq_q && next > p.first_key(own) && j0 < p.end_key(own_last);
+    int own = same(own0), own_last = own + OWN - 1;
+    bool seen = own >= 0 && next > p.first_key(own) && j0 < p.end_key(own_last);
     bool whole = !p.scaled() && j0 >= p.first_key(own_last) && next <= p.end_key(own);
 
     float s[LINES][KEYS / 8][2];
@@ -511,42 +608,43 @@ __device__ __forceinline__ void attend_halves(const Problem<T>& p, int row0) {
     if (t == 0) rows[row] = {m[r], sum, nan};
   }
   __syncwarp();
-  if (p.lse) {
-    float* lse = p.lse_of_head();
+  const Problem<T> again = problem_of<ROWS>(a, same(blockIdx.x));  // rather than keep it in registers
+  row0 = again.row0;
+  if (a.lse) {
     int row = warp * OWN + lane;
-    if (lane < OWN && row0 + row < p.seq_q) lse[row0 + row] = log_sum(p, rows[row].m, rows[row].l);
+    if (lane < OWN && row0 + row < again.seq_q) again.lse[row0 + row] = log_sum(again, rows[row].m, rows[row].l);
   }
   constexpr int LANES = D / VEC % 8 == 0 ? 8 : 4;
 #pragma unroll 1
   for (int r = lane / LANES; r < OWN; r += WARP / LANES) {
     int row = warp * OWN + r;
-    if (row0 + row >= p.seq_q) break;
-    T* to = p.out + (row0 + row) * p.out_row;
+    if (row0 + row >= again.seq_q) break;
+    T* to = again.out + (row0 + row) * again.out_row;
 #pragma unroll 1
-    for (int chunk = lane % LANES; chunk * VEC < p.head_dim; chunk += LANES) {
+    for (int chunk = lane % LANES; chunk * VEC < again.head_dim; chunk += LANES) {
       const T* from = out_tile + row * D + place<T, D>(row, chunk) * VEC;
-      if (p.aligned & ALIGNED_OUTPUT) {
+      if (again.aligned & ALIGNED_OUTPUT) {
         *reinterpret_cast<uint4*>(to + chunk * VEC) = *reinterpret_cast<const uint4*>(from);
       } else {
-        for (int e = 0; e < VEC && chunk * VEC + e < p.head_dim; ++e) to[chunk * VEC + e] = from[e];
+        for (int e = 0; e < VEC && chunk * VEC + e < again.head_dim; ++e) to[chunk * VEC + e] = from[e];
       }
     }
   }
   if (__any_sync(ALL_LANES, odd)) {
     __syncwarp();
 #pragma unroll 1
-    for (int r = warp * OWN; r < (warp + 1) * OWN && row0 + r < p.seq_q; ++r) {
-      if (rows[r].odd) repair<T, D>(p, row0 + r, rows[r].m);
+    for (int r = warp * OWN; r < (warp + 1) * OWN && row0 + r < again.seq_q; ++r) {
+      if (rows[r].odd) repair<T, D>(again, row0 + r, rows[r].m);
     }
   }
 }
 
 // --- float: products by fused multiply and add -------------------------------------------------------------
 
-// M queries and KEYS keys at a time. 16 lanes share M / 8 queries: of the products each lane has those with every
-// 16th key, of the outputs every 16th group of 4 (or 2) columns.
-template <class T, int D, int M, int KEYS>
-__device__ __forceinline__ void attend_floats(const Problem<T>& p, int row0) {
+// M of the block's ROWS queries, from r0 on, and KEYS keys at a time. 16 lanes share M / 8 queries: of the products
+// each lane has those with every 16th key, of the outputs every 16th group of 4 (or 2) columns.
+template <class T, int D, int M, int KEYS, int ROWS>
+__device__ __forceinline__ void attend_floats(const Arguments<T>& a, int r0) {
   constexpr int LANES = 16;
   constexpr int GROUPS = THREADS / LANES;
   constexpr int OWN = M / GROUPS;   // queries of a thread: group, group + 8, ...
@@ -555,6 +653,9 @@ __device__ __forceinline__ void attend_floats(const Problem<T>& p, int row0) {
   constexpr int WIDE = D % 64 == 0 ? 4 : 2;
   constexpr int SLICES = D / LANES / WIDE;
   using Tiles = Copy<T, D, float>;
+  const Problem<T> p = problem_of<ROWS>(a, blockIdx.x);
+  if (p.none) return;
+  int row0 = p.row0 + r0;
   DYNAMIC_SHARED(float, q_tile);
   float* const k_tile = q_tile + M * D;
   float* const v_tile = k_tile + KEYS * D;
@@ -651,6 +752,8 @@ __device__ __forceinline__ void attend_floats(const Problem<T>& p, int row0) {
   Row* const rows = reinterpret_cast<Row*>(q_tile);
   auto warp_row = [](int k) { return threadIdx.x / WARP * 2 + k % 2 + k / 2 * GROUPS; };  // of its two groups
   bool odd = false;
+  const Problem<T> again = problem_of<ROWS>(a, same(blockIdx.x));  // rather than keep it in registers
+  row0 = again.row0 + r0;
 #pragma unroll
   for (int r = 0; r < OWN; ++r) {
     float sum = l[r];
@@ -658,8 +761,8 @@ __device__ __forceinline__ void attend_floats(const Problem<T>& p, int row0) {
     for (int offset = 1; offset < LANES; offset *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, offset);
     float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
     int row = group + r * GROUPS;
-    bool inside = row0 + row < p.seq_q, nan = false;
-    T* to = p.out + (row0 + row) * p.out_row;
+    bool inside = row0 + row < again.seq_q, nan = false;
+    T* to = again.out + (row0 + row) * again.out_row;
 #pragma unroll
     for (int c = 0; c < SLICES; ++c) {
       int d = (c * LANES + lane) * WIDE;
@@ -668,12 +771,12 @@ __device__ __forceinline__ void attend_floats(const Problem<T>& p, int row0) {
         o[r][c][e] *= inverse;
         nan = nan || o[r][c][e] != o[r][c][e];
       }
-      if (inside && p.aligned & ALIGNED_OUTPUT) {
-        if (d < p.head_dim) store<WIDE>(to + d, o[r][c]);
+      if (inside && again.aligned & ALIGNED_OUTPUT) {
+        if (d < again.head_dim) store<WIDE>(to + d, o[r][c]);
       } else if (inside) {
 #pragma unroll
         for (int e = 0; e < WIDE; ++e) {
-          if (d + e < p.head_dim) to[d + e] = from_float<T>(o[r][c][e]);
+          if (d + e < again.head_dim) to[d + e] = from_float<T>(o[r][c][e]);
         }
       }
     }
@@ -682,16 +785,15 @@ __device__ __forceinline__ void attend_floats(const Problem<T>& p, int row0) {
     if (lane == 0) rows[row] = {m[r], sum, nan};
   }
   __syncwarp();
-  if (p.lse) {
-    float* lse = p.lse_of_head();
+  if (a.lse) {
     int k = threadIdx.x % WARP, row = warp_row(k);
-    if (k < 2 * OWN && row0 + row < p.seq_q) lse[row0 + row] = log_sum(p, rows[row].m, rows[row].l);
+    if (k < 2 * OWN && row0 + row < again.seq_q) again.lse[row0 + row] = log_sum(again, rows[row].m, rows[row].l);
   }
   if (__any_sync(ALL_LANES, odd)) {
 #pragma unroll 1
     for (int k = 0; k < 2 * OWN; ++k) {
       int row = warp_row(k);
-      if (rows[row].odd) repair<T, D>(p, row0 + row, rows[row].m);
+      if (rows[row].odd) repair<T, D>(again, row0 + row, rows[row].m);
     }
   }
 }
@@ -700,63 +802,43 @@ __device__ __forceinline__ void attend_floats(const Problem<T>& p, int row0) {
 
 // M and KEYS are of the float products, where tensor cores lack the type: in the shared memory of the others.
 template <class T, int D, int TILES, int KEYS, bool Q_STAYS, int FLOAT_M, int FLOAT_KEYS>
-__device__ __forceinline__ void attend(const Problem<T>& p, int row0) {
+__device__ __forceinline__ void attend(const Arguments<T>& a) {
   if constexpr (TENSOR_CORES<T>) {
-    attend_halves<T, D, TILES, KEYS, Q_STAYS>(p, row0);
+    attend_halves<T, D, TILES, KEYS, Q_STAYS>(a);
   } else {
     constexpr int ROWS = WARPS * 16 * TILES;
     constexpr int BYTES = (ROWS + 2 * KEYS) * D * sizeof(T);
     static_assert((FLOAT_M + 2 * FLOAT_KEYS) * D * 4 + FLOAT_M * (FLOAT_KEYS + 4) * 4 <= BYTES, "shared memory");
+    const Problem<T> p = problem_of<ROWS>(a, blockIdx.x);
+    int left = p.none ? 0 : min(p.seq_q - p.row0, ROWS);
 #pragma unroll 1
-    for (int r = 0; r < ROWS && row0 + r < p.seq_q; r += FLOAT_M) {
-      attend_floats<T, D, FLOAT_M, FLOAT_KEYS>(p, row0 + r);
+    for (int r = 0; r < left; r += FLOAT_M) {
+      attend_floats<T, D, FLOAT_M, FLOAT_KEYS, ROWS>(a, r);
       __syncthreads();
     }
   }
 }
+template <class T, int D, int M, int KEYS>
+__device__ __forceinline__ void attend(const Arguments<T>& a) {
+  attend_floats<T, D, M, KEYS, M>(a, 0);
+}
 
-#define ENTRY(name, T, rows, blocks, body, ...)                                                               \
-  extern "C" __global__ void __launch_bounds__(128, blocks)                                                   \
-      name(const T* q, const T* k, const T* v, T* out, const void* mask, const i64* lengths, float* lse,      \
-           i64 q_batch, i64 q_row, i64 q_head, i64 k_batch, i64 k_row, i64 k_head, i64 v_batch, i64 v_row,    \
-           i64 v_head, i64 out_batch, i64 out_row, i64 out_head, i64 mask_batch, i64 mask_head, i64 mask_row, \
-           i64 mask_key, i64 batch, int heads, int group, int seq_q, int seq_k, int head_dim, float scale,    \
-           int left, int right, int mask_kind, int aligned) {                                                 \
-    i64 b = blockIdx.y + static_cast<i64>(gridDim.y) * blockIdx.z;                                            \
-    if (b >= batch) return;                                                                                   \
-    int tiles = (seq_q + ((rows) - 1)) / (rows);                                                              \
-    int h = blockIdx.x / tiles, tile = tiles - 1 - blockIdx.x % tiles, shared_head = h / group;               \
-    Problem<T> p;                                                                                             \
-    p.q = q + b * q_batch + h * q_head;                                                                       \
-    p.k = k + b * k_batch + shared_head * k_head;                                                             \
-    p.v = v + b * v_batch + shared_head * v_head;                                                             \
-    p.out = out + b * out_batch + h * out_head;                                                               \
-    p.mask = static_cast<const char*>(mask) + b * mask_batch + h * mask_head;                                 \
-    p.lse = lse;                                                                                              \
-    p.q_row = q_row;                                                                                          \
-    p.k_row = k_row;                                                                                          \
-    p.v_row = v_row;                                                                                          \
-    p.out_row = out_row;                                                                                      \
-    p.mask_row = mask_row;                                                                                    \
-    p.mask_key = mask_key;                                                                                    \
-    p.off = static_cast<i64>(seq_k) - seq_q;                                                                  \
-    p.tiles = tiles;                                                                                          \
-    p.scale = scale;                                                                                          \
-    p.seq_q = seq_q;                                                                                          \
-    i64 length = lengths ? lengths[b] : seq_k;                                                                \
-    p.length = length < 0 ? 0 : length < seq_k ? static_cast<int>(length) : seq_k;                            \
-    p.head_dim = head_dim;                                                                                    \
-    p.left = left;                                                                                            \
-    p.right = right;                                                                                          \
-    p.mask_kind = mask_kind;                                                                                  \
-    p.aligned = aligned;                                                                                      \
-    body<T, __VA_ARGS__>(p, tile * (rows));                                                                   \
+#define ENTRY(name, T, blocks, ...)                                                                               \
+  extern "C" __global__ void __launch_bounds__(128, blocks)                                                       \
+      name(const T* q, const T* k, const T* v, T* out, const void* mask, const i64* lengths, const i64* cu_q,     \
+           const i64* cu_k, float* lse, i64 q_batch, i64 q_row, i64 q_head, i64 k_batch, i64 k_row, i64 k_head,   \
+           i64 v_batch, i64 v_row, i64 v_head, i64 out_batch, i64 out_row, i64 out_head, i64 mask_batch,          \
+           i64 mask_head, i64 mask_row, i64 mask_key, i64 batch, int heads, int group, int seq_q, int seq_k,      \
+           int head_dim, float scale, int left, int right, int mask_kind, int aligned) {                          \
+    attend<T, __VA_ARGS__>({q, k, v, out, mask, lengths, cu_q, cu_k, lse, q_batch, q_row, q_head, k_batch, k_row, \
+                            k_head, v_batch, v_row, v_head, out_batch, out_row, out_head, mask_batch, mask_head,  \
+                            mask_row, mask_key, batch, heads, group, seq_q, seq_k, head_dim, scale, left, right,  \
+                            mask_kind, aligned});                                                                 \
   }
 
 // attention_<type>_<D>: head_dim up to D. `blocks` a multiprocessor bound the registers.
-#define HALVES(type, T, D, blocks, TILES, ...) \
-  ENTRY(attention_##type##_##D, T, WARPS * 16 * TILES, blocks, attend, D, TILES, __VA_ARGS__)
-#define FLOATS(D, blocks, M, KEYS) ENTRY(attention_f32_##D, float, M, blocks, attend_floats, D, M, KEYS)
+#define HALVES(type, T, D, blocks, ...) ENTRY(attention_##type##_##D, T, blocks, D, __VA_ARGS__)
+#define FLOATS(D, blocks, M, KEYS) ENTRY(attention_f32_##D, float, blocks, D, M, KEYS)
 #define ALL_HALVES(type, T)                    \
   HALVES(type, T, 32, 3, 2, 64, true, 32, 16)  \
   HALVES(type, T, 64, 2, 2, 64, false, 32, 32) \

@@ -66,7 +66,7 @@ NAMES = (
 
 
 def numbers(launch: Launch) -> dict[str, Any]:
-    return dict(zip(NAMES, (a.item() for a in launch.args[7:]), strict=True))
+    return dict(zip(NAMES, (a.item() for a in launch.args[9:]), strict=True))
 
 
 @DTYPES
@@ -219,6 +219,63 @@ def test_alignment() -> None:
     assert numbers(planned((1, 100, 4, 64), q=alone))["aligned"] == 3
 
 
+def packed(
+    total_q: int, batch: int, heads: int = 2, head_dim: int = 64, dtype: Any = np.float16, **given: Any
+) -> Launch:
+    """The plan for packed sequences, as many keys as queries."""
+    shape = (total_q, heads, head_dim)
+    ends = virtual((batch + 1,), np.int64)
+    arrays = {name: virtual(shape, dtype) for name in ("q", "k", "v", "out")}
+    return planned((1, 1, 1, head_dim), dtype, **arrays, cu_seqlens=(ends, ends), **given)
+
+
+@pytest.mark.parametrize(
+    ("total_q", "batch", "heads", "head_dim", "dtype", "blocks"),
+    [
+        (1, 1, 1, 64, np.float16, 1),
+        (127, 1, 3, 64, np.float16, 3),
+        (128, 1, 1, 64, np.float16, 2),  # one has nothing to do
+        (1000, 20, 2, 64, np.float16, 2 * (7 + 20)),
+        (1000, 20, 2, 256, np.float16, 2 * (15 + 20)),
+        (1000, 20, 2, 128, np.float32, 2 * (20 + 20)),
+        (BIG - 1024, 1, 100, 64, np.float16, (2**24 - 8 + 1) * 100),
+        (2**20, 2**20 + 2**24, 1, 64, np.float16, 2**13 + 2**20 + 2**24),
+    ],
+)
+def test_packed_grid(total_q: int, batch: int, heads: int, head_dim: int, dtype: Any, blocks: int) -> None:
+    """From shapes alone: places for the tiles of any sequences of so many queries together."""
+    launch = packed(total_q, batch, heads, head_dim, dtype)
+    assert launch.grid == (blocks, 1, 1)
+    found = numbers(launch)
+    assert (found["batch"], found["seq_q"], found["seq_k"]) == (batch, total_q, total_q)
+    assert tuple(found[f"{a}_batch"] for a in ("q", "k", "v", "out")) == (0, 0, 0, 0)
+    assert (found["q_row"], found["q_head"]) == (heads * head_dim, head_dim)
+    assert found["aligned"] == 3
+    library("attention").check(launch)
+
+
+def test_packed_beyond_a_grid_is_refused() -> None:
+    with pytest.raises(ValueError, match="grid"):
+        packed(BIG - 1024, 1, 129)
+    with pytest.raises(ValueError, match="grid"):
+        packed(1, BIG, 1)
+    with pytest.raises(ValueError, match="up to 2147482624 of each"):
+        packed(BIG, 1)
+
+
+@pytest.mark.parametrize("rows", [24, 48, 64, 128])
+def test_places_are_enough(rows: int) -> None:
+    """Sequence b has the places cu[b] / rows + b and on: never fewer than its tiles, and at most one more."""
+    generator = np.random.default_rng(rows)
+    for _ in range(200):
+        lengths = generator.integers(0, 4 * rows, generator.integers(1, 30))
+        ends = np.cumsum([0, *lengths])
+        places = np.diff(ends // rows + np.arange(len(ends)))
+        spare = places - -(-lengths // rows)
+        assert spare.min() >= 0
+        assert spare.max() <= 1
+
+
 def test_heads_share_keys() -> None:
     found = numbers(planned((1, 9, 12, 64), kv_heads=3))
     assert (found["heads"], found["group"]) == (12, 4)
@@ -255,6 +312,7 @@ def attend(
         options.pop("lengths", None),
         options.pop("window", (-1, -1)),
         options.pop("out", out),
+        options.pop("cu_seqlens", None),
         sums,
     )
     assert not options
@@ -359,6 +417,68 @@ def test_lengths_are_cut() -> None:
     arrays = qkv(6, 3, 5, 1, 1, 32)
     found = attend(arrays, lengths=np.array([-1, 6, 2**40, -(2**40), 2**32 + 1, 2]))
     np.testing.assert_array_equal(found, attend(arrays, lengths=np.array([0, 5, 5, 0, 5, 2])))
+
+
+def pack(arrays: Arrays, lengths: tuple[int, ...]) -> tuple[Arrays, np.ndarray]:
+    """The first lengths[b] rows of every sequence end to end, and where they end."""
+    parts = tuple(np.concatenate([x[b, :n] for b, n in enumerate(lengths)]) for x in arrays)
+    return parts, np.cumsum([0, *lengths])
+
+
+@ORDERS
+@DTYPES
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": (20, 3)}], ids=str)
+def test_packed_sequences_are_as_alone(dtype: np.dtype, options: dict[str, Any], reverse: bool) -> None:
+    """The same bits, outputs and sums, as of each sequence in a call of its own."""
+    lengths = (130, 0, 1, 128, 64, 0, 65)
+    arrays = qkv(len(lengths), 130, 130, 2, 1, 32, dtype)
+    (q, k, v), ends = pack(arrays, lengths)
+    out, lse = np.full_like(q, 7), np.full((2, len(q)), 7, np.float32)
+    window, causal = options.get("window", (-1, -1)), options.get("causal", False)
+    launch = launcher.plan(q, k, v, causal, 0.2, None, None, window, out, (ends, ends), lse)
+    library("attention").launch(launch, reverse)
+    for b, n in enumerate(lengths):
+        if n:
+            alone = tuple(x[b : b + 1, :n] for x in arrays)
+            want, sums = attend(alone, lse=True, scale=0.2, **options)
+            rows = slice(*ends[b : b + 2])
+            assert out[rows].tobytes() == want[0].tobytes()
+            assert lse[:, rows].tobytes() == sums[0].tobytes()
+
+
+@ORDERS
+def test_very_many_packed_sequences(reverse: bool) -> None:
+    """The search goes through three levels of 32, past sequences without queries."""
+    generator = np.random.default_rng(7)
+    lengths, lengths_k = (generator.integers(0, 3, 1100) for _ in range(2))
+    ends, ends_k = (np.cumsum([0, *n]) for n in (lengths, lengths_k))
+    (q,), (k,), (v,) = (x for x in qkv(1, int(ends[-1]), int(ends_k[-1]), 1, 1, 32))
+    out = np.full_like(q, 7)
+    launch = launcher.plan(q, k, v, False, 0.2, None, None, (-1, -1), out, (ends, ends_k))
+    library("attention").launch(launch, reverse)
+    want = reference.attention(q, k, v, scale=0.2, cu_seqlens_q=ends, cu_seqlens_k=ends_k)
+    assert relative_error(out, want) <= TOLERANCES["float32"].rel
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [[0, 40, 30, 70], [0, 2**40, -5, 70], [-(2**33), 5, 2**33, 2**33 + 9], [70, 40, 20, 0], [9, 9, 9, 9]],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_wrong_ends_stay_within_the_arrays(ends: list[int], dtype: Any) -> None:
+    """On a GPU nobody has looked at them: what is computed is undefined, where it is written is not."""
+    q, k, v = (x[0] for x in qkv(1, 70, 70, 1, 1, 32, dtype))
+    frame, sums = np.full((270, 1, 32), 7, dtype), np.full(270, 7, np.float32)
+    cu = np.array(ends)
+    inside = frame[100:170], sums[100:170].reshape(1, 70)
+    launch = launcher.plan(q, k, v, True, 0.2, None, None, (-1, -1), inside[0], (cu, cu), inside[1])
+    for reverse in (False, True):
+        library("attention").launch(launch, reverse)
+    assert (frame[:100] == 7).all()
+    assert (frame[170:] == 7).all()
+    assert (sums[:100] == 7).all()
+    assert (sums[170:] == 7).all()
 
 
 def _poke_keys(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
@@ -470,11 +590,13 @@ def test_shared_memory_is_all_used(dtype: Any) -> None:
 def test_no_queries_and_no_keys() -> None:
     """No launch at all, and zeros."""
     q, k, v = qkv(1, 3, 4, 1, 1, 32)
+    lse = np.zeros((1, 1, 3), np.float32)
     with _launch.executor(lambda launches: pytest.fail(f"launched {launches}")):
         launcher.attention(q[:, :0], k, v, False, 1.0, None, None, (-1, -1), q[:, :0].copy(), None)
         out = np.full_like(q, 7)
-        launcher.attention(q, k[:, :0], v[:, :0], False, 1.0, None, None, (-1, -1), out, None)
+        launcher.attention(q, k[:, :0], v[:, :0], False, 1.0, None, None, (-1, -1), out, None, None, lse)
     assert not out.any()
+    assert np.isneginf(lse).all()
 
 
 # --- copies of the source, changed --------------------------------------------------------------------

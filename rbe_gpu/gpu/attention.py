@@ -50,14 +50,15 @@ def _rows_aligned(*arrays: Any) -> bool:
     return all(
         aligned(a, to=_CHUNK)
         and a.shape[-1] * a.itemsize % _CHUNK == 0
-        and all(s % _CHUNK == 0 or n == 1 for s, n in zip(a.strides[:3], a.shape[:3], strict=True))
+        and all(s % _CHUNK == 0 or n == 1 for s, n in zip(a.strides[:-1], a.shape[:-1], strict=True))
         for a in arrays
     )
 
 
 def _strides(array: Any) -> tuple[np.int64, ...]:
-    """Of batch, row and head, in elements."""
-    return tuple(np.int64(s // array.itemsize) for s in array.strides[:3])
+    """Of batch, row and head, in elements; packed sequences are of one batch."""
+    steps = array.strides[:3] if array.ndim == 4 else (0, *array.strides[:2])
+    return tuple(np.int64(s // array.itemsize) for s in steps)
 
 
 def plan(
@@ -70,15 +71,14 @@ def plan(
     lengths: Any,
     window: tuple[int, int],
     out: Any,
+    cu_seqlens: tuple[Any, Any] | None = None,
     lse: Any = None,
 ) -> Launch:
-    """The launch of `attention`, from shapes, strides, dtypes and addresses.
-
-    `lse`, (batch, num_heads, seq_q) float32, C-contiguous, takes log sum_j exp(score) of every query: what
-    brings parts of the keys together.
-    """
-    batch, seq_q, num_heads, head_dim = q.shape
-    seq_k, num_kv_heads = k.shape[1:3]
+    """The launch of `attention`, from shapes, strides, dtypes and addresses."""
+    seq_q, num_heads, head_dim = q.shape[-3:]
+    seq_k, num_kv_heads = k.shape[-3:-1]
+    cu_q, cu_k = (None, None) if cu_seqlens is None else cu_seqlens
+    batch = q.shape[0] if cu_q is None else cu_q.shape[0] - 1
     tiles = FLOATS if q.itemsize == 4 else HALVES
     if head_dim > max(tiles):
         raise ValueError(f"head_dim={head_dim} is not supported on the GPU; use 1 to {max(tiles)}")
@@ -101,6 +101,8 @@ def plan(
         out,
         mask,
         lengths,
+        cu_q,
+        cu_k,
         lse,
         *_strides(q),
         *_strides(k),
@@ -119,8 +121,11 @@ def plan(
         kind,
         np.int32(alignment),
     )
-    rows = min(batch, _MOST_BATCH)
-    grid = (ceil_div(seq_q, tile.queries) * num_heads, rows, ceil_div(batch, rows))
+    if cu_q is None:
+        rows = min(batch, _MOST_BATCH)
+        grid = (ceil_div(seq_q, tile.queries) * num_heads, rows, ceil_div(batch, rows))
+    else:
+        grid = ((seq_q // tile.queries + batch) * num_heads, 1, 1)
     entry = f"attention_{SUFFIX[q.dtype]}_{width}"
     return Launch("attention", entry, grid, (_THREADS, 1, 1), args, tile.shared)
 
@@ -136,6 +141,8 @@ def attention(
     window: tuple[int, int],
     out: Any,
     workspace: Any,
+    cu_seqlens: tuple[Any, Any] | None = None,
+    lse: Any = None,
 ) -> None:
     """Write attention of `q` over `k` and `v` to `out`.
 
@@ -150,10 +157,18 @@ def attention(
     window : (left, right), -1 for no limit: query i sees keys i + off - left .. i + off + right, where
         off = seq_k - seq_q
     workspace : not needed
+    cu_seqlens : (batch + 1,) int64 twice: sequence b has queries cu_q[b] .. cu_q[b + 1] and keys cu_k[b] ..
+        cu_k[b + 1]; then q and out are (total_q, num_heads, head_dim), k and v (total_k, num_kv_heads,
+        head_dim), and `mask` and `lengths` are None. Their values are not looked at before the kernel runs,
+        which takes them as if cut to the rows there are
+    lse : receives ln sum_j exp(scale * q[i].k[j] + mask[i,j]), -inf where nothing is seen; (batch, num_heads,
+        seq_q) float32, packed (num_heads, total_q), C-contiguous
     """
     if 0 in q.shape:
         return
-    if k.shape[1] == 0:
+    if k.shape[-3] == 0:
         out[...] = 0
+        if lse is not None:
+            lse[...] = -np.inf
         return
-    run(plan(q, k, v, causal, scale, mask, lengths, window, out))
+    run(plan(q, k, v, causal, scale, mask, lengths, window, out, cu_seqlens, lse))
