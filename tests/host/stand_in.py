@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -104,6 +105,8 @@ def _module() -> ModuleType:
     cupy.__getattr__ = wrapped  # type: ignore[method-assign]
     cupy.ndarray = ndarray  # type: ignore[attr-defined]
     cupy.asarray = _asarray  # type: ignore[attr-defined]
+    tricks = SimpleNamespace(as_strided=partial(np.lib.stride_tricks.as_strided, subok=True))
+    cupy.lib = SimpleNamespace(stride_tricks=tricks)  # type: ignore[attr-defined]
     cupy.cuda = SimpleNamespace(  # type: ignore[attr-defined]
         Device=_Device,
         runtime=SimpleNamespace(
