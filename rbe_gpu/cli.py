@@ -630,132 +630,14 @@ def report_command(
 
 # --- info ---------------------------------------------------------------------------------------------
 
-_FEATURES = (
-    *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx512bf16", "avx512fp16"),
-    *("amx-int8", "amx-bf16"),
-    *("neon", "dotprod", "fullfp16", "bf16", "i8mm", "sve", "sve2"),
-)
-_LIBRARIES = ("numpy", "numba", "llvmlite", "ml_dtypes", "safetensors", "tokenizers", "cupy", "torch")
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
-
-
-def _versions() -> dict[str, str | None]:
-    from importlib.metadata import PackageNotFoundError, packages_distributions, version
-
-    found: dict[str, str | None] = {}
-    distributions = packages_distributions()
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(distributions[name][0])
-        except (KeyError, PackageNotFoundError):
-            found[name] = None
-    return found
-
-
-def _gpus() -> tuple[list[dict[str, Any]], str]:
-    """NVIDIA GPUs by NVML, and why there are none."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        return [], f"no NVIDIA driver answers ({error})"
-    try:
-        driver, cuda = pynvml.nvmlSystemGetDriverVersion(), pynvml.nvmlSystemGetCudaDriverVersion_v2()
-        gpus = []
-        for i in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(i)
-            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-            gpus.append(
-                {
-                    "name": pynvml.nvmlDeviceGetName(handle),
-                    "memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-                    "compute_capability": f"{major}.{minor}",
-                    "driver": driver,
-                    "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}",
-                }
-            )
-        return gpus, "" if gpus else "the NVIDIA driver reports no GPU"
-    except pynvml.NVMLError as error:
-        return [], f"the NVIDIA driver does not answer ({error})"
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _cupy() -> tuple[bool, str]:
-    """Whether `import cupy` works, and why not."""
-    try:
-        import cupy  # noqa: F401
-    except ModuleNotFoundError:
-        return False, "CuPy is not installed"
-    except Exception as error:  # a broken installation may raise anything
-        return False, f"CuPy does not import ({_message(error)})"
-    return True, ""
-
-
-def _has_kernels() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("rbe_gpu.gpu") is not None
-
-
-def collect_info() -> dict[str, Any]:
-    """What `info` prints: the machine, the versions, and what is missing for what."""
-    import llvmlite.binding
-    import numba
-    import psutil
-
-    features = llvmlite.binding.get_host_cpu_features()
-    gpus, no_gpu = _gpus()
-    cupy_works, no_cupy = _cupy()
-    versions = _versions()
-    missing = []
-    if gpus and not cupy_works:
-        extra = "cuda13" if int(gpus[0]["cuda"].partition(".")[0]) >= 13 else "cuda12"
-        missing.append(f"{no_cupy}, so CuPy arrays cannot be used: pip install 'rbe-gpu[{extra}]'")
-    if not gpus:
-        missing.append(f"{no_gpu}: everything runs on the CPU")
-    if not _has_kernels():
-        missing.append("this version of rbe-gpu has no CUDA kernels: NumPy arrays only")
-    if versions["torch"] is None:
-        missing.append(
-            "PyTorch is not installed; reports then compare with fewer peers: pip install 'rbe-gpu[peers]'"
-        )
-    return {
-        "rbe_gpu": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": {
-            "name": _cpu_name(),
-            "cores": psutil.cpu_count(logical=False),
-            "threads": psutil.cpu_count(),
-            "memory_bytes": psutil.virtual_memory().total,
-            "simd": [name for name in _FEATURES if features.get(name)],
-            "llvm_name": llvmlite.binding.get_host_cpu_name(),
-        },
-        "numba_threads": numba.config.NUMBA_NUM_THREADS,
-        "versions": versions,
-        "gpus": gpus,
-        "cupy": cupy_works,
-        "cuda_kernels": _has_kernels(),
-        "missing": missing,
-    }
-
 
 @app.command("info")
 def info_command(as_json: Json = False) -> None:
-    """Show the machine, the versions, and what is missing."""
+    """Show the machine, the GPUs, the versions, and what is missing."""
     with _reported():
-        info = collect_info()
+        from .machine import collect
+
+        info = collect()
         if as_json:
             _print_json(info)
             return
@@ -772,17 +654,27 @@ def info_command(as_json: Json = False) -> None:
         table.add_row("SIMD", " ".join(cpu["simd"]) or "none that is known here")
         for name, version in info["versions"].items():
             table.add_row(name, version or "not installed")
-        for gpu in info["gpus"]:
+        for index, gpu in enumerate(info["gpus"]):
             table.add_row(
-                "GPU",
-                f"{gpu['name']}, {_size(gpu['memory_bytes'])}, compute capability "
-                f"{gpu['compute_capability']}, driver {gpu['driver']}, CUDA {gpu['cuda']}",
+                f"GPU {index}",
+                f"{gpu['name']}, {_size(gpu['free_bytes'])} free of {_size(gpu['memory_bytes'])}, compute "
+                f"capability {gpu['compute_capability']}, driver {gpu['driver']}, CUDA {gpu['cuda']}",
             )
+            built = "compiled when first called" if gpu["supported"] else "not supported"
+            table.add_row("", f"kernels for {gpu['architecture']}: {built}")
         if not info["gpus"]:
             table.add_row("GPU", "none")
-        for line in info["missing"]:
-            table.add_row("missing", line)
-        _show(table)
+        cupy, kernels = info["cupy"], info["kernels"]
+        if cupy["works"]:
+            compiles = " ".join(f"sm_{a}" for a in cupy["architectures"])
+            table.add_row("CUDA of CuPy", f"{cupy['cuda'] or 'none'}, NVRTC {cupy['nvrtc'] or 'none'}")
+            table.add_row("compiles for", compiles or "nothing")
+        table.add_row(
+            "CUDA kernels", f"{', '.join(kernels['ops']) or 'none'} ({kernels['oldest']} and newer)"
+        )
+        _show(
+            table, *(f"missing: {line}" for line in info["missing"])
+        )  # outside the table, which cuts long lines
 
 
 # --- the command itself -------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ PACKAGE = {
     "transfer": "arrays, weights, layers and models between devices",
     "cache": "decoded panels under a byte budget",
     "workspace": "scratch memory kept between calls",
+    "machine": "what this machine has, and what is missing",
     "cli": "the command line",
 }
 FOLDERS = {"layers", "models", "gpu"}

@@ -29,6 +29,11 @@ def read(name: str) -> str:
     return resources.files("rbe_gpu.cuda_src").joinpath(name).read_text(encoding="utf-8")
 
 
+def has(op: str) -> bool:
+    """Whether an op has CUDA kernels."""
+    return resources.files("rbe_gpu.cuda_src").joinpath(f"{op}.cu").is_file()
+
+
 def inline(name: str, text: str) -> str:
     """`text` with common.cuh in the place of its include; messages name the files as they are.
 
