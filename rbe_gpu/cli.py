@@ -1,4 +1,4 @@
-"""The `rbe-gpu` command: compress, inspect, embed, eval, report, info.
+"""The `rbe-gpu` command: compress, inspect, embed, eval, report, warmup, info.
 
 Tables and messages are for people; `--json` prints one JSON document on standard output and nothing else
 there. Progress goes to standard error, and only to a terminal. Exit codes: 0 done, 1 the input or the machine
@@ -626,6 +626,62 @@ def report_command(
             run.quality(out=out, quick=quick, model=model, resume=resume)
         else:
             run.main(out=out, quick=quick, model=model)
+
+
+# --- warmup -------------------------------------------------------------------------------------------
+
+
+@app.command("warmup")
+def warmup_command(
+    source: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A .rbe.safetensors file of a model, a folder or a hub id.")
+    ],
+    device: Annotated[
+        int | None, typer.Option(min=0, help="The GPU, as CUDA numbers them; default: the current one.")
+    ] = None,
+    arch: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Only show that the kernels compile for an architecture (75, 90, ...); needs no GPU."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compile the CUDA kernels that a model needs, before its first batch.
+
+    CuPy keeps the binaries (in ~/.cupy/kernel_cache, or where CUPY_CACHE_DIR says) for every later process with the
+    same CuPy, CUDA and kind of GPU. Then two batches of one text run, so that CuPy's own kernels are there too.
+    """
+    if arch and device is not None:
+        raise typer.BadParameter("--arch compiles for no GPU of this machine; leave --device out")
+    with _reported():
+        from . import warmup
+
+        try:
+            found = warmup.compiled_only(source, arch) if arch else warmup.warm(source, device)
+        except (ImportError, RuntimeError) as error:  # no CuPy, no GPU, no NVRTC, or too old a GPU
+            _fail(_message(error))
+        if as_json:
+            _print_json(found)
+            return
+        table = _table("op", *(f">sm_{a['architecture']}" for a in found["compiled"]))
+        for op in found["ops"]:
+            table.add_row(op, *(f"{a['seconds'][op]:.2f} s" for a in found["compiled"]))
+        sums = (f"{sum(a['seconds'].values()):.2f} s" for a in found["compiled"])
+        table.add_row("all", *sums)
+        if arch:
+            _show(
+                table,
+                "nothing is kept: CuPy keeps kernels only where their GPU is; run rbe-gpu warmup there too",
+            )
+            return
+        first, second = found["first_batch_seconds"], found["second_batch_seconds"]
+        _show(
+            table,
+            f"{found['device']}: {found['name']}; kept in {found['cache']}",
+            f"weights moved in {found['move_seconds']:.2f} s; first batch {1e3 * first:.1f} ms, second "
+            f"{1e3 * second:.1f} ms ({found['tokens']} tokens)",
+        )
 
 
 # --- info ---------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ PACKAGE = {
     "cache": "decoded panels under a byte budget",
     "workspace": "scratch memory kept between calls",
     "machine": "what this machine has, and what is missing",
+    "warmup": "a model's kernels before its first batch",
     "cli": "the command line",
 }
 FOLDERS = {"layers", "models", "gpu"}

@@ -13,8 +13,9 @@ import numpy as np
 
 from ._launch import Launch
 
-#: CuPy appends -arch and -ftz=true.
+#: CuPy appends -arch and what stands in APPENDED.
 OPTIONS = ("-std=c++17",)
+APPENDED = ("-ftz=true", "--device-as-default-execution-space")
 OLDEST = (7, 5)  # compute capability: ldmatrix, and what NVRTC 13 still compiles for
 _INCLUDE = '#include "common.cuh"\n'
 _DEFAULT_SHARED = 48 << 10  # a kernel must ask for more
@@ -65,6 +66,53 @@ def _module(op: str, device: int) -> Any:
             f"{OLDEST[0]}.{OLDEST[1]} or newer. Move the arrays to the CPU (cupy.asnumpy(...))"
         )
     return cupy.RawModule(code=source(op), options=OPTIONS)
+
+
+def compile_op(op: str, device: int) -> None:
+    """Compile an op's kernels for a GPU and load them; CuPy keeps the binary on disk.
+
+    Raises
+    ------
+    RuntimeError
+        The GPU is too old.
+    """
+    import cupy
+
+    with cupy.cuda.Device(device):
+        _module(op, device).compile()
+
+
+def compile_only(op: str, architecture: int) -> int:
+    """Compile an op's kernels for sm_<architecture> as CuPy does, and keep nothing. Needs CuPy, but no GPU.
+
+    Returns
+    -------
+    Bytes of the binary.
+
+    Raises
+    ------
+    RuntimeError
+        NVRTC is not there, does not know the architecture, or refuses the source; with its messages.
+    """
+    from cupy.cuda import nvrtc
+
+    known = sorted(int(a) for a in nvrtc.getSupportedArchs())
+    oldest = 10 * OLDEST[0] + OLDEST[1]
+    if architecture not in known or architecture < oldest:
+        version = ".".join(map(str, nvrtc.getVersion()))
+        names = ", ".join(str(a) for a in known if a >= oldest)
+        raise RuntimeError(
+            f"architecture {architecture} is not one that NVRTC {version} compiles for: use {names}"
+        )
+    program = nvrtc.createProgram(source(op), f"{op}.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, (*OPTIONS, *APPENDED, f"-arch=sm_{architecture}"))
+        return len(nvrtc.getCUBIN(program))
+    except nvrtc.NVRTCError:
+        log = nvrtc.getProgramLog(program)
+        raise RuntimeError(f"{op}.cu does not compile for sm_{architecture}:\n{log}") from None
+    finally:
+        nvrtc.destroyProgram(program)
 
 
 def _kernel(launch: Launch, device: int) -> Any:

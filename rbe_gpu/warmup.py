@@ -1,0 +1,146 @@
+"""Kernels before the first batch: compile what a model needs, and say how long that and its first batches take."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import spec
+from .blocks import RBEBlocks
+from .gpu import _load
+from .layers import RBEFFN, RBEAttention, RBEEmbedding, RBELinear
+from .models.bert import BertEncoder
+from .models.load import load
+from .transfer import canonical_device, to
+
+TEXT = "Interest rates rose for the third time this year, and the bank expects one more step before winter."
+TOKENS = 24  # of a model without a tokenizer
+
+
+def ops_of(model: BertEncoder) -> tuple[str, ...]:
+    """The ops whose CUDA kernels a batch of `model` launches, in the order of `spec.OPS`."""
+    found = {"embedding", "layer_norm", "attention", "linear"}
+    if any(isinstance(w, RBEBlocks) for w in _weights(vars(model).values())):
+        found.add("decode")  # rows of tables, and panels of linear weights
+    return tuple(op for op in spec.OPS if op in found)
+
+
+def _weights(parts: Iterable[Any]) -> Iterable[Any]:
+    """The weights of the layers in `parts`."""
+    for part in parts:
+        if isinstance(part, RBELinear | RBEEmbedding):
+            yield part.weight
+        elif isinstance(part, RBEAttention | RBEFFN):
+            yield from _weights(vars(part).values())
+        elif isinstance(part, list | tuple):
+            yield from _weights(part)
+
+
+def _with_kernels(ops: Sequence[str]) -> Sequence[str]:
+    missing = [op for op in ops if not _load.has(op)]
+    if missing:
+        raise RuntimeError(
+            f"this version has no CUDA kernels for {', '.join(missing)}, which the model needs"
+        )
+    return ops
+
+
+def _timed(function: Any, *args: Any) -> float:
+    start = time.perf_counter()
+    function(*args)
+    return time.perf_counter() - start
+
+
+def compiled_only(source: str, architectures: Sequence[int]) -> dict[str, Any]:
+    """Compile a model's kernels for architectures, one after another, and keep nothing. Needs no GPU.
+
+    Returns
+    -------
+    `ops`, and `compiled`: for each architecture the seconds of every op
+
+    Raises
+    ------
+    ImportError : CuPy, whose NVRTC compiles, is not installed
+    RuntimeError : NVRTC does not know an architecture, or refuses a source
+    """
+    ops = _with_kernels(ops_of(load(source)))
+    try:
+        import cupy  # noqa: F401
+    except ImportError:
+        raise ImportError(
+            "CuPy, whose NVRTC compiles the kernels, is not installed: pip install 'rbe-gpu[cuda13]' (or [cuda12])"
+        ) from None
+    compiled = [
+        {"architecture": a, "seconds": {op: _timed(_load.compile_only, op, a) for op in ops}}
+        for a in architectures
+    ]
+    return {"ops": list(ops), "compiled": compiled}
+
+
+def warm(source: str, device: int | None = None) -> dict[str, Any]:
+    """Compile a model's kernels on a GPU, move the model there and run two batches of one text.
+
+    Parameters
+    ----------
+    source : as `rbe_gpu.load` takes it
+    device : number of the GPU, as CUDA counts; None: CuPy's current one
+
+    Returns
+    -------
+    `device`, `name`, `cache` (the folder that CuPy keeps binaries in), `ops`, `compiled` (the architecture, and the
+    seconds of every op: little where CuPy had the binary), and seconds: `move_seconds`, `first_batch_seconds`,
+    `second_batch_seconds`, of `tokens` tokens
+
+    Raises
+    ------
+    ImportError : CuPy is not installed
+    ValueError : there is no such GPU
+    RuntimeError : the GPU is too old
+    """
+    where = canonical_device("cuda" if device is None else f"cuda:{device}")
+    model = load(source)
+    ops = _with_kernels(ops_of(model))
+    import cupy
+
+    number = int(where.partition(":")[2])
+    gpu = cupy.cuda.Device(number)
+    with gpu:
+        cupy.cuda.runtime.free(0)  # makes the context: 0.1 to 1 s that are no op's
+        seconds = {op: _timed(_load.compile_op, op, number) for op in ops}
+        start = time.perf_counter()
+        there = to(model, where)
+        gpu.synchronize()
+        moved = time.perf_counter() - start
+        tokens, batch = _batch(there)
+
+        def run() -> None:
+            batch()
+            gpu.synchronize()
+
+        first, second = _timed(run), _timed(run)
+        name = cupy.cuda.runtime.getDeviceProperties(number)["name"]
+    return {
+        "device": where,
+        "name": name.decode() if isinstance(name, bytes) else str(name),
+        "cache": os.environ.get("CUPY_CACHE_DIR") or str(Path.home() / ".cupy" / "kernel_cache"),
+        "ops": list(ops),
+        "compiled": [{"architecture": int(gpu.compute_capability), "seconds": seconds}],
+        "move_seconds": moved,
+        "first_batch_seconds": first,
+        "second_batch_seconds": second,
+        "tokens": tokens,
+    }
+
+
+def _batch(model: BertEncoder) -> tuple[int, Any]:
+    """Tokens of one text, and a function that computes its vector."""
+    if model.tokenizer is not None:
+        return len(model.token_ids([TEXT])[0]), lambda: model.embed([TEXT])
+    tokens = min(TOKENS, model.max_seq_length)
+    ids = (np.arange(tokens) % model.config["vocab_size"])[None]
+    return tokens, lambda: model.forward(ids)

@@ -1,0 +1,210 @@
+"""warmup: which kernels a model needs, what is compiled, and what is said where there is no GPU."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from rbe_gpu import cli, dispatch, warmup
+from rbe_gpu.gpu import _load
+from rbe_gpu.models.load import load
+
+from .host import stand_in
+from .test_compress_model import make_model
+
+
+def run(*arguments: Any) -> Result:
+    result = CliRunner().invoke(cli.app, ["warmup", *map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_model(tmp_path / "model")
+
+
+class Recorder:
+    """The CPU backend, and the ops that were asked of it."""
+
+    name, xp, looks = "cpu", np, True
+
+    def __init__(self) -> None:
+        self.asked: set[str] = set()
+
+    def __getattr__(self, op: str) -> Any:
+        self.asked.add(op)
+        return getattr(_CPU, op)
+
+
+_CPU = dispatch.CPU
+
+
+def test_ops_of_a_model_are_those_that_a_batch_asks_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(folder)
+    recorder = Recorder()
+    monkeypatch.setattr(dispatch, "CPU", recorder)
+    model.embed(["one text", "and another, longer text"])
+    assert set(warmup.ops_of(model)) == recorder.asked
+
+
+def test_compressed_weights_are_decoded_too(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "m.rbe.safetensors"
+    assert (
+        CliRunner().invoke(cli.app, ["compress", str(folder), "-o", str(file), "--grade", "B"]).exit_code == 0
+    )
+    assert set(warmup.ops_of(load(file))) - set(warmup.ops_of(load(folder))) == {"decode"}
+
+
+# --- what NVRTC is asked for --------------------------------------------------------------------------
+
+
+class NVRTC(ModuleType):
+    """What `_load` uses of cupy.cuda.nvrtc; refuses a source that holds `refused`."""
+
+    class NVRTCError(RuntimeError):
+        pass
+
+    def __init__(self, refused: str = "no source has this") -> None:
+        super().__init__("cupy.cuda.nvrtc")
+        self.refused = refused
+        self.options: list[tuple[str, ...]] = []
+        self.alive: set[int] = set()
+        self.source = ""
+
+    def getVersion(self) -> tuple[int, int]:
+        return 13, 2
+
+    def getSupportedArchs(self) -> tuple[int, ...]:
+        return (70, 75, 80, 90)
+
+    def createProgram(self, source: str, name: str, headers: tuple[()], includes: tuple[()]) -> int:
+        assert name.endswith(".cu")
+        assert not headers
+        assert not includes
+        self.source = source
+        self.alive.add(1)
+        return 1
+
+    def compileProgram(self, program: int, options: tuple[str, ...]) -> None:
+        self.options.append(options)
+        if self.refused in self.source:
+            raise self.NVRTCError
+
+    def getCUBIN(self, program: int) -> bytes:
+        return b"cubin"
+
+    def getProgramLog(self, program: int) -> str:
+        return "error: refused"
+
+    def destroyProgram(self, program: int) -> None:
+        self.alive.remove(program)
+
+
+@pytest.fixture
+def nvrtc(monkeypatch: pytest.MonkeyPatch) -> NVRTC:
+    return installed(NVRTC(), monkeypatch)
+
+
+def installed(nvrtc: NVRTC, monkeypatch: pytest.MonkeyPatch) -> NVRTC:
+    cupy, cuda = ModuleType("cupy"), ModuleType("cupy.cuda")
+    cuda.nvrtc = nvrtc  # type: ignore[attr-defined]
+    for name, module in (("cupy", cupy), ("cupy.cuda", cuda), ("cupy.cuda.nvrtc", nvrtc)):
+        monkeypatch.setitem(sys.modules, name, module)
+    return nvrtc
+
+
+def test_compile_only_asks_as_cupy_does(nvrtc: NVRTC) -> None:
+    assert _load.compile_only("softmax", 90) == 5
+    options = ("-std=c++17", "-ftz=true", "--device-as-default-execution-space", "-arch=sm_90")
+    assert nvrtc.options == [options]
+    assert nvrtc.source == _load.source("softmax")
+    assert not nvrtc.alive
+
+
+@pytest.mark.parametrize("architecture", [70, 89, 900])
+def test_an_architecture_that_nvrtc_or_the_kernels_do_not_have(nvrtc: NVRTC, architecture: int) -> None:
+    with pytest.raises(RuntimeError, match=r"not one that NVRTC 13\.2 compiles for: use 75, 80, 90"):
+        _load.compile_only("softmax", architecture)
+
+
+def test_a_source_that_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvrtc = installed(NVRTC("softmax"), monkeypatch)
+    with pytest.raises(RuntimeError, match=r"softmax\.cu does not compile for sm_90:\nerror: refused"):
+        _load.compile_only("softmax", 90)
+    assert not nvrtc.alive
+
+
+# --- the command --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def every_op_has_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_load, "has", lambda op: True)
+
+
+def test_without_cupy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    result = run(folder)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(
+        "rbe-gpu: CuPy is not installed; for a GPU: pip install 'rbe-gpu[cuda13]'"
+    )
+
+
+@pytest.mark.usefixtures("every_op_has_kernels")
+def test_compiling_without_cupy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    result = run(folder, "--arch", 90)
+    assert result.exit_code == 1
+    assert (
+        "whose NVRTC compiles the kernels, is not installed: pip install 'rbe-gpu[cuda13]'" in result.stderr
+    )
+
+
+def test_without_a_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def count() -> int:
+        raise stand_in.CUDARuntimeError("cudaErrorInsufficientDriver: no driver")
+
+    cupy = ModuleType("cupy")
+    runtime = SimpleNamespace(getDeviceCount=count, CUDARuntimeError=stand_in.CUDARuntimeError)
+    cupy.cuda = SimpleNamespace(runtime=runtime)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    result = run(folder)
+    assert result.exit_code == 1
+    assert result.stderr == "rbe-gpu: no GPU can be used: cudaErrorInsufficientDriver: no driver\n"
+
+
+def test_a_version_without_the_kernels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_load, "has", lambda op: op != "linear")
+    with stand_in.installed():
+        result = run(folder)
+    assert result.exit_code == 1
+    assert "no CUDA kernels for linear, which the model needs" in result.stderr
+
+
+def test_device_and_arch_exclude_each_other(folder: Path) -> None:
+    assert run(folder, "--device", 0, "--arch", 90).exit_code == 2
+
+
+@pytest.mark.usefixtures("every_op_has_kernels", "nvrtc")
+def test_architectures_are_compiled_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(_load, "compile_only", lambda op, a: asked.append((op, a)))
+    shown = run(folder, "--arch", 75, "--arch", 90)
+    assert shown.exit_code == 0, shown.stderr
+    assert "nothing is kept" in shown.stdout
+    ops = warmup.ops_of(load(folder))
+    assert asked == [(op, a) for a in (75, 90) for op in ops]
+    found = json.loads(run(folder, "--arch", 75, "--json").stdout)
+    assert found["ops"] == list(ops)
+    assert set(found["compiled"][0]["seconds"]) == set(ops)
