@@ -53,7 +53,7 @@ def _message(error: BaseException) -> str:
     """One line for a person."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) and not str(error):
         return "not enough memory"
     return " ".join(str(error).split()) or type(error).__name__
 

@@ -7,7 +7,9 @@ numpy arrays run on the `cpu` backend (`cpu_fallback/<op>.py`), CuPy arrays on t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -115,3 +117,42 @@ def backend_of(**arrays: Any) -> Backend:
                 '(rbe_gpu.to(..., "cuda") or rbe_gpu.to(..., "cpu"))'
             )
     return CPU if first_device == "cpu" else CUDA
+
+
+# --- memory of a GPU ----------------------------------------------------------------------------------
+
+
+class DeviceMemoryError(MemoryError):
+    """A GPU has no room for an array. The message says how much was asked for, how much is free, and what to do."""
+
+
+def explained(error: MemoryError) -> MemoryError:
+    """CuPy's `OutOfMemoryError` as a `DeviceMemoryError` of the current GPU; any other error as it is."""
+    if not type(error).__module__.startswith("cupy"):
+        return error
+    wanted = re.search(r"allocating ([\d,]+) bytes", str(error))
+    asked = "more" if wanted is None else _size(int(wanted[1].replace(",", "")))
+    cupy = CUDA.xp
+    free, total = cupy.cuda.runtime.memGetInfo()
+    held = cupy.get_default_memory_pool().total_bytes()
+    return DeviceMemoryError(
+        f"cuda:{cupy.cuda.runtime.getDevice()} is out of memory: {asked} asked for, {_size(free)} free of "
+        f"{_size(total)}, {_size(held)} held by this process. Use a smaller batch or cache_bytes=0, drop arrays that "
+        "are no longer needed, or end other programs on this GPU"
+    )
+
+
+@contextmanager
+def explaining() -> Iterator[None]:
+    """Within the block, or the function that it decorates, a GPU without room raises `DeviceMemoryError`."""
+    try:
+        yield
+    except MemoryError as error:
+        told = explained(error)
+        if told is error:
+            raise
+        raise told from error
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 10**8 else f"{nbytes / 1e6:.2f} MB"

@@ -7,7 +7,8 @@ work is queued on CuPy's current stream and nothing waits for it. Activations ar
 receives the result and is returned; it may be the input itself for the elementwise ops and the norms.
 `workspace=` keeps scratch memory between calls.
 
-Wrong shapes are a `ValueError`, wrong array types, dtypes and devices a `TypeError`; both name the fix.
+Wrong shapes are a `ValueError`, wrong array types, dtypes and devices a `TypeError`, a GPU without room a
+`MemoryError`; all name the fix.
 `rbe_gpu.reference` gives each op's exact meaning.
 """
 
@@ -23,7 +24,7 @@ import numpy as np
 
 from .blocks import Array, RBEBlocks
 from .cache import PanelCache
-from .dispatch import Backend, accepted, backend_of, device_of
+from .dispatch import Backend, accepted, backend_of, device_of, explained, module_of
 from .workspace import Workspace
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
@@ -41,7 +42,11 @@ def _op(function: Callable[_P, _R]) -> Callable[_P, _R]:
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         values: Any = [accepted(a) for a in args]
         named: Any = {name: accepted(a) for name, a in kwargs.items()}
-        return function(*values, **named)
+        try:
+            return function(*values, **named)
+        except MemoryError as error:
+            told = explained(error)
+            raise told from (None if told is error else error)
 
     return call
 
@@ -58,7 +63,8 @@ def _need_float(**arrays: Array | None) -> None:
 def _need_contiguous(**arrays: Array | None) -> None:
     for name, a in arrays.items():
         if a is not None and not a.flags.c_contiguous:
-            raise ValueError(f"{name} is not C-contiguous; pass numpy.ascontiguousarray({name})")
+            module = module_of(a).__name__
+            raise ValueError(f"{name} is not C-contiguous; pass {module}.ascontiguousarray({name})")
 
 
 def _need_shape(name: str, a: Array | None, shape: tuple[int, ...], why: str) -> None:
@@ -311,7 +317,8 @@ def attention(
         if a.dtype != q.dtype:
             raise TypeError(f"{name} has dtype {a.dtype}, q has {q.dtype}; use one dtype")
         if a.size and a.shape[-1] > 1 and a.strides[-1] != a.itemsize:
-            raise ValueError(f"{name}'s last axis is not contiguous; pass numpy.ascontiguousarray({name})")
+            module = module_of(a).__name__
+            raise ValueError(f"{name}'s last axis is not contiguous; pass {module}.ascontiguousarray({name})")
     *lead, seq_q, num_heads, head_dim = q.shape
     seq_k, num_kv_heads = k.shape[-3:-1]
     _need_shape("k", k, (*lead, seq_k, num_kv_heads, head_dim), "batch and head_dim of q")

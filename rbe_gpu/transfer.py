@@ -13,7 +13,7 @@ import numpy as np
 
 from .blocks import GridCodes, RBEBlocks
 from .cache import PanelCache
-from .dispatch import accepted, device_of
+from .dispatch import accepted, device_of, explaining
 from .layers import RBEFFN, RBEAttention, RBEDropout, RBEEmbedding, RBELayerNorm, RBELinear, RBERMSNorm
 from .workspace import Workspace
 
@@ -71,8 +71,12 @@ def to(value: _T, device: str) -> _T:
         Something that cannot move.
     ValueError, ImportError
         The device is not there.
+    MemoryError
+        It has no room; the message says how much was asked for and is free.
     """
-    return _Move(canonical_device(device)).value(accepted(value))  # type: ignore[no-any-return]
+    where = canonical_device(device)
+    with explaining():
+        return _Move(where).value(accepted(value))  # type: ignore[no-any-return]
 
 
 class _Move:

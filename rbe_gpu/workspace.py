@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .dispatch import explaining
+
 _VIEWS = 1024  # shapes remembered; a layer asks for about ten
 
 
@@ -45,7 +47,7 @@ class Workspace:
         if self.device != "cpu":
             import cupy
 
-            with cupy.cuda.Device(int(self.device.partition(":")[2])):
+            with cupy.cuda.Device(int(self.device.partition(":")[2])), explaining():
                 return cupy.empty(nbytes, np.uint8)
         raw = np.empty(nbytes + 64, np.uint8)
         start = -raw.ctypes.data % 64

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import rbe_gpu as rbe
-from rbe_gpu import Workspace
+from rbe_gpu import Workspace, dispatch
 
 from . import real
 from .compressed import FORMS, compressed, relative
@@ -125,6 +125,56 @@ def test_without_cupy_the_message_says_what_to_install(x, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "cupy", None)
     with pytest.raises(ImportError, match=r"pip install 'rbe-gpu\[cuda13\]'"):
         rbe.to(x, "cuda")
+
+
+def full(cupy, monkeypatch, name):
+    """A GPU on which CuPy's `name` finds no room."""
+
+    def refuse(*args, **kwargs):
+        raise cupy.cuda.memory.OutOfMemoryError(4_000_000_000)
+
+    monkeypatch.setattr(cupy, name, refuse, raising=False)
+
+
+TOLD = r"out of memory: 4\.00 GB asked for, 0\.25 GB free of 80\.00 GB, 1\.00 GB held.*Use a smaller batch"
+
+
+def test_a_full_gpu_says_what_was_asked_for_and_what_helps(cupy, x, monkeypatch):
+    there = rbe.to(x, "cuda")
+    full(cupy, monkeypatch, "empty")
+    with pytest.raises(dispatch.DeviceMemoryError, match=f"^cuda:0 is {TOLD}"):
+        rbe.softmax(there)
+    with cupy.cuda.Device(1), pytest.raises(MemoryError, match=r"^cuda:1 is out of memory"):
+        rbe.softmax(there)
+    with pytest.raises(MemoryError, match=TOLD):
+        Workspace("cuda:0").get("a", (4,))
+    np.testing.assert_array_equal(rbe.softmax(there, out=there).get(), rbe.softmax(x))  # needs no memory
+
+
+def test_a_full_gpu_takes_no_array(cupy, x, monkeypatch):
+    full(cupy, monkeypatch, "asarray")
+    for value in (x, compressed("dct int4 b128"), rbe.RBELinear(x)):
+        with pytest.raises(MemoryError, match=TOLD):
+            rbe.to(value, "cuda")
+
+
+def test_a_full_host_keeps_its_own_error(x, monkeypatch):
+    error = MemoryError("Unable to allocate 4.00 GiB")
+
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(np, "empty", refuse)
+    with pytest.raises(MemoryError) as caught:
+        rbe.softmax(x)
+    assert caught.value is error
+
+
+def test_strided_arrays_are_refused_with_the_name_of_their_library(cupy, x):
+    with pytest.raises(ValueError, match=r"x is not C-contiguous; pass cupy\.ascontiguousarray\(x\)"):
+        rbe.softmax(rbe.to(x, "cuda")[:, ::2])
+    with pytest.raises(ValueError, match=r"x is not C-contiguous; pass numpy\.ascontiguousarray\(x\)"):
+        rbe.softmax(x[:, ::2])
 
 
 def test_the_tests_place_arrays_as_they_are(cupy):

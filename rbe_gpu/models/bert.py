@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..blocks import Array, RBEBlocks
 from ..cache import PanelCache
-from ..dispatch import device_of, module_of
+from ..dispatch import device_of, explaining, module_of
 from ..layers import RBEFFN, RBEAttention, RBEEmbedding, RBELayerNorm, RBELinear
 from ..workspace import Workspace
 
@@ -278,6 +278,7 @@ class BertEncoder:
 
     # --- hidden states --------------------------------------------------------------------------------
 
+    @explaining()
     def forward(
         self,
         ids: NDArray[Any],
@@ -372,6 +373,7 @@ class BertEncoder:
 
     # --- sentence embeddings --------------------------------------------------------------------------
 
+    @explaining()
     def embed(
         self,
         texts: Iterable[str],

@@ -23,6 +23,7 @@ from rbe_gpu.gpu import _launch
 from .executor import HostExecutor
 
 GPUS = 2
+FREE, TOTAL = 250 * 10**6, 80 * 10**9  # bytes, as memGetInfo tells
 
 
 class ndarray(np.ndarray):
@@ -62,6 +63,15 @@ class Foreign:
 
 class CUDARuntimeError(RuntimeError):
     pass
+
+
+class OutOfMemoryError(MemoryError):
+    """As CuPy raises it: `size` bytes asked for."""
+
+    __module__ = "cupy.cuda.memory"
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"Out of memory allocating {size:,} bytes (allocated so far: 512 bytes).")
 
 
 _current = [0]
@@ -109,10 +119,15 @@ def _module() -> ModuleType:
     cupy.lib = SimpleNamespace(stride_tricks=tricks)  # type: ignore[attr-defined]
     cupy.cuda = SimpleNamespace(  # type: ignore[attr-defined]
         Device=_Device,
+        memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         runtime=SimpleNamespace(
-            getDeviceCount=lambda: GPUS, getDevice=lambda: _current[-1], CUDARuntimeError=CUDARuntimeError
+            getDeviceCount=lambda: GPUS,
+            getDevice=lambda: _current[-1],
+            memGetInfo=lambda: (FREE, TOTAL),
+            CUDARuntimeError=CUDARuntimeError,
         ),
     )
+    cupy.get_default_memory_pool = lambda: SimpleNamespace(total_bytes=lambda: 10**9)  # type: ignore[attr-defined]
     return cupy
 
 
