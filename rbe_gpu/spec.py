@@ -828,13 +828,33 @@ ATTENTION = Op(
             "cu_seqlens_q",
         ),
         Bad(
-            "cu_seqlens_q from 1", _packed_base(cu_seqlens_q=np.array([1, 5, 10])), ValueError, "cu_seqlens_q"
+            "cu_seqlens_q from 1",
+            _packed_base(cu_seqlens_q=np.array([1, 5, 10])),
+            ValueError,
+            "cu_seqlens_q",
+            _UNSEEN,
         ),
         Bad(
-            "cu_seqlens_q falls", _packed_base(cu_seqlens_q=np.array([0, 11, 10])), ValueError, "cu_seqlens_q"
+            "cu_seqlens_q falls",
+            _packed_base(cu_seqlens_q=np.array([0, 11, 10])),
+            ValueError,
+            "cu_seqlens_q",
+            _UNSEEN,
         ),
-        Bad("cu_seqlens_q short", _packed_base(cu_seqlens_q=np.array([0, 5, 9])), ValueError, "cu_seqlens_q"),
-        Bad("cu_seqlens_k long", _packed_base(cu_seqlens_k=np.array([0, 5, 15])), ValueError, "cu_seqlens_k"),
+        Bad(
+            "cu_seqlens_q short",
+            _packed_base(cu_seqlens_q=np.array([0, 5, 9])),
+            ValueError,
+            "cu_seqlens_q",
+            _UNSEEN,
+        ),
+        Bad(
+            "cu_seqlens_k long",
+            _packed_base(cu_seqlens_k=np.array([0, 5, 15])),
+            ValueError,
+            "cu_seqlens_k",
+            _UNSEEN,
+        ),
         Bad(
             "cu_seqlens_k of fewer", _packed_base(cu_seqlens_k=np.array([0, 14])), ValueError, "cu_seqlens_k"
         ),
