@@ -4,6 +4,8 @@
 #   make quality  measure quality per byte beside other quantisers, write rbe-report/quality.html (about an hour;
 #                 ARGS=--resume goes on where a run was stopped)
 #   make test     run the whole test suite
+#   make gpu-check  on a machine with an NVIDIA GPU: correctness, compute-sanitizer and speed, with rows to
+#                 reports/results/<gpu>.csv (ARGS="--only attention,linear" runs some stages, ARGS=--list names them)
 #   make lint     ruff and mypy
 #   make clean    remove the environment, caches and the report
 #
@@ -15,6 +17,8 @@
 # TORCH=torch            another requirement for PyTorch (on Linux the general build brings 2 GB of CUDA)
 # PIP_ARGS="..."         further arguments to every `pip install`, e.g. --extra-index-url with an index that
 #                        has the CPU build of PyTorch
+# CUDA=cuda12            the CuPy for `make gpu-check`, as the driver allows (default: cuda13). PyTorch takes part where
+#                        it has CUDA: VENV=.venv-gpu keeps it apart from the CPU's
 # OUT=folder  ARGS="..." where the report goes, and further arguments to `rbe-gpu report` (e.g. --quick)
 
 PYTHON ?= python3
@@ -24,6 +28,7 @@ PIP_ARGS ?=
 OUT ?= rbe-report
 ARGS ?=
 LLAMA ?= llama-cpp-python
+CUDA ?= cuda13
 # pip never takes the CUDA build for a requirement that says +cpu; other systems' ordinary build is the CPU one
 TORCH ?= torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
 
@@ -32,7 +37,7 @@ PIP := $(BIN)/python -m pip install --quiet $(PIP_ARGS)
 # a stamp says that a group of packages is installed; a change of pyproject.toml installs again
 STAMPS := $(VENV)/.stamps
 
-.PHONY: report quality test lint clean
+.PHONY: report quality test gpu-check lint clean
 .DELETE_ON_ERROR:
 
 report: $(STAMPS)/package $(STAMPS)/model $(STAMPS)/peers-$(PEERS)
@@ -45,6 +50,9 @@ quality: $(STAMPS)/package $(STAMPS)/model $(STAMPS)/quantizers $(if $(LLAMA),$(
 
 test: $(STAMPS)/test $(STAMPS)/model $(STAMPS)/peers-$(PEERS)
 	$(BIN)/python -m pytest $(ARGS)
+
+gpu-check: $(STAMPS)/test $(STAMPS)/model $(STAMPS)/$(CUDA)
+	$(BIN)/python -m rbe_gpu.reports.gpu_check $(ARGS)
 
 lint: $(STAMPS)/test
 	$(BIN)/ruff check
@@ -90,6 +98,11 @@ $(STAMPS)/peers-1: | $(STAMPS)/package
 	    echo "To compare with it: make $(firstword $(MAKECMDGOALS)) TORCH=torch (2 GB on Linux), or PIP_ARGS with an index that has the CPU build."; \
 	  fi; \
 	fi
+
+$(STAMPS)/cuda12 $(STAMPS)/cuda13: $(STAMPS)/cuda%: | $(STAMPS)/package
+	@echo "installing CuPy for CUDA $*, and PyTorch to compare with"
+	$(PIP) --editable '.[cuda$*]' torch
+	@touch $@
 
 # the constraint keeps the build of PyTorch that is there: pip refuses a quantiser rather than put the CUDA build in
 # its place. Without PyTorch only gguf is installed, which does without; the page names what was not measured

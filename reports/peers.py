@@ -232,28 +232,35 @@ class NumpyBert:
 
 
 class TorchBert:
-    """A BERT encoder in torch.nn.functional, float32, with PyTorch's fused attention."""
+    """A BERT encoder in torch.nn.functional, with PyTorch's fused attention; float32 on the CPU by default."""
 
     name = "PyTorch"
 
-    def __init__(self, folder: Folder, torch: Any) -> None:
+    def __init__(self, folder: Folder, torch: Any, device: str = "cpu", dtype: Any = None) -> None:
         self.torch = torch
         self.folder = folder
         self.config = folder.config
+        self.device = device
         with safe_open(folder.weights_file, framework="numpy") as f:
             names = [n for n in f.keys() if n.startswith(("embeddings.", "encoder."))]  # noqa: SIM118
         self.weights = {
-            n: torch.from_numpy(folder.tensor(n)) for n in names if not n.endswith("position_ids")
+            n: torch.from_numpy(folder.tensor(n)).to(device, dtype)
+            for n in names
+            if not n.endswith("position_ids")
         }
 
-    def embed(self, texts: list[str]) -> F32:
-        """Unit sentence vectors (len(texts), hidden_size), as NumPy's."""
+    def hidden(self, ids: Any, real: Any = None) -> Any:
+        """Hidden states (count, seq, hidden_size) after the last layer.
+
+        Parameters
+        ----------
+        ids : (count, seq), on the device
+        real : (count, seq) bool, True where a token is no padding; None: everywhere
+        """
         torch = self.torch
         f = torch.nn.functional
         w, c = self.weights, self.config
-        ids_array, lengths_array = self.folder.batch(texts)
         with torch.inference_mode():
-            ids, lengths = torch.from_numpy(ids_array), torch.from_numpy(lengths_array)
             count, seq = ids.shape
             heads, eps = c["num_attention_heads"], c["layer_norm_eps"]
             x = f.embedding(ids, w["embeddings.word_embeddings.weight"])
@@ -261,7 +268,7 @@ class TorchBert:
             x += w["embeddings.token_type_embeddings.weight"][0]
             e = "embeddings.LayerNorm."
             x = f.layer_norm(x, x.shape[-1:], w[e + "weight"], w[e + "bias"], eps)
-            real = torch.arange(seq)[None, :] < lengths[:, None]
+            mask = None if real is None else real[:, None, None, :]
             for i in range(c["num_hidden_layers"]):
 
                 def dense(y: Any, name: str, layer: int = i) -> Any:
@@ -276,11 +283,22 @@ class TorchBert:
                     dense(x, f"attention.self.{part}").view(count, seq, heads, -1).transpose(1, 2)
                     for part in ("query", "key", "value")
                 )
-                o = f.scaled_dot_product_attention(q, k, v, attn_mask=real[:, None, None, :])
+                o = f.scaled_dot_product_attention(q, k, v, attn_mask=mask)
                 o = dense(o.transpose(1, 2).reshape(x.shape), "attention.output.dense")
                 a = norm(o + x, "attention.output.LayerNorm")
                 x = norm(
                     dense(f.gelu(dense(a, "intermediate.dense")), "output.dense") + a, "output.LayerNorm"
                 )
+            return x
+
+    def embed(self, texts: list[str]) -> F32:
+        """Unit sentence vectors (len(texts), hidden_size), as NumPy's."""
+        torch = self.torch
+        ids_array, lengths_array = self.folder.batch(texts)
+        with torch.inference_mode():
+            ids = torch.from_numpy(ids_array).to(self.device)
+            lengths = torch.from_numpy(lengths_array).to(self.device)
+            real = torch.arange(ids.shape[1], device=self.device)[None, :] < lengths[:, None]
+            x = self.hidden(ids, real).float()
             pooled = (x * real[..., None]).sum(1) / lengths[:, None]
-            return np.asarray(f.normalize(pooled, dim=1).numpy())
+            return np.asarray(torch.nn.functional.normalize(pooled, dim=1).cpu().numpy())

@@ -185,6 +185,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"backends to test, comma-separated, of {', '.join(BACKENDS)} (default: {','.join(DEFAULT)})",
     )
 
+    parser.addoption(
+        "--op", help="ops to test, comma-separated (default: all); tests of no op are left out then"
+    )
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the backends asked for, or end the run."""
@@ -208,10 +212,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", made.values(), ids=made.keys(), scope="session")
 
 
-def _exists(item: pytest.Item) -> bool:
-    """Whether the item's backend has its op, and can be given its refused input."""
+def _wanted(item: pytest.Item, ops_asked: frozenset[str] | None) -> bool:
+    """Whether the item's op is asked for, its backend has it, and can be given its refused input."""
     params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     backend, op, bad = (params.get(name) for name in ("backend", "op", "bad"))
+    if ops_asked is not None and (backend is None or op is None or op.name not in ops_asked):
+        return False
     if backend is None or op is None:
         return True
     if bad is not None and bad.not_on_gpu and backend.on_gpu:
@@ -220,7 +226,11 @@ def _exists(item: pytest.Item) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    missing = [item for item in items if not _exists(item)]
-    if missing:
-        items[:] = [item for item in items if _exists(item)]
-        config.hook.pytest_deselected(items=missing)
+    asked = config.getoption("--op")
+    names = None if asked is None else frozenset(asked.split(","))
+    if names is not None and not names <= set(spec.OPS):
+        raise pytest.UsageError(f"--op {asked} is unknown; use {', '.join(spec.OPS)}")
+    wanted = [item for item in items if _wanted(item, names)]
+    if len(wanted) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if not _wanted(item, names)])
+        items[:] = wanted

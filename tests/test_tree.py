@@ -42,7 +42,7 @@ FOLDERS = {"layers", "models", "gpu"}
 CPU = {"__init__", "_jit", "simd", "unpack", "quantize", "feedback"}  # the last two: the encoder's loops
 GPU = {"__init__", "_load", "_launch", "_rows", "_elements"}
 REPORTS = {
-    *("__init__", "bench", "plot", "page", "run", "inputs", "peers", "quality", "text"),
+    *("__init__", "bench", "plot", "page", "run", "inputs", "peers", "quality", "text", "gpu_check"),
     *(
         "tradeoff",
         "tradeoff_points",
@@ -54,6 +54,10 @@ REPORTS = {
 }
 QUANTIZERS = {"__init__", "__main__", "source", "gguf_file", "llama", "onnx_runtime", "torch_tools"}
 CASES = {"__init__", "model"}
+GPU_CHECK = {
+    *("__init__", "stage", "device", "timing", "targets", "checkout", "pack"),
+    *("conformance", "minilm", "bandwidth", "weights", "attention", "encoder", "latency", "sanitizer"),
+}
 
 
 def sources() -> list[Path]:
@@ -117,6 +121,7 @@ def test_report_modules() -> None:
     assert modules("reports") <= REPORTS
     assert modules("reports/cases") <= CASES | set(spec.OPS)
     assert modules("reports/quantizers") <= QUANTIZERS
+    assert modules("reports/gpu") <= GPU_CHECK
 
 
 @pytest.mark.parametrize("name", ["utils", "helpers", "misc", "common"])

@@ -1,0 +1,99 @@
+"""compute-sanitizer over a pass of every kernel: memory accesses (memcheck), races in shared memory (racecheck)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+from ..bench import child_environment
+from .checkout import root
+from .stage import FAILED, MISSING, PASSED, STOPPED, Options, Result, finish, start
+
+TOOLS = ("memcheck", "racecheck")
+PACKAGE = "nvidia-cuda-sanitizer-api"
+FOUND = 9  # exit status that stands for an error found
+_SUMMARY = {
+    "memcheck": re.compile(r"ERROR SUMMARY: (\d+) error"),
+    "racecheck": re.compile(r"RACECHECK SUMMARY: (\d+) hazard"),
+}
+_PASSED_OVER = re.compile(r"^every_kernel: (\d+) kernels$", re.MULTILINE)
+
+
+def program() -> str | None:
+    """The path of compute-sanitizer: on PATH, in a CUDA toolkit, or of the package; None where there is none."""
+    toolkits = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    for found in (shutil.which("compute-sanitizer"), *(f"{t}/bin/compute-sanitizer" for t in toolkits if t)):
+        if found and os.access(found, os.X_OK):
+            return found
+    try:
+        files = metadata.files(PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        return None
+    # that of the package's bin/ is a script that starts the other one
+    places = [str(f.locate()) for f in files if f.name == "compute-sanitizer"]
+    return next((p for p in places if os.access(p, os.X_OK)), None)
+
+
+def command(tool: str, path: str, log: Path) -> list[str]:
+    """One pass under a tool. CuPy's own failed calls are no errors of a kernel; those of a launch raise."""
+    options = [
+        *("--tool", tool, "--error-exitcode", str(FOUND), "--launch-timeout", "120"),
+        *("--print-limit", "50", "--log-file", str(log)),
+    ]
+    if tool == "memcheck":
+        options += ["--report-api-errors", "no", "--padding", "64"]
+    return [path, *options, sys.executable, "-m", "tests.every_kernel"]
+
+
+def findings(tool: str, log: str) -> int | None:
+    """Errors or hazards that the tool counts, or None where it did not come to count them."""
+    found = _SUMMARY[tool].search(log)
+    return None if found is None else int(found[1])
+
+
+def kernels(output: str) -> int | None:
+    """Kernels that the pass launched, or None where it did not reach its end."""
+    found = _PASSED_OVER.search(output)
+    return None if found is None else int(found[1])
+
+
+def run(options: Options, result: Result) -> None:
+    """Each tool in turn, with half of the time each."""
+    folder = root()
+    path = program()
+    if path is None:
+        result.say(
+            f"compute-sanitizer is not here; it comes with the CUDA toolkit, or: pip install {PACKAGE}"
+        )
+        result.end(MISSING)
+        return
+    statuses = []
+    for i, tool in enumerate(TOOLS):
+        began = time.perf_counter()
+        log, output = options.out / f"{tool}.log", options.out / f"{tool}-output.log"
+        log.unlink(missing_ok=True)
+        process = start(command(tool, path, log.resolve()), output, folder, child_environment())
+        share = (options.seconds - result.seconds) / (len(TOOLS) - i)
+        status = finish(process, share)
+        found = findings(tool, log.read_text(errors="replace")) if log.is_file() else None
+        count = kernels(output.read_text(errors="replace"))
+        result.fact(tool, {"exit": status, "findings": found, "kernels": count})
+        seconds = time.perf_counter() - began
+        if status is None:
+            result.say(
+                f"{tool}: stopped after {seconds:.0f} s; what it printed is in {output.name} and {log.name}"
+            )
+            statuses.append(FAILED if found else STOPPED)
+        elif status == 0 and found == 0 and count:
+            result.say(f"{tool}: nothing found in {count} kernels, {seconds:.0f} s")
+            statuses.append(PASSED)
+        else:
+            told = "no summary" if found is None else f"{found} found"
+            result.say(f"{tool}: {told}, exit status {status}, {count or 'not all'} kernels; see {log.name}")
+            statuses.append(FAILED)
+    result.end(next(s for s in (FAILED, STOPPED, PASSED) if s in statuses))

@@ -1,0 +1,111 @@
+"""A stage's options, its result on disk, and the processes that it starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PASSED, FAILED, STOPPED, MISSING = "passed", "failed", "stopped", "cannot run"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all stages share.
+
+    Attributes
+    ----------
+    out : folder of results and logs
+    rows : folder of the CSV file of rows
+    model : folder of a BERT-shaped model, or None for the installed package's
+    quick : small and few cases: shows that everything works, not figures to quote
+    commit : what the rows say was measured, "" for the checkout's own
+    jobs : processes at once where a stage can have several
+    seconds : time budget of the stage
+    """
+
+    out: Path
+    rows: Path
+    model: Path | None = None
+    quick: bool = False
+    commit: str = ""
+    jobs: int = 4
+    seconds: float = 600.0
+
+
+@dataclass
+class Result:
+    """What a stage found: written after every change, so that a stage that is stopped leaves what it has.
+
+    Attributes
+    ----------
+    status : PASSED, FAILED, STOPPED (before its end) or MISSING (something that it needs is not there)
+    lines : what a reader should know, one line each
+    facts : figures by name
+    """
+
+    stage: str
+    path: Path
+    status: str = STOPPED
+    seconds: float = 0.0
+    lines: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    _began: float = field(default_factory=time.perf_counter)
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+        print(f"{self.stage}: {line}", flush=True)
+        self.write()
+
+    def fact(self, name: str, value: Any) -> None:
+        self.facts[name] = value
+        self.write()
+
+    def end(self, status: str) -> None:
+        self.status = status
+        self.write()
+
+    def write(self) -> None:
+        self.seconds = time.perf_counter() - self._began
+        held = {name: getattr(self, name) for name in ("stage", "status", "seconds", "lines", "facts")}
+        scratch = self.path.with_suffix(".part")
+        scratch.write_text(json.dumps(held, indent=1), encoding="utf-8")
+        scratch.replace(self.path)
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """What a stage wrote, or None where it wrote nothing."""
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def start(
+    command: Sequence[str],
+    log: Path,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """A process in a group of its own, its output in a file."""
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, cwd=folder, env=env, start_new_session=True
+        )
+
+
+def finish(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """Its exit status; None when it was still running after `seconds` and was ended, with what it started."""
+    try:
+        return process.wait(max(seconds, 0.0))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return None

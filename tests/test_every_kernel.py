@@ -1,0 +1,19 @@
+"""The pass that compute-sanitizer looks at reaches every kernel."""
+
+from __future__ import annotations
+
+import pytest
+
+from rbe_gpu import spec
+from rbe_gpu.gpu import _load
+
+from .every_kernel import calls, launched
+from .host.executor import library
+from .host.sanitized import Shapes
+
+
+@pytest.mark.parametrize("op", [op for op in spec.OPS if _load.has(op)])
+def test_the_pass_reaches_every_kernel(op: str) -> None:
+    data = Shapes()
+    found = set().union(*(launched(*call, data) for call in calls(op)))
+    assert {entry for entry in found if entry.startswith(f"{op}_")} == set(library(op).index)

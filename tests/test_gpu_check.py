@@ -1,0 +1,528 @@
+"""The GPU check without a GPU: its stages on the stand-in for CuPy and PyTorch on the CPU, at sizes that show nothing
+but that they work; and everything that is arithmetic.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from rbe_gpu.reports import bench, gpu_check
+from rbe_gpu.reports.gpu import (
+    attention,
+    bandwidth,
+    encoder,
+    latency,
+    minilm,
+    sanitizer,
+    stage,
+    targets,
+    weights,
+)
+from rbe_gpu.reports.gpu.conformance import outcomes
+from rbe_gpu.reports.gpu.device import Device, WrongResult, file_name, sampled
+from rbe_gpu.reports.gpu.stage import Options, Result
+from rbe_gpu.reports.gpu.timing import EventClock, WallClock, paired
+from rbe_gpu.reports.inputs import Inputs
+
+from . import real
+from .host import stand_in
+from .test_compress_model import make_model
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def inputs() -> Inputs:
+    return Inputs(real.MODEL_DIR)
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Device]:
+    """The stand-in, and PyTorch on the CPU; a clock that calls once and does not look."""
+    torch = pytest.importorskip("torch")
+    session = bench.Session(2, "GPU H100 that is none", "versions", "commit", "now")
+    with stand_in.installed() as cupy:
+        yield Device(
+            cupy,
+            torch,
+            WallClock(lambda: None),
+            lambda to, source: np.copyto(to, source),
+            session,
+            tmp_path / "gpu.csv",
+            cache_bytes=1 << 16,
+            quick=True,
+            seconds=0.0,
+            torch_device="cpu",
+        )
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Result:
+    return Result("stage", tmp_path / "stage.json")
+
+
+def measured(device: Device) -> bench.Results:
+    return bench.Results(bench.read_rows(device.path))
+
+
+# --- stages on the stand-in ---------------------------------------------------------------------------
+
+
+def test_bandwidth(device: Device, inputs: Inputs, result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = [c for c in bandwidth.cases() if c.cols == 768 or (c.cols == 4096 and c.dtype == "float16")]
+    assert {c.op for c in chosen} >= {
+        "layer_norm",
+        "rms_norm",
+        "softmax",
+        "gelu",
+        "silu",
+        "swiglu",
+        "dropout",
+    }
+    monkeypatch.setattr(bandwidth, "QUICK_NBYTES", 1 << 13)
+    monkeypatch.setattr(bandwidth, "cases", lambda: iter(chosen))
+    bandwidth.measure(device, inputs, result)
+    rows = measured(device)
+    for case in chosen:
+        providers = rows.providers(case.op, case.name, "time")
+        assert {"rbe_gpu", "copy"} <= set(providers)
+        assert rows.value(case.op, case.name, "rbe_gpu", "bandwidth_vs_copy") is not None
+    assert rows.value("softmax", "768 columns", "rbe_gpu", "speed_vs_PyTorch") is not None
+    assert rows.value("layer_norm", "4096 columns, residual", "rbe_gpu", "speed_vs_PyTorch") is not None
+    assert json.loads(result.path.read_text())["lines"]
+
+
+def test_decode(device: Device, inputs: Inputs, result: Result) -> None:
+    weights.measure_decode(device, inputs, result)
+    rows = measured(device)
+    for case in weights.decodes():
+        assert rows.value("decode", case.name, "rbe_gpu", "written_vs_copy") is not None
+
+
+def test_linear(device: Device, inputs: Inputs, result: Result) -> None:
+    weights.measure_linear(device, inputs, result)
+    rows = measured(device)
+    for case in weights.linears(quick=True):
+        for provider in ("rbe_gpu", "rbe_gpu dense"):
+            assert rows.value("linear", case.name, provider, "speed_vs_PyTorch") is not None
+
+
+def test_attention(device: Device, inputs: Inputs, result: Result) -> None:
+    attention.measure(device, inputs, result)
+    rows = measured(device)
+    for case in attention.cases(quick=True):
+        assert rows.value("attention", case.name, "rbe_gpu", "rate") is not None
+        assert rows.value("attention", case.name, "rbe_gpu", "speed_vs_PyTorch") is not None
+    # the CPU has no cuDNN: that is said, and not passed over
+    assert any("no PyTorch cudnn" in line for line in result.lines)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_model(tmp_path / "model")
+
+
+def test_encoder(device: Device, folder: Path, result: Result) -> None:
+    encoder.measure(device, Inputs(folder), result)
+    rows = measured(device)
+    for provider in ("rbe_gpu dense", "rbe_gpu grade B"):
+        assert rows.value("model", "1 x 8 tokens", provider, "speed_vs_PyTorch float16") is not None
+
+
+def test_minilm(device: Device, folder: Path, result: Result, tmp_path: Path) -> None:
+    minilm.measure(device, Options(tmp_path, tmp_path, folder), result)
+    assert result.status == stage.PASSED, result.lines
+    rows = measured(device)
+    for peer in ("CPU", "Candle"):
+        error = rows.value("model", "dense", "rbe_gpu", f"relative_error_vs_{peer}")
+        assert error is not None
+        assert error <= minilm.TOLERANCE
+
+
+def test_a_wrong_result_is_not_timed(device: Device) -> None:
+    right = np.arange(4.0)
+    assert device.check("x", device.array(right.astype(np.float32)), right, 1e-6) == 0
+    with pytest.raises(WrongResult, match=r"x is off by 0\.\d+ \(allowed 1e-06\)"):
+        device.check("x", device.array(np.array([0, 1, 2, 4], np.float32)), right, 1e-6)
+    with pytest.raises(WrongResult):
+        device.check("x", device.array(np.full(4, np.nan, np.float32)), right, 1e-6)
+
+
+def test_names_of_files_and_samples() -> None:
+    assert file_name("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3.csv"
+    assert sampled(3, 16) == [0, 1, 2]
+    assert sampled(1000, 5) == [0, 249, 499, 749, 999]
+
+
+def test_buffers_are_more_than_the_cache(device: Device) -> None:
+    device.quick = False
+    assert device.copies(1 << 15) * (1 << 15) >= 4 * device.cache_bytes
+    assert device.copies(1 << 40) == 2
+    assert device.copies(1) == 64
+
+
+@pytest.mark.parametrize(
+    ("case", "moved"),
+    [
+        (bandwidth.Case("softmax", 1024, "float16"), 2 * (1 << 20)),
+        (bandwidth.Case("layer_norm", 1024, "float32", residual=True), 4 * (1 << 20)),
+        (bandwidth.Case("swiglu", 1024, "float16"), 3 * (1 << 19)),
+    ],
+)
+def test_bytes_that_must_move(case: bandwidth.Case, moved: int) -> None:
+    assert case.moved(case.shape(1 << 20)) == moved
+
+
+def test_flops_of_attention() -> None:
+    full = attention.Case(2, 1024, 16, 128, causal=False)
+    assert full.flops == 4 * 2 * 16 * 1024 * 1024 * 128
+    assert attention.Case(2, 1024, 16, 128, causal=True).flops == full.flops / 2
+    shapes = {c.shape for c in attention.cases()}
+    assert all(b * s == 16384 and h * d == 2048 for b, s, h, d in shapes)
+
+
+# --- time ---------------------------------------------------------------------------------------------
+
+
+class Ticks:
+    """A clock on which calls[i] takes `costs[name]`; records who was measured."""
+
+    def __init__(self, costs: dict[str, float]) -> None:
+        self.costs = costs
+        self.order: list[str] = []
+        self.firsts: list[tuple[str, int]] = []
+
+    def synchronize(self) -> None:
+        pass
+
+    def seconds(self, calls: Any, count: int, first: int) -> float:
+        name = calls[0]()
+        self.order.append(name)
+        self.firsts.append((name, first))
+        return self.costs[name]
+
+
+def test_rivals_take_turns_and_go_through_their_buffers() -> None:
+    clock = Ticks({"a": 1e-3, "b": 4e-3})
+    times = paired(clock, {"a": [lambda: "a"] * 3, "b": [lambda: "b"]}, seconds=0.0, least=3)
+    assert times == {"a": [1e-3] * 3, "b": [4e-3] * 3}
+    assert clock.order[4:] == ["a", "b", "b", "a", "a", "b"]  # after two looks at each
+    assert [f for n, f in clock.firsts[4:] if n == "a"] == [0, 2, 4]  # two calls fill a turn of 2 ms
+
+
+def test_rounds_end_when_time_is_up() -> None:
+    seen = iter(range(100))
+    clock = Ticks({"a": 1e-3})
+    assert len(paired(clock, {"a": [lambda: "a"]}, 10.0, least=2, now=lambda: next(seen))["a"]) == 11
+    assert len(paired(clock, {"a": [lambda: "a"]}, 1e9, least=2, most=7)["a"]) == 7
+
+
+class FakeCuda:
+    """Events that are 6 ms apart; launches of the spinning kernel are recorded."""
+
+    def __init__(self) -> None:
+        self.leads: list[int] = []
+        event = lambda: SimpleNamespace(record=lambda: None, synchronize=lambda: None)  # noqa: E731
+        self.cuda = SimpleNamespace(Event=event, get_elapsed_time=lambda start, end: 6.0)
+
+    def RawKernel(self, source: str, name: str) -> Any:
+        assert f"void {name}(" in source
+        return lambda grid, block, args: self.leads.append(int(args[0]))
+
+
+def test_the_gpu_spins_while_calls_are_queued() -> None:
+    cupy = FakeCuda()
+    clock = EventClock(cupy)
+    assert clock.seconds([lambda: None], 3, 0) == pytest.approx(2e-3)
+    assert len(cupy.leads) == 1
+    slow = [lambda: time.sleep(1e-3)]
+    clock.seconds(slow, 3, 0)
+    assert len(cupy.leads) > 2  # once too short, then long enough
+    assert cupy.leads[-1] >= 3_000_000
+
+
+def test_calls_that_wait_for_the_gpu_cannot_be_timed_with_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rbe_gpu.reports.gpu.timing.MOST_LEAD", 1000)
+    with pytest.raises(RuntimeError, match="queueing 2 calls took"):
+        EventClock(FakeCuda()).seconds([lambda: time.sleep(1e-3)], 2, 0)
+
+
+# --- targets ------------------------------------------------------------------------------------------
+
+
+def row(op: str, case: str, metric: str, value: float, **given: Any) -> bench.Row:
+    session = bench.Session(2, "NVIDIA H100 80GB HBM3 (sm_90)", "v", "c", "t")
+    made = {"shape": "", "dtype": "float16", "provider": "rbe_gpu"} | given
+    provider = made.pop("provider")
+    return session.row(op, case, provider, metric, "", value, backend="cuda", **made)
+
+
+def judged(name: str, *rows: bench.Row) -> targets.Verdict:
+    (target,) = (t for t in targets.TARGETS if t.name.startswith(name))
+    return targets.judge(target, rows)
+
+
+def test_targets_without_rows_are_not_measured() -> None:
+    assert {v.status for v in targets.verdicts([])} == {targets.NOT_MEASURED}
+    assert all(v.line.startswith("not measured: ") for v in targets.verdicts([]))
+
+
+def test_the_worst_case_decides() -> None:
+    shape = "(16384, 4096)"
+    good = row("softmax", "4096 columns", "bandwidth_vs_copy", 0.95, shape=shape)
+    bad = row("softmax", "16384 columns", "bandwidth_vs_copy", 0.85, shape=shape)
+    small = row("softmax", "768 columns", "bandwidth_vs_copy", 0.1, shape="(64, 768)")
+    assert judged("softmax", good, small).status == targets.MET
+    verdict = judged("softmax", good, bad)
+    assert verdict.status == targets.MISSED
+    assert verdict.line.endswith("worst 85% (16384 columns, float16); 1 of 2 cases meet it")
+    again = row("softmax", "16384 columns", "bandwidth_vs_copy", 0.93, shape=shape)
+    assert judged("softmax", good, bad, again).status == targets.MET  # the last row of a case counts
+
+
+def test_linear_counts_large_matrices_of_four_bits() -> None:
+    case = "{}, {} tokens, dense-int4"
+    rows = [
+        row("linear", case.format("4096x4096", 1), "speed_vs_PyTorch", 3.5),
+        row("linear", case.format("4096x4096", 16), "speed_vs_PyTorch", 1.2),
+        row("linear", case.format("256x384", 1), "speed_vs_PyTorch", 0.1),
+        row("linear", "4096x4096, 1 tokens, dense-int8", "speed_vs_PyTorch", 0.1),
+        row("linear", case.format("4096x4096", 1), "speed_vs_PyTorch", 0.1, provider="rbe_gpu dense"),
+    ]
+    assert judged("linear, 4 bits, 1 token", *rows).status == targets.MET
+    assert judged("linear, 4 bits, 16 tokens", *rows).status == targets.MISSED
+    assert judged("linear, 4 bits, 512 tokens", *rows).status == targets.NOT_MEASURED
+
+
+def test_attention_is_judged_on_the_gpu_that_its_limits_are_of() -> None:
+    rates = {1024: 310e12, 2048: 372e12}
+    rows = [row("attention", f"{n} tokens, head_dim 128, full", "rate", rate) for n, rate in rates.items()]
+    assert judged("attention, full: all", *rows).status == targets.MET
+    assert judged("attention, full: the best", *rows).status == targets.MET
+    assert judged("attention, causal: all", *rows).status == targets.NOT_MEASURED
+    other = bench.Session(2, "NVIDIA A100", "v", "c", "t").row(
+        "attention", rows[0].case, "rbe_gpu", "rate", "", 1e12
+    )
+    assert judged("attention, full: all", other).status == targets.NOT_MEASURED
+
+
+def test_a_limit_from_above() -> None:
+    assert (
+        judged("MiniLM, batch 1", row("model", "1 x 128 tokens", "graph_vs_kernels", 1.1)).status
+        == targets.MET
+    )
+    assert (
+        judged("MiniLM, batch 1", row("model", "1 x 128 tokens", "graph_vs_kernels", 1.3)).status
+        == targets.MISSED
+    )
+
+
+# --- what other programs print ------------------------------------------------------------------------
+
+
+def test_outcomes_of_pytest() -> None:
+    log = (
+        "tests/test_conformance.py::test_value[cuda-silu-3_x_1-float32] PASSED [  1%]\n"
+        "tests/test_conformance.py::test_value[cuda-silu-3_x_31-float32] FAILED [  2%]\n"
+        "tests/test_conformance.py::test_out[cuda-silu-3_x_31-float32] ERROR [  3%]\n"
+        "FAILED tests/test_conformance.py::test_value[cuda-silu-3_x_31-float32] - boom\n"
+    )
+    counts, bad = outcomes(log)
+    assert counts == {"passed": 1, "failed": 1, "error": 1}
+    assert bad == ["test_value[cuda-silu-3_x_31-float32]", "test_out[cuda-silu-3_x_31-float32]"]
+
+
+def test_what_compute_sanitizer_says() -> None:
+    assert sanitizer.findings("memcheck", "========= ERROR SUMMARY: 0 errors\n") == 0
+    assert sanitizer.findings("memcheck", "========= ERROR SUMMARY: 12 errors\n") == 12
+    hazards = "========= RACECHECK SUMMARY: 2 hazards displayed (1 error, 1 warning)\n"
+    assert sanitizer.findings("racecheck", hazards) == 2
+    assert sanitizer.findings("racecheck", "========= Error: process didn't terminate successfully\n") is None
+    assert sanitizer.kernels("every_kernel: softmax: 9 calls\nevery_kernel: 112 kernels\n") == 112
+    assert sanitizer.kernels("every_kernel: softmax: 9 calls\n") is None
+
+
+def fake_sanitizer(folder: Path, summary: str, kernels: str, status: int) -> str:
+    path = folder / "compute-sanitizer"
+    path.write_text(
+        f'#!/bin/sh\nwhile [ "$1" != --log-file ]; do shift; done\n'
+        f'echo "{summary}" >"$2"\necho "{kernels}"\nexit {status}\n'
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("found", "kernels", "status", "ends"),
+    [
+        (0, "every_kernel: 3 kernels", 0, stage.PASSED),
+        (2, "every_kernel: 3 kernels", 9, stage.FAILED),
+        (0, "every_kernel: softmax: 1 calls", 0, stage.FAILED),
+        (0, "every_kernel: 3 kernels", 1, stage.FAILED),
+    ],
+)
+def test_a_pass_under_compute_sanitizer(
+    found: int,
+    kernels: str,
+    status: int,
+    ends: str,
+    tmp_path: Path,
+    result: Result,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    summary = f"ERROR SUMMARY: {found} errors RACECHECK SUMMARY: {found} hazards displayed"
+    program = fake_sanitizer(tmp_path, summary, kernels, status)
+    monkeypatch.setattr(sanitizer, "program", lambda: program)
+    sanitizer.run(Options(tmp_path, tmp_path), result)
+    assert result.status == ends
+    assert set(result.facts) == {"memcheck", "racecheck"}
+
+
+def test_without_compute_sanitizer(tmp_path: Path, result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sanitizer, "program", lambda: None)
+    sanitizer.run(Options(tmp_path, tmp_path), result)
+    assert result.status == stage.MISSING
+    assert "pip install nvidia-cuda-sanitizer-api" in result.lines[0]
+
+
+def test_latency(device: Device, tmp_path: Path, result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {
+        "tokens": 24, "compiled": [{"architecture": 90, "seconds": {"linear": 8.0, "attention": 9.0}}],
+        "move_seconds": 0.1, "first_batch_seconds": 0.5, "second_batch_seconds": 0.001,
+    }  # fmt: skip
+    script = f"import json; print('a warning'); print(json.dumps({found!r}, indent=2)); print('done')"
+    monkeypatch.setattr(latency, "command", lambda model: [sys.executable, "-c", script])
+    latency.measure(device, Options(tmp_path, tmp_path, real.MODEL_DIR), result)
+    assert result.status == stage.PASSED
+    rows = measured(device)
+    for case in latency.CASES:
+        assert rows.value("linear", case, "rbe_gpu", "compile_time") == 8.0
+        assert rows.value("model", case, "rbe_gpu", "compile_time") == 17.0
+        assert rows.value("model", case, "rbe_gpu", "first_batch_time") == 0.5
+    monkeypatch.setattr(
+        latency, "command", lambda model: [sys.executable, "-c", "exit('no GPU can be used')"]
+    )
+    latency.measure(device, Options(tmp_path, tmp_path, real.MODEL_DIR), result)
+    assert result.status == stage.FAILED
+    assert result.lines[-1] == "nothing kept: no GPU can be used"
+
+
+# --- the command --------------------------------------------------------------------------------------
+
+
+def script(body: str) -> Any:
+    """A command of a stage that is this Python program; `path` is the file of its result."""
+
+    def command(name: str, options: Options) -> list[str]:
+        path = str(options.out / f"{name}.json")
+        held = f"dict(stage={name!r}, status=status, lines=['a line'])"
+        head = f"import json, sys, time\ndef write(status): json.dump({held}, open({path!r}, 'w'))\n"
+        return [sys.executable, "-c", head + body]
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "last"),
+    [
+        ("write('passed')", stage.PASSED, "a line"),
+        ("write('failed'); sys.exit(1)", stage.FAILED, "a line"),
+        ("write('stopped'); sys.exit(139)", stage.FAILED, "ended with exit status 139; see decode.log"),
+        ("pass", stage.FAILED, "it wrote no result"),
+    ],
+)
+def test_a_stage_is_a_process(body: str, status: str, last: str, tmp_path: Path) -> None:
+    (found,) = gpu_check.run_all(["decode"], Options(tmp_path, tmp_path), script(body))
+    assert (found["status"], found["lines"][-1]) == (status, last)
+
+
+def test_a_stage_that_is_stopped_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = gpu_check.Stage("decode", "", 0.5, lambda options, result: None)
+    monkeypatch.setattr(gpu_check, "LEAST", 0.1)
+    monkeypatch.setitem(gpu_check.STAGES, "decode", short)
+    body = "write('stopped'); time.sleep(60)"
+    (found,) = gpu_check.run_all(["decode"], Options(tmp_path, tmp_path), script(body))
+    assert found["status"] == stage.STOPPED
+    assert found["lines"][0] == "a line"
+    assert found["lines"][-1].startswith("stopped after")
+
+
+def test_no_stage_is_started_without_time(tmp_path: Path) -> None:
+    options = Options(tmp_path, tmp_path, seconds=3.0)
+    found = gpu_check.run_all(["decode", "linear"], options, script("write('passed')"))
+    assert [one["lines"] for one in found] == [["no time was left"]] * 2
+
+
+def test_a_stage_without_cupy_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert gpu_check.run_stage("decode", Options(tmp_path, tmp_path)) == 1
+    left = stage.read(tmp_path / "decode.json")
+    assert left is not None
+    assert left["status"] == stage.MISSING
+    assert "cupy" in left["lines"][-1]
+
+
+def test_errors_of_a_stage_end_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(options: Options, result: Result) -> None:
+        result.say("one case measured")
+        raise RuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered\nmore")
+
+    monkeypatch.setitem(gpu_check.STAGES, "decode", gpu_check.Stage("decode", "", 5.0, broken))
+    assert gpu_check.run_stage("decode", Options(tmp_path, tmp_path)) == 1
+    left = stage.read(tmp_path / "decode.json")
+    assert left is not None
+    assert left["status"] == stage.FAILED
+    assert (
+        left["lines"][-1] == "RuntimeError: cudaErrorIllegalAddress: an illegal memory access was encountered"
+    )
+
+
+def test_arguments(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert gpu_check.parsed([]).names == list(gpu_check.STAGES)
+    assert gpu_check.parsed(["--only", "decode,linear"]).names == ["decode", "linear"]
+    for wrong in (
+        ["--only", "decoding"],
+        ["--jobs", "0"],
+        ["--seconds", "-1"],
+        ["--model", str(tmp_path / "no")],
+    ):
+        with pytest.raises(SystemExit) as caught:
+            gpu_check.parsed(wrong)
+        assert caught.value.code == 2
+    assert gpu_check.main(["--list"]) == 0
+    assert "conformance" in capsys.readouterr().out
+
+
+def test_a_stage_gets_the_options(tmp_path: Path) -> None:
+    options = Options(tmp_path, tmp_path / "rows", tmp_path, True, "abc", 3, 9.5)
+    (*_, module, flag, name), rest = (c := gpu_check._command("linear", options))[:5], c[5:]
+    assert (module, flag, name) == ("rbe_gpu.reports.gpu_check", "--stage", "linear")
+    given = gpu_check.parsed(["--stage", "linear", *rest])
+    assert (given.out, given.rows, given.model) == (options.out, options.rows, options.model)
+    assert (given.quick, given.commit, given.jobs, given.seconds) == (True, "abc", 3, 9.5)
+
+
+def test_the_summary_names_every_stage_and_target(tmp_path: Path) -> None:
+    found = [
+        {"stage": "decode", "status": stage.STOPPED, "seconds": 3.0, "lines": ["one", "stopped after 3 s"]}
+    ]
+    told = gpu_check.summary(found, [row("attention", "1024 tokens, head_dim 64, full", "rate", 2e14)])
+    assert "decode       stopped        3 s  stopped after 3 s" in told
+    assert "missed: attention, full: all >= 306 TFLOP/s: worst 200 TFLOP/s" in told
+    assert told.count("\n  ") == 1 + len(targets.TARGETS)
+
+
+def test_rows_of_other_machines_are_left_alone(tmp_path: Path) -> None:
+    session = bench.Session(2, "CPU", "v", "c", "t")
+    bench.append_rows(tmp_path / "cpu.csv", [session.row("softmax", "a", "rbe_gpu", "time", "s", 1.0)])
+    bench.append_rows(tmp_path / "gpu.csv", [row("softmax", "a", "time", 1.0)])
+    (tmp_path / "quality.csv").write_text("other,columns\n1,2\n")
+    assert [r.backend for r in gpu_check.rows_of(tmp_path)] == ["cuda"]
