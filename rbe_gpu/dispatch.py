@@ -47,6 +47,7 @@ class Backend:
 
 CPU = Backend("cpu", "rbe_gpu.cpu_fallback")
 CUDA = Backend("cuda", "rbe_gpu.gpu", "cupy")
+_ON_CPU = frozenset((np.ndarray, type(None)))
 _DLPACK_CUDA = 2  # kDLCUDA of dlpack.h
 
 
@@ -104,6 +105,8 @@ def backend_of(**arrays: Any) -> Backend:
     TypeError
         An unknown array type, or arrays on different devices.
     """
+    if _ON_CPU.issuperset(map(type, arrays.values())):
+        return CPU
     first_name, first_device = "", ""
     for name, value in arrays.items():
         if value is None:

@@ -28,6 +28,7 @@ from .dispatch import Backend, accepted, backend_of, device_of, explained, modul
 from .workspace import Workspace
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+_FLOAT32 = FLOATS[0]  # comparing dtypes takes 0.1 us, looking whether they are one object a quarter of it
 ACTIVATIONS = (None, "relu", "gelu", "gelu_tanh", "silu")
 _FLOAT_NAMES = "float32, float16 or bfloat16"
 
@@ -36,13 +37,23 @@ _R = TypeVar("_R")
 
 
 def _op(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """An op whose arguments may be arrays of any library on a GPU."""
+    """An op whose arguments may be arrays of any library on a GPU.
+
+    `backend_of`, first in every op, refuses what is neither NumPy's nor CuPy's; only then is it worth looking whether
+    an argument is an array of another library.
+    """
 
     @wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        values: Any = [accepted(a) for a in args]
-        named: Any = {name: accepted(a) for name, a in kwargs.items()}
         try:
+            try:
+                return function(*args, **kwargs)
+            except TypeError:
+                values: Any = [accepted(a) for a in args]
+                named: Any = {name: accepted(a) for name, a in kwargs.items()}
+                given = [*args, *kwargs.values()]
+                if all(a is b for a, b in zip(given, [*values, *named.values()], strict=True)):
+                    raise
             return function(*values, **named)
         except MemoryError as error:
             told = explained(error)
@@ -54,9 +65,14 @@ def _op(function: Callable[_P, _R]) -> Callable[_P, _R]:
 # --- checks -------------------------------------------------------------------------------------------
 
 
+def _is_plain(a: Array) -> bool:
+    """Whether an array is float32 and C-contiguous, as most are: a look that saves two checks by name."""
+    return a.dtype is _FLOAT32 and bool(a.flags.c_contiguous)
+
+
 def _need_float(**arrays: Array | None) -> None:
     for name, a in arrays.items():
-        if a is not None and a.dtype not in FLOATS:
+        if a is not None and a.dtype is not _FLOAT32 and a.dtype not in FLOATS:
             raise TypeError(f"{name} has dtype {a.dtype}; use {_FLOAT_NAMES} ({name}.astype(numpy.float32))")
 
 
@@ -68,7 +84,7 @@ def _need_contiguous(**arrays: Array | None) -> None:
 
 
 def _need_shape(name: str, a: Array | None, shape: tuple[int, ...], why: str) -> None:
-    if a is not None and tuple(a.shape) != tuple(shape):
+    if a is not None and a.shape != shape and tuple(a.shape) != tuple(shape):
         raise ValueError(f"{name} has shape {tuple(a.shape)}, expected {tuple(shape)} ({why})")
 
 
@@ -83,6 +99,8 @@ def _output(
     """`out` checked, or a new array."""
     if out is None:
         return cast(Array, backend.xp.empty(shape, dtype))
+    if type(out) is np.ndarray and out.dtype is dtype and out.shape == shape and out.flags.carray:
+        return out
     if out.dtype != dtype:
         raise TypeError(f"{name} has dtype {out.dtype}, expected {np.dtype(dtype)}")
     _need_shape(name, out, shape, "the shape of the result")
@@ -102,8 +120,15 @@ def _rows(a: Array | None, cols: int) -> Array | None:
     return None if a is None else a.reshape(-1 if cols else prod(a.shape[:-1]), cols)
 
 
+def _need_rows(x: Array) -> None:
+    """x is an array, with a last axis."""
+    if type(x) is not np.ndarray:
+        backend_of(x=x)
+    _need_rank("x", x, 1)
+
+
 def _need_vector(name: str, a: Array | None, cols: int, what: str = "the last axis of x") -> None:
-    if a is None:
+    if a is None or (a.shape == (cols,) and _is_plain(a)):
         return
     _need_float(**{name: a})
     _need_shape(name, a, (cols,), what)
@@ -406,24 +431,32 @@ def softmax(x: Array, scale: float = 1.0, mask: Array | None = None, out: Array 
     Like x.
     """
     backend = backend_of(x=x, mask=mask, out=out)
-    _need_float(x=x)
-    _need_rank("x", x, 1)
-    _need_contiguous(x=x)
-    result = _output(backend, out, x.shape, x.dtype)
-    cols = x.shape[-1]
+    if not (x.dtype is _FLOAT32 and x.flags.c_contiguous):
+        _need_float(x=x)
+        _need_contiguous(x=x)
+    if not x.ndim:
+        _need_rank("x", x, 1)
+    shape = x.shape
+    result = _output(backend, out, shape, x.dtype)
     if mask is not None:
-        if mask.dtype != np.float32 and mask.dtype != np.bool_:
-            raise TypeError(f"mask has dtype {mask.dtype}; use float32 (added) or bool (True keeps)")
-        try:
-            mask = backend.xp.broadcast_to(mask, x.shape)
-        except ValueError:
-            raise ValueError(
-                f"mask has shape {tuple(mask.shape)}, which does not broadcast to {x.shape}"
-            ) from None
-        mask = mask.reshape(-1 if cols else prod(x.shape[:-1]), cols)
+        mask = _rows_mask(backend, mask, shape)
     if x.size:
-        backend.softmax(_rows(x, cols), float(scale), mask, _rows(result, cols))
+        if x.ndim == 2:
+            backend.softmax(x, float(scale), mask, result)
+        else:
+            backend.softmax(_rows(x, shape[-1]), float(scale), mask, _rows(result, shape[-1]))
     return result
+
+
+def _rows_mask(backend: Backend, mask: Array, shape: tuple[int, ...]) -> Array:
+    """`mask` broadcast to `shape`, seen as rows."""
+    if mask.dtype != np.float32 and mask.dtype != np.bool_:
+        raise TypeError(f"mask has dtype {mask.dtype}; use float32 (added) or bool (True keeps)")
+    try:
+        mask = backend.xp.broadcast_to(mask, shape)
+    except ValueError:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, which does not broadcast to {shape}") from None
+    return mask.reshape(-1 if shape[-1] else prod(shape[:-1]), shape[-1])
 
 
 def _norm(
@@ -437,30 +470,31 @@ def _norm(
     residual_out: Array | None,
 ) -> Array:
     backend = backend_of(x=x, weight=weight, bias=bias, residual=residual, out=out, residual_out=residual_out)
-    _need_float(x=x)
+    if not _is_plain(x):
+        _need_float(x=x)
+        _need_contiguous(x=x)
     _need_rank("x", x, 1)
     cols = x.shape[-1]
     _need_vector("weight", weight, cols)
     _need_vector("bias", bias, cols)
-    _need_shape("residual", residual, x.shape, "the shape of x")
-    if residual is not None and residual.dtype != x.dtype:
-        raise TypeError(f"residual has dtype {residual.dtype}, x has {x.dtype}; use one dtype")
-    _need_contiguous(x=x, residual=residual)
+    if residual is not None:
+        _need_shape("residual", residual, x.shape, "the shape of x")
+        if residual.dtype != x.dtype:
+            raise TypeError(f"residual has dtype {residual.dtype}, x has {x.dtype}; use one dtype")
+        _need_contiguous(residual=residual)
     if eps < 0:
         raise ValueError(f"eps={eps} is negative")
     if residual_out is not None:
         _output(backend, residual_out, x.shape, x.dtype, "residual_out")
     result = _output(backend, out, x.shape, x.dtype)
     if x.size:
-        vectors = (weight,) if op == "rms_norm" else (weight, bias)
-        getattr(backend, op)(
-            _rows(x, cols),
-            *vectors,
-            float(eps),
-            _rows(residual, cols),
-            _rows(result, cols),
-            _rows(residual_out, cols),
-        )
+        rows = [residual, result, residual_out]
+        if x.ndim != 2:
+            x, *rows = (_rows(a, cols) for a in (x, *rows))
+        if op == "rms_norm":
+            backend.rms_norm(x, weight, float(eps), *rows)
+        else:
+            backend.layer_norm(x, weight, bias, float(eps), *rows)
     return result
 
 
@@ -522,13 +556,15 @@ def _elementwise(
     op: str, x: Array, bias: Array | None, out: Array | None, cols_out: int, *extra: Any
 ) -> Array:
     backend = backend_of(x=x, bias=bias, out=out)
-    _need_float(x=x)
     cols = x.shape[-1]
+    if not _is_plain(x):
+        _need_float(x=x)
+        _need_contiguous(x=x)
     _need_vector("bias", bias, cols)
-    _need_contiguous(x=x)
     result = _output(backend, out, (*x.shape[:-1], cols_out), x.dtype)
     if x.size:
-        getattr(backend, op)(_rows(x, cols), bias, *extra, _rows(result, cols_out))
+        rows = (x, result) if x.ndim == 2 else (_rows(x, cols), _rows(result, cols_out))
+        getattr(backend, op)(rows[0], bias, *extra, rows[1])
     return result
 
 
@@ -540,16 +576,14 @@ def gelu(x: Array, bias: Array | None = None, approximate: str = "none", out: Ar
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate={approximate!r} is not supported; use 'none' (erf) or 'tanh'")
-    backend_of(x=x)
-    _need_rank("x", x, 1)
+    _need_rows(x)
     return _elementwise("gelu", x, bias, out, x.shape[-1], approximate)
 
 
 @_op
 def silu(x: Array, bias: Array | None = None, out: Array | None = None) -> Array:
     """y = t / (1 + exp(-t)), t = x + bias. x : (..., cols); bias : (cols,). Returns like x."""
-    backend_of(x=x)
-    _need_rank("x", x, 1)
+    _need_rows(x)
     return _elementwise("silu", x, bias, out, x.shape[-1])
 
 
@@ -559,8 +593,7 @@ def swiglu(x: Array, bias: Array | None = None, out: Array | None = None) -> Arr
 
     x : (..., 2n); bias : (2n,). Returns (..., n), dtype of x. Source: Shazeer 2020.
     """
-    backend_of(x=x)
-    _need_rank("x", x, 1)
+    _need_rows(x)
     if x.shape[-1] % 2:
         raise ValueError(f"x has {x.shape[-1]} columns; swiglu needs an even number, [gate | up]")
     return _elementwise("swiglu", x, bias, out, x.shape[-1] // 2)
