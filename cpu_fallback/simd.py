@@ -30,6 +30,7 @@ from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic, register_model
 
 LANES = 16
+_FLOAT32 = np.dtype(np.float32)
 
 _F32 = ir.FloatType()
 _F16 = ir.HalfType()
@@ -67,7 +68,7 @@ def bits(array: np.ndarray) -> np.ndarray:
     TypeError
         For every other dtype.
     """
-    if array.dtype == np.float32:
+    if array.dtype is _FLOAT32 or array.dtype == _FLOAT32:  # the first is three times as quick
         return array
     if array.dtype == np.float16:
         return array.view(np.uint16)
@@ -864,3 +865,45 @@ def claim(typingctx, counter):
         return builder.atomic_rmw("add", data, ir.IntType(64)(1), "monotonic")
 
     return types.int64(counter), codegen
+
+
+# --- gelu -------------------------------------------------------------------------------------------------
+
+# log2 of the normal tail Q(z) = erfc(z / sqrt 2) / 2 is -1 + z P(z): 3.6e-8 (1 + z) in Q itself, for all z >= 0
+_TAIL = (
+    -1.1511079,
+    -0.4591799,
+    -0.052594446,
+    0.0072209137,
+    -0.00026807096,
+    -0.00012789881,
+    2.633287e-05,
+    -1.6848753e-06,
+)
+# 2^r, |r| <= 0.5, exact at 0: 9.1e-8
+_EXP2 = (1.0, 0.693147, 0.24022242, 0.055507336, 0.009671513, 0.0013264727)
+
+
+def _emit_gelu(context: Any, builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """x Phi(x) = max(x, 0) - |x| Q(|x|), Q the tail of the normal distribution; -inf gives 0, the limit.
+
+    Q as a power of two has neither the cancellation of 1 + erf nor its two branches: 22 operations, not 35.
+    """
+    typ, zero = x.type, _const(0.0, x.type)
+    z, largest = _fabs(builder, x), _const(float(np.finfo(np.float32).max), typ)
+    z = builder.select(_less(builder, largest, z), largest, z)  # inf * 0 would be NaN
+    power = _fma(builder, _horner(builder, z, _TAIL), z, _const(-1.0, typ))
+    # Q(z) must become 0 before z gets so large that z Q(z) is not: at -127 where the exponent is put together
+    # from bits, at -200 where an instruction does it and knows subnormals.
+    scalef = _has_scalef(context, typ)
+    low = _const(-200.0 if scalef else -127.0, typ)
+    power = builder.select(_less(builder, power, low), low, power)
+    shifted = _add(builder, power, _const(_MAGIC, typ))
+    n = _sub(builder, shifted, _const(_MAGIC, typ))
+    tail = _horner(builder, _sub(builder, power, n), _EXP2)
+    tail = _scalef(builder, tail, n) if scalef else _times_power_of_two(builder, tail, shifted)
+    positive = builder.select(_less(builder, x, zero), zero, x)
+    return _fma(builder, builder.fneg(z, flags=("nsz",)), tail, positive)
+
+
+gelu_f32, vgelu = _function_pair("gelu", "x Phi(x), off by at most 1.1e-7 max(1, |x Phi(x)|).", _emit_gelu)

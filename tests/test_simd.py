@@ -27,6 +27,7 @@ from rbe_gpu.cpu_fallback.simd import (
     erf_f32,
     exp_f32,
     exp_narrow_f32,
+    gelu_f32,
     narrow,
     sigmoid_f32,
     tanh_f32,
@@ -37,6 +38,7 @@ from rbe_gpu.cpu_fallback.simd import (
     vexp,
     vexp_narrow,
     vfma,
+    vgelu,
     vlanes,
     vload,
     vload_keep,
@@ -123,6 +125,18 @@ def _vsigmoid(x, y):
         vstore(y, i, vsigmoid(vload(x, i)))
 
 
+@cpu_kernel
+def _gelu(x, y):
+    for i in range(x.size):
+        y[i] = gelu_f32(x[i])
+
+
+@cpu_kernel
+def _vgelu(x, y):
+    for i in range(0, x.size, 16):
+        vstore(y, i, vgelu(vload(x, i)))
+
+
 def _erf64(x: np.ndarray) -> np.ndarray:
     return np.fromiter(map(math.erf, x), np.float64, x.size)
 
@@ -201,6 +215,25 @@ def test_narrow_exp(kernel: Any) -> None:
     with np.errstate(all="ignore"):
         want = np.where(x < -87, 0.0, np.exp(x.astype(np.float64)))
     assert _ulps(y, want).max() <= 3.0
+
+
+@pytest.mark.parametrize("kernel", [_gelu, _vgelu], ids=["scalar", "vector"])
+def test_gelu(kernel: Any) -> None:
+    """Within 1.2e-7 max(1, |y|), exact halves near 0, and the limits at the infinities."""
+    x = np.concatenate([_every_exponent(1 << 20), _dense()[::8], np.resize(SPECIAL, 32)])
+    y = np.empty_like(x)
+    kernel(x, y)
+    with np.errstate(all="ignore"):
+        wide = x.astype(np.float64)
+        want = np.where(wide == -np.inf, 0.0, wide * 0.5 * (1 - _erf64(wide * -(0.5**0.5))))
+        assert (np.isnan(y) == np.isnan(x)).all()
+        seen = np.isfinite(x)
+        assert (y[x == np.inf] == np.inf).all()
+        assert (y[x == -np.inf] == 0).all()
+        error = np.abs(y[seen] - want[seen]) / np.maximum(1.0, np.abs(want[seen]))
+        assert error.max() <= 1.2e-7
+        near = (np.abs(x) < 1e-7) & (np.abs(x) > 1e-37)
+        np.testing.assert_allclose(y[near], x[near] / 2, rtol=2e-7)
 
 
 # --- half precision -----------------------------------------------------------------------------------
@@ -528,7 +561,8 @@ def test_neon() -> None:
     )
     code = _compile_for(triple, features, simd._fma, 3)
     assert len(re.findall(r"fmla\s+v\d+\.4s", code)) == 4
-    for emit in (simd._emit_exp, simd._emit_exp_narrow, simd._emit_tanh, simd._emit_erf, simd._emit_sigmoid):
+    emitters = ("exp", "exp_narrow", "tanh", "erf", "sigmoid", "gelu")
+    for emit in (getattr(simd, f"_emit_{name}") for name in emitters):
         code = _compile_for(triple, features, lambda b, x, emit=emit: emit(context, b, x), 1)
         assert re.search(r"fmla\s+v\d+\.4s", code)
         assert not re.search(r"\bbl\b", code)
