@@ -51,15 +51,27 @@ def _squares(x, residual, at, count):
     return vsum(vadd(sum0, sum1))
 
 
+@cpu_inline
+def _deviation(x, residual, at, cols, eps, per_col):
+    """1 / sqrt(mean(s^2) + eps) of the row that begins at `at`. `per_col` is 1 / cols."""
+    squares = 0.0
+    for col in range(0, cols, _CHUNK):
+        squares += _squares(x, residual, at + col, min(_CHUNK, cols - col))
+    return np.float32(1.0 / np.sqrt(squares * per_col + eps))
+
+
 @cpu_kernel
 def _rows(x, weight, eps, residual, out, residual_out, start, stop):
     cols = x.shape[1]
+    if start >= stop:
+        return
+    per_col = 1.0 / cols  # a division takes as long as 100 columns
+    rstd = _deviation(x, residual, start * cols, cols, eps, per_col)
     for row in range(start, stop):
         at = row * cols
-        squares = 0.0
-        for col in range(0, cols, _CHUNK):
-            squares += _squares(x, residual, at + col, min(_CHUNK, cols - col))
-        factor = vsplat(np.float32(1.0 / np.sqrt(squares / cols + eps)))
+        factor = vsplat(rstd)
+        if row + 1 < stop:  # the next row's division and root are under way while this one is written
+            rstd = _deviation(x, residual, at + cols, cols, eps, per_col)
         whole = cols - cols % 16
         for col in range(0, whole, 16):
             s = _sixteen(x, residual, at + col)
