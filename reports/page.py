@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from . import plot
 from .bench import Results, Row
-from .cases import DENSE, NUMPY, TOLERANCE, TORCH
+from .cases import DENSE, NUMPY, ORIGINAL_TIME, TOLERANCE, TORCH
 from .cases.model import CASE, LEAN
 from .quality import OURS, TARGETS, Target
 
@@ -239,6 +239,7 @@ class Timing:
     speeds: tuple[str, ...]
     error: str
     weight: str
+    original: str
 
 
 def op_tables(results: Results) -> list[tuple[str, list[Timing]]]:
@@ -274,6 +275,7 @@ def _timing(results: Results, row: Row) -> Timing:
         speeds=speeds,
         error="" if off is None else f"{off:.1g}",
         weight=weight,
+        original="" if (original := of(ORIGINAL_TIME)) is None else seconds(original),
     )
 
 

@@ -110,7 +110,7 @@ def attention(q: F32, k: F32, v: F32, lengths: NDArray[np.int64] | None = None, 
         for h in range(heads):
             scores = (q[b, :, h] * scale) @ k[b, :n, h].T
             if causal:
-                scores[np.triu_indices(seq, 1, n)] = -np.inf
+                scores[~np.tri(seq, n, dtype=bool)] = -np.inf
             out[b, :, h] = softmax(scores, out=scores) @ v[b, :n, h]
     return out
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rbe_gpu.reports import bench, inputs, page, peers, plot, quality, run, text
 from rbe_gpu.reports.bench import Results, Row, Session
-from rbe_gpu.reports.cases import DENSE, NUMPY, OPS, TORCH, Case, Rival, load, measure, model
+from rbe_gpu.reports.cases import DENSE, NUMPY, OPS, ORIGINAL_TIME, TORCH, Case, Rival, load, measure, model
 
 from rbe_gpu import reference
 
@@ -291,6 +291,18 @@ def test_verdict(cosine, level):
     assert page.verdict(cosine).level == level
     if level in ("lost", "gone"):
         assert "quality is" in page.verdict(cosine).words
+
+
+def test_what_the_original_system_took_stands_beside_our_time():
+    rows = [
+        SESSION.row("dropout", "768 x 768", DENSE, "time", "s", 2e-4),
+        SESSION.row("dropout", "768 x 768", DENSE, ORIGINAL_TIME, "s", 2.5e-4),
+        SESSION.row("gelu", "64 x 64", DENSE, "time", "s", 1e-5),
+    ]
+    lines = {op: line for op, (line,) in page.op_tables(Results(rows))}
+    assert (lines["dropout"].time, lines["dropout"].original) == ("200 µs", "250 µs")
+    assert lines["gelu"].original == ""
+    assert page.render(rows, []).count("original system</th>") == 1
 
 
 # --- the page ---------------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ OPS = (
     "dropout",
 )
 NUMPY, TORCH = "NumPy", "PyTorch"
+#: metric of what the system that this project succeeds reported of itself, on a machine of its own
+ORIGINAL_TIME = "original_time"
 DENSE, DENSE_NEW = "rbe_gpu dense", "rbe_gpu dense, no out="
 #: largest relative Frobenius error of a float32 result against NumPy's. The longest sums have 1024 terms;
 #: sums of that length in another order differ by 1e-6, polynomials by 5e-7
@@ -78,6 +80,8 @@ def rowwise(
     ours: Callable[[F32, F32 | None], F32],
     cols_out: int | None = None,
     checked: bool = True,
+    suffix: str = "",
+    original: tuple[float, float] | None = None,
 ) -> Case:
     """A case of an op that maps rows to rows.
 
@@ -89,6 +93,8 @@ def rowwise(
     ours : (x, out or None) -> result
     cols_out : columns of the result, when not those of x
     checked : whether all rivals must give the same result (not so where each draws its own random numbers)
+    suffix : of the case's name
+    original : seconds of the original system with a given output buffer and without
     """
     rows, cols = x.shape
     numpy_out, out = (np.empty((rows, cols_out or cols), np.float32) for _ in range(2))
@@ -98,9 +104,10 @@ def rowwise(
     if module is not None:
         f, t = module.nn.functional, module.from_numpy(x)
         rivals[TORCH] = Rival(lambda: torch(f, t), expected)
-    rivals[DENSE] = Rival(lambda: ours(x, out), expected)
-    rivals[DENSE_NEW] = Rival(lambda: ours(x, None), expected)
-    return Case(op, f"{rows} x {cols}", str(x.shape), rivals)
+    given, new = ({} if original is None else {ORIGINAL_TIME: (t, "s")} for t in original or (0, 0))
+    rivals[DENSE] = Rival(lambda: ours(x, out), expected, given)
+    rivals[DENSE_NEW] = Rival(lambda: ours(x, None), expected, new)
+    return Case(op, f"{rows} x {cols}{suffix}", str(x.shape), rivals)
 
 
 def relative_error(result: Any, expected: Any) -> float:

@@ -1,4 +1,4 @@
-"""softmax(q k^T / sqrt(head_dim)) v: a padded batch, a causal sequence, and 8192 tokens for memory."""
+"""softmax(q k^T / sqrt(head_dim)) v: a padded batch, sequences of 512 to 8192 tokens, and their memory."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from . import DENSE, NUMPY, TORCH, Case, Rival
 
 LAYER = 2
 LONG = 8192
+#: tokens -> values of a token: of the longest sequences few heads are enough, or NumPy takes minutes
+SEQUENCES = {512: 384, 1024: 384, 2048: 384, 8192: 64}
+HEAD_DIMS = (32, 64)
 
 
 def cases(inputs: Inputs, quick: bool = False) -> Iterator[Case]:
@@ -27,8 +30,13 @@ def cases(inputs: Inputs, quick: bool = False) -> Iterator[Case]:
         q, k, v, lengths = q[:4], k[:4], v[:4], lengths[:4]
     yield _case(f"{len(q)} texts, padded to {q.shape[1]} tokens", q, k, v, lengths, False)
     if not quick:
-        q, k, v = (inputs.sequence(f"{LAYER}.{n}", 1024) for n in "qkv")
-        yield _case("1024 tokens, causal", q, k, v, None, True)
+        for tokens, width in SEQUENCES.items():
+            for head_dim in HEAD_DIMS:
+                rows = (inputs.rows(f"{LAYER}.{n}", tokens)[:, :width] for n in "qkv")
+                q, k, v = (np.ascontiguousarray(a).reshape(1, tokens, -1, head_dim) for a in rows)
+                for causal in (False, True):
+                    name = f"{tokens} tokens, {width // head_dim} x {head_dim}{', causal' * causal}"
+                    yield _case(name, q, k, v, None, causal)
 
 
 def _case(name: str, q: Any, k: Any, v: Any, lengths: Any, causal: bool) -> Case:

@@ -13,6 +13,9 @@ from ..peers import F32
 from . import Case, rowwise
 
 ROWS = (768, 2048)
+#: seconds of the original system, given an output buffer and not, with a generator that it had made before; it named
+#: no shape, and 768 x 768 float32 is that of its linear layer
+ORIGINAL = {768: (0.25e-3, 0.30e-3)}
 
 
 def cases(inputs: Inputs, quick: bool = False) -> Iterator[Case]:
@@ -32,4 +35,5 @@ def cases(inputs: Inputs, quick: bool = False) -> Iterator[Case]:
             lambda f, t: f.dropout(t, p, training=True),
             lambda x, out: rbe.dropout(x, p, seed=1, out=out),
             checked=False,
+            original=ORIGINAL.get(rows),
         )

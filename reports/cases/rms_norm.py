@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 import rbe_gpu as rbe
 
 from .. import peers
@@ -24,4 +26,14 @@ def cases(inputs: Inputs, quick: bool = False) -> Iterator[Case]:
             lambda x, out: peers.rms_norm(x, weight, eps, out=out),
             lambda f, t: f.rms_norm(t, t.shape[-1:], *torch_weights, eps),
             lambda x, out: rbe.rms_norm(x, weight, eps, out=out),
+        )
+        residual = inputs.rows("2.x", rows)
+        (t_residual,) = peers.as_torch(residual)
+        yield rowwise(
+            "rms_norm",
+            inputs.rows("2.sum", rows),
+            lambda x, out, r=residual: peers.rms_norm(np.add(x, r, out=out), weight, eps, out=out),  # type: ignore[misc]
+            lambda f, t, r=t_residual: f.rms_norm(t + r, t.shape[-1:], *torch_weights, eps),  # type: ignore[misc]
+            lambda x, out, r=residual: rbe.rms_norm(x, weight, eps, r, out=out),  # type: ignore[misc]
+            suffix=", of a sum",
         )
