@@ -22,11 +22,21 @@ from typing import Any
 import numba
 import numba.np.ufunc.parallel
 
+SPINS = 5_000
+
 FASTMATH = frozenset({"nsz", "arcp", "contract", "afn", "reassoc"})
 
 #: Files whose code ends up inside kernels of other files. A kernel that inlines code from another op's file
 #: needs that file listed here.
-SHARED_FILES = ("_jit.py", "simd.py", "unpack.py")
+SHARED_FILES = (
+    "_jit.py",
+    "simd.py",
+    "unpack.py",
+    "product.py",
+    "codes.py",
+    "operand.py",
+    "fast_transform.py",
+)
 
 
 def shared_digest(folder: Path | None = None) -> str:
@@ -48,15 +58,19 @@ _DIGEST = shared_digest()
 
 
 def _start_threads() -> None:
-    """Start Numba's threads so that they sleep when idle.
+    """Start Numba's threads so that they sleep soon after they become idle.
 
-    GNU OpenMP's idle threads spin, about a millisecond each time, on the cores that NumPy's BLAS wants next: an
-    encoder forward on 2 busy cores took 3.4 s with spinning and 1.3 s without. The variable is read when the OpenMP
-    library is loaded; it is put back afterwards, so that other libraries of the process keep their own ways.
+    GNU OpenMP's idle threads spin, about a millisecond each time by default, on cores that another library
+    may want.
+    Without any spinning every kernel waits 40 us for its threads to wake up; with `SPINS` turns, some 0.1
+    ms, the kernels
+    of a layer find them awake (2 us). The variable is read when the OpenMP library is loaded; it is put back
+    afterwards,
+    so that other libraries of the process keep their own ways.
     """
     before = os.environ.get("GOMP_SPINCOUNT")
     if before is None:
-        os.environ["GOMP_SPINCOUNT"] = "0"
+        os.environ["GOMP_SPINCOUNT"] = str(SPINS)
     try:
         numba.np.ufunc.parallel._launch_threads()
     finally:

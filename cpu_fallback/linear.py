@@ -1,12 +1,19 @@
-"""y = activation(x W^T + b) + residual.
+"""y = activation(x W^T + b) + residual, without ever forming W.
 
-A compressed W is decoded a panel of rows at a time into scratch memory (or taken from the cache) and
-multiplied by BLAS; bias, activation, residual and storage type are one pass over the result.
+    x^_J = S_c^T x_J                                  once, for every block of columns J
+    y_I  = S_r (sum_J C_IJ x^_J) + basis part         C: sparse entries,
+    or low-bit rows unpacked beside the product
+
+`product` has the loops, `codes` turns stored bytes into what they read, `operand` describes a weight to
+them. A unit
+of work is some rows of blocks times some tiles of tokens: it reads each code byte once, keeps its sums in the
+second-level cache and ends with the transform of its rows, bias, activation, residual and storage type. A
+dense weight
+takes the same path, without transforms.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numba
@@ -17,65 +24,438 @@ from rbe_gpu.cache import PanelCache
 from rbe_gpu.workspace import Workspace
 
 from ._jit import cpu_inline, cpu_kernel
+from .codes import basis_entries, code_rows, entry_columns, entry_values
 from .decode import convert, decode_rows, panel_rows
-from .simd import bits, erf_f32, narrow, sigmoid_f32, tanh_f32, widen
+from .fast_transform import transform_address
+from .operand import (
+    ACTIVATION,
+    B_OFFSET,
+    B_ROOM,
+    B_START,
+    B_START_ROOM,
+    B_VALUE,
+    BIAS,
+    BITS,
+    BLOCK,
+    COLUMN_SCALE,
+    COLUMNS,
+    CORNER,
+    CORNER_ROOM,
+    DEPTH,
+    E_OFFSET,
+    E_ROOM,
+    E_START,
+    E_START_ROOM,
+    E_VALUE,
+    ENCODING,
+    FEATURES,
+    GROUP,
+    GROUP_TILES,
+    INDEX,
+    INDEX_KIND,
+    KIND,
+    LINE_ROOM,
+    LINES,
+    OUT,
+    OUT_FEATURES,
+    OUT_KIND,
+    PANEL,
+    PANELS,
+    PARAM_BLOCKS,
+    PARAM_COUNT,
+    PARAMS,
+    PLACES,
+    PSI_OFFSET,
+    PSI_START,
+    PSI_VALUE,
+    RESIDUAL,
+    RESIDUAL_KIND,
+    ROW,
+    ROW_BYTES,
+    ROW_START,
+    ROW_VALUES,
+    ROWS,
+    ROWS_PAD,
+    SCALE,
+    SUM_FEATURES,
+    SUM_ROOM,
+    SUMS,
+    T_COLUMN,
+    T_FACTOR,
+    T_PARAM,
+    T_ROW,
+    TERMS,
+    TOKENS,
+    TRANSFORM,
+    UNIT_ROWS,
+    VALUE,
+    WIDTH,
+    Operand,
+    Plain,
+    X,
+    address,
+    feature_arrays,
+    operand_of,
+)  # fmt: skip
+from .product import (
+    F32,
+    GELU,
+    GELU_TANH,
+    IN_KIND,
+    IN_X,
+    NONE,
+    RELU,
+    SILU,
+    TILE,
+    dense_rows,
+    finish,
+    floats_at,
+    ints_at,
+    longs_at,
+    sparse_rows,
+    transform_in,
+)  # fmt: skip
+from .simd import bits
+from .vector_product import ENCODED, IN, MOST_TOKENS, VectorCall, vector_product
 
-_ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
-_SQRT_HALF = np.float32(0.7071067811865476)
-_SQRT_2_PI, _CUBIC = np.float32(0.7978845608028654), np.float32(0.044715)
-_INFINITY = np.float32(np.inf)
-_NONE, _RELU, _GELU, _GELU_TANH, _SILU = range(5)
-_ACTIVATION = {None: _NONE, "relu": _RELU, "gelu": _GELU, "gelu_tanh": _GELU_TANH, "silu": _SILU}
+_ACTIVATION = {None: NONE, "relu": RELU, "gelu": GELU, "gelu_tanh": GELU_TANH, "silu": SILU}
+_GROUP_TILES = 8  # tiles that a unit's sums are kept for at a time: 512 tokens
+_PANEL = 256  # columns of dense codes multiplied at a time
+_ENTRIES = 48 << 10  # entries of a unit: 400 kB of positions and values in the second-level cache
 
 
 @cpu_inline
-def _activate(row, activation):
-    """row[c] = activation(row[c]), float32 in place. -inf gives 0 for gelu and silu, its limit."""
-    if activation == _RELU:
-        for c in range(row.shape[0]):
-            t = row[c]
-            row[c] = _ZERO if t < _ZERO else t
-    elif activation == _GELU:
-        for c in range(row.shape[0]):
-            t = row[c]
-            row[c] = _ZERO if t == -_INFINITY else t * (_HALF * (_ONE + erf_f32(t * _SQRT_HALF)))
-    elif activation == _GELU_TANH:
-        for c in range(row.shape[0]):
-            t = row[c]
-            row[c] = (
-                _ZERO
-                if t == -_INFINITY
-                else t * (_HALF * (_ONE + tanh_f32(_SQRT_2_PI * t * (_ONE + _CUBIC * t * t))))
-            )
-    elif activation == _SILU:
-        for c in range(row.shape[0]):
-            t = row[c]
-            row[c] = _ZERO if t == -_INFINITY else t * sigmoid_f32(t)
+def _basis_of_unit(t, gain, r0, nrows, own):
+    """The basis entries of a unit: of its blocks, or, for vectors, of its rows."""
+    if t[FEATURES] > 0:
+        matrix = t[SUM_FEATURES] > 0
+        functions, first, count = 1, r0, nrows
+        if matrix:
+            functions, first, count = t[SUM_FEATURES], r0 // t[BLOCK], (nrows + t[BLOCK] - 1) // t[BLOCK]
+        basis_entries(
+            t[PARAMS], gain, t[PARAM_BLOCKS], t[PARAM_COUNT], t[FEATURES], t[TERMS], longs_at(t[T_ROW]),
+            longs_at(t[T_COLUMN]),
+            longs_at(t[T_PARAM]), floats_at(t[T_FACTOR]), first, count, functions, t[COLUMNS], t[WIDTH],
+            longs_at(t[B_START]),
+            own * t[B_START_ROOM], ints_at(t[B_OFFSET]), floats_at(t[B_VALUE]), own * t[B_ROOM],
+        )  # fmt: skip
+
+
+@cpu_inline
+def _finish_tile(t, tile, r0, nrows, own, x, vectors, c, at):
+    """Basis part, transform, bias, activation, residual of a unit's sums for one tile.
+
+    The basis entries meet the input's basis features: in rows of their own behind the coefficients'
+    (matrix), or in
+    the rows themselves (vectors).
+    """
+    block, width = t[BLOCK], t[WIDTH]
+    if t[FEATURES] > 0:
+        rows, place = nrows, at
+        if t[SUM_FEATURES] > 0:
+            blocks = (nrows + block - 1) // block
+            rows, place = blocks * t[SUM_FEATURES], at + blocks * block * width
+        sparse_rows(
+            rows, longs_at(t[B_START]), own * t[B_START_ROOM], 1, ints_at(t[B_OFFSET]), 1,
+            floats_at(t[B_VALUE]), x,
+            tile * t[DEPTH] * width, vectors, t[SUM_FEATURES] > 0, c, place, width,
+        )  # fmt: skip
+    finish(
+        c, at, min(nrows, t[ROWS] - r0), t[ROW] + r0, block, t[SUM_FEATURES], longs_at(t[PSI_START]),
+        ints_at(t[PSI_OFFSET]),
+        floats_at(t[PSI_VALUE]), t[TRANSFORM], min(width, t[TOKENS] - tile * width), tile * width, vectors,
+        width, t[BIAS],
+        t[ACTIVATION], t[RESIDUAL], t[RESIDUAL_KIND], t[OUT], t[OUT_KIND], t[OUT_FEATURES],
+        floats_at(t[CORNER]), own * 256,
+    )  # fmt: skip
+
+
+@cpu_inline
+def _sparse_unit(t, reals, r0, nrows, first_tile, last_tile, own):
+    gain, panels, width = reals[0], t[PANELS], t[WIDTH]
+    row_start = longs_at(t[ROW_START])
+    first, stop = row_start[r0], row_start[r0 + nrows]
+    e_own, s_own, at = own * t[E_ROOM], own * t[E_START_ROOM], own * t[SUM_ROOM]
+    values, offsets, starts = floats_at(t[E_VALUE]), ints_at(t[E_OFFSET]), longs_at(t[E_START])
+    x, c = floats_at(t[X]), floats_at(t[SUMS])
+    entry_values(t[VALUE], t[SCALE], t[KIND], t[BITS], t[GROUP], reals[1], gain, first, stop, values, e_own)
+    base = first // 32 * 32
+    for r in range(nrows):
+        row = r0 + r
+        entry_columns(
+            t[INDEX_KIND], t[INDEX], row, t[ROW_BYTES], row_start[row], row_start[row + 1] - row_start[row],
+            width, t[PANEL],
+            panels, offsets, e_own + row_start[row] - base, starts, s_own + r * panels,
+        )  # fmt: skip
+    starts[s_own + nrows * panels] = e_own + stop - base
+    _basis_of_unit(t, gain, r0, nrows, own)
+    for tile in range(first_tile, last_tile):
+        vectors = (min(width, t[TOKENS] - tile * width) + 15) // 16
+        x_at = tile * t[DEPTH] * width
+        for p in range(panels):
+            sparse_rows(
+                nrows, starts, s_own + p, panels, offsets, 1, values, x, x_at, vectors, p == 0, c, at, width
+            )  # fmt: skip
+        _finish_tile(t, tile, r0, nrows, own, x, vectors, c, at)
+
+
+@cpu_inline
+def _dense_unit(t, reals, r0, nrows, first_tile, last_tile, own):
+    gain, panel, width = reals[0], t[PANEL], t[WIDTH]
+    row_values = t[ROW_VALUES]
+    x, c, lines = floats_at(t[X]), floats_at(t[SUMS]), floats_at(t[LINES])
+    blocks = (nrows + t[BLOCK] - 1) // t[BLOCK]
+    at, tile_sums = own * t[SUM_ROOM], blocks * (t[BLOCK] + t[SUM_FEATURES]) * width
+    for p in range(t[PANELS]):
+        column = p * panel
+        depth = min(panel, row_values - column)
+        a, a_at, a_row = t[VALUE], r0 * row_values + column, row_values
+        if t[KIND] != F32:
+            a, a_at, a_row = t[LINES], own * t[LINE_ROOM], panel
+            code_rows(
+                t[VALUE], t[SCALE], t[COLUMN_SCALE], t[KIND], t[BITS], t[GROUP], reals[2], gain, row_values,
+                r0, nrows, column,
+                depth, lines, a_at, panel,
+            )  # fmt: skip
+        for tile in range(first_tile, last_tile):
+            vectors = (min(width, t[TOKENS] - tile * width) + 15) // 16
+            dense_rows(
+                nrows, depth, floats_at(a), a_at, a_row, x, (tile * t[DEPTH] + column) * width, vectors,
+                p == 0, c,
+                at + (tile - first_tile) * tile_sums, width,
+            )  # fmt: skip
+    _basis_of_unit(t, gain, r0, nrows, own)
+    for tile in range(first_tile, last_tile):
+        vectors = (min(width, t[TOKENS] - tile * width) + 15) // 16
+        place = at + (tile - first_tile) * tile_sums
+        _finish_tile(t, tile, r0, nrows, own, x, vectors, c, place)
 
 
 @cpu_kernel(parallel=True)
-def _epilogue(y, bias, activation, residual, out):
-    """out = activation(y + bias) + residual; y (rows, cols) float32 is overwritten."""
-    for r in numba.prange(y.shape[0]):
-        row = y[r]
-        if bias is not None:
-            for c in range(row.shape[0]):
-                row[c] += widen(bias[c])
-        _activate(row, activation)
-        if residual is not None:
-            for c in range(row.shape[0]):
-                out[r, c] = narrow(out, row[c] + widen(residual[r, c]))
-        else:
-            for c in range(row.shape[0]):
-                out[r, c] = narrow(out, row[c])
+def sparse_product(t, reals):
+    """out = activation(x W^T + bias) + residual for sparse codes; t : the table of `operand`, filled by
+    `_Call`."""
+    tiles = (t[TOKENS] + t[WIDTH] - 1) // t[WIDTH]
+    groups = (tiles + t[GROUP_TILES] - 1) // t[GROUP_TILES]
+    units = (t[ROWS_PAD] + t[UNIT_ROWS] - 1) // t[UNIT_ROWS]
+    for unit in numba.prange(units * groups):
+        r0, tile = unit // groups * t[UNIT_ROWS], unit % groups * t[GROUP_TILES]
+        _sparse_unit(
+            t, reals, r0, min(t[UNIT_ROWS], t[ROWS_PAD] - r0), tile, min(tile + t[GROUP_TILES], tiles),
+            numba.get_thread_id(),
+        )  # fmt: skip
+
+
+@cpu_kernel(parallel=True)
+def dense_product(t, reals):
+    """The same for codes of every coefficient, and for dense weights."""
+    tiles = (t[TOKENS] + t[WIDTH] - 1) // t[WIDTH]
+    groups = (tiles + t[GROUP_TILES] - 1) // t[GROUP_TILES]
+    units = (t[ROWS_PAD] + t[UNIT_ROWS] - 1) // t[UNIT_ROWS]
+    for unit in numba.prange(units * groups):
+        r0, tile = unit // groups * t[UNIT_ROWS], unit % groups * t[GROUP_TILES]
+        _dense_unit(
+            t, reals, r0, min(t[UNIT_ROWS], t[ROWS_PAD] - r0), tile, min(tile + t[GROUP_TILES], tiles),
+            numba.get_thread_id(),
+        )  # fmt: skip
+
+
+# --- driver -----------------------------------------------------------------------------------------------
+
+
+class Activations:
+    """Activations as products read them: feature by feature, tiles of `width` tokens, blocks transformed.
+
+    Made by `activations`; the memory is the workspace's. `finite` is False where some value is NaN or Inf.
+    """
+
+    __slots__ = ("address", "buffer", "columns", "depth", "finite", "n", "table", "width")
+
+    def __init__(
+        self,
+        n: int,
+        in_features: int,
+        transform: str,
+        block: int,
+        basis: tuple[int, bool] | None,
+        threads: int,
+        buffer: Any,
+    ) -> None:
+        self.n = n
+        self.width = min(TILE, -(-n // 16) * 16)
+        blocks = -(-in_features // block)
+        start, offset, value = feature_arrays(basis)
+        features = 0 if basis is None else len(start) - 1
+        self.columns = blocks * block
+        self.depth = blocks * (block + features)
+        self.finite = True
+        room = block * self.width + 256
+        floats = -(-n // self.width) * self.depth * self.width
+        self.buffer = buffer(4 * (floats + threads * room))
+        self.address = self.buffer.ctypes.data
+        self.table = np.array(
+            [
+                block, features, self.depth, self.width, transform_address(transform, block, True),
+                start.ctypes.data,
+                offset.ctypes.data, value.ctypes.data, self.address + 4 * floats, room, self.address, 0, 0,
+                n, in_features,
+            ],
+            np.int64,
+        )  # fmt: skip
+
+
+def activations(
+    x: Any, transform: str, block: int, basis: tuple[int, bool] | None, ws: Workspace
+) -> Activations:
+    """x (n, in_features), any storage type, as products with a weight of this transform, block and basis
+    read it."""
+    threads = numba.get_num_threads()
+
+    def make(buffer: Any) -> Activations:
+        return Activations(*x.shape, transform, block, basis, threads, buffer)
+
+    a: Activations = ws.plan(("linear.x", x.shape, transform, block, basis, threads), "linear.x", make)
+    a.table[IN_X], a.table[IN_KIND] = address(x), ENCODING[x.dtype]
+    a.finite = transform_in(a.table) == 0
+    return a
+
+
+class _Call:
+    """The filled table of a product: which rows and columns a unit takes, and where its scratch memory
+    lies."""
+
+    __slots__ = ("buffer", "operand", "reals", "sparse", "table")
+
+    def __init__(self, w: Operand, a: Activations, threads: int, buffer: Any) -> None:
+        block, width = w.block, a.width
+        tiles = -(-a.n // width)
+        group_tiles = min(tiles, _GROUP_TILES)
+        groups = -(-tiles // group_tiles)
+        most = block
+        if w.sparse:
+            most = max(block, int(_ENTRIES * w.rows_pad / max(w.entries, 1)))
+        rows = _unit_rows(w.rows_pad, block, most, groups, threads)
+        panel = min(_panel(w), w.columns)
+        panels = -(-w.columns // panel)
+        self.table = t = np.zeros(PLACES, np.int64)
+        t[: len(w.codes)] = w.codes
+        entries = w.entry_room(rows) if w.sparse else 0
+        basis, basis_starts = w.basis_room(rows)
+        rooms = {
+            (SUMS, SUM_ROOM): 4
+            * (1 if w.sparse else group_tiles)
+            * rows
+            // block
+            * (block + w.sum_features)
+            * width,
+            (LINES, LINE_ROOM): 0 if w.sparse or w.plain else 4 * rows * panel,
+            (E_VALUE, E_ROOM): 4 * entries,
+            (E_OFFSET, E_ROOM): 4 * entries,
+            (E_START, E_START_ROOM): 8 * (-(-(rows * panels + 1) // 8) * 8) if w.sparse else 0,
+            (B_VALUE, B_ROOM): 4 * basis,
+            (B_OFFSET, B_ROOM): 4 * basis,
+            (B_START, B_START_ROOM): 8 * basis_starts,
+            (CORNER, CORNER_ROOM): 4 * 256,
+        }
+        self.buffer = buffer(threads * sum(rooms.values()))
+        address = self.buffer.ctypes.data
+        for (place, room), nbytes in rooms.items():
+            assert nbytes % 64 == 0
+            t[place], t[room] = address, nbytes // (8 if place in (E_START, B_START) else 4)
+            address += threads * nbytes
+        t[[UNIT_ROWS, PANEL, PANELS, GROUP_TILES, BLOCK, TRANSFORM]] = (
+            rows, panel, panels, group_tiles, block, w.transform_out
+        )  # fmt: skip
+        t[[X, TOKENS, DEPTH, COLUMNS, WIDTH]] = a.address, a.n, a.depth, a.columns, width
+        self.sparse, self.reals = w.sparse, w.reals
+        self.operand = w  # its id is part of the call's key: it stays taken
+
+
+def _panel(w: Operand) -> int:
+    """Columns multiplied at a time.
+
+    Sparse rows want some 26 entries of a row, to pay for loading and storing its sums, but few columns,
+    whose activations
+    then stay in the first-level cache; measured best at 50, 25, 12 and 5% kept: 128, 128, 256 and 384 to
+    1024.
+    """
+    if not w.sparse:
+        return _PANEL
+    wanted = 26 * w.rows_pad * w.columns // max(w.entries, 1)
+    return min(max(-(-wanted // 64) * 64, 128), 1024)
+
+
+def _unit_rows(rows_pad: int, block: int, most: int, groups: int, threads: int) -> int:
+    """Rows of a unit, whole blocks: as many as fit, but two units for every thread where there are blocks
+    for them."""
+    blocks = -(-rows_pad // block)
+    wanted = max(1, blocks * groups // (2 * threads))
+    return block * max(1, min(wanted, most // block))
+
+
+def _set_output(t: Any, bias: Any, activation: str | None, residual: Any, out: Any, ws: Workspace) -> Any:
+    """What changes from call to call; returns the bias whose address is in the table."""
+    wide = None if bias is None else _as_float32(bias, "linear.bias", ws)
+    t[BIAS], t[ACTIVATION] = address(wide), _ACTIVATION[activation]
+    t[OUT], t[OUT_KIND], t[OUT_FEATURES] = address(out), ENCODING[out.dtype], out.shape[1]
+    t[RESIDUAL] = address(residual)
+    if residual is not None:
+        t[RESIDUAL_KIND] = ENCODING[residual.dtype]
+    return wide
+
+
+def _multiply(
+    a: Activations,
+    w: Operand | Plain,
+    bias: Any,
+    activation: str | None,
+    residual: Any,
+    out: Any,
+    ws: Workspace,
+) -> None:
+    """out = activation(a W^T + bias) + residual."""
+    threads = numba.get_num_threads()
+
+    def make(buffer: Any) -> _Call:
+        return _Call(w if isinstance(w, Operand) else w.operand(), a, threads, buffer)
+
+    call: _Call = ws.plan(("linear", w.key, a.n, a.address, threads), "linear", make)
+    held = _set_output(call.table, bias, activation, residual, out, ws)
+    (sparse_product if call.sparse else dense_product)(call.table, call.reals)
+    del held
 
 
 def _as_float32(a: Any, name: str, ws: Workspace) -> Any:
     if a.dtype == np.float32:
         return a
     wide = ws.get(name, a.shape)
-    convert(bits(a), wide)
+    convert(bits(a).reshape(1, -1), wide.reshape(1, -1))
     return wide
+
+
+def _few(
+    x: Any,
+    w: Operand | Plain,
+    transform: str,
+    bias: Any,
+    activation: str | None,
+    residual: Any,
+    out: Any,
+    ws: Workspace,
+) -> bool:
+    """A product for a few tokens; False where x has NaN or Inf and the weight is compressed."""
+    threads, (n, in_features) = numba.get_num_threads(), x.shape
+
+    def make(buffer: Any) -> VectorCall:
+        operand = w if isinstance(w, Operand) else w.operand()
+        return VectorCall(operand, n, in_features, transform, threads, buffer)
+
+    call: VectorCall = ws.plan(("linear", w.key, n, in_features, "few", threads), "linear", make)
+    held = _set_output(call.table, bias, activation, residual, out, ws)
+    call.table[IN], call.table[ENCODED] = address(x), ENCODING[x.dtype]
+    finite = vector_product(call.table, call.reals)
+    del held
+    return bool(finite)
 
 
 def linear(
@@ -91,32 +471,53 @@ def linear(
     """x (n, in), weight (out, in), residual and out (n, out)."""
     if not out.size:
         return
-    x = _as_float32(x, "linear.x", ws)
-    in_place = out.dtype == np.float32 and (residual is None or not np.may_share_memory(out, residual))
-    y = out if in_place else ws.get("linear.y", out.shape)
-    if isinstance(weight, RBEBlocks):
-        rows, step = weight.rows, panel_rows(weight)
-        for start in range(0, rows, step):
-            stop = min(start + step, rows)
-            scratch = ws.get("linear.panel", (stop - start, weight.cols))
-            decode = partial(_decode_panel, weight, start, stop, ws)
-            if cache is None:
-                decode(scratch)
-                panel = scratch
-            else:
-                panel = cache.panel(weight, start, stop, decode, scratch)
-            np.matmul(x, panel.T, out=y[:, start:stop])
-    else:
-        np.matmul(x, _as_float32(weight, "linear.weight", ws).T, out=y)
-    if bias is not None or activation is not None or residual is not None or y is not out:
-        _epilogue(
-            y,
-            None if bias is None else bits(bias),
-            _ACTIVATION[activation],
-            None if residual is None else bits(residual),
-            bits(out),
-        )
+    n = x.shape[0]
+    if not isinstance(weight, RBEBlocks):
+        dense = Plain(weight, 0)
+        if n <= MOST_TOKENS:
+            _few(x, dense, "none", bias, activation, residual, out, ws)
+        else:
+            _multiply(activations(x, "none", 64, None, ws), dense, bias, activation, residual, out, ws)
+        return
+    if cache is None:
+        w = operand_of(weight)
+        if w.basis is None and n <= (1 if w.sparse else MOST_TOKENS):
+            done = _few(x, w, weight.transform, bias, activation, residual, out, ws)
+        else:
+            a = activations(x, weight.transform, weight.block, w.basis, ws)
+            done = a.finite
+            if done:
+                _multiply(a, w, bias, activation, residual, out, ws)
+        if done:
+            return
+    _decoded(x, weight, bias, activation, residual, out, ws, cache)
 
 
-def _decode_panel(weight: RBEBlocks, start: int, stop: int, ws: Workspace, out: Any) -> None:
-    decode_rows(weight, None, start, stop - start, out, ws)
+def _decoded(
+    x: Any,
+    weight: RBEBlocks,
+    bias: Any,
+    activation: str | None,
+    residual: Any,
+    out: Any,
+    ws: Workspace,
+    cache: PanelCache | None,
+) -> None:
+    """The same through decoded panels of rows: from a cache, or made for the call.
+
+    Also what activations with NaN or Inf take: their transform would spread them over a block.
+    """
+    a = activations(x, "none", 64, None, ws)
+    rows, step = weight.rows, panel_rows(weight)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        panel = ws.get("linear.panel", (stop - start, weight.cols))
+
+        def decode(into: Any, start: int = start, stop: int = stop) -> None:
+            decode_rows(weight, None, start, stop - start, into, ws)
+
+        if cache is None:
+            decode(panel)
+        else:
+            panel = cache.panel(weight, start, stop, decode, panel)
+        _multiply(a, Plain(panel, start), bias, activation, residual, out, ws)

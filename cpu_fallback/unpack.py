@@ -67,26 +67,45 @@ lanes1_low, lanes1_high = _lanes_of_plane(1, 0), _lanes_of_plane(1, 1)
 
 
 @cpu_inline
-def unpack_run(packed, at, width, factor, offset, out, start):
-    """out[start : start + 32] = factor * code + offset, for the 32 codes of `width` bits at byte `at`.
-
-    packed : uint8, C-contiguous, `at` counts from its first byte; out : float32, C-contiguous, flat `start`
-    """
+def run_codes(packed, at, width):
+    """The 32 codes of `width` bits at byte `at`, as float32: two vectors."""
     low, high = vsplat(np.float32(0)), vsplat(np.float32(0))
     if width & 8:
         low, high = lanes8_low(packed, at), lanes8_high(packed, at)
         at += 32
     if width & 4:
-        up = vsplat(np.float32(16))
-        low, high = vfma(low, up, lanes4_low(packed, at)), vfma(high, up, lanes4_high(packed, at))
+        low_4, high_4 = lanes4_low(packed, at), lanes4_high(packed, at)
         at += 16
+        if width > 7:
+            up = vsplat(np.float32(16))
+            low, high = vfma(low, up, low_4), vfma(high, up, high_4)
+        else:
+            low, high = low_4, high_4
     if width & 2:
-        up = vsplat(np.float32(4))
-        low, high = vfma(low, up, lanes2_low(packed, at)), vfma(high, up, lanes2_high(packed, at))
+        low_2, high_2 = lanes2_low(packed, at), lanes2_high(packed, at)
         at += 8
+        if width > 3:
+            up = vsplat(np.float32(4))
+            low, high = vfma(low, up, low_2), vfma(high, up, high_2)
+        else:
+            low, high = low_2, high_2
     if width & 1:
-        up = vsplat(np.float32(2))
-        low, high = vfma(low, up, lanes1_low(packed, at)), vfma(high, up, lanes1_high(packed, at))
+        low_1, high_1 = lanes1_low(packed, at), lanes1_high(packed, at)
+        if width > 1:
+            up = vsplat(np.float32(2))
+            low, high = vfma(low, up, low_1), vfma(high, up, high_1)
+        else:
+            low, high = low_1, high_1
+    return low, high
+
+
+@cpu_inline
+def unpack_run(packed, at, width, factor, offset, out, start):
+    """out[start : start + 32] = factor * code + offset, for the 32 codes of `width` bits at byte `at`.
+
+    packed : uint8, C-contiguous, `at` counts from its first byte; out : float32, C-contiguous, flat `start`
+    """
+    low, high = run_codes(packed, at, width)
     f, o = vsplat(factor), vsplat(offset)
     vstore(out, start, vfma(f, low, o))
     vstore(out, start + 16, vfma(f, high, o))

@@ -9,6 +9,7 @@ biorthogonal 3.1 (Cohen, Daubechies and Feauveau 1992), Hadamard (Sylvester 1867
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -64,15 +65,20 @@ def _dwt(size: int, name: str) -> NDArray[np.float64]:
     s = np.eye(size)
     length = 2 * _COARSEST
     while length <= size:  # coarse to fine: [a | d] of this length becomes the next scaling band
-        half = length // 2
-        step = np.zeros((length, length))
-        for k in range(half):
-            for n in range(len(h)):
-                step[(2 * k + n) % length, k] += h[n]
-                step[(2 * k + n) % length, half + k] += g[n]
-        s[:length] = step @ s[:length]
+        s[:length] = _step(length, h, g) @ s[:length]
         length *= 2
     return s
+
+
+def _step(length: int, h: NDArray[np.float64], g: NDArray[np.float64]) -> NDArray[np.float64]:
+    """One wavelet step: [a | d] of `length` values to the next scaling band."""
+    half = length // 2
+    step = np.zeros((length, length))
+    for k in range(half):
+        for n in range(len(h)):
+            step[(2 * k + n) % length, k] += h[n]
+            step[(2 * k + n) % length, half + k] += g[n]
+    return step
 
 
 @lru_cache(maxsize=64)
@@ -119,6 +125,103 @@ def cast_synthesis(name: str, size: int, transposed: bool = False) -> NDArray[np
     return s32
 
 
+@lru_cache(maxsize=64)
+def factors(name: str, size: int) -> tuple[NDArray[np.float64], ...]:
+    """Sparse matrices F_1, ..., F_m with F_1 @ ... @ F_m = `synthesis(name, size)`: the fast transform.
+
+    Most rows have two non-zeros, many of them 1 or -1. For 64 values a DCT costs about 620 operations, a
+    Hadamard
+    transform 384 and a wavelet 500, where the matrix has 4,096 non-zeros. "none" has no factors.
+
+    - DCT-II of N: sums and differences of a DCT-II of the N/2 even coefficients and a DCT-IV of the odd ones;
+      DCT-IV of n: rotations, two transposed DCT-II of n/2, sums and differences (Chen,
+      Smith and Fralick 1977;
+      Wang 1984). Every factor is orthogonal up to a scale, so rounding errors do not grow.
+    - Hadamard: butterflies.
+    - wavelets: one factor per level.
+    """
+    name = canonical_transform(name)
+    synthesis(name, size)  # checks the size
+    if name == "none":
+        return ()
+    if name == "dct":
+        return tuple(_dct2_factors(size, 1.0))
+    if name == "hadamard":
+        return tuple(_hadamard_factors(size))
+    levels: Factors = []
+    length = 2 * _COARSEST
+    while length <= size:
+        levels.insert(0, _embedded(_step(length, *_FILTERS[name]), size))
+        length *= 2
+    return tuple(levels)
+
+
+Factors = list[NDArray[np.float64]]
+
+
+def _embedded(a: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """`a` in the upper left corner of an identity."""
+    out = np.eye(size)
+    out[: len(a), : len(a)] = a
+    return out
+
+
+def _side_by_side(a: Factors, b: Factors) -> Factors:
+    """Factors of the block-diagonal matrix of two products."""
+    count = max(len(a), len(b))
+    na, nb = len(a[0]), len(b[0])
+    a = a + [np.eye(na)] * (count - len(a))
+    b = b + [np.eye(nb)] * (count - len(b))
+    zero = np.zeros((na, nb))
+    return [np.block([[x, zero], [zero.T, y]]) for x, y in zip(a, b, strict=True)]
+
+
+def _dct2_factors(size: int, scale: float) -> Factors:
+    """scale * S, the orthonormal DCT-II synthesis."""
+    if size == 2:
+        return [scale * _dct(2)]
+    half = size // 2
+    one, back = np.eye(half), np.eye(half)[::-1]
+    butterfly = np.block([[one, one], [back, -back]])
+    gather = np.zeros((size, size))  # even coefficients first, then the odd ones
+    k = np.arange(half)
+    gather[k, 2 * k] = 1
+    gather[half + k, 2 * k + 1] = 1
+    scale /= _R2
+    return [butterfly, *_side_by_side(_dct2_factors(half, scale), _dct4_factors(half, scale)), gather]
+
+
+def _dct4_factors(size: int, scale: float) -> Factors:
+    """scale * sqrt(2/n) cos(pi (2i+1)(2k+1) / 4n), the orthonormal DCT-IV."""
+    i = np.arange(size)
+    if size == 2:
+        return [scale * np.cos(np.pi * np.outer(2 * i + 1, 2 * i + 1) / (4 * size))]
+    half = size // 2
+    k = np.arange(half)
+    theta = np.pi * (2 * k + 1) / (4 * size)
+    c, s, sign = scale / _R2 * np.cos(theta), scale / _R2 * np.sin(theta), (-1.0) ** k
+    rotation = np.zeros((size, size))  # u = x cos + x' sin; w = (-1)^k (x' cos - x sin), x' from the far end
+    rotation[k, k], rotation[k, size - 1 - k] = c, s
+    rotation[half + k, k], rotation[half + k, size - 1 - k] = -sign * s, sign * c
+    inner = [f.T for f in reversed(_dct2_factors(half, 1.0))]
+    post = np.zeros((size, size))  # U is the first half, V the second, from its far end
+    post[0, 0] = _R2
+    post[size - 1, half] = -_R2
+    m = np.arange(1, half)
+    post[2 * m, m], post[2 * m, size - m] = 1, 1
+    post[2 * m - 1, m], post[2 * m - 1, size - m] = 1, -1
+    return [post, *_side_by_side(inner, inner), rotation]
+
+
+def _hadamard_factors(size: int) -> Factors:
+    out, before = [], 1
+    while before < size:
+        out.append(np.kron(np.kron(np.eye(before), _hadamard(2)), np.eye(size // before // 2)))
+        before *= 2
+    # butterflies of 1 and -1, and the scale once
+    return [_R2 * f for f in out[:-1]] + [out[-1] * _R2 ** (1 - len(out))]
+
+
 def block_axis(size: int) -> NDArray[np.float64]:
     """The block coordinates t_j = 2j/(B-1) - 1, j = 0..B-1."""
     return 2.0 * np.arange(size) / (size - 1) - 1.0
@@ -145,3 +248,51 @@ def basis_1d(size: int) -> NDArray[np.float64]:
     phi = np.stack([np.ones_like(x), np.abs(x), x * x, np.cos(np.pi * x), np.cos(2 * np.pi * x)])
     phi.flags.writeable = False
     return phi
+
+
+@dataclass(frozen=True)
+class BasisTerms:
+    """The basis functions of a block as a sum of products of functions of one coordinate.
+
+    Phi_k(y, x) = sum over the terms t with `param[t]` = k of `factor[t]` f_row[t](y) f_column[t](x),
+    so that the
+    basis part of a product costs `len(param)` multiplications per block, token and set of parameters,
+    not B * B.
+
+    Attributes
+    ----------
+    functions : (count, size) float64, the f of one coordinate at `block_axis(size)`
+    row, column, param : (terms,) int64; rows ascend
+    factor : (terms,) float64
+    """
+
+    functions: NDArray[np.float64]
+    row: NDArray[np.int64]
+    column: NDArray[np.int64]
+    param: NDArray[np.int64]
+    factor: NDArray[np.float64]
+
+
+@lru_cache(maxsize=16)
+def basis_terms(size: int, vectors: bool = False) -> BasisTerms:
+    """`basis_2d(size)`, or with `vectors` `basis_1d(size)` (one row function, 1), as products.
+
+    All functions but d = sqrt(x^2 + y^2) are products of 1, t^2, cos(pi t) and cos(2 pi t); d is a sum of
+    eigenvectors' products, taken down to 1e-7 of the largest (9 to 11 terms).
+    """
+    if vectors:
+        functions = basis_1d(size)
+        count = len(functions)
+        k = np.arange(count)
+        return BasisTerms(functions, np.zeros(count, np.int64), k, k, np.ones(count))
+    t = block_axis(size)
+    plain = np.stack([np.ones(size), t * t, np.cos(np.pi * t), np.cos(2 * np.pi * t)])
+    value, vector = np.linalg.eigh(basis_2d(size)[1])
+    kept = np.abs(value) > 1e-7 * np.abs(value).max()
+    value, vector = value[kept], vector[:, kept].T
+    # (row, column, parameter): 1 | x^2 and y^2 | cos pi x | cos pi y | cos 2 pi x | cos 2 pi y | the product
+    terms = [(0, 0, 0), (0, 1, 2), (1, 0, 2), (0, 2, 3), (2, 0, 4), (0, 3, 5), (3, 0, 6), (2, 2, 7)]
+    rows = [(*term, 1.0) for term in terms] + [(4 + i, 4 + i, 1, v) for i, v in enumerate(value)]
+    rows.sort()
+    row, column, param = (np.array([r[i] for r in rows], np.int64) for i in range(3))
+    return BasisTerms(np.concatenate([plain, vector]), row, column, param, np.array([r[3] for r in rows]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -31,6 +32,7 @@ class Workspace:
         self.device = device
         self._buffers: dict[tuple[str, str], Any] = {}
         self._views: dict[tuple[str, str, tuple[int, ...]], Any] = {}
+        self._plans: dict[tuple[Any, ...], Any] = {}
         self._parts: dict[str, Workspace] = {}
 
     def on(self, device: str) -> Workspace:
@@ -72,6 +74,29 @@ class Workspace:
         self._views[name, dtype.str, shape] = view
         return view
 
+    def plan(self, key: tuple[Any, ...], name: str, make: Callable[[Callable[[int], Any]], Any]) -> Any:
+        """What `make` made for `key` at an earlier call; made again when its scratch memory has moved.
+
+        make : called with a function that takes a number of bytes and returns the buffer `name`, uint8, at least that
+            long; what it returns has that buffer as its attribute `buffer`
+        """
+        plan = self._plans.get(key)
+        if plan is None or plan.buffer is not self._buffers.get((name, "|u1")):
+            if len(self._plans) >= _VIEWS:
+                self._plans.clear()
+            plan = self._plans[key] = make(lambda nbytes: self._buffer(name, nbytes))
+        return plan
+
+    def _buffer(self, name: str, nbytes: int) -> Any:
+        key = (name, "|u1")
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.nbytes < nbytes:
+            buffer = self._buffers[key] = self._allocate(nbytes)
+            # views of the smaller buffer would keep it alive
+            self._views = {k: v for k, v in self._views.items() if k[:2] != key}
+            self._plans = {k: p for k, p in self._plans.items() if p.buffer is buffer or k[0] != name}
+        return buffer
+
     @property
     def nbytes(self) -> int:
         """Bytes held by all buffers, on every device."""
@@ -82,4 +107,5 @@ class Workspace:
         """Forget every buffer. Arrays handed out before stay valid."""
         self._buffers.clear()
         self._views.clear()
+        self._plans.clear()
         self._parts.clear()

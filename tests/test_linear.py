@@ -22,10 +22,45 @@ def _x(rows, cols):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_compressed_equals_the_decoded_product(form):
+@pytest.mark.parametrize("tokens", [1, 2, 4, 5, 16, 33, 63, 64, 65, 150])
+def test_compressed_equals_the_decoded_product(form, tokens):
+    """One token, a few, part of a tile of 64, a whole one, several: every path of the product."""
     m = compressed(form)
-    x = _x(19, m.shape[1])
+    x = _x(tokens, m.shape[1])
     assert relative(rbe.linear(x, m), x.astype(np.float64) @ reference.decode(m).T) < 1e-5
+
+
+@pytest.mark.parametrize("tokens", [1, 20, 1200])
+def test_many_units_and_groups_of_tiles(tokens):
+    """More tiles than a unit keeps sums for, more rows and panels than fit one unit."""
+    m = rbe.compress(np.tile(real.layer(1, "output.dense.weight"), (2, 1)), kept=0.2)
+    x = _x(tokens, m.shape[1])
+    assert relative(rbe.linear(x, m), x.astype(np.float64) @ reference.decode(m).T) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "form", ["dct int4 b128", "none int4 delta", "dct f16 delta basis", "grid int3 none"]
+)
+@pytest.mark.parametrize("tokens", [1, 3, 70])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_stay_with_their_token(form, tokens, value):
+    """A transform would spread them, and a position that is not stored would lose them."""
+    m = compressed(form)
+    x = _x(tokens, m.shape[1]).copy()
+    x[0, 5] = value
+    y, expected = rbe.linear(x, m), reference.linear(x, m)
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
+    np.testing.assert_array_equal(np.isinf(y), np.isinf(expected))
+    assert np.isfinite(y[1:]).all()
+
+
+def test_a_plan_does_not_outlive_its_weight():
+    """Two weights of one shape through one workspace, the first gone before the second comes."""
+    ws, x = rbe.Workspace(), _x(8, 384)
+    for layer in range(4):
+        m = rbe.compress(real.layer(layer, "attention.self.query.weight"), codes="dense-int4")
+        assert relative(rbe.linear(x, m, workspace=ws), reference.linear(x, m)) < 1e-5
+        del m
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "gelu", "gelu_tanh", "silu"])
@@ -70,7 +105,7 @@ def test_cache_counts(share, hits):
     first = rbe.linear(x, m, cache=cache)
     assert (cache.hits, cache.misses) == (0, 5)
     np.testing.assert_array_equal(rbe.linear(x, m, cache=cache), first)
-    np.testing.assert_array_equal(first, rbe.linear(x, m))
+    assert relative(first, reference.linear(x, m)) < 1e-5
     assert cache.hits == hits
     assert cache.hits + cache.misses == 10
     assert cache.nbytes <= cache.budget

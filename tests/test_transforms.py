@@ -5,9 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import pywt
+from rbe_gpu.cpu_fallback.fast_transform import transform_address
 
 from rbe_gpu import transforms
 from rbe_gpu.transforms import BLOCK_SIZES, TRANSFORMS
+
+from . import real
+
+
+@cpu_kernel
+def apply(address, x, out, vectors):
+    apply_transform(address, x, 0, 64, out, 0, 64, vectors)
 
 
 @pytest.mark.parametrize("size", BLOCK_SIZES)
@@ -87,3 +95,56 @@ def test_names():
         transforms.canonical_transform("fft")
     with pytest.raises(ValueError, match="block=48"):
         transforms.synthesis("dct", 48)
+
+
+@pytest.mark.parametrize("name", transforms.TRANSFORMS)
+@pytest.mark.parametrize("size", transforms.BLOCK_SIZES)
+def test_factors_multiply_to_the_synthesis_matrix(name, size):
+    product = np.eye(size)
+    for factor in transforms.factors(name, size):
+        product = product @ factor
+    np.testing.assert_allclose(product, transforms.synthesis(name, size), atol=1e-14)
+
+
+def test_factors_are_few_operations():
+    """Additions and multiplications of a transform of 64 values, against 4,096 of the matrix."""
+
+    def operations(name):
+        rows = [row[row != 0] for factor in transforms.factors(name, 64) for row in factor]
+        return sum(max(len(row) - 1, 0) + (not np.isclose(np.abs(row), 1).any()) for row in rows)
+
+    assert {name: operations(name) for name in transforms.TRANSFORMS} == {
+        "dct": 632, "dwt-haar": 240, "dwt-db2": 480, "dwt-bior3.1": 480, "hadamard": 448, "none": 0
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", transforms.TRANSFORMS[:-1])
+@pytest.mark.parametrize("size", transforms.BLOCK_SIZES)
+@pytest.mark.parametrize("inward", [True, False])
+def test_compiled_transforms(name, size, inward):
+    """One, three and four vectors of 16 tokens, into another array and in place; rows of 64 tokens."""
+    s = transforms.synthesis(name, size)
+    x = np.resize(real.layer(0, "output.dense.weight"), (size, 64)).astype(np.float32)
+    expected = (s.T if inward else s) @ x.astype(np.float64)
+    address = transform_address(name, size, inward)
+    for vectors in (1, 3, 4):
+        out = np.zeros_like(x)
+        apply(address, x.reshape(-1), out.reshape(-1), vectors)
+        done = out[:, : 16 * vectors]
+        assert np.abs(done - expected[:, : 16 * vectors]).max() < 1e-6 * np.abs(expected).max()
+        assert not out[:, 16 * vectors :].any()
+    same = x.copy()
+    apply(address, same.reshape(-1), same.reshape(-1), 4)
+    np.testing.assert_array_equal(same, out)
+
+
+@pytest.mark.parametrize("size", transforms.BLOCK_SIZES)
+def test_basis_terms_are_the_basis_functions(size):
+    terms = transforms.basis_terms(size)
+    for k, phi in enumerate(transforms.basis_2d(size)):
+        own = terms.param == k
+        f = terms.functions
+        product = np.einsum("t,ty,tx->yx", terms.factor[own], f[terms.row[own]], f[terms.column[own]])
+        np.testing.assert_allclose(product, phi, atol=1e-6)
+    vectors = transforms.basis_terms(size, vectors=True)
+    np.testing.assert_array_equal(vectors.functions[vectors.column], transforms.basis_1d(size)[vectors.param])

@@ -39,7 +39,11 @@ PACKAGE = {
     "cli": "the command line",
 }
 FOLDERS = {"layers", "models", "gpu"}
-CPU = {"__init__", "_jit", "simd", "unpack", "quantize", "feedback"}  # the last two: the encoder's loops
+CPU = {
+    *("__init__", "_jit", "simd", "unpack"),
+    *("quantize", "feedback"),  # the encoder's loops
+    *("product", "vector_product", "codes", "operand", "fast_transform"),  # of linear
+}
 GPU = {"__init__", "_load", "_launch", "_rows", "_elements"}
 REPORTS = {
     *("__init__", "bench", "plot", "page", "run", "inputs", "peers", "quality", "text", "gpu_check"),
