@@ -21,6 +21,7 @@ import rbe_gpu as rbe
 from rbe_gpu import reference
 from rbe_gpu.container import save_file
 from rbe_gpu.models import BertEncoder, load
+from rbe_gpu.models.bert import POOLING
 
 from . import real
 
@@ -115,6 +116,56 @@ def test_hidden_states_of_every_layer() -> None:
         assert relative(mine[valid()], theirs[valid()]) <= TOLERANCE
         assert not mine[~valid()].any()
     np.testing.assert_array_equal(minilm().forward(ids, lengths), found[-1])
+
+
+#: Relative Frobenius to float64, per layer one rounding of some ten results: float16 to 11 bits, bfloat16 to 8.
+HALF = {"float16": 2e-3, "bfloat16": 1.5e-2}
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_half_precision_states(dtype: str) -> None:
+    """Of every layer, and the embeddings; dense weights are held in the half type, and nothing else changes."""
+    ids, lengths = real.batch(8)
+    model = load(real.MODEL_DIR, dtype=dtype)
+    found = model.forward(ids, lengths, all_hidden_states=True)
+    for mine, theirs in zip(found, real.hidden_states(8), strict=True):
+        assert mine.dtype == model.dtype
+        assert relative(mine[valid()], theirs[valid()]) <= HALF[dtype]
+        assert not mine[~valid()].astype(np.float32).any()
+    vectors = model.embed(real.texts()[:8])
+    assert vectors.dtype == np.float32
+    assert relative(vectors, pooled()) <= HALF[dtype]
+    assert model.nbytes < 0.501 * minilm().nbytes
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("mode", ["cls", "max"])
+def test_half_precision_pooling(dtype: str, mode: str) -> None:
+    pooling = {name: True for name, short in POOLING.items() if short == mode}
+    parts = used_tensors(1), small_config(), real.tokenizer(), pooling
+    model, plain = BertEncoder(*parts, dtype=dtype), BertEncoder(*parts)
+    texts = real.texts()[:4]
+    assert relative(model.embed(texts), plain.embed(texts).astype(np.float64)) <= HALF[dtype]
+
+
+def test_half_precision_of_compressed_weights() -> None:
+    """Compressed weights stay as they are; their tables decode to the half type."""
+    tensors = {
+        n: rbe.compress(t, kind="vectors" if "embeddings" in n else "matrix", grade="A")
+        if t.ndim == 2 and "token_type" not in n and t.shape[0] < 2000
+        else t
+        for n, t in used_tensors(1).items()
+    }
+    ids, lengths = real.batch(4)
+    half = BertEncoder(tensors, small_config(), dtype="float16").forward(ids, lengths)
+    plain = BertEncoder(tensors, small_config()).forward(ids, lengths)
+    assert half.dtype == np.float16
+    assert relative(half, plain.astype(np.float64)) <= HALF["float16"]
+
+
+def test_dtypes_of_states_that_are_not_there() -> None:
+    with pytest.raises(ValueError, match="dtype='float64' is not supported; use one of"):
+        BertEncoder(used_tensors(1), small_config(), dtype="float64")
 
 
 def test_a_text_alone_is_the_text_in_a_batch() -> None:
@@ -573,6 +624,6 @@ def test_hub(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_repr() -> None:
     assert repr(minilm()) == (
-        "BertEncoder(6 layers, hidden 384, 12 heads, vocabulary 30522, mean pooling, 90.3 MB of weights, "
-        "cache of 0.0 MB)"
+        "BertEncoder(6 layers, hidden 384, 12 heads, vocabulary 30522, mean pooling, float32 states, "
+        "90.3 MB of weights, cache of 0.0 MB)"
     )

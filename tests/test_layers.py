@@ -194,6 +194,13 @@ def test_packed_attention_is_the_padded_one_without_padding() -> None:
     assert found.shape == packed.shape
     wanted = (expected_attention(layer, x, lengths=lengths) + x)[real_tokens]
     assert relative(found, wanted) <= TOLERANCE
+    ends = np.cumsum([0, *lengths], dtype=np.int32)
+    np.testing.assert_array_equal(layer(packed, cu_seqlens=ends, residual=packed), found)
+    for given in ({"lengths": lengths, "cu_seqlens": ends}, {}):
+        with pytest.raises(ValueError, match="need lengths= or cu_seqlens="):
+            layer(packed, **given)
+    with pytest.raises(ValueError, match="cu_seqlens is for packed sequences"):
+        layer(x, lengths, cu_seqlens=ends)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=FORM_IDS)

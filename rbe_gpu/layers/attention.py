@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,7 +20,7 @@ class RBEAttention:
 
     c is x itself, or `context` (cross attention). Padded sequences come as (batch, seq, hidden) with their
     `lengths`. Sequences may also be packed end to end, (tokens, hidden) with lengths that add up to the
-    tokens: no padding is then computed anywhere.
+    tokens, or with the `cu_seqlens` that those give: no padding is then computed anywhere.
 
     Parameters
     ----------
@@ -116,6 +116,7 @@ class RBEAttention:
         context: Array | None = None,
         out: Array | None = None,
         workspace: Workspace | None = None,
+        cu_seqlens: Array | None = None,
     ) -> Array:
         """Attend.
 
@@ -123,11 +124,13 @@ class RBEAttention:
         ----------
         x : (batch, seq, hidden), or (tokens, hidden) for packed sequences
         lengths : (batch,) integers: valid keys of each sequence (of `context` where that is given); for
-            packed sequences the length of each, required
+            packed sequences the length of each
         mask : broadcastable to (batch, num_heads, seq, seq_k), float32 (added) or bool (True keeps); not for
             packed sequences
         residual : like the result, added to it
         context : (batch, seq_k, context_hidden), what keys and values are made of; not for packed sequences
+        cu_seqlens : (batch + 1,) int32/int64, where x is: for packed sequences in the place of `lengths`, sequence b
+            being rows cu_seqlens[b] to cu_seqlens[b + 1]. On a GPU nothing looks at them, and nothing is copied
 
         Returns
         -------
@@ -135,7 +138,7 @@ class RBEAttention:
         """
         x = accepted(x)
         workspace = (workspace or Workspace()).on(device_of(x, "x"))
-        merged = self.mix(x, lengths, mask, context, workspace)
+        merged = self.mix(x, lengths, mask, context, workspace, cu_seqlens)
         return self.output(merged, residual, out=out, workspace=workspace)
 
     def mix(
@@ -145,6 +148,7 @@ class RBEAttention:
         mask: Array | None = None,
         context: Array | None = None,
         workspace: Workspace | None = None,
+        cu_seqlens: Array | None = None,
     ) -> Array:
         """All heads side by side, before the output projection; arguments as in a call.
 
@@ -156,13 +160,16 @@ class RBEAttention:
         workspace = (workspace or Workspace()).on(device_of(x, "x"))
         packed = x.ndim == 2
         if packed:
-            if lengths is None or mask is not None or context is not None:
+            if (lengths is None) == (cu_seqlens is None) or mask is not None or context is not None:
                 raise ValueError(
-                    "packed sequences (tokens, hidden) need lengths= and take no mask= or context="
+                    "packed sequences (tokens, hidden) need lengths= or cu_seqlens= and take no mask= or context="
                 )
-            _check_packed(lengths, x.shape[0])
+            if lengths is not None:
+                cu_seqlens = _ends(lengths, x)
         elif x.ndim != 3:
             raise ValueError(f"x has {x.ndim} axes, needs (batch, seq, hidden) or packed (tokens, hidden)")
+        elif cu_seqlens is not None:
+            raise ValueError("cu_seqlens is for packed sequences (tokens, hidden); padded ones take lengths=")
         source = x if context is None else context
         if source.ndim != x.ndim:
             raise ValueError(f"context has {source.ndim} axes, needs (batch, seq_k, context_hidden)")
@@ -176,7 +183,7 @@ class RBEAttention:
         v = project(self.value, source, "v", self.num_kv_heads)
         heads = workspace.get("layer.attention.heads", q.shape, x.dtype)
         if packed:
-            self._attend_packed(q, k, v, lengths, heads, workspace)
+            self._attend_packed(q, k, v, cu_seqlens, heads, workspace)
         else:
             self._attend(q, k, v, lengths, mask, heads, workspace)
         return heads.reshape(*x.shape[:-1], self.num_heads * self.head_dim)
@@ -196,13 +203,9 @@ class RBEAttention:
         )
 
     def _attend_packed(
-        self, q: Array, k: Array, v: Array, lengths: Array, out: Array, workspace: Workspace
+        self, q: Array, k: Array, v: Array, cu_seqlens: Array | None, out: Array, workspace: Workspace
     ) -> None:
-        xp = module_of(lengths)
-        ends = xp.zeros(lengths.size + 1, np.int64)
-        xp.cumsum(lengths, out=ends[1:])
-        ends = module_of(q).asarray(ends)
-        options = {"window": self.window, "out": out, "workspace": workspace, "cu_seqlens_q": ends}
+        options = {"window": self.window, "out": out, "workspace": workspace, "cu_seqlens_q": cu_seqlens}
         ops.attention(q, k, v, self.causal, self.scale, **options)
 
     def __repr__(self) -> str:
@@ -214,6 +217,15 @@ class RBEAttention:
             f"RBEAttention({self.num_heads} heads of {self.head_dim}{kv}{extra},\n  query={self.query!r},\n"
             f"  key={self.key!r},\n  value={self.value!r},\n  output={self.output!r})"
         )
+
+
+def _ends(lengths: Array, x: Array) -> Array:
+    """Where packed sequences begin and end, int64, where x is."""
+    _check_packed(lengths, x.shape[0])
+    xp = module_of(lengths)
+    ends = xp.zeros(lengths.size + 1, np.int64)
+    xp.cumsum(lengths, out=ends[1:])
+    return cast(Array, module_of(x).asarray(ends))
 
 
 def _check_packed(lengths: Array, tokens: int) -> None:

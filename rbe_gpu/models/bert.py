@@ -15,9 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, cast
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import ops
 from ..blocks import Array, RBEBlocks
 from ..cache import PanelCache
 from ..dispatch import device_of, explaining, module_of
@@ -50,6 +52,12 @@ _SIZES = (
     "max_position_embeddings",
     "type_vocab_size",
 )
+#: Of hidden states.
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
 _TOKENIZE_AT_ONCE = 1024  # texts; their ids are kept, the tokenizer's larger records are not
 
 
@@ -153,6 +161,9 @@ class BertEncoder:
         as the dense linear weights take. 0 keeps nothing: the smallest memory, and every batch decodes every
         weight again. Values between keep what fits. A dense model needs none, and embedding tables are never
         cached.
+    dtype : "float32", "float16" or "bfloat16", of the hidden states between the ops; sums are float32 always.
+        Dense matrices, too, are then held in the half type, which on a GPU its tensor cores need; for "float32"
+        they stay as they are in the checkpoint. Biases and norms are float32 always
 
     Attributes
     ----------
@@ -174,8 +185,11 @@ class BertEncoder:
         normalize: bool = True,
         max_seq_length: int | None = None,
         cache_bytes: int | None = None,
+        dtype: str = "float32",
     ) -> None:
         check_config(config)
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype!r} is not supported; use one of {tuple(DTYPES)}")
         named = {canonical_name(name): tensor for name, tensor in tensors.items()}
         panels = 0  # bytes of all linear weights that are decoded
         for name, shape in tensor_shapes(config):
@@ -190,6 +204,7 @@ class BertEncoder:
             raise ValueError(f"max_seq_length={max_seq_length!r} is not a positive integer")
 
         self.config = dict(config)
+        self.dtype = DTYPES[dtype]
         self.hidden_size: int = config["hidden_size"]
         self.pooling = pooling_modes(pooling)
         self.normalize = normalize
@@ -212,7 +227,10 @@ class BertEncoder:
 
         def matrix(name: str) -> Array | RBEBlocks:
             tensor = named[name]
-            return tensor if isinstance(tensor, RBEBlocks) else module_of(tensor).ascontiguousarray(tensor)
+            if isinstance(tensor, RBEBlocks):
+                return tensor
+            dtype = tensor.dtype if self.dtype == np.float32 else self.dtype
+            return cast(Array, module_of(tensor).ascontiguousarray(tensor, dtype=dtype))
 
         def linear(name: str) -> RBELinear:
             return RBELinear(matrix(name + ".weight"), vector(name + ".bias"), cache=self.cache)
@@ -224,12 +242,11 @@ class BertEncoder:
 
         heads = self.config["num_attention_heads"]
         activation = ACTIVATIONS[self.config.get("hidden_act", "gelu")]
-        self.word_embeddings = RBEEmbedding(matrix("embeddings.word_embeddings.weight"))
-        self.position_embeddings = RBEEmbedding(matrix("embeddings.position_embeddings.weight"))
+        self.word_embeddings = RBEEmbedding(matrix("embeddings.word_embeddings.weight"), self.dtype)
+        self.position_embeddings = RBEEmbedding(matrix("embeddings.position_embeddings.weight"), self.dtype)
         # two rows: dense, whatever the checkpoint holds
-        types = vector("embeddings.token_type_embeddings.weight")
+        types = vector("embeddings.token_type_embeddings.weight").astype(self.dtype, copy=False)
         self.token_type_embeddings = RBEEmbedding(types)
-        self._first_type = types[0]
         self.embedding_norm = norm("embeddings")
         self.layers: list[tuple[RBEAttention, RBELayerNorm, RBEFFN, RBELayerNorm]] = []
         for i in range(self.config["num_hidden_layers"]):
@@ -297,8 +314,8 @@ class BertEncoder:
 
         Returns
         -------
-        (batch, seq, hidden) float32, where the weights are, or a tuple of num_hidden_layers + 1 of them.
-        Positions of padding are 0.
+        (batch, seq, hidden) of the model's dtype, where the weights are, or a tuple of num_hidden_layers + 1 of
+        them. Positions of padding are 0.
         """
         ids, lengths, token_type_ids = (_fetched(a) for a in (ids, lengths, token_type_ids))
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
@@ -319,7 +336,7 @@ class BertEncoder:
         at = self._placed("bert.tokens", np.flatnonzero(real))
         found = []
         for state in self._states(ids[real].astype(np.int64), lengths, types, all_hidden_states):
-            padded = module_of(state).zeros((batch * seq, self.hidden_size), np.float32)
+            padded = module_of(state).zeros((batch * seq, self.hidden_size), self.dtype)
             padded[at] = state
             found.append(padded.reshape(batch, seq, self.hidden_size))
         return tuple(found) if all_hidden_states else found[-1]
@@ -336,36 +353,50 @@ class BertEncoder:
         limit = self.config["max_position_embeddings"]
         if longest > limit:
             raise ValueError(f"a text has {longest} tokens, the model has {limit} positions; cut it first")
-        shape = (ids.size, self.hidden_size)
-        x = self._rows(self.word_embeddings, self._placed("bert.ids", ids), "bert.x")
+        ends = np.zeros(lengths.size + 1, np.int64)
+        np.cumsum(lengths, out=ends[1:])
+        ends = self._placed("bert.ends", ends)
+        x = self._rows(self.word_embeddings, self._placed("bert.ids", ids), "bert.x", ws)
         positions = self.workspace.on("cpu").get("bert.positions", ids.shape, np.int64)
         line = np.arange(longest)
         start = 0
         for length in lengths.tolist():
             positions[start : start + length] = line[:length]
             start += length
-        y = self._rows(self.position_embeddings, self._placed("bert.positions", positions), "bert.y")
-        if types is None:
-            y += self._first_type
+        y = self._rows(self.position_embeddings, self._placed("bert.positions", positions), "bert.y", ws)
+        if types is None and self.device == "cpu":
+            y += cast(Array, self.token_type_embeddings.weight)[0]
         else:
-            y += self._rows(self.token_type_embeddings, self._placed("bert.type_ids", types), "bert.types")
+            types = np.zeros_like(ids) if types is None else types
+            self._add_types(y, self._placed("bert.type_ids", types), ws)
         self.embedding_norm(x, residual=y, out=x, workspace=ws)
         if all_hidden_states:
             yield x
-        y = ws.get("bert.y", shape)
-        for index, (attention, attention_norm, ffn, ffn_norm) in enumerate(self.layers):
-            attention(x, lengths, residual=x, out=y, workspace=ws)
-            attention_norm(y, out=y, workspace=ws)
-            ffn(y, residual=y, out=x, workspace=ws)
-            ffn_norm(x, out=x, workspace=ws)
+        for index in range(len(self.layers)):
+            self._layer(index, x, y, x, ws, cu_seqlens=ends)
             if all_hidden_states or index + 1 == len(self.layers):
                 yield x
 
-    def _rows(self, table: RBEEmbedding, ids: Array, name: str) -> Array:
-        """Rows of a table, float32, in scratch memory."""
-        ws = self.workspace.on(self.device)
-        out: Array = ws.get(name, (ids.size, self.hidden_size))
-        if table.dtype == np.float32:
+    def _layer(self, index: int, x: Array, y: Array, out: Array, ws: Workspace, **sequences: Any) -> None:
+        """One layer from x to `out`, which may be x; y is scratch of that shape."""
+        attention, attention_norm, ffn, ffn_norm = self.layers[index]
+        attention(x, residual=x, out=y, workspace=ws, **sequences)
+        attention_norm(y, out=y, workspace=ws)
+        ffn(y, residual=y, out=out, workspace=ws)
+        ffn_norm(out, out=out, workspace=ws)
+
+    def _add_types(self, y: Array, types: Array, ws: Workspace) -> None:
+        """y += rows of the token types."""
+        rows = self._rows(self.token_type_embeddings, types, "bert.types", ws)
+        if self.device == "cpu":
+            np.add(y, rows, out=y)
+        else:  # keeps every value; CuPy's own addition has no bfloat16
+            ops.dropout(y, 0.0, 0, residual=rows, out=y)
+
+    def _rows(self, table: RBEEmbedding, ids: Array, name: str, ws: Workspace) -> Array:
+        """Rows of a table in scratch memory."""
+        out: Array = ws.get(name, (*ids.shape, self.hidden_size), self.dtype)
+        if table.dtype == self.dtype:
             return table(ids, out=out, workspace=ws)
         half = ws.get("bert.half", out.shape, table.dtype)
         out[...] = table(ids, out=half, workspace=ws)
@@ -450,9 +481,9 @@ class BertEncoder:
                 continue
             for target, mode in zip(row, self.pooling, strict=True):
                 if mode == "mean":
-                    xp.mean(tokens, axis=0, out=target)
+                    xp.mean(tokens, axis=0, dtype=np.float32, out=target)
                 elif mode == "max":
-                    xp.max(tokens, axis=0, out=target)
+                    target[...] = xp.max(tokens, axis=0)
                 else:
                     target[...] = tokens[0]
         return cast(F32, out.reshape(lengths.size, self.embedding_size))
@@ -462,6 +493,6 @@ class BertEncoder:
         return (
             f"BertEncoder({c['num_hidden_layers']} layers, hidden {c['hidden_size']}, "
             f"{c['num_attention_heads']} heads, vocabulary {c['vocab_size']}, "
-            f"{'+'.join(self.pooling)} pooling, {self.nbytes / 1e6:.1f} MB of weights, "
+            f"{'+'.join(self.pooling)} pooling, {self.dtype.name} states, {self.nbytes / 1e6:.1f} MB of weights, "
             f"cache of {self.cache.budget / 1e6:.1f} MB)"
         )

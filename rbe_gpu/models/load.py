@@ -23,7 +23,7 @@ _HUB_FILES = ("*.json", "*.safetensors", "vocab.txt")
 _HUB_SKIP = ("onnx/*", "openvino/*")
 
 
-def load(source: str | Path, cache_bytes: int | None = None) -> BertEncoder:
+def load(source: str | Path, cache_bytes: int | None = None, dtype: str = "float32") -> BertEncoder:
     """A model that is ready to embed.
 
     Parameters
@@ -35,6 +35,7 @@ def load(source: str | Path, cache_bytes: int | None = None) -> BertEncoder:
         a Hugging Face id such as "sentence-transformers/all-MiniLM-L6-v2" (`pip install rbe-gpu[hub]`).
     cache_bytes : memory for decoded panels of compressed weights. None: all linear weights fit, which is
         fastest; 0: nothing is kept, which is smallest. See `BertEncoder`.
+    dtype : "float32", "float16" or "bfloat16", of the hidden states (and of dense weights, where it is a half type)
 
     Raises
     ------
@@ -45,15 +46,15 @@ def load(source: str | Path, cache_bytes: int | None = None) -> BertEncoder:
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return load_folder(path, cache_bytes)
+        return load_folder(path, cache_bytes, dtype)
     if path.is_file():
-        return load_compressed(path, cache_bytes)
+        return load_compressed(path, cache_bytes, dtype)
     name = str(source)
     if not _HUB_ID.fullmatch(name) or name.endswith((".safetensors", ".json", ".bin")):
         raise FileNotFoundError(
             f"{name} does not exist; pass a model folder, a .rbe.safetensors file or a hub id"
         )
-    return load_folder(download(name), cache_bytes)
+    return load_folder(download(name), cache_bytes, dtype)
 
 
 def download(name: str) -> Path:
@@ -77,7 +78,7 @@ def download(name: str) -> Path:
 # --- a model folder -----------------------------------------------------------------------------------
 
 
-def load_folder(folder: Path, cache_bytes: int | None = None) -> BertEncoder:
+def load_folder(folder: Path, cache_bytes: int | None = None, dtype: str = "float32") -> BertEncoder:
     """A dense model from a local folder, its weights memory-mapped."""
     config = read_json(folder / "config.json", "it is not a model folder")
     check_config(config)
@@ -91,6 +92,7 @@ def load_folder(folder: Path, cache_bytes: int | None = None) -> BertEncoder:
         normalize,
         read_max_seq_length(folder, config),
         cache_bytes,
+        dtype,
     )
 
 
@@ -187,7 +189,7 @@ def map_safetensors(path: Path) -> dict[str, np.ndarray[Any, Any]]:
 # --- a compressed file --------------------------------------------------------------------------------
 
 
-def load_compressed(path: Path, cache_bytes: int | None = None) -> BertEncoder:
+def load_compressed(path: Path, cache_bytes: int | None = None, dtype: str = "float32") -> BertEncoder:
     """A model from a `.rbe.safetensors` file, with the tokenizer that it holds."""
     tensors, stored = load_file(path)
     config = stored.get("config") if isinstance(stored, dict) else None
@@ -202,6 +204,7 @@ def load_compressed(path: Path, cache_bytes: int | None = None) -> BertEncoder:
         bool(stored.get("normalize", True)),
         stored.get("max_seq_length"),
         cache_bytes,
+        dtype,
     )
 
 
