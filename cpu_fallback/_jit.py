@@ -14,15 +14,13 @@ sets up the cache: an edit of a shared file changes the name and no stale code i
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numba
-import numba.np.ufunc.parallel
 
-SPINS = 5_000
+from ._pool import gated
 
 FASTMATH = frozenset({"nsz", "arcp", "contract", "afn", "reassoc"})
 
@@ -57,30 +55,6 @@ def shared_digest(folder: Path | None = None) -> str:
 _DIGEST = shared_digest()
 
 
-def _start_threads() -> None:
-    """Start Numba's threads so that they sleep soon after they become idle.
-
-    GNU OpenMP's idle threads spin, about a millisecond each time by default, on cores that another library
-    may want.
-    Without any spinning every kernel waits 40 us for its threads to wake up; with `SPINS` turns, some 0.1
-    ms, the kernels
-    of a layer find them awake (2 us). The variable is read when the OpenMP library is loaded; it is put back
-    afterwards,
-    so that other libraries of the process keep their own ways.
-    """
-    before = os.environ.get("GOMP_SPINCOUNT")
-    if before is None:
-        os.environ["GOMP_SPINCOUNT"] = str(SPINS)
-    try:
-        numba.np.ufunc.parallel._launch_threads()
-    finally:
-        if before is None:
-            del os.environ["GOMP_SPINCOUNT"]
-
-
-_start_threads()
-
-
 def cpu_kernel(
     function: Callable[..., Any] | None = None, *, parallel: bool = False, exact: bool = False
 ) -> Callable[..., Any]:
@@ -91,7 +65,7 @@ def cpu_kernel(
     function : callable
         The kernel, so that both `@cpu_kernel` and `@cpu_kernel(parallel=True)` work.
     parallel : bool
-        Make `numba.prange` loops parallel.
+        Make `numba.prange` loops parallel, on the threads that `_pool` allows.
     exact : bool
         No fast-math at all: every rounding as written.
 
@@ -105,13 +79,14 @@ def cpu_kernel(
         plain_name = kernel.__qualname__
         kernel.__qualname__ = f"{plain_name}.{_DIGEST}"
         try:
-            return numba.njit(
+            compiled = numba.njit(
                 cache=True,
                 nogil=True,
                 error_model="numpy",
                 parallel=parallel,
                 fastmath=False if exact else set(FASTMATH),
             )(kernel)
+            return gated(compiled) if parallel else compiled
         finally:
             kernel.__qualname__ = plain_name
 

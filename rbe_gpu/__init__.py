@@ -49,6 +49,7 @@ from .ops import (
     softmax,
     swiglu,
 )
+from .threads import get_num_threads, set_num_threads
 from .workspace import Workspace
 
 if TYPE_CHECKING:
@@ -107,12 +108,14 @@ __all__ = [
     "error_report",
     "evaluate",
     "gelu",
+    "get_num_threads",
     "layer_norm",
     "linear",
     "load",
     "load_file",
     "rms_norm",
     "save_file",
+    "set_num_threads",
     "silu",
     "softmax",
     "swiglu",

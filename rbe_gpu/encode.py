@@ -27,6 +27,7 @@ from . import transforms
 from .blocks import Array, Codes, RBEMatrix, RBEVectors, error_report
 from .dispatch import accepted, device_of, is_cupy
 from .plans import DEFAULT_GROUP, Plan, Sample, all_plans, best_for_bytes, best_for_error
+from .threads import blas
 
 F32 = NDArray[np.float32]
 Weight = RBEMatrix | RBEVectors
@@ -236,6 +237,7 @@ def _padded_shape(w: F32, kind: Kind, block: int) -> tuple[int, int]:
 # --- the public function ------------------------------------------------------------------------------
 
 
+@blas
 def compress(
     array: Array,
     *,

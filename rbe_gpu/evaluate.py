@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .threads import blas
+
 NEIGHBOURS = 10  # of overlap_at_10 and recall_at_10
 _CHUNK_BYTES = 32 << 20
 _PAIR_BYTES = 32  # of one similarity and the temporaries that compare it
@@ -115,7 +117,9 @@ def _similarities(rows: F64, columns: F64) -> Iterator[tuple[slice, NDArray[np.f
     step = max(1, _CHUNK_BYTES // (_PAIR_BYTES * len(columns)))
     for start in range(0, len(rows), step):
         part = slice(start, min(start + step, len(rows)))
-        yield part, (rows[part] @ columns.T).astype(np.float32)
+        with blas:
+            product = rows[part] @ columns.T
+        yield part, product.astype(np.float32)
 
 
 def _nearest(similar: NDArray[np.float32], part: slice) -> NDArray[np.bool_]:

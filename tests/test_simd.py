@@ -599,10 +599,11 @@ def test_an_edit_of_a_shared_file_recompiles_its_users(tmp_path: Path) -> None:
     """A kernel is taken from the disk cache until simd.py changes, although its own file stays the same."""
     package = tmp_path / "package"
     package.mkdir()
-    for name in ("__init__.py", *_jit.SHARED_FILES):
+    for name in ("__init__.py", "_pool.py", *_jit.SHARED_FILES):
         shutil.copy(Path(_jit.__file__).parent / name, package / name)
     (package / "kernel.py").write_text(_KERNEL)
     env = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
+    env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
 
     def run() -> list[str]:
         return subprocess.run(

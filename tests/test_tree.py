@@ -36,11 +36,12 @@ PACKAGE = {
     "workspace": "scratch memory kept between calls",
     "machine": "what this machine has, and what is missing",
     "warmup": "a model's kernels before its first batch",
+    "threads": "how many threads kernels and BLAS use",
     "cli": "the command line",
 }
 FOLDERS = {"layers", "models", "gpu"}
 CPU = {
-    *("__init__", "_jit", "simd", "unpack"),
+    *("__init__", "_jit", "_pool", "simd", "unpack"),
     *("quantize", "feedback"),  # the encoder's loops
     *("product", "vector_product", "codes", "operand", "fast_transform"),  # of linear
 }

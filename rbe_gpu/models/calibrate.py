@@ -37,6 +37,7 @@ from ..feedback import (
     target_coefficients,
 )
 from ..layers import RBEAttention, RBELayerNorm, RBELinear
+from ..threads import blas
 from ..workspace import Workspace
 from .bert import BertEncoder
 
@@ -413,6 +414,7 @@ def _silent(stage: str, done: int, total: int) -> None:
     pass
 
 
+@blas
 def calibrate(
     model: BertEncoder,
     texts: Sequence[str],

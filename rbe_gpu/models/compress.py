@@ -26,6 +26,7 @@ from ..blocks import RBEBlocks
 from ..container import METADATA_KEY, Writer, header
 from ..encode import GRADES, compress
 from ..mapped import MappedFile
+from ..threads import blas
 from .bert import canonical_name, tensor_shapes
 from .load import load_folder, read_json, read_max_seq_length, read_modules
 
@@ -303,6 +304,7 @@ def _share(
 # --- the public function ------------------------------------------------------------------------------
 
 
+@blas
 def compress_model(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
