@@ -4,13 +4,10 @@
 #   make quality  measure quality per byte beside other quantisers, write rbe-report/quality.html (about an hour;
 #                 ARGS=--resume goes on where a run was stopped)
 #   make test     run the whole test suite
-<<<<<<< HEAD
 #   make gpu-check  on a machine with an NVIDIA GPU: correctness, compute-sanitizer and speed, with rows to
 #                 reports/results/<gpu>.csv (ARGS="--only attention,linear" runs some stages, ARGS=--list names them)
-=======
 #   make neon-check   the CPU suite on aarch64, emulated where the machine is another (an hour or two the first
 #                 time; needs qemu-user-static and mmdebstrap)
->>>>>>> a3624ca (Run the CPU suite on aarch64, under emulation where the machine is another)
 #   make lint     ruff and mypy
 #   make clean    remove the environment, caches and the report
 #
@@ -42,11 +39,7 @@ PIP := $(BIN)/python -m pip install --quiet $(PIP_ARGS)
 # a stamp says that a group of packages is installed; a change of pyproject.toml installs again
 STAMPS := $(VENV)/.stamps
 
-<<<<<<< HEAD
-.PHONY: report quality test gpu-check lint clean
-=======
-.PHONY: report quality test neon-check lint clean
->>>>>>> a3624ca (Run the CPU suite on aarch64, under emulation where the machine is another)
+.PHONY: report quality test gpu-check lint clean neon-check
 .DELETE_ON_ERROR:
 
 report: $(STAMPS)/package $(STAMPS)/model $(STAMPS)/peers-$(PEERS)
@@ -60,14 +53,12 @@ quality: $(STAMPS)/package $(STAMPS)/model $(STAMPS)/quantizers $(if $(LLAMA),$(
 test: $(STAMPS)/test $(STAMPS)/model $(STAMPS)/peers-$(PEERS)
 	$(BIN)/python -m pytest $(ARGS)
 
-<<<<<<< HEAD
 gpu-check: $(STAMPS)/test $(STAMPS)/model $(STAMPS)/$(CUDA)
 	$(BIN)/python -m rbe_gpu.reports.gpu_check $(ARGS)
-=======
+
 ARM := $(filter aarch64 arm64,$(shell uname -m))
 neon-check: $(STAMPS)/venv $(if $(ARM),$(STAMPS)/test $(STAMPS)/model)
 	@PYTHON=$(BIN)/python tests/neon_check.sh $(ARGS)
->>>>>>> a3624ca (Run the CPU suite on aarch64, under emulation where the machine is another)
 
 lint: $(STAMPS)/test
 	$(BIN)/ruff check

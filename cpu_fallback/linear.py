@@ -24,6 +24,7 @@ from rbe_gpu.cache import PanelCache
 from rbe_gpu.workspace import Workspace
 
 from ._jit import cpu_inline, cpu_kernel
+from ._pool import num_threads
 from .codes import basis_entries, code_rows, entry_columns, entry_values
 from .decode import convert, decode_rows, panel_rows
 from .fast_transform import transform_address
@@ -309,7 +310,7 @@ def activations(
 ) -> Activations:
     """x (n, in_features), any storage type, as products with a weight of this transform, block and basis
     read it."""
-    threads = numba.get_num_threads()
+    threads = num_threads()
 
     def make(buffer: Any) -> Activations:
         return Activations(*x.shape, transform, block, basis, threads, buffer)
@@ -414,7 +415,7 @@ def _multiply(
     ws: Workspace,
 ) -> None:
     """out = activation(a W^T + bias) + residual."""
-    threads = numba.get_num_threads()
+    threads = num_threads()
 
     def make(buffer: Any) -> _Call:
         return _Call(w if isinstance(w, Operand) else w.operand(), a, threads, buffer)
@@ -444,7 +445,7 @@ def _few(
     ws: Workspace,
 ) -> bool:
     """A product for a few tokens; False where x has NaN or Inf and the weight is compressed."""
-    threads, (n, in_features) = numba.get_num_threads(), x.shape
+    threads, (n, in_features) = num_threads(), x.shape
 
     def make(buffer: Any) -> VectorCall:
         operand = w if isinstance(w, Operand) else w.operand()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import pywt
-from rbe_gpu.cpu_fallback.fast_transform import transform_address
+from rbe_gpu.cpu_fallback._jit import cpu_kernel
+from rbe_gpu.cpu_fallback.fast_transform import apply_transform, transform_address
 
 from rbe_gpu import transforms
 from rbe_gpu.transforms import BLOCK_SIZES, TRANSFORMS
