@@ -316,8 +316,11 @@ def activations(
         return Activations(*x.shape, transform, block, basis, threads, buffer)
 
     a: Activations = ws.plan(("linear.x", x.shape, transform, block, basis, threads), "linear.x", make)
-    a.table[IN_X], a.table[IN_KIND] = address(x), ENCODING[x.dtype]
-    a.finite = transform_in(a.table) == 0
+    place = address(x)
+    if not ws.unchanged or ws.last is not a or a.table[IN_X] != place:
+        a.table[IN_X], a.table[IN_KIND] = place, ENCODING[x.dtype]
+        a.finite = transform_in(a.table) == 0
+        ws.last = a
     return a
 
 
@@ -437,7 +440,6 @@ def _as_float32(a: Any, name: str, ws: Workspace) -> Any:
 def _few(
     x: Any,
     w: Operand | Plain,
-    transform: str,
     bias: Any,
     activation: str | None,
     residual: Any,
@@ -449,7 +451,7 @@ def _few(
 
     def make(buffer: Any) -> VectorCall:
         operand = w if isinstance(w, Operand) else w.operand()
-        return VectorCall(operand, n, in_features, transform, threads, buffer)
+        return VectorCall(operand, n, in_features, threads, buffer)
 
     call: VectorCall = ws.plan(("linear", w.key, n, in_features, "few", threads), "linear", make)
     held = _set_output(call.table, bias, activation, residual, out, ws)
@@ -476,16 +478,16 @@ def linear(
     if not isinstance(weight, RBEBlocks):
         dense = Plain(weight, 0)
         if n <= MOST_TOKENS:
-            _few(x, dense, "none", bias, activation, residual, out, ws)
+            _few(x, dense, bias, activation, residual, out, ws)
         else:
             _multiply(activations(x, "none", 64, None, ws), dense, bias, activation, residual, out, ws)
         return
     if cache is None:
         w = operand_of(weight)
         if w.basis is None and n <= (1 if w.sparse else MOST_TOKENS):
-            done = _few(x, w, weight.transform, bias, activation, residual, out, ws)
+            done = _few(x, w, bias, activation, residual, out, ws)
         else:
-            a = activations(x, weight.transform, weight.block, w.basis, ws)
+            a = activations(x, w.transform_in, weight.block, w.basis, ws)
             done = a.finite
             if done:
                 _multiply(a, w, bias, activation, residual, out, ws)

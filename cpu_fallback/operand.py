@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from rbe_gpu import transforms
-from rbe_gpu.blocks import DenseCodes, GridCodes, RBEBlocks, RBEMatrix, SparseCodes
+from rbe_gpu.blocks import DenseCodes, GridCodes, RBEBlocks, RBEColumns, RBEMatrix, RBEVectors, SparseCodes
 
 from . import codes as kinds
 from .fast_transform import transform_address
@@ -94,6 +94,8 @@ class Operand:
     features: int
     sum_features: int
     basis: tuple[int, bool] | None
+    transform_in: str
+    outward: str
     transform_out: int
     row_start: Any
 
@@ -141,7 +143,23 @@ class Plain:
             address(self.weight), ENCODING[self.weight.dtype], rows, rows, cols, self.first
         )  # fmt: skip
         plain = self.weight.dtype == np.float32
-        return Operand(codes, np.ones(3, np.float32), False, plain, 64, rows, cols, 0, 0, 0, None, 0, None)
+        return Operand(
+            codes,
+            np.ones(3, np.float32),
+            False,
+            plain,
+            64,
+            rows,
+            cols,
+            0,
+            0,
+            0,
+            None,
+            "none",
+            "none",
+            0,
+            None,
+        )
 
 
 def _operand(weight: RBEBlocks) -> Operand:
@@ -186,12 +204,13 @@ def _operand(weight: RBEBlocks) -> Operand:
         codes[TERMS] = len(terms[0])
         codes[[T_ROW, T_COLUMN, T_PARAM, T_FACTOR]] = [address(a) for a in terms]
         codes[[PSI_START, PSI_OFFSET, PSI_VALUE]] = [address(a) for a in sums]
+    inward = "none" if isinstance(weight, RBEColumns) else weight.transform
+    outward = "none" if isinstance(weight, RBEVectors) else weight.transform
     return Operand(
         codes, reals, isinstance(stored, SparseCodes), False, weight.block, weight.rows_pad,
-        weight.cols_pad, entries, features,
-        int(codes[SUM_FEATURES]), basis, transform_address(weight.transform if matrix else "none",
-        weight.block, False),
-        row_start,
+        weight.cols_pad, entries,
+        features, int(codes[SUM_FEATURES]), basis, inward, outward,
+        transform_address(outward, weight.block, False), row_start,
     )  # fmt: skip
 
 

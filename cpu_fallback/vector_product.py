@@ -61,6 +61,7 @@ from .operand import (
     WIDTH,
     Operand,
     X,
+    address,
 )  # fmt: skip
 from .product import (
     BF16,
@@ -326,9 +327,7 @@ class VectorCall:
 
     __slots__ = ("buffer", "operand", "reals", "table")
 
-    def __init__(
-        self, w: Operand, n: int, in_features: int, transform: str, threads: int, buffer: Any
-    ) -> None:
+    def __init__(self, w: Operand, n: int, in_features: int, threads: int, buffer: Any) -> None:
         block = w.block
         columns = -(-w.columns // block) * block
         self.table = t = np.zeros(PLACES, np.int64)
@@ -350,7 +349,8 @@ class VectorCall:
             t[place], t[room] = at, nbytes // size
             at += threads * nbytes
         t[TRANSFORM], t[IN_FEATURES] = w.transform_out, in_features
-        if transform != "none":
-            t[S_IN] = transforms.cast_synthesis(transform, block).ctypes.data
-            t[S_OUT] = transforms.cast_synthesis(transform, block, transposed=True).ctypes.data
+        if w.transform_in != "none":
+            t[S_IN] = address(transforms.cast_synthesis(w.transform_in, block))
+        if w.outward != "none":
+            t[S_OUT] = address(transforms.cast_synthesis(w.outward, block, transposed=True))
         self.reals, self.operand = w.reals, w

@@ -140,7 +140,8 @@ class GridCodes:
     c[r, k] = row_scale[r] * col_scale[k] * (q - sign(q) * shrink), q = u[r, k] - 2**(bits - 1), u the code.
     Coefficients are peaked, so within a step most lie nearer to zero; `shrink` moves the value there.
 
-    In memory the integers have `bits` bits each; in a file they are a `stream`, entropy-coded (see `entropy`).
+    In memory the integers have `bits` bits each; in a file they are a `stream`,
+    entropy-coded (see `entropy`).
     Make them with `entropy.grid_codes`.
 
     Attributes
@@ -270,8 +271,8 @@ class RBEBlocks:
 
     @property
     def row_block(self) -> int:
-        """Rows that are decoded together: B for a matrix, 1 for vectors."""
-        return self.block if self.kind == "matrix" else 1
+        """Rows that are decoded together: B, but 1 for vectors."""
+        return 1 if self.kind == "vectors" else self.block
 
     @property
     def rows_pad(self) -> int:
@@ -346,3 +347,35 @@ class RBEVectors(RBEBlocks):
     """Rows (or one vector) in runs of B values with a one-dimensional transform: any row decodes alone."""
 
     kind: ClassVar[str] = "vectors"
+
+
+@dataclass(frozen=True, repr=False)
+class RBEColumns(RBEBlocks):
+    """A matrix whose transform runs down its columns only: W = gain * S_r C, without a basis.
+
+    What a matrix is to activations that are coefficients already (`for_coefficients`). It lives in memory
+    only, and on
+    the CPU.
+    """
+
+    kind: ClassVar[str] = "columns"
+
+
+def gives_coefficients(weight: RBEMatrix) -> RBEVectors:
+    """The same codes, read so that y = W x comes out as the coefficients S_r^-1 y of its blocks.
+
+    weight : whole blocks of rows, no basis
+    """
+    if weight.basis is not None or weight.rows % weight.block:
+        raise ValueError(f"{weight!r} has a basis, or rows that are not whole blocks")
+    return RBEVectors(weight.shape, weight.block, weight.transform, weight.gain, None, weight.codes)
+
+
+def for_coefficients(weight: RBEMatrix) -> RBEColumns:
+    """The same codes, for activations that are the coefficients S_c^T x of blocks instead of x.
+
+    weight : whole blocks of columns, no basis
+    """
+    if weight.basis is not None or weight.cols % weight.block:
+        raise ValueError(f"{weight!r} has a basis, or columns that are not whole blocks")
+    return RBEColumns(weight.shape, weight.block, weight.transform, weight.gain, None, weight.codes)

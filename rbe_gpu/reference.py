@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import packing, transforms
-from .blocks import DenseCodes, GridCodes, RBEBlocks, RBEMatrix, SparseCodes
+from .blocks import DenseCodes, GridCodes, RBEBlocks, RBEColumns, RBEMatrix, RBEVectors, SparseCodes
 
 F64 = NDArray[np.float64]
 
@@ -69,7 +69,8 @@ def decode(weight: RBEBlocks) -> F64:
     for i in range(0, weight.rows_pad, weight.row_block):
         for j in range(0, weight.cols_pad, b):
             tile = w[i : i + weight.row_block, j : j + b]
-            tile = s @ tile @ s.T if isinstance(weight, RBEMatrix) else tile @ s.T
+            tile = tile if isinstance(weight, RBEVectors) else s @ tile
+            tile = tile if isinstance(weight, RBEColumns) else tile @ s.T
             if weight.basis is not None:
                 p = np.asarray(weight.basis[i // weight.row_block, j // b], np.float64)
                 phi = transforms.basis_2d(b) if isinstance(weight, RBEMatrix) else transforms.basis_1d(b)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -34,6 +35,18 @@ class Workspace:
         self._views: dict[tuple[str, str, tuple[int, ...]], Any] = {}
         self._plans: dict[tuple[Any, ...], Any] = {}
         self._parts: dict[str, Workspace] = {}
+        #: Whether what an op made of its input may serve the next one that gets the same (see `keeping`).
+        self.unchanged = False
+        self.last: Any = None
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Inside, arrays that ops read do not change, so that products of one input transform it once."""
+        self.unchanged, self.last = True, None
+        try:
+            yield
+        finally:
+            self.unchanged, self.last = False, None
 
     def on(self, device: str) -> Workspace:
         """The part of this workspace for arrays of a device ("cpu", "cuda:0"): itself, if it is that one."""

@@ -504,3 +504,71 @@ def test_wrong_arguments_name_the_fix(x: np.ndarray) -> None:
         layer(x[None, None])
     with pytest.raises(ValueError, match="context has 2 axes"):
         layer(x[None], context=x)
+
+
+def _transforms_of(call, monkeypatch):
+    """How many input and output transforms of activations a call makes on the CPU, and its result."""
+    from rbe_gpu.cpu_fallback import linear, operand, product
+
+    counts = {"in": 0, "out": 0}
+
+    def counted(kernel, side, place):
+        def count(table, *more):
+            counts[side] += table[place] != 0
+            return kernel(table, *more)
+
+        return count
+
+    monkeypatch.setattr(linear, "transform_in", counted(linear.transform_in, "in", product.IN_TRANSFORM))
+    for name in ("sparse_product", "dense_product"):
+        monkeypatch.setattr(linear, name, counted(getattr(linear, name), "out", operand.TRANSFORM))
+    return counts, call()
+
+
+@pytest.mark.parametrize("options", [{"kept": 0.1}, {"codes": "dense-int8"}])
+@pytest.mark.parametrize("transform", ["dct", "dwt", "hadamard"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_attention_makes_two_transforms(options, transform, packed, monkeypatch):
+    """Blocks of 32 divide heads of 32: queries, keys, values and the mixed heads stay coefficients."""
+    names = [f"attention.{n}" for n in ("self.query", "self.key", "self.value", "output.dense")]
+    weights = [real.layer(0, f"{n}.weight") for n in names]
+    biases = [real.layer(0, f"{n}.bias") for n in names]
+    compressed = [rbe.compress(w, block=32, transform=transform, basis=False, **options) for w in weights]
+    layer = rbe.RBEAttention(*(rbe.RBELinear(w, b) for w, b in zip(compressed, biases, strict=True)), 12)
+    plain = rbe.RBEAttention(
+        *(rbe.RBELinear(w.decode(), b) for w, b in zip(compressed, biases, strict=True)), 12
+    )
+    x = real.activations(40)
+    lengths = np.array([25, 15])
+    if not packed:
+        x, lengths = x.reshape(2, 20, 384), np.array([20, 11])
+    residual = real.activations(40, 3).reshape(x.shape)
+    counts, y = _transforms_of(lambda: layer(x, lengths, residual=residual), monkeypatch)
+    assert counts == {"in": 1, "out": 1}
+    expected = plain(x, lengths, residual=residual)
+    assert np.linalg.norm(y - expected) < 1e-6 * np.linalg.norm(expected)
+
+
+def test_attention_outside_the_transforms(monkeypatch):
+    """Blocks that do not divide the heads: every projection is transformed back; the input once all the same."""
+    parts = ("self.query", "self.key", "self.value", "output.dense")
+    weights = [real.layer(0, f"attention.{n}.weight") for n in parts]
+    layer = rbe.RBEAttention.from_dense(
+        *weights, 12, codes="dense-int8", block=64, transform="dct", basis=False
+    )
+    counts, y = _transforms_of(lambda: layer(real.activations(20)[None]), monkeypatch)
+    assert counts == {"in": 2, "out": 4}
+    layer.query = rbe.RBELinear(layer.query.weight.decode())  # a changed part is seen
+    np.testing.assert_allclose(layer(real.activations(20)[None]), y, rtol=1e-3, atol=1e-5)
+
+
+def test_attention_follows_a_new_bias():
+    """What is made of the weights for the transform domain is made again when a part changes."""
+    parts = ("self.query", "self.key", "self.value", "output.dense")
+    weights = [real.layer(0, f"attention.{n}.weight") for n in parts]
+    layer = rbe.RBEAttention.from_dense(*weights, 12, codes="dense-int8", block=32, basis=False)
+    x = real.activations(20)[None]
+    before = layer(x)
+    layer.value.bias = real.layer(0, "attention.self.value.bias")
+    shift = np.asarray(layer.output.weight.decode() @ layer.value.bias)
+    np.testing.assert_allclose(layer(x) - before, np.broadcast_to(shift, x.shape), atol=1e-5)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import Any, cast
 
 import numpy as np
 
-from .. import ops
-from ..blocks import Array
+from .. import ops, transforms
+from ..blocks import Array, RBEMatrix, for_coefficients, gives_coefficients
 from ..cache import PanelCache
 from ..dispatch import accepted, device_of, module_of
 from ..workspace import Workspace
@@ -73,6 +74,7 @@ class RBEAttention:
         self.causal = causal
         self.window = window
         self.scale = scale
+        self._inside: tuple[Any, RBEAttention | None] | None = None
 
     @classmethod
     def from_dense(
@@ -129,8 +131,10 @@ class RBEAttention:
             packed sequences
         residual : like the result, added to it
         context : (batch, seq_k, context_hidden), what keys and values are made of; not for packed sequences
-        cu_seqlens : (batch + 1,) int32/int64, where x is: for packed sequences in the place of `lengths`, sequence b
-            being rows cu_seqlens[b] to cu_seqlens[b + 1]. On a GPU nothing looks at them, and nothing is copied
+        cu_seqlens : (batch + 1,) int32/int64, where x is: for packed sequences in the place of `lengths`,
+        sequence b
+            being rows cu_seqlens[b] to cu_seqlens[b + 1]. On a GPU nothing looks at them,
+            and nothing is copied
 
         Returns
         -------
@@ -138,8 +142,62 @@ class RBEAttention:
         """
         x = accepted(x)
         workspace = (workspace or Workspace()).on(device_of(x, "x"))
-        merged = self.mix(x, lengths, mask, context, workspace, cu_seqlens)
-        return self.output(merged, residual, out=out, workspace=workspace)
+        inside = self._coefficients() if workspace.device == "cpu" else None
+        if inside is None:
+            merged = self.mix(x, lengths, mask, context, workspace, cu_seqlens)
+            return self.output(merged, residual, out=out, workspace=workspace)
+        merged = inside.mix(x, lengths, mask, context, workspace, cu_seqlens)
+        return inside.output(merged, residual, out=out, workspace=workspace)
+
+    def _coefficients(self) -> RBEAttention | None:
+        """This attention between the transforms: q, k, v come out as coefficients and `output` takes them.
+
+        An orthonormal transform whose blocks divide the heads changes no product q.k, and what the output
+        transform of v
+        does, the input transform of `output` undoes: of eight transforms two are left. None where a weight
+        is dense, has a basis or a cache, or blocks do not fit.
+        """
+        parts = (self.query, self.key, self.value, self.output)
+        state = tuple((part.weight, part.bias, part.cache) for part in parts)
+        if self._inside is None or any(
+            a is not b
+            for old, new in zip(self._inside[0], state, strict=True)
+            for a, b in zip(old, new, strict=True)
+        ):
+            self._inside = state, self._one_sided() if self._fits() else None
+        return self._inside[1]
+
+    def _fits(self) -> bool:
+        weights = [part.weight for part in (self.query, self.key, self.value, self.output)]
+        first = weights[0]
+        return (
+            all(isinstance(w, RBEMatrix) and w.basis is None for w in weights)
+            and all(part.activation is None for part in (self.query, self.key, self.value))
+            and len({(w.transform, w.block) for w in weights}) == 1
+            and first.transform != "none"
+            and transforms.is_orthonormal(first.transform)
+            and self.head_dim % first.block == 0
+            and all(part.cache is None for part in (self.query, self.key, self.value, self.output))
+        )
+
+    def _one_sided(self) -> RBEAttention:
+        weight: Any = self.query.weight
+        s = transforms.synthesis(weight.transform, weight.block)
+
+        def gives(linear: RBELinear) -> RBELinear:
+            bias = linear.bias
+            if bias is not None:
+                blocks = np.asarray(bias, np.float64).reshape(-1, weight.block)
+                bias = (blocks @ s).reshape(-1).astype(np.float32)
+            return RBELinear(gives_coefficients(cast(RBEMatrix, linear.weight)), bias, linear.activation)
+
+        output = self.output
+        takes = RBELinear(for_coefficients(cast(RBEMatrix, output.weight)), output.bias, output.activation)
+        scale = 1.0 / sqrt(self.head_dim) if self.scale is None else self.scale
+        return RBEAttention(
+            gives(self.query), gives(self.key), gives(self.value), takes, self.num_heads, self.num_kv_heads,
+            self.causal, self.window, scale,
+        )  # fmt: skip
 
     def mix(
         self,
@@ -178,9 +236,10 @@ class RBEAttention:
             scratch = workspace.get(f"layer.attention.{name}", (*a.shape[:-1], linear.out_features), a.dtype)
             return linear(a, out=scratch, workspace=workspace).reshape(*a.shape[:-1], heads, self.head_dim)
 
-        q = project(self.query, x, "q", self.num_heads)
-        k = project(self.key, source, "k", self.num_kv_heads)
-        v = project(self.value, source, "v", self.num_kv_heads)
+        with workspace.keeping():  # one transform for all that reads the same
+            q = project(self.query, x, "q", self.num_heads)
+            k = project(self.key, source, "k", self.num_kv_heads)
+            v = project(self.value, source, "v", self.num_kv_heads)
         heads = workspace.get("layer.attention.heads", q.shape, x.dtype)
         if packed:
             self._attend_packed(q, k, v, cu_seqlens, heads, workspace)
