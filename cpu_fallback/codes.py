@@ -64,6 +64,42 @@ def _compress_columns(typingctx, index, byte, first, step, out, at):  # type: ig
 
 
 @intrinsic
+def _gaps_to_columns(typingctx, gaps, byte, before, step, out, at):  # type: ignore[no-untyped-def]
+    """_gaps_to_columns(gaps, byte, before, step, out, at) -> the last: sixteen entries of a delta stream.
+
+    out[at + i] = before + step * (1 + gaps[byte] + ... + 1 + gaps[byte + i]), i < 16
+    """
+    if not isinstance(gaps, types.Array) or not isinstance(out, types.Array):
+        return None
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        i8, i32 = ir.IntType(8), ir.IntType(32)
+        words = ir.VectorType(i32, LANES)
+        gap_data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        out_data = context.make_array(signature.args[4])(context, builder, args[4]).data
+        source = builder.bitcast(builder.gep(gap_data, [args[1]]), ir.VectorType(i8, LANES).as_pointer())
+        undefined, zero = ir.Constant(words, ir.Undefined), ir.Constant(words, [0] * LANES)
+
+        def splat(value):  # type: ignore[no-untyped-def]
+            lane = builder.insert_element(undefined, builder.trunc(value, i32), i32(0))
+            return builder.shuffle_vector(lane, undefined, zero)
+
+        total = builder.add(
+            builder.zext(builder.load(source, align=1), words), ir.Constant(words, [1] * LANES)
+        )
+        for shift in (1, 2, 4, 8):  # running sums in four rounds
+            lanes = [LANES + lane - shift if lane >= shift else 0 for lane in range(LANES)]
+            moved = builder.shuffle_vector(zero, total, ir.Constant(words, lanes))
+            total = builder.add(total, moved)
+        places = builder.add(builder.mul(total, splat(args[3])), splat(args[2]))
+        builder.store(places, builder.bitcast(builder.gep(out_data, [args[5]]), words.as_pointer()), align=4)
+        return builder.sext(builder.extract_element(places, i32(LANES - 1)), ir.IntType(64))
+
+    i = types.int64
+    return i(gaps, i, i, i, out, i), codegen
+
+
+@intrinsic
 def _trailing_zeros(typingctx, word):  # type: ignore[no-untyped-def]
     """_trailing_zeros(word) of a uint32 that is not 0."""
 
@@ -140,17 +176,21 @@ def entry_columns(kind, index, row, row_bytes, first, count, step, panel, panels
                         e += 1
                         word &= word - np.uint32(1)
     else:
-        place = np.int64(-step)
-        p, bound = np.int64(1), panel * step
-        for i in range(count):
+        place, whole = np.int64(-step), count // 16 * 16
+        for i in range(0, whole, 16):
+            place = _gaps_to_columns(positions, first + i, place, step, out, at + i)
+        for i in range(whole, count):
             place += (np.int64(element(positions, first + i)) + 1) * step
-            while place >= bound:
-                start[start_at + p] = at + i
-                p += 1
-                bound += panel * step
             out[at + i] = np.int32(place)
-        for q in range(p, panels):
-            start[start_at + q] = at + count
+        for p in range(1, panels):  # the first entry of a panel, by bisection
+            low, high = np.int64(0), count
+            while low < high:
+                middle = (low + high) // 2
+                if np.int64(element(out, at + middle)) < p * panel * step:
+                    low = middle + 1
+                else:
+                    high = middle
+            start[start_at + p] = at + low
 
 
 @cpu_inline

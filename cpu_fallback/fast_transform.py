@@ -36,7 +36,7 @@ _SIGNATURE = types.void(_POINTER, types.int64, _POINTER, types.int64, types.int6
 _FUNCTION = ir.FunctionType(ir.VoidType(), [_FLOAT.as_pointer(), _LONG, _FLOAT.as_pointer(), _LONG, _LONG])
 
 
-def _row(builder: ir.IRBuilder, row: Any, values: list[ir.Value]) -> ir.Value:
+def _row(builder: ir.IRBuilder, row: Any, values: dict[int, ir.Value]) -> ir.Value:
     """sum_k row[k] values[k]; coefficients of 1 and -1 cost no multiplication."""
     where = np.nonzero(row)[0]
     # a coefficient of 1 or -1 first: the sum can begin with it
@@ -46,7 +46,7 @@ def _row(builder: ir.IRBuilder, row: Any, values: list[ir.Value]) -> ir.Value:
     )
     total: ir.Value | None = None
     for k in order:
-        c, v = float(row[k]), values[k]
+        c, v = float(row[k]), values[int(k)]
         one = abs(abs(c) - 1) <= 1e-12
         factor = ir.Constant(_VECTOR, [float(np.float32(c))] * LANES)
         if total is None:
@@ -68,6 +68,11 @@ def _emitter(transform: str, block: int, inward: bool) -> Any:
     tokens."""
     factors = transforms.factors(transform, block)
     matrices = [f.T for f in factors] if inward else list(reversed(factors))
+    order = list(range(block))
+    if (
+        transform == "dct" and inward
+    ):  # even results before odd ones, and so on: then half of it at a time is live
+        order.sort(key=lambda r: f"{r:08b}"[::-1])
 
     @intrinsic
     def emit(typingctx, source, source_row, target, target_row, vectors):  # type: ignore[no-untyped-def]
@@ -80,11 +85,24 @@ def _emitter(transform: str, block: int, inward: bool) -> Any:
 
             with cgutils.for_range(builder, vectors) as loop:
                 start = builder.mul(loop.index, _LONG(LANES))
-                values = [builder.load(place(source, r, source_row, start), align=4) for r in range(block)]
-                for matrix in matrices:
-                    values = [_row(builder, row, values) for row in matrix]
-                for r, value in enumerate(values):
-                    builder.store(value, place(target, r, target_row, start), align=4)
+                known: dict[tuple[int, int], ir.Value] = {}
+
+                def value(level: int, r: int) -> ir.Value:
+                    """Value r after `level` factors, computed when it is first asked for."""
+                    if level == 0:  # never kept in a register for later: the cache holds it
+                        return builder.load(place(source, r, source_row, start), align=4)
+                    if (level, r) not in known:
+                        row = matrices[level - 1][r]
+                        below = {int(k): value(level - 1, int(k)) for k in np.nonzero(row)[0]}
+                        known[level, r] = _row(builder, row, below)
+                    return known[level, r]
+
+                last = len(matrices)
+                if not inward:  # one half after the other, before they meet in the last factor
+                    for r in range(block):
+                        value(last - 1, r)
+                for r in order:
+                    builder.store(value(last, r), place(target, r, target_row, start), align=4)
             return context.get_dummy_value()
 
         return types.void(source, source_row, target, target_row, vectors), codegen
@@ -124,7 +142,7 @@ def apply_transform(
 ):  # type: ignore[no-untyped-def]
     """apply_transform(address, source, source_at, source_row, target, target_at, target_row, vectors): a
     block of
-    features, row by row of 16 * vectors tokens, from one float32 array to another, or to itself."""
+    features, row by row of 16 * vectors tokens, from one place to another that does not overlap it."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         address, source, source_at, source_row, target, target_at, target_row, vectors = args

@@ -21,6 +21,7 @@ import numpy as np
 
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.cache import PanelCache
+from rbe_gpu.planner import FEW, plan
 from rbe_gpu.workspace import Workspace
 
 from ._jit import cpu_inline, cpu_kernel
@@ -117,7 +118,7 @@ from .product import (
     transform_in,
 )  # fmt: skip
 from .simd import bits
-from .vector_product import ENCODED, IN, MOST_TOKENS, VectorCall, vector_product
+from .vector_product import ENCODED, IN, VectorCall, vector_product
 
 _ACTIVATION = {None: NONE, "relu": RELU, "gelu": GELU, "gelu_tanh": GELU_TANH, "silu": SILU}
 _GROUP_TILES = 8  # tiles that a unit's sums are kept for at a time: 512 tokens
@@ -167,7 +168,7 @@ def _finish_tile(t, tile, r0, nrows, own, x, vectors, c, at):
         floats_at(t[PSI_VALUE]), t[TRANSFORM], min(width, t[TOKENS] - tile * width), tile * width, vectors,
         width, t[BIAS],
         t[ACTIVATION], t[RESIDUAL], t[RESIDUAL_KIND], t[OUT], t[OUT_KIND], t[OUT_FEATURES],
-        floats_at(t[CORNER]), own * 256,
+        floats_at(t[CORNER]), own * t[CORNER_ROOM],
     )  # fmt: skip
 
 
@@ -359,7 +360,7 @@ class _Call:
             (B_VALUE, B_ROOM): 4 * basis,
             (B_OFFSET, B_ROOM): 4 * basis,
             (B_START, B_START_ROOM): 8 * basis_starts,
-            (CORNER, CORNER_ROOM): 4 * 256,
+            (CORNER, CORNER_ROOM): 4 * (256 + (block * width if w.transform_out else 0)),
         }
         self.buffer = buffer(threads * sum(rooms.values()))
         address = self.buffer.ctypes.data
@@ -470,6 +471,7 @@ def linear(
     out: Any,
     ws: Workspace,
     cache: PanelCache | None,
+    method: str | None = None,
 ) -> None:
     """x (n, in), weight (out, in), residual and out (n, out)."""
     if not out.size:
@@ -477,14 +479,14 @@ def linear(
     n = x.shape[0]
     if not isinstance(weight, RBEBlocks):
         dense = Plain(weight, 0)
-        if n <= MOST_TOKENS:
+        if n <= FEW:
             _few(x, dense, bias, activation, residual, out, ws)
         else:
             _multiply(activations(x, "none", 64, None, ws), dense, bias, activation, residual, out, ws)
         return
-    if cache is None:
-        w = operand_of(weight)
-        if w.basis is None and n <= (1 if w.sparse else MOST_TOKENS):
+    w = operand_of(weight)
+    if _method(weight, w, n, cache, method) == "transform":
+        if w.basis is None and n <= (1 if w.sparse else FEW):
             done = _few(x, w, bias, activation, residual, out, ws)
         else:
             a = activations(x, w.transform_in, weight.block, w.basis, ws)
@@ -493,7 +495,18 @@ def linear(
                 _multiply(a, w, bias, activation, residual, out, ws)
         if done:
             return
-    _decoded(x, weight, bias, activation, residual, out, ws, cache)
+    _decoded(x, weight, bias, activation, residual, out, ws, None if method == "decode" else cache)
+
+
+def _method(weight: RBEBlocks, w: Operand, n: int, cache: PanelCache | None, method: str | None) -> str:
+    """The way the planner picks, remembered with the weight for every number of tokens."""
+    if method is not None:
+        return plan(weight, n, num_threads(), cache, method).method
+    key = (n, num_threads(), None if cache is None else cache.budget)
+    known = w.methods.get(key)
+    if known is None:
+        known = w.methods[key] = plan(weight, n, num_threads(), cache).method
+    return known
 
 
 def _decoded(

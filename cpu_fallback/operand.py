@@ -4,7 +4,7 @@ factors."""
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -98,6 +98,7 @@ class Operand:
     outward: str
     transform_out: int
     row_start: Any
+    methods: dict[Any, str] = field(default_factory=dict)
 
     @property
     def key(self) -> int:

@@ -431,20 +431,20 @@ def finish(
     """From coefficients to results: every block of a unit through its transform, then `turn_out`.
 
     c : at `at` the unit's rows of coefficients, then `features` basis sums for each of its blocks
-    corner : at `corner_at` room for 256 floats
+    corner : at `corner_at` room for 256 floats, and for a block where there is a transform
     """
     padded = (rows + block - 1) // block * block
     for b in range(padded // block):
-        place = at + b * block * width
+        y, place = c, at + b * block * width
         if transform != 0:
-            apply_transform(transform, c, place, width, c, place, width, vectors)
+            y, place = corner, corner_at + 256
+            apply_transform(transform, c, at + b * block * width, width, y, place, width, vectors)
         if features > 0:
             sums = at + (padded + b * features) * width
             sparse_rows(
-                block, psi_start, 0, 1, psi_offset, width, psi_value, c, sums, vectors, False, c, place, width
+                block, psi_start, 0, 1, psi_offset, width, psi_value, c, sums, vectors, False, y, place, width
             )
         turn_out(
-            c, place, min(block, rows - b * block), row + b * block, tokens, token, vectors, width, bias,
-            activation,
+            y, place, min(block, rows - b * block), row + b * block, tokens, token, vectors, width, bias, activation,
             residual, residual_kind, out, out_kind, out_features, corner, corner_at,
         )  # fmt: skip

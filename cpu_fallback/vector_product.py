@@ -96,7 +96,6 @@ from .simd import (
 )  # fmt: skip
 from .unpack import multiply_1x32, run_codes, vbroadcast
 
-MOST_TOKENS = 4
 _ZERO, _HALF = np.float32(0), np.float32(0.5)
 # in places that only tiles need: addresses of the transform's matrix and its transpose, groups of a row, the
 # activations
@@ -298,7 +297,7 @@ def _block_in(t, token, j):
 
 @cpu_kernel(parallel=True)
 def vector_product(t, reals):
-    """out = activation(x W^T + bias) + residual for at most `MOST_TOKENS` tokens.
+    """out = activation(x W^T + bias) + residual for a few tokens.
 
     Returns False, with nothing written, where x has a value that is not finite and W is compressed.
     """

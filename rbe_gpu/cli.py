@@ -687,6 +687,22 @@ def warmup_command(
 # --- info ---------------------------------------------------------------------------------------------
 
 
+@app.command("tune")
+def tune_command(as_json: Json = False) -> None:
+    """Measure what products cost on this machine, some 20 seconds, for the planner of the CPU's linear layers."""
+    from . import planner
+
+    with _reported():
+        found = planner.tune()
+    if as_json:
+        _print_json({"file": str(planner.costs_file()), "machine": planner.machine(), **asdict(found)})
+        return
+    table = _table("what", ">ns", title=f"One thread of this machine ({planner.machine()})")
+    for name, value in asdict(found).items():
+        table.add_row(name, f"{value:.3g}")
+    _show(table, f"kept in {planner.costs_file()}")
+
+
 @app.command("info")
 def info_command(as_json: Json = False) -> None:
     """Show the machine, the GPUs, the versions, and what is missing."""

@@ -175,6 +175,7 @@ def linear(
     out: Array | None = None,
     workspace: Workspace | None = None,
     cache: PanelCache | None = None,
+    method: str | None = None,
 ) -> Array:
     """y = activation(x W^T + bias) + residual.
 
@@ -187,6 +188,8 @@ def linear(
     residual : (..., out_features), added after the activation
     out : (..., out_features), dtype of x; must not share memory with x; may be `residual`
     cache : keeps decoded panels of a compressed weight between calls, under its byte budget
+    method : on the CPU, the way a product with a compressed weight takes: "transform", "decode" or "cache"
+        (`rbe_gpu.planner`); None takes the one estimated cheapest. A GPU has its own ways and takes None
 
     Returns
     -------
@@ -221,6 +224,7 @@ def linear(
         _rows(result, out_features),
         _scratch(workspace, result),
         cache,
+        method,
     )
     return result
 

@@ -473,7 +473,7 @@ _OVERLAP = (_MEMORY[: 3 * 384].reshape(3, 384), _MEMORY[3 * 384 - 1 : -1].reshap
 LINEAR = Op(
     name="linear",
     signature="linear(x, weight, bias=None, activation=None, residual=None, out=None, workspace=None, "
-    "cache=None)",
+    "cache=None, method=None)",
     equation="y = activation(x W^T + bias) + residual",
     output="(*x.shape[:-1], out_features), dtype of x",
     like=lambda args, dtype: ((*args["x"].shape[:-1], args["weight"].shape[0]), args["x"].dtype),

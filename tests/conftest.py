@@ -14,6 +14,7 @@ The first three run by default. A backend that a run asks for and cannot have is
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -31,6 +32,9 @@ from rbe_gpu.gpu import _launch
 
 from .host import build, stand_in
 from .host.executor import HostExecutor
+
+# the planner's built-in costs, whatever `rbe-gpu tune` found on this machine
+os.environ["RBE_GPU_COSTS"] = os.devnull
 
 CUDA_SRC = Path(__file__).parent.parent / "cuda_src"
 

@@ -123,7 +123,7 @@ def test_factors_are_few_operations():
 @pytest.mark.parametrize("size", transforms.BLOCK_SIZES)
 @pytest.mark.parametrize("inward", [True, False])
 def test_compiled_transforms(name, size, inward):
-    """One, three and four vectors of 16 tokens, into another array and in place; rows of 64 tokens."""
+    """One, three and four vectors of 16 tokens; rows of 64 tokens."""
     s = transforms.synthesis(name, size)
     x = np.resize(real.layer(0, "output.dense.weight"), (size, 64)).astype(np.float32)
     expected = (s.T if inward else s) @ x.astype(np.float64)
@@ -134,9 +134,6 @@ def test_compiled_transforms(name, size, inward):
         done = out[:, : 16 * vectors]
         assert np.abs(done - expected[:, : 16 * vectors]).max() < 1e-6 * np.abs(expected).max()
         assert not out[:, 16 * vectors :].any()
-    same = x.copy()
-    apply(address, same.reshape(-1), same.reshape(-1), 4)
-    np.testing.assert_array_equal(same, out)
 
 
 @pytest.mark.parametrize("size", transforms.BLOCK_SIZES)

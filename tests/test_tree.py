@@ -36,6 +36,8 @@ PACKAGE = {
     "workspace": "scratch memory kept between calls",
     "machine": "what this machine has, and what is missing",
     "warmup": "a model's kernels before its first batch",
+    "planner": "which way a product takes",
+    "tuning": "the planner's numbers, measured",
     "threads": "how many threads kernels and BLAS use",
     "cli": "the command line",
 }

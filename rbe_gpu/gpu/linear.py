@@ -463,6 +463,7 @@ def linear(
     out: Any,
     ws: Any,
     cache: PanelCache | None,
+    method: str | None = None,
 ) -> None:
     """Write activation(x W^T + bias) + residual to `out`.
 
@@ -476,6 +477,9 @@ def linear(
     ws : workspace: x^, partial sums, and a panel of up to `PANEL_BYTES`
     cache : keeps decoded panels where panels are made (sparse codes, a basis or float32 x, and more than
         `FEW_TOKENS` tokens); elsewhere W is read as it is stored, which is fewer bytes than a panel
+    method : None
     """
+    if method is not None:
+        raise ValueError(f"method={method!r} is a way of the CPU; on a GPU leave it None")
     if out.size:
         run(*plan(x, weight, bias, activation, residual, out, ws, cache))

@@ -9,6 +9,8 @@ from ..blocks import Array, RBEBlocks
 from ..cache import PanelCache
 from ..dispatch import backend_of
 from ..encode import compress
+from ..planner import METHODS, Plan, plan
+from ..threads import get_num_threads
 from ..workspace import Workspace
 
 
@@ -40,6 +42,7 @@ class RBELinear:
     activation : None, "relu", "gelu" (erf), "gelu_tanh" or "silu"
     cache : keeps decoded panels of a compressed weight between calls: a `PanelCache` (several layers may
         share one), a budget in bytes for a cache of this layer alone, or None to keep nothing
+    method : "transform", "decode" or "cache" takes that way for every batch; None lets the planner choose (`plan`)
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class RBELinear:
         bias: Array | None = None,
         activation: str | None = None,
         cache: PanelCache | int | None = None,
+        method: str | None = None,
     ) -> None:
         backend_of(weight=weight, bias=bias)
         if len(weight.shape) != 2:
@@ -62,6 +66,9 @@ class RBELinear:
         self.bias = bias
         self.activation = activation
         self.cache = PanelCache(cache) if isinstance(cache, int) else cache
+        if method not in (None, *METHODS):
+            raise ValueError(f"unknown method {method!r}; use one of {METHODS}, or None")
+        self.method = method
 
     @classmethod
     def from_dense(
@@ -107,7 +114,21 @@ class RBELinear:
             out=out,
             workspace=workspace,
             cache=self.cache,
+            method=self.method,
         )
+
+    def plan(self, batch: int) -> Plan:
+        """The way a product with `batch` rows takes on the CPU, and the seconds that each way is estimated at.
+
+        Raises
+        ------
+        TypeError
+            The weight is dense, or on a GPU: there is nothing to choose.
+        """
+        weight = self.weight
+        if not isinstance(weight, RBEBlocks) or weight.device != "cpu":
+            raise TypeError(f"{describe(weight)} has no plan; only compressed weights on the CPU have")
+        return plan(weight, batch, get_num_threads(), self.cache, self.method)
 
     def __repr__(self) -> str:
         activation = "" if self.activation is None else f", {self.activation}"

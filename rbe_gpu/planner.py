@@ -1,0 +1,166 @@
+"""Which way a product with a compressed weight takes on the CPU, and what each would cost.
+
+    transform   activations to coefficients, times the stored codes, and back: no dense weight
+    decode      decode panels of rows, and multiply with them
+    cache       multiply with panels that a `PanelCache` keeps (what it does not hold is decoded)
+
+The cost of a way is a sum of few terms, each a count times nanoseconds of one thread (`Costs`):
+
+    transform   calls + values x vectors x transform + (entries x (entry + vectors x entry_vector)  or
+                weights x (unpack + vectors x dense))
+    decode      calls + weights x (unpack + block x synthesis + vectors x dense)
+    cache       calls + weights x vectors x dense, and `decode` for the part that is not held
+
+with vectors = tokens / 16, rounded up. The numbers below were measured on one machine (AMD EPYC, AVX-512); `tune`
+measures them where it runs and keeps them in the user's cache folder (`rbe-gpu tune`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+
+from .blocks import RBEBlocks, SparseCodes
+from .cache import PanelCache
+
+METHODS = ("transform", "decode", "cache")
+FEW = 4  # tokens that are multiplied one by one
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Nanoseconds of one thread.
+
+    Attributes
+    ----------
+    call : a kernel call
+    dense : a weight times 16 tokens
+    unpack : a low-bit code to float32
+    few : a low-bit code unpacked and multiplied with one token
+    transform : a value of 16 tokens through a block transform
+    entry, entry_vector : a sparse entry to position and value; that times 16 tokens
+    synthesis : a weight through both block transforms, per value of the block size
+    scatter : a weight of a sparse row laid out densely
+    """
+
+    call: float = 9_000.0
+    dense: float = 0.3
+    unpack: float = 0.3
+    few: float = 0.12
+    transform: float = 6.0
+    entry: float = 1.5
+    entry_vector: float = 0.5
+    synthesis: float = 0.026
+    scatter: float = 0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The way a product takes, and the seconds that each way is estimated at."""
+
+    method: str
+    seconds: dict[str, float]
+
+
+def costs_file() -> Path:
+    """Where `tune` keeps the numbers of this machine: RBE_GPU_COSTS, or costs.json in the user's cache folder."""
+    named = os.environ.get("RBE_GPU_COSTS")
+    if named:
+        return Path(named)
+    folder = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return (Path(folder) if folder else Path.home() / ".cache") / "rbe_gpu" / "costs.json"
+
+
+@cache
+def costs() -> Costs:
+    """This machine's numbers, or the built-in ones where `tune` has not run (or ran on another processor)."""
+    try:
+        stored = json.loads(costs_file().read_text())
+        if stored.pop("machine") != machine():
+            return Costs()
+        known = {f.name for f in fields(Costs)}
+        if set(stored) != known or not all(isinstance(v, int | float) and v > 0 for v in stored.values()):
+            return Costs()
+        return Costs(**stored)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Costs()
+
+
+def machine() -> str:
+    """What the numbers depend on: the processor, and the instructions that kernels are compiled for."""
+    import llvmlite.binding as llvm
+
+    return f"{platform.machine()} {llvm.get_host_cpu_name()}"
+
+
+def seconds(weight: RBEBlocks, tokens: int, threads: int, held: float | None = None) -> dict[str, float]:
+    """The estimate of every way that is open.
+
+    Parameters
+    ----------
+    tokens : rows of the activations
+    threads : that kernels use
+    held : the share of the decoded weight that a cache keeps; None without a cache
+    """
+    c = costs()
+    codes = weight.codes
+    sparse = isinstance(codes, SparseCodes)
+    vectors = -(-tokens // 16)
+    weights = weight.rows_pad * weight.cols_pad
+    transformed = weight.transform != "none"
+    turned = (weight.cols_pad + weight.rows_pad) * vectors * c.transform * (1.0 if transformed else 0.25)
+    if isinstance(codes, SparseCodes):
+        product = codes.entries * (c.entry + (1 if tokens == 1 else 2 * vectors) * c.entry_vector)
+    elif tokens <= FEW:
+        product = weights * c.few * tokens
+    else:
+        product = weights * (c.unpack + vectors * c.dense)
+    dense = weights * vectors * c.dense
+    if tokens <= FEW:
+        dense, turned = weights * c.dense / 4 * tokens, turned / 16 * tokens
+    decoded = weights * (c.scatter if sparse else c.unpack)
+    decoded += weights * weight.block * c.synthesis if transformed else 0.0
+    found = {
+        "transform": 2 * c.call + (turned + product) / threads,
+        "decode": 4 * c.call + (turned / 4 + decoded + dense) / threads,
+    }
+    if held is not None:
+        found["cache"] = 2 * c.call + (turned / 4 + (1 - held) * decoded + dense) / threads
+    return {name: 1e-9 * value for name, value in found.items()}
+
+
+def plan(
+    weight: RBEBlocks, tokens: int, threads: int, cache: PanelCache | None = None, method: str | None = None
+) -> Plan:
+    """The cheapest way for so many tokens; `method` decides instead where it is given."""
+    if method not in (None, *METHODS):
+        raise ValueError(f"unknown method {method!r}; use one of {METHODS}, or None")
+    if method == "cache" and cache is None:
+        raise ValueError("method='cache' needs a cache: pass cache=PanelCache(bytes)")
+    held = None
+    if cache is not None:
+        held = min(1.0, cache.budget / weight.dense_nbytes)
+    estimate = seconds(weight, tokens, threads, held)
+    return Plan(method or min(estimate, key=lambda name: estimate[name]), estimate)
+
+
+def tune(report: Callable[[str, float], None] | None = None) -> Costs:
+    """Measure `Costs` here, some 20 seconds, keep them, and use them from now on.
+
+    report : called with the name and the value of every number
+    """
+    from .tuning import measure
+
+    found = measure(report)
+    file = costs_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps({"machine": machine(), **asdict(found)}, indent=2) + "\n")
+    part.replace(file)
+    costs.cache_clear()
+    return found
