@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -35,6 +35,7 @@ class Workspace:
         self._views: dict[tuple[str, str, tuple[int, ...]], Any] = {}
         self._plans: dict[tuple[Any, ...], Any] = {}
         self._parts: dict[str, Workspace] = {}
+        self._constants: dict[str, tuple[Hashable, Any]] = {}
         #: Whether what an op made of its input may serve the next one that gets the same (see `keeping`).
         self.unchanged = False
         self.last: Any = None
@@ -110,15 +111,34 @@ class Workspace:
             self._plans = {k: p for k, p in self._plans.items() if p.buffer is buffer or k[0] != name}
         return buffer
 
+    def constant(self, name: str, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gives, a NumPy array, moved to where this workspace is; not to be written to.
+
+        It is kept, and made again only when another `key` is asked for under the name.
+        """
+        known = self._constants.get(name)
+        if known is not None and known[0] == key:
+            return known[1]
+        found = make()
+        if self.device != "cpu":
+            import cupy
+
+            with cupy.cuda.Device(int(self.device.partition(":")[2])):
+                found = cupy.asarray(found)
+        self._constants[name] = (key, found)
+        return found
+
     @property
     def nbytes(self) -> int:
         """Bytes held by all buffers, on every device."""
         own = sum(int(b.nbytes) for b in self._buffers.values())
+        own += sum(int(a.nbytes) for _, a in self._constants.values())
         return own + sum(part.nbytes for part in self._parts.values())
 
     def clear(self) -> None:
         """Forget every buffer. Arrays handed out before stay valid."""
         self._buffers.clear()
+        self._constants.clear()
         self._views.clear()
         self._plans.clear()
         self._parts.clear()

@@ -47,7 +47,7 @@ CPU = {
     *("quantize", "feedback"),  # the encoder's loops
     *("product", "vector_product", "codes", "operand", "fast_transform"),  # of linear
 }
-GPU = {"__init__", "_load", "_launch", "_rows", "_elements"}
+GPU = {"__init__", "_load", "_launch", "_rows", "_elements", "graph"}
 REPORTS = {
     *("__init__", "bench", "plot", "page", "run", "inputs", "peers", "quality", "text", "gpu_check"),
     *(

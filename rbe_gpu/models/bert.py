@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -25,6 +25,10 @@ from ..cache import PanelCache
 from ..dispatch import device_of, explaining, module_of
 from ..layers import RBEFFN, RBEAttention, RBEEmbedding, RBELayerNorm, RBELinear
 from ..workspace import Workspace
+from .pooling import normalize_by_kernels, pool_by_kernels
+
+if TYPE_CHECKING:
+    from .graph import EncoderGraph
 
 F32 = NDArray[np.float32]
 Tensors = Mapping[str, "Array | RBEBlocks"]
@@ -334,28 +338,32 @@ class BertEncoder:
         real = np.arange(seq) < lengths[:, None]
         types = None if token_type_ids is None else token_type_ids[real].astype(np.int64)
         at = self._placed("bert.tokens", np.flatnonzero(real))
+        ends = self._ends(lengths)
         found = []
-        for state in self._states(ids[real].astype(np.int64), lengths, types, all_hidden_states):
+        for state in self._states(ids[real].astype(np.int64), lengths, ends, types, all_hidden_states):
             padded = module_of(state).zeros((batch * seq, self.hidden_size), self.dtype)
             padded[at] = state
             found.append(padded.reshape(batch, seq, self.hidden_size))
         return tuple(found) if all_hidden_states else found[-1]
 
+    def _ends(self, lengths: NDArray[Any]) -> Array:
+        """cu_seqlens of packed texts, where the weights are."""
+        ends = np.zeros(lengths.size + 1, np.int64)
+        np.cumsum(lengths, out=ends[1:])
+        return self._placed("bert.ends", ends)
+
     def _states(
-        self, ids: Array, lengths: Array, types: Array | None, all_hidden_states: bool
+        self, ids: Array, lengths: Array, ends: Array, types: Array | None, all_hidden_states: bool
     ) -> Iterator[Array]:
         """Packed hidden states (tokens, hidden), in scratch memory: use each before asking for the next.
 
-        ids, lengths, types : NumPy
+        ids, lengths, types : NumPy; ends : of `_ends`
         """
         ws = self.workspace.on(self.device)
         longest = int(lengths.max()) if lengths.size else 0
         limit = self.config["max_position_embeddings"]
         if longest > limit:
             raise ValueError(f"a text has {longest} tokens, the model has {limit} positions; cut it first")
-        ends = np.zeros(lengths.size + 1, np.int64)
-        np.cumsum(lengths, out=ends[1:])
-        ends = self._placed("bert.ends", ends)
         x = self._rows(self.word_embeddings, self._placed("bert.ids", ids), "bert.x", ws)
         positions = self.workspace.on("cpu").get("bert.positions", ids.shape, np.int64)
         line = np.arange(longest)
@@ -402,6 +410,104 @@ class BertEncoder:
         out[...] = table(ids, out=half, workspace=ws)
         return out
 
+    # --- nothing looked at ----------------------------------------------------------------------------
+
+    def encode(
+        self,
+        ids: Array,
+        lengths: Array | None = None,
+        token_type_ids: Array | None = None,
+        out: Array | None = None,
+        workspace: Workspace | None = None,
+    ) -> Array:
+        """Hidden states of a padded batch of arrays that are where the weights are.
+
+        On a GPU nothing is fetched and nothing waits; with `out`, the second call with a shape allocates nothing,
+        so that the work can be captured (`graph`). Padding is computed, which `forward` and `embed` avoid.
+
+        Parameters
+        ----------
+        ids, token_type_ids : (batch, seq) integers; None: types are all 0. On a GPU an id that the vocabulary does
+            not have gives NaN
+        lengths : (batch,) integers, or None: no padding
+        out : (batch, seq, hidden) of the model's dtype
+        workspace : scratch memory; None: the model's own
+
+        Returns
+        -------
+        (batch, seq, hidden) of the model's dtype. Positions of padding hold no meaning.
+        """
+        if ids.ndim != 2 or ids.dtype.kind not in "iu":
+            raise TypeError(f"ids is {ids.dtype} of shape {ids.shape}; use integers of shape (batch, seq)")
+        limit = self.config["max_position_embeddings"]
+        if ids.shape[1] > limit:
+            raise ValueError(f"ids have {ids.shape[1]} positions, the model has {limit}; cut them first")
+        if token_type_ids is not None and token_type_ids.shape != ids.shape:
+            raise ValueError(f"token_type_ids has shape {token_type_ids.shape}, ids has {ids.shape}")
+        if device_of(ids, "ids") != self.device:
+            raise TypeError(
+                f"ids are on {device_of(ids)}, the model is on {self.device}; use rbe_gpu.to(ids, {self.device!r})"
+            )
+        ws = (workspace or self.workspace).on(self.device)
+        shape = ids.shape
+        if out is None:
+            out = cast(Array, module_of(ids).empty((*shape, self.hidden_size), self.dtype))
+        x = self._rows(self.word_embeddings, ids, "bert.x", ws)
+        positions = ws.constant("bert.places", shape, lambda: np.tile(np.arange(shape[1]), (shape[0], 1)))
+        y = self._rows(self.position_embeddings, positions, "bert.y", ws)
+        if token_type_ids is None:
+            token_type_ids = ws.constant("bert.no_types", shape, lambda: np.zeros(shape, np.int64))
+        self._add_types(y, token_type_ids, ws)
+        self.embedding_norm(x, residual=y, out=x, workspace=ws)
+        for index in range(len(self.layers)):
+            last = index + 1 == len(self.layers)
+            self._layer(index, x, y, out if last else x, ws, lengths=lengths)
+        return out
+
+    def pooled(
+        self,
+        states: Array,
+        lengths: Array | None = None,
+        cu_seqlens: Array | None = None,
+        normalize: bool | None = None,
+        out: Array | None = None,
+        workspace: Workspace | None = None,
+    ) -> Array:
+        """Vectors of texts from their hidden states; as `encode`, nothing is looked at.
+
+        Parameters
+        ----------
+        states : (batch, seq, hidden), with the `lengths` of the texts; or packed (tokens, hidden), with `cu_seqlens`
+        normalize : divide by the L2 norm; None: as the model says
+        out : (batch, embedding_size), dtype of states
+
+        Returns
+        -------
+        (batch, embedding_size), dtype of states. A text of no tokens has a mean of zeros, and no certain "cls".
+
+        Raises
+        ------
+        ValueError
+            The model's pooling takes the maximum: use `pool`.
+        """
+        ws = (workspace or self.workspace).on(device_of(states, "states"))
+        batch = states.shape[0] if cu_seqlens is None else cu_seqlens.size - 1
+        if out is None:
+            out = cast(Array, module_of(states).empty((batch, self.embedding_size), states.dtype))
+        if batch:
+            pool_by_kernels(
+                states, lengths, cu_seqlens, self.pooling, self.config["num_attention_heads"], out, ws
+            )
+            if self.normalize if normalize is None else normalize:
+                normalize_by_kernels(out, ws)
+        return out
+
+    def graph(self, batch: int, seq: int) -> EncoderGraph:
+        """The whole encoder for texts of up to `seq` tokens, captured on its GPU: see `EncoderGraph`."""
+        from .graph import EncoderGraph
+
+        return EncoderGraph(self, batch, seq)
+
     # --- sentence embeddings --------------------------------------------------------------------------
 
     @explaining()
@@ -444,8 +550,13 @@ class BertEncoder:
             rows = order[start : start + batch_size]
             ids = np.concatenate([sequences[i] for i in rows]).astype(np.int64)
             lengths = np.array([len(sequences[i]) for i in rows], np.int64)
-            for state in self._states(ids, lengths, None, all_hidden_states=False):
-                out[rows] = _fetched(self.pool(state, lengths))
+            ends = self._ends(lengths)
+            for state in self._states(ids, lengths, ends, None, all_hidden_states=False):
+                if self.device == "cpu" or "max" in self.pooling:
+                    out[rows] = _fetched(self.pool(state, lengths))
+                else:
+                    found = self.pooled(state, cu_seqlens=ends, normalize=False)
+                    out[rows] = np.where(lengths[:, None] > 0, _fetched(found).astype(np.float32), 0)
         if self.normalize if normalize is None else normalize:
             norms = np.linalg.norm(out, axis=1, keepdims=True)
             out /= np.maximum(norms, np.float32(1e-12))
