@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 
@@ -49,6 +50,7 @@ CPU = Backend("cpu", "rbe_gpu.cpu_fallback")
 CUDA = Backend("cuda", "rbe_gpu.gpu", "cupy")
 _ON_CPU = frozenset((np.ndarray, type(None)))
 _DLPACK_CUDA = 2  # kDLCUDA of dlpack.h
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def accepted(value: Any) -> Any:
@@ -59,12 +61,23 @@ def accepted(value: Any) -> Any:
     """
     if value is None or isinstance(value, np.ndarray | int | float | str) or is_cupy(value):
         return value
-    if getattr(value, "__cuda_array_interface__", None) is not None:
+    interface = getattr(value, "__cuda_array_interface__", None)
+    if interface is not None:
+        if interface["typestr"] == _BFLOAT16.str:  # "<V2": any two bytes, to CuPy
+            return CUDA.xp.asarray(_Words(value, interface)).view(_BFLOAT16)
         return CUDA.xp.asarray(value)
     device = getattr(value, "__dlpack_device__", None)
     if device is not None and device()[0] == _DLPACK_CUDA:
         return CUDA.xp.from_dlpack(value)
     return value
+
+
+class _Words:
+    """A foreign GPU array of bfloat16, shown as uint16."""
+
+    def __init__(self, value: Any, interface: dict[str, Any]) -> None:
+        self._held = value
+        self.__cuda_array_interface__ = {**interface, "typestr": "<u2"}
 
 
 def is_cupy(value: Any) -> bool:

@@ -196,6 +196,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the backends asked for, or end the run."""
+    config.addinivalue_line("markers", "gpu: for backends that take CuPy arrays, cuda and stand-in")
+    config.addinivalue_line("markers", "device: for a GPU itself, the backend cuda")
     made = {}
     for name in config.getoption("--backend").split(","):
         if name not in BACKENDS:
@@ -220,6 +222,10 @@ def _wanted(item: pytest.Item, ops_asked: frozenset[str] | None) -> bool:
     """Whether the item's op is asked for, its backend has it, and can be given its refused input."""
     params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     backend, op, bad = (params.get(name) for name in ("backend", "op", "bad"))
+    if item.get_closest_marker("gpu") and (backend is None or not backend.on_gpu):
+        return False
+    if item.get_closest_marker("device") and (backend is None or backend.name != "cuda"):
+        return False
     if ops_asked is not None and (backend is None or op is None or op.name not in ops_asked):
         return False
     if backend is None or op is None:

@@ -18,6 +18,7 @@ from rbe_gpu.reports import bench, gpu_check
 from rbe_gpu.reports.gpu import (
     attention,
     bandwidth,
+    conformance,
     encoder,
     latency,
     minilm,
@@ -26,11 +27,12 @@ from rbe_gpu.reports.gpu import (
     targets,
     weights,
 )
-from rbe_gpu.reports.gpu.conformance import outcomes
 from rbe_gpu.reports.gpu.device import Device, WrongResult, file_name, sampled
 from rbe_gpu.reports.gpu.stage import Options, Result
 from rbe_gpu.reports.gpu.timing import EventClock, WallClock, paired
 from rbe_gpu.reports.inputs import Inputs
+
+from rbe_gpu import spec
 
 from . import real
 from .host import stand_in
@@ -335,9 +337,46 @@ def test_outcomes_of_pytest() -> None:
         "tests/test_conformance.py::test_out[cuda-silu-3_x_31-float32] ERROR [  3%]\n"
         "FAILED tests/test_conformance.py::test_value[cuda-silu-3_x_31-float32] - boom\n"
     )
-    counts, bad = outcomes(log)
+    counts, bad = conformance.outcomes(log)
     assert counts == {"passed": 1, "failed": 1, "error": 1}
     assert bad == ["test_value[cuda-silu-3_x_31-float32]", "test_out[cuda-silu-3_x_31-float32]"]
+
+
+@pytest.mark.parametrize(
+    ("printed", "status", "seconds", "ends"),
+    [
+        ("tests/test_conformance.py::test_value[a] PASSED [100%]", 0, 30.0, stage.PASSED),
+        ("tests/test_conformance.py::test_value[a] FAILED [100%]", 1, 30.0, stage.FAILED),
+        ("ERROR: --backend cuda cannot be had here: no GPU", 4, 30.0, stage.FAILED),
+        ("tests/test_conformance.py::test_value[a] PASSED [  1%]", 0, 0.3, stage.STOPPED),
+    ],
+)
+def test_conformance_of_every_op(
+    printed: str,
+    status: int,
+    seconds: float,
+    ends: str,
+    tmp_path: Path,
+    result: Result,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[str] = []
+
+    def command(name: str, backend: str) -> list[str]:
+        started.append(name)
+        wait = 60 if ends == stage.STOPPED else 0
+        body = f"import sys, time; print({printed!r}, flush=True); time.sleep({wait}); sys.exit({status})"
+        return [sys.executable, "-c", body]
+
+    monkeypatch.setattr(conformance, "command", command)
+    options = Options(tmp_path, tmp_path, real.MODEL_DIR, jobs=3, seconds=seconds)
+    conformance.run(options, result)
+    assert result.status == ends
+    if ends == stage.STOPPED:
+        assert len(started) == 3
+        assert any("no time was left" in line for line in result.lines)
+    else:
+        assert sorted(started) == sorted([*spec.OPS, conformance.ARRAYS])
 
 
 def test_what_compute_sanitizer_says() -> None:

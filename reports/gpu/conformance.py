@@ -1,6 +1,7 @@
-"""The conformance table on CuPy arrays: pytest with `--backend cuda`, each op in a process of its own.
+"""The conformance table on CuPy arrays, and the tests that need a GPU: pytest with `--backend cuda`.
 
-A kernel that breaks the GPU's context then breaks the cases of its own op, and no others.
+Each op has a process of its own: a kernel that breaks the GPU's context then breaks the cases of its own op, and no
+others.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from rbe_gpu import spec
@@ -22,7 +24,8 @@ from .stage import FAILED, PASSED, STOPPED, Options, Result, finish, start
 
 #: the slowest first, so that none of them is left alone at the end
 ORDER = ("linear", "attention", "decode", "embedding")
-_OUTCOME = re.compile(r"^\S*test_conformance\.py::(\S+) (PASSED|FAILED|ERROR)\b", re.MULTILINE)
+ARRAYS = "arrays"  # tests/test_on_gpu.py
+_OUTCOME = re.compile(r"^\S*test_\w+\.py::(\S+) (PASSED|FAILED|ERROR)\b", re.MULTILINE)
 
 
 def outcomes(log: str) -> tuple[Counter[str], list[str]]:
@@ -34,60 +37,73 @@ def outcomes(log: str) -> tuple[Counter[str], list[str]]:
     return Counter(word.lower() for _, word in found), [name for name, word in found if word != "PASSED"]
 
 
-def command(op: str, backend: str) -> list[str]:
-    return [
-        *(sys.executable, "-m", "pytest", "tests/test_conformance.py", "-v", "--tb=short"),
-        *("-p", "no:cacheprovider", "--backend", backend, "--op", op),
-    ]
+def command(name: str, backend: str) -> list[str]:
+    """pytest over the table's cases of an op, or over the tests of arrays."""
+    files = ["tests/test_on_gpu.py"] if name == ARRAYS else ["tests/test_conformance.py", "--op", name]
+    options = ["-v", "--tb=short", "-p", "no:cacheprovider", "--backend", backend]
+    return [sys.executable, "-m", "pytest", *files, *options]
+
+
+@dataclass
+class _Part:
+    """A process of pytest."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    began: float
+
+    def end(self, result: Result) -> tuple[str, Counter[str]]:
+        """Its end, stopped now where it has not come to it: PASSED, FAILED or STOPPED; and its outcomes."""
+        status = finish(self.process, 0.0)
+        said = self.log.read_text(encoding="utf-8", errors="replace")
+        counts, bad = outcomes(said)
+        ended = status == 0 or (status == 1 and bool(bad))
+        seconds = time.perf_counter() - self.began
+        result.fact(self.name, {"passed": counts["passed"], "not_passed": len(bad), "complete": ended})
+        line = f"{self.name}: {counts['passed']} passed, {len(bad)} did not, {seconds:.0f} s"
+        if status is None:
+            result.say(f"{line}, stopped before its end")
+        elif not ended:
+            last = (said.strip().splitlines() or ["it printed nothing"])[-1]
+            result.say(f"{line}, pytest ended with {status}: {last}")
+        else:
+            result.say(line)
+        for name in bad[:10]:
+            result.say(f"{self.name}: {name}")
+        if bad or (status is not None and not ended):
+            return FAILED, counts
+        return (PASSED if ended else STOPPED), counts
 
 
 def run(options: Options, result: Result, backend: str = "cuda") -> None:
-    """Every op's cases, `options.jobs` ops at a time."""
+    """Every op's cases and the tests of arrays, `options.jobs` processes at a time."""
     folder = root()
-    model = model_folder(options.model)
-    environment = child_environment(RBE_TEST_MODEL=str(model.resolve()))
-    ops = sorted(
-        (op for op in spec.OPS if _load.has(op)),
-        key=lambda op: ORDER.index(op) if op in ORDER else len(ORDER),
-    )
-    waiting, running = list(ops), dict[str, tuple[subprocess.Popen[bytes], Path, float]]()
-    end = time.perf_counter() + options.seconds
+    environment = child_environment(RBE_TEST_MODEL=str(model_folder(options.model).resolve()))
+    ops = [op for op in spec.OPS if _load.has(op)]
+    waiting = [*(op for op in ORDER if op in ops), ARRAYS, *(op for op in ops if op not in ORDER)]
+    running: list[_Part] = []
+    stop = time.perf_counter() + options.seconds - result.seconds
     total: Counter[str] = Counter()
-    complete = True
+    ends: set[str] = set()
     while waiting or running:
-        while waiting and len(running) < options.jobs:
-            op = waiting.pop(0)
-            log = options.out / f"conformance-{op}.log"
-            running[op] = (start(command(op, backend), log, folder, environment), log, time.perf_counter())
-        time.sleep(0.05)
-        for op, (process, log, began) in list(running.items()):
-            late = time.perf_counter() > end
-            if process.poll() is None and not late:
-                continue
-            status = finish(process, 0.0)
-            del running[op]
-            counts, bad = outcomes(log.read_text(encoding="utf-8", errors="replace"))
+        late = time.perf_counter() > stop
+        for part in [p for p in running if late or p.process.poll() is not None]:
+            running.remove(part)
+            end, counts = part.end(result)
+            ends.add(end)
             total += counts
-            seconds = time.perf_counter() - began
-            ended = status == 0 or (status == 1 and bad)
-            complete &= bool(ended)
-            how = (
-                ""
-                if ended
-                else ", stopped before its end"
-                if status is None
-                else f", pytest ended with {status}"
-            )
-            result.fact(op, {"passed": counts["passed"], "not_passed": len(bad), "complete": bool(ended)})
-            result.say(f"{op}: {counts['passed']} passed, {len(bad)} did not, {seconds:.0f} s{how}")
-            for name in bad[:10]:
-                result.say(f"{op}: {name}")
-        if time.perf_counter() > end:
-            for op in waiting:
-                result.say(f"{op}: no time was left")
-                complete = False
+        for name in waiting if late else ():
+            result.say(f"{name}: no time was left")
+            ends.add(STOPPED)
+        if late:
             waiting.clear()
+        while waiting and len(running) < options.jobs:
+            name = waiting.pop(0)
+            log = options.out / f"conformance-{name}.log"
+            process = start(command(name, backend), log, folder, environment)
+            running.append(_Part(name, process, log, time.perf_counter()))
+        time.sleep(0.05)
     result.fact("passed", total["passed"])
-    bad_count = total["failed"] + total["error"]
-    result.fact("not_passed", bad_count)
-    result.end(FAILED if bad_count else PASSED if complete and total["passed"] else STOPPED)
+    result.fact("not_passed", total["failed"] + total["error"])
+    result.end(next(e for e in (FAILED, STOPPED, PASSED) if e in ends))

@@ -92,7 +92,9 @@ class _Device:
 def _asarray(a: Any, dtype: Any = None) -> ndarray:
     if isinstance(a, ndarray) and a.gpu == _current[-1]:
         return a if dtype is None else a.astype(dtype, copy=False)
-    view = (a.held if isinstance(a, Foreign) else np.array(a, dtype, subok=False)).view(ndarray)
+    foreign = not isinstance(a, np.ndarray) and hasattr(a, "__cuda_array_interface__")
+    there = SimpleNamespace(__array_interface__=a.__cuda_array_interface__, held=a) if foreign else None
+    view = (np.array(a, dtype, subok=False) if there is None else np.asarray(there)).view(ndarray)
     view.gpu = _current[-1]
     return view
 
