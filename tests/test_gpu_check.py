@@ -27,7 +27,7 @@ from rbe_gpu.reports.gpu import (
     targets,
     weights,
 )
-from rbe_gpu.reports.gpu.device import Device, WrongResult, file_name, sampled
+from rbe_gpu.reports.gpu.device import Device, WrongResult, file_name, open_device, sampled
 from rbe_gpu.reports.gpu.stage import Options, Result
 from rbe_gpu.reports.gpu.timing import EventClock, WallClock, paired
 from rbe_gpu.reports.inputs import Inputs
@@ -156,6 +156,16 @@ def test_a_wrong_result_is_not_timed(device: Device) -> None:
         device.check("x", device.array(np.array([0, 1, 2, 4], np.float32)), right, 1e-6)
     with pytest.raises(WrongResult):
         device.check("x", device.array(np.full(4, np.nan, np.float32)), right, 1e-6)
+
+
+def test_the_gpu_of_this_machine(tmp_path: Path) -> None:
+    with stand_in.installed():
+        found = open_device(Options(tmp_path, tmp_path, commit="abc", quick=True))
+    assert found.path == tmp_path / "stand-in-gpu.csv"
+    assert found.session.device == "Stand-in GPU (sm_90, 2 multiprocessors, 80 GiB)"
+    assert "CUDA 13.2, NVRTC 13.2" in found.session.versions
+    assert (found.session.commit, found.cache_bytes, found.quick) == ("abc", 50 << 20, True)
+    assert found.torch is None  # the CPU's PyTorch is no rival
 
 
 def test_names_of_files_and_samples() -> None:

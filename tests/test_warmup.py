@@ -8,15 +8,16 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from rbe_gpu import cli, dispatch, warmup
-from rbe_gpu.gpu import _load
+from rbe_gpu import cli, warmup
+from rbe_gpu.gpu import _launch, _load
 from rbe_gpu.models.load import load
+from rbe_gpu.transfer import to
 
 from .host import stand_in
+from .host.executor import HostExecutor
 from .test_compress_model import make_model
 
 
@@ -31,38 +32,30 @@ def folder(tmp_path: Path) -> Path:
     return make_model(tmp_path / "model")
 
 
-class Recorder:
-    """The CPU backend, and the ops that were asked of it."""
-
-    name, xp, looks = "cpu", np, True
-
-    def __init__(self) -> None:
-        self.asked: set[str] = set()
-
-    def __getattr__(self, op: str) -> Any:
-        self.asked.add(op)
-        return getattr(_CPU, op)
-
-
-_CPU = dispatch.CPU
-
-
-def test_ops_of_a_model_are_those_that_a_batch_asks_for(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = load(folder)
-    recorder = Recorder()
-    monkeypatch.setattr(dispatch, "CPU", recorder)
-    model.embed(["one text", "and another, longer text"])
-    assert set(warmup.ops_of(model)) == recorder.asked
-
-
-def test_compressed_weights_are_decoded_too(folder: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def compressed(folder: Path, tmp_path: Path) -> Path:
     file = tmp_path / "m.rbe.safetensors"
-    assert (
-        CliRunner().invoke(cli.app, ["compress", str(folder), "-o", str(file), "--grade", "B"]).exit_code == 0
-    )
-    assert set(warmup.ops_of(load(file))) - set(warmup.ops_of(load(folder))) == {"decode"}
+    done = CliRunner().invoke(cli.app, ["compress", str(folder), "-o", str(file), "--grade", "B"])
+    assert done.exit_code == 0
+    return file
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("kind", ["folder", "compressed"])
+def test_ops_of_a_model_are_those_whose_kernels_a_batch_launches(
+    kind: str, dtype: str, request: pytest.FixtureRequest
+) -> None:
+    model = load(request.getfixturevalue(kind), dtype=dtype)
+    launched: set[str] = set()
+    host = HostExecutor()
+
+    def run_and_note(launches: tuple[_launch.Launch, ...]) -> None:
+        launched.update(launch.op for launch in launches)
+        host(launches)
+
+    with stand_in.installed(), _launch.executor(run_and_note):
+        to(model, "cuda").embed(["one text", "and another, longer text"])
+    assert set(warmup.ops_of(model)) == launched
 
 
 # --- what NVRTC is asked for --------------------------------------------------------------------------
@@ -194,6 +187,31 @@ def test_a_version_without_the_kernels(folder: Path, monkeypatch: pytest.MonkeyP
 
 def test_device_and_arch_exclude_each_other(folder: Path) -> None:
     assert run(folder, "--device", 0, "--arch", 90).exit_code == 2
+
+
+@pytest.mark.parametrize("device", [None, 1])
+def test_a_model_is_made_warm(compressed: Path, device: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stand_in.RawModule, "compiled", [])
+    monkeypatch.setenv("CUPY_CACHE_DIR", "somewhere")
+    _load._module.cache_clear()
+    with stand_in.installed():
+        found = json.loads(
+            run(compressed, "--json", *(() if device is None else ("--device", device))).stdout
+        )
+        shown = run(compressed)
+        missing = run(compressed, "--device", 2)
+    _load._module.cache_clear()
+    ops = warmup.ops_of(load(compressed))
+    assert stand_in.RawModule.compiled[: len(ops)] == [_load.source(op) for op in ops]
+    assert found["ops"] == list(ops)
+    assert found["device"] == f"cuda:{device or 0}"
+    assert found["compiled"][0]["architecture"] == 90
+    assert set(found["compiled"][0]["seconds"]) == set(ops)
+    assert found["first_batch_seconds"] > 0
+    assert found["second_batch_seconds"] > 0
+    assert shown.exit_code == 0
+    assert "cuda:0: Stand-in GPU; kept in somewhere" in shown.stdout
+    assert missing.stderr == "rbe-gpu: cuda:2 is not there; this machine has 2 GPUs\n"
 
 
 @pytest.mark.usefixtures("every_op_has_kernels", "nvrtc")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import numpy as np
@@ -78,6 +78,8 @@ _current = [0]
 
 
 class _Device:
+    compute_capability = "90"
+
     def __init__(self, number: int = 0) -> None:
         self.id = number
 
@@ -87,6 +89,36 @@ class _Device:
 
     def __exit__(self, *_: object) -> None:
         _current.pop()
+
+    def synchronize(self) -> None:
+        pass
+
+
+class RawModule:
+    """Takes a source; `compiled` holds those that were compiled ahead of a launch."""
+
+    compiled: ClassVar[list[str]] = []
+
+    def __init__(self, code: str, options: tuple[str, ...]) -> None:
+        self._code = code
+
+    def compile(self) -> None:
+        self.compiled.append(self._code)
+
+
+def RawKernel(code: str, name: str) -> Any:
+    """A kernel that does nothing."""
+    return lambda grid, block, args: None
+
+
+PROPERTIES = {
+    "name": b"Stand-in GPU",
+    "major": 9,
+    "minor": 0,
+    "multiProcessorCount": 2,
+    "totalGlobalMem": 80 << 30,
+    "l2CacheSize": 50 << 20,
+}
 
 
 def _asarray(a: Any, dtype: Any = None) -> ndarray:
@@ -103,6 +135,8 @@ def _module() -> ModuleType:
     cupy = ModuleType("cupy")
 
     def wrapped(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
         function = getattr(np, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -115,17 +149,24 @@ def _module() -> ModuleType:
         return call
 
     cupy.__getattr__ = wrapped  # type: ignore[method-assign]
+    cupy.__version__ = "0"  # type: ignore[attr-defined]
+    cupy.RawModule = RawModule  # type: ignore[attr-defined]
+    cupy.RawKernel = RawKernel  # type: ignore[attr-defined]
     cupy.ndarray = ndarray  # type: ignore[attr-defined]
     cupy.asarray = _asarray  # type: ignore[attr-defined]
     tricks = SimpleNamespace(as_strided=partial(np.lib.stride_tricks.as_strided, subok=True))
     cupy.lib = SimpleNamespace(stride_tricks=tricks)  # type: ignore[attr-defined]
     cupy.cuda = SimpleNamespace(  # type: ignore[attr-defined]
         Device=_Device,
+        nvrtc=SimpleNamespace(getVersion=lambda: (13, 2), getSupportedArchs=lambda: (75, 90)),
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         runtime=SimpleNamespace(
             getDeviceCount=lambda: GPUS,
             getDevice=lambda: _current[-1],
             memGetInfo=lambda: (FREE, TOTAL),
+            free=lambda pointer: None,
+            getDeviceProperties=lambda number: dict(PROPERTIES),
+            runtimeGetVersion=lambda: 13020,
             CUDARuntimeError=CUDARuntimeError,
         ),
     )
