@@ -158,7 +158,7 @@ def test_a_full_gpu_says_what_was_asked_for_and_what_helps(cupy, x, monkeypatch)
         rbe.softmax(there)
     with pytest.raises(MemoryError, match=TOLD):
         Workspace("cuda:0").get("a", (4,))
-    np.testing.assert_array_equal(rbe.softmax(there, out=there).get(), rbe.softmax(x))  # needs no memory
+    assert relative(rbe.softmax(there, out=there).get(), rbe.softmax(x)) < 1e-6  # needs no memory
 
 
 def test_a_full_gpu_takes_no_array(cupy, x, monkeypatch):
