@@ -24,13 +24,10 @@ TOKENS = 24  # of a model without a tokenizer
 
 def ops_of(model: BertEncoder) -> tuple[str, ...]:
     """The ops whose CUDA kernels a batch of `model` launches, in the order of `spec.OPS`."""
-    found = {
-        "embedding",
-        "layer_norm",
-        "attention",
-        "linear",
-        "dropout",
-    }  # dropout of nothing adds token types
+    found = {"embedding", "layer_norm", "attention", "linear"}
+    found.add("dropout")  # of nothing: it adds token types
+    if model.normalize:
+        found.add("rms_norm")  # of `pooled`, which `graph` captures
     if any(isinstance(w, RBEBlocks) for w in _weights(vars(model).values())):
         found.add("decode")  # rows of tables, and panels of linear weights
     return tuple(op for op in spec.OPS if op in found)

@@ -35,7 +35,7 @@ from rbe_gpu.reports.inputs import Inputs
 from rbe_gpu import spec
 
 from . import real
-from .host import stand_in
+from .host import capture, stand_in
 from .test_compress_model import make_model
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +51,7 @@ def device(tmp_path: Path) -> Iterator[Device]:
     """The stand-in, and PyTorch on the CPU; a clock that calls once and does not look."""
     torch = pytest.importorskip("torch")
     session = bench.Session(2, "GPU H100 that is none", "versions", "commit", "now")
-    with stand_in.installed() as cupy:
+    with capture.installed() as (cupy, _):
         yield Device(
             cupy,
             torch,
@@ -132,11 +132,16 @@ def folder(tmp_path: Path) -> Path:
     return make_model(tmp_path / "model")
 
 
-def test_encoder(device: Device, folder: Path, result: Result) -> None:
+def test_encoder(device: Device, folder: Path, result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert encoder.kernel_seconds(device, lambda: None) is None  # the profiler sees no GPU here
+    monkeypatch.setattr(encoder, "kernel_seconds", lambda device, run: 1e-3)
+    monkeypatch.setattr(device, "clock", Ticks({}, 1.1e-3))
     encoder.measure(device, Inputs(folder), result)
     rows = measured(device)
-    for provider in ("rbe_gpu dense", "rbe_gpu grade B"):
-        assert rows.value("model", "1 x 8 tokens", provider, "speed_vs_PyTorch float16") is not None
+    for provider in ("rbe_gpu", "rbe_gpu float32", "rbe_gpu grade B"):
+        assert rows.value("model", "1 x 8 tokens", provider, "speed_vs_PyTorch") is not None
+    assert rows.value("model", "1 x 8 tokens", "rbe_gpu graph", "gpu_time") is not None
+    assert rows.value("model", "1 x 8 tokens", "rbe_gpu", "graph_vs_kernels") == pytest.approx(1.1)
 
 
 def test_minilm(device: Device, folder: Path, result: Result, tmp_path: Path) -> None:
@@ -205,10 +210,11 @@ def test_flops_of_attention() -> None:
 
 
 class Ticks:
-    """A clock on which calls[i] takes `costs[name]`; records who was measured."""
+    """A clock: a call that gives its name takes `costs[name]`, any other `other`. It keeps who was measured."""
 
-    def __init__(self, costs: dict[str, float]) -> None:
+    def __init__(self, costs: dict[str, float], other: float = 0.0) -> None:
         self.costs = costs
+        self.other = other
         self.order: list[str] = []
         self.firsts: list[tuple[str, int]] = []
 
@@ -217,6 +223,8 @@ class Ticks:
 
     def seconds(self, calls: Any, count: int, first: int) -> float:
         name = calls[0]()
+        if not isinstance(name, str):
+            return self.other
         self.order.append(name)
         self.firsts.append((name, first))
         return self.costs[name]

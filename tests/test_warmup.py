@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -53,8 +54,10 @@ def test_ops_of_a_model_are_those_whose_kernels_a_batch_launches(
         launched.update(launch.op for launch in launches)
         host(launches)
 
-    with stand_in.installed(), _launch.executor(run_and_note):
-        to(model, "cuda").embed(["one text", "and another, longer text"])
+    with stand_in.installed() as cupy, _launch.executor(run_and_note):
+        there = to(model, "cuda")
+        there.embed(["one text", "and another, longer text"])
+        there.pooled(there.encode(cupy.asarray(np.ones((2, 3), np.int64))))
     assert set(warmup.ops_of(model)) == launched
 
 
