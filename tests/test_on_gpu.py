@@ -129,6 +129,7 @@ def test_no_op_waits_for_the_gpu() -> None:
     x = cupy.asarray(np.resize(real.activations(4), (4, m.cols)))
     ids = cupy.asarray(np.arange(5))
     workspace = rbe.Workspace()
+    cupy.cuda.Device().synchronize()  # what was copied there on the null stream
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
         for turn in range(3):  # by the third, CuPy's pool has every block that is asked for
@@ -215,6 +216,7 @@ def test_a_queue_of_ops_is_captured_and_replayed() -> None:
         rbe.linear(x, m, activation="gelu", out=y, workspace=workspace)
         rbe.softmax(y, out=z)
 
+    cupy.cuda.Device().synchronize()
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
         run()

@@ -106,6 +106,12 @@ def test_cpu_kernel_opens_with_its_equation(op: str) -> None:
     assert "=" in first, f"cpu_fallback/{op}.py opens with {first!r}"
 
 
+@OPS
+def test_op_has_its_place_on_the_page_of_kernels(op: str) -> None:
+    page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    assert f"| `{op}` |" in page or f"\n## {op}\n" in page
+
+
 def test_ops_are_the_public_functions_of_ops() -> None:
     public = {n for n, f in vars(ops).items() if callable(f) and getattr(f, "__module__", "") == ops.__name__}
     assert {n for n in public if not n.startswith("_")} == set(spec.OPS)
