@@ -3,7 +3,7 @@
 - `cpu`: Numba on NumPy arrays
 - `host`, `host-reverse`: the CUDA sources and their launchers on NumPy arrays, built by the C++ compiler
   (`tests/host`), with warps and lanes in ascending or descending order. They take part in the ops that have a
-  source in `cuda_src`.
+  source in `cuda_src`; the second in what depends on the order, not in tests marked `one_order`.
 - `cuda`: the same on CuPy arrays, on a GPU
 - `stand-in`: the way of CuPy arrays through the package, with a stand-in for CuPy (`tests/host/stand_in.py`) and the
   host build: what `cuda` will run, as far as that can be run without a GPU
@@ -215,6 +215,8 @@ _MADE = pytest.StashKey[dict[str, TestBackend]]()
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
         made = metafunc.config.stash[_MADE]
+        if "host" in made and metafunc.definition.get_closest_marker("one_order"):
+            made = {name: backend for name, backend in made.items() if name != "host-reverse"}
         metafunc.parametrize("backend", made.values(), ids=made.keys(), scope="session")
 
 

@@ -118,6 +118,7 @@ def test_out(backend: TestBackend, op: spec.Op, case: spec.Case, dtype: str) -> 
 WITH_WORKSPACE = [p for p in CASES if p.values[0].workspace]
 
 
+@pytest.mark.one_order
 @pytest.mark.parametrize(("op", "case", "dtype"), WITH_WORKSPACE)
 def test_workspace(backend: TestBackend, op: spec.Op, case: spec.Case, dtype: str) -> None:
     """A used workspace gives the same bits, and the second call adds nothing to it."""
@@ -140,6 +141,7 @@ def test_workspace(backend: TestBackend, op: spec.Op, case: spec.Case, dtype: st
     assert workspace.nbytes == used
 
 
+@pytest.mark.one_order
 @pytest.mark.parametrize(("op", "bad"), BAD)
 def test_refused(backend: TestBackend, op: spec.Op, bad: spec.Bad) -> None:
     """A bad input raises what is promised, with a message that says what is wrong."""
@@ -150,6 +152,7 @@ def test_refused(backend: TestBackend, op: spec.Op, bad: spec.Bad) -> None:
     assert bad.word in str(caught.value)
 
 
+@pytest.mark.one_order
 @pytest.mark.parametrize("op", OPS)
 def test_base_is_good(backend: TestBackend, op: spec.Op) -> None:
     """What the bad inputs change is a call that works."""
