@@ -80,6 +80,25 @@ def test_layers(device: Device, form: dict[str, Any], dtype: str) -> None:
         assert np.isfinite(np.asarray(steady(events, call).get(), np.float32)).all()
 
 
+def test_more_layers(device: Device) -> None:
+    """Rows of a compressed table, SwiGLU, an RMS norm and dropout."""
+    _, events = device
+    w = real.layer(0, "intermediate.dense.weight")[:192, :96].copy()
+    table = rbe.to(rbe.RBEEmbedding.from_dense(w, grade="B"), "cuda")
+    ffn = rbe.to(rbe.RBEFFN.from_dense(w, w.T.copy(), w[::-1].copy(), "swiglu", grade="B"), "cuda")
+    norm = rbe.to(rbe.RBERMSNorm(np.ones(96, np.float32)), "cuda")
+    ids = rbe.to(np.array([3, 191, 0, 3, 7]), "cuda")
+    x, out = (rbe.to(np.ones((5, 96), np.float32), "cuda") for _ in range(2))
+    ws = Workspace()
+    for call in (
+        lambda: table(ids, out=x, workspace=ws),
+        lambda: ffn(x, residual=x, out=out, workspace=ws),
+        lambda: norm(x, residual=out, out=out, workspace=ws),
+        lambda: rbe.dropout(x, 0.1, 7, residual=x, out=out),
+    ):
+        assert np.isfinite(steady(events, call).get()).all()
+
+
 @pytest.mark.parametrize("dtype", LIMITS)
 def test_the_encoder_allocates_nothing(device: Device, dtype: str) -> None:
     """Ids and lengths on the GPU, `out=` given: encode and pooled."""
