@@ -22,7 +22,9 @@ def text(path: Path) -> str:
 def compiled(request: pytest.FixtureRequest) -> None:
     """What the selected tests ask for, two at a time."""
     selected = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    nvrtc.compile_all([(text(p["path"]), p["architecture"]) for p in selected if "architecture" in p])
+    nvrtc.compile_all(
+        [(text(p["path"]), p["architecture"]) for p in selected if {"path", "architecture"} <= p.keys()]
+    )
 
 
 @pytest.mark.usefixtures("compiled")
