@@ -38,20 +38,20 @@ userland() {
   fi
   mkdir -p "$NEON"
   NEON=$(cd "$NEON" && pwd)
-  if [ ! -e "$NEON/root/.complete" ]; then
+  if [ ! -e "$NEON/debian/.complete" ]; then
     say "unpacking Python for arm64 from Debian $SUITE"
-    rm -rf "$NEON/root"
+    rm -rf "$NEON/debian"
     # unpacked, not configured: nothing of it runs but Python
     mmdebstrap --quiet --variant=extract --architectures=arm64 --include=python3,libgomp1,libstdc++6,zlib1g \
-      "$SUITE" "$NEON/root" ${MIRROR:+"$MIRROR"}
-    touch "$NEON/root/.complete"
+      "$SUITE" "$NEON/debian" ${MIRROR:+"$MIRROR"}
+    touch "$NEON/debian/.complete"
   fi
-  version=$(cd "$NEON/root/usr/bin" && ls python3.* | grep -x 'python3\.[0-9]*')
+  version=$(cd "$NEON/debian/usr/bin" && ls python3.* | grep -x 'python3\.[0-9]*')
   # a host script as sys.executable, so that the tests' own child processes are emulated too
   cat >"$NEON/python" <<SCRIPT
 #!/bin/sh
-export PYTHONHOME="$NEON/root/usr"
-exec qemu-aarch64-static -L "$NEON/root" -0 "$NEON/python" "$NEON/root/usr/bin/$version" "\$@"
+export PYTHONHOME="$NEON/debian/usr"
+exec qemu-aarch64-static -L "$NEON/debian" -0 "$NEON/python" "$NEON/debian/usr/bin/$version" "\$@"
 SCRIPT
   chmod +x "$NEON/python"
   if [ ! "$NEON/site/.complete" -nt pyproject.toml ]; then

@@ -1,8 +1,12 @@
-"""A pytest plugin (`-p tests.op_counts`): at the end, a table of how many tests of each op passed per dtype."""
+"""A pytest plugin (`-p tests.op_counts`): at the end, a table of how many tests of each op passed per dtype.
+
+With `--per-op N`, of every test only N cases of each op and dtype run, evenly spaced over all of them: for a machine
+on which the whole table takes too long.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 import pytest
@@ -14,12 +18,33 @@ _passed: Counter[tuple[str, str]] = Counter()
 _failed: Counter[tuple[str, str]] = Counter()
 
 
+def _key(item: pytest.Item) -> tuple[str, str] | None:
+    """The op and the dtype that an item tests."""
+    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return (params["op"].name, params.get("dtype", ALL)) if "op" in params else None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--per-op", type=int, help="cases of each test, op and dtype; default: all")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    count = config.getoption("--per-op")
+    if count is None:
+        return
+    groups: defaultdict[tuple[Any, ...], list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        groups[getattr(item, "originalname", item.name), _key(item) or item.nodeid].append(item)
+    kept = {group[i * len(group) // count] for group in groups.values() for i in range(count)}
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
     report = yield
-    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    if "op" in params:
-        key = params["op"].name, params.get("dtype", ALL)
+    key = _key(item)
+    if key is not None:
         if report.failed:
             _failed[key] += 1
         elif report.when == "call" and report.passed:
