@@ -159,7 +159,11 @@ def alone() -> bool:
 
 
 def num_threads() -> int:
-    """How many threads a kernel called now from this Python thread may use."""
+    """How many threads a kernel called now from this Python thread may use.
+
+    For splitting work. Scratch that a kernel indexes by thread number needs `numba.get_num_threads()` rows: no other
+    Python thread can raise that between here and the call.
+    """
     return min(int(_limit.value), int(layers._get_num_threads()))
 
 
