@@ -124,7 +124,8 @@ class _Move:
         """A copy of a layer or a model, with everything in it moved."""
         found = copy(owner)
         for name, part in vars(owner).items():
-            setattr(found, name, self._part(part))
+            # what an attention derives of its weights is theirs in another reading: made again, not moved beside them
+            setattr(found, name, None if name == "_inside" else self._part(part))
         return found
 
     def _part(self, part: Any) -> Any:

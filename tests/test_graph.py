@@ -80,6 +80,18 @@ def test_layers(device: Device, form: dict[str, Any], dtype: str) -> None:
         assert np.isfinite(np.asarray(steady(events, call).get(), np.float32)).all()
 
 
+def test_what_an_attention_derives_is_not_moved(device: Device) -> None:
+    """Else the codes of its weights would be on the GPU once more for every reading of them."""
+    w = real.layer(0, "attention.self.query.weight")[:96, :96].copy()
+    layer = rbe.RBEAttention.from_dense(w, w, w, w, 3, codes="dense-int4", block=32, basis=False)
+    x = real.activations(5)[:, :96].copy()
+    here = layer(x, np.array([5]))
+    assert layer._inside is not None
+    there = rbe.to(layer, "cuda")
+    assert there._inside is None
+    assert relative(there(rbe.to(x, "cuda"), np.array([5])).get(), here.astype(np.float64)) <= 5e-6
+
+
 def test_more_layers(device: Device) -> None:
     """Rows of a compressed table, SwiGLU, an RMS norm and dropout."""
     _, events = device
