@@ -50,12 +50,12 @@ class Costs:
 
     call: float = 9_000.0
     dense: float = 0.3
-    unpack: float = 0.3
-    few: float = 0.12
-    transform: float = 6.0
+    unpack: float = 0.2
+    few: float = 0.08
+    transform: float = 4.0
     entry: float = 1.5
     entry_vector: float = 0.5
-    synthesis: float = 0.026
+    synthesis: float = 0.04
     scatter: float = 0.5
 
 
@@ -115,7 +115,7 @@ def seconds(weight: RBEBlocks, tokens: int, threads: int, held: float | None = N
     transformed = weight.transform != "none"
     turned = (weight.cols_pad + weight.rows_pad) * vectors * c.transform * (1.0 if transformed else 0.25)
     if isinstance(codes, SparseCodes):
-        product = codes.entries * (c.entry + (1 if tokens == 1 else 2 * vectors) * c.entry_vector)
+        product = codes.entries * (c.entry + vectors * c.entry_vector)
     elif tokens <= FEW:
         product = weights * c.few * tokens
     else:

@@ -80,8 +80,8 @@ def measure(report: Callable[[str, float], None] | None = None) -> Costs:
     low = [product(_matrix(64, codes="dense-int4", transform=t), 256, "transform") for t in ("none", "dct")]
     note("transform", (low[1] - low[0]) * threads / ((SIZE + 64) * 16))
     one, two = (product(sparse, n, "transform") for n in (16, 256))
-    note("entry_vector", (two - one) * threads / entries / 30)
-    note("entry", one * threads / entries - 2 * found["entry_vector"])
+    note("entry_vector", (two - one) * threads / entries / 15)
+    note("entry", one * threads / entries - found["entry_vector"])
     plain, whole = product(int4, 32, "decode"), product(int4_dct, 32, "decode")
     note("synthesis", (whole - plain) * threads / weights / int4_dct.block)
     note("scatter", (product(sparse, 32, "decode") - plain) * threads / weights + found["unpack"])
