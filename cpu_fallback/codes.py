@@ -2,8 +2,7 @@
 time.
 
 Everything here runs inside a product, on scratch memory of a thread: the positions and values of some rows,
-or some
-columns of them, exist for as long as they are multiplied.
+or some columns of them, exist for as long as they are multiplied.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ FULL, BITMAP, DELTA = 0, 1, 2
 @intrinsic
 def _compress_columns(typingctx, index, byte, first, step, out, at):  # type: ignore[no-untyped-def]
     """_compress_columns(index, byte, first, step, out, at) -> how many: out[at ...] = first + c * step for
-    the bits c set
-    in the 16 at `byte`. Writes 16 words; those behind the count are undefined."""
+    the bits c set in the 16 at `byte`. Writes 16 words; those behind the count are undefined."""
     if not isinstance(index, types.Array) or not isinstance(out, types.Array):
         return None
 
@@ -147,9 +145,8 @@ def entry_columns(kind, index, row, row_bytes, first, count, step, panel, panels
     panel p.
 
     index : address; bitmap rows have `row_bytes` bytes, a delta stream has a byte per entry, of which the
-    row's are those
-    from `first` on; panel : columns of a panel, a multiple of 32. Up to 16 places behind the last are
-    written too.
+        row's are those from `first` on; panel : columns of a panel, a multiple of 32. Up to 16 places behind
+        the last are written too.
     """
     positions = bytes_at(index)
     start[start_at] = at

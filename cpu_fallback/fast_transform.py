@@ -1,12 +1,9 @@
 """x -> S x or S^T x for blocks of features times tokens: every transform as straight-line code.
 
 `transforms.factors` gives a transform as sparse matrices. Here their rows become instructions on vectors of
-16 tokens,
-once per transform, block size and direction: a DCT of 64 values is 632 additions and multiplications in a
-row, with no
-positions to look up. Each is a function of its own, compiled when it is first needed and kept on disk;
-kernels call it by
-its address (`apply_transform`).
+16 tokens, once per transform, block size and direction: a DCT of 64 values is 632 additions and
+multiplications in a row, with no positions to look up. Each is a function of its own, compiled when it is
+first needed and kept on disk; kernels call it by its address (`apply_transform`).
 """
 
 from __future__ import annotations
@@ -141,8 +138,8 @@ def apply_transform(
     typingctx, address, source, source_at, source_row, target, target_at, target_row, vectors
 ):  # type: ignore[no-untyped-def]
     """apply_transform(address, source, source_at, source_row, target, target_at, target_row, vectors): a
-    block of
-    features, row by row of 16 * vectors tokens, from one place to another that does not overlap it."""
+    block of features, row by row of 16 * vectors tokens, from one place to another that does not overlap
+    it."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         address, source, source_at, source_row, target, target_at, target_row, vectors = args

@@ -4,12 +4,10 @@
     y_I  = S_r (sum_J C_IJ x^_J) + basis part         C: sparse entries,
     or low-bit rows unpacked beside the product
 
-`product` has the loops, `codes` turns stored bytes into what they read, `operand` describes a weight to
-them. A unit
-of work is some rows of blocks times some tiles of tokens: it reads each code byte once, keeps its sums in the
-second-level cache and ends with the transform of its rows, bias, activation, residual and storage type. A
-dense weight
-takes the same path, without transforms.
+`product` has the loops, `codes` turns stored bytes into what they read, `operand` describes a weight to them.
+A unit of work is some rows of blocks times some tiles of tokens: it reads each code byte once, keeps its sums
+in the second-level cache and ends with the transform of its rows, bias, activation, residual and storage
+type. A dense weight takes the same path, without transforms.
 """
 
 from __future__ import annotations
@@ -147,9 +145,8 @@ def _basis_of_unit(t, gain, r0, nrows, own):
 def _finish_tile(t, tile, r0, nrows, own, x, vectors, c, at):
     """Basis part, transform, bias, activation, residual of a unit's sums for one tile.
 
-    The basis entries meet the input's basis features: in rows of their own behind the coefficients'
-    (matrix), or in
-    the rows themselves (vectors).
+    The basis entries meet the input's basis features: in rows of their own behind the coefficients' (matrix),
+    or in the rows themselves (vectors).
     """
     block, width = t[BLOCK], t[WIDTH]
     if t[FEATURES] > 0:
@@ -379,10 +376,9 @@ class _Call:
 def _panel(w: Operand) -> int:
     """Columns multiplied at a time.
 
-    Sparse rows want some 26 entries of a row, to pay for loading and storing its sums, but few columns,
-    whose activations
-    then stay in the first-level cache; measured best at 50, 25, 12 and 5% kept: 128, 128, 256 and 384 to
-    1024.
+    Sparse rows want some 26 entries of a row, to pay for loading and storing its sums, but few columns, whose
+    activations then stay in the first-level cache; measured best at 50, 25, 12 and 5% kept: 128, 128, 256 and
+    384 to 1024.
     """
     if not w.sparse:
         return _PANEL

@@ -2,8 +2,7 @@
 
 Activations lie feature by feature in tiles of up to 64 tokens: x^[tile, feature, token]. Sixteen tokens are a
 vector, a tile is one to four of them, and a stored coefficient is one broadcast and one fused multiply-add
-per
-vector; nothing is unpacked for positions that are not stored, and no dense weight exists.
+per vector; nothing is unpacked for positions that are not stored, and no dense weight exists.
 
 Transforms work on the same layout, a block of features at a time (`fast_transform`).
 """
@@ -55,8 +54,7 @@ def _array_at(name: str, dtype: types.Type) -> object:
     """Intrinsic (address) -> one-dimensional array of `dtype` there, of no known end.
 
     The arrays of a weight come from memory maps or not, are read-only or not, have one axis or two: to a
-    kernel they
-    are the same, and it is compiled once.
+    kernel they are the same, and it is compiled once.
     """
 
     def at(typingctx, address):  # type: ignore[no-untyped-def]
@@ -193,8 +191,7 @@ def sparse_rows(rows, start, first, step_start, offset, step, value, x, x_at, ve
     rows.
 
     c and x hold rows of `width` tokens, of which 16 * `vectors` are computed; `offset` counts in units of
-    `step`
-    floats from x_at. `fresh` overwrites c, otherwise it is added to.
+    `step` floats from x_at. `fresh` overwrites c, otherwise it is added to.
     """
     for r in range(rows):
         a = start[first + r * step_start]

@@ -1,10 +1,8 @@
 """y = activation(C x^ + b) + residual for a few tokens: limited by the compressed bytes.
 
 A tile of 16 tokens would be mostly empty, so here vectors run along a row of the weight: 32 codes are
-unpacked into two
-registers and multiplied where they are, sparse entries pick their activations one by one. Every token is on
-its own; from
-five tokens on the tiles of `product` are faster.
+unpacked into two registers and multiplied where they are, sparse entries pick their activations one by one.
+Every token is on its own; from five tokens on the tiles of `product` are faster.
 """
 
 from __future__ import annotations

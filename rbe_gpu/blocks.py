@@ -354,8 +354,7 @@ class RBEColumns(RBEBlocks):
     """A matrix whose transform runs down its columns only: W = gain * S_r C, without a basis.
 
     What a matrix is to activations that are coefficients already (`for_coefficients`). It lives in memory
-    only, and on
-    the CPU.
+    only, and on the CPU.
     """
 
     kind: ClassVar[str] = "columns"

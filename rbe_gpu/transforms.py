@@ -130,13 +130,11 @@ def factors(name: str, size: int) -> tuple[NDArray[np.float64], ...]:
     """Sparse matrices F_1, ..., F_m with F_1 @ ... @ F_m = `synthesis(name, size)`: the fast transform.
 
     Most rows have two non-zeros, many of them 1 or -1. For 64 values a DCT costs about 620 operations, a
-    Hadamard
-    transform 384 and a wavelet 500, where the matrix has 4,096 non-zeros. "none" has no factors.
+    Hadamard transform 384 and a wavelet 500, where the matrix has 4,096 non-zeros. "none" has no factors.
 
     - DCT-II of N: sums and differences of a DCT-II of the N/2 even coefficients and a DCT-IV of the odd ones;
-      DCT-IV of n: rotations, two transposed DCT-II of n/2, sums and differences (Chen,
-      Smith and Fralick 1977;
-      Wang 1984). Every factor is orthogonal up to a scale, so rounding errors do not grow.
+      DCT-IV of n: rotations, two transposed DCT-II of n/2, sums and differences (Chen, Smith and Fralick
+      1977; Wang 1984). Every factor is orthogonal up to a scale, so rounding errors do not grow.
     - Hadamard: butterflies.
     - wavelets: one factor per level.
     """
@@ -254,10 +252,9 @@ def basis_1d(size: int) -> NDArray[np.float64]:
 class BasisTerms:
     """The basis functions of a block as a sum of products of functions of one coordinate.
 
-    Phi_k(y, x) = sum over the terms t with `param[t]` = k of `factor[t]` f_row[t](y) f_column[t](x),
-    so that the
-    basis part of a product costs `len(param)` multiplications per block, token and set of parameters,
-    not B * B.
+    Phi_k(y, x) = sum over the terms t with `param[t]` = k of `factor[t]` f_row[t](y) f_column[t](x), so that
+    the basis part of a product costs `len(param)` multiplications per block, token and set of parameters, not
+    B * B.
 
     Attributes
     ----------

@@ -132,9 +132,8 @@ class RBEAttention:
         residual : like the result, added to it
         context : (batch, seq_k, context_hidden), what keys and values are made of; not for packed sequences
         cu_seqlens : (batch + 1,) int32/int64, where x is: for packed sequences in the place of `lengths`,
-        sequence b
-            being rows cu_seqlens[b] to cu_seqlens[b + 1]. On a GPU nothing looks at them,
-            and nothing is copied
+            sequence b being rows cu_seqlens[b] to cu_seqlens[b + 1]. On a GPU nothing looks at them, and
+            nothing is copied
 
         Returns
         -------
@@ -153,9 +152,8 @@ class RBEAttention:
         """This attention between the transforms: q, k, v come out as coefficients and `output` takes them.
 
         An orthonormal transform whose blocks divide the heads changes no product q.k, and what the output
-        transform of v
-        does, the input transform of `output` undoes: of eight transforms two are left. None where a weight
-        is dense, has a basis or a cache, or blocks do not fit.
+        transform of v does, the input transform of `output` undoes: of eight transforms two are left. None
+        where a weight is dense, has a basis or a cache, or blocks do not fit.
         """
         parts = (self.query, self.key, self.value, self.output)
         state = tuple((part.weight, part.bias, part.cache) for part in parts)
