@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import rbe_gpu as rbe
-from rbe_gpu import reference
+from rbe_gpu import reference, transforms
+from rbe_gpu.blocks import for_coefficients, gives_coefficients
 
 from . import real
 from .compressed import FORMS, compressed, relative
@@ -52,6 +53,33 @@ def test_values_that_are_not_finite_stay_with_their_token(form, tokens, value):
     np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
     np.testing.assert_array_equal(np.isinf(y), np.isinf(expected))
     assert np.isfinite(y[1:]).all()
+
+
+@pytest.mark.parametrize("options", [{"kept": 0.2}, {"codes": "dense-int4", "block": 32}])
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_one_sided_products(options, tokens, tmp_path):
+    """Coefficients out, or in: what is left of a matrix when one of its transforms is taken away."""
+    m = rbe.compress(real.layer(0, "output.dense.weight"), transform="dct", basis=False, **options)
+    s = transforms.synthesis("dct", m.block)
+    x = _x(tokens, m.cols)
+    w = reference.decode(m)
+
+    def blocks_times(a, matrix):
+        return (a.reshape(len(a), -1, m.block) @ matrix).reshape(a.shape)
+
+    out = rbe.linear(x, gives_coefficients(m))
+    assert relative(out, blocks_times(x.astype(np.float64) @ w.T, s)) < 1e-5
+    x_hat = blocks_times(x.astype(np.float64), s).astype(np.float32)
+    columns = for_coefficients(m)
+    for method in ("transform", "decode"):
+        assert relative(rbe.linear(x_hat, columns, method=method), x.astype(np.float64) @ w.T) < 1e-5
+    np.testing.assert_allclose(columns.decode(), reference.decode(columns), atol=1e-6)
+    with pytest.raises(ValueError, match="whole blocks"):
+        gives_coefficients(compressed("dct int2 b64"))
+    with pytest.raises(ValueError, match="whole blocks"):
+        for_coefficients(compressed("dct int2 b64"))
+    with pytest.raises(ValueError, match="kind"):
+        rbe.save_file(tmp_path / "a.safetensors", {"w": columns})
 
 
 def test_a_plan_does_not_outlive_its_weight():

@@ -54,8 +54,10 @@ class RBEFFN:
         if gate is not None and gate.weight.shape != up.weight.shape:
             raise ValueError(f"gate has shape {tuple(gate.weight.shape)}, up has {tuple(up.weight.shape)}")
         fused = None if activation == "swiglu" else activation
-        self.up = RBELinear(up.weight, up.bias, fused, up.cache)
-        self.gate = None if gate is None else RBELinear(gate.weight, gate.bias, "silu", gate.cache)
+        self.up = RBELinear(up.weight, up.bias, fused, up.cache, up.method)
+        self.gate = (
+            None if gate is None else RBELinear(gate.weight, gate.bias, "silu", gate.cache, gate.method)
+        )
         self.down = down
         self.activation = activation
         self.intermediate_size = width
@@ -111,9 +113,11 @@ class RBEFFN:
         x = accepted(x)
         workspace = (workspace or Workspace()).on(device_of(x, "x"))
         shape = (*x.shape[:-1], self.up.out_features)
-        hidden = self.up(x, out=workspace.get("layer.ffn.up", shape, x.dtype), workspace=workspace)
+        with workspace.keeping():  # one transform of x for both products
+            hidden = self.up(x, out=workspace.get("layer.ffn.up", shape, x.dtype), workspace=workspace)
+            if self.gate is not None:
+                gate = self.gate(x, out=workspace.get("layer.ffn.gate", shape, x.dtype), workspace=workspace)
         if self.gate is not None:
-            gate = self.gate(x, out=workspace.get("layer.ffn.gate", shape, x.dtype), workspace=workspace)
             module_of(hidden).multiply(gate, hidden, out=hidden)
         elif self.activation == "swiglu":
             half = (*x.shape[:-1], self.intermediate_size)
