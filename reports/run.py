@@ -196,9 +196,9 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
             move = stages.begin(f"quality: {target.name}", total=1.0)
             keep(quality.weight_rows(inputs.folder, file, target, session))
             move(0.3)
-            compressed = models[f"{quality.OURS} {target.name}"] = load_model(file)
+            compressed = models[f"{quality.OURS} {target.name}"] = load_model(file, cache_bytes=1 << 40)
             keep(quality.vector_rows(dense_vectors, compressed.embed(texts), target.name, session))
-            lean[f"{quality.OURS} {target.name}"] = load_model(file, cache_bytes=0)
+            lean[f"{quality.OURS} {target.name}"] = load_model(file)
             lean[f"{quality.OURS} {target.name}"].embed(texts[:1])
 
         # the lean models are slow: fewer rounds show as much

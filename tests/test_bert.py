@@ -18,7 +18,7 @@ import pytest
 from tokenizers import Tokenizer
 
 import rbe_gpu as rbe
-from rbe_gpu import reference
+from rbe_gpu import planner, reference
 from rbe_gpu.container import save_file
 from rbe_gpu.models import BertEncoder, load
 from rbe_gpu.models.bert import POOLING
@@ -399,32 +399,35 @@ def test_compressed_model_is_the_dense_one_on_decoded_weights(compressed_file: P
     assert relative(model.embed([""])[0], states[0]) <= TOLERANCE
 
 
-def test_cache_budgets_of_a_model(compressed_file: Path) -> None:
-    """None: every linear weight is decoded once. 0: at every call. Between: what fits stays."""
+def test_cache_budgets_of_a_model(compressed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where caching is cheapest: room for all and every linear weight is decoded once; for half: what fits stays.
+
+    Without room, the default, nothing is decoded at all.
+    """
+    monkeypatch.setattr(planner, "seconds", lambda *_: {"transform": 2.0, "decode": 3.0, "cache": 1.0})
     ids, lengths = real.batch(8)
     linear = [t for n, t in compressed_tensors().items() if n.startswith("encoder") and len(t.shape) == 2]
     total = sum(t.dense_nbytes for t in linear)
-    wanted = None
-    for budget in (None, 0, total // 2):
+    wanted = load(compressed_file).forward(ids, lengths)
+    for budget in (total, 0, total // 2):
         model = load(compressed_file, cache_bytes=budget)
         first = model.forward(ids, lengths)
+        assert relative(first, wanted) <= TOLERANCE
         panels = model.cache.misses
+        if not budget:
+            assert panels == model.cache.hits == model.cache.nbytes == 0
+            continue
         assert model.cache.hits == 0
         assert panels >= len(linear)  # large weights are several panels
         np.testing.assert_array_equal(model.forward(ids, lengths), first)
         again = model.cache.misses - panels
         assert model.cache.hits + again == panels
-        if budget is None:
+        if budget == total:
             assert again == 0
             assert model.cache.nbytes == model.cache.budget == total
-        elif budget == 0:
-            assert again == panels
-            assert model.cache.nbytes == 0
         else:
             assert 0 < again < panels
             assert 0.8 * budget < model.cache.nbytes <= budget
-        wanted = first if wanted is None else wanted
-        np.testing.assert_array_equal(first, wanted)
 
 
 def test_damaged_compressed_models(tmp_path: Path) -> None:

@@ -389,7 +389,7 @@ def test_cache_hits_under_a_budget(x: np.ndarray) -> None:
     one = shared[0].weight.dense_nbytes
     for budget, kept in ((0, 0), (one, panels // 2), (2 * one, panels)):
         cache = rbe.PanelCache(budget)
-        layer = RBEFFN(*(RBELinear(part.weight, part.bias, cache=cache) for part in shared))
+        layer = RBEFFN(*(RBELinear(part.weight, part.bias, cache=cache, method="cache") for part in shared))
         first = layer(x)
         assert (cache.hits, cache.misses) == (0, panels)
         assert cache.nbytes <= budget
@@ -401,7 +401,9 @@ def test_cache_hits_under_a_budget(x: np.ndarray) -> None:
 def _panels(layers: list[RBELinear]) -> int:
     cache = rbe.PanelCache(0)
     for layer in layers:
-        RBELinear(layer.weight, cache=cache)(real.activations(1).repeat(layer.in_features // 384, axis=1))
+        RBELinear(layer.weight, cache=cache, method="cache")(
+            real.activations(1).repeat(layer.in_features // 384, axis=1)
+        )
     return cache.misses
 
 
@@ -550,7 +552,8 @@ def test_attention_makes_two_transforms(options, transform, packed, monkeypatch)
 
 
 def test_attention_outside_the_transforms(monkeypatch):
-    """Blocks that do not divide the heads: every projection is transformed back; the input once all the same."""
+    """Blocks that do not divide the heads: every projection is transformed back; the input once all the
+    same."""
     parts = ("self.query", "self.key", "self.value", "output.dense")
     weights = [real.layer(0, f"attention.{n}.weight") for n in parts]
     layer = rbe.RBEAttention.from_dense(

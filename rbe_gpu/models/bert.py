@@ -160,14 +160,13 @@ class BertEncoder:
     pooling : 1_Pooling/config.json (mean, cls, max; several are joined), or None for the mean
     normalize : whether embeddings are divided by their L2 norm
     max_seq_length : tokens of a text that are read, at most max_position_embeddings
-    cache_bytes : memory for decoded float32 panels of compressed linear weights. None lets all of them fit:
-        each weight is decoded once, and later batches run at the speed of a dense model, for as much memory
-        as the dense linear weights take. 0 keeps nothing: the smallest memory, and every batch decodes every
-        weight again. Values between keep what fits. A dense model needs none, and embedding tables are never
-        cached.
+    cache_bytes : memory for decoded float32 panels of compressed linear weights. 0 keeps nothing: products
+        work on the codes, and there is no dense copy. With more, a product keeps what fits of a decoded
+        weight where the planner (`rbe_gpu.planner`) estimates that to be faster; as much as the dense linear
+        weights take lets all of them fit. Embedding tables are never cached
     dtype : "float32", "float16" or "bfloat16", of the hidden states between the ops; sums are float32 always.
-        Dense matrices, too, are then held in the half type, which on a GPU its tensor cores need; for "float32"
-        they stay as they are in the checkpoint. Biases and norms are float32 always
+        Dense matrices, too, are then held in the half type, which on a GPU its tensor cores need; for
+        "float32" they stay as they are in the checkpoint. Biases and norms are float32 always
 
     Attributes
     ----------
@@ -188,21 +187,18 @@ class BertEncoder:
         pooling: Mapping[str, Any] | None = None,
         normalize: bool = True,
         max_seq_length: int | None = None,
-        cache_bytes: int | None = None,
+        cache_bytes: int = 0,
         dtype: str = "float32",
     ) -> None:
         check_config(config)
         if dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r} is not supported; use one of {tuple(DTYPES)}")
         named = {canonical_name(name): tensor for name, tensor in tensors.items()}
-        panels = 0  # bytes of all linear weights that are decoded
         for name, shape in tensor_shapes(config):
             if name not in named:
                 raise ValueError(f"the model has no tensor {name!r}")
             if tuple(named[name].shape) != shape:
                 raise ValueError(f"{name} has shape {tuple(named[name].shape)}, config.json says {shape}")
-            if len(shape) == 2 and name.startswith("encoder.") and isinstance(named[name], RBEBlocks):
-                panels += named[name].dense_nbytes
         positions = config["max_position_embeddings"]
         if max_seq_length is not None and (not isinstance(max_seq_length, int) or max_seq_length < 1):
             raise ValueError(f"max_seq_length={max_seq_length!r} is not a positive integer")
@@ -213,7 +209,7 @@ class BertEncoder:
         self.pooling = pooling_modes(pooling)
         self.normalize = normalize
         self.max_seq_length: int = min(max_seq_length or positions, positions)
-        self.cache = PanelCache(panels if cache_bytes is None else cache_bytes)
+        self.cache = PanelCache(cache_bytes)
         self.workspace = Workspace()
         self.tokenizer = deepcopy(tokenizer)  # 50 ms; two models may share one and cut at different lengths
         if self.tokenizer is not None:
@@ -237,7 +233,11 @@ class BertEncoder:
             return cast(Array, module_of(tensor).ascontiguousarray(tensor, dtype=dtype))
 
         def linear(name: str) -> RBELinear:
-            return RBELinear(matrix(name + ".weight"), vector(name + ".bias"), cache=self.cache)
+            return RBELinear(
+                matrix(name + ".weight"),
+                vector(name + ".bias"),
+                cache=self.cache if self.cache.budget else None,
+            )
 
         eps = float(self.config.get("layer_norm_eps", 1e-12))
 
@@ -422,8 +422,9 @@ class BertEncoder:
     ) -> Array:
         """Hidden states of a padded batch of arrays that are where the weights are.
 
-        On a GPU nothing is fetched and nothing waits; with `out`, the second call with a shape allocates nothing,
-        so that the work can be captured (`graph`). Padding is computed, which `forward` and `embed` avoid.
+        On a GPU nothing is fetched and nothing waits; with `out`, the second call with a shape allocates
+        nothing, so that the work can be captured (`graph`). Padding is computed, which `forward` and `embed`
+        avoid.
 
         Parameters
         ----------

@@ -23,7 +23,7 @@ _HUB_FILES = ("*.json", "*.safetensors", "vocab.txt")
 _HUB_SKIP = ("onnx/*", "openvino/*")
 
 
-def load(source: str | Path, cache_bytes: int | None = None, dtype: str = "float32") -> BertEncoder:
+def load(source: str | Path, cache_bytes: int = 0, dtype: str = "float32") -> BertEncoder:
     """A model that is ready to embed.
 
     Parameters
@@ -33,8 +33,7 @@ def load(source: str | Path, cache_bytes: int | None = None, dtype: str = "float
         tokenizer.json, and sentence-transformers' own files where it has them; weights stay memory-mapped;
         a `.rbe.safetensors` file, as `rbe-gpu compress` writes it;
         a Hugging Face id such as "sentence-transformers/all-MiniLM-L6-v2" (`pip install rbe-gpu[hub]`).
-    cache_bytes : memory for decoded panels of compressed weights. None: all linear weights fit, which is
-        fastest; 0: nothing is kept, which is smallest. See `BertEncoder`.
+    cache_bytes : memory for decoded panels of compressed weights; 0: none is decoded. See `BertEncoder`.
     dtype : "float32", "float16" or "bfloat16", of the hidden states (and of dense weights, where it is a half type)
 
     Raises
@@ -78,7 +77,7 @@ def download(name: str) -> Path:
 # --- a model folder -----------------------------------------------------------------------------------
 
 
-def load_folder(folder: Path, cache_bytes: int | None = None, dtype: str = "float32") -> BertEncoder:
+def load_folder(folder: Path, cache_bytes: int = 0, dtype: str = "float32") -> BertEncoder:
     """A dense model from a local folder, its weights memory-mapped."""
     config = read_json(folder / "config.json", "it is not a model folder")
     check_config(config)
@@ -189,7 +188,7 @@ def map_safetensors(path: Path) -> dict[str, np.ndarray[Any, Any]]:
 # --- a compressed file --------------------------------------------------------------------------------
 
 
-def load_compressed(path: Path, cache_bytes: int | None = None, dtype: str = "float32") -> BertEncoder:
+def load_compressed(path: Path, cache_bytes: int = 0, dtype: str = "float32") -> BertEncoder:
     """A model from a `.rbe.safetensors` file, with the tokenizer that it holds."""
     tensors, stored = load_file(path)
     config = stored.get("config") if isinstance(stored, dict) else None
