@@ -72,7 +72,7 @@ def _measured(module: str, function: str = "measure") -> Callable[[Options, Resu
             result.say("PyTorch with CUDA is not here: nothing is compared with it")
         inputs = Inputs(model_folder(options.model))
         getattr(import_module(f"rbe_gpu.reports.gpu.{module}"), function)(opened, inputs, result)
-        result.end(PASSED)
+        result.end(FAILED if result.facts.get("failed") else PASSED)
 
     return run
 
@@ -82,12 +82,12 @@ STAGES = {
     s.name: s
     for s in (
         Stage("conformance", "the table of every op's cases on CuPy arrays", 420, _conformance),
-        Stage("minilm", "an encoder against the CPU and Candle", 150, _minilm),
+        Stage("minilm", "an encoder against the CPU and Candle", 180, _minilm),
         Stage("bandwidth", "row and elementwise ops beside a copy", 150, _measured("bandwidth")),
-        Stage("decode", "bytes written beside a copy", 90, _measured("weights", "measure_decode")),
-        Stage("attention", "FLOP/s beside PyTorch's backends", 150, _measured("attention")),
-        Stage("linear", "4-bit weights beside cuBLAS", 180, _measured("weights", "measure_linear")),
-        Stage("encoder", "MiniLM beside PyTorch, and as a graph", 120, _measured("encoder")),
+        Stage("decode", "bytes written beside a copy", 120, _measured("weights", "measure_decode")),
+        Stage("attention", "FLOP/s beside PyTorch's backends", 180, _measured("attention")),
+        Stage("linear", "4-bit weights beside cuBLAS", 240, _measured("weights", "measure_linear")),
+        Stage("encoder", "MiniLM beside PyTorch, and as a graph", 150, _measured("encoder")),
         Stage("latency", "the first call, with and without compiled kernels", 150, _latency),
         Stage("sanitizer", "memcheck and racecheck over every kernel", 420, _sanitizer),
     )

@@ -27,7 +27,7 @@ from rbe_gpu.reports.gpu import (
     targets,
     weights,
 )
-from rbe_gpu.reports.gpu.device import Device, WrongResult, file_name, open_device, sampled
+from rbe_gpu.reports.gpu.device import Device, WrongResult, attempt, file_name, open_device, sampled
 from rbe_gpu.reports.gpu.stage import Options, Result
 from rbe_gpu.reports.gpu.timing import EventClock, WallClock, paired
 from rbe_gpu.reports.inputs import Inputs
@@ -92,6 +92,7 @@ def test_bandwidth(device: Device, inputs: Inputs, result: Result, monkeypatch: 
     monkeypatch.setattr(bandwidth, "QUICK_NBYTES", 1 << 13)
     monkeypatch.setattr(bandwidth, "cases", lambda: iter(chosen))
     bandwidth.measure(device, inputs, result)
+    assert "failed" not in result.facts, result.lines
     rows = measured(device)
     for case in chosen:
         providers = rows.providers(case.op, case.name, "time")
@@ -104,6 +105,7 @@ def test_bandwidth(device: Device, inputs: Inputs, result: Result, monkeypatch: 
 
 def test_decode(device: Device, inputs: Inputs, result: Result) -> None:
     weights.measure_decode(device, inputs, result)
+    assert "failed" not in result.facts, result.lines
     rows = measured(device)
     for case in weights.decodes():
         assert rows.value("decode", case.name, "rbe_gpu", "written_vs_copy") is not None
@@ -111,6 +113,7 @@ def test_decode(device: Device, inputs: Inputs, result: Result) -> None:
 
 def test_linear(device: Device, inputs: Inputs, result: Result) -> None:
     weights.measure_linear(device, inputs, result)
+    assert "failed" not in result.facts, result.lines
     rows = measured(device)
     for case in weights.linears(quick=True):
         for provider in ("rbe_gpu", "rbe_gpu dense"):
@@ -119,6 +122,7 @@ def test_linear(device: Device, inputs: Inputs, result: Result) -> None:
 
 def test_attention(device: Device, inputs: Inputs, result: Result) -> None:
     attention.measure(device, inputs, result)
+    assert "failed" not in result.facts, result.lines
     rows = measured(device)
     for case in attention.cases(quick=True):
         assert rows.value("attention", case.name, "rbe_gpu", "rate") is not None
@@ -137,6 +141,7 @@ def test_encoder(device: Device, folder: Path, result: Result, monkeypatch: pyte
     monkeypatch.setattr(encoder, "kernel_seconds", lambda device, run: 1e-3)
     monkeypatch.setattr(device, "clock", Ticks({}, 1.1e-3))
     encoder.measure(device, Inputs(folder), result)
+    assert "failed" not in result.facts, result.lines
     rows = measured(device)
     for provider in ("rbe_gpu", "rbe_gpu float32", "rbe_gpu grade B"):
         assert rows.value("model", "1 x 8 tokens", provider, "speed_vs_PyTorch") is not None
@@ -152,6 +157,23 @@ def test_minilm(device: Device, folder: Path, result: Result, tmp_path: Path) ->
         error = rows.value("model", "dense", "rbe_gpu", f"relative_error_vs_{peer}")
         assert error is not None
         assert error <= minilm.TOLERANCE
+
+
+def test_a_case_that_fails_leaves_the_others_alone(device: Device, result: Result) -> None:
+    def broken() -> None:
+        raise WrongResult("softmax is off by 0.1\nand more")
+
+    attempt(device, result, "first", broken)
+    attempt(device, result, "second", lambda: None)
+    assert result.lines == ["first: FAILED: WrongResult: softmax is off by 0.1", "second: measured"]
+    assert result.facts["failed"] == ["first"]
+
+    def lost() -> None:
+        raise RuntimeError("cudaErrorIllegalAddress")
+
+    device.clock = WallClock(lost)
+    with pytest.raises(RuntimeError, match="cudaErrorIllegalAddress"):
+        attempt(device, result, "third", broken)
 
 
 def test_a_wrong_result_is_not_timed(device: Device) -> None:

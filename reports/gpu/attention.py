@@ -15,7 +15,7 @@ from rbe_gpu import reference, spec
 
 from ..bench import speeds
 from ..inputs import Inputs
-from .device import OURS, TORCH, Device, sampled
+from .device import OURS, TORCH, Device, attempt, sampled
 from .stage import Result
 
 #: as FlashAttention-2 was measured: hidden size 2048, 16k tokens in a batch (Dao 2023, section 4.1)
@@ -63,13 +63,13 @@ def measure(device: Device, inputs: Inputs, result: Result) -> None:
     real = [inputs.rows(f"2.{n}", 2048).reshape(-1).astype(spec.DTYPES[DTYPE]) for n in "qkv"]
     for case in cases(device.quick):
         q, k, v = (np.resize(a, case.shape) for a in real)
-        for line in one(device, case, q, k, v):
-            result.say(line)
-        result.say(f"attention, {case.name}: measured")
+        attempt(device, result, f"attention, {case.name}", partial(one, device, case, q, k, v, result))
 
 
-def one(device: Device, case: Case, q: NDArray[Any], k: NDArray[Any], v: NDArray[Any]) -> Iterator[str]:
-    """Gives a line for every backend that PyTorch does not have for the case."""
+def one(
+    device: Device, case: Case, q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], result: Result
+) -> None:
+    """A backend that PyTorch does not have for the case is told."""
     q_there, k_there, v_there = (device.array(a) for a in (q, k, v))
     out = device.array(np.zeros_like(q))
     workspace = rbe.Workspace()
@@ -91,7 +91,7 @@ def one(device: Device, case: Case, q: NDArray[Any], k: NDArray[Any], v: NDArray
             try:
                 found = call()
             except RuntimeError as error:
-                yield f"{what}: no {provider}: {str(error).strip().splitlines()[0]}"
+                result.say(f"{what}: no {provider}: {str(error).strip().splitlines()[0]}")
                 continue
             errors[provider] = device.check(
                 f"{what}: {provider}", found, expected, TORCH_TOLERANCE, sample=swapped

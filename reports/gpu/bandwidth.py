@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from rbe_gpu import reference, spec
 
 from ..bench import speeds
 from ..inputs import Inputs
-from .device import COPY, OURS, TORCH, Device, sampled
+from .device import COPY, OURS, TORCH, Device, attempt, sampled
 from .stage import Result
 
 NBYTES = 1 << 27  # of x: 128 MiB, more than twice the cache of any GPU that is there
@@ -84,8 +85,8 @@ def measure(device: Device, inputs: Inputs, result: Result) -> None:
     arrays = Arrays(inputs)
     nbytes = QUICK_NBYTES if device.quick else NBYTES
     for case in cases():
-        one(device, case, arrays, nbytes)
-        result.say(f"{case.op}, {case.name}, {case.dtype}: measured")
+        name = f"{case.op}, {case.name}, {case.dtype}"
+        attempt(device, result, name, partial(one, device, case, arrays, nbytes))
 
 
 def one(device: Device, case: Case, arrays: Arrays, nbytes: int) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .. import bench
 from ..bench import Row, Session, append_rows
-from .stage import Options
+from .stage import Options, Result
 from .timing import Calls, Clock, EventClock, paired
 
 OURS, TORCH, COPY = "rbe_gpu", "PyTorch", "copy"
@@ -111,6 +111,19 @@ class Device:
                 f"{what} is off by {error:.3g} (allowed {allowed:g}); a wrong result is not timed"
             )
         return error
+
+
+def attempt(device: Device, result: Result, name: str, measure: Callable[[], Any]) -> None:
+    """One case. Its error is told and counted, and the next case goes on, unless the GPU itself is broken."""
+    try:
+        measure()
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        result.fact("failed", [*result.facts.get("failed", []), name])
+        result.say(f"{name}: FAILED: {type(error).__name__}: {first}")
+        device.clock.synchronize()  # raises where a kernel has broken the context
+    else:
+        result.say(f"{name}: measured")
 
 
 def fetch(found: Any) -> NDArray[Any]:

@@ -18,7 +18,7 @@ from .. import text
 from ..bench import speeds
 from ..inputs import Inputs
 from ..peers import TorchBert
-from .device import OURS, TORCH, Device
+from .device import OURS, TORCH, Device, attempt
 from .stage import Result
 from .timing import WallClock
 
@@ -54,11 +54,11 @@ def measure(device: Device, inputs: Inputs, result: Result) -> None:
         there = {provider: rbe.to(model, "cuda") for provider, model in models.items()}
         peers = _peers(device, inputs)
         for shape in QUICK_BATCHES if device.quick else BATCHES:
-            one(device, inputs, shape, there, peers)
-            result.say(f"{shape[0]} x {shape[1]} tokens: measured")
+            name = f"{shape[0]} x {shape[1]} tokens"
+            attempt(device, result, name, partial(one, device, inputs, shape, there, peers))
         for shape in QUICK_BATCHES if device.quick else GRAPHS:
-            said = one_graph(device, inputs, shape, there[OURS], kernel_seconds)
-            result.say(f"{shape[0]} x {shape[1]} tokens as a graph: {said}")
+            name = f"{shape[0]} x {shape[1]} tokens as a graph"
+            attempt(device, result, name, partial(one_graph, device, inputs, shape, there[OURS], result))
 
 
 def _peers(device: Device, inputs: Inputs) -> dict[str, TorchBert]:
@@ -138,8 +138,8 @@ def one_graph(
     inputs: Inputs,
     shape: tuple[int, int],
     model: Any,
-    kernels: Callable[[Device, Callable[[], Any]], float | None],
-) -> str:
+    result: Result,
+) -> None:
     """A replay by the GPU's clock and the one on the wall, beside the batch without a graph and its kernels alone."""
     ids = token_ids(inputs, shape)
     case, dtype = f"{shape[0]} x {shape[1]} tokens", str(model.dtype)
@@ -159,9 +159,10 @@ def one_graph(
     row(f"speed_vs_{OURS}", "x", speeds(walls, OURS)[provider])
     replay = device.times({provider: [graph.replay]})[provider]
     row("gpu_time", "s", replay)
-    alone = kernels(device, graph.replay)
+    alone = kernel_seconds(device, graph.replay)
     if alone is None:
-        return "the profiler saw no kernels, so that a replay is not compared with their sum"
+        result.say(f"{case}: the profiler saw no kernels, so that a replay is not compared with their sum")
+        return
     row("kernel_time", "s", alone)
     row("graph_vs_kernels", "x", [seconds / alone for seconds in replay], OURS)
-    return f"{np.median(replay) * 1e6:.0f} us, its kernels {alone * 1e6:.0f} us"
+    result.say(f"{case}: replay {np.median(replay) * 1e6:.0f} us, its kernels {alone * 1e6:.0f} us")

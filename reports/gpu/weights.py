@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from rbe_gpu.blocks import RBEMatrix
 
 from ..bench import speeds
 from ..inputs import Inputs
-from .device import COPY, OURS, TORCH, Device, sampled
+from .device import COPY, OURS, TORCH, Device, attempt, sampled
 from .stage import Result
 
 #: name -> how the weight is compressed
@@ -43,6 +43,7 @@ class Weights:
         self._tile = inputs.tall()
         self._rows = inputs.rows("1.x", 512).reshape(-1)
         self.compressed = cache(self._compressed)
+        self.decoded = lru_cache(maxsize=2)(self._decoded)  # of one matrix: up to half a gigabyte each
 
     def dense(self, shape: tuple[int, int]) -> NDArray[np.float32]:
         rows, cols = self._tile.shape
@@ -52,6 +53,10 @@ class Weights:
     def _compressed(self, shape: tuple[int, int], codes: str) -> RBEMatrix:
         found = rbe.compress(self.dense(shape), **CODES[codes])
         assert isinstance(found, RBEMatrix)
+        return found
+
+    def _decoded(self, shape: tuple[int, int], codes: str, dtype: str) -> NDArray[Any]:
+        found: NDArray[Any] = self.compressed(shape, codes).decode(spec.DTYPES[dtype])
         return found
 
     def tokens(self, count: int, width: int, dtype: str) -> NDArray[Any]:
@@ -82,11 +87,12 @@ def measure_decode(device: Device, inputs: Inputs, result: Result) -> None:
     weights = Weights(inputs)
     for case in decodes():
         shape = QUICK_SHAPE if device.quick else (8192, 8192 if case.dtype == "float16" else 4096)
-        one_decode(device, case, weights.compressed(shape, case.codes))
-        result.say(f"decode, {case.name}, {case.dtype}: measured")
+        name = f"decode, {case.name}, {case.dtype}"
+        attempt(device, result, name, partial(one_decode, device, case, weights, shape))
 
 
-def one_decode(device: Device, case: Decode, m: RBEMatrix) -> None:
+def one_decode(device: Device, case: Decode, weights: Weights, shape: tuple[int, int]) -> None:
+    m = weights.compressed(shape, case.codes)
     dtype = spec.DTYPES[case.dtype]
     written = m.rows * m.cols * dtype.itemsize
     moved = written + m.resident_nbytes
@@ -151,14 +157,16 @@ def measure_linear(device: Device, inputs: Inputs, result: Result) -> None:
     """Compressed and dense products of ours beside PyTorch's (cuBLAS) of the decoded weight."""
     weights = Weights(inputs)
     for case in linears(device.quick):
-        one_linear(device, case, weights)
-        result.say(f"linear, {case.name}, {case.dtype}: measured")
+        attempt(
+            device, result, f"linear, {case.name}, {case.dtype}", partial(one_linear, device, case, weights)
+        )
 
 
 def one_linear(device: Device, case: Linear, weights: Weights) -> None:
     m = weights.compressed(case.shape, case.codes)
     dtype = spec.DTYPES[case.dtype]
-    dense = m.decode(dtype)
+    whole = weights.decoded(case.shape, case.codes, "float32")
+    dense = weights.decoded(case.shape, case.codes, case.dtype)
     x = weights.tokens(case.tokens, case.shape[1], case.dtype)
     workspace = rbe.Workspace()
     x_there, out = device.array(x), device.array(np.zeros((case.tokens, case.shape[0]), dtype))
@@ -171,7 +179,7 @@ def one_linear(device: Device, case: Linear, weights: Weights) -> None:
     }
     sample = sampled(case.tokens, SAMPLE)
     tol = spec.OPS["linear"].tolerances[case.dtype]
-    right = {OURS: reference.linear(x[sample], m.decode()), ours_dense: reference.linear(x[sample], dense)}
+    right = {OURS: reference.linear(x[sample], whole), ours_dense: reference.linear(x[sample], dense)}
     if device.torch is not None:
         linear, tx = device.torch.nn.functional.linear, device.tensor(x)
         tensors = [device.tensor(dense) for _ in plain]
