@@ -14,7 +14,8 @@ sets up the cache: an edit of a shared file changes the name and no stale code i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ FASTMATH = frozenset({"nsz", "arcp", "contract", "afn", "reassoc"})
 #: needs that file listed here.
 SHARED_FILES = (
     "_jit.py",
+    "_parts.py",
     "simd.py",
     "unpack.py",
     "product.py",
@@ -55,6 +57,17 @@ def shared_digest(folder: Path | None = None) -> str:
 _DIGEST = shared_digest()
 
 
+@contextmanager
+def named_for_the_cache(function: Callable[..., Any]) -> Iterator[None]:
+    """Name a function for the disk cache: its own name and the digest of the shared files."""
+    plain_name = function.__qualname__
+    function.__qualname__ = f"{plain_name}.{_DIGEST}"
+    try:
+        yield
+    finally:
+        function.__qualname__ = plain_name
+
+
 def cpu_kernel(
     function: Callable[..., Any] | None = None, *, parallel: bool = False, exact: bool = False
 ) -> Callable[..., Any]:
@@ -76,9 +89,7 @@ def cpu_kernel(
     """
 
     def compile_kernel(kernel: Callable[..., Any]) -> Callable[..., Any]:
-        plain_name = kernel.__qualname__
-        kernel.__qualname__ = f"{plain_name}.{_DIGEST}"
-        try:
+        with named_for_the_cache(kernel):
             compiled = numba.njit(
                 cache=True,
                 nogil=True,
@@ -87,8 +98,6 @@ def cpu_kernel(
                 fastmath=False if exact else set(FASTMATH),
             )(kernel)
             return gated(compiled) if parallel else compiled
-        finally:
-            kernel.__qualname__ = plain_name
 
     return compile_kernel if function is None else compile_kernel(function)
 

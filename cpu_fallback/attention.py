@@ -20,13 +20,15 @@ from functools import partial
 from math import ceil
 from typing import Any
 
+import ml_dtypes
 import numba
 import numpy as np
+from numba import carray, types
 from numpy.typing import NDArray
 
 from ._jit import cpu_inline, cpu_kernel
+from ._parts import part_kernel, pointer, pointer_like, run_parts
 from .simd import (
-    bits,
     claim,
     element,
     vadd,
@@ -60,6 +62,8 @@ _LOWEST = np.finfo(np.float32).min
 # A weight or a rescaling that underflows is still positive: an infinite value it multiplies stays infinite.
 _TINY = np.finfo(np.float32).tiny
 _NO_LIMIT = 1 << 40
+_ADDED, _KEPT = 1, 2  # kinds of masks
+_COUNTER, _SCALE, _TABLE = 39, 40, 41  # places in the table of a call, and its size
 
 
 @cpu_kernel
@@ -214,108 +218,27 @@ def _keys_seen(first, queries, length, off, left, right):
 
 
 @cpu_kernel
-def _query_tile(q, k, v, out, bias, keep, lse, rows, tile_of, head_dim, scale, left, right, buf):
-    """Outputs of one tile of queries of one head. `buf` is this thread's scratch.
+def _plan(addresses, strides, mask_strides, cu_q, cu_k, lengths, shape, options, scale, scratch):
+    """What there is to do: the table that `_tiles` reads, and the arrays that it points to.
 
-    rows : distances in elements between rows of q, k, v, out and between queries and keys of the mask
-    tile_of : offsets of the first row in q, k, v, out, mask and lse, then the first query, the number of
-        queries, of keys, and how many keys come before the first query's own
-    """
-    q_row, k_row, v_row, out_row, mask_query, mask_key = rows
-    q0, k0, v0, out0, mask0, lse0, first, queries, length, off = tile_of
-    tile = (queries + 15) // 16 * 16
-    width = (head_dim + 15) // 16 * 16
-    transposed = 0
-    output = transposed + width * tile
-    top = output + width * tile
-    total = top + tile
-    shrink = total + tile
-    keys0 = shrink + tile
-    values = keys0 + KEY_TILE * width
-    scores = values + KEY_TILE * width
-    spare = scores + KEY_TILE * tile
-
-    # The query tile, scaled and then transposed, passes through the place of the output.
-    _copy_rows(q, q0, q_row, queries, tile, head_dim, buf, output, width, scale)
-    for i in range(0, tile, 16):
-        for d in range(0, width, 16):
-            vtranspose(buf, output + i * width + d, width, buf, transposed + d * tile + i, tile)
-    for i in range(output, output + tile * width, 16):
-        vstore(buf, i, vsplat(_ZERO))
-    for i in range(0, tile, 16):
-        vstore(buf, top + i, vsplat(_LOWEST))
-        vstore(buf, total + i, vsplat(_ZERO))
-
-    first_key, last_key = _keys_seen(first, queries, length, off, left, right)
-    for j0 in range(first_key, last_key, KEY_TILE):
-        keys = min(KEY_TILE, last_key - j0)
-        # Query first + i sees key j0 + j when i + low <= j <= i + high.
-        low = first + off - left - j0 if left >= 0 else -_NO_LIMIT
-        high = first + off + right - j0 if right >= 0 else _NO_LIMIT
-        partial = high < keys - 1 or low + queries > 1
-        padded = (keys + 7) // 8 * 8
-        _copy_rows(k, k0 + j0 * k_row, k_row, keys, padded, head_dim, buf, keys0, width, _ONE)
-        finite = _copy_rows(v, v0 + j0 * v_row, v_row, keys, keys, head_dim, buf, values, width, _ONE)
-
-        for j in range(0, padded, 8):
-            # vectors of queries that all come before key j
-            hidden = min(max(0, (j - high) // 16), tile // 16)
-            ks, qs, at = keys0 + j * width, transposed + 16 * hidden, scores + j * tile + 16 * hidden
-            _product(8, tile // 16 - hidden, False, head_dim, buf, ks, width, 1, qs, tile, at, tile)
-        mask_at = mask0 + j0 * mask_key
-        if bias is not None:
-            _add_bias(bias, mask_at, mask_query, mask_key, buf, scores, queries, keys, tile, spare)
-        if keep is not None:
-            _hide(keep, mask_at, mask_query, mask_key, buf, scores, queries, keys, tile, spare)
-
-        for i in range(0, tile, 16):
-            start, stop = 0, keys
-            if partial and finite:
-                start, stop = max(0, i + low), min(keys, i + 16 + high)
-            if _softmax_step(
-                buf, scores, tile, i, start, stop, low, high, partial, finite, top, total, shrink
-            ):
-                for r in range(i, i + 16):
-                    f = vsplat(buf[shrink + r])
-                    for d in range(output + r * width, output + (r + 1) * width, 16):
-                        vstore(buf, d, vmul(vload(buf, d), f))
-
-        if not finite:
-            _add_odd_values(buf, scores, tile, values, width, keys, head_dim, output)
-        for i in range(0, queries, 8):
-            start, stop = 0, keys
-            if partial:
-                start, stop = max(0, i + low), min(keys, i + 8 + high)
-            if start < stop:
-                ps, vs, at = scores + start * tile + i, values + start * width, output + i * width
-                _product(8, width // 16, True, stop - start, buf, ps, 1, tile, vs, width, at, width)
-
-    whole = head_dim // 16 * 16
-    for i in range(queries):
-        weight = buf[total + i]
-        f = vsplat(_ONE / weight if weight != _ZERO else _ZERO)
-        for d in range(0, whole, 16):
-            vstore(out, out0 + i * out_row + d, vmul(vload(buf, output + i * width + d), f))
-        if whole < head_dim:
-            x = vmul(vload(buf, output + i * width + whole), f)
-            vstore_n(out, out0 + i * out_row + whole, x, head_dim - whole)
-    if lse.size:
-        for i in range(queries):
-            lse[lse0 + i] = np.float64(buf[top + i]) + np.log(np.float64(buf[total + i]))
-
-
-@cpu_kernel
-def _plan(cu_q, cu_k, lengths, shape, left, right):
-    """What there is to do: sequences, and tiles of work with the costliest first.
+    Parameters
+    ----------
+    addresses : of q, k, v, out, the mask that is added, the mask that keeps, and lse
+    strides : in bytes, of sequences, rows, heads and elements of q, k, v and out in turn, then bytes of an element
+    mask_strides : in elements
+    shape : batch, seq_q, num_heads, seq_k, heads of a group, head_dim
+    options : left, right, kind of mask, whether lse is wanted
 
     Returns
     -------
+    table : int64
     sequences : (batch, 6) int64: rows in front of the queries and of the keys, queries, keys seen, keys minus
         queries, queries of a tile
-    tasks : int64, (sequence * num_heads + head) * most + tile
-    most : tiles of the longest sequence
+    tasks : int64, (sequence * num_heads + head) * most + tile, the costliest first; `most` is the number of tiles
+        of the longest sequence
     """
-    batch, seq_q, num_heads, seq_k = shape
+    batch, seq_q, num_heads, seq_k, group, head_dim = shape
+    left, right, mask_kind, want_lse = options
     sequences = np.empty((batch, 6), np.int64)
     most = 1
     count = 0
@@ -356,113 +279,157 @@ def _plan(cu_q, cu_k, lengths, shape, left, right):
                 tasks[places[bucket]] = (b * num_heads + h) * most + t
                 places[bucket] += 1
         at += tiles
-    return sequences, tasks, most
+    table = np.zeros(_TABLE, np.int64)
+    for i in range(7):
+        table[i] = addresses[i]
+    table[7], table[8], table[9] = sequences.ctypes.data, tasks.ctypes.data, scratch.ctypes.data
+    at = 10
+    for i in range(16):
+        if i % 4 != 3:
+            table[at] = strides[i] // strides[16]
+            at += 1
+    for i in range(4):
+        table[22 + i] = mask_strides[i]
+    table[26], table[27] = 0 if cu_q.size else num_heads * seq_q, seq_q  # of lse
+    table[28], table[29], table[30], table[31] = batch, num_heads, group, head_dim
+    table[32], table[33], table[34], table[35] = left, right, mask_kind, want_lse
+    table[36], table[37], table[38] = tasks.size, most, scratch.shape[1]
+    table[_SCALE : _SCALE + 1].view(np.float32)[0] = scale
+    return table, sequences, tasks
 
 
-@cpu_kernel
-def _work(
-    q,
-    k,
-    v,
-    out,
-    bias,
-    keep,
-    lse,
-    sequences,
-    tasks,
-    most,
-    steps,
-    heads,
-    head_dim,
-    scale,
-    left,
-    right,
-    buf,
-    counter,
-):
-    """Tiles until none is left."""
-    num_heads, group = heads
-    q_at, k_at, v_at, out_at, mask_at, lse_at = steps
-    rows = (q_at[1], k_at[1], v_at[1], out_at[1], mask_at[2], mask_at[3])
+def _tiles(part, table, like):
+    """Tiles of queries, until none is left to claim. `part` is this thread's row of the scratch; see `_plan`."""
+    q = carray(pointer_like(table[0], like), 1)
+    k = carray(pointer_like(table[1], like), 1)
+    v = carray(pointer_like(table[2], like), 1)
+    out = carray(pointer_like(table[3], like), 1)
+    bias = carray(pointer(table[4]), 1, np.float32)
+    keep = carray(pointer(table[5]), 1, np.bool_)
+    lse = carray(pointer(table[6]), 1, np.float32)
+    q_sequence, q_row, q_head = table[10], table[11], table[12]
+    k_sequence, k_row, k_head = table[13], table[14], table[15]
+    v_sequence, v_row, v_head = table[16], table[17], table[18]
+    out_sequence, out_row, out_head = table[19], table[20], table[21]
+    mask_sequence, mask_head, mask_query, mask_key = table[22], table[23], table[24], table[25]
+    lse_sequence, lse_head = table[26], table[27]
+    batch, num_heads, group, head_dim = table[28], table[29], table[30], table[31]
+    left, right, mask_kind, want_lse = table[32], table[33], table[34], table[35]
+    count, most, size = table[36], table[37], table[38]
+    sequences = carray(pointer(table[7]), (batch, 6), np.int64)
+    tasks = carray(pointer(table[8]), count, np.int64)
+    buf = carray(pointer(table[9] + 4 * size * part), size, np.float32)
+    whole_table = carray(table, _TABLE)
+    counter = whole_table[_COUNTER : _COUNTER + 1]
+    scale = whole_table[_SCALE : _SCALE + 1].view(np.float32)[0]
+    width = (head_dim + 15) // 16 * 16
+    # Threads take the next tile when they are done with one: tiles differ in size, and cores in what else they do.
     while True:
         turn = claim(counter)
-        if turn >= tasks.size:
+        if turn >= count:
             break
         task = tasks[turn]
         b = task // (num_heads * most)
         h = task // most % num_heads
-        before_q, before_k, seq_q, length, off, tile = sequences[b]
-        first = task % most * tile
-        query = before_q + first
-        tile_of = (
-            b * q_at[0] + query * q_at[1] + h * q_at[2],
-            b * k_at[0] + before_k * k_at[1] + h // group * k_at[2],
-            b * v_at[0] + before_k * v_at[1] + h // group * v_at[2],
-            b * out_at[0] + query * out_at[1] + h * out_at[2],
-            b * mask_at[0] + h * mask_at[1] + first * mask_at[2],
-            b * lse_at[0] + h * lse_at[1] + query,
-            first,
-            min(tile, seq_q - first),
-            length,
-            off,
-        )
-        _query_tile(q, k, v, out, bias, keep, lse, rows, tile_of, head_dim, scale, left, right, buf)
+        first = task % most * sequences[b, 5]
+        queries = min(sequences[b, 5], sequences[b, 2] - first)
+        length, off = sequences[b, 3], sequences[b, 4]
+        q0 = b * q_sequence + (sequences[b, 0] + first) * q_row + h * q_head
+        k0 = b * k_sequence + sequences[b, 1] * k_row + h // group * k_head
+        v0 = b * v_sequence + sequences[b, 1] * v_row + h // group * v_head
+        out0 = b * out_sequence + (sequences[b, 0] + first) * out_row + h * out_head
+        mask0 = b * mask_sequence + h * mask_head + first * mask_query
+        lse0 = b * lse_sequence + h * lse_head + sequences[b, 0] + first
+        tile = (queries + 15) // 16 * 16
+        transposed = 0
+        output = transposed + width * tile
+        top = output + width * tile
+        total = top + tile
+        shrink = total + tile
+        keys0 = shrink + tile
+        values = keys0 + KEY_TILE * width
+        scores = values + KEY_TILE * width
+        spare = scores + KEY_TILE * tile
+
+        # The query tile, scaled and then transposed, passes through the place of the output.
+        _copy_rows(q, q0, q_row, queries, tile, head_dim, buf, output, width, scale)
+        for i in range(0, tile, 16):
+            for d in range(0, width, 16):
+                vtranspose(buf, output + i * width + d, width, buf, transposed + d * tile + i, tile)
+        for i in range(output, output + tile * width, 16):
+            vstore(buf, i, vsplat(_ZERO))
+        for i in range(0, tile, 16):
+            vstore(buf, top + i, vsplat(_LOWEST))
+            vstore(buf, total + i, vsplat(_ZERO))
+
+        first_key, last_key = _keys_seen(first, queries, length, off, left, right)
+        for j0 in range(first_key, last_key, KEY_TILE):
+            keys = min(KEY_TILE, last_key - j0)
+            # Query first + i sees key j0 + j when i + low <= j <= i + high.
+            low = first + off - left - j0 if left >= 0 else -_NO_LIMIT
+            high = first + off + right - j0 if right >= 0 else _NO_LIMIT
+            partial = high < keys - 1 or low + queries > 1
+            padded = (keys + 7) // 8 * 8
+            _copy_rows(k, k0 + j0 * k_row, k_row, keys, padded, head_dim, buf, keys0, width, _ONE)
+            finite = _copy_rows(v, v0 + j0 * v_row, v_row, keys, keys, head_dim, buf, values, width, _ONE)
+
+            for j in range(0, padded, 8):
+                # vectors of queries that all come before key j
+                hidden = min(max(0, (j - high) // 16), tile // 16)
+                ks, qs, at = keys0 + j * width, transposed + 16 * hidden, scores + j * tile + 16 * hidden
+                _product(8, tile // 16 - hidden, False, head_dim, buf, ks, width, 1, qs, tile, at, tile)
+            mask_at = mask0 + j0 * mask_key
+            if mask_kind == _ADDED:
+                _add_bias(bias, mask_at, mask_query, mask_key, buf, scores, queries, keys, tile, spare)
+            elif mask_kind == _KEPT:
+                _hide(keep, mask_at, mask_query, mask_key, buf, scores, queries, keys, tile, spare)
+
+            for i in range(0, tile, 16):
+                start, stop = 0, keys
+                if partial and finite:
+                    start, stop = max(0, i + low), min(keys, i + 16 + high)
+                if _softmax_step(
+                    buf, scores, tile, i, start, stop, low, high, partial, finite, top, total, shrink
+                ):
+                    for r in range(i, i + 16):
+                        f = vsplat(buf[shrink + r])
+                        for d in range(output + r * width, output + (r + 1) * width, 16):
+                            vstore(buf, d, vmul(vload(buf, d), f))
+
+            if not finite:
+                _add_odd_values(buf, scores, tile, values, width, keys, head_dim, output)
+            for i in range(0, queries, 8):
+                start, stop = 0, keys
+                if partial:
+                    start, stop = max(0, i + low), min(keys, i + 8 + high)
+                if start < stop:
+                    ps, vs, at = scores + start * tile + i, values + start * width, output + i * width
+                    _product(8, width // 16, True, stop - start, buf, ps, 1, tile, vs, width, at, width)
+
+        whole = head_dim // 16 * 16
+        for i in range(queries):
+            weight = buf[total + i]
+            f = vsplat(_ONE / weight if weight != _ZERO else _ZERO)
+            for d in range(0, whole, 16):
+                vstore(out, out0 + i * out_row + d, vmul(vload(buf, output + i * width + d), f))
+            if whole < head_dim:
+                x = vmul(vload(buf, output + i * width + whole), f)
+                vstore_n(out, out0 + i * out_row + whole, x, head_dim - whole)
+        if want_lse:
+            for i in range(queries):
+                lse[lse0 + i] = np.float64(buf[top + i]) + np.log(np.float64(buf[total + i]))
 
 
-@cpu_kernel(parallel=True)
-def _attention_kernel(
-    q,
-    k,
-    v,
-    out,
-    bias,
-    keep,
-    lse,
-    cu_q,
-    cu_k,
-    lengths,
-    shape,
-    strides,
-    heads,
-    head_dim,
-    scale,
-    left,
-    right,
-    scratch,
-):
-    sequences, tasks, most = _plan(cu_q, cu_k, lengths, shape, left, right)
-    # A parallel loop takes arrays, but no tuple of tuples.
-    steps = np.zeros((6, 4), np.int64)
-    for i in range(6):
-        for j in range(4):
-            steps[i, j] = strides[i][j]
-    # Threads take the next tile when they are done with one: tiles differ in size, and cores in what else they do.
-    counter = np.zeros(1, np.int64)
-    for part in numba.prange(scratch.shape[0]):
-        _work(
-            q,
-            k,
-            v,
-            out,
-            bias,
-            keep,
-            lse,
-            sequences,
-            tasks,
-            most,
-            steps,
-            heads,
-            head_dim,
-            scale,
-            left,
-            right,
-            scratch[part],
-            counter,
-        )
+_tiles_of = part_kernel(_tiles)
+#: how a dtype's elements are stored
+_ELEMENTS = {
+    np.dtype(np.float32): types.float32,
+    np.dtype(np.float16): types.uint16,
+    np.dtype(ml_dtypes.bfloat16): types.int16,
+}
 
 
 _NONE = np.empty(0, np.int64)
-_NO_LSE = np.empty(0, np.float32)
 
 
 def attention(
@@ -510,51 +477,44 @@ def attention(
     if cu_seqlens is None:
         batch, (cu_q, cu_k) = q.shape[0], (_NONE, _NONE)
         tile = ceil(seq_q / ceil(seq_q / QUERY_TILE) / 16) * 16
-        lse_strides = (num_heads * seq_q, seq_q, 1, 0)
+        packed: tuple[int, ...] = ()
     else:
         cu_q, cu_k = cu_seqlens
         batch = cu_q.size - 1
         tile = min(QUERY_TILE, ceil(seq_q / 16) * 16)
-        lse_strides = (0, seq_q, 1, 0)
+        packed = (0,)  # sequences are found by their rows
     width = ceil(head_dim / 16) * 16
     size = 2 * width * tile + 3 * tile + KEY_TILE * (2 * width + tile) + 512
     get = np.empty if workspace is None else partial(workspace.get, "attention")
     scratch = get((numba.get_num_threads(), size), np.float32)
-    bias = keep = None
-    mask_strides = (0, 0, 0, 0)
-    if mask is not None:
-        mask_strides = tuple(s // mask.itemsize for s in mask.strides)
-        first = mask[0, 0, 0, :1]
-        bias, keep = (None, first) if mask.dtype == bool else (first, None)
+    kept = mask is not None and mask.dtype == bool
+    mask_strides = (0, 0, 0, 0) if mask is None else tuple(s // mask.itemsize for s in mask.strides)
     left, right = window
-    _attention_kernel(
-        _first_row(q),
-        _first_row(k),
-        _first_row(v),
-        _first_row(out),
-        bias,
-        keep,
-        _NO_LSE if lse is None else lse.reshape(-1),
+    # The arrays stay alive until run_parts has returned; the table holds their addresses.
+    table, *_arrays = _plan(
+        (
+            *map(_address, (q, k, v, out)),
+            0 if kept else _address(mask),
+            _address(mask) if kept else 0,
+            _address(lse),
+        ),
+        (*packed, *q.strides, *packed, *k.strides, *packed, *v.strides, *packed, *out.strides, q.itemsize),
+        mask_strides,
         cu_q,
         cu_k,
         _NONE if lengths is None else lengths,
-        (batch, seq_q, num_heads, seq_k),
-        (*(_strides(a) for a in (q, k, v, out)), mask_strides, lse_strides),
-        (num_heads, num_heads // k.shape[-2]),
-        head_dim,
-        np.float32(scale),
-        left,
-        0 if causal else right,
+        (batch, seq_q, num_heads, seq_k, num_heads // k.shape[-2], head_dim),
+        (
+            left,
+            0 if causal else right,
+            0 if mask is None else _KEPT if kept else _ADDED,
+            int(lse is not None),
+        ),
+        float(scale),
         scratch,
     )
+    run_parts(_tiles_of(_ELEMENTS[q.dtype]), scratch.shape[0], table)
 
 
-def _first_row(array: NDArray[Any]) -> NDArray[Any]:
-    """The first row as kernels take it: one type whatever the strides. Other rows are at offsets from it."""
-    return bits(array[(0,) * (array.ndim - 1)])
-
-
-def _strides(array: NDArray[Any]) -> tuple[int, int, int, int]:
-    """Elements between sequences, rows and heads; packed sequences are found by their rows."""
-    *sequence, row, head = (s // array.itemsize for s in array.strides[:-1])
-    return (sequence[0] if sequence else 0, row, head, 1)
+def _address(array: NDArray[Any] | None) -> int:
+    return 0 if array is None else int(array.__array_interface__["data"][0])

@@ -43,7 +43,7 @@ PACKAGE = {
 }
 FOLDERS = {"layers", "models", "gpu"}
 CPU = {
-    *("__init__", "_jit", "_pool", "simd", "unpack"),
+    *("__init__", "_jit", "_parts", "_pool", "simd", "unpack"),
     *("quantize", "feedback"),  # the encoder's loops
     *("product", "vector_product", "codes", "operand", "fast_transform"),  # of linear
 }
