@@ -169,7 +169,10 @@ def compress_command(
         float | None,
         typer.Option(help="Fraction of coefficients to keep."),
     ] = None,
-    block: Annotated[int, typer.Option(help="Block size: 32, 64 or 128.")] = 64,
+    block: Annotated[
+        int | None,
+        typer.Option(help="Block size: 32, 64 or 128; default: 64, and what fits the heads in attention."),
+    ] = None,
     transform: Annotated[
         str | None,
         typer.Option(

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK_SIZES = (32, 64, 128)
+DEFAULT_BLOCK = 64
 
 # What a file may name. "dwt" is accepted by the encoder as a short name of DEFAULT_WAVELET.
 TRANSFORMS = ("dct", "dwt-haar", "dwt-db2", "dwt-bior3.1", "hadamard", "none")

@@ -227,10 +227,12 @@ def test_a_matrix_that_would_grow_stays_dense(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ratio", [2.5, 4.0, 6.0])
 def test_a_ratio_holds_for_the_whole_file(tmp_path: Path, model_folder: Path, ratio: float) -> None:
-    summary = compress_model(model_folder, tmp_path / "m", ratio=ratio)
     budget = dense_bytes(cut_tensors()) / ratio
-    assert (tmp_path / "m").stat().st_size == summary.file_bytes <= budget
-    assert summary.file_bytes > 0.93 * budget  # and it is used
+    for block in (None, 64):
+        summary = compress_model(model_folder, tmp_path / "m", ratio=ratio, block=block)
+        assert (tmp_path / "m").stat().st_size == summary.file_bytes <= budget
+        assert summary.file_bytes > 0.93 * budget  # and it is used
+    # one size of blocks pads all weights alike: 96 columns are whole blocks of 32, but not of 64
     errors = [row.relative_error for row in summary.rows if row.kind != "dense"]
     assert max(errors) < 3 * min(errors)  # shared evenly
 
@@ -266,6 +268,24 @@ def test_rmse_and_kept(tmp_path: Path, model_folder: Path) -> None:
             assert value.codes.entries == pytest.approx(0.1 * value.rows_pad * value.cols_pad, rel=0.05)
             assert (value.transform, value.block) == ("dwt-db2", 32)
     assert {row.codes for row in summary.rows} == {"sparse-int8", "float32"}
+
+
+@pytest.mark.parametrize(
+    ("options", "attention", "others"),
+    [({}, 32, 64), ({"block": 64}, 64, 64), ({"block": 128}, 128, 128), ({"transform": "none"}, 64, 64)],
+)
+def test_blocks_of_attention_divide_the_heads(
+    tmp_path: Path, model_folder: Path, options: dict[str, Any], attention: int, others: int
+) -> None:
+    compress_model(model_folder, tmp_path / "m", kept=0.2, basis=False, **options)
+    tensors = load_file(tmp_path / "m")[0]
+    blocks = {name: value.block for name, value in tensors.items() if not isinstance(value, np.ndarray)}
+    projections = {name for name in blocks if ".attention." in name}
+    assert len(projections) == 4
+    assert {blocks[name] for name in projections} == {attention}
+    assert {blocks[name] for name in set(blocks) - projections} == {others}
+    layer = load(tmp_path / "m").layers[0][0]
+    assert (layer._coefficients() is not None) == (attention == 32)
 
 
 WRONG_TARGETS = [

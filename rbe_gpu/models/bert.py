@@ -11,6 +11,7 @@ and in any batch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +25,7 @@ from ..blocks import Array, RBEBlocks
 from ..cache import PanelCache
 from ..dispatch import device_of, explaining, module_of
 from ..layers import RBEFFN, RBEAttention, RBEEmbedding, RBELayerNorm, RBELinear
+from ..transforms import BLOCK_SIZES, DEFAULT_BLOCK
 from ..workspace import Workspace
 from .pooling import normalize_by_kernels, pool_by_kernels
 
@@ -62,6 +64,7 @@ DTYPES = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
+_PROJECTION = re.compile(r"encoder\.layer\.\d+\.attention\.(self\.(query|key|value)|output\.dense)\b")
 _TOKENIZE_AT_ONCE = 1024  # texts; their ids are kept, the tokenizer's larger records are not
 
 
@@ -126,6 +129,20 @@ def canonical_name(name: str) -> str:
         if name.endswith(old):
             name = name.removesuffix(old) + new
     return name
+
+
+def block_of(name: str, config: Mapping[str, Any], transform: str, block: int | None) -> int:
+    """The block size of a matrix: `block`, or 64 where that is None.
+
+    But an attention projection with a transform then takes the largest size up to 64 that divides head_dim: a head
+    is a whole number of blocks, and `RBEAttention` stays between its transforms.
+    """
+    if block is None and transform != "none" and _PROJECTION.match(canonical_name(name)):
+        hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+        if isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
+            fitting = (b for b in BLOCK_SIZES if b <= DEFAULT_BLOCK and hidden // heads % b == 0)
+            return max(fitting, default=DEFAULT_BLOCK)
+    return block or DEFAULT_BLOCK
 
 
 def pooling_modes(pooling: Mapping[str, Any] | None) -> tuple[str, ...]:

@@ -38,8 +38,9 @@ from ..feedback import (
 )
 from ..layers import RBEAttention, RBELayerNorm, RBELinear
 from ..threads import blas
+from ..transforms import DEFAULT_BLOCK
 from ..workspace import Workspace
-from .bert import BertEncoder
+from .bert import BertEncoder, block_of
 
 F32 = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
@@ -263,7 +264,7 @@ def _embed(model: BertEncoder, tables: dict[str, F32], ids: NDArray[np.int64], l
 
 
 def _dense_pass(
-    model: BertEncoder, parts: list[_Batch], layers: list[_Layer], transform: str, block: int
+    model: BertEncoder, parts: list[_Batch], layers: list[_Layer], transform: str, block: int | None
 ) -> dict[str, Geometry]:
     """The geometry of every linear layer's input in the dense model. Moments of one layer at a time are kept."""
     found: dict[str, Geometry] = {}
@@ -285,7 +286,7 @@ def _dense_pass(
             moments["down"].add(inner, inner)
             part.dense = layer.finished(inner, y)
         for stage, names in layer.names.items():
-            geo = geometry(moments.pop(stage), transform, block)
+            geo = geometry(moments.pop(stage), transform, block_of(names[0], model.config, transform, block))
             found |= dict.fromkeys(names, geo)
     return found
 
@@ -421,7 +422,7 @@ def calibrate(
     *,
     tables: bool = True,
     transform: str = TRANSFORM,
-    block: int = 64,
+    block: int | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
     """Run real text through a dense model, and measure what each weight does to the sentence vectors.
@@ -431,7 +432,8 @@ def calibrate(
     model : a dense `BertEncoder` with a tokenizer (`rbe_gpu.load(folder)`)
     texts : what to calibrate on; some hundreds suffice. Keep those that quality is measured on out of it.
     tables : encode the embedding tables too, from the same budget; else they are left out
-    transform, block : an orthonormal transform and its block size
+    transform : an orthonormal transform
+    block : its block size; None as in `rbe_gpu.compress_model`
     progress : called with (stage, done, total)
 
     Returns
@@ -468,7 +470,9 @@ def calibrate(
     if tables:
         for name, values in _tables(model).items():
             scales = row_scales(values, _ROW_POWER)
-            weights[name] = _Weight(name, values, row_coefficients(values, transform, block), None, scales)
+            weights[name] = _Weight(
+                name, values, row_coefficients(values, transform, block or DEFAULT_BLOCK), None, scales
+            )
     for layer in layers:
         for name, linear in layer.linears.items():
             values, geo = _linear_weight(linear), geometries[name]

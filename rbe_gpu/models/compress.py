@@ -27,7 +27,7 @@ from ..container import METADATA_KEY, Writer, header
 from ..encode import GRADES, compress
 from ..mapped import MappedFile
 from ..threads import blas
-from .bert import canonical_name, tensor_shapes
+from .bert import block_of, canonical_name, tensor_shapes
 from .load import load_folder, read_json, read_max_seq_length, read_modules
 
 if TYPE_CHECKING:
@@ -313,7 +313,7 @@ def compress_model(
     ratio: float | None = None,
     rmse: float | None = None,
     kept: float | None = None,
-    block: int = 64,
+    block: int | None = None,
     transform: str | None = None,
     basis: bool | str = "auto",
     codes: str | None = None,
@@ -333,7 +333,9 @@ def compress_model(
     out : the file to write, by custom `<name>.rbe.safetensors`
     ratio : for the whole model: dense float32 bytes of all its float tensors / bytes of the file, at least
         this. Every compressed tensor gets the same share of what the rest leaves.
-    grade, rmse, kept, block, basis, codes : for each tensor, as in `rbe_gpu.compress`
+    grade, rmse, kept, basis, codes : for each tensor, as in `rbe_gpu.compress`
+    block : 32, 64 or 128 for all tensors. None: 64, but where there is a transform the attention projections take
+        the largest block up to 64 that divides the heads' width, which spares attention six of eight transforms
     transform : default: "dct"; with `calibrate`, "none"
     calibrate : texts to calibrate on, or what `rbe_gpu.calibrate` made of them, for several ratios; needs `ratio`
         and a model folder with a tokenizer. Weights are then chosen by what they do to the outputs
@@ -365,7 +367,12 @@ def compress_model(
     if not total:
         raise ValueError(f"{source} has no float tensors; there is nothing to compress")
     config = {**opened.config, "source": _provenance(opened, {**options, "ratio": ratio})}
-    budget = None if ratio is None else _share(opened, kinds, ratio, block, config, total)
+    named = transform or "dct"
+    budget = (
+        None
+        if ratio is None
+        else _share(opened, kinds, ratio, block or transforms.DEFAULT_BLOCK, config, total)
+    )
     encoded: Mapping[str, Any] = {}
     if calibrate is not None:
         if budget is None or codes is not None:
@@ -392,7 +399,12 @@ def compress_model(
                 target = options if budget is None else {"codes": codes, "ratio": budget.ratio()}
                 try:
                     packed = compress(
-                        array, block=block, transform=transform or "dct", basis=basis, kind=kind, **target
+                        array,
+                        block=block_of(name, opened.config.get("config", {}), named, block),
+                        transform=named,
+                        basis=basis,
+                        kind=kind,
+                        **target,
                     )
                 except ValueError as problem:
                     raise ValueError(f"{where}: {problem}") from None
@@ -427,7 +439,7 @@ def _calibrated(
     kinds: Mapping[str, str],
     opened: _Source,
     transform: str | None,
-    block: int,
+    block: int | None,
     progress: Progress | None,
 ) -> Mapping[str, Any]:
     """The encoder's weights by their checkpoint names without `bert.`, calibrated, in their share of the budget."""
@@ -459,7 +471,7 @@ def _calibrated(
     return calibration.encode(budget.nbytes * share, progress=report).tensors
 
 
-def _check_target(options: Mapping[str, Any], block: int) -> None:
+def _check_target(options: Mapping[str, Any], block: int | None) -> None:
     """One target, and a sane one, before any file is opened."""
     targets = [k for k in ("grade", "ratio", "rmse", "kept") if options[k] is not None]
     if len(targets) > 1:
@@ -471,7 +483,7 @@ def _check_target(options: Mapping[str, Any], block: int) -> None:
         raise ValueError(f"unknown grade {grade!r}; use one of {', '.join(GRADES)}")
     if ratio is not None and not 0.0 < ratio < float("inf"):
         raise ValueError(f"ratio={ratio} is not a positive number")
-    if block not in transforms.BLOCK_SIZES:
+    if block is not None and block not in transforms.BLOCK_SIZES:
         raise ValueError(f"block={block} is not supported; use one of {transforms.BLOCK_SIZES}")
 
 
