@@ -20,7 +20,7 @@ from ._jit import FASTMATH, cpu_kernel, named_for_the_cache
 _I64 = ir.IntType(64)
 
 
-def part_kernel(function: Callable[..., Any]) -> Callable[[types.Type], int]:
+def part_kernel(function: Callable[..., Any]) -> Callable[..., int]:
     """Compile function(part, table, like) for its address; it is cached on disk as every kernel is.
 
     Parameters
@@ -30,18 +30,23 @@ def part_kernel(function: Callable[..., Any]) -> Callable[[types.Type], int]:
 
     Returns
     -------
-    element type -> address
+    element type -> address; without one for a kernel that does not look at `like`
     """
-    known: dict[types.Type, Any] = {}
+    known: dict[types.Type | None, int] = {}
+    compiled = []  # the code lives as long as these do
 
-    def address(element: types.Type) -> int:
-        if element not in known:
-            signature = types.void(types.int64, types.CPointer(types.int64), types.CPointer(element))
+    def address(element: types.Type | None = None) -> int:
+        found = known.get(element)
+        if found is None:
+            like = types.CPointer(types.float32 if element is None else element)
+            signature = types.void(types.int64, types.CPointer(types.int64), like)
             with named_for_the_cache(function):
-                known[element] = numba.cfunc(
-                    signature, cache=True, error_model="numpy", fastmath=set(FASTMATH)
-                )(function)
-        return int(known[element].address)
+                kernel = numba.cfunc(signature, cache=True, error_model="numpy", fastmath=set(FASTMATH))(
+                    function
+                )
+            compiled.append(kernel)
+            found = known[element] = int(kernel.address)
+        return found
 
     return address
 
@@ -66,6 +71,22 @@ def pointer_like(typingctx, address, like):
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
     return like(types.int64, like), codegen
+
+
+@intrinsic
+def take(typingctx, table, place):
+    """take(table, place) -> table[place]++ for all threads at once: the next unit of work.
+
+    Parts that take units, rather than own them, end together when one thread is slower than another.
+    """
+    if not isinstance(table, types.Array) or table.dtype != types.int64:
+        return None
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", builder.gep(data, [args[1]]), _I64(1), "monotonic")
+
+    return types.int64(table, types.int64), codegen
 
 
 @intrinsic

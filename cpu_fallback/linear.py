@@ -22,7 +22,8 @@ from rbe_gpu.cache import PanelCache
 from rbe_gpu.planner import FEW, plan
 from rbe_gpu.workspace import Workspace
 
-from ._jit import cpu_inline, cpu_kernel
+from ._jit import cpu_inline
+from ._parts import part_kernel, run_parts, take
 from ._pool import num_threads
 from .codes import basis_entries, code_rows, entry_columns, entry_values
 from .decode import convert, decode_rows, panel_rows
@@ -56,6 +57,7 @@ from .operand import (
     KIND,
     LINE_ROOM,
     LINES,
+    NEXT,
     OUT,
     OUT_FEATURES,
     OUT_KIND,
@@ -68,6 +70,7 @@ from .operand import (
     PSI_OFFSET,
     PSI_START,
     PSI_VALUE,
+    REALS,
     RESIDUAL,
     RESIDUAL_KIND,
     ROW,
@@ -120,6 +123,7 @@ from .vector_product import ENCODED, IN, VectorCall, vector_product
 
 _ACTIVATION = {None: NONE, "relu": RELU, "gelu": GELU, "gelu_tanh": GELU_TANH, "silu": SILU}
 _GROUP_TILES = 8  # tiles that a unit's sums are kept for at a time: 512 tokens
+_UNITS = 4  # of work for a thread, at least, where there are rows for them
 _PANEL = 256  # columns of dense codes multiplied at a time
 _ENTRIES = 48 << 10  # entries of a unit: 400 kB of positions and values in the second-level cache
 
@@ -230,33 +234,46 @@ def _dense_unit(t, reals, r0, nrows, first_tile, last_tile, own):
         _finish_tile(t, tile, r0, nrows, own, x, vectors, c, place)
 
 
-@cpu_kernel(parallel=True)
-def sparse_product(t, reals):
-    """out = activation(x W^T + bias) + residual for sparse codes; t : the table of `operand`, filled by
-    `_Call`."""
+def _sparse_part(part, table, like):
+    """out = activation(x W^T + bias) + residual for sparse codes: units of it, as long as there are some.
+
+    table : as `operand` describes it, filled by `_Call`
+    """
+    t = numba.carray(table, PLACES)
+    reals = floats_at(t[REALS])
     tiles = (t[TOKENS] + t[WIDTH] - 1) // t[WIDTH]
     groups = (tiles + t[GROUP_TILES] - 1) // t[GROUP_TILES]
-    units = (t[ROWS_PAD] + t[UNIT_ROWS] - 1) // t[UNIT_ROWS]
-    for unit in numba.prange(units * groups):
+    units = (t[ROWS_PAD] + t[UNIT_ROWS] - 1) // t[UNIT_ROWS] * groups
+    unit = take(t, NEXT)
+    while unit < units:
         r0, tile = unit // groups * t[UNIT_ROWS], unit % groups * t[GROUP_TILES]
-        _sparse_unit(
-            t, reals, r0, min(t[UNIT_ROWS], t[ROWS_PAD] - r0), tile, min(tile + t[GROUP_TILES], tiles),
-            numba.get_thread_id(),
-        )  # fmt: skip
+        rows = min(t[UNIT_ROWS], t[ROWS_PAD] - r0)
+        _sparse_unit(t, reals, r0, rows, tile, min(tile + t[GROUP_TILES], tiles), part)
+        unit = take(t, NEXT)
 
 
-@cpu_kernel(parallel=True)
-def dense_product(t, reals):
+def _dense_part(part, table, like):
     """The same for codes of every coefficient, and for dense weights."""
+    t = numba.carray(table, PLACES)
+    reals = floats_at(t[REALS])
     tiles = (t[TOKENS] + t[WIDTH] - 1) // t[WIDTH]
     groups = (tiles + t[GROUP_TILES] - 1) // t[GROUP_TILES]
-    units = (t[ROWS_PAD] + t[UNIT_ROWS] - 1) // t[UNIT_ROWS]
-    for unit in numba.prange(units * groups):
+    units = (t[ROWS_PAD] + t[UNIT_ROWS] - 1) // t[UNIT_ROWS] * groups
+    unit = take(t, NEXT)
+    while unit < units:
         r0, tile = unit // groups * t[UNIT_ROWS], unit % groups * t[GROUP_TILES]
-        _dense_unit(
-            t, reals, r0, min(t[UNIT_ROWS], t[ROWS_PAD] - r0), tile, min(tile + t[GROUP_TILES], tiles),
-            numba.get_thread_id(),
-        )  # fmt: skip
+        rows = min(t[UNIT_ROWS], t[ROWS_PAD] - r0)
+        _dense_unit(t, reals, r0, rows, tile, min(tile + t[GROUP_TILES], tiles), part)
+        unit = take(t, NEXT)
+
+
+_SPARSE, _DENSE = part_kernel(_sparse_part), part_kernel(_dense_part)
+
+
+def product(call: _Call, threads: int) -> None:
+    """Run a call whose table is filled."""
+    call.table[NEXT] = 0
+    run_parts((_SPARSE if call.sparse else _DENSE)(), threads, call.table)
 
 
 # --- driver -----------------------------------------------------------------------------------------------
@@ -297,7 +314,7 @@ class Activations:
                 block, features, self.depth, self.width, transform_address(transform, block, True),
                 start.ctypes.data,
                 offset.ctypes.data, value.ctypes.data, self.address + 4 * floats, room, self.address, 0, 0,
-                n, in_features,
+                n, in_features, 0, 0,
             ],
             np.int64,
         )  # fmt: skip
@@ -317,7 +334,7 @@ def activations(
     place = address(x)
     if not ws.unchanged or ws.last is not a or a.table[IN_X] != place:
         a.table[IN_X], a.table[IN_KIND] = place, ENCODING[x.dtype]
-        a.finite = transform_in(a.table) == 0
+        a.finite = transform_in(a.table, threads)
         ws.last = a
     return a
 
@@ -370,6 +387,7 @@ class _Call:
         )  # fmt: skip
         t[[X, TOKENS, DEPTH, COLUMNS, WIDTH]] = a.address, a.n, a.depth, a.columns, width
         self.sparse, self.reals = w.sparse, w.reals
+        t[REALS] = w.reals.ctypes.data
         self.operand = w  # its id is part of the call's key: it stays taken
 
 
@@ -390,7 +408,7 @@ def _unit_rows(rows_pad: int, block: int, most: int, groups: int, threads: int) 
     """Rows of a unit, whole blocks: as many as fit, but two units for every thread where there are blocks
     for them."""
     blocks = -(-rows_pad // block)
-    wanted = max(1, blocks * groups // (2 * threads))
+    wanted = max(1, blocks * groups // (_UNITS * threads))
     return block * max(1, min(wanted, most // block))
 
 
@@ -422,7 +440,7 @@ def _multiply(
 
     call: _Call = ws.plan(("linear", w.key, a.n, a.address, threads), "linear", make)
     held = _set_output(call.table, bias, activation, residual, out, ws)
-    (sparse_product if call.sparse else dense_product)(call.table, call.reals)
+    product(call, threads)
     del held
 
 

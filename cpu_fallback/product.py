@@ -9,6 +9,8 @@ Transforms work on the same layout, a block of features at a time (`fast_transfo
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 from llvmlite import ir
@@ -16,7 +18,8 @@ from numba.core import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from ._jit import cpu_inline, cpu_kernel
+from ._jit import cpu_inline
+from ._parts import part_kernel, run_parts, take
 from .fast_transform import apply_transform
 from .simd import (
     element,
@@ -276,9 +279,8 @@ def _finite(c, at, rows, vectors, width):
 #: Places of the table that `transform_in` gets.
 (
     IN_BLOCK, IN_FEATURES, IN_DEPTH, IN_WIDTH, IN_TRANSFORM, IN_F_START, IN_F_OFFSET, IN_F_VALUE, IN_SCRATCH,
-    IN_ROOM, IN_OUT,
-    IN_X, IN_KIND, IN_TOKENS, IN_COLUMNS,
-) = range(15)  # fmt: skip
+    IN_ROOM, IN_OUT, IN_X, IN_KIND, IN_TOKENS, IN_COLUMNS, IN_NEXT, IN_WRONG, IN_PLACES,
+) = range(18)  # fmt: skip
 
 
 @cpu_inline
@@ -342,22 +344,30 @@ def _block_in(table, tile, j, own):
     return _finite(buffer, own, block, vectors, width)
 
 
-@cpu_kernel(parallel=True)
-def transform_in(table):
+def _transform_in_part(part, table, like):
     """out[tile, k, t]: S^T x of every block of columns, then the basis features of every block.
 
     x : (n, in_features), any storage type
     out : (tiles, depth, width) float32, depth = columns padded to blocks + blocks * features
-
-    Returns how many blocks have a value that is not finite.
     """
-    blocks = (table[IN_COLUMNS] + table[IN_BLOCK] - 1) // table[IN_BLOCK]
-    tiles = (table[IN_TOKENS] + table[IN_WIDTH] - 1) // table[IN_WIDTH]
-    wrong = 0
-    for unit in numba.prange(tiles * blocks):
-        finite = _block_in(table, unit // blocks, unit % blocks, numba.get_thread_id())
-        wrong += 0 if finite else 1
-    return wrong
+    t = numba.carray(table, IN_PLACES)
+    blocks = (t[IN_COLUMNS] + t[IN_BLOCK] - 1) // t[IN_BLOCK]
+    tiles = (t[IN_TOKENS] + t[IN_WIDTH] - 1) // t[IN_WIDTH]
+    unit = take(t, IN_NEXT)
+    while unit < tiles * blocks:
+        if not _block_in(t, unit // blocks, unit % blocks, part):
+            t[IN_WRONG] = 1
+        unit = take(t, IN_NEXT)
+
+
+_TRANSFORM_IN = part_kernel(_transform_in_part)
+
+
+def transform_in(table: Any, threads: int) -> bool:
+    """Run it; whether all values are finite."""
+    table[IN_NEXT] = table[IN_WRONG] = 0
+    run_parts(_TRANSFORM_IN(), threads, table)
+    return bool(table[IN_WRONG] == 0)
 
 
 # --- results out ----------------------------------------------------------------------------------------
