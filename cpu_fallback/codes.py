@@ -65,17 +65,19 @@ def _compress_columns(typingctx, index, byte, first, step, out, at):  # type: ig
 def _gaps_to_columns(typingctx, gaps, byte, before, step, out, at):  # type: ignore[no-untyped-def]
     """_gaps_to_columns(gaps, byte, before, step, out, at) -> the last: sixteen entries of a delta stream.
 
-    out[at + i] = before + step * (1 + gaps[byte] + ... + 1 + gaps[byte + i]), i < 16
+    out[at + i] = before + step * (1 + gaps[byte] + ... + 1 + gaps[byte + i]), i < 16. The last is summed by
+    itself, in two words of eight bytes: groups of sixteen wait for that, and not for the running sums.
     """
     if not isinstance(gaps, types.Array) or not isinstance(out, types.Array):
         return None
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        i8, i32 = ir.IntType(8), ir.IntType(32)
+        i8, i32, i64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
         words = ir.VectorType(i32, LANES)
         gap_data = context.make_array(signature.args[0])(context, builder, args[0]).data
         out_data = context.make_array(signature.args[4])(context, builder, args[4]).data
-        source = builder.bitcast(builder.gep(gap_data, [args[1]]), ir.VectorType(i8, LANES).as_pointer())
+        address = builder.gep(gap_data, [args[1]])
+        source = builder.bitcast(address, ir.VectorType(i8, LANES).as_pointer())
         undefined, zero = ir.Constant(words, ir.Undefined), ir.Constant(words, [0] * LANES)
 
         def splat(value):  # type: ignore[no-untyped-def]
@@ -91,10 +93,38 @@ def _gaps_to_columns(typingctx, gaps, byte, before, step, out, at):  # type: ign
             total = builder.add(total, moved)
         places = builder.add(builder.mul(total, splat(args[3])), splat(args[2]))
         builder.store(places, builder.bitcast(builder.gep(out_data, [args[5]]), words.as_pointer()), align=4)
-        return builder.sext(builder.extract_element(places, i32(LANES - 1)), ir.IntType(64))
+        pairs = i64(0)  # four sums of two bytes of each word
+        for word in range(2):
+            eight = builder.load(
+                builder.gep(builder.bitcast(address, i64.as_pointer()), [i32(word)]), align=1
+            )
+            for half in (eight, builder.lshr(eight, i64(8))):
+                pairs = builder.add(pairs, builder.and_(half, i64(0x00FF00FF00FF00FF)))
+        gap_sum = builder.lshr(builder.mul(pairs, i64(0x0001000100010001)), i64(48))
+        return builder.add(args[2], builder.mul(builder.add(gap_sum, i64(LANES)), args[3]))
 
     i = types.int64
     return i(gaps, i, i, i, out, i), codegen
+
+
+@intrinsic
+def _count_below(typingctx, array, at, bound):  # type: ignore[no-untyped-def]
+    """_count_below(array, at, bound) -> how many of the 16 words from place `at` on are below `bound`."""
+    if not isinstance(array, types.Array):
+        return None
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        i32 = ir.IntType(32)
+        words = ir.VectorType(i32, LANES)
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        loaded = builder.load(builder.bitcast(builder.gep(data, [args[1]]), words.as_pointer()), align=4)
+        undefined = ir.Constant(words, ir.Undefined)
+        lane = builder.insert_element(undefined, builder.trunc(args[2], i32), i32(0))
+        limit = builder.shuffle_vector(lane, undefined, ir.Constant(words, [0] * LANES))
+        below = builder.bitcast(builder.icmp_signed("<", loaded, limit), ir.IntType(LANES))
+        return builder.zext(builder.ctpop(below), ir.IntType(64))
+
+    return types.int64(array, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -140,13 +170,15 @@ def entry_values(value, scale, kind, width, group, dead_zone, gain, first, stop,
 
 
 @cpu_inline
-def entry_columns(kind, index, row, row_bytes, first, count, step, panel, panels, out, at, start, start_at):
+def entry_columns(
+    kind, index, row, row_bytes, stream, first, count, step, panel, panels, out, at, start, start_at
+):
     """out[at + i] = column of the row's i-th entry * step; start[start_at + p] = at + its first entry of
     panel p.
 
-    index : address; bitmap rows have `row_bytes` bytes, a delta stream has a byte per entry, of which the
-        row's are those from `first` on; panel : columns of a panel, a multiple of 32. Up to 16 places behind
-        the last are written too.
+    index : address; bitmap rows have `row_bytes` bytes, a delta stream has a byte per entry, `stream` in all,
+        of which the row's are those from `first` on; panel : columns of a panel, a multiple of 32. Up to 16
+        places behind the last are written too.
     """
     positions = bytes_at(index)
     start[start_at] = at
@@ -173,21 +205,32 @@ def entry_columns(kind, index, row, row_bytes, first, count, step, panel, panels
                         e += 1
                         word &= word - np.uint32(1)
     else:
-        place, whole = np.int64(-step), count // 16 * 16
-        for i in range(0, whole, 16):
+        place, p, i = np.int64(-step), 1, 0
+        bound = panel * step
+        while i < count and first + i + 16 <= stream:
             place = _gaps_to_columns(positions, first + i, place, step, out, at + i)
-        for i in range(whole, count):
+            if p < panels:  # at most one panel begins in most groups: no branch to guess
+                below = _count_below(out, at + i, bound)
+                start[start_at + p] = at + min(i + below, count)
+                begun = 1 if below < 16 else 0
+                p += begun
+                bound += begun * panel * step
+                while begun == 1 and p < panels and place >= bound:
+                    start[start_at + p] = at + min(i + _count_below(out, at + i, bound), count)
+                    p += 1
+                    bound += panel * step
+            i += 16
+        while i < count:  # where sixteen gaps would reach beyond the stream
             place += (np.int64(element(positions, first + i)) + 1) * step
             out[at + i] = np.int32(place)
-        for p in range(1, panels):  # the first entry of a panel, by bisection
-            low, high = np.int64(0), count
-            while low < high:
-                middle = (low + high) // 2
-                if np.int64(element(out, at + middle)) < p * panel * step:
-                    low = middle + 1
-                else:
-                    high = middle
-            start[start_at + p] = at + low
+            while p < panels and place >= bound:
+                start[start_at + p] = at + i
+                p += 1
+                bound += panel * step
+            i += 1
+        while p < panels:
+            start[start_at + p] = at + count
+            p += 1
 
 
 @cpu_inline

@@ -186,9 +186,9 @@ def _sparse_unit(t, reals, r0, nrows, first_tile, last_tile, own):
     for r in range(nrows):
         row = r0 + r
         entry_columns(
-            t[INDEX_KIND], t[INDEX], row, t[ROW_BYTES], row_start[row], row_start[row + 1] - row_start[row],
-            width, t[PANEL],
-            panels, offsets, e_own + row_start[row] - base, starts, s_own + r * panels,
+            t[INDEX_KIND], t[INDEX], row, t[ROW_BYTES], row_start[t[ROWS_PAD]], row_start[row],
+            row_start[row + 1] - row_start[row], width, t[PANEL], panels, offsets,
+            e_own + row_start[row] - base, starts, s_own + r * panels,
         )  # fmt: skip
     starts[s_own + nrows * panels] = e_own + stop - base
     _basis_of_unit(t, gain, r0, nrows, own)

@@ -233,8 +233,8 @@ def _unit(t, reals, unit, blocks, own):
             count = row_start[row + 1] - row_start[row]
             e_at = e_own + row_start[row] - start // RUN * RUN
             entry_columns(
-                t[INDEX_KIND], t[INDEX], row, t[ROW_BYTES], row_start[row], count, 1, columns, 1, offsets,
-                e_at, starts, s_own
+                t[INDEX_KIND], t[INDEX], row, t[ROW_BYTES], row_start[t[ROWS_PAD]], row_start[row], count, 1,
+                columns, 1, offsets, e_at, starts, s_own,
             )  # fmt: skip
             c[at + r] = _entry_row(values, offsets, e_at, e_at + count, x, x_at)
     elif kind == INT:
