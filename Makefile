@@ -12,8 +12,8 @@
 #   make clean    remove the environment, caches and the report
 #
 # PYTHON=python3.12      the Python that the environment is made with
-# PEERS=0                leave PyTorch out: the report compares with NumPy alone, and the quantisers that need it
-#                        are not measured
+# PEERS=0                leave PyTorch and ONNX Runtime out: the report compares with NumPy alone, and the quantisers
+#                        that need PyTorch are not measured
 # LLAMA=                 leave llama.cpp out of `make quality`: its package is built from source, which takes
 #                        minutes and a C++ compiler
 # TORCH=torch            another requirement for PyTorch (on Linux the general build brings 2 GB of CUDA)
@@ -95,8 +95,11 @@ $(STAMPS)/model: | $(STAMPS)/package
 $(STAMPS)/peers-0: | $(STAMPS)/package
 	@touch $@
 
-# no stamp when it fails: the next run tries again
-$(STAMPS)/peers-1: | $(STAMPS)/package
+# no stamp when PyTorch fails: the next run tries again
+$(STAMPS)/peers-1: pyproject.toml | $(STAMPS)/package
+	@$(BIN)/python -c 'import onnx, onnxruntime' 2>/dev/null || { \
+	  echo "installing ONNX Runtime, to compare with"; $(PIP) 'onnxruntime>=1.20' 'onnx>=1.17'; } || \
+	  echo "ONNX Runtime is not to be had from pip's index: going on without it."
 	@if $(BIN)/python -c 'import torch' 2>/dev/null; then touch $@; else \
 	  echo "installing $(TORCH), to compare with"; \
 	  if $(PIP) '$(TORCH)'; then touch $@; else \

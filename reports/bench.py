@@ -29,7 +29,7 @@ import numpy as np
 #: data back into the cache and lets the previous rival's threads go to sleep
 SHORT = 20e-3
 TURN = 2e-3  # the least time measured per turn: 10,000 times the resolution of the clock
-PACKAGES = ("numpy", "numba", "llvmlite", "ml_dtypes", "tokenizers", "safetensors", "torch")
+PACKAGES = ("numpy", "numba", "llvmlite", "ml_dtypes", "tokenizers", "safetensors", "torch", "onnxruntime")
 
 
 # --- rows -----------------------------------------------------------------------------------------------

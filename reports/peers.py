@@ -149,6 +149,12 @@ class Folder:
         with safe_open(self.weights_file, framework="numpy") as f:
             return np.asarray(f.get_tensor(name), np.float32)
 
+    def names(self) -> list[str]:
+        """The tensors of the encoder."""
+        with safe_open(self.weights_file, framework="numpy") as f:
+            names = [n for n in f.keys() if n.startswith(("embeddings.", "encoder."))]  # noqa: SIM118
+        return [n for n in names if not n.endswith("position_ids")]
+
     def batch(self, texts: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Token ids (count, seq), padded with zeros to the longest, and lengths (count,)."""
         encoded = [e.ids for e in self.tokenizer.encode_batch(texts)]
@@ -241,13 +247,7 @@ class TorchBert:
         self.folder = folder
         self.config = folder.config
         self.device = device
-        with safe_open(folder.weights_file, framework="numpy") as f:
-            names = [n for n in f.keys() if n.startswith(("embeddings.", "encoder."))]  # noqa: SIM118
-        self.weights = {
-            n: torch.from_numpy(folder.tensor(n)).to(device, dtype)
-            for n in names
-            if not n.endswith("position_ids")
-        }
+        self.weights = {n: torch.from_numpy(folder.tensor(n)).to(device, dtype) for n in folder.names()}
 
     def hidden(self, ids: Any, real: Any = None) -> Any:
         """Hidden states (count, seq, hidden_size) after the last layer.

@@ -139,7 +139,7 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
     from rbe_gpu.models.load import load as load_model
 
     from . import page, quality, text
-    from .cases import DENSE, OPS, attention, load, model
+    from .cases import DENSE, ONNX, OPS, attention, load, model
     from .cases import measure as measure_case
     from .inputs import Inputs
     from .peers import torch_or_none
@@ -152,14 +152,14 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
         torch.set_num_threads(threads)
     session = Session.here(threads)
     inputs = Inputs(folder)
-    targets = quality.QUICK_TARGETS if quick else quality.TARGETS
+    targets = quality.QUICK_TARGETS if quick else quality.ALL_TARGETS
     out.mkdir(parents=True, exist_ok=True)
     columns = (
         SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description:<34}"), BarColumn(28),
         TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console) as progress, tempfile.TemporaryDirectory() as scratch:
-        stages = Stages(progress, total=3 + 2 * len(targets) + 2 + len(OPS) + 1 + 1)
+        stages = Stages(progress, total=3 + 2 * len(targets) + 2 + len(OPS) + 2 + 1)
         results = Path(scratch) / RESULTS  # an earlier report stays whole until this one is
 
         def keep(rows: Iterable[Row]) -> None:
@@ -180,14 +180,17 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
             ]
         )  # fmt: skip
         stages.begin("check it against the peers")
-        others = model.peers(inputs)
+        others = model.peers(inputs, threads)
+        if ONNX not in others:
+            console.print("ONNX Runtime (onnxruntime and onnx) is not installed and is not measured.")
         keep(model.check(dense, others, texts[: model.BATCH], session))
 
         models: dict[str, Any] = {DENSE: dense, **others}
         lean: dict[str, Any] = {DENSE: dense}
+        files: dict[quality.Target, Path] = {}
         for target in targets:
             move = stages.begin(f"compress: {target.name}", total=1.0)
-            file = Path(scratch) / f"{target.name.replace(' ', '-')}.rbe.safetensors"
+            file = files[target] = Path(scratch) / f"{target.name.replace(' ', '-')}.rbe.safetensors"
 
             def encoded(_: str, done: int, total: int, move: Callable[[float], None] = move) -> None:
                 move(done / total)
@@ -225,6 +228,16 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
                 keep(measure_case(case, session, plan.case_seconds, plan.least))
         stages.begin("memory of long attention")
         keep(attention.memory(inputs, session, Path(scratch), quick))
+        stages.begin("memory of the weights")
+        measured: tuple[quality.Target | None, ...] = (quality.FAST, quality.TARGETS[2], None)
+        keep(
+            model.memory(
+                inputs,
+                session,
+                {t: folder if t is None else files[t] for t in measured[: 1 if quick else 3]},
+                Path(scratch),
+            )
+        )
         stages.begin("plots and page")
         page.write(read_rows(results), out, quick)
         shutil.copyfile(results, out / RESULTS)

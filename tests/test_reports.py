@@ -421,6 +421,10 @@ def test_rows_cover_every_op_and_target(rows):
             assert results.one("model", case, f"rbe_gpu {target.name}", "time") is not None
     providers = {NUMPY, DENSE} | ({TORCH} if peers.torch_or_none() is not None else set())
     assert {r.provider for r in rows if r.metric == "peak_memory"} == providers
+    for provider in providers:
+        rate = results.one("model", model.CASE, provider, "sentences_per_second")
+        time = results.one("model", model.CASE, provider, "time")
+        assert rate.p50 == pytest.approx(model.BATCH / time.p50, rel=0.5)
     assert all(np.isfinite([r.p20, r.p50, r.p80]).all() and r.p20 <= r.p50 <= r.p80 for r in rows)
 
 
@@ -436,6 +440,17 @@ def test_figures_of_the_run_hold_together(rows):
 
         assert results.value("model", target.name, "rbe_gpu", "weight_error") <= GRADES[target.grade]
     assert all(r.p50 <= 1e-4 for r in rows if r.metric == "relative_error")
+
+
+def test_a_compressed_model_holds_no_dense_copy(rows):
+    results = Results(rows)
+    peak, stored, dense = (
+        results.value("model", model.MEMORY, f"rbe_gpu {quality.FAST.name}", f"{metric}_beyond_part")
+        for metric in ("peak", "stored", "dense")
+    )
+    assert dense == pytest.approx(4 * (5 * 12 * 384**2 + 30_000 * 384), rel=0.05)
+    assert stored < dense / 10
+    assert stored * 0.8 < peak < stored + 0.05 * dense
 
 
 class _Page(html.parser.HTMLParser):

@@ -30,7 +30,7 @@ OPS = (
     "swiglu",
     "dropout",
 )
-NUMPY, TORCH = "NumPy", "PyTorch"
+NUMPY, TORCH, ONNX = "NumPy", "PyTorch", "ONNX Runtime"
 #: metric of what the system that this project succeeds reported of itself, on a machine of its own
 ORIGINAL_TIME = "original_time"
 DENSE, DENSE_NEW = "rbe_gpu dense", "rbe_gpu dense, no out="

@@ -1,18 +1,25 @@
-"""A whole encoder: 32 texts in, 32 sentence vectors out, tokenizer included."""
+"""A whole encoder: 32 texts in, 32 sentence vectors out, tokenizer included; and the memory that its weights take."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import rbe_gpu as rbe
+from rbe_gpu.blocks import RBEBlocks
+from rbe_gpu.container import load_file, save_file
+
 from .. import text
-from ..bench import Row, Session, paired_times, speeds
+from ..bench import Row, Session, extra_bytes, paired_times, speeds
 from ..inputs import Inputs
-from ..peers import F32, NumpyBert, TorchBert, torch_or_none
-from ..quality import vector_rows
-from . import DENSE, NUMPY, TORCH, relative_error
+from ..peers import F32, TorchBert, torch_or_none
+from ..quality import OURS, Target, vector_rows
+from ..quantizers import Encoder, Source, onnx_runtime
+from . import DENSE, NUMPY, ONNX, TORCH, relative_error
 
 BATCH = 32
 #: two float32 implementations of six layers, sums in another order
@@ -20,6 +27,9 @@ TOLERANCE = 1e-4
 CASE = f"{BATCH} texts"
 #: the same with models that keep no decoded weight between batches
 LEAN = f"{CASE}, nothing kept"
+PEERS = (TORCH, ONNX, NUMPY)
+MEMORY = "memory of the weights"
+WORDS = "embeddings.word_embeddings.weight"
 
 
 def batch(inputs: Inputs, texts: list[str]) -> list[str]:
@@ -29,12 +39,17 @@ def batch(inputs: Inputs, texts: list[str]) -> list[str]:
     return order[start : start + BATCH]
 
 
-def peers(inputs: Inputs) -> dict[str, NumpyBert | TorchBert]:
-    """The encoders that rbe_gpu is compared with."""
-    found: dict[str, NumpyBert | TorchBert] = {NUMPY: inputs.numpy}
+def peers(inputs: Inputs, threads: int) -> dict[str, Encoder]:
+    """The encoders that rbe_gpu is compared with, those of them that are installed."""
+    found: dict[str, Encoder] = {NUMPY: inputs.numpy}
     torch = torch_or_none()
     if torch is not None:
         found[TORCH] = TorchBert(inputs.folder, torch)
+    if find_spec("onnx") is not None and find_spec("onnxruntime") is not None:
+        # ONNX Runtime fuses what it can by itself; with attention and norms fused by hand it was no faster
+        source = Source(inputs.folder.path)
+        graph = onnx_runtime.graph(source).SerializeToString()
+        found[ONNX] = onnx_runtime.Session(graph, source, BATCH, threads)
     return found
 
 
@@ -64,7 +79,8 @@ def times(
     least: int,
     on_round: Callable[[], None] = lambda: None,
 ) -> Iterator[Row]:
-    """Time per batch of every model in turn, and the memory that ours hold for weights and decoded panels.
+    """Time per batch of every model in turn, sentences per second, and the bytes that ours hold for weights and
+    decoded panels.
 
     models : provider -> object with `embed(texts)`
     """
@@ -79,12 +95,90 @@ def times(
     seen = paired_times(rivals, seconds=seconds, least=least, warm_up=0, on_round=on_round)
     for name, measured in seen.items():
         yield session.row("model", case, name, "time", "s", measured, shape=shape)
-    for peer in (DENSE, TORCH, NUMPY):
+        rate = [len(texts) / t for t in measured]
+        yield session.row("model", case, name, "sentences_per_second", "1/s", rate, shape=shape)
+    for peer in (DENSE, *PEERS):
         if peer in seen:
             for name, ratio in speeds(seen, peer).items():
-                if name != peer and name not in (TORCH, NUMPY):
+                if name != peer and name not in PEERS:
                     yield session.row("model", case, name, f"speed_vs_{peer}", "x", ratio, shape=shape)
     for name, model in models.items():
         if hasattr(model, "cache"):
             held = float(model.nbytes + model.cache.nbytes)
             yield session.row("model", case, name, "weights_held", "B", held, shape=shape)
+
+
+# --- memory -------------------------------------------------------------------------------------------------
+
+
+def run_once(file: str, batch: str, cache_bytes: int) -> None:
+    """In a process of its own: load a model, and compute the hidden states of a batch twice."""
+    model = rbe.load(file, cache_bytes=cache_bytes)
+    with np.load(batch) as arrays:
+        for _ in range(2):
+            model.forward(arrays["ids"], arrays["lengths"])
+
+
+def memory(
+    inputs: Inputs, session: Session, files: Mapping[Target | None, Path], scratch: Path
+) -> Iterator[Row]:
+    """Peak memory of a process that runs a model, beyond that of one that runs a small part of it.
+
+    The part has one layer, and of the words those that occur. Both processes compute the same batch with the same
+    kernels and the same scratch memory; the one has five layers and most of the vocabulary more. A model that kept
+    decoded weights, or decoded all of them for a moment, would show the dense bytes of those.
+
+    files : target -> compressed file, None -> the dense model's folder
+    """
+    ids, lengths = inputs.batch
+    words, places = np.unique(ids, return_inverse=True)
+    for name, array in (("all", ids), ("part", places.reshape(ids.shape))):
+        np.savez(scratch / f"{name}.npz", ids=array, lengths=lengths)
+    for target, file in files.items():
+        if target is None:
+            stored: dict[str, Any] = {n: inputs.folder.tensor(n) for n in inputs.folder.names()}
+            config: Any = {"config": inputs.folder.config}
+        else:
+            found, config = load_file(file)
+            stored = {n: t for n, t in found.items() if n != "tokenizer.json.zlib"}
+        part = _part(inputs, stored, words, target)
+        small = {**config["config"], "num_hidden_layers": 1, "vocab_size": len(words)}
+        save_file(scratch / "all.rbe.safetensors", stored, config)
+        save_file(scratch / "part.rbe.safetensors", part, {**config, "config": small})
+        work, baseline = (
+            {
+                "file": str(scratch / f"{n}.rbe.safetensors"),
+                "batch": str(scratch / f"{n}.npz"),
+                "cache_bytes": 0,
+            }
+            for n in ("all", "part")
+        )
+        extra = extra_bytes(f"{__name__}:run_once", work, baseline)
+        provider = DENSE if target is None else f"{OURS} {target.name}"
+        held, dense = (
+            sum(size(t) for t in stored.values()) - sum(size(t) for t in part.values())
+            for size in (lambda t: t.nbytes, _dense_bytes)
+        )
+        for metric, value in (("peak", extra), ("stored", held), ("dense", dense)):
+            yield session.row(
+                "model", MEMORY, provider, f"{metric}_beyond_part", "B", float(value), shape=str(ids.shape)
+            )
+        if target is not None:
+            share = (extra - held) / (dense - held)
+            yield session.row("model", MEMORY, provider, "dense_share", "", share, shape=str(ids.shape))
+
+
+def _part(inputs: Inputs, stored: Mapping[str, Any], words: Any, target: Target | None) -> dict[str, Any]:
+    """The tensors of a model of one layer that knows only `words`."""
+    part = {
+        n: t
+        for n, t in stored.items()
+        if not n.startswith("encoder.layer.") or n.startswith("encoder.layer.0.")
+    }
+    few = np.ascontiguousarray(inputs.words[words])
+    part[WORDS] = few if target is None else rbe.compress(few, kind="vectors", **target.options)
+    return part
+
+
+def _dense_bytes(tensor: Any) -> int:
+    return int(tensor.dense_nbytes if isinstance(tensor, RBEBlocks) else tensor.nbytes)

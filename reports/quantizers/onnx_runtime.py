@@ -124,14 +124,21 @@ def graph(source: Source) -> Any:
 class Session:
     """An ONNX model in ONNX Runtime, with mean pooling and normalised vectors.
 
+    model : a file, or its bytes
     batch_size : texts computed together, longest first
+    threads : of ONNX Runtime's own pool; 0: one per core
     """
 
-    def __init__(self, model: Path, source: Source, batch_size: int = 1) -> None:
+    def __init__(self, model: Path | bytes, source: Source, batch_size: int = 1, threads: int = 0) -> None:
         runtime = import_module("onnxruntime")
         options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        # its threads wait for work by spinning; not on after a batch, where they would slow whatever runs next
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 3  # errors: it warns of every initialiser that it folds
-        self._session = runtime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        self._session = runtime.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+        )
         self._batch = source.folder.batch
         self._batch_size = batch_size
 
