@@ -14,11 +14,11 @@ from typing import NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from . import plot
+from . import aims, plot
 from .bench import Results, Row
-from .cases import DENSE, NUMPY, ORIGINAL_TIME, TOLERANCE, TORCH
-from .cases.model import CASE, LEAN
-from .quality import OURS, TARGETS, Target
+from .cases import DENSE, NUMPY, ONNX, ORIGINAL_TIME, TOLERANCE, TORCH
+from .cases.model import CASE, LEAN, PEERS
+from .quality import ALL_TARGETS, OURS, TARGETS, Target
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE, QUALITY_PAGE = "index.html", "quality.html"
@@ -155,7 +155,7 @@ def baseline_lines(results: Results) -> list[Quality]:
     """The dense models: ours, which the others are measured against, and the peers'."""
     file = megabytes(results.value("model", "dense", OURS, "file_bytes"))
     lines = []
-    for provider in (DENSE, TORCH, NUMPY):
+    for provider in (DENSE, *PEERS):
         ours = provider == DENSE
         against = 1.0 if ours else results.value("model", CASE, DENSE, f"speed_vs_{provider}")
 
@@ -216,13 +216,50 @@ def findings(results: Results) -> list[str]:
             f"For comparison: the vectors of two unrelated texts have a cosine of {unrelated:.2f} on average."
         )
     speeds = []
-    for peer in (TORCH, NUMPY):
+    for peer in PEERS:
         value = results.value("model", CASE, DENSE, f"speed_vs_{peer}")
         if value is not None:
             speeds.append(f"{value:.2f} times as fast as {peer}")
     if speeds:
-        said.append(f"The dense rbe_gpu model is {' and '.join(speeds)} on the same threads.")
+        listed = " and ".join([", ".join(speeds[:-1]), speeds[-1]] if speeds[1:] else speeds)
+        rate = results.value("model", CASE, DENSE, "sentences_per_second")
+        each = "" if rate is None else f" It embeds {rate:.0f} sentences per second."
+        said.append(f"The dense rbe_gpu model is {listed} on the same threads.{each}")
     return said
+
+
+# --- aims ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AimLine:
+    """One line of the table of aims, as text. `level` is the verdict's, which the style sheet colours."""
+
+    what: str
+    limit: str
+    worst: str
+    where: str
+    meeting: str
+    verdict: Verdict
+
+
+def aim_lines(results: Results) -> list[AimLine]:
+    """Every aim with its worst case."""
+    lines = []
+    for found in aims.verdicts(results.rows):
+        measured = found.value is not None
+        share = percent if found.aim.at_most else times
+        lines.append(
+            AimLine(
+                what=found.aim.what,
+                limit=found.aim.limit_in_words,
+                worst=share(found.value),
+                where=found.where,
+                meeting=f"{found.meeting} of {found.cases}" if measured else "",
+                verdict=Verdict({aims.MET: "good", aims.MISSED: "lost"}.get(found.status, ""), found.status),
+            )
+        )
+    return lines
 
 
 # --- the tables of the ops ----------------------------------------------------------------------------------
@@ -284,7 +321,7 @@ def encode_lines(results: Results) -> list[tuple[str, str, str, str, str]]:
     metrics = ("encode_time", "write_time", "read_time", "decode_time")
     return [
         (t.name, *(seconds(results.value("model", t.name, OURS, m)) for m in metrics))  # type: ignore[misc]
-        for t in TARGETS
+        for t in ALL_TARGETS
     ]
 
 
@@ -336,11 +373,13 @@ def render(rows: Iterable[Row], plots: list[plot.Plot], quick: bool = False) -> 
         session=first,
         versions=first.versions.split(", "),
         torch=any(r.provider == TORCH for r in results.rows),
+        onnx=any(r.provider == ONNX for r in results.rows),
         texts=texts,
         peer_texts=peer_texts,
         batch=MISSING if batch is None else f"{batch.case}, {batch.shape}",
         findings=findings(results),
-        quality=[quality_line(results, t) for t in TARGETS],
+        quality=[quality_line(results, t) for t in ALL_TARGETS],
+        aims=aim_lines(results),
         baselines=baseline_lines(results),
         plots=[(p, Markup(p.svg())) for p in plots],
         encodes=encode_lines(results),

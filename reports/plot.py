@@ -17,13 +17,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from .aims import AGAINST_NUMPY, AGAINST_TORCH, KEPT_LIMITS, LARGE, SMALL
 from .bench import Results, Row
-from .cases import DENSE, NUMPY, TORCH
-from .cases.model import CASE, LEAN
-from .quality import OURS, TARGETS, Target
+from .cases import DENSE, NUMPY, ONNX, TORCH, linear
+from .cases.model import CASE, LEAN, MEMORY, PEERS
+from .quality import ALL_TARGETS, OURS, TARGETS, Target
 
 #: Okabe and Ito's palette, told apart with every common colour blindness
-BLUE, SKY, VERMILLION, GREY = "#0072b2", "#56b4e9", "#d55e00", "#8c9199"
+BLUE, SKY, VERMILLION, GREEN, GREY = "#0072b2", "#56b4e9", "#d55e00", "#009e73", "#8c9199"
 #: a compressed model keeps its decoded weights, or it does not: (case, what a label says, colour)
 MODES = ((CASE, "", BLUE), (LEAN, ", lean", SKY))
 #: placeholders in the drawing, which become CSS variables in the page
@@ -259,13 +260,12 @@ def batch_time(results: Results) -> Plot | None:
     if dense is None:
         return None
     bars: list[tuple[str, Row, str]] = []
-    labels = {DENSE: "rbe_gpu, dense", TORCH: "PyTorch, dense", NUMPY: "NumPy, dense"}
-    colours = {DENSE: INK, TORCH: VERMILLION, NUMPY: GREY}
-    for provider in (NUMPY, TORCH, DENSE):
+    colours = {DENSE: INK, TORCH: VERMILLION, NUMPY: GREY, ONNX: GREEN}
+    for provider in (*reversed(PEERS), DENSE):
         row = results.one("model", CASE, provider, "time")
         if row is not None:
-            bars.append((labels[provider], row, colours[provider]))
-    for target in TARGETS:
+            bars.append((f"{OURS if provider == DENSE else provider}, dense", row, colours[provider]))
+    for target in ALL_TARGETS:
         for case, suffix, colour in MODES:
             row = results.one("model", case, f"{OURS} {target.name}", "time")
             if row is not None:
@@ -290,8 +290,8 @@ def batch_time(results: Results) -> Plot | None:
     return Plot(
         "batch_time", "Time per batch",
         "Medians, with lines from the 20th to the 80th percentile; the dashed line is the dense rbe_gpu "
-        "model. A compressed model decodes its weights once and keeps them (dark), or keeps nothing and "
-        "decodes them anew in every batch (light, “lean”).",
+        "model. A compressed model has room to keep decoded weights where the planner finds that faster "
+        "(dark), or keeps nothing (light, “lean”).",
         f"Bar chart. {said}.", figure,
     )  # fmt: skip
 
@@ -314,7 +314,16 @@ def _speed_rows(results: Results, ops: Sequence[str], dense: bool) -> Iterator[t
                     if (row := results.one(op, case, provider, f"speed_vs_{peer}")) is not None
                 }
                 what = provider.removeprefix(OURS).strip()
+                if not dense and _elsewhere(op, case, provider):
+                    continue
                 yield f"{op}  {case}" + ("" if dense or what in case else f"  {what}"), found
+
+
+def _elsewhere(op: str, case: str, provider: str) -> bool:
+    """Whether `kept_speed` or `decoded_once` shows the product."""
+    if op != "linear":
+        return False
+    return case.endswith(linear.DECODED) or ("kept" in provider and not case.endswith(" 1 token"))
 
 
 def _speed_plot(
@@ -375,6 +384,122 @@ def compressed_speed(results: Results) -> Plot | None:
     )  # fmt: skip
 
 
+def kept_speed(results: Results) -> Plot | None:
+    """Products with sparse weights against PyTorch's with the dense weight, by the share that is kept."""
+    lines: dict[str, list[tuple[str, list[Row]]]] = {SMALL: [], LARGE: []}
+    columns = [*(linear.sparse(k) for k in linear.KEPT), DENSE]
+    for case in results.cases("linear"):
+        shape, _, tokens = case.partition(", ")
+        found = [results.one("linear", case, provider, AGAINST_TORCH) for provider in columns]
+        rows = [row for row in found if row is not None]
+        if len(rows) == len(columns) and tokens not in ("1 token", ""):
+            group = next((g for g in lines if shape in g.split("|")), None)
+            if group is not None:
+                lines[group].append((_shapes(case), rows))
+    shown = [(n, group, cases) for n, (group, cases) in enumerate(lines.items()) if cases]
+    if not shown:
+        return None
+    figure = Figure(figsize=(BROAD, 4.2), layout="constrained")
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    where = np.arange(len(columns))
+    styles = ((BLUE, "o"), (SKY, "s"), (VERMILLION, "v"), (GREEN, "D"))
+    for axes, (number, group, cases) in zip(panels, shown, strict=True):
+        axes.axhline(1.0, color=INK, linewidth=1.4)
+        limits = [limit[number] for limit in KEPT_LIMITS.values()]
+        for x, limit in enumerate(limits):
+            axes.plot((x - 0.32, x + 0.32), (limit, limit), color=INK, linewidth=1.6, linestyle=(0, (2, 1)),
+                      label="" if x else "aim")  # fmt: skip
+        shift = 0.09 * (np.arange(len(cases)) - (len(cases) - 1) / 2)
+        for (label, rows), (colour, marker), by in zip(cases, styles, shift, strict=False):
+            axes.errorbar(where + by, [r.p50 for r in rows], yerr=_spread(rows), fmt=marker, color=colour,
+                          markersize=6, elinewidth=1.2, label=label)  # fmt: skip
+        axes.set_yscale("log")
+        axes.set_xticks(where, [*(f"{k:.0%}" for k in linear.KEPT), "dense"])
+        axes.set_xlim(-0.6, len(columns) - 0.4)
+        axes.set_xlabel("coefficients kept")
+        axes.set_title(_shapes(" and ".join(group.split("|"))), loc="left")
+        axes.legend(loc="upper right")
+    values = [r.p50 for cases in lines.values() for _, rows in cases for r in rows]
+    low, high = min(0.5, *values) / 1.25, max(10.0, *values) * 2.5  # room for the legend
+    log_axis(
+        panels[0].yaxis,
+        [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if low <= t <= high],
+        lambda v: f"{v:g}×",
+    )
+    panels[0].set_ylim(low, high)
+    panels[0].set_ylabel("speed, PyTorch's dense product = 1 (log scale)")
+    said = "; ".join(
+        f"{label}: " + ", ".join(f"{column.removeprefix(OURS).strip()} {row.p50:.2f}" for column, row in
+                                 zip(columns, rows, strict=True))
+        for cases in lines.values() for label, rows in cases
+    )  # fmt: skip
+    return Plot(
+        "kept_speed", "Products without decoding",
+        "Speed of a product with a compressed weight, from the kept coefficients alone, against PyTorch's with the "
+        "dense weight; on the right of each panel, rbe_gpu's own dense product. Medians of the ratios of paired "
+        "runs, with lines from the 20th to the 80th percentile; dashes are what is aimed at.",
+        f"Dot chart of speed ratios. {said}.", figure, broad=True,
+    )  # fmt: skip
+
+
+def decoded_once(results: Results) -> Plot | None:
+    """The ways that the planner picks against a product with a weight that was decoded once."""
+    cases = [c for c in results.cases("linear") if c.endswith(linear.DECODED)]
+    found: dict[str, list[list[Row]]] = {"": [], linear.LEAN: []}
+    for case in cases:
+        providers = results.providers("linear", case, AGAINST_NUMPY)
+        for mode, listed in found.items():
+            mine = (
+                results.one("linear", case, p, AGAINST_NUMPY)
+                for p in providers
+                if p.endswith(linear.LEAN) is bool(mode)
+            )
+            listed.append([row for row in mine if row is not None])
+    if not any(found[""]):
+        return None
+    figure, axes = figure_of(1.3 + 0.42 * len(cases), BROAD)
+    axes.axvline(1.0, color=INK, linewidth=1.4)
+    axes.axvline(0.95, color=INK, linewidth=1.2, linestyle="--")
+    for mode, colour, marker, shift, label in (
+        ("", BLUE, "o", -0.15, "with a cache for all decoded weights"), (linear.LEAN, SKY, "s", 0.15, "nothing kept"),
+    ):  # fmt: skip
+        pairs = [(row.p50, y + shift) for y, rows in enumerate(found[mode]) for row in rows]
+        if pairs:
+            axes.plot(
+                *zip(*pairs, strict=True), marker, color=colour, markersize=6, linestyle="none", label=label
+            )
+        for y, rows in enumerate(found[mode]):
+            worst = min(rows, key=lambda row: row.p50, default=None)
+            if worst is not None and worst.p50 < 0.95:
+                name = worst.provider.removesuffix(linear.LEAN).removeprefix(OURS).strip()
+                axes.annotate(
+                    name, (worst.p50, y + shift), xytext=(-6, 0), textcoords="offset points", ha="right",
+                    va="center", fontsize=8.5, zorder=1.5,
+                )  # fmt: skip
+    values = [row.p50 for listed in found.values() for rows in listed for row in rows]
+    low, high = min(0.5, *values) / 4, max(2.0, *values) * 1.25  # room for a name
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    steps = (1,) if high / low > 300 else (1, 2, 5)
+    ticks = [s * 10.0**e for e in range(-4, 4) for s in steps if low <= s * 10.0**e <= high]
+    log_axis(axes.xaxis, ticks, lambda v: f"{v:g}×")
+    axes.set_yticks(range(len(cases)), [_shapes(c.removesuffix(linear.DECODED)) for c in cases])
+    axes.set_ylim(len(cases) - 0.4, -0.6)
+    axes.set_xlabel("speed, NumPy's product with the decoded weight = 1 (log scale; right is faster)")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    said = "; ".join(
+        f"{case}{mode or ', with a cache'}: {min(r.p50 for r in rows):.2f} to {max(r.p50 for r in rows):.2f}"
+        for mode, listed in found.items() for case, rows in zip(cases, listed, strict=True) if rows
+    )  # fmt: skip
+    return Plot(
+        "decoded_once", "Against decoding once",
+        "The way that rbe_gpu picks by itself against NumPy's product with a weight that was decoded before, one "
+        "point for each grade and share of kept coefficients. The worst is named where it is left of the dashed "
+        "line, 0.95, below which none is to be.",
+        f"Dot chart of speed ratios. {said}.", figure, broad=True,
+    )  # fmt: skip
+
+
 # --- memory -------------------------------------------------------------------------------------------------
 
 
@@ -416,7 +541,7 @@ def weight_memory(results: Results) -> Plot | None:
     """Memory for the weights of a running model."""
     dense = results.one("model", CASE, DENSE, "weights_held")
     bars = [] if dense is None else [("dense", dense.p50, INK)]
-    for target in TARGETS:
+    for target in ALL_TARGETS:
         for case, suffix, colour in MODES:
             row = results.one("model", case, f"{OURS} {target.name}", "weights_held")
             if row is not None:
@@ -432,9 +557,42 @@ def weight_memory(results: Results) -> Plot | None:
     said = "; ".join(f"{label}: {b / 1e6:.1f} MB" for label, b, _ in bars)
     return Plot(
         "weight_memory", "Memory for weights",
-        "A compressed model that keeps its decoded linear weights (dark) needs their memory beside that of "
-        "the compressed ones; one that keeps nothing (light, “lean”) needs the compressed weights alone.",
+        "A compressed model that may keep decoded linear weights (dark) needs the memory of those that it keeps "
+        "beside that of the compressed ones; one that keeps nothing (light, “lean”) the compressed weights alone.",
         f"Bar chart. {said}.", figure,
+    )  # fmt: skip
+
+
+def process_memory(results: Results) -> Plot | None:
+    """What the weights of a running model add to the peak of its process."""
+    bars: list[tuple[str, float, float]] = []
+    for provider in results.providers("model", MEMORY, "peak_beyond_part"):
+        peak, stored = (
+            results.value("model", MEMORY, provider, f"{m}_beyond_part") for m in ("peak", "stored")
+        )
+        assert peak is not None
+        assert stored is not None
+        bars.append((provider.removeprefix(OURS).strip(), peak / 1e6, stored / 1e6))
+    dense = next(
+        (r.p50 / 1e6 for r in results.rows if (r.case, r.metric) == (MEMORY, "dense_beyond_part")), None
+    )
+    if not bars or dense is None:
+        return None
+    figure, axes = figure_of(1.3 + 0.38 * len(bars))
+    _bars(axes, [b[0] for b in bars], [b[1] for b in bars], [BLUE] * len(bars))
+    for y, (_, _, stored) in enumerate(bars):
+        axes.plot((stored, stored), (y - 0.42, y + 0.42), color=VERMILLION, linewidth=2.2,
+                  label="" if y else "bytes stored")  # fmt: skip
+    axes.axvline(dense, color=INK, linestyle="--", linewidth=1.2, label="the same weights in float32")
+    axes.set_xlim(0, max(dense, *(b[1] for b in bars)) * 1.16)
+    axes.set_xlabel("MB that the weights add to the peak of a process")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    said = "; ".join(f"{label}: {peak:.1f} MB, stored {stored:.1f} MB" for label, peak, stored in bars)
+    return Plot(
+        "process_memory", "Weights in a running process",
+        "Peak resident memory of a process that loads a model and runs a batch, less that of one that does so with "
+        "one layer and the words that occur. A model with a hidden dense copy would reach the dashed line.",
+        f"Bar chart. {said}; in float32 {dense:.1f} MB.", figure,
     )  # fmt: skip
 
 
@@ -443,6 +601,9 @@ PLOTS: tuple[Callable[[Results], Plot | None], ...] = (
     error_bits,
     batch_time,
     weight_memory,
+    process_memory,
+    kept_speed,
+    decoded_once,
     compressed_speed,
     op_speed,
     attention_memory,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import html.parser
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rbe_gpu.reports import bench, inputs, page, peers, plot, quality, run, text
+from rbe_gpu.reports import aims, bench, inputs, page, peers, plot, quality, run, text
 from rbe_gpu.reports.bench import Results, Row, Session
 from rbe_gpu.reports.cases import (
     DENSE,
@@ -343,6 +344,85 @@ def test_what_the_original_system_took_stands_beside_our_time():
     assert page.render(rows, []).count("original system</th>") == 1
 
 
+# --- aims -------------------------------------------------------------------------------------------------
+
+
+def _product(case: str, provider: str, speed: float, peer: str = TORCH) -> Row:
+    return SESSION.row("linear", case, provider, f"speed_vs_{peer}", "x", speed)
+
+
+def _verdict(start: str, rows: list[Row]) -> aims.Verdict:
+    (found,) = (v for v in aims.verdicts(rows) if v.aim.what.startswith(start))
+    return found
+
+
+def test_an_aim_is_judged_by_its_worst_case():
+    five = linear.sparse(0.05)
+    rows = [
+        _product("768x768, 64 tokens", five, 7.0),
+        _product("3072x768, 512 tokens", five, 6.0),
+        _product("768x768, 1 token", five, 0.1),  # counts for no aim
+        _product("768x768, 64 tokens", DENSE, 0.5),
+        _product("4096x4096, 64 tokens", five, 9.0),
+        _product("4096x4096, 128 tokens", five, 7.9),
+    ]
+    small, large = "linear, 5% kept, 768x768 and 3072x768", "linear, 5% kept, 4096x4096, 64 to 128"
+    met = _verdict(small, rows)
+    assert (met.status, met.value, met.where, met.cases, met.meeting) == (
+        aims.MET, 6.0, "3072x768, 512 tokens", 2, 2,
+    )  # fmt: skip
+    missed = _verdict(large, rows)
+    assert (missed.status, missed.value, missed.cases, missed.meeting) == (aims.MISSED, 7.9, 2, 1)
+    assert _verdict(large, rows[:2]).status == aims.NOT_MEASURED
+    again = _verdict(large, [*rows, _product("4096x4096, 128 tokens", five, 8.0)])
+    assert again.status == aims.MET, "of what was measured twice the last row counts"
+
+
+def test_what_keeps_nothing_and_what_has_a_cache_are_judged_apart():
+    case = f"768x768, 16 tokens{linear.DECODED}"
+    rows = [
+        _product(case, "rbe_gpu grade A", 0.95, NUMPY),
+        _product(case, "rbe_gpu grade B", 2.0, NUMPY),
+        _product(case, f"rbe_gpu grade B{linear.LEAN}", 0.94, NUMPY),
+        _product("768x768, 16 tokens", linear.DENSE4, 0.1, NUMPY),
+    ]
+    cached, lean = (_verdict(f"linear, any codes and batch, {w}", rows) for w in ("with", "nothing"))
+    assert (cached.status, cached.where, cached.cases) == (aims.MET, f"{case}, grade A", 2)
+    assert (lean.status, lean.value, lean.cases) == (aims.MISSED, 0.94, 1)
+
+
+def test_a_share_has_a_greatest_value():
+    rows = [
+        SESSION.row("model", model.MEMORY, f"rbe_gpu {n}", "dense_share", "", s)
+        for n, s in (("a", 0.01), ("b", 0.06))
+    ]
+    found = _verdict("MiniLM, compressed: share", rows)
+    assert (found.status, found.value, found.meeting) == (aims.MISSED, 0.06, 1)
+    assert found.aim.limit_in_words == "≤ 5%"
+    (line,) = (line for line in page.aim_lines(Results(rows)) if line.what == found.aim.what)
+    assert (line.worst, line.meeting, line.verdict.level) == ("6%", "1 of 2", "lost")
+
+
+def test_every_product_that_an_aim_names_is_a_case(minilm, monkeypatch):
+    names: list[tuple[str, list[str], str]] = []
+
+    def record(weight, bias, rows, tokens, forms, suffix="", peer=TORCH):
+        providers = [*forms, *(f"{name}{linear.LEAN}" for name in forms)] if suffix else [*forms, DENSE]
+        for count in tokens:
+            names.append((linear.title(rows(count), weight)[0] + suffix, providers, peer))
+        return iter(())
+
+    monkeypatch.setattr(linear, "_dense_and_compressed", record)
+    monkeypatch.setattr(linear, "_decoded_once", lambda *a: record(*a, linear.DECODED, NUMPY))
+    assert list(linear.cases(minilm)) == []
+    rows = [_product(case, provider, 1.0, peer) for case, providers, peer in names for provider in providers]
+    counted = [v.cases for v in aims.verdicts(rows) if v.aim.op == "linear"]
+    assert (
+        counted
+        == [4, 2] * len(linear.KEPT) + [1, 1, 1] + [4 * len(linear.FORMS) + 3 * len(linear.FEW_FORMS)] * 2
+    )
+
+
 # --- the page ---------------------------------------------------------------------------------------------
 
 
@@ -489,7 +569,9 @@ def test_page_is_complete_accessible_and_needs_nothing_else(report, rows):
     assert "<script" not in source
     for colour in (plot.INK, plot.GRID, plot.PAPER):
         assert colour not in source.split("</style>")[1], "drawings take the page's colours"
-    for target in quality.TARGETS:
+    for aim in aims.AIMS:
+        assert f'<th scope="row">{html.escape(aim.what).replace("&#x27;", "&#39;")}</th>' in source
+    for target in quality.ALL_TARGETS:
         assert f'<th scope="row">{target.name}</th>' in source
     assert "on 64 texts held out (of the peers: on 32 texts of them)" in source
     assert "Quick run:" in source
@@ -510,7 +592,8 @@ def test_measured_targets_have_every_figure(rows):
 
 def test_plots_are_pictures(report, rows):
     drawn = {p.name for p in plot.draw(Results(rows))}
-    assert drawn == {make.__name__ for make in plot.PLOTS}
+    without_torch = {"kept_speed"} if peers.torch_or_none() is None else set()
+    assert drawn == {make.__name__ for make in plot.PLOTS} - without_torch
     for name in drawn:
         picture = (report / "plots" / f"{name}.png").read_bytes()
         assert picture.startswith(b"\x89PNG")

@@ -49,7 +49,7 @@ CPU = {
 }
 GPU = {"__init__", "_load", "_launch", "_rows", "_elements", "graph"}
 REPORTS = {
-    *("__init__", "bench", "plot", "page", "run", "inputs", "peers", "quality", "text", "gpu_check"),
+    *("__init__", "bench", "plot", "page", "run", "inputs", "peers", "quality", "text", "gpu_check", "aims"),
     *(
         "tradeoff",
         "tradeoff_points",

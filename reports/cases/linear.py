@@ -79,7 +79,7 @@ def _numpy(x: F32, weight: F32, bias: F32) -> Callable[[], F32]:
     return run
 
 
-def _name(x: F32, weight: F32) -> tuple[str, str]:
+def title(x: F32, weight: F32) -> tuple[str, str]:
     """A case's name and shape."""
     out_features, in_features = weight.shape
     name = f"{out_features}x{in_features}, {len(x)} token{'s' * (len(x) != 1)}"
@@ -124,7 +124,7 @@ def _dense_and_compressed(
 
         rivals[DENSE] = Rival(ours(weight), expected)
         rivals[DENSE_NEW] = Rival(ours(weight, False), expected)
-        name, shape = _name(x, weight)
+        name, shape = title(x, weight)
         for provider, m, facts in forms:
             right = x @ m.decode().T + bias
             rivals[provider] = Rival(ours(m), right, facts)
@@ -177,5 +177,5 @@ def _decoded_once(
                     return rbe.linear(x, m, bias, out=out, workspace=ws, cache=cache)
 
                 rivals[provider] = Rival(run, expected, facts)
-        case, shape = _name(x, weight)
+        case, shape = title(x, weight)
         yield Case("linear", case + DECODED, shape, rivals)
