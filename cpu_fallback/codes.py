@@ -16,7 +16,20 @@ from rbe_gpu.packing import RUN
 
 from ._jit import cpu_inline
 from .product import BF16, F16, GRID, INT, bfloats_at, bytes_at, floats_at, halves_at, words_at
-from .simd import LANES, element, vfma, vload, vmul, vselect_less, vsplat, vstore, vsub, wide_registers, widen
+from .simd import (
+    LANES,
+    element,
+    vec16,
+    vfma,
+    vload,
+    vmul,
+    vselect_less,
+    vsplat,
+    vstore,
+    vsub,
+    wide_registers,
+    widen,
+)
 from .unpack import unpack_run
 
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
@@ -59,6 +72,45 @@ def _compress_columns(typingctx, index, byte, first, step, out, at):  # type: ig
 
     index64 = types.int64
     return index64(index, index64, index64, index64, out, index64), codegen
+
+
+@intrinsic
+def expand(typingctx, values, at, index, byte):  # type: ignore[no-untyped-def]
+    """expand(values, at, index, byte) -> vec16: the values from place `at` on, one for every bit set in the 16 at
+    index[byte], in the lanes of those bits; zeros in the others."""
+    if not isinstance(values, types.Array) or not isinstance(index, types.Array):
+        return None
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        floats = ir.VectorType(ir.FloatType(), LANES)
+        bits = ir.VectorType(ir.IntType(1), LANES)
+        value_data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        index_data = context.make_array(signature.args[2])(context, builder, args[2]).data
+        source = builder.bitcast(builder.gep(index_data, [args[3]]), ir.IntType(16).as_pointer())
+        mask = builder.bitcast(builder.load(source, align=1), bits)
+        pointer = builder.gep(value_data, [args[1]])
+        function = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(floats, [pointer.type, bits, floats]),
+            "llvm.masked.expandload.v16f32",
+        )
+        return builder.call(function, [pointer, mask, ir.Constant(floats, [0.0] * LANES)])
+
+    return vec16(values, types.int64, index, types.int64), codegen
+
+
+@intrinsic
+def count_bits(typingctx, index, byte):  # type: ignore[no-untyped-def]
+    """count_bits(index, byte) -> how many of the 16 bits at index[byte] are set."""
+    if not isinstance(index, types.Array):
+        return None
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        index_data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        source = builder.bitcast(builder.gep(index_data, [args[1]]), ir.IntType(16).as_pointer())
+        return builder.zext(builder.ctpop(builder.load(source, align=1)), ir.IntType(64))
+
+    return types.int64(index, types.int64), codegen
 
 
 @intrinsic

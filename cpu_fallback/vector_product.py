@@ -16,7 +16,7 @@ from rbe_gpu import transforms
 from rbe_gpu.packing import RUN
 
 from ._jit import cpu_inline, cpu_kernel
-from .codes import entry_columns, entry_values
+from .codes import BITMAP, count_bits, entry_columns, entry_values, expand
 from .operand import (
     ACTIVATION,
     BIAS,
@@ -90,6 +90,7 @@ from .simd import (
     vstore_n,
     vsub,
     vsum,
+    wide_registers,
     widen,
 )  # fmt: skip
 from .unpack import multiply_1x32, run_codes, vbroadcast
@@ -183,6 +184,20 @@ def _entry_row(values, offsets, start, stop, x, x_at):
 
 
 @cpu_inline
+def _bitmap_row(values, e, index, byte, stop, x, x_at):
+    """The same for the positions of the bitmap index[byte : stop]: values spread over their columns."""
+    zero = vsplat(_ZERO)
+    a, b = zero, zero
+    for k in range(byte, stop, 4):
+        half = e + count_bits(index, k)
+        a = vfma(expand(values, e, index, k), vload(x, x_at), a)
+        b = vfma(expand(values, half, index, k + 2), vload(x, x_at + 16), b)
+        e = half + count_bits(index, k + 2)
+        x_at += 32
+    return vsum(vadd(a, b))
+
+
+@cpu_inline
 def _rows_of_int(t, first, rows, x, x_at, sums, sums_at, scales, scales_at, out, at, gain):
     stream, halves = bytes_at(t[VALUE]), halves_at(t[SCALE])
     cols, group, width = t[ROW_VALUES], t[GROUP], t[BITS]
@@ -228,15 +243,20 @@ def _unit(t, reals, unit, blocks, own):
         values, offsets, starts = floats_at(t[E_VALUE]), ints_at(t[E_OFFSET]), longs_at(t[E_START])
         e_own, s_own = own * t[E_ROOM], own * t[E_START_ROOM]
         entry_values(t[VALUE], t[SCALE], kind, t[BITS], t[GROUP], reals[1], gain, start, stop, values, e_own)
+        index = bytes_at(t[INDEX])
         for r in range(rows):
             row = first + r
             count = row_start[row + 1] - row_start[row]
             e_at = e_own + row_start[row] - start // RUN * RUN
-            entry_columns(
-                t[INDEX_KIND], t[INDEX], row, t[ROW_BYTES], row_start[t[ROWS_PAD]], row_start[row], count, 1,
-                columns, 1, offsets, e_at, starts, s_own,
-            )  # fmt: skip
-            c[at + r] = _entry_row(values, offsets, e_at, e_at + count, x, x_at)
+            if t[INDEX_KIND] == BITMAP and wide_registers():
+                byte = row * t[ROW_BYTES]
+                c[at + r] = _bitmap_row(values, e_at, index, byte, byte + t[ROW_BYTES], x, x_at)
+            else:
+                entry_columns(
+                    t[INDEX_KIND], t[INDEX], row, t[ROW_BYTES], row_start[t[ROWS_PAD]], row_start[row], count, 1,
+                    columns, 1, offsets, e_at, starts, s_own,
+                )  # fmt: skip
+                c[at + r] = _entry_row(values, offsets, e_at, e_at + count, x, x_at)
     elif kind == INT:
         _rows_of_int(t, first, rows, x, x_at, sums, sums_at, c, at + 2 * block, c, at, gain)
     elif kind == GRID:
