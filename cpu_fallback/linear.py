@@ -537,7 +537,7 @@ def _decoded(
 
     Also what activations with NaN or Inf take: their transform would spread them over a block.
     """
-    a = activations(x, "none", 64, None, ws)
+    a = None if x.shape[0] <= FEW else activations(x, "none", 64, None, ws)
     rows, step = weight.rows, panel_rows(weight)
     for start in range(0, rows, step):
         stop = min(start + step, rows)
@@ -550,4 +550,7 @@ def _decoded(
             decode(panel)
         else:
             panel = cache.panel(weight, start, stop, decode, panel)
-        _multiply(a, Plain(panel, start), bias, activation, residual, out, ws)
+        if a is None:
+            _few(x, Plain(panel, start), bias, activation, residual, out, ws)
+        else:
+            _multiply(a, Plain(panel, start), bias, activation, residual, out, ws)

@@ -8,11 +8,13 @@ The cost of a way is a sum of few terms, each a count times nanoseconds of one t
 
     transform   calls + values x vectors x transform + (entries x (entry + vectors x entry_vector)  or
                 weights x (unpack + vectors x dense))
-    decode      calls + weights x (unpack + block x synthesis + vectors x dense)
-    cache       calls + weights x vectors x dense, and `decode` for the part that is not held
+    decode      calls of every panel + weights x (unpack + block x synthesis) + product
+    cache       calls of every panel + product, and `decode` for the part that is not held
+    product     weights x the larger of vectors x dense / threads and stream
 
-with vectors = tokens / 16, rounded up. The numbers below were measured on one machine (AMD EPYC, AVX-512); `tune`
-measures them where it runs and keeps them in the user's cache folder (`rbe-gpu tune`).
+with vectors = tokens / 16, rounded up; a few tokens have terms of their own. The numbers below were measured on
+one machine (AMD EPYC, AVX-512); `tune` measures them where it runs and keeps them in the user's cache folder
+(`rbe-gpu tune`).
 """
 
 from __future__ import annotations
@@ -40,21 +42,27 @@ class Costs:
     ----------
     call : a kernel call
     dense : a weight times 16 tokens
+    stream : a dense weight from memory, by all threads together
     unpack : a low-bit code to float32
     few : a low-bit code unpacked and multiplied with one token
     transform : a value of 16 tokens through a block transform
     entry, entry_vector : a sparse entry to position and value; that times 16 tokens
+    entry_few : a sparse entry unpacked and multiplied with one token
+    spread : the same for a bitmap, per weight
     synthesis : a weight through both block transforms, per value of the block size
     scatter : a weight of a sparse row laid out densely
     """
 
     call: float = 9_000.0
     dense: float = 0.3
+    stream: float = 0.14
     unpack: float = 0.2
     few: float = 0.08
     transform: float = 4.0
-    entry: float = 1.5
+    entry: float = 0.6
     entry_vector: float = 0.5
+    entry_few: float = 1.3
+    spread: float = 0.2
     synthesis: float = 0.04
     scatter: float = 0.5
 
@@ -107,30 +115,35 @@ def seconds(weight: RBEBlocks, tokens: int, threads: int, held: float | None = N
     threads : that kernels use
     held : the share of the decoded weight that a cache keeps; None without a cache
     """
+    from .cpu_fallback.decode import panel_rows
+
     c = costs()
     codes = weight.codes
     sparse = isinstance(codes, SparseCodes)
     vectors = -(-tokens // 16)
     weights = weight.rows_pad * weight.cols_pad
+    panels = -(-weight.rows // panel_rows(weight))
     transformed = weight.transform != "none"
-    turned = (weight.cols_pad + weight.rows_pad) * vectors * c.transform * (1.0 if transformed else 0.25)
-    if isinstance(codes, SparseCodes):
-        product = codes.entries * (c.entry + vectors * c.entry_vector)
-    elif tokens <= FEW:
-        product = weights * c.few * tokens
+    few = tokens <= FEW
+    # the vectors that a transform is worth: 16 tokens, or one by one
+    turns = tokens / 16 if few else vectors
+    turned = (weight.cols_pad + weight.rows_pad) * turns * c.transform * (1.0 if transformed else 0.25)
+    if not isinstance(codes, SparseCodes):
+        product = weights * (c.few * tokens if few else c.unpack + vectors * c.dense)
+    elif tokens == 1:
+        product = weights * c.spread if codes.index_kind == "bitmap" else codes.entries * c.entry_few
     else:
-        product = weights * (c.unpack + vectors * c.dense)
-    dense = weights * vectors * c.dense
-    if tokens <= FEW:
-        dense, turned = weights * c.dense / 4 * tokens, turned / 16 * tokens
+        product = codes.entries * (c.entry + vectors * c.entry_vector)
+    dense = weights * max(c.dense * (tokens / 4 if few else vectors) / threads, c.stream)
     decoded = weights * (c.scatter if sparse else c.unpack)
     decoded += weights * weight.block * c.synthesis if transformed else 0.0
+    calls = 0 if few else 1  # before the panels'
     found = {
-        "transform": 2 * c.call + (turned + product) / threads,
-        "decode": 4 * c.call + (turned / 4 + decoded + dense) / threads,
+        "transform": (1 + calls) * c.call + (turned + product) / threads,
+        "decode": (calls + 4 * panels) * c.call + (turned / 4 + decoded) / threads + dense,
     }
     if held is not None:
-        found["cache"] = 2 * c.call + (turned / 4 + (1 - held) * decoded + dense) / threads
+        found["cache"] = (calls + panels) * c.call + (turned / 4 + (1 - held) * decoded) / threads + dense
     return {name: 1e-9 * value for name, value in found.items()}
 
 

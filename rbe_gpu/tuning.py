@@ -16,6 +16,7 @@ from .threads import get_num_threads
 from .workspace import Workspace
 
 SIZE = 1024  # rows and columns of the matrices: 4 MB dense, in the last-level cache as a layer's weights are
+FAR = 1 << 24  # weights of a matrix that no cache holds: 64 MB
 _ROUNDS = 5
 
 
@@ -44,12 +45,10 @@ def measure(report: Callable[[str, float], None] | None = None) -> Costs:
     """Measure every number on the threads that kernels use now."""
     threads, ws = get_num_threads(), Workspace()
     activations = {n: np.ones((n, SIZE), np.float32) for n in (1, 16, 32, 256)}
-    outputs = {n: np.empty((n, SIZE), np.float32) for n in activations}
     weights = SIZE * SIZE
 
     def product(weight: Any, tokens: int, method: str | None = None) -> float:
-        x, out = activations[tokens], outputs[tokens][:, : weight.shape[0]]
-        out = out if out.flags.c_contiguous else out.copy()
+        x, out = activations[tokens], np.empty((tokens, weight.shape[0]), np.float32)
         return _nanoseconds(lambda: ops.linear(x, weight, out=out, workspace=ws, method=method))
 
     flat = np.ones((SIZE, SIZE), np.float32)
@@ -73,6 +72,8 @@ def measure(report: Callable[[str, float], None] | None = None) -> Costs:
     note("call", _nanoseconds(lambda: ops.linear(row, small, out=out, workspace=ws)) / 2)
     dense = {n: product(flat, n) for n in (16, 256)}
     note("dense", (dense[256] - dense[16]) * threads / weights / 15)
+    long = np.ones((FAR // SIZE, SIZE), np.float32)
+    note("stream", (product(long, 1) - found["call"]) / FAR)
     codes = {n: product(int4, n, "transform") for n in (1, 16, 256)}
     note("unpack", (codes[16] - dense[16]) * threads / weights)
     note("few", (codes[1] - found["call"]) * threads / weights)
@@ -81,7 +82,10 @@ def measure(report: Callable[[str, float], None] | None = None) -> Costs:
     note("transform", (low[1] - low[0]) * threads / ((SIZE + 64) * 16))
     one, two = (product(sparse, n, "transform") for n in (16, 256))
     note("entry_vector", (two - one) * threads / entries / 15)
-    note("entry", one * threads / entries - found["entry_vector"])
+    note("entry", (one - 2 * found["call"]) * threads / entries - found["entry_vector"])
+    note("entry_few", (product(sparse, 1, "transform") - found["call"]) * threads / entries)
+    half = _matrix(codes="sparse-int8", kept=0.5, transform="none")
+    note("spread", (product(half, 1, "transform") - found["call"]) * threads / weights)
     plain, whole = product(int4, 32, "decode"), product(int4_dct, 32, "decode")
     note("synthesis", (whole - plain) * threads / weights / int4_dct.block)
     note("scatter", (product(sparse, 32, "decode") - plain) * threads / weights + found["unpack"])
