@@ -1,18 +1,13 @@
-"""The README's tables of quality per byte, made from rows: between two marks, in the README's language.
-
-- a line `<!-- quality:begin -->`;
-- the tables, and a line that names the rows they were made from, `reports/results/quality-....csv`;
-- a line `<!-- quality:end -->`.
-"""
+"""The README's tables of quality per byte, made from rows: between two marks, in the README's language."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from .bench import Results, Row
 from .page import MISSING, VERDICTS, fixed, megabytes, percent, times, verdict
+from .readme import Block, head, line
 from .tradeoff import CALIBRATED, DENSE, LINEAR, WHOLE
 from .tradeoff_points import (
     OURS,
@@ -27,11 +22,10 @@ from .tradeoff_points import (
     texts_of,
 )
 
-BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
+BLOCK = Block("quality", "python -m rbe_gpu.reports.tradeoff_page ROWS.csv --readme {readme}")
 NEAR = (3.5, 4.75)  # bits per weight of a setting "near 4 bits"
 NOT_POSSIBLE = "cannot be made"
-_BLOCK = re.compile(rf"(?s)({re.escape(BEGIN)}\n).*?({re.escape(END)})")
-_SOURCE = re.compile(r"\(reports/results/(quality-[^/)\s]+\.csv)\)")
+
 
 Words = Mapping[str, str]
 ENGLISH: Words = {
@@ -92,17 +86,13 @@ def tables(rows: Iterable[Row], name: str, words: Words = ENGLISH) -> str:
 
 
 def _row(cells: Iterable[str], words: Words) -> str:
-    return "| " + " | ".join(words.get(c, c).replace("|", "\\|") for c in cells) + " |"
-
-
-def _head(head: str) -> list[str]:
-    return [head, "|---" * (head.count("|") - 1) + "|"]
+    return line(words.get(c, c).replace("|", "\\|") for c in cells)
 
 
 def _costs(results: Results, words: Words) -> list[str]:
     """What a ratio costs: dense, and our files."""
     dense = point(results, WHOLE, DENSE)
-    lines = [*_head(words["cost"]), _cost(words["dense"], dense, dense, words)]
+    lines = [*head(words["cost"]), _cost(words["dense"], dense, dense, words)]
     for ratio, provider in offered(results):
         kind = "calibrated" if provider.startswith(CALIBRATED) else "plain"
         name = words[kind].format(ratio=ratio)
@@ -143,7 +133,7 @@ def _near(results: Results, words: Words) -> list[str]:
     best = {tool: best_near([p for p in peers(found) if p.tool == tool]) for tool in measured_tools(results)}
     there = sorted((p for p in best.values() if p is not None), key=lambda p: -(p.cosine or 0.0))
     ours = best_near(of_tool(found, CALIBRATED))
-    lines = _head(words["near_head"])
+    lines = head(words["near_head"])
     lines += [_setting(words["ours"], ours, results, words)]
     lines += [_setting(p.provider, p, results, words) for p in there]
     lines += [_row([words["absent"].format(tool=t), *[""] * 5], words) for t, p in best.items() if p is None]
@@ -164,35 +154,6 @@ def _setting(name: str, found: Point | None, results: Results, words: Words) -> 
     )  # fmt: skip
 
 
-def source_of(readme: Path) -> str:
-    """The name of the rows file that a README's tables say they were made from.
-
-    Raises
-    ------
-    ValueError : it has no tables between marks, or they name no rows
-    """
-    block = _BLOCK.search(readme.read_text(encoding="utf-8"))
-    named = None if block is None else _SOURCE.search(block[0])
-    if named is None:
-        raise ValueError(
-            f"{readme} has no tables between {BEGIN} and {END} that name their rows; "
-            f"python -m rbe_gpu.reports.tradeoff_page ROWS.csv --readme {readme.name} makes them"
-        )
-    return named[1]
-
-
-def updated(text: str, inside: str) -> str:
-    """A README's text with the tables between its marks replaced.
-
-    Raises
-    ------
-    ValueError : the marks are not there, each once and on lines of their own
-    """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or not _BLOCK.search(text):
-        raise ValueError(f"the tables belong between a line {BEGIN} and a line {END}, each there once")
-    return _BLOCK.sub(lambda m: f"{m[1]}\n{inside}\n\n{m[2]}", text)
-
-
 def update(readme: Path, rows: Iterable[Row], source: Path) -> bool:
     """Make a README's tables anew. Returns whether that changed it.
 
@@ -200,11 +161,4 @@ def update(readme: Path, rows: Iterable[Row], source: Path) -> bool:
     ------
     ValueError : it has no marks
     """
-    before = readme.read_text(encoding="utf-8")
-    try:
-        after = updated(before, tables(rows, source.name, language(readme)))
-    except ValueError as error:
-        raise ValueError(f"{readme}: {error}") from None
-    if after != before:
-        readme.write_text(after, encoding="utf-8")
-    return after != before
+    return BLOCK.update(readme, tables(rows, source.name, language(readme)))

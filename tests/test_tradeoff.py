@@ -622,18 +622,18 @@ def test_a_readme_without_marks_is_refused(text, tmp_path):
         tradeoff_readme.update(readme, ROWS, Path("q.csv"))
     assert readme.read_text() == text
     with pytest.raises(ValueError, match="no tables between"):
-        tradeoff_readme.source_of(readme)
+        tradeoff_readme.BLOCK.source_of(readme)
 
 
 @pytest.mark.parametrize("name", READMES)
 def test_the_readmes_tables_are_those_of_the_committed_rows(name):
     """The rows are a file in reports/results; the README names it."""
     readme = ROOT / name
-    rows_path = ROOT / "reports" / "results" / tradeoff_readme.source_of(readme)
+    rows_path = ROOT / "reports" / "results" / tradeoff_readme.BLOCK.source_of(readme)
     assert rows_path.is_file(), f"{name} names rows that are not there: {rows_path.name}"
     text = readme.read_text(encoding="utf-8")
     made = tradeoff_readme.tables(read_rows(rows_path), rows_path.name, tradeoff_readme.language(readme))
-    assert tradeoff_readme.updated(text, made) == text
+    assert tradeoff_readme.BLOCK.updated(text, made) == text
 
 
 # --- measuring and going on -----------------------------------------------------------------------------------

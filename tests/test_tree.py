@@ -49,7 +49,20 @@ CPU = {
 }
 GPU = {"__init__", "_load", "_launch", "_rows", "_elements", "graph"}
 REPORTS = {
-    *("__init__", "bench", "plot", "page", "run", "inputs", "peers", "quality", "text", "gpu_check", "aims"),
+    *(
+        "__init__",
+        "bench",
+        "plot",
+        "page",
+        "run",
+        "inputs",
+        "peers",
+        "quality",
+        "text",
+        "gpu_check",
+        "aims",
+        "readme",
+    ),
     *(
         "tradeoff",
         "tradeoff_points",
@@ -57,6 +70,8 @@ REPORTS = {
         "tradeoff_page",
         "tradeoff_plot",
         "tradeoff_readme",
+        "speed_readme",
+        "readme",
     ),
 }
 QUANTIZERS = {"__init__", "__main__", "source", "gguf_file", "llama", "onnx_runtime", "torch_tools"}

@@ -1,0 +1,141 @@
+"""The README's tables of speed, made from the rows of a report: between two marks, in the README's language.
+
+python -m rbe_gpu.reports.speed_readme ROWS.csv README.md README.ko.md
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from .bench import Results, Row, read_rows
+from .cases import DENSE, TORCH, linear
+from .cases.model import CASE, LEAN, PEERS
+from .page import MISSING
+from .quality import FAST, OURS
+from .readme import Block, head, line
+
+BLOCK = Block("speed", "python -m rbe_gpu.reports.speed_readme ROWS.csv {readme}")
+SHAPES = tuple(
+    f"{shape}, {tokens}"
+    for shape, counts in (
+        ("768x768", ("1 token", "64 tokens", "512 tokens")),
+        ("3072x768", ("64 tokens", "512 tokens")),
+        ("4096x4096", ("1 token", "64 tokens", "128 tokens")),
+    )
+    for tokens in counts
+)
+FORMS = (*(linear.sparse(kept) for kept in (0.05, 0.12, 0.25, 0.5)), linear.DENSE4, DENSE)
+GRADES = tuple(f"grade {letter}" for letter in "SABC")
+#: metric of a grade -> how it is written
+_COLUMNS = {
+    "file_bytes": lambda v: f"{v / 1e6:.1f} MB",
+    "bits_per_weight": lambda v: f"{v:.2f}",
+    "weight_error": lambda v: f"{v:.2g}",
+    "cosine_mean": lambda v: f"{v:.4f}",
+    "cosine_min": lambda v: f"{v:.3f}",
+}
+Words = Mapping[str, str]
+ENGLISH: Words = {
+    "products": "| times as fast as PyTorch's dense product | 5% kept | 12% kept | 25% kept | 50% kept | 4-bit codes "
+    "| dense |",
+    "encoder": "Sentences per second, 32 texts, tokenizer included, nothing decoded kept: {values}.",
+    "grades": "| | file | bits/weight | weight error | cosine, mean | cosine, least | 32 texts | with decoded "
+    "weights kept |",
+    "source": "{device}; {threads} threads. Rows: [{name}](reports/results/{name}).",
+}  # fmt: skip
+KOREAN: Words = {
+    "products": "| PyTorch의 밀집 곱 대비 배속 | 5% 보존 | 12% 보존 | 25% 보존 | 50% 보존 | 4비트 코드 | 밀집 |",
+    "encoder": "초당 문장 수, 글 32개, 토크나이저 포함, 풀어 둔 가중치 없음: {values}.",
+    "grades": "| | 파일 | 비트/가중치 | 가중치 오차 | 코사인 평균 | 코사인 최소 | 글 32개 | 풀어 둔 가중치를 "
+    "보관하면 |",
+    "source": "{device}, 스레드 {threads}개. 측정값: [{name}](reports/results/{name}).",
+}  # fmt: skip
+
+
+def tables(rows: Iterable[Row], name: str, words: Words = ENGLISH) -> str:
+    """The Markdown between the marks.
+
+    name : of the rows file
+    """
+    results = Results(rows)
+    first = results.rows[0]
+    return "\n\n".join(
+        (
+            "\n".join(_products(results, words)),
+            words["encoder"].format(values=_sentences(results)),
+            "\n".join(_grades(results, words)),
+            words["source"].format(device=first.device, threads=first.threads, name=name),
+        )
+    )
+
+
+def language(readme: Path) -> Words:
+    """The words of a README, by its name."""
+    return KOREAN if readme.name.endswith(".ko.md") else ENGLISH
+
+
+def _products(results: Results, words: Words) -> list[str]:
+    lines = head(words["products"])
+    for case in SHAPES:
+        speeds = [results.value("linear", case, form, f"speed_vs_{TORCH}") for form in FORMS]
+        lines.append(line([case, *(MISSING if v is None else f"{v:.2f}×" for v in speeds)]))
+    return lines
+
+
+def _sentences(results: Results) -> str:
+    """All that were measured, the quickest last."""
+    found = {
+        provider: results.value("model", case, provider, "sentences_per_second")
+        for case, providers in ((CASE, (*PEERS, DENSE)), (LEAN, (f"{OURS} {FAST.name}",)))
+        for provider in providers
+    }
+    there = {provider: value for provider, value in found.items() if value is not None}
+    return ", ".join(
+        f"{provider} {there[provider]:.0f}" for provider in sorted(there, key=lambda p: there[p])
+    )
+
+
+def _grades(results: Results, words: Words) -> list[str]:
+    def milliseconds(case: str, provider: str) -> str:
+        value = results.value("model", case, provider, "time")
+        return MISSING if value is None else f"{1e3 * value:.0f} ms"
+
+    lines = head(words["grades"])
+    size = results.value("model", "dense", OURS, "file_bytes") or 0.0
+    lines.append(
+        line(
+            [
+                "dense float32",
+                _COLUMNS["file_bytes"](size),
+                "32",
+                "0",
+                "1",
+                "1",
+                milliseconds(CASE, DENSE),
+                "",
+            ]
+        )
+    )
+    for grade in GRADES:
+        values = {metric: results.value("model", grade, OURS, metric) for metric in _COLUMNS}
+        cells = [MISSING if v is None else _COLUMNS[metric](v) for metric, v in values.items()]
+        times = [milliseconds(case, f"{OURS} {grade}") for case in (LEAN, CASE)]
+        lines.append(line([grade, *cells, *times]))
+    return lines
+
+
+def main(arguments: list[str]) -> int:
+    """Make the tables of READMEs anew from a file of rows."""
+    if len(arguments) < 2:
+        print(__doc__, file=sys.stderr)
+        return 2
+    source, *readmes = (Path(a) for a in arguments)
+    for readme in readmes:
+        BLOCK.update(readme, tables(read_rows(source), source.name, language(readme)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
