@@ -31,7 +31,7 @@
 // Bytes      Few tokens: codes, scales once per 8 tokens (mma_few: 16); x^ 4 bytes, parts 8 bytes a token and split,
 //            mostly in L2. Many: x^ and W once per 128 x 128 tile.
 // Accuracy   float sums. f16 operands: x^ and C each rounded once to 11 bits, x^ scaled by a power of two per token.
-#include "common.cuh"
+#include "linear.cuh"
 
 constexpr int LAYOUT_RUNS = 0;     // float, (token groups, K / 1024, T, 8, 32, 4): lane's quads of linear_dot
 constexpr int LAYOUT_COLUMNS = 1;  // float, (token groups, K, T)
@@ -39,79 +39,6 @@ constexpr int LAYOUT_F16 = 2;      // f16, (tokens, K), times 2^-e
 constexpr int SPAN = WARP * RUN;   // columns that a warp of linear_dot takes at once
 template <int T>
 constexpr int DOT_ROWS = T > 1 ? 2 : 4;  // rows of a warp: as many sums as registers
-
-constexpr int RELU = 1, GELU = 2, GELU_TANH = 3, SILU = 4;
-
-// --- the end of a product
-
-struct Relu {
-  __device__ __forceinline__ float operator()(float t) const { return t < 0.0f ? 0.0f : t; }
-};
-struct Silu {
-  __device__ __forceinline__ float operator()(float t) const { return silu_of(t); }
-};
-struct GeluErf {
-  __device__ __forceinline__ float operator()(float t) const {
-    t = t < LOWEST ? LOWEST : t;  // -Inf gives 0
-    return fmaf(0.5f * t, erff(0.70710678f * t), 0.5f * t);
-  }
-};
-struct GeluTanh {
-  __device__ __forceinline__ float operator()(float t) const {
-    t = t < LOWEST ? LOWEST : t;
-    return t / (1.0f + expf(t * fmaf(t * t, -1.5957691216f * 0.044715f, -1.5957691216f)));
-  }
-};
-template <int N, class F>
-__device__ __forceinline__ void map_values(float (&v)[N], F f) {
-#pragma unroll
-  for (int i = 0; i < N; ++i) v[i] = f(v[i]);
-}
-
-struct Finish {
-  const void* bias;
-  int bias_type, activation;
-  const void* residual;
-  int residual_type;
-  void* out;
-  int type;
-  i64 tokens, cols;
-  int wide;  // rows of 8 values start at a multiple of 16 bytes, all arrays
-
-  // out[token, col ...] of the sums v: N = 8 where rows are wide, else 1
-  template <int N>
-  __device__ __forceinline__ void emit(i64 token, i64 col, float (&v)[N]) const {
-    if (bias) {
-      float b[N];
-      load_any<N>(bias, bias_type, col, b);
-#pragma unroll
-      for (int i = 0; i < N; ++i) v[i] += b[i];
-    }
-    if (activation == RELU) map_values(v, Relu());
-    if (activation == GELU) map_values(v, GeluErf());
-    if (activation == GELU_TANH) map_values(v, GeluTanh());
-    if (activation == SILU) map_values(v, Silu());
-    if (residual) {
-      float r[N];
-      load_any<N>(residual, residual_type, token * cols + col, r);
-#pragma unroll
-      for (int i = 0; i < N; ++i) v[i] += r[i];
-    }
-    store_any<N>(out, type, token * cols + col, v);
-  }
-};
-#define FINISH_PARAMETERS                                                                                        \
-  const void *bias, int bias_type, int activation, const void *residual, int residual_type, void *out, int type, \
-      i64 tokens, i64 cols, int wide
-#define FINISH_ARGUMENTS \
-  { bias, bias_type, activation, residual, residual_type, out, type, tokens, cols, wide }
-
-// The power of two that brings a token of this largest value to 1 ... 4; 1 for 0, NaN and Inf.
-__device__ __forceinline__ float token_scale(float peak) {
-  int exponent = static_cast<int>(__float_as_uint(peak) >> 23 & 0xffu);
-  if (exponent == 0 || exponent == 255) return 1.0f;
-  return __uint_as_float(static_cast<u32>(exponent < 253 ? exponent : 253) << 23);
-}
 
 // --- what is made of x
 
@@ -130,33 +57,6 @@ extern "C" __global__ void __launch_bounds__(256)
     }
     top = warp_max(top) + warp_sum(wrong);
     if (lane == 0) peaks[token] = top;
-  }
-}
-
-// Lines of B values in shared memory, transformed by 128 threads at once: 64 of B = 128, else 128.
-constexpr int TILE_FLOATS = 64 * 128;
-__device__ __forceinline__ int tile_lines(int block) { return block == 128 ? 64 : 128; }
-
-template <int B, bool TRANSPOSED>
-__device__ __forceinline__ void transform_lines(int transform, float* tile) {
-  constexpr int LINES = 128 / LINE_THREADS<B>;
-  Line<B> line{tile, static_cast<int>(threadIdx.x) % LINES, false};
-  int part = threadIdx.x / LINES;
-  if constexpr (TRANSPOSED) {
-    transpose_synthesis<B>(transform, line, true, part);
-  } else {
-    synthesise<B>(transform, line, true, part);
-  }
-}
-template <bool TRANSPOSED>
-__device__ __forceinline__ void transform_lines(int block, int transform, float* tile) {
-  if (transform == NO_TRANSFORM) return;
-  if (block == 32) {
-    transform_lines<32, TRANSPOSED>(transform, tile);
-  } else if (block == 64) {
-    transform_lines<64, TRANSPOSED>(transform, tile);
-  } else {
-    transform_lines<128, TRANSPOSED>(transform, tile);
   }
 }
 
@@ -279,89 +179,7 @@ extern "C" __global__ void __launch_bounds__(128)
   }
 }
 
-// sum_J sum_k p_IJk (Phi_k x_J) at one row, from the features.
-__device__ __forceinline__ float basis_product(const f16* basis, const float* features, i64 token, i64 row, i64 blocks,
-                                               int block, int matrix) {
-  float sum = 0.0f;
-  if (!matrix) {
-    const float* f = features + token * blocks * 5;
-    for (i64 i = 0; i < blocks * 5; ++i) sum = fmaf(to_float(basis[row * blocks * 5 + i]), f[i], sum);
-    return sum;
-  }
-  int y = static_cast<int>(row % block);
-  Axis axis(y, block);
-  const f16* params = basis + row / block * blocks * 8;
-  const float* f = features + token * blocks * (4 + block);
-  for (i64 j = 0; j < blocks; ++j, params += 8, f += 4 + block) {
-    float p[8];
-    load<8>(params, p);
-    float one = fmaf(p[2], axis.square, fmaf(p[4], axis.cos_1, fmaf(p[6], axis.cos_2, p[0])));
-    sum = fmaf(one, f[0], sum);
-    sum = fmaf(p[2], f[1], sum);
-    sum = fmaf(fmaf(p[7], axis.cos_1, p[3]), f[2], sum);
-    sum = fmaf(p[5], f[3], sum);
-    sum = fmaf(p[1], f[4 + y], sum);
-  }
-  return sum;
-}
-
 // --- few tokens
-
-// Words of a plane of N words, of codes of `bits` bits: so aligned are they.
-template <int N>
-__device__ __forceinline__ void load_plane(const u32* p, int bits, u32 (&w)[N]) {
-  if (N >= 4 && bits % 4 == 0) {
-#pragma unroll
-    for (int i = 0; i < N / 4; ++i) {
-      uint4 four = reinterpret_cast<const uint4*>(p)[i];
-      w[4 * i] = four.x;
-      w[4 * i + 1] = four.y;
-      w[4 * i + 2] = four.z;
-      w[4 * i + 3] = four.w;
-    }
-  } else if (N >= 2 && bits % 2 == 0) {
-#pragma unroll
-    for (int i = 0; i < N / 2; ++i) {
-      uint2 two = reinterpret_cast<const uint2*>(p)[i];
-      w[2 * i] = two.x;
-      w[2 * i + 1] = two.y;
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < N; ++i) w[i] = p[i];
-  }
-}
-
-// The codes of a run, four to a word: of codes of more than 8 bits the topmost 8 (digit 1) or the others (digit 0).
-__device__ __forceinline__ void load_digits(const u32* run, int bits, int digit, u32 (&words)[RUN / 4]) {
-  if (digit || bits == 8) {
-    load_plane(run, bits, words);
-    return;
-  }
-  if (bits & 8) run += 8;
-#pragma unroll
-  for (int i = 0; i < RUN / 4; ++i) words[i] = 0;
-  if (bits & 4) {
-    u32 plane[4];
-    load_plane(run, bits, plane);
-#pragma unroll
-    for (int i = 0; i < RUN / 4; ++i) words[i] = plane_quad<4>(plane, i);
-    run += 4;
-  }
-  if (bits & 2) {
-    u32 plane[2];
-    load_plane(run, bits, plane);
-#pragma unroll
-    for (int i = 0; i < RUN / 4; ++i) words[i] = words[i] << 2 | plane_quad<2>(plane, i);
-    run += 2;
-  }
-  if (bits & 1) {
-    u32 plane[1];
-    load_plane(run, bits, plane);
-#pragma unroll
-    for (int i = 0; i < RUN / 4; ++i) words[i] = words[i] << 1 | plane_quad<1>(plane, i);
-  }
-}
 
 // Where the work of a launch of `few` kernels stands: rows, split of k, group of tokens.
 struct Few {
@@ -544,7 +362,7 @@ __device__ __forceinline__ void weight_rows(const void* w, int w_type, const flo
       dot_rows<T, false>(c, x, rows, tokens, spans_each, splits, ld, parts);                                          \
     }                                                                                                                 \
   }                                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(256) linear_sparse_##T(                                                \
+  extern "C" __global__ void __launch_bounds__(256, 4) linear_sparse_##T(                                             \
       CODES_PARAMETERS, const float* x, i64 rows, i64 tokens, i64 ld, float* parts) {                                 \
     sparse_rows<T>(CODES_ARGUMENTS, x, rows, tokens, ld, parts);                                                      \
   }                                                                                                                   \
@@ -557,7 +375,7 @@ __device__ __forceinline__ void weight_rows(const void* w, int w_type, const flo
       weight_rows<T, 1>(w, w_type, x, rows, cols, padded, tokens, cols_each, splits, ld, parts);                      \
     }                                                                                                                 \
   }
-// The bounds of linear_dot are those with which the compiler keeps all values in registers, for every architecture.
+// The bounds of linear_dot and linear_sparse are those with which the compiler keeps all values in registers, for every architecture.
 FEW(1, 128, 4)
 FEW(4, 512)
 FEW(8, 128)
@@ -630,205 +448,8 @@ extern "C" __global__ void __launch_bounds__(128, 2)
 
 // --- many tokens: tensor cores
 
-constexpr int BN = 128, BK = 64;  // outputs and values of k of a tile
-constexpr int CHUNKS = BK / 8;    // of 16 bytes in a row of a tile of halves
-
-// Element offset of a chunk of a row; rows are 128 bytes, chunks exchanged by row.
-__device__ __forceinline__ int half_at(int row, int chunk) { return row * BK + ((chunk ^ row) & 7) * 8; }
-
-// Rows first ... first + ROWS - 1 and columns k ... k + BK - 1 of a (rows, ld) array of halves, zeros beyond `rows` and
-// `depth`.
-template <int ROWS, class T>
-__device__ __forceinline__ void copy_tile(T* tile, const T* source, i64 first, i64 rows, i64 k, i64 depth, i64 ld) {
-  for (int i = threadIdx.x; i < ROWS * CHUNKS; i += blockDim.x) {
-    int row = i / CHUNKS, chunk = i % CHUNKS;
-    bool valid = first + row < rows && k + chunk * 8 < depth;
-    cp_async_16(tile + half_at(row, chunk), valid ? source + (first + row) * ld + k + chunk * 8 : source, valid);
-  }
-}
-
-// A run of codes of one row of W on its way to shared memory: thread 2 r + h has run h of row r.
-struct RunLoader {
-  u32 low[RUN / 4], high[RUN / 4];
-  float scale;
-  bool valid;
-
-  __device__ __forceinline__ void load(const Codes& c, i64 row, i64 rows, i64 run) {
-    i64 runs = c.cols / RUN;
-    valid = row < rows && run < runs;
-    if (!valid) return;
-    const u32* words = reinterpret_cast<const u32*>(c.value) + (row * runs + run) * c.bits;
-    load_digits(words, c.bits, 0, low);
-    if (c.bits > 8) load_digits(words, c.bits, 1, high);
-    i64 groups = c.kind == CODES_GRID ? 1 : (c.cols + c.group - 1) / c.group;
-    scale = to_float(c.kind == CODES_GRID ? c.scale[row] : c.scale[row * groups + run * RUN / c.group]);
-  }
-  __device__ __forceinline__ void store(const Codes& c, i64 run, f16* tile, int row, int half) const {
-    float middle = c.kind == CODES_GRID ? static_cast<float>(1 << (c.bits - 1))
-                                        : 0.5f * static_cast<float>((1 << c.bits) - 1);
-    float weight = static_cast<float>(1 << (c.bits > 8 ? c.bits - 8 : 0));
-#pragma unroll
-    for (int chunk = 0; chunk < RUN / 8; ++chunk) {
-      float v[8] = {};
-      if (valid) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) v[i] = byte_value(low[2 * chunk + i / 4], i % 4);
-        if (c.bits > 8) {
-#pragma unroll
-          for (int i = 0; i < 8; ++i) v[i] = fmaf(weight, byte_value(high[2 * chunk + i / 4], i % 4), v[i]);
-        }
-        if (c.kind == CODES_GRID) {
-          float step[8];
-          ::load<8>(c.col_scale + run * RUN + chunk * 8, step);
-#pragma unroll
-          for (int i = 0; i < 8; ++i) v[i] = scale * step[i] * shrunk(v[i] - middle, c.offset);
-        } else {
-#pragma unroll
-          for (int i = 0; i < 8; ++i) v[i] = scale * (v[i] - middle);
-        }
-      }
-      ::store<8>(tile + half_at(row, half * (RUN / 8) + chunk), v);
-    }
-  }
-};
-
-template <class T>
-constexpr bool IS_BF16 = false;
-template <>
-constexpr bool IS_BF16<bf16> = true;
-
-// sums = rows first_m ... of x^ (tokens, ldx) times rows first_n ... of W, over k from `begin` to `end`. 8 warps, WM of
-// them along the tokens.
-template <class T, bool CODED, int BM, int WM>
-struct Tiles {
-  static constexpr int WN = 8 / WM;
-  static constexpr int MT = BM / WM / 16, NT = BN / WN / 8;  // tiles of 16 and of 8 of a warp
-  // bf16 without tensor cores for it is so much code that one copy must do
-  static constexpr int UNROLL = IS_BF16<T> ? 1 : BK / 16;
-  static constexpr int A = BM * BK, W = BN * BK, STAGE = A + W;
-
-  float sums[MT][NT][4];
-
-  __device__ __forceinline__ void multiply(T* stages, const T* x, i64 tokens, i64 ldx, i64 first_m, const T* w, i64 ldw,
-                                           const Codes& codes, i64 rows, i64 first_n, i64 begin, i64 end, i64 depth) {
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    int m0 = warp / WN * (MT * 16), n0 = warp % WN * (NT * 8);
-    int row = threadIdx.x / 2, half = threadIdx.x % 2;
-#pragma unroll
-    for (int m = 0; m < MT; ++m) {
-#pragma unroll
-      for (int n = 0; n < NT; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sums[m][n][i] = 0.0f;
-      }
-    }
-    RunLoader run;
-    copy_tile<BM>(stages, x, first_m, tokens, begin, depth, ldx);
-    if constexpr (CODED) {
-      run.load(codes, first_n + row, rows, begin / RUN + half);
-      run.store(codes, begin / RUN + half, stages + A, row, half);
-    } else {
-      copy_tile<BN>(stages + A, w, first_n, rows, begin, depth, ldw);
-    }
-    cp_async_commit();
-    int turn = 0;
-    for (i64 k = begin; k < end; k += BK, turn ^= 1) {
-      cp_async_wait<0>();
-      __syncthreads();  // this stage is complete, and the other is free
-      T* now = stages + turn * STAGE;
-      T* next = stages + (turn ^ 1) * STAGE;
-      bool more = k + BK < end;
-      if (more) {
-        copy_tile<BM>(next, x, first_m, tokens, k + BK, depth, ldx);
-        if constexpr (CODED) {
-          run.load(codes, first_n + row, rows, (k + BK) / RUN + half);
-        } else {
-          copy_tile<BN>(next + A, w, first_n, rows, k + BK, depth, ldw);
-        }
-      }
-      cp_async_commit();
-#pragma unroll (UNROLL)
-      for (int step = 0; step < BK / 16; ++step) {
-        u32 a[MT][4], b[NT / 2][4];
-#pragma unroll
-        for (int m = 0; m < MT; ++m) {
-          ldmatrix(a[m], now + half_at(m0 + m * 16 + lane % 16, 2 * step + lane / 16));
-        }
-#pragma unroll
-        for (int n = 0; n < NT / 2; ++n) {  // k 0-7 and 8-15 of 8 outputs, then of the next 8
-          ldmatrix(b[n], now + A + half_at(n0 + n * 16 + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
-        }
-#pragma unroll
-        for (int m = 0; m < MT; ++m) {
-#pragma unroll
-          for (int n = 0; n < NT; ++n) {
-            u32 pair[2] = {b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]};
-            mma_16x8x16<T>(sums[m][n], a[m], pair);
-          }
-        }
-      }
-      if constexpr (CODED) {
-        if (more) run.store(codes, (k + BK) / RUN + half, next + A, row, half);
-      }
-    }
-  }
-
-  // f(row, column, two sums) of the tile, for all of a thread's
-  template <class F>
-  __device__ __forceinline__ void visit(F f) const {
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    int m0 = warp / WN * (MT * 16) + lane / 4, n0 = warp % WN * (NT * 8) + 2 * (lane % 4);
-#pragma unroll
-    for (int m = 0; m < MT; ++m) {
-#pragma unroll
-      for (int n = 0; n < NT; ++n) {
-        f(m0 + m * 16, n0 + n * 8, sums[m][n][0], sums[m][n][1]);
-        f(m0 + m * 16 + 8, n0 + n * 8, sums[m][n][2], sums[m][n][3]);
-      }
-    }
-  }
-};
-
-// Sums of a tile in shared memory, (BN / block, 128, block) floats, to the columns first_n ... end - 1 of out, by 8
-// values or one by one.
-__device__ __forceinline__ int sum_at(int block, int row, int col) {
-  return col / block * (128 * block) + tile_at(block, row, col % block);
-}
-__device__ __forceinline__ void finish_tile(const float* tile, int block, i64 first_m, i64 first_n, i64 end, float gain,
-                                            const float* peaks, const Finish& finish) {
-  auto write = [&](auto& v, int row, int col) {
-    constexpr int N = sizeof v / sizeof v[0];
-    if (first_m + row >= finish.tokens || first_n + col >= end) return;
-    float factor = peaks ? gain * token_scale(peaks[first_m + row]) : gain;
-#pragma unroll
-    for (int n = 0; n < N; ++n) v[n] = factor * tile[sum_at(block, row, col + n)];
-    finish.emit(first_m + row, first_n + col, v);
-  };
-  if (finish.wide) {
-    for (int i = threadIdx.x; i < 128 * (BN / 8); i += blockDim.x) {
-      float v[8];
-      write(v, i / (BN / 8), i % (BN / 8) * 8);
-    }
-  } else {
-    for (int i = threadIdx.x; i < 128 * BN; i += blockDim.x) {
-      float v[1];
-      write(v, i / BN, i % BN);
-    }
-  }
-}
-
 // A tile of 128 x 128 results a block; S of B rows at the end. The rows of W are the columns `column` on of out.
-template <int B>
-__device__ __forceinline__ void transform_sums(int transform, float* tile) {
-  constexpr int LINES = 128 * BN / B, EACH = 256 / LINE_THREADS<B>;
-#pragma unroll 1
-  for (int first = 0; first < LINES; first += EACH) {
-    int line = first + threadIdx.x % EACH;
-    synthesise<B>(transform, {tile + line / 128 * (128 * B), line % 128, false}, true, threadIdx.x / EACH);
-  }
-}
-
-template <class T, bool CODED>
+template <class T, class LOADER>
 __device__ __forceinline__ void mma_tile(const T* x, i64 ldx, const T* w, i64 ldw, const Codes& codes, i64 rows,
                                          i64 column, i64 depth, int block, int transform, float gain,
                                          const float* peaks, const Finish& finish) {
@@ -838,7 +459,7 @@ __device__ __forceinline__ void mma_tile(const T* x, i64 ldx, const T* w, i64 ld
   i64 first_m = blockIdx.x % tiles_m * BM, first_n = blockIdx.x / tiles_m * BN;
   float* tile = reinterpret_cast<float*>(memory);
   {
-    Tiles<T, CODED, BM, 2> product;
+    Tiles<T, LOADER, BM, 2> product;
     product.multiply(reinterpret_cast<T*>(memory), x, finish.tokens, ldx, first_m, w, ldw, codes, rows, first_n, 0,
                      depth, depth);
     __syncthreads();  // the stages are free
@@ -848,29 +469,28 @@ __device__ __forceinline__ void mma_tile(const T* x, i64 ldx, const T* w, i64 ld
     });
   }
   __syncthreads();
-  if (CODED && transform != NO_TRANSFORM) {
+  if constexpr (!IS_NO_LOADER<LOADER>) {
     gain *= transform_factor(transform, block);
-    if (block == 32) {
-      transform_sums<32>(transform, tile);
-    } else if (block == 64) {
-      transform_sums<64>(transform, tile);
-    } else {
-      transform_sums<128>(transform, tile);
-    }
+    transform_sums(block, transform, tile);
   }
-  finish_tile(tile, block, first_m, column + first_n, min(column + rows, finish.cols), gain, peaks, finish);
+  auto mend = [&](i64 token, i64, auto& v) {
+    float factor = peaks ? gain * token_scale(peaks[token]) : gain;
+#pragma unroll
+    for (float& value : v) value *= factor;
+  };
+  finish_tile(tile, block, first_m, column + first_n, min(column + rows, finish.cols), finish, mend);
 }
 
-#define MMA(name, T, CODED)                                                                                   \
-  extern "C" __global__ void __launch_bounds__(256) linear_mma_##name(                                        \
+#define MMA(name, T, LOADER)                                                                                  \
+  extern "C" __global__ void __launch_bounds__(256, RESIDENT) linear_mma_##name(                              \
       const T* x, i64 ldx, const T* w, i64 ldw, CODES_PARAMETERS, i64 rows, i64 column, i64 depth, int block, \
       int transform, float gain, const float* peaks, FINISH_PARAMETERS) {                                     \
-    mma_tile<T, CODED>(x, ldx, w, ldw, CODES_ARGUMENTS, rows, column, depth, block, transform, gain, peaks,   \
+    mma_tile<T, LOADER>(x, ldx, w, ldw, CODES_ARGUMENTS, rows, column, depth, block, transform, gain, peaks,  \
                        FINISH_ARGUMENTS);                                                                     \
   }
-MMA(codes, f16, true)
-MMA(f16, f16, false)
-MMA(bf16, bf16, false)
+MMA(codes, f16, RunLoader)
+MMA(f16, f16, NoLoader)
+MMA(bf16, bf16, NoLoader)
 
 // parts[split, token, row] of 16 tokens x 128 rows a block; splits of k_each values of k.
 __device__ __forceinline__ void mma_few(const f16* x, i64 ldx, const Codes& codes, i64 rows, i64 tokens, i64 k_each,
@@ -878,7 +498,7 @@ __device__ __forceinline__ void mma_few(const f16* x, i64 ldx, const Codes& code
   DYNAMIC_SHARED(f16, stages);
   Few few(rows, BN, splits);
   i64 begin = few.split * k_each, end = min(begin + k_each, codes.cols);
-  Tiles<f16, true, 16, 1> product;
+  Tiles<f16, RunLoader, 16, 1> product;
   product.multiply(stages, x, tokens, ldx, few.group * 16, nullptr, 0, codes, rows, few.first_row, begin, end,
                    codes.cols);
   product.visit([&](int row, int col, float a, float b) {

@@ -188,8 +188,10 @@ def linear(
     residual : (..., out_features), added after the activation
     out : (..., out_features), dtype of x; must not share memory with x; may be `residual`
     cache : keeps decoded panels of a compressed weight between calls, under its byte budget
-    method : on the CPU, the way a product with a compressed weight takes: "transform", "decode" or "cache"
-        (`rbe_gpu.planner`); None takes the one estimated cheapest. A GPU has its own ways and takes None
+    method : the way a product with a compressed weight takes: "transform" (W is never decoded), "decode" (panels of
+        it are) or "cache" (panels that `cache` keeps). None takes the one estimated cheapest on the CPU
+        (`rbe_gpu.planner`); on a GPU, where the ways have not been timed yet, that of "transform" for up to 16 tokens
+        and for dense and grid codes without a basis and half-precision x, and else that of "decode" with `cache`
 
     Returns
     -------

@@ -147,14 +147,19 @@ def seconds(weight: RBEBlocks, tokens: int, threads: int, held: float | None = N
     return {name: 1e-9 * value for name, value in found.items()}
 
 
-def plan(
-    weight: RBEBlocks, tokens: int, threads: int, cache: PanelCache | None = None, method: str | None = None
-) -> Plan:
-    """The cheapest way for so many tokens; `method` decides instead where it is given."""
+def need_method(method: str | None, cache: PanelCache | None) -> None:
+    """A `ValueError` unless `method` is a way, or None, and has the cache that it needs."""
     if method not in (None, *METHODS):
         raise ValueError(f"unknown method {method!r}; use one of {METHODS}, or None")
     if method == "cache" and cache is None:
         raise ValueError("method='cache' needs a cache: pass cache=PanelCache(bytes)")
+
+
+def plan(
+    weight: RBEBlocks, tokens: int, threads: int, cache: PanelCache | None = None, method: str | None = None
+) -> Plan:
+    """The cheapest way for so many tokens; `method` decides instead where it is given."""
+    need_method(method, cache)
     held = None
     if cache is not None:
         held = min(1.0, cache.budget / weight.dense_nbytes)

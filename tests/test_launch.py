@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,7 +28,8 @@ from .host.executor import KernelError, library
 from .host.virtual import virtual
 
 ROOT = Path(__file__).parent.parent
-OPS = sorted(path.stem for path in (ROOT / "cuda_src").glob("*.cu"))
+SOURCES = sorted(path.stem for path in (ROOT / "cuda_src").glob("*.cu"))
+OPS = [name for name in SOURCES if name in spec.OPS]
 BIG = 2**31
 DTYPES = pytest.mark.parametrize("dtype", spec.DTYPES.values(), ids=spec.DTYPES)
 
@@ -307,19 +309,36 @@ def test_source_holds_common_and_names_the_files() -> None:
     assert lines[back + 1 :] == own[number - 1 :]
 
 
+def test_a_header_of_two_sources_includes_common() -> None:
+    """What linear.cuh holds stands in both, with its own lines."""
+    own = (ROOT / "cuda_src" / "linear.cuh").read_text().splitlines()
+    for op in ("linear", "linear_transform"):
+        lines = _load.source(op).splitlines()
+        assert [line for line in lines if line.startswith("#line")] == [
+            f'#line 1 "{op}.cu"',
+            '#line 1 "linear.cuh"',
+            '#line 1 "common.cuh"',
+            next(line for line in lines if re.fullmatch(r'#line (?!1 )\d+ "linear.cuh"', line)),
+            next(line for line in lines if re.fullmatch(rf'#line (?!1 )\d+ "{op}.cu"', line)),
+        ]
+        back = next(i for i, line in enumerate(lines) if re.fullmatch(r'#line (?!1 )\d+ "linear.cuh"', line))
+        number = int(lines[back].split()[1])
+        assert lines[back + 1] == own[number - 1]
+
+
 @pytest.mark.parametrize("text", ["int x;\n", '#include "common.cuh"\n#include "common.cuh"\n'])
 def test_source_includes_common_once(text: str) -> None:
     with pytest.raises(ValueError, match="one line"):
         _load.inline("x.cu", text)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", SOURCES)
 def test_sources_include_nothing_else(op: str) -> None:
     text = (ROOT / "cuda_src" / f"{op}.cu").read_text()
     assert text.count("#include") == 1
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", SOURCES)
 def test_source_opens_with_its_equation_and_says_the_rest(op: str) -> None:
     text = (ROOT / "cuda_src" / f"{op}.cu").read_text()
     head = text.partition("#include")[0]

@@ -47,7 +47,9 @@ CPU = {
     *("quantize", "feedback"),  # the encoder's loops
     *("product", "vector_product", "codes", "operand", "fast_transform"),  # of linear
 }
-GPU = {"__init__", "_load", "_launch", "_rows", "_elements", "graph"}
+#: Sources that an op has beside its own: compiled when a launch asks for one of their kernels.
+FURTHER = {"linear_transform"}  # of linear, method="transform"
+GPU = {"__init__", "_load", "_launch", "_rows", "_elements", "graph", *FURTHER}
 REPORTS = {
     *(
         "__init__",
@@ -78,7 +80,17 @@ QUANTIZERS = {"__init__", "__main__", "source", "gguf_file", "llama", "onnx_runt
 CASES = {"__init__", "model"}
 GPU_CHECK = {
     *("__init__", "stage", "device", "timing", "targets", "checkout", "pack"),
-    *("conformance", "minilm", "bandwidth", "weights", "attention", "encoder", "latency", "sanitizer"),
+    *(
+        "conformance",
+        "minilm",
+        "bandwidth",
+        "weights",
+        "crossover",
+        "attention",
+        "encoder",
+        "latency",
+        "sanitizer",
+    ),
 }
 
 
@@ -141,8 +153,8 @@ def test_package_modules() -> None:
 def test_backend_folders_hold_one_file_per_op() -> None:
     assert modules("cpu_fallback") == CPU | set(spec.OPS)
     assert modules("rbe_gpu/gpu") == GPU | set(spec.OPS)
-    assert modules("cuda_src", ".cu") == set(spec.OPS)
-    assert modules("cuda_src", ".cuh") == {"common"}
+    assert modules("cuda_src", ".cu") == set(spec.OPS) | FURTHER
+    assert modules("cuda_src", ".cuh") == {"common", "linear"}
 
 
 def test_report_modules() -> None:

@@ -5,6 +5,7 @@ CuPy is imported here and nowhere else in the package, when the first launch ask
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from importlib import resources
 from typing import Any
@@ -17,7 +18,7 @@ from ._launch import Launch
 OPTIONS = ("-std=c++17",)
 APPENDED = ("-ftz=true", "--device-as-default-execution-space")
 OLDEST = (7, 5)  # compute capability: ldmatrix, and what NVRTC 13 still compiles for
-_INCLUDE = '#include "common.cuh"\n'
+_INCLUDE = re.compile(r'^#include "(\w+\.cuh)"\n', re.MULTILINE)
 _DEFAULT_SHARED = 48 << 10  # a kernel must ask for more
 _NULL = np.uint64(0)  # None would give the driver no parameter at all
 
@@ -36,16 +37,20 @@ def has(op: str) -> bool:
 
 
 def inline(name: str, text: str) -> str:
-    """`text` with common.cuh in the place of its include; messages name the files as they are.
+    """`text` with common.cuh, or a header that includes it, in the place of its include.
 
-    CuPy's disk cache hashes the source but not what it includes.
+    Messages name the files as they are. CuPy's disk cache hashes the source but not what it includes.
     """
-    head, found, tail = text.partition(_INCLUDE)
-    if not found or _INCLUDE in tail:
-        raise ValueError(f"{name} must contain one line {_INCLUDE.strip()}")
+    found = _INCLUDE.findall(text)
+    if len(found) != 1:
+        raise ValueError(f'{name} must contain one line #include "common.cuh", or of a header that does')
+    header = found[0]
+    head, tail = _INCLUDE.split(text)[::2]
     line = head.count("\n") + 2
-    common = read("common.cuh")
-    return f'#line 1 "{name}"\n{head}#line 1 "common.cuh"\n{common}#line {line} "{name}"\n{tail}'
+    included = read(header)
+    if header != "common.cuh":
+        included = inline(header, included).partition("\n")[2]
+    return f'#line 1 "{name}"\n{head}#line 1 "{header}"\n{included}#line {line} "{name}"\n{tail}'
 
 
 @lru_cache

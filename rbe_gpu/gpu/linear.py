@@ -10,8 +10,9 @@ import numpy as np
 from rbe_gpu import transforms
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.cache import PanelCache
+from rbe_gpu.planner import need_method
 
-from . import decode
+from . import decode, linear_transform
 from ._launch import NO_TYPE, TYPE, WARP, Launch, aligned, ceil_div, grid_1d, run
 
 _ACTIVATION = {
@@ -40,7 +41,7 @@ _MMA_FEW_SHARED = 2 * 2 * (16 + _TILE) * _STEP
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
+class Call:
     """The arguments of one call; the launches so far."""
 
     x: Any
@@ -55,10 +56,10 @@ class _Call:
     def tokens(self) -> int:
         return int(self.x.shape[0])
 
-    def add(self, entry: str, blocks: int, threads: int, *args: Any, shared: int = 0) -> None:
-        self.launches.append(
-            Launch("linear", f"linear_{entry}", grid_1d(blocks), (threads, 1, 1), args, shared)
-        )
+    def add(
+        self, entry: str, blocks: int, threads: int, *args: Any, shared: int = 0, op: str = "linear"
+    ) -> None:
+        self.launches.append(Launch(op, f"{op}_{entry}", grid_1d(blocks), (threads, 1, 1), args, shared))
 
     @property
     def finish(self) -> tuple[Any, ...]:
@@ -124,6 +125,10 @@ class _Call:
             out,
         )
         return out
+
+    def half_inputs(self, weight: RBEBlocks, peaks: Any) -> Any:
+        """x^ in float16, scaled token by token: (tokens, cols_pad)."""
+        return self.inputs(weight.cols_pad, _F16, 1, weight, peaks=peaks)
 
     def finish_parts(
         self,
@@ -200,7 +205,7 @@ def _group(tokens: int) -> int:
 # --- few tokens ---------------------------------------------------------------------------------------
 
 
-def _dot(call: _Call, weight: RBEBlocks) -> None:
+def _dot(call: Call, weight: RBEBlocks) -> None:
     """Dense and grid codes, products in float."""
     group, rows = _group(call.tokens), weight.rows_pad
     groups = ceil_div(call.tokens, group)
@@ -226,7 +231,7 @@ def _dot(call: _Call, weight: RBEBlocks) -> None:
     call.finish_parts(parts, rows, weight)
 
 
-def _sparse(call: _Call, weight: RBEBlocks) -> None:
+def _sparse(call: Call, weight: RBEBlocks) -> None:
     """Sparse codes, products in float."""
     group, rows = _group(call.tokens), weight.rows_pad
     x = call.inputs(weight.cols_pad, _COLUMNS, group, weight)
@@ -246,7 +251,7 @@ def _sparse(call: _Call, weight: RBEBlocks) -> None:
     call.finish_parts(parts, rows, weight, peaks=call.peaks())
 
 
-def _weight(call: _Call, weight: Any) -> None:
+def _weight(call: Call, weight: Any) -> None:
     """A dense weight, products in float."""
     group, (rows, cols) = _group(call.tokens), weight.shape
     padded = ceil_div(cols, 64) * 64
@@ -275,13 +280,13 @@ def _weight(call: _Call, weight: Any) -> None:
     call.finish_parts(parts, rows)
 
 
-def _mma_few(call: _Call, weight: RBEBlocks) -> None:
+def _mma_few(call: Call, weight: RBEBlocks) -> None:
     """Dense and grid codes by tensor cores, 16 tokens at a time."""
     rows, cols = weight.rows_pad, weight.cols_pad
     blocks = ceil_div(rows, _TILE) * ceil_div(call.tokens, 16)
     each, splits = _splits(ceil_div(cols, _STEP), 2 * blocks)
     peaks = call.peaks()
-    x = call.inputs(cols, _F16, 1, weight, peaks=peaks)
+    x = call.half_inputs(weight, peaks)
     parts = call.parts(splits, rows)
     call.add(
         "mma_few",
@@ -307,7 +312,7 @@ _NO_CODES = (*(np.int32(0),) * 4, *(None,) * 5, np.float32(0), np.int64(0))
 
 
 def _mma(
-    call: _Call,
+    call: Call,
     name: str,
     x: Any,
     w: Any,
@@ -342,11 +347,11 @@ def _mma(
     )
 
 
-def _mma_codes(call: _Call, weight: RBEBlocks) -> None:
+def _mma_codes(call: Call, weight: RBEBlocks) -> None:
     """Dense and grid codes, unpacked tile by tile."""
     matrix = weight.row_block > 1
     peaks = call.peaks()
-    x = call.inputs(weight.cols_pad, _F16, 1, weight, peaks=peaks)
+    x = call.half_inputs(weight, peaks)
     transform = decode.TRANSFORM[weight.transform] if matrix else _NO_TRANSFORM
     _mma(
         call, "codes", x, None, decode.codes_arguments(weight), weight.rows_pad, 0, weight.cols_pad,
@@ -354,7 +359,7 @@ def _mma_codes(call: _Call, weight: RBEBlocks) -> None:
     )  # fmt: skip
 
 
-def _ffma(call: _Call, w: Any, column: int, gain: float = 1.0) -> None:
+def _ffma(call: Call, w: Any, column: int, gain: float = 1.0) -> None:
     """Products in float: of a dense weight, or a panel of rows from `column` on."""
     rows, depth = w.shape
     call.add(
@@ -381,7 +386,7 @@ def panel_rows(cols: int, itemsize: int) -> int:
     return max(_TILE, PANEL_BYTES // (cols * itemsize) // _TILE * _TILE)
 
 
-def _panels(call: _Call, weight: RBEBlocks, cache: PanelCache | None) -> None:
+def _panels(call: Call, weight: RBEBlocks, cache: PanelCache | None) -> None:
     """Decoded panels: float32 for float32 x, else W / gain in float16, padded to whole 16 bytes."""
     half = call.x.dtype != _F32_DTYPE
     width = ceil_div(weight.cols, 8) * 8 if half else weight.cols
@@ -427,9 +432,11 @@ def plan(
     out: Any,
     ws: Any,
     cache: PanelCache | None = None,
+    method: str | None = None,
 ) -> tuple[Launch, ...]:
     """The launches of `linear` for at least one result."""
-    call = _Call(x, bias, activation, residual, out, ws, [])
+    need_method(method, cache)
+    call = Call(x, bias, activation, residual, out, ws, [])
     tokens, half = call.tokens, x.dtype != _F32_DTYPE
     if not isinstance(weight, RBEBlocks):
         even = aligned(x, weight) and x.shape[1] % 8 == 0
@@ -442,13 +449,18 @@ def plan(
         else:
             _ffma(call, weight, 0)
         return tuple(call.launches)
+    if method in ("decode", "cache"):
+        _panels(call, weight, cache if method == "cache" else None)
+        return tuple(call.launches)
     coded = weight.codes.kind != "sparse"
     # in f16, x^ of a transform that is not orthonormal would lose digits
-    exact = weight.basis is None and transforms.is_orthonormal(weight.transform)
-    if coded and half and exact and tokens > _DOT_TOKENS:
+    orthonormal = transforms.is_orthonormal(weight.transform)
+    if coded and half and orthonormal and weight.basis is None and tokens > _DOT_TOKENS:
         (_mma_few if tokens <= _MMA_FEW_TOKENS else _mma_codes)(call, weight)
     elif tokens <= FEW_TOKENS:
         (_dot if coded else _sparse)(call, weight)
+    elif method == "transform":
+        linear_transform.plan(call, weight, half and orthonormal)
     else:
         _panels(call, weight, cache)
     return tuple(call.launches)
@@ -477,9 +489,13 @@ def linear(
     ws : workspace: x^, partial sums, and a panel of up to `PANEL_BYTES`
     cache : keeps decoded panels where panels are made (sparse codes, a basis or float32 x, and more than
         `FEW_TOKENS` tokens); elsewhere W is read as it is stored, which is fewer bytes than a panel
-    method : None
+    method : of a compressed weight. "transform": W is never decoded; "decode": panels of W are, for any number of
+        tokens; "cache": panels that `cache` keeps. None: W as it is stored where the kernels of linear.cu can (up to
+        `FEW_TOKENS` tokens; dense or grid codes of an orthonormal transform without a basis, and half-precision x),
+        else panels. From how many tokens on "decode" is the faster has not been measured on a GPU yet, so None does
+        not take linear_transform.cu
     """
-    if method is not None:
-        raise ValueError(f"method={method!r} is a way of the CPU; on a GPU leave it None")
     if out.size:
-        run(*plan(x, weight, bias, activation, residual, out, ws, cache))
+        run(*plan(x, weight, bias, activation, residual, out, ws, cache, method))
+    else:
+        need_method(method, cache)

@@ -7,7 +7,7 @@ from typing import Any
 from .. import ops
 from ..blocks import Array, RBEBlocks
 from ..cache import PanelCache
-from ..dispatch import backend_of, device_of
+from ..dispatch import backend_of
 from ..encode import compress
 from ..planner import METHODS, Plan, plan
 from ..threads import get_num_threads
@@ -42,8 +42,8 @@ class RBELinear:
     activation : None, "relu", "gelu" (erf), "gelu_tanh" or "silu"
     cache : keeps decoded panels of a compressed weight between calls: a `PanelCache` (several layers may
         share one), a budget in bytes for a cache of this layer alone, or None to keep nothing
-    method : "transform", "decode" or "cache" takes that way for every batch on the CPU; None lets the planner choose
-        (`plan`)
+    method : "transform", "decode" or "cache" takes that way for every batch, on the CPU and on a GPU; None lets the
+        planner choose on the CPU (`plan`), and takes the GPU's default there (`ops.linear`)
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class RBELinear:
             out=out,
             workspace=workspace,
             cache=self.cache,
-            method=None if self.method is None or device_of(x, "x") != "cpu" else self.method,
+            method=self.method,
         )
 
     def plan(self, batch: int) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -29,6 +30,9 @@ class VirtualWorkspace:
 
     def get(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
         return virtual(shape, dtype)
+
+    def constant(self, name: str, key: Any, make: Callable[[], Any]) -> Any:
+        return make()
 
 
 def dense_codes(rows: int, cols: int, bits: int = 4) -> DenseCodes:
