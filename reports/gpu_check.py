@@ -87,6 +87,12 @@ STAGES = {
         Stage("decode", "bytes written beside a copy", 120, _measured("weights", "measure_decode")),
         Stage("attention", "FLOP/s beside PyTorch's backends", 180, _measured("attention")),
         Stage("linear", "4-bit weights beside cuBLAS", 240, _measured("weights", "measure_linear")),
+        Stage(
+            "crossover",
+            "products in the transform's domain beside decoded panels",
+            240,
+            _measured("crossover"),
+        ),
         Stage("encoder", "MiniLM beside PyTorch, and as a graph", 150, _measured("encoder")),
         Stage("latency", "the first call, with and without compiled kernels", 150, _latency),
         Stage("sanitizer", "memcheck and racecheck over every kernel", 420, _sanitizer),

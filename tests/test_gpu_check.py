@@ -19,6 +19,7 @@ from rbe_gpu.reports.gpu import (
     attention,
     bandwidth,
     conformance,
+    crossover,
     encoder,
     latency,
     minilm,
@@ -118,6 +119,37 @@ def test_linear(device: Device, inputs: Inputs, result: Result) -> None:
     for case in weights.linears(quick=True):
         for provider in ("rbe_gpu", "rbe_gpu dense"):
             assert rows.value("linear", case.name, provider, "speed_vs_PyTorch") is not None
+
+
+def test_crossover(device: Device, inputs: Inputs, result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = [("dense-int4", "float16"), ("sparse-int4, 12% kept", "float32")]
+    assert set(chosen) < set(crossover.series())
+    monkeypatch.setattr(crossover, "series", lambda: iter(chosen))
+    crossover.measure(device, inputs, result)
+    assert "failed" not in result.facts, result.lines
+    rows = measured(device)
+    for codes, dtype in chosen:
+        for case in crossover.cases(codes, dtype, quick=True):
+            for provider in ("rbe_gpu transform", "rbe_gpu decode"):
+                assert rows.value("linear", case.name, provider, "speed_vs_PyTorch") is not None
+            assert rows.value("linear", case.name, "rbe_gpu transform", "speed_vs_decode") is not None
+        assert any(line.startswith(f"crossover, 256x384, {codes}, {dtype}: ") for line in result.lines)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "tokens"),
+    [
+        ({1: 4.0, 16: 1.0, 64: 0.5}, 16.0),
+        ({64: 0.5, 16: 2.0, 1: 3.0}, 32.0),  # half way of both, as powers
+        ({1: 0.9, 16: 2.0, 64: 0.5}, 32.0),
+        ({1: 3.0, 64: 1.5}, None),
+        ({1: 0.9, 64: 0.5}, None),
+        ({}, None),
+    ],
+)
+def test_where_two_ways_cross(ratios: dict[int, float], tokens: float | None) -> None:
+    found = crossover.crossing(ratios)
+    assert found is None if tokens is None else found == pytest.approx(tokens)
 
 
 def test_attention(device: Device, inputs: Inputs, result: Result) -> None:

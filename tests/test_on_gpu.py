@@ -58,6 +58,28 @@ def test_linear(backend: TestBackend, form: str, tokens: int, dtype: str) -> Non
 
 @gpu
 @ALL_FORMS
+@pytest.mark.parametrize(("tokens", "dtype"), [(17, "float32"), (32, "float16"), (130, "bfloat16")])
+@pytest.mark.parametrize("method", ["transform", "decode"])
+def test_ways_of_linear(backend: TestBackend, form: str, tokens: int, dtype: str, method: str) -> None:
+    m = compressed(form)
+    x = np.resize(real.activations(tokens), (tokens, m.cols)).astype(spec.DTYPES[dtype])
+    found = backend.op("linear")(backend.put(x), backend.put(m), method=method)
+    assert_close(backend, "linear", found, reference.linear(x, reference.decode(m)), dtype)
+
+
+@gpu
+@DTYPES
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_of_96(backend: TestBackend, causal: bool, dtype: str) -> None:
+    """A head_dim that the table leaves out, over several tiles of queries and keys."""
+    rows = real.activations(600).reshape(-1)
+    q, k, v = (np.resize(np.roll(rows, i), (1, 150, 2, 96)).astype(spec.DTYPES[dtype]) for i in range(3))
+    found = backend.op("attention")(*(backend.put(a) for a in (q, k, v)), causal=causal)
+    assert_close(backend, "attention", found, reference.attention(q, k, v, causal=causal), dtype)
+
+
+@gpu
+@ALL_FORMS
 def test_embedding(backend: TestBackend, form: str) -> None:
     m = compressed(form)
     ids = np.resize(np.array([0, m.rows - 1, m.rows // 2, 0]), 9)

@@ -24,10 +24,14 @@ CODES: dict[str, dict[str, Any]] = {
     "dense-int4": {"codes": "dense-int4", "transform": "dct", "block": 64, "basis": False},
     "dense-int4, no transform": {"codes": "dense-int4", "transform": "none", "block": 64, "basis": False},
     "dense-int8": {"codes": "dense-int8", "transform": "dct", "block": 64, "basis": False},
-    "sparse-int4, 25% kept": {
-        "codes": "sparse-int4", "kept": 0.25, "transform": "dct", "block": 64, "basis": False
+    **{
+        f"sparse-int4, {kept:.0%} kept": {
+            "codes": "sparse-int4", "kept": kept, "transform": "dct", "block": 64, "basis": False
+        }
+        for kept in (0.05, 0.12, 0.25, 0.5)
     },
 }  # fmt: skip
+DECODED = (*(name for name in CODES if not name.startswith("sparse")), "sparse-int4, 25% kept")
 SHAPES = ((4096, 4096), (11008, 4096), (8192, 8192))  # (out_features, in_features)
 QUICK_SHAPE = (256, 384)
 TOKENS = (1, 4, 16, 64, 512, 2048)
@@ -77,7 +81,7 @@ class Decode:
 
 
 def decodes() -> Iterator[Decode]:
-    for codes in CODES:
+    for codes in DECODED:
         for dtype in ("float16", "float32"):
             yield Decode(codes, dtype)
 
