@@ -10,11 +10,15 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from rbe_gpu import transforms
 from rbe_gpu.blocks import DenseCodes, GridCodes, RBEBlocks, RBEColumns, RBEMatrix, RBEVectors, SparseCodes
 
 from . import codes as kinds
+from ._jit import cpu_kernel
 from .fast_transform import transform_address
 from .product import BF16, F16, F32, GRID, INT
 
@@ -40,6 +44,7 @@ ENCODING = {
     np.dtype(ml_dtypes.bfloat16): BF16,
 }
 _INDEX = {"full": kinds.FULL, "bitmap": kinds.BITMAP, "delta": kinds.DELTA}
+_FLOAT32 = np.dtype(np.float32)
 _SLACK = 64  # entries that unpacking whole runs and vectors writes around a unit's own
 
 Rows = tuple[Any, Any, Any]  # start (rows + 1) int64, position (entries) int32, value (entries) float32
@@ -121,9 +126,30 @@ class Operand:
         return -(-groups * per_row // 16) * 16, -(-(groups * max(self.sum_features, 1) + 1) // 8) * 8
 
 
+@intrinsic
+def _data(typingctx, a):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.ptrtoint(data, ir.IntType(64))
+
+    return types.int64(a), codegen
+
+
+@cpu_kernel
+def _pointer(a):  # type: ignore[no-untyped-def]
+    return _data(a)
+
+
 def address(a: Any) -> int:
-    """Where an array's values begin; 0 for None."""
-    return 0 if a is None else int(a.__array_interface__["data"][0])
+    """Where an array's values begin; 0 for None.
+
+    NumPy takes a microsecond to say so, and a product asks three times; Numba takes a sixth of it.
+    """
+    if a is None:
+        return 0
+    if a.dtype is _FLOAT32 and type(a) is np.ndarray:
+        return int(_pointer(a))
+    return int(a.__array_interface__["data"][0])
 
 
 class Plain:

@@ -117,7 +117,9 @@ def _scratch(workspace: Workspace | None, a: Array) -> Workspace:
 
 def _rows(a: Array | None, cols: int) -> Array | None:
     """The last axis kept, all others merged. No copy: the array is contiguous."""
-    return None if a is None else a.reshape(-1 if cols else prod(a.shape[:-1]), cols)
+    if a is None or (a.ndim == 2 and a.shape[1] == cols):
+        return a
+    return a.reshape(-1 if cols else prod(a.shape[:-1]), cols)
 
 
 def _need_rows(x: Array) -> None:
@@ -199,7 +201,9 @@ def linear(
     """
     compressed = isinstance(weight, RBEBlocks)
     backend = backend_of(x=x, weight=weight, bias=bias, residual=residual, out=out)
-    _need_float(x=x, residual=residual, **({} if compressed else {"weight": weight}))
+    checked = compressed and residual is None and _is_plain(x)
+    if not checked:
+        _need_float(x=x, residual=residual, **({} if compressed else {"weight": weight}))
     _need_rank("x", x, 1)
     if len(weight.shape) != 2:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, needs (out_features, in_features)")
@@ -213,7 +217,8 @@ def linear(
         raise ValueError(f"unknown activation {activation!r}; use one of {ACTIVATIONS}")
     shape = (*x.shape[:-1], out_features)
     _need_shape("residual", residual, shape, "the shape of the result")
-    _need_contiguous(x=x, residual=residual, **({} if compressed else {"weight": weight}))
+    if not checked:
+        _need_contiguous(x=x, residual=residual, **({} if compressed else {"weight": weight}))
     if out is not None and backend.xp.may_share_memory(out, x):
         raise ValueError("out shares memory with x; a product cannot be written over its input")
     result = _output(backend, out, shape, x.dtype)
