@@ -584,6 +584,8 @@ def process_memory(results: Results) -> Plot | None:
         axes.plot((stored, stored), (y - 0.42, y + 0.42), color=VERMILLION, linewidth=2.2,
                   label="" if y else "bytes stored")  # fmt: skip
     axes.axvline(dense, color=INK, linestyle="--", linewidth=1.2, label="the same weights in float32")
+    for text in axes.texts:  # readable where a line passes behind
+        text.set(bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0}, zorder=5)
     axes.set_xlim(0, max(dense, *(b[1] for b in bars)) * 1.16)
     axes.set_xlabel("MB that the weights add to the peak of a process")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
