@@ -25,7 +25,16 @@ from rbe_gpu.workspace import Workspace
 from ._jit import cpu_inline
 from ._parts import part_kernel, run_parts, take
 from ._pool import num_threads
-from .codes import basis_entries, code_rows, entry_columns, entry_values
+from .codes import (
+    BITMAP,
+    RUN,
+    basis_entries,
+    code_rows,
+    count_bits,
+    entry_columns,
+    entry_values,
+    expand,
+)
 from .decode import convert, decode_rows, panel_rows
 from .fast_transform import transform_address
 from .operand import (
@@ -110,6 +119,7 @@ from .product import (
     RELU,
     SILU,
     TILE,
+    bytes_at,
     dense_rows,
     finish,
     floats_at,
@@ -118,7 +128,7 @@ from .product import (
     sparse_rows,
     transform_in,
 )  # fmt: skip
-from .simd import bits
+from .simd import bits, vload, vstore
 from .vector_product import ENCODED, IN, VectorCall, vector_product
 
 _ACTIVATION = {None: NONE, "relu": RELU, "gelu": GELU, "gelu_tanh": GELU_TANH, "silu": SILU}
@@ -203,6 +213,39 @@ def _sparse_unit(t, reals, r0, nrows, first_tile, last_tile, own):
 
 
 @cpu_inline
+def _laid_out(t, reals, r0, nrows, p, depth, own):
+    """Columns p * panel to depth behind of sparse rows, zeros and all, to the unit's lines.
+
+    Entries of a row follow each other, so the panels must come in order: where a row's next one begins is kept.
+    """
+    row_start, after, at = longs_at(t[ROW_START]), longs_at(t[E_START]), own * t[E_START_ROOM]
+    values, v, index = floats_at(t[E_VALUE]), own * t[E_ROOM], bytes_at(t[INDEX])
+    lines = floats_at(t[LINES])
+    for r in range(nrows):
+        if p == 0:
+            after[at + r] = row_start[r0 + r]
+        first, line = after[at + r], own * t[LINE_ROOM] + r * t[PANEL]
+        byte = (r0 + r) * t[ROW_BYTES] + p * t[PANEL] // 8
+        count = depth
+        if t[INDEX_KIND] == BITMAP:
+            count = np.int64(0)
+            for k in range(0, depth // 8, 2):
+                count += count_bits(index, byte + k)
+        entry_values(
+            t[VALUE], t[SCALE], t[KIND], t[BITS], t[GROUP], reals[1], reals[0], first, first + count, values, v
+        )  # fmt: skip
+        e = v + first % RUN
+        if t[INDEX_KIND] == BITMAP:
+            for k in range(0, depth // 8, 2):
+                vstore(lines, line + 8 * k, expand(values, e, index, byte + k))
+                e += count_bits(index, byte + k)
+        else:
+            for k in range(0, depth, 16):
+                vstore(lines, line + k, vload(values, e + k))
+        after[at + r] = first + count
+
+
+@cpu_inline
 def _dense_unit(t, reals, r0, nrows, first_tile, last_tile, own):
     gain, panel, width = reals[0], t[PANEL], t[WIDTH]
     row_values = t[ROW_VALUES]
@@ -213,7 +256,10 @@ def _dense_unit(t, reals, r0, nrows, first_tile, last_tile, own):
         column = p * panel
         depth = min(panel, row_values - column)
         a, a_at, a_row = t[VALUE], r0 * row_values + column, row_values
-        if t[KIND] != F32:
+        if t[ROW_START] != 0:
+            a, a_at, a_row = t[LINES], own * t[LINE_ROOM], panel
+            _laid_out(t, reals, r0, nrows, p, depth, own)
+        elif t[KIND] != F32:
             a, a_at, a_row = t[LINES], own * t[LINE_ROOM], panel
             code_rows(
                 t[VALUE], t[SCALE], t[COLUMN_SCALE], t[KIND], t[BITS], t[GROUP], reals[2], gain, row_values,
@@ -253,7 +299,7 @@ def _sparse_part(part, table, like):
 
 
 def _dense_part(part, table, like):
-    """The same for codes of every coefficient, and for dense weights."""
+    """The same for codes of every coefficient, sparse ones with few zeros, and dense weights."""
     t = numba.carray(table, PLACES)
     reals = floats_at(t[REALS])
     tiles = (t[TOKENS] + t[WIDTH] - 1) // t[WIDTH]
@@ -350,27 +396,26 @@ class _Call:
         tiles = -(-a.n // width)
         group_tiles = min(tiles, _GROUP_TILES)
         groups = -(-tiles // group_tiles)
+        sparse = w.sparse and not w.laid_out
         most = block
-        if w.sparse:
+        if sparse:
             most = max(block, int(_ENTRIES * w.rows_pad / max(w.entries, 1)))
         rows = _unit_rows(w.rows_pad, block, most, groups, threads)
-        panel = min(_panel(w), w.columns)
+        panel = min(_panel(w) if sparse else _PANEL, w.columns)
         panels = -(-w.columns // panel)
         self.table = t = np.zeros(PLACES, np.int64)
         t[: len(w.codes)] = w.codes
-        entries = w.entry_room(rows) if w.sparse else 0
+        # entries of a unit; or of a row and panel, at the place in a run of the stream that they have there
+        entries = w.entry_room(rows) if sparse else panel + 3 * RUN if w.sparse else 0
+        starts = rows * panels + 1 if sparse else rows if w.sparse else 0
         basis, basis_starts = w.basis_room(rows)
+        tiles_kept = 1 if sparse else group_tiles
         rooms = {
-            (SUMS, SUM_ROOM): 4
-            * (1 if w.sparse else group_tiles)
-            * rows
-            // block
-            * (block + w.sum_features)
-            * width,
-            (LINES, LINE_ROOM): 0 if w.sparse or w.plain else 4 * rows * panel,
+            (SUMS, SUM_ROOM): 4 * tiles_kept * rows // block * (block + w.sum_features) * width,
+            (LINES, LINE_ROOM): 0 if sparse or w.plain else 4 * rows * panel,
             (E_VALUE, E_ROOM): 4 * entries,
             (E_OFFSET, E_ROOM): 4 * entries,
-            (E_START, E_START_ROOM): 8 * (-(-(rows * panels + 1) // 8) * 8) if w.sparse else 0,
+            (E_START, E_START_ROOM): 8 * (-(-starts // 8) * 8),
             (B_VALUE, B_ROOM): 4 * basis,
             (B_OFFSET, B_ROOM): 4 * basis,
             (B_START, B_START_ROOM): 8 * basis_starts,
@@ -386,20 +431,18 @@ class _Call:
             rows, panel, panels, group_tiles, block, w.transform_out
         )  # fmt: skip
         t[[X, TOKENS, DEPTH, COLUMNS, WIDTH]] = a.address, a.n, a.depth, a.columns, width
-        self.sparse, self.reals = w.sparse, w.reals
+        self.sparse, self.reals = sparse, w.reals
         t[REALS] = w.reals.ctypes.data
         self.operand = w  # its id is part of the call's key: it stays taken
 
 
 def _panel(w: Operand) -> int:
-    """Columns multiplied at a time.
+    """Columns of sparse codes multiplied at a time.
 
-    Sparse rows want some 26 entries of a row, to pay for loading and storing its sums, but few columns, whose
+    Rows want some 26 entries of a row, to pay for loading and storing its sums, but few columns, whose
     activations then stay in the first-level cache; measured best at 50, 25, 12 and 5% kept: 128, 128, 256 and
     384 to 1024.
     """
-    if not w.sparse:
-        return _PANEL
     wanted = 26 * w.rows_pad * w.columns // max(w.entries, 1)
     return min(max(-(-wanted // 64) * 64, 128), 1024)
 

@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 
 from rbe_gpu import transforms
 from rbe_gpu.blocks import DenseCodes, GridCodes, RBEBlocks, RBEColumns, RBEMatrix, RBEVectors, SparseCodes
+from rbe_gpu.planner import FEW_ZEROS
 
 from . import codes as kinds
 from ._jit import cpu_kernel
@@ -103,6 +104,15 @@ class Operand:
     transform_out: int
     row_start: Any
     methods: dict[Any, str] = field(default_factory=dict)
+
+    @property
+    def laid_out(self) -> bool:
+        """Whether sparse rows are laid out densely for many tokens: zeros are few, and easy to find."""
+        return (
+            self.sparse
+            and int(self.codes[INDEX_KIND]) != kinds.DELTA
+            and self.entries > FEW_ZEROS * self.rows_pad * self.columns
+        )
 
     @property
     def key(self) -> int:

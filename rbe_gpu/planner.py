@@ -7,7 +7,7 @@
 The cost of a way is a sum of few terms, each a count times nanoseconds of one thread (`Costs`):
 
     transform   calls + values x vectors x transform + (entries x (entry + vectors x entry_vector)  or
-                weights x (unpack + vectors x dense))
+                weights x (unpack + vectors x dense)); of sparse rows with few zeros, spread for unpack
     decode      calls of every panel + weights x (unpack + block x synthesis) + product
     cache       calls of every panel + product, and `decode` for the part that is not held
     product     weights x the larger of vectors x dense / threads and stream
@@ -32,6 +32,7 @@ from .cache import PanelCache
 
 METHODS = ("transform", "decode", "cache")
 FEW = 4  # tokens that are multiplied one by one
+FEW_ZEROS = 0.65  # share of the coefficients above which sparse rows are multiplied as dense ones
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ def seconds(weight: RBEBlocks, tokens: int, threads: int, held: float | None = N
         product = weights * (c.few * tokens if few else c.unpack + vectors * c.dense)
     elif tokens == 1:
         product = weights * c.spread if codes.index_kind == "bitmap" else codes.entries * c.entry_few
+    elif codes.index_kind != "delta" and codes.entries > FEW_ZEROS * weights:
+        product = weights * (c.spread + vectors * c.dense)
     else:
         product = codes.entries * (c.entry + vectors * c.entry_vector)
     dense = weights * max(c.dense * (tokens / 4 if few else vectors) / threads, c.stream)

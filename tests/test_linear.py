@@ -7,6 +7,7 @@ import tracemalloc
 import ml_dtypes
 import numpy as np
 import pytest
+from rbe_gpu.cpu_fallback.operand import operand_of
 
 import rbe_gpu as rbe
 from rbe_gpu import reference, transforms
@@ -179,3 +180,15 @@ def test_errors():
         rbe.linear(x.astype(np.float64), w)
     with pytest.raises(TypeError, match="numpy or cupy array"):
         rbe.linear(x.tolist(), w)
+
+
+@pytest.mark.parametrize("codes", ["sparse-int3", "sparse-int8", "sparse-f16", "sparse-f32"])
+@pytest.mark.parametrize(("kept", "block"), [(0.5, 64), (0.7, 32), (0.95, 128), (1.0, 64)])
+def test_rows_with_few_zeros(codes, kept, block):
+    """Bitmaps, and codes of every coefficient, are multiplied as dense rows from some share on."""
+    w = np.ascontiguousarray(real.layer(0, "intermediate.dense.weight")[:200, :300])
+    m = rbe.compress(w, kept=kept, codes=codes, block=block, basis=block == 64)
+    assert operand_of(m).laid_out == (kept > 0.65)
+    for tokens in (2, 17, 70):
+        x = np.ascontiguousarray(real.activations(tokens)[:, :300])
+        assert relative(rbe.linear(x, m, method="transform"), reference.linear(x, m)) < 2e-6
