@@ -238,6 +238,42 @@ def test_a_layer_passes_its_method(method: str) -> None:
     assert relative(y, reference.linear(x, m)) <= 1e-6
 
 
+@pytest.mark.parametrize(
+    ("dtype", "tokens", "method", "launches"),
+    [
+        (F16, 40, None, {"linear_peaks": 2, "linear_inputs": 2, "linear_mma_codes": 4}),
+        (F32, 3, None, {"linear_inputs": 2, "linear_dot_4": 4, "linear_finish": 4}),
+        (F32, 40, "transform", {"linear_transform_inputs": 2, "linear_transform_dense": 4}),
+    ],
+)
+def test_projections_share_what_is_made_of_x(
+    dtype: Any, tokens: int, method: str | None, launches: dict[str, int]
+) -> None:
+    """Queries, keys and values transform their input once; the output projection has another."""
+    parts = ("self.query", "self.key", "self.value", "output.dense")
+    weights = [
+        rbe.compress(real.layer(0, f"attention.{p}.weight"), codes="dense-int4", basis=False) for p in parts
+    ]
+    layer = rbe.RBEAttention(*(rbe.RBELinear(w, method=method) for w in weights), 12)
+    x = real.activations(tokens).astype(dtype)[None]
+    with capture.installed() as (cupy, _):
+        there, workspace = rbe.to(layer, "cuda"), Workspace()
+        a, b = cupy.asarray(x), cupy.asarray(x[:, ::-1].copy())
+        out = cupy.asarray(np.zeros_like(x))
+        there(a, out=out, workspace=workspace)
+        stream = cupy.cuda.Stream(non_blocking=True)
+        with stream:
+            stream.begin_capture()
+            there(b, out=out, workspace=workspace)
+            graph = stream.end_capture()
+        first, second = (there(v, workspace=workspace).get() for v in (a, b))
+    found = [launch.entry for launch in graph.launches]
+    assert {name: sum(e.startswith(name) for e in found) for name in launches} == launches
+    limit = 1e-5 if dtype == F32 else 4e-3
+    for y, values in ((first, x), (second, x[:, ::-1])):
+        assert relative(y.astype(np.float64), layer(values.astype(F32)).astype(np.float64)) <= limit
+
+
 # --- broken copies ------------------------------------------------------------------------------------
 
 

@@ -75,6 +75,9 @@ def _float_inputs(call: Call, weight: RBEBlocks) -> Any:
     padded, groups = weight.cols_pad, ceil_div(tokens, TILE)
     out = call.ws.get("linear.x", (groups, padded, TILE))
     parts = 2 if weight.block == 128 else 1
+    transform = decode.TRANSFORM[weight.transform]
+    if call.made("x", out, "float", weight.block, int(transform)):
+        return out
     call.add(
         "inputs",
         groups * parts * (padded // weight.block),
@@ -86,7 +89,7 @@ def _float_inputs(call: Call, weight: RBEBlocks) -> Any:
         np.int64(cols),
         np.int64(padded),
         np.int32(weight.block),
-        decode.TRANSFORM[weight.transform],
+        transform,
         out,
         op=_OP,
     )

@@ -28,6 +28,8 @@ def virtual(
 class VirtualWorkspace:
     """Buffers of any size."""
 
+    unchanged = False
+
     def get(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
         return virtual(shape, dtype)
 
