@@ -40,14 +40,15 @@ Words = Mapping[str, str]
 ENGLISH: Words = {
     "products": "| times as fast as PyTorch's dense product | 5% kept | 12% kept | 25% kept | 50% kept | 4-bit codes "
     "| dense |",
-    "encoder": "Sentences per second, 32 texts, tokenizer included, nothing decoded kept: {values}.",
+    "encoder": "Sentences per second, 32 texts, tokenizer included: {values}. In rounds of its own, {fast} and "
+    "nothing decoded: {ratio} of dense.",
     "grades": "| | file | bits/weight | weight error | cosine, mean | cosine, least | 32 texts | with decoded "
     "weights kept |",
     "source": "{device}; {threads} threads. Rows: [{name}](reports/results/{name}).",
 }  # fmt: skip
 KOREAN: Words = {
     "products": "| PyTorch의 밀집 곱 대비 배속 | 5% 보존 | 12% 보존 | 25% 보존 | 50% 보존 | 4비트 코드 | 밀집 |",
-    "encoder": "초당 문장 수, 글 32개, 토크나이저 포함, 풀어 둔 가중치 없음: {values}.",
+    "encoder": "초당 문장 수, 글 32개, 토크나이저 포함: {values}. 따로 잰 {fast}(풀어 둔 것 없음): dense의 {ratio}.",
     "grades": "| | 파일 | 비트/가중치 | 가중치 오차 | 코사인 평균 | 코사인 최소 | 글 32개 | 풀어 둔 가중치를 "
     "보관하면 |",
     "source": "{device}, 스레드 {threads}개. 측정값: [{name}](reports/results/{name}).",
@@ -64,7 +65,7 @@ def tables(rows: Iterable[Row], name: str, words: Words = ENGLISH) -> str:
     return "\n\n".join(
         (
             "\n".join(_products(results, words)),
-            words["encoder"].format(values=_sentences(results)),
+            words["encoder"].format(values=_sentences(results), fast=FAST.name, ratio=_fast(results)),
             "\n".join(_grades(results, words)),
             words["source"].format(device=first.device, threads=first.threads, name=name),
         )
@@ -85,16 +86,20 @@ def _products(results: Results, words: Words) -> list[str]:
 
 
 def _sentences(results: Results) -> str:
-    """All that were measured, the quickest last."""
+    """All of one run, the quickest last."""
     found = {
-        provider: results.value("model", case, provider, "sentences_per_second")
-        for case, providers in ((CASE, (*PEERS, DENSE)), (LEAN, (f"{OURS} {FAST.name}",)))
-        for provider in providers
+        p: results.value("model", CASE, p, "sentences_per_second")
+        for p in (*PEERS, DENSE, f"{OURS} {FAST.name}")
     }
     there = {provider: value for provider, value in found.items() if value is not None}
     return ", ".join(
         f"{provider} {there[provider]:.0f}" for provider in sorted(there, key=lambda p: there[p])
     )
+
+
+def _fast(results: Results) -> str:
+    value = results.value("model", LEAN, f"{OURS} {FAST.name}", f"speed_vs_{DENSE}")
+    return MISSING if value is None else f"{value:.2f}×"
 
 
 def _grades(results: Results, words: Words) -> list[str]:
@@ -104,20 +109,9 @@ def _grades(results: Results, words: Words) -> list[str]:
 
     lines = head(words["grades"])
     size = results.value("model", "dense", OURS, "file_bytes") or 0.0
-    lines.append(
-        line(
-            [
-                "dense float32",
-                _COLUMNS["file_bytes"](size),
-                "32",
-                "0",
-                "1",
-                "1",
-                milliseconds(CASE, DENSE),
-                "",
-            ]
-        )
-    )
+    written = _COLUMNS["file_bytes"](size)
+    dense = [milliseconds(case, DENSE) for case in (LEAN, CASE)]  # each in the rounds of its column
+    lines.append(line(["dense float32", written, "32", "0", "1", "1", *dense]))
     for grade in GRADES:
         values = {metric: results.value("model", grade, OURS, metric) for metric in _COLUMNS}
         cells = [MISSING if v is None else _COLUMNS[metric](v) for metric, v in values.items()]
