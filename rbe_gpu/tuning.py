@@ -62,8 +62,8 @@ def measure(report: Callable[[str, float], None] | None = None) -> Costs:
     found: dict[str, float] = {}
 
     def note(name: str, value: float) -> None:
-        # a difference of two times can come out as nothing, or less, where a term is too small to see
-        found[name] = max(value, 1e-4)
+        # a difference of two times can come out as nothing, or less, where other work disturbs it
+        found[name] = max(value, getattr(Costs, name) / 10)
         if report is not None:
             report(name, found[name])
 
