@@ -13,11 +13,20 @@ from typing import Any
 import numba
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ._jit import FASTMATH, cpu_kernel, named_for_the_cache
+from ._jit import FASTMATH, cpu_inline, cpu_kernel, named_for_the_cache
 
 _I64 = ir.IntType(64)
+#: int64 places of a part's counter for `next_unit`: a cache line, so that threads do not fight for one.
+SHARE = 8
+#: What a waiting processor is told, by the name of its architecture.
+_HINTS = {
+    "x86_64": ("llvm.x86.sse2.pause", []),
+    "aarch64": ("llvm.aarch64.hint", [ir.IntType(32)(1)]),
+    "arm64": ("llvm.aarch64.hint", [ir.IntType(32)(1)]),
+}
 
 
 def part_kernel(function: Callable[..., Any]) -> Callable[..., int]:
@@ -74,23 +83,71 @@ def pointer_like(typingctx, address, like):
 
 
 @intrinsic
-def take(typingctx, table, place):
-    """take(table, place) -> table[place]++ for all threads at once: the next unit of work.
+def count_up(typingctx, table, place):
+    """count_up(table, place) -> table[place]++ for all threads at once; what was written before it is seen by
+    who sees the count (`wait_for`)."""
+    if not isinstance(table, types.Array) or table.dtype != types.int64:
+        return None
 
-    Parts that take units, rather than own them, end together when one thread is slower than another.
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", builder.gep(data, [args[1]]), _I64(1), "acq_rel")
+
+    return types.int64(table, types.int64), codegen
+
+
+@intrinsic
+def wait_for(typingctx, table, place, count):
+    """wait_for(table, place, count): until table[place] has been counted up to `count`.
+
+    For work that other threads have taken and are at: they end it whatever this one does. Work that nobody has
+    taken must not be waited for, since parts may run one after the other.
     """
     if not isinstance(table, types.Array) or table.dtype != types.int64:
         return None
 
     def codegen(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.atomic_rmw("add", builder.gep(data, [args[1]]), _I64(1), "monotonic")
+        pointer = builder.gep(data, [args[1]])
+        test, idle = builder.append_basic_block("wait.test"), builder.append_basic_block("wait.idle")
+        done = builder.append_basic_block("wait.done")
+        builder.branch(test)
+        builder.position_at_end(test)
+        counted = builder.load_atomic(pointer, "acquire", 8)
+        builder.cbranch(builder.icmp_signed("<", counted, args[2]), idle, done)
+        builder.position_at_end(idle)
+        hint = _HINTS.get(builder.module.triple.partition("-")[0])
+        if hint is not None:
+            name, operands = hint
+            kind = ir.FunctionType(ir.VoidType(), [o.type for o in operands])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), operands)
+        builder.branch(test)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
 
-    return types.int64(table, types.int64), codegen
+    return types.void(table, types.int64, types.int64), codegen
+
+
+@cpu_inline
+def next_unit(counters, units, part, parts):
+    """The next unit of work for a part, or `units` when all are taken.
+
+    counters : int64 (parts, SHARE), zero at the start. Every part has an equal run of the units, the same from
+        call to call, so that their memory stays in its core's cache; one that is through takes from the others
+    """
+    for k in range(parts):
+        owner = part + k if part + k < parts else part + k - parts
+        first = units * owner // parts
+        size = units * (owner + 1) // parts - first
+        if counters[owner * SHARE] < size:
+            i = count_up(counters, owner * SHARE)
+            if i < size:
+                return first + i
+    return units
 
 
 @intrinsic
-def _call(typingctx, address, part, table):
+def call_part(typingctx, address, part, table):
     if not isinstance(table, types.Array) or table.dtype != types.int64:
         return None
 
@@ -108,4 +165,4 @@ def _call(typingctx, address, part, table):
 @cpu_kernel(parallel=True)
 def run_parts(address, count, table):
     for part in numba.prange(count):
-        _call(address, part, table)
+        call_part(address, part, table)

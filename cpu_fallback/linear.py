@@ -23,7 +23,7 @@ from rbe_gpu.planner import FEW, plan
 from rbe_gpu.workspace import Workspace
 
 from ._jit import cpu_inline
-from ._parts import part_kernel, run_parts, take
+from ._parts import SHARE, call_part, next_unit, part_kernel, run_parts, wait_for
 from ._pool import num_threads
 from .codes import (
     BITMAP,
@@ -51,6 +51,7 @@ from .operand import (
     COLUMNS,
     CORNER,
     CORNER_ROOM,
+    COUNTERS,
     DEPTH,
     E_OFFSET,
     E_ROOM,
@@ -61,12 +62,13 @@ from .operand import (
     FEATURES,
     GROUP,
     GROUP_TILES,
+    IN_PART,
+    IN_TABLE,
     INDEX,
     INDEX_KIND,
     KIND,
     LINE_ROOM,
     LINES,
-    NEXT,
     OUT,
     OUT_FEATURES,
     OUT_KIND,
@@ -75,6 +77,7 @@ from .operand import (
     PARAM_BLOCKS,
     PARAM_COUNT,
     PARAMS,
+    PARTS,
     PLACES,
     PSI_OFFSET,
     PSI_START,
@@ -110,15 +113,20 @@ from .operand import (
     operand_of,
 )  # fmt: skip
 from .product import (
+    DONE,
     F32,
     GELU,
     GELU_TANH,
     IN_KIND,
+    IN_STATE,
+    IN_UNITS,
     IN_X,
     NONE,
     RELU,
     SILU,
     TILE,
+    TRANSFORM_IN,
+    WRONG,
     bytes_at,
     dense_rows,
     finish,
@@ -126,7 +134,6 @@ from .product import (
     ints_at,
     longs_at,
     sparse_rows,
-    transform_in,
 )  # fmt: skip
 from .simd import bits, vload, vstore
 from .vector_product import ENCODED, IN, VectorCall, vector_product
@@ -280,46 +287,74 @@ def _dense_unit(t, reals, r0, nrows, first_tile, last_tile, own):
         _finish_tile(t, tile, r0, nrows, own, x, vectors, c, place)
 
 
+@cpu_inline
+def _activations_ready(t, part):
+    """Transforms the activations, together with the other parts, if that is still to be done.
+
+    Whether there is something to multiply: not where values are not finite and the weight is compressed.
+    """
+    if t[IN_TABLE] == 0:
+        return True
+    x = longs_at(t[IN_TABLE])
+    call_part(t[IN_PART], part, x)
+    state = longs_at(x[IN_STATE])
+    wait_for(state, DONE, x[IN_UNITS])
+    return state[WRONG] == 0 or (t[ROW_START] == 0 and t[BITS] == 0)
+
+
 def _sparse_part(part, table, like):
     """out = activation(x W^T + bias) + residual for sparse codes: units of it, as long as there are some.
 
     table : as `operand` describes it, filled by `_Call`
     """
     t = numba.carray(table, PLACES)
+    if not _activations_ready(t, part):
+        return
     reals = floats_at(t[REALS])
     tiles = (t[TOKENS] + t[WIDTH] - 1) // t[WIDTH]
     groups = (tiles + t[GROUP_TILES] - 1) // t[GROUP_TILES]
     units = (t[ROWS_PAD] + t[UNIT_ROWS] - 1) // t[UNIT_ROWS] * groups
-    unit = take(t, NEXT)
+    counters = longs_at(t[COUNTERS])
+    unit = next_unit(counters, units, part, t[PARTS])
     while unit < units:
         r0, tile = unit // groups * t[UNIT_ROWS], unit % groups * t[GROUP_TILES]
         rows = min(t[UNIT_ROWS], t[ROWS_PAD] - r0)
         _sparse_unit(t, reals, r0, rows, tile, min(tile + t[GROUP_TILES], tiles), part)
-        unit = take(t, NEXT)
+        unit = next_unit(counters, units, part, t[PARTS])
 
 
 def _dense_part(part, table, like):
     """The same for codes of every coefficient, sparse ones with few zeros, and dense weights."""
     t = numba.carray(table, PLACES)
+    if not _activations_ready(t, part):
+        return
     reals = floats_at(t[REALS])
     tiles = (t[TOKENS] + t[WIDTH] - 1) // t[WIDTH]
     groups = (tiles + t[GROUP_TILES] - 1) // t[GROUP_TILES]
     units = (t[ROWS_PAD] + t[UNIT_ROWS] - 1) // t[UNIT_ROWS] * groups
-    unit = take(t, NEXT)
+    counters = longs_at(t[COUNTERS])
+    unit = next_unit(counters, units, part, t[PARTS])
     while unit < units:
         r0, tile = unit // groups * t[UNIT_ROWS], unit % groups * t[GROUP_TILES]
         rows = min(t[UNIT_ROWS], t[ROWS_PAD] - r0)
         _dense_unit(t, reals, r0, rows, tile, min(tile + t[GROUP_TILES], tiles), part)
-        unit = take(t, NEXT)
+        unit = next_unit(counters, units, part, t[PARTS])
 
 
 _SPARSE, _DENSE = part_kernel(_sparse_part), part_kernel(_dense_part)
 
 
-def product(call: _Call, threads: int) -> None:
-    """Run a call whose table is filled."""
-    call.table[NEXT] = 0
+def product(call: _Call, a: Activations, threads: int) -> None:
+    """Run a call whose table is filled; `a` is transformed first where it is not yet."""
+    call.counters.fill(0)
+    if a.pending:
+        a.state.fill(0)
+        call.table[IN_TABLE] = a.table_at
+    else:
+        call.table[IN_TABLE] = 0
     run_parts((_SPARSE if call.sparse else _DENSE)(), threads, call.table)
+    if a.pending:
+        a.finite, a.pending = not a.state[WRONG], False
 
 
 # --- driver -----------------------------------------------------------------------------------------------
@@ -328,10 +363,13 @@ def product(call: _Call, threads: int) -> None:
 class Activations:
     """Activations as products read them: feature by feature, tiles of `width` tokens, blocks transformed.
 
-    Made by `activations`; the memory is the workspace's. `finite` is False where some value is NaN or Inf.
+    Made by `activations`; the memory is the workspace's. While they are `pending`, the next product transforms them;
+    then `finite` is False where some value is NaN or Inf.
     """
 
-    __slots__ = ("address", "buffer", "columns", "depth", "finite", "n", "table", "width")
+    __slots__ = (
+        "address", "buffer", "columns", "depth", "finite", "n", "pending", "state", "table", "table_at", "width",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -350,28 +388,32 @@ class Activations:
         features = 0 if basis is None else len(start) - 1
         self.columns = blocks * block
         self.depth = blocks * (block + features)
-        self.finite = True
+        self.finite, self.pending = True, True
         room = block * self.width + 256
-        floats = -(-n // self.width) * self.depth * self.width
-        self.buffer = buffer(4 * (floats + threads * room))
+        tiles = -(-n // self.width)
+        floats = tiles * self.depth * self.width
+        scratch_end = 4 * (floats + threads * room)
+        state_end = scratch_end + 8 * (threads + 1) * SHARE
+        self.buffer = buffer(state_end)
         self.address = self.buffer.ctypes.data
+        self.state = self.buffer[scratch_end:state_end].view(np.int64)  # of `IN_STATE`
         self.table = np.array(
             [
                 block, features, self.depth, self.width, transform_address(transform, block, True),
                 start.ctypes.data,
                 offset.ctypes.data, value.ctypes.data, self.address + 4 * floats, room, self.address, 0, 0,
-                n, in_features, 0, 0,
+                n, in_features, tiles * blocks, threads, self.address + scratch_end,
             ],
             np.int64,
         )  # fmt: skip
+        self.table_at = self.table.ctypes.data
 
 
 def activations(
-    x: Any, transform: str, block: int, basis: tuple[int, bool] | None, ws: Workspace
+    x: Any, transform: str, block: int, basis: tuple[int, bool] | None, ws: Workspace, threads: int
 ) -> Activations:
     """x (n, in_features), any storage type, as products with a weight of this transform, block and basis
     read it."""
-    threads = num_threads()
 
     def make(buffer: Any) -> Activations:
         return Activations(*x.shape, transform, block, basis, threads, buffer)
@@ -380,7 +422,7 @@ def activations(
     place = address(x)
     if not ws.unchanged or ws.last is not a or a.table[IN_X] != place:
         a.table[IN_X], a.table[IN_KIND] = place, ENCODING[x.dtype]
-        a.finite = transform_in(a.table, threads)
+        a.pending = True
         ws.last = a
     return a
 
@@ -389,7 +431,7 @@ class _Call:
     """The filled table of a product: which rows and columns a unit takes, and where its scratch memory
     lies."""
 
-    __slots__ = ("buffer", "operand", "reals", "sparse", "table")
+    __slots__ = ("buffer", "counters", "operand", "reals", "sparse", "table")
 
     def __init__(self, w: Operand, a: Activations, threads: int, buffer: Any) -> None:
         block, width = w.block, a.width
@@ -421,8 +463,10 @@ class _Call:
             (B_START, B_START_ROOM): 8 * basis_starts,
             (CORNER, CORNER_ROOM): 4 * (256 + (block * width if w.transform_out else 0)),
         }
-        self.buffer = buffer(threads * sum(rooms.values()))
-        address = self.buffer.ctypes.data
+        shares = 8 * threads * SHARE
+        self.buffer = buffer(shares + threads * sum(rooms.values()))
+        self.counters = self.buffer[:shares].view(np.int64)
+        address = self.counters.ctypes.data + shares
         for (place, room), nbytes in rooms.items():
             assert nbytes % 64 == 0
             t[place], t[room] = address, nbytes // (8 if place in (E_START, B_START) else 4)
@@ -431,6 +475,7 @@ class _Call:
             rows, panel, panels, group_tiles, block, w.transform_out
         )  # fmt: skip
         t[[X, TOKENS, DEPTH, COLUMNS, WIDTH]] = a.address, a.n, a.depth, a.columns, width
+        t[[COUNTERS, PARTS, IN_PART]] = self.counters.ctypes.data, threads, TRANSFORM_IN()
         self.sparse, self.reals = sparse, w.reals
         t[REALS] = w.reals.ctypes.data
         self.operand = w  # its id is part of the call's key: it stays taken
@@ -474,16 +519,17 @@ def _multiply(
     residual: Any,
     out: Any,
     ws: Workspace,
+    threads: int,
 ) -> None:
-    """out = activation(a W^T + bias) + residual."""
-    threads = num_threads()
+    """out = activation(a W^T + bias) + residual; nothing is written where `a` is not finite and W is
+    compressed."""
 
     def make(buffer: Any) -> _Call:
         return _Call(w if isinstance(w, Operand) else w.operand(), a, threads, buffer)
 
     call: _Call = ws.plan(("linear", w.key, a.n, a.address, threads), "linear", make)
     held = _set_output(call.table, bias, activation, residual, out, ws)
-    product(call, threads)
+    product(call, a, threads)
     del held
 
 
@@ -503,9 +549,10 @@ def _few(
     residual: Any,
     out: Any,
     ws: Workspace,
+    threads: int,
 ) -> bool:
     """A product for a few tokens; False where x has NaN or Inf and the weight is compressed."""
-    threads, (n, in_features) = num_threads(), x.shape
+    n, in_features = x.shape
 
     def make(buffer: Any) -> VectorCall:
         operand = w if isinstance(w, Operand) else w.operand()
@@ -533,36 +580,39 @@ def linear(
     """x (n, in), weight (out, in), residual and out (n, out)."""
     if not out.size:
         return
-    n = x.shape[0]
+    n, threads = x.shape[0], num_threads()
     if not isinstance(weight, RBEBlocks):
         dense = Plain(weight, 0)
         if n <= FEW:
-            _few(x, dense, bias, activation, residual, out, ws)
+            _few(x, dense, bias, activation, residual, out, ws, threads)
         else:
-            _multiply(activations(x, "none", 64, None, ws), dense, bias, activation, residual, out, ws)
+            a = activations(x, "none", 64, None, ws, threads)
+            _multiply(a, dense, bias, activation, residual, out, ws, threads)
         return
     w = operand_of(weight)
-    if _method(weight, w, n, cache, method) == "transform":
+    if _method(weight, w, n, cache, method, threads) == "transform":
         if w.basis is None and n <= (1 if w.sparse else FEW):
-            done = _few(x, w, bias, activation, residual, out, ws)
+            done = _few(x, w, bias, activation, residual, out, ws, threads)
         else:
-            a = activations(x, w.transform_in, weight.block, w.basis, ws)
+            a = activations(x, w.transform_in, weight.block, w.basis, ws, threads)
+            if a.pending or a.finite:
+                _multiply(a, w, bias, activation, residual, out, ws, threads)
             done = a.finite
-            if done:
-                _multiply(a, w, bias, activation, residual, out, ws)
         if done:
             return
-    _decoded(x, weight, bias, activation, residual, out, ws, None if method == "decode" else cache)
+    _decoded(x, weight, bias, activation, residual, out, ws, None if method == "decode" else cache, threads)
 
 
-def _method(weight: RBEBlocks, w: Operand, n: int, cache: PanelCache | None, method: str | None) -> str:
+def _method(
+    weight: RBEBlocks, w: Operand, n: int, cache: PanelCache | None, method: str | None, threads: int
+) -> str:
     """The way the planner picks, remembered with the weight for every number of tokens."""
     if method is not None:
-        return plan(weight, n, num_threads(), cache, method).method
-    key = (n, num_threads(), None if cache is None else cache.budget)
+        return plan(weight, n, threads, cache, method).method
+    key = (n, threads, None if cache is None else cache.budget)
     known = w.methods.get(key)
     if known is None:
-        known = w.methods[key] = plan(weight, n, num_threads(), cache).method
+        known = w.methods[key] = plan(weight, n, threads, cache).method
     return known
 
 
@@ -575,12 +625,13 @@ def _decoded(
     out: Any,
     ws: Workspace,
     cache: PanelCache | None,
+    threads: int,
 ) -> None:
     """The same through decoded panels of rows: from a cache, or made for the call.
 
     Also what activations with NaN or Inf take: their transform would spread them over a block.
     """
-    a = None if x.shape[0] <= FEW else activations(x, "none", 64, None, ws)
+    a = None if x.shape[0] <= FEW else activations(x, "none", 64, None, ws, threads)
     rows, step = weight.rows, panel_rows(weight)
     for start in range(0, rows, step):
         stop = min(start + step, rows)
@@ -594,6 +645,6 @@ def _decoded(
         else:
             panel = cache.panel(weight, start, stop, decode, panel)
         if a is None:
-            _few(x, Plain(panel, start), bias, activation, residual, out, ws)
+            _few(x, Plain(panel, start), bias, activation, residual, out, ws, threads)
         else:
-            _multiply(a, Plain(panel, start), bias, activation, residual, out, ws)
+            _multiply(a, Plain(panel, start), bias, activation, residual, out, ws, threads)

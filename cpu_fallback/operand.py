@@ -36,8 +36,9 @@ from .product import BF16, F16, F32, GRID, INT
     BIAS, RESIDUAL,
     RESIDUAL_KIND, OUT, OUT_KIND, OUT_FEATURES, SUMS,
     SUM_ROOM, LINES, LINE_ROOM, E_VALUE, E_OFFSET, E_ROOM, E_START, E_START_ROOM, B_VALUE, B_OFFSET, B_ROOM,
-    B_START, B_START_ROOM, CORNER, CORNER_ROOM, REALS, NEXT, PLACES,
-) = range(_WEIGHT_PLACES, _WEIGHT_PLACES + 37)  # fmt: skip
+    B_START, B_START_ROOM, CORNER, CORNER_ROOM, REALS, COUNTERS, PARTS, IN_TABLE, IN_PART,
+    PLACES,
+) = range(_WEIGHT_PLACES, _WEIGHT_PLACES + 40)  # fmt: skip
 #: How the values of an array of this dtype are encoded.
 ENCODING = {
     np.dtype(np.float32): F32,

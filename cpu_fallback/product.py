@@ -9,8 +9,6 @@ Transforms work on the same layout, a block of features at a time (`fast_transfo
 
 from __future__ import annotations
 
-from typing import Any
-
 import numba
 import numpy as np
 from llvmlite import ir
@@ -19,7 +17,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 from ._jit import cpu_inline
-from ._parts import part_kernel, run_parts, take
+from ._parts import SHARE, count_up, next_unit, part_kernel
 from .fast_transform import apply_transform
 from .simd import (
     element,
@@ -269,18 +267,22 @@ def _turn_in(x, kind, first, tokens, cols, in_features, column, vectors, c, at, 
 def _finite(c, at, rows, vectors, width):
     """Whether every value of a block is finite: x * 0 is 0 then, and NaN otherwise."""
     zero = vsplat(_ZERO)
-    total = zero
-    for r in range(rows):
-        for v in range(vectors):
-            total = vfma(vload(c, at + r * width + 16 * v), zero, total)
-    return vsum(total) == _ZERO
+    a, b = zero, zero
+    for v in range(vectors):
+        place = at + 16 * v
+        for r in range(0, rows, 2):  # a block has an even number of rows
+            a = vfma(vload(c, place + r * width), zero, a)
+            b = vfma(vload(c, place + (r + 1) * width), zero, b)
+    return vsum(vadd(a, b)) == _ZERO
 
 
 #: Places of the table that `transform_in` gets.
 (
     IN_BLOCK, IN_FEATURES, IN_DEPTH, IN_WIDTH, IN_TRANSFORM, IN_F_START, IN_F_OFFSET, IN_F_VALUE, IN_SCRATCH,
-    IN_ROOM, IN_OUT, IN_X, IN_KIND, IN_TOKENS, IN_COLUMNS, IN_NEXT, IN_WRONG, IN_PLACES,
-) = range(18)  # fmt: skip
+    IN_ROOM, IN_OUT, IN_X, IN_KIND, IN_TOKENS, IN_COLUMNS, IN_UNITS, IN_PARTS, IN_STATE, IN_PLACES,
+) = range(19)  # fmt: skip
+#: Places of the array at IN_STATE, zeros before a run: units done, whether a value is not finite, counters of parts.
+DONE, WRONG, _COUNTERS = 0, 1, SHARE
 
 
 @cpu_inline
@@ -352,22 +354,17 @@ def _transform_in_part(part, table, like):
     """
     t = numba.carray(table, IN_PLACES)
     blocks = (t[IN_COLUMNS] + t[IN_BLOCK] - 1) // t[IN_BLOCK]
-    tiles = (t[IN_TOKENS] + t[IN_WIDTH] - 1) // t[IN_WIDTH]
-    unit = take(t, IN_NEXT)
-    while unit < tiles * blocks:
+    state, counters = longs_at(t[IN_STATE]), longs_at(t[IN_STATE] + 8 * _COUNTERS)
+    unit = next_unit(counters, t[IN_UNITS], part, t[IN_PARTS])
+    while unit < t[IN_UNITS]:
         if not _block_in(t, unit // blocks, unit % blocks, part):
-            t[IN_WRONG] = 1
-        unit = take(t, IN_NEXT)
+            state[WRONG] = 1
+        count_up(state, DONE)
+        unit = next_unit(counters, t[IN_UNITS], part, t[IN_PARTS])
 
 
-_TRANSFORM_IN = part_kernel(_transform_in_part)
-
-
-def transform_in(table: Any, threads: int) -> bool:
-    """Run it; whether all values are finite."""
-    table[IN_NEXT] = table[IN_WRONG] = 0
-    run_parts(_TRANSFORM_IN(), threads, table)
-    return bool(table[IN_WRONG] == 0)
+#: The part of a thread in the input transform, called by that in the product.
+TRANSFORM_IN = part_kernel(_transform_in_part)
 
 
 # --- results out ----------------------------------------------------------------------------------------

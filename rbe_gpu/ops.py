@@ -200,7 +200,9 @@ def linear(
     (..., out_features), dtype of x
     """
     compressed = isinstance(weight, RBEBlocks)
-    backend = backend_of(x=x, weight=weight, bias=bias, residual=residual, out=out)
+    # next to a NumPy array, a weight in the same memory decides nothing more
+    beside = None if compressed and type(x) is np.ndarray and weight.device == "cpu" else weight
+    backend = backend_of(x=x, weight=beside, bias=bias, residual=residual, out=out)
     checked = compressed and residual is None and _is_plain(x)
     if not checked:
         _need_float(x=x, residual=residual, **({} if compressed else {"weight": weight}))

@@ -1,0 +1,84 @@
+"""Units of work that the threads of a kernel share, and the wait for those that others are at."""
+
+import threading
+
+import numba
+import numpy as np
+import pytest
+from rbe_gpu.cpu_fallback._parts import SHARE, count_up, next_unit, part_kernel, run_parts, wait_for
+from rbe_gpu.cpu_fallback.product import longs_at
+
+import rbe_gpu as rbe
+
+
+def _two_phases(part, table, like):
+    """Every unit of a first phase is done before one of the second begins.
+
+    table : units, parts, addresses of counters (2, parts, SHARE), of the count of the first phase, of its marks
+    (units), and of what the second phase saw of them
+    """
+    t = numba.carray(table, 6)
+    units, parts = t[0], t[1]
+    counters, done, marks, seen = longs_at(t[2]), longs_at(t[3]), longs_at(t[4]), longs_at(t[5])
+    unit = next_unit(counters, units, part, parts)
+    while unit < units:
+        marks[unit] += 1
+        count_up(done, 0)
+        unit = next_unit(counters, units, part, parts)
+    wait_for(done, 0, units)
+    second = longs_at(t[2] + 8 * parts * SHARE)
+    unit = next_unit(second, units, part, parts)
+    while unit < units:
+        for other in range(units):
+            seen[unit] += marks[other]
+        unit = next_unit(second, units, part, parts)
+
+
+_kernel = part_kernel(_two_phases)
+
+
+def _run(units, parts):
+    counters, done = np.zeros((2, parts, SHARE), np.int64), np.zeros(1, np.int64)
+    marks, seen = np.zeros(units, np.int64), np.zeros(units, np.int64)
+    addresses = [a.ctypes.data for a in (counters, done, marks, seen)]
+    run_parts(_kernel(), parts, np.array([units, parts, *addresses], np.int64))
+    assert (marks == 1).all()
+    assert (seen == units).all()
+    assert done[0] == units
+
+
+@pytest.mark.parametrize("units", [0, 1, 2, 7, 64])
+@pytest.mark.parametrize("parts", [1, 2, 3, 5])
+def test_every_unit_is_done_once_and_the_first_phase_before_the_second(units, parts):
+    """Also with more parts than threads, some of which then run after others have ended."""
+    for _ in range(50):
+        _run(units, parts)
+
+
+def test_parts_that_run_one_after_the_other_do_not_wait_for_ever():
+    """What a kernel does where the pool is taken: here on one thread, and beside another Python thread."""
+    before = rbe.get_num_threads()
+    rbe.set_num_threads(1)
+    try:
+        _run(9, 4)
+    finally:
+        rbe.set_num_threads(before)
+    workers = [threading.Thread(target=lambda: [_run(9, 2) for _ in range(200)]) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert not worker.is_alive()
+
+
+@numba.njit
+def _take(counters, units, part, parts):
+    return next_unit(counters, units, part, parts)
+
+
+def test_a_part_begins_with_its_own_share():
+    """Memory stays in a core's cache from call to call; who is through helps the others."""
+    counters = np.zeros(2 * SHARE, np.int64)
+    assert [_take(counters, 7, 1, 2) for _ in range(5)] == [3, 4, 5, 6, 0]
+    assert [_take(counters, 7, 0, 2) for _ in range(3)] == [1, 2, 7]
+    assert _take(counters, 7, 1, 2) == 7
