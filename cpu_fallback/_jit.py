@@ -34,6 +34,7 @@ SHARED_FILES = (
     "unpack.py",
     "product.py",
     "codes.py",
+    "fixed_point.py",
     "operand.py",
     "fast_transform.py",
 )

@@ -149,6 +149,11 @@ def _target(context: Any) -> tuple[str, str]:
     return triple, features
 
 
+def has_features(context: Any, *names: str) -> bool:
+    """Whether code is generated for a processor with all these features, by LLVM's names for them."""
+    return {f"+{name}" for name in names} <= set(_target(context)[1].split(","))
+
+
 def _has_half_instructions(context: Any) -> bool:
     """Whether float16 <-> float32 is an instruction; elsewhere LLVM calls a routine the JIT cannot find."""
     triple, features = _target(context)
@@ -733,7 +738,7 @@ def wide_registers(typingctx):
     """wide_registers() -> bool, known when the kernel is compiled: 32 registers of 16 floats (AVX-512)."""
 
     def codegen(context, builder, signature, args):
-        return _I1("+avx512f" in _target(context)[1].split(","))
+        return _I1(has_features(context, "avx512f"))
 
     return types.boolean(), codegen
 

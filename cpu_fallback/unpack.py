@@ -207,6 +207,22 @@ def multiply_1x32(a, a_at, b, b_at, b_step, depth, out, out_at):
 
 
 @cpu_inline
+def multiply_1x64(a, a_at, b, b_at, b_step, depth, out, out_at):
+    """out[64] = a[depth] @ b[depth, 64]: four sums in a row hide the latency of one."""
+    zero = vsplat(np.float32(0))
+    c0, c1, c2, c3 = zero, zero, zero, zero
+    for k in range(depth):
+        s = vbroadcast(a, a_at + k)
+        at = b_at + k * b_step
+        c0, c1 = vfma(s, vload(b, at), c0), vfma(s, vload(b, at + 16), c1)
+        c2, c3 = vfma(s, vload(b, at + 32), c2), vfma(s, vload(b, at + 48), c3)
+    vstore(out, out_at, c0)
+    vstore(out, out_at + 16, c1)
+    vstore(out, out_at + 32, c2)
+    vstore(out, out_at + 48, c3)
+
+
+@cpu_inline
 def add_scaled(p, pattern, pattern_at, out, out_at, count):
     """out[out_at + c] += p * pattern[pattern_at + c], c < count, a multiple of 16."""
     factor = vsplat(p)

@@ -17,8 +17,11 @@ from rbe_gpu.packing import RUN
 
 from ._jit import cpu_inline, cpu_kernel
 from .codes import BITMAP, count_bits, entry_columns, entry_values, expand
+from .fixed_point import COLUMNS_OF_CODES, DIGIT_BYTES, digit_rows, multiplies_bytes, to_digits
 from .operand import (
     ACTIVATION,
+    B_OFFSET,
+    B_VALUE,
     BIAS,
     BITS,
     BLOCK,
@@ -93,12 +96,13 @@ from .simd import (
     wide_registers,
     widen,
 )  # fmt: skip
-from .unpack import multiply_1x32, run_codes, vbroadcast
+from .unpack import multiply_1x32, multiply_1x64, run_codes, vbroadcast
 
 _ZERO, _HALF = np.float32(0), np.float32(0.5)
 # in places that only tiles need: addresses of the transform's matrix and its transpose, groups of a row, the
-# activations
+# activations, where they can become whole numbers, and whether they are
 S_IN, S_OUT, GROUPS, IN, ENCODED, IN_FEATURES = SUMS, SUM_ROOM, WIDTH, PANEL, PANELS, DEPTH
+DIGITS, WHOLE = B_VALUE, B_OFFSET
 
 
 @cpu_inline
@@ -198,10 +202,28 @@ def _bitmap_row(values, e, index, byte, stop, x, x_at):
 
 
 @cpu_inline
-def _rows_of_int(t, first, rows, x, x_at, sums, sums_at, scales, scales_at, out, at, gain):
+def _digits_of(t, token):
+    """The digits of a token's activations, and the scales of its groups."""
+    digits = t[COLUMNS] // COLUMNS_OF_CODES * DIGIT_BYTES
+    place = t[DIGITS] + token * (digits + 4 * t[GROUPS])
+    return bytes_at(place), floats_at(place + digits)
+
+
+@cpu_inline
+def _rows_of_int(t, token, first, rows, x, x_at, sums, sums_at, scales, scales_at, out, at, gain):
     stream, halves = bytes_at(t[VALUE]), halves_at(t[SCALE])
     cols, group, width = t[ROW_VALUES], t[GROUP], t[BITS]
     groups = (cols + group - 1) // group
+    if multiplies_bytes() and t[WHOLE] != 0:
+        digits, factors = _digits_of(t, token)
+        for r in range(rows):
+            for g in range(0, groups, 16):
+                count = min(16, groups - g)
+                factor = vmul(vload_n(halves, (first + r) * groups + g, count), vload_n(factors, g, count))
+                factor = vmul(factor, vsplat(gain))
+                vstore_n(scales, scales_at + r * groups + g, factor, count)
+        digit_rows(rows, stream, first * cols // 2, scales, scales_at, cols, digits, out, at)
+        return
     for k in range(0, rows * groups, 16):
         count = min(16, rows * groups - k)
         vstore_n(scales, scales_at + k, vload_n(halves, first * groups + k, count), count)
@@ -225,6 +247,16 @@ def _rows_of_int(t, first, rows, x, x_at, sums, sums_at, scales, scales_at, out,
 def _rows_of_floats(w, t, first, rows, x, x_at, out, at):
     for r in range(rows):
         out[at + r] = _float_row(w, (first + r) * t[ROW_VALUES], t[ROW_VALUES], x, x_at)
+
+
+@cpu_inline
+def _through(x, x_at, matrix, block, out, at):
+    """out[at : at + block] = x[x_at : x_at + block] @ matrix (block, block), not over x."""
+    wide = block // 64 * 64
+    for k in range(0, wide, 64):
+        multiply_1x64(x, x_at, matrix, k, block, block, out, at + k)
+    for k in range(wide, block, 32):
+        multiply_1x32(x, x_at, matrix, k, block, block, out, at + k)
 
 
 @cpu_inline
@@ -258,7 +290,7 @@ def _unit(t, reals, unit, blocks, own):
                 )  # fmt: skip
                 c[at + r] = _entry_row(values, offsets, e_at, e_at + count, x, x_at)
     elif kind == INT:
-        _rows_of_int(t, first, rows, x, x_at, sums, sums_at, c, at + 2 * block, c, at, gain)
+        _rows_of_int(t, token, first, rows, x, x_at, sums, sums_at, c, at + 2 * block, c, at, gain)
     elif kind == GRID:
         stream, scales = bytes_at(t[VALUE]), halves_at(t[SCALE])
         for r in range(rows):
@@ -272,8 +304,7 @@ def _unit(t, reals, unit, blocks, own):
     elif kind == BF16:
         _rows_of_floats(bfloats_at(t[VALUE]), t, first, rows, x, x_at, c, at)
     if t[TRANSFORM] != 0:
-        for k in range(0, block, 32):
-            multiply_1x32(c, at, floats_at(t[S_OUT]), k, block, block, c, at + block + k)
+        _through(c, at, floats_at(t[S_OUT]), block, c, at + block)
         at += block
     left = min(rows, t[ROWS] - first)
     for r in range(0, left, 16):
@@ -304,8 +335,7 @@ def _block_in(t, token, j):
         vstore(to, to_at + k, line)
         finite = vfma(line, vsplat(_ZERO), finite)
     if t[S_IN] != 0:
-        for k in range(0, block, 32):
-            multiply_1x32(scratch, 0, floats_at(t[S_IN]), k, block, block, flat, place + k)
+        _through(scratch, 0, floats_at(t[S_IN]), block, flat, place)
     if t[KIND] == GRID:
         scales = halves_at(t[COLUMN_SCALE])
         for k in range(0, block, 16):
@@ -325,7 +355,14 @@ def vector_product(t, reals):
         if not finite and (t[BITS] > 0 or t[ROW_START] != 0):
             return False
     x_hat, sums = floats_at(t[X]), floats_at(t[X] + 4 * tokens * t[COLUMNS])
-    if t[KIND] == INT and t[ROW_START] == 0:
+    t[WHOLE] = 0
+    if multiplies_bytes() and t[DIGITS] != 0:
+        t[WHOLE] = 1
+        for token in range(tokens):
+            digits, factors = _digits_of(t, token)
+            if not to_digits(x_hat, token * t[COLUMNS], t[COLUMNS], digits, factors):
+                t[WHOLE] = 0
+    if t[WHOLE] == 0 and t[KIND] == INT and t[ROW_START] == 0:
         for token in range(tokens):
             for g in range(t[GROUPS]):
                 start = g * t[GROUP]
@@ -353,10 +390,22 @@ class VectorCall:
         groups = 0 if w.sparse or w.plain or not w.codes[GROUP] else -(-columns // int(w.codes[GROUP]))
         lines = 2 * block + -(-block * groups // 16) * 16  # coefficients and results of a unit, its scales
         own = 4 * lines + 8 * entries + 64
-        floats = -(-n * (columns + groups) // 16) * 16
+        digits = 0
+        if (
+            not w.sparse
+            and int(w.codes[KIND]) == INT
+            and (int(w.codes[BITS]), int(w.codes[GROUP])) == (4, 64)
+        ):
+            digits = (
+                columns // COLUMNS_OF_CODES * DIGIT_BYTES + 4 * groups
+                if columns % COLUMNS_OF_CODES == 0
+                else 0
+            )
+        floats = -(-n * (columns + groups + digits // 4) // 16) * 16
         self.buffer = buffer(4 * floats + threads * own)
         at = self.buffer.ctypes.data
         t[[X, TOKENS, COLUMNS, BLOCK, GROUPS]] = at, n, columns, block, groups
+        t[DIGITS] = at + 4 * n * (columns + groups) if digits else 0
         at += 4 * floats
         for place, room, nbytes, size in (
             (LINES, LINE_ROOM, 4 * lines, 4), (E_VALUE, E_ROOM, 4 * entries, 4), (E_OFFSET, E_ROOM,

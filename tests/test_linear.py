@@ -192,3 +192,27 @@ def test_rows_with_few_zeros(codes, kept, block):
     for tokens in (2, 17, 70):
         x = np.ascontiguousarray(real.activations(tokens)[:, :300])
         assert relative(rbe.linear(x, m, method="transform"), reference.linear(x, m)) < 2e-6
+
+
+@pytest.mark.parametrize("transform", ["dct", "none"])
+@pytest.mark.parametrize("shape", [(384, 384), (66, 256), (1536, 384), (64, 320)])
+def test_few_tokens_of_any_size_with_4_bit_codes(transform, shape):
+    """Where the processor multiplies bytes, activations become whole numbers with a scale for 64 of them.
+
+    The scales reach from what float32 can hold down to groups that are zero, or too small for a scale: those take
+    the way of other processors. So do columns that do not fill a register (320).
+    """
+    w = np.resize(real.layer(0, "intermediate.dense.weight"), shape)
+    m = rbe.compress(w, codes="dense-int4", transform=transform, basis=False)
+    x = _x(3, shape[1])
+    x[1, 70] = 3e4
+    assert relative(rbe.linear(x, m), reference.linear(x, m)) < 1e-6
+    for factor in (0.0, 1e-33, 1e-12, 1e30):
+        scaled = x.copy()
+        scaled[:, :64] *= np.float32(factor)
+        assert relative(rbe.linear(scaled, m), reference.linear(scaled, m)) < 1e-6
+        scaled = x * np.float32(factor)
+        expected = reference.linear(scaled, m)
+        assert np.linalg.norm(rbe.linear(scaled, m) - expected) <= 1e-6 * np.linalg.norm(expected)
+    scaled = x * np.float32(1e-36)
+    assert relative(rbe.linear(scaled, m), reference.linear(scaled, m)) < 1e-5
