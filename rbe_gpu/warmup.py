@@ -12,7 +12,7 @@ import numpy as np
 
 from . import spec
 from .blocks import RBEBlocks
-from .gpu import _load
+from .gpu import _load, linear
 from .layers import RBEFFN, RBEAttention, RBEEmbedding, RBELinear
 from .models.bert import BertEncoder
 from .models.load import load
@@ -23,25 +23,33 @@ TOKENS = 24  # of a model without a tokenizer
 
 
 def ops_of(model: BertEncoder) -> tuple[str, ...]:
-    """The ops whose CUDA kernels a batch of `model` launches, in the order of `spec.OPS`."""
+    """The ops whose CUDA kernels a batch of `model` launches, in the order of `spec.OPS`.
+
+    After `linear` comes `linear_transform` where a layer would take it, were its `method` "transform".
+    """
     found = {"embedding", "layer_norm", "attention", "linear"}
     found.add("dropout")  # of nothing: it adds token types
     if model.normalize:
         found.add("rms_norm")  # of `pooled`, which `graph` captures
-    if any(isinstance(w, RBEBlocks) for w in _weights(vars(model).values())):
+    layers = [part for part in _layers(vars(model).values()) if isinstance(part.weight, RBEBlocks)]
+    if layers:
         found.add("decode")  # rows of tables, and panels of linear weights
-    return tuple(op for op in spec.OPS if op in found)
+    ops = [op for op in spec.OPS if op in found]
+    products = [part.weight for part in layers if isinstance(part, RBELinear)]
+    if not all(linear.as_stored(weight, model.dtype) for weight in products):
+        ops.insert(ops.index("linear") + 1, "linear_transform")
+    return tuple(ops)
 
 
-def _weights(parts: Iterable[Any]) -> Iterable[Any]:
-    """The weights of the layers in `parts`."""
+def _layers(parts: Iterable[Any]) -> Iterable[RBELinear | RBEEmbedding]:
+    """The layers in `parts` that have a weight of their own that may be compressed."""
     for part in parts:
         if isinstance(part, RBELinear | RBEEmbedding):
-            yield part.weight
+            yield part
         elif isinstance(part, RBEAttention | RBEFFN):
-            yield from _weights(vars(part).values())
+            yield from _layers(vars(part).values())
         elif isinstance(part, list | tuple):
-            yield from _weights(part)
+            yield from _layers(part)
 
 
 def _with_kernels(ops: Sequence[str]) -> Sequence[str]:

@@ -14,6 +14,8 @@ from typer.testing import CliRunner, Result
 
 from rbe_gpu import cli, warmup
 from rbe_gpu.gpu import _launch, _load
+from rbe_gpu.layers import RBELinear
+from rbe_gpu.models.bert import BertEncoder
 from rbe_gpu.models.load import load
 from rbe_gpu.transfer import to
 
@@ -41,24 +43,51 @@ def compressed(folder: Path, tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("kind", ["folder", "compressed"])
+@pytest.fixture
+def sparse(folder: Path, tmp_path: Path) -> Path:
+    file = tmp_path / "s.rbe.safetensors"
+    options = ("--kept", "0.2", "--codes", "sparse-int8")
+    done = CliRunner().invoke(cli.app, ["compress", str(folder), "-o", str(file), *options])
+    assert done.exit_code == 0, done.stderr
+    return file
+
+
+def products(model: BertEncoder) -> list[RBELinear]:
+    """The linear layers of a model."""
+    return [
+        linear
+        for attention, _, ffn, _ in model.layers
+        for linear in (attention.query, attention.key, attention.value, attention.output, ffn.up, ffn.down)
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("kind", ["folder", "compressed", "sparse"])
 def test_ops_of_a_model_are_those_whose_kernels_a_batch_launches(
     kind: str, dtype: str, request: pytest.FixtureRequest
 ) -> None:
+    """By default, and with the method that may take another source of kernels."""
     model = load(request.getfixturevalue(kind), dtype=dtype)
-    launched: set[str] = set()
+    launched: dict[str | None, set[str]] = {None: set(), "transform": set()}
     host = HostExecutor()
+    method: str | None = None
 
     def run_and_note(launches: tuple[_launch.Launch, ...]) -> None:
-        launched.update(launch.op for launch in launches)
+        launched[method].update(launch.op for launch in launches)
         host(launches)
 
     with stand_in.installed() as cupy, _launch.executor(run_and_note):
-        there = to(model, "cuda")
-        there.embed(["one text", "and another, longer text"])
-        there.pooled(there.encode(cupy.asarray(np.ones((2, 3), np.int64))))
-    assert set(warmup.ops_of(model)) == launched
+        for method in launched:
+            there = to(model, "cuda")
+            for layer in products(there):
+                layer.method = method
+            there.embed(["one text", "and another, which is so much longer that many tokens are multiplied"])
+            there.pooled(there.encode(cupy.asarray(np.ones((2, 3), np.int64))))
+    assert "linear_transform" not in launched[None]
+    ops = warmup.ops_of(model)
+    assert len(set(ops)) == len(ops)
+    assert set(ops) == launched[None] | launched["transform"]
+    assert ("linear_transform" in ops) == (kind == "sparse" or (kind, dtype) == ("compressed", "float32"))
 
 
 # --- what NVRTC is asked for --------------------------------------------------------------------------

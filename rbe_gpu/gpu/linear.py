@@ -439,6 +439,15 @@ def _panels(call: Call, weight: RBEBlocks, cache: PanelCache | None) -> None:
 # --- the choice ---------------------------------------------------------------------------------------
 
 
+def as_stored(weight: RBEBlocks, dtype: np.dtype[Any]) -> bool:
+    """Whether linear.cu alone multiplies any number of tokens of a dtype by the codes of W.
+
+    In f16, x^ of a transform that is not orthonormal would lose digits.
+    """
+    half, coded = dtype != _F32_DTYPE, weight.codes.kind != "sparse"
+    return half and coded and weight.basis is None and transforms.is_orthonormal(weight.transform)
+
+
 def plan(
     x: Any,
     weight: Any,
@@ -468,15 +477,12 @@ def plan(
     if method in ("decode", "cache"):
         _panels(call, weight, cache if method == "cache" else None)
         return tuple(call.launches)
-    coded = weight.codes.kind != "sparse"
-    # in f16, x^ of a transform that is not orthonormal would lose digits
-    orthonormal = transforms.is_orthonormal(weight.transform)
-    if coded and half and orthonormal and weight.basis is None and tokens > _DOT_TOKENS:
+    if tokens > _DOT_TOKENS and as_stored(weight, x.dtype):
         (_mma_few if tokens <= _MMA_FEW_TOKENS else _mma_codes)(call, weight)
     elif tokens <= FEW_TOKENS:
-        (_dot if coded else _sparse)(call, weight)
+        (_sparse if weight.codes.kind == "sparse" else _dot)(call, weight)
     elif method == "transform":
-        linear_transform.plan(call, weight, half and orthonormal)
+        linear_transform.plan(call, weight, half and transforms.is_orthonormal(weight.transform))
     else:
         _panels(call, weight, cache)
     return tuple(call.launches)
