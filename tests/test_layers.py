@@ -573,3 +573,25 @@ def test_attention_follows_a_new_bias():
     layer.value.bias = real.layer(0, "attention.self.value.bias")
     shift = np.asarray(layer.output.weight.decode() @ layer.value.bias)
     np.testing.assert_allclose(layer(x) - before, np.broadcast_to(shift, x.shape), atol=1e-5)
+
+
+def test_a_method_between_the_transforms(monkeypatch):
+    """`from_dense` gives it to every projection; it holds inside the domain, and a change is seen."""
+    parts = ("self.query", "self.key", "self.value", "output.dense")
+    weights = [real.layer(0, f"attention.{n}.weight") for n in parts]
+    options = {"codes": "dense-int8", "block": 32, "basis": False}
+    layer = rbe.RBEAttention.from_dense(*weights, 12, method="decode", **options)
+    x = real.activations(20)[None]
+    counts, decoded = _transforms_of(lambda: layer(x), monkeypatch)
+    assert counts == {"in": 0, "out": 0}
+    for part in (layer.query, layer.key, layer.value, layer.output):
+        assert part.method == "decode"
+        part.method = "transform"
+    counts, transformed = _transforms_of(lambda: layer(x), monkeypatch)
+    assert counts == {"in": 1, "out": 1}
+    assert np.linalg.norm(decoded - transformed) < 1e-6 * np.linalg.norm(decoded)
+    assert rbe.RBELinear.from_dense(weights[0], method="decode", **options).method == "decode"
+    ffn = rbe.RBEFFN.from_dense(weights[0], weights[3], method="decode", **options)
+    assert (ffn.up.method, ffn.down.method) == ("decode", "decode")
+    with pytest.raises(ValueError, match="unknown method 'fast'"):
+        rbe.RBEAttention.from_dense(*weights, 12, method="fast", **options)

@@ -94,14 +94,18 @@ class RBEAttention:
         value_bias: Array | None = None,
         output_bias: Array | None = None,
         cache: PanelCache | int | None = None,
+        method: str | None = None,
         **options: Any,
     ) -> RBEAttention:
         """Compress the four weights: grade=, ratio=, rmse=, kept=, block=, transform=, basis=, codes= go to
-        `rbe_gpu.compress`. With none of them they stay dense. `cache` is shared by the four projections.
+        `rbe_gpu.compress`. With none of them they stay dense. `cache` is shared by the four projections, `method`
+        is that of each (`RBELinear`).
         """
         shared = PanelCache(cache) if isinstance(cache, int) else cache
         pairs = ((query, query_bias), (key, key_bias), (value, value_bias), (output, output_bias))
-        q, k, v, o = (RBELinear(compressed(w, "matrix", options), b, cache=shared) for w, b in pairs)
+        q, k, v, o = (
+            RBELinear(compressed(w, "matrix", options), b, cache=shared, method=method) for w, b in pairs
+        )
         return cls(q, k, v, o, num_heads, num_kv_heads, causal, window, scale)
 
     @property
@@ -156,7 +160,7 @@ class RBEAttention:
         where a weight is dense, has a basis or a cache, or blocks do not fit.
         """
         parts = (self.query, self.key, self.value, self.output)
-        state = tuple((part.weight, part.bias, part.cache) for part in parts)
+        state = tuple((part.weight, part.bias, part.cache, part.method) for part in parts)
         if self._inside is None or any(
             a is not b
             for old, new in zip(self._inside[0], state, strict=True)
@@ -187,10 +191,12 @@ class RBEAttention:
             if bias is not None:
                 blocks = np.asarray(bias, np.float64).reshape(-1, weight.block)
                 bias = (blocks @ s).reshape(-1).astype(np.float32)
-            return RBELinear(gives_coefficients(cast(RBEMatrix, linear.weight)), bias, linear.activation)
+            given = gives_coefficients(cast(RBEMatrix, linear.weight))
+            return RBELinear(given, bias, method=linear.method)
 
         output = self.output
-        takes = RBELinear(for_coefficients(cast(RBEMatrix, output.weight)), output.bias, output.activation)
+        taken = for_coefficients(cast(RBEMatrix, output.weight))
+        takes = RBELinear(taken, output.bias, output.activation, method=output.method)
         scale = 1.0 / sqrt(self.head_dim) if self.scale is None else self.scale
         return RBEAttention(
             gives(self.query), gives(self.key), gives(self.value), takes, self.num_heads, self.num_kv_heads,

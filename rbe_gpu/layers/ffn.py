@@ -74,11 +74,12 @@ class RBEFFN:
         down_bias: Array | None = None,
         gate_bias: Array | None = None,
         cache: PanelCache | int | None = None,
+        method: str | None = None,
         **options: Any,
     ) -> RBEFFN:
         """Compress the weights, `up` and `gate` (intermediate, hidden) stacked as one matrix: grade=, ratio=,
         rmse=, kept=, block=, transform=, basis=, codes= go to `rbe_gpu.compress`. With none of them they stay
-        dense. `cache` is shared by all of the layer's products.
+        dense. `cache` is shared by all of the layer's products, `method` is that of each (`RBELinear`).
         """
         if (gate is None) != (activation != "swiglu"):
             raise ValueError("activation='swiglu' and gate= belong together; pass both or neither")
@@ -92,8 +93,8 @@ class RBEFFN:
                 up_bias = np.concatenate([gate_bias, up_bias])
         shared = PanelCache(cache) if isinstance(cache, int) else cache
         return cls(
-            RBELinear(compressed(up, "matrix", options), up_bias, cache=shared),
-            RBELinear(compressed(down, "matrix", options), down_bias, cache=shared),
+            RBELinear(compressed(up, "matrix", options), up_bias, cache=shared, method=method),
+            RBELinear(compressed(down, "matrix", options), down_bias, cache=shared, method=method),
             activation=activation,
         )
 

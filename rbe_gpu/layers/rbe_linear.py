@@ -78,12 +78,13 @@ class RBELinear:
         bias: Array | None = None,
         activation: str | None = None,
         cache: PanelCache | int | None = None,
+        method: str | None = None,
         **options: Any,
     ) -> RBELinear:
         """Compress `weight`: grade=, ratio=, rmse=, kept=, block=, transform=, basis=, codes= go to
         `rbe_gpu.compress`. With none of them the weight stays dense. The bias stays dense always.
         """
-        return cls(compressed(weight, "matrix", options), bias, activation, cache)
+        return cls(compressed(weight, "matrix", options), bias, activation, cache, method)
 
     @property
     def in_features(self) -> int:
