@@ -14,7 +14,7 @@ import numba
 import numpy as np
 
 from rbe_gpu import transforms
-from rbe_gpu.blocks import DenseCodes, GridCodes, RBEBlocks, RBEColumns, RBEMatrix, RBEVectors, SparseCodes
+from rbe_gpu.blocks import DenseCodes, GridCodes, RBEBlocks, RBEMatrix, RBEVectors, SparseCodes
 from rbe_gpu.packing import RUN
 from rbe_gpu.workspace import Workspace
 
@@ -288,7 +288,7 @@ def decode_rows(weight: RBEBlocks, rows: Any, first: int, count: int, out: Any, 
     expand(weight, rows, first, buffer, ws)
     if weight.transform != "none":
         s = transforms.cast_synthesis(weight.transform, block)
-        across = "none" if isinstance(weight, RBEColumns) else weight.transform
+        across = weight.inward
         s_t = transforms.cast_synthesis(across, block, transposed=True)
         scratch = ws.get("decode.block", (numba.get_num_threads(), block * block))
         if isinstance(weight, RBEVectors):

@@ -15,7 +15,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from rbe_gpu import transforms
-from rbe_gpu.blocks import DenseCodes, GridCodes, RBEBlocks, RBEColumns, RBEMatrix, RBEVectors, SparseCodes
+from rbe_gpu.blocks import DenseCodes, GridCodes, RBEBlocks, RBEMatrix, SparseCodes
 from rbe_gpu.planner import FEW_ZEROS
 
 from . import codes as kinds
@@ -241,13 +241,11 @@ def _operand(weight: RBEBlocks) -> Operand:
         codes[TERMS] = len(terms[0])
         codes[[T_ROW, T_COLUMN, T_PARAM, T_FACTOR]] = [address(a) for a in terms]
         codes[[PSI_START, PSI_OFFSET, PSI_VALUE]] = [address(a) for a in sums]
-    inward = "none" if isinstance(weight, RBEColumns) else weight.transform
-    outward = "none" if isinstance(weight, RBEVectors) else weight.transform
     return Operand(
         codes, reals, isinstance(stored, SparseCodes), False, weight.block, weight.rows_pad,
         weight.cols_pad, entries,
-        features, int(codes[SUM_FEATURES]), basis, inward, outward,
-        transform_address(outward, weight.block, False), row_start,
+        features, int(codes[SUM_FEATURES]), basis, weight.inward, weight.outward,
+        transform_address(weight.outward, weight.block, False), row_start,
     )  # fmt: skip
 
 

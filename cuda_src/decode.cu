@@ -1,4 +1,5 @@
-// W = gain * (S_r C S_c^T + sum_k p_k Phi_k), block by block; for vectors W = gain * (C S_c^T + sum_k p_k Phi_k).
+// W = gain * (S_r C S_c^T + sum_k p_k Phi_k), block by block; for vectors W = gain * (C S_c^T + sum_k p_k Phi_k), for
+// columns W = gain * S_r C.
 //
 // Arrays     Codes of C (rows_pad, cols_pad), see common.cuh; basis: f16 (row blocks, blocks, 8), vectors
 //            (rows, blocks, 5), or null; out: (rows, cols) float, f16 or bf16, row-major. Rows first, first + 1, ...
@@ -21,6 +22,9 @@
 // Sources: Plonka and Tasche 2005, "Fast and numerically stable algorithms for discrete cosine transforms"; for the
 // wavelets see FORMAT.md.
 #include "common.cuh"
+
+// Where a tile is transformed, bits of `sides`: a matrix has both.
+constexpr int ALONG_ROWS = 1, DOWN_COLUMNS = 2;
 
 template <int B>
 constexpr int TILES = B == 32 ? 4 : B == 64 ? 2 : 1;
@@ -78,13 +82,14 @@ __device__ __forceinline__ void store_tiles(const float* tiles, const Output& ou
 
 template <int B>
 __device__ __forceinline__ void decode_tiles(const Codes& codes, const uint2* starts, const RowNumbers& numbers,
-                                             const Output& out, int matrix, int transform, const f16* basis) {
+                                             const Output& out, int sides, int transform, const f16* basis) {
   DYNAMIC_SHARED(float, tiles);
   i64 blocks = codes.cols / B;
   i64 per_row = (blocks + TILES<B> - 1) / TILES<B>;
   i64 count = (out.rows + B - 1) / B * per_row;
   float factor = transform_factor(transform, B);
-  factor = out.gain * (matrix ? factor * factor : factor);
+  factor = out.gain * (sides == (ALONG_ROWS | DOWN_COLUMNS) ? factor * factor : factor);
+  int matrix = sides & DOWN_COLUMNS;
   constexpr int LINES = B * TILES<B>;
   int line = threadIdx.x % LINES, part = threadIdx.x / LINES;
   float* own = tiles + line / B * (B * B);
@@ -99,8 +104,8 @@ __device__ __forceinline__ void decode_tiles(const Codes& codes, const uint2* st
     __syncthreads();
     if (transform != NO_TRANSFORM) {
 #pragma unroll 1
-      for (int column = matrix; column >= 0; --column) {  // one copy of the code for both directions
-        synthesise<B>(transform, {own, line % B, column == 1}, true, part);
+      for (int side = DOWN_COLUMNS; side >= ALONG_ROWS; --side) {  // one copy of the code for both directions
+        if (sides & side) synthesise<B>(transform, {own, line % B, side == DOWN_COLUMNS}, true, part);
       }
     }
     if (!out.wide) {
@@ -118,9 +123,9 @@ __device__ __forceinline__ void decode_tiles(const Codes& codes, const uint2* st
 #define ENTRY(B, threads)                                                                                         \
   extern "C" __global__ void __launch_bounds__(threads, 1) decode_##B(                                            \
       CODES_PARAMETERS, const uint2* starts, const void* ids, int ids_wide, i64 first, i64 stored, i64 rows,      \
-      i64 cols, int matrix, int transform, const f16* basis, float gain, void* out, int type, int wide) {         \
+      i64 cols, int sides, int transform, const f16* basis, float gain, void* out, int type, int wide) {          \
     decode_tiles<B>(CODES_ARGUMENTS, starts, {ids, ids_wide, first, stored}, {out, rows, cols, type, wide, gain}, \
-                    matrix, transform, basis);                                                                    \
+                    sides, transform, basis);                                                                     \
   }
 ENTRY(32, 128)
 ENTRY(64, 128)

@@ -2,7 +2,7 @@
 //
 // With W_IJ = gain * (S C_IJ S^T + sum_k p_k Phi_k) the product needs no dense W:
 //     x^_J = S^T x_J;   y_I = gain * (S sum_J C_IJ x^_J + sum_J sum_k p_IJk (Phi_k x_J))       (vectors: without S)
-// exactly, so the inner loops are products with the stored codes.
+// exactly (columns: x^ is x), so the inner loops are products with the stored codes.
 //
 // Few tokens, limited by the bytes of W, each of which is read once for up to 8 tokens:
 //   linear_peaks     max |x[t,:]| of every token; a NaN or an Inf in it must reach the results of the token even where

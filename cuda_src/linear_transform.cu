@@ -6,7 +6,7 @@
 //     f_J = phi x_J                            linear_transform_features, where there is a basis
 //     g_I = sum_J sum_k p_IJk q_k f_J          linear_transform_basis: 16 sums for a block of rows
 //     y_I = gain * (S sum_J C_IJ x^_J + psi g_I)
-// exactly (vectors: without S and psi). The product with C, and the end of the second line:
+// exactly (vectors: without S and psi; columns: x^ is x). The product with C, and the end of the second line:
 //   linear_transform_codes    dense and grid codes, f16 x^: unpacked to f16 tiles in shared memory, tensor cores
 //   linear_transform_entries  the same of sparse codes: a tile is laid out from bitmaps and entries
 //   linear_transform_dense    dense and grid codes, float x^: unpacked to float tiles, FMA

@@ -283,6 +283,16 @@ class RBEBlocks:
         return -(-self.cols // self.block) * self.block
 
     @property
+    def inward(self) -> str:
+        """The transform that activations go through before they meet the codes."""
+        return "none" if self.kind == "columns" else self.transform
+
+    @property
+    def outward(self) -> str:
+        """The transform that what the codes make of activations goes through."""
+        return "none" if self.kind == "vectors" else self.transform
+
+    @property
     def arrays(self) -> dict[str, Array]:
         """The stored arrays by their name in a file."""
         out = self.codes.arrays
@@ -354,7 +364,7 @@ class RBEColumns(RBEBlocks):
     """A matrix whose transform runs down its columns only: W = gain * S_r C, without a basis.
 
     What a matrix is to activations that are coefficients already (`for_coefficients`). It lives in memory
-    only, and on the CPU.
+    only.
     """
 
     kind: ClassVar[str] = "columns"

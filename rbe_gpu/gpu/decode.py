@@ -88,7 +88,8 @@ def plan(
     n, cols = out.shape
     block = weight.block
     gain = weight.gain if gain is None else gain
-    matrix = weight.row_block == block
+    # bits, as SIDES of decode.cu
+    sides = 2 * (weight.row_block == block) + (weight.kind != "columns")
     codes = codes_arguments(weight)
     rows = row_numbers(weight, ids, first)
     size = (np.int64(n), np.int64(cols))
@@ -104,7 +105,7 @@ def plan(
         launches.append(plan_starts(weight, ids, first, starts.shape[0], starts))
     tiles = ceil_div(n, block) * ceil_div(weight.cols_pad // block, TILES[block])
     args = (
-        *codes, starts, *rows, *size, np.int32(matrix), TRANSFORM[weight.transform], weight.basis, *target
+        *codes, starts, *rows, *size, np.int32(sides), TRANSFORM[weight.transform], weight.basis, *target
     )  # fmt: skip
     shared = 4 * block * block * TILES[block]
     launches.append(Launch("decode", f"decode_{block}", grid_1d(tiles), (THREADS[block], 1, 1), args, shared))
@@ -116,7 +117,7 @@ def decode(weight: RBEBlocks, out: Any, ws: Any) -> None:
 
     Parameters
     ----------
-    weight : RBEMatrix or RBEVectors, its arrays aligned to 16 bytes
+    weight : RBEMatrix, RBEVectors or RBEColumns, its arrays aligned to 16 bytes
     out : (rows, cols) float32, float16 or bfloat16, C-contiguous
     """
     run(*plan(weight, out, ws))

@@ -31,6 +31,10 @@ def plan(ids: Any, weight: Any, out: Any, ws: Any) -> tuple[Launch, ...]:
         return (_plan_dense(ids, weight, out),)
     if weight.row_block == 1:
         return decode.plan(weight, out, ws, ids)
+    if weight.kind == "columns":
+        raise TypeError(
+            "RBEColumns is for products with coefficients; look rows up in the RBEMatrix it is made of"
+        )
     starts, launches = None, []
     if weight.codes.kind == "sparse":
         starts = decode.get_starts(weight, weight.rows_pad, ws)

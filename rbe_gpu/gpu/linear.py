@@ -114,7 +114,7 @@ class Call:
         rows = ceil_div(tokens, group) * group
         out = self.ws.get("linear.x", (rows, padded), _F16_DTYPE if layout == _F16 else _F32_DTYPE)
         block = 64 if weight is None else weight.block
-        transform = _NO_TRANSFORM if weight is None else decode.TRANSFORM[weight.transform]
+        transform = _NO_TRANSFORM if weight is None else decode.TRANSFORM[weight.inward]
         col_scale = getattr(weight.codes, "col_scale", None) if scaled and weight is not None else None
         wide = cols % 8 == 0 and aligned(self.x)
         lines = 64 if block == 128 else 128  # of a block of threads
@@ -142,9 +142,16 @@ class Call:
         )
         return out
 
-    def half_inputs(self, weight: RBEBlocks, peaks: Any) -> Any:
-        """x^ in float16, scaled token by token: (tokens, cols_pad)."""
-        return self.inputs(weight.cols_pad, _F16, 1, weight, peaks=peaks)
+    def half_inputs(self, weight: RBEBlocks) -> tuple[Any, Any]:
+        """x^ in float16, (tokens, cols_pad), and the peaks that it is scaled by, token by token.
+
+        Without a transform and in float16 already, x itself, unscaled.
+        """
+        x = self.x
+        if weight.inward == "none" and x.dtype == _F16_DTYPE and x.shape[1] == weight.cols_pad and aligned(x):
+            return x, None
+        peaks = self.peaks()
+        return self.inputs(weight.cols_pad, _F16, 1, weight, peaks=peaks), peaks
 
     def finish_parts(
         self,
@@ -158,7 +165,7 @@ class Call:
         splits, tokens, ld = parts.shape
         matrix = weight is not None and weight.row_block > 1
         block = weight.block if weight is not None and matrix else 64
-        transform = decode.TRANSFORM[weight.transform] if weight is not None and matrix else _NO_TRANSFORM
+        transform = _NO_TRANSFORM if weight is None else decode.TRANSFORM[weight.outward]
         basis = None if weight is None else weight.basis
         features, blocks = None, 0
         if weight is not None and basis is not None:
@@ -301,8 +308,7 @@ def _mma_few(call: Call, weight: RBEBlocks) -> None:
     rows, cols = weight.rows_pad, weight.cols_pad
     blocks = ceil_div(rows, _TILE) * ceil_div(call.tokens, 16)
     each, splits = _splits(ceil_div(cols, _STEP), 2 * blocks)
-    peaks = call.peaks()
-    x = call.half_inputs(weight, peaks)
+    x, peaks = call.half_inputs(weight)
     parts = call.parts(splits, rows)
     call.add(
         "mma_few",
@@ -365,13 +371,10 @@ def _mma(
 
 def _mma_codes(call: Call, weight: RBEBlocks) -> None:
     """Dense and grid codes, unpacked tile by tile."""
-    matrix = weight.row_block > 1
-    peaks = call.peaks()
-    x = call.half_inputs(weight, peaks)
-    transform = decode.TRANSFORM[weight.transform] if matrix else _NO_TRANSFORM
+    x, peaks = call.half_inputs(weight)
     _mma(
         call, "codes", x, None, decode.codes_arguments(weight), weight.rows_pad, 0, weight.cols_pad,
-        weight.block, transform, weight.gain, peaks,
+        weight.block, decode.TRANSFORM[weight.outward], weight.gain, peaks,
     )  # fmt: skip
 
 
@@ -445,7 +448,14 @@ def as_stored(weight: RBEBlocks, dtype: np.dtype[Any]) -> bool:
     In f16, x^ of a transform that is not orthonormal would lose digits.
     """
     half, coded = dtype != _F32_DTYPE, weight.codes.kind != "sparse"
-    return half and coded and weight.basis is None and transforms.is_orthonormal(weight.transform)
+    return half and coded and weight.basis is None and transforms.is_orthonormal(weight.inward)
+
+
+def decodes(weight: RBEBlocks, tokens: int, dtype: np.dtype[Any], method: str | None) -> bool:
+    """Whether `linear` multiplies so many tokens of a dtype by decoded panels of a compressed weight."""
+    if method is None:
+        return tokens > FEW_TOKENS and not as_stored(weight, dtype)
+    return method != "transform"
 
 
 def plan(
@@ -474,17 +484,14 @@ def plan(
         else:
             _ffma(call, weight, 0)
         return tuple(call.launches)
-    if method in ("decode", "cache"):
-        _panels(call, weight, cache if method == "cache" else None)
-        return tuple(call.launches)
-    if tokens > _DOT_TOKENS and as_stored(weight, x.dtype):
+    if decodes(weight, tokens, x.dtype, method):
+        _panels(call, weight, None if method == "decode" else cache)
+    elif tokens > _DOT_TOKENS and as_stored(weight, x.dtype):
         (_mma_few if tokens <= _MMA_FEW_TOKENS else _mma_codes)(call, weight)
     elif tokens <= FEW_TOKENS:
         (_sparse if weight.codes.kind == "sparse" else _dot)(call, weight)
-    elif method == "transform":
-        linear_transform.plan(call, weight, half and transforms.is_orthonormal(weight.transform))
     else:
-        _panels(call, weight, cache)
+        linear_transform.plan(call, weight, half and transforms.is_orthonormal(weight.inward))
     return tuple(call.launches)
 
 

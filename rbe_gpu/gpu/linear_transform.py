@@ -75,7 +75,7 @@ def _float_inputs(call: Call, weight: RBEBlocks) -> Any:
     padded, groups = weight.cols_pad, ceil_div(tokens, TILE)
     out = call.ws.get("linear.x", (groups, padded, TILE))
     parts = 2 if weight.block == 128 else 1
-    transform = decode.TRANSFORM[weight.transform]
+    transform = decode.TRANSFORM[weight.inward]
     if call.made("x", out, "float", weight.block, int(transform)):
         return out
     call.add(
@@ -136,12 +136,15 @@ def plan(call: Call, weight: RBEBlocks, half: bool) -> None:
     """
     rows, depth, tokens = weight.rows_pad, weight.cols_pad, call.tokens
     sparse = isinstance(weight.codes, SparseCodes)
-    peaks = call.peaks() if half or sparse else None
-    x = call.half_inputs(weight, peaks) if half else _float_inputs(call, weight)
+    if half:
+        x, peaks = call.half_inputs(weight)
+    else:
+        peaks = call.peaks() if sparse else None
+        x = _float_inputs(call, weight)
     codes, basis = _bitmaps(call, weight), _basis(call, weight)
-    transform = decode.TRANSFORM[weight.transform if weight.row_block > 1 else "none"]
+    transform, scaled = decode.TRANSFORM[weight.outward], np.int32(half and peaks is not None)
     ending = (
-        np.int32(weight.block), transform, np.float32(weight.gain), peaks, np.int32(half), *basis, *call.finish
+        np.int32(weight.block), transform, np.float32(weight.gain), peaks, scaled, *basis, *call.finish
     )  # fmt: skip
     each, count = splits(tokens, rows, depth)
     ld = ceil_div(rows, 8) * 8

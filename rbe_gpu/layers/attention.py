@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import prod, sqrt
 from typing import Any, cast
 
 import numpy as np
 
 from .. import ops, transforms
-from ..blocks import Array, RBEMatrix, for_coefficients, gives_coefficients
+from ..blocks import Array, RBEBlocks, RBEMatrix, for_coefficients, gives_coefficients
 from ..cache import PanelCache
 from ..dispatch import accepted, device_of, module_of
 from ..workspace import Workspace
@@ -145,22 +145,39 @@ class RBEAttention:
         """
         x = accepted(x)
         workspace = (workspace or Workspace()).on(device_of(x, "x"))
-        inside = self._coefficients() if workspace.device == "cpu" else None
-        if inside is None:
-            merged = self.mix(x, lengths, mask, context, workspace, cu_seqlens)
-            return self.output(merged, residual, out=out, workspace=workspace)
-        merged = inside.mix(x, lengths, mask, context, workspace, cu_seqlens)
-        return inside.output(merged, residual, out=out, workspace=workspace)
+        context = accepted(context)
+        inside = None if self._decodes(x, x if context is None else context) else self._coefficients()
+        within = self if inside is None else inside
+        merged = within.mix(x, lengths, mask, context, workspace, cu_seqlens)
+        return within.output(merged, residual, out=out, workspace=workspace)
+
+    def _decodes(self, x: Array, source: Array) -> bool:
+        """Whether a projection may take decoded panels: a cache's on the CPU, those of its way on a GPU.
+
+        source : what keys and values are made of
+        """
+        parts = (self.query, self.key, self.value, self.output)
+        if device_of(x, "x") == "cpu":
+            return any(part.cache is not None for part in parts)
+        from ..gpu.linear import decodes
+
+        def takes_panels(part: RBELinear, a: Array) -> bool:
+            weight = part.weight
+            return not isinstance(weight, RBEBlocks) or decodes(
+                weight, prod(a.shape[:-1]), a.dtype, part.method
+            )
+
+        return any(map(takes_panels, parts, (x, source, source, x)))
 
     def _coefficients(self) -> RBEAttention | None:
         """This attention between the transforms: q, k, v come out as coefficients and `output` takes them.
 
         An orthonormal transform whose blocks divide the heads changes no product q.k, and what the output
         transform of v does, the input transform of `output` undoes: of eight transforms two are left. None
-        where a weight is dense, has a basis or a cache, or blocks do not fit.
+        where a weight is dense or has a basis, or blocks do not fit.
         """
         parts = (self.query, self.key, self.value, self.output)
-        state = tuple((part.weight, part.bias, part.cache, part.method) for part in parts)
+        state = tuple((part.weight, part.bias, part.method) for part in parts)
         if self._inside is None or any(
             a is not b
             for old, new in zip(self._inside[0], state, strict=True)
@@ -179,18 +196,19 @@ class RBEAttention:
             and first.transform != "none"
             and transforms.is_orthonormal(first.transform)
             and self.head_dim % first.block == 0
-            and all(part.cache is None for part in (self.query, self.key, self.value, self.output))
         )
 
     def _one_sided(self) -> RBEAttention:
+        from ..transfer import to
+
         weight: Any = self.query.weight
         s = transforms.synthesis(weight.transform, weight.block)
 
         def gives(linear: RBELinear) -> RBELinear:
             bias = linear.bias
             if bias is not None:
-                blocks = np.asarray(bias, np.float64).reshape(-1, weight.block)
-                bias = (blocks @ s).reshape(-1).astype(np.float32)
+                blocks = to(bias, "cpu").astype(np.float64).reshape(-1, weight.block)
+                bias = to((blocks @ s).reshape(-1).astype(np.float32), device_of(bias, "bias"))
             given = gives_coefficients(cast(RBEMatrix, linear.weight))
             return RBELinear(given, bias, method=linear.method)
 
