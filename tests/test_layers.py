@@ -573,6 +573,9 @@ def test_attention_follows_a_new_bias():
     layer.value.bias = real.layer(0, "attention.self.value.bias")
     shift = np.asarray(layer.output.weight.decode() @ layer.value.bias)
     np.testing.assert_allclose(layer(x) - before, np.broadcast_to(shift, x.shape), atol=1e-5)
+    after = layer(x)
+    layer.output.activation = "relu"
+    np.testing.assert_array_equal(layer(x), np.maximum(after, 0))
 
 
 def test_a_method_between_the_transforms(monkeypatch):
