@@ -9,11 +9,16 @@ but kernels inline code from `simd.py`, and their flags come from this file. Num
 function after its `__qualname__`, so `cpu_kernel` adds a digest of the shared files to that name while Numba
 sets up the cache: an edit of a shared file changes the name and no stale code is found. The superseded files
 (`*.nbi`, `*.nbc` in `__pycache__` or `NUMBA_CACHE_DIR`) are never read again and may be deleted at any time.
+
+Numba numbers the files of a function's compiled forms 1, 2, ... Two processes that fill the cache at once take the
+same number for different forms, and a third that loads one then calls the other. So each form gets a name that
+no process gives twice (`unshared`); of two indices written at once one is lost, which costs a compilation.
 """
 
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,14 +64,21 @@ _DIGEST = shared_digest()
 
 
 @contextmanager
-def named_for_the_cache(function: Callable[..., Any]) -> Iterator[None]:
-    """Name a function for the disk cache: its own name and the digest of the shared files."""
+def named_for_the_cache(function: Callable[..., Any], form: str = "") -> Iterator[None]:
+    """Name a function for the disk cache: its own name, the digest of the shared files, and which `form` of it."""
     plain_name = function.__qualname__
-    function.__qualname__ = f"{plain_name}.{_DIGEST}"
+    function.__qualname__ = f"{plain_name}{form}.{_DIGEST}"
     try:
         yield
     finally:
         function.__qualname__ = plain_name
+
+
+def unshared(compiled: Any) -> Any:
+    """Let no two compilations of a function write one file of the disk cache; gives the function back."""
+    file = compiled._cache._cache_file
+    file._data_name = lambda number: f"{file._index_name}.{uuid.uuid4().hex[:16]}.nbc"
+    return compiled
 
 
 def cpu_kernel(
@@ -98,7 +110,7 @@ def cpu_kernel(
                 parallel=parallel,
                 fastmath=False if exact else set(FASTMATH),
             )(kernel)
-            return gated(compiled) if parallel else compiled
+            return gated(unshared(compiled)) if parallel else unshared(compiled)
 
     return compile_kernel if function is None else compile_kernel(function)
 

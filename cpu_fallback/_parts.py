@@ -49,7 +49,7 @@ def part_kernel(function: Callable[..., Any]) -> Callable[..., int]:
         if found is None:
             like = types.CPointer(types.float32 if element is None else element)
             signature = types.void(types.int64, types.CPointer(types.int64), like)
-            with named_for_the_cache(function):
+            with named_for_the_cache(function, f"_{like.dtype}"):  # each form alone in its files
                 kernel = numba.cfunc(signature, cache=True, error_model="numpy", fastmath=set(FASTMATH))(
                     function
                 )

@@ -17,6 +17,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import ml_dtypes
+import numba
 import numpy as np
 import pytest
 from llvmlite import ir
@@ -623,6 +624,33 @@ def test_an_edit_of_a_shared_file_recompiles_its_users(tmp_path: Path) -> None:
     (package / "simd.py").write_text(changed)
     assert run() == ["0.0", "0"]
     assert run() == ["0.0", "1"]
+
+
+def test_no_two_forms_of_a_kernel_share_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes compile two forms of a kernel at once, and a third takes them from the disk cache.
+
+    The second reads the index before the first has written it, and writes all of its own before the first ends.
+    """
+
+    def half(x):
+        return x / 2
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    first, second, third = (cpu_kernel(half) for _ in range(3))
+    file = first._cache._cache_file
+    save = file._save_data
+
+    def overtaken(*data: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(second._cache._cache_file, "_load_index", dict)
+            assert second(3.5) == 1.75
+        save(*data)
+
+    monkeypatch.setattr(file, "_save_data", overtaken)
+    assert first(3) == 1.5
+    assert third(3.5) == 1.75
+    assert sum(third.stats.cache_hits.values()) == 1
+    assert third(3) == 1.5
 
 
 def test_every_shared_file_exists() -> None:
