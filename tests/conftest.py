@@ -22,6 +22,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+# One thread for NumPy's BLAS in the tests, and in processes that inherit this; `test_threads` sets its own. Where
+# something else keeps the cores busy, OpenBLAS's threads spin: a calibration takes 20 s of CPU time instead of 6.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 
