@@ -3,7 +3,7 @@
 #   make report   compress a real model, measure, write rbe-report/index.html
 #   make quality  measure quality per byte beside other quantisers, write rbe-report/quality.html (about an hour;
 #                 ARGS=--resume goes on where a run was stopped)
-#   make test     run the whole test suite
+#   make test     run the whole test suite, in two processes (JOBS=4: in four; JOBS=0: in one)
 #   make gpu-check  on a machine with an NVIDIA GPU: correctness, compute-sanitizer and speed, with rows to
 #                 reports/results/<gpu>.csv (ARGS="--only attention,linear" runs some stages, ARGS=--list names them)
 #   make neon-check   the CPU suite on aarch64, emulated where the machine is another (an hour or two the first
@@ -29,6 +29,7 @@ PEERS ?= 1
 PIP_ARGS ?=
 OUT ?= rbe-report
 ARGS ?=
+JOBS ?= 2
 LLAMA ?= llama-cpp-python
 CUDA ?= cuda13
 # pip never takes the CUDA build for a requirement that says +cpu; other systems' ordinary build is the CPU one
@@ -51,7 +52,7 @@ quality: $(STAMPS)/package $(STAMPS)/model $(STAMPS)/quantizers $(if $(LLAMA),$(
 	@echo "The page is at $(abspath $(OUT))/quality.html"
 
 test: $(STAMPS)/test $(STAMPS)/model $(STAMPS)/peers-$(PEERS)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 gpu-check: $(STAMPS)/test $(STAMPS)/model $(STAMPS)/$(CUDA)
 	$(BIN)/python -m rbe_gpu.reports.gpu_check $(ARGS)

@@ -9,6 +9,9 @@
   host build: what `cuda` will run, as far as that can be run without a GPU
 
 The first three run by default. A backend that a run asks for and cannot have is an error, never a skip.
+
+`make test` shares the files among two processes (pytest-xdist): Numba compiles on one core, and most of the time of a
+first run goes into that. A file stays in one process, with what its tests have in common.
 """
 
 from __future__ import annotations
@@ -185,6 +188,13 @@ BACKENDS: dict[str, Callable[[], TestBackend]] = {
 }
 DEFAULT = ("cpu", "host", "host-reverse")
 
+#: The files that take longest, longest first: where two processes share the files, these start before the others.
+LONG = (
+    *("conformance", "host_build", "nvrtc", "bert", "reports", "calibrate_model", "threads"),
+    *("launch_attention", "attention", "tradeoff", "layers", "assembly", "graph", "hostile_files"),
+    *("gpu_check", "cupy_arrays", "cli", "simd", "linear_transform", "bert_gpu"),
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -250,3 +260,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if len(wanted) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if not _wanted(item, names)])
         items[:] = wanted
+    if hasattr(config, "workerinput"):  # one of several processes of pytest-xdist
+        rank = {f"test_{name}": i for i, name in enumerate(LONG)}
+        items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
