@@ -583,7 +583,7 @@ def linear(
     n, threads = x.shape[0], num_threads()
     if not isinstance(weight, RBEBlocks):
         dense = Plain(weight, 0)
-        if n <= FEW:
+        if n <= FEW or not x.shape[1]:  # there are no panels of no columns
             _few(x, dense, bias, activation, residual, out, ws, threads)
         else:
             a = activations(x, "none", 64, None, ws, threads)

@@ -116,6 +116,15 @@ def test_leading_axes(shape):
     np.testing.assert_allclose(y, reference.linear(x, w, b), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("tokens", [1, 4, 5, 70])
+def test_no_features(tokens):
+    """A sum of no products is zero: what is left is the bias, the activation and the residual."""
+    w, b = np.empty((70, 0), np.float32), real.layer(0, "intermediate.dense.bias")[:70].copy()
+    x, residual = np.empty((tokens, 0), np.float32), np.ascontiguousarray(real.activations(tokens)[:, :70])
+    y = rbe.linear(x, w, b, "gelu", residual)
+    np.testing.assert_allclose(y, reference.linear(x, w, b, "gelu", residual), rtol=1e-6, atol=1e-6)
+
+
 def test_residual_may_be_the_output():
     w = real.layer(0, "attention.output.dense.weight")
     x, residual = real.activations(20), real.activations(20, 4).copy()
