@@ -598,3 +598,36 @@ def test_a_method_between_the_transforms(monkeypatch):
     assert (ffn.up.method, ffn.down.method) == ("decode", "decode")
     with pytest.raises(ValueError, match="unknown method 'fast'"):
         rbe.RBEAttention.from_dense(*weights, 12, method="fast", **options)
+
+
+def test_attention_between_transforms_sees_what_is_changed(monkeypatch):
+    """What the layer made of itself at its first call does not outlive a change, and takes the way asked for."""
+    from rbe_gpu.cpu_fallback import linear
+
+    decoded = []
+    decode_rows = linear.decode_rows
+    monkeypatch.setattr(linear, "decode_rows", lambda *args: decoded.append(1) or decode_rows(*args))
+    layer = attention((("codes", "dense-int8"), ("block", 32), ("transform", "dct"), ("basis", False)))
+    parts = (layer.query, layer.key, layer.value, layer.output)
+    x = real.activations(40).reshape(2, 20, 384)
+
+    def check() -> None:
+        assert relative(layer(x), expected_attention(layer, x)) < TOLERANCE
+
+    check()
+    layer.causal = True
+    check()
+    layer.window = (3, 0)
+    check()
+    layer.scale = 0.05
+    check()
+    for method, times in (("transform", 0), ("decode", 4)):
+        try:
+            for part in parts:
+                part.method = method
+            decoded.clear()
+            check()
+            assert len(decoded) == times
+        finally:
+            for part in parts:  # other tests share them
+                part.method = None

@@ -177,7 +177,10 @@ class RBEAttention:
         where a weight is dense or has a basis, or blocks do not fit.
         """
         parts = (self.query, self.key, self.value, self.output)
-        state = tuple((part.weight, part.bias, part.activation, part.method) for part in parts)
+        state = (
+            (self.causal, self.window, self.scale),
+            *((part.weight, part.bias, part.activation, part.method) for part in parts),
+        )
         if self._inside is None or any(
             a is not b
             for old, new in zip(self._inside[0], state, strict=True)
