@@ -30,8 +30,8 @@ COLUMNS_OF_CODES = 128
 #: Bytes of `COLUMNS_OF_CODES` activations: three digits for each, and where the sums of the lanes begin.
 DIGIT_BYTES = 3 * COLUMNS_OF_CODES + 64
 LARGEST = 127 * 65536
-#: Groups whose largest value is less have a scale that is no normal number any more.
-SMALLEST = 1e-30
+#: Groups whose largest value is less have a scale that is no normal number any more times the least of codes, 2^-24.
+SMALLEST = 1e-23
 _I8, _I32, _FLOAT = ir.IntType(8), ir.IntType(32), ir.FloatType()
 _WORDS, _FLOATS = ir.VectorType(_I32, LANES), ir.VectorType(_FLOAT, LANES)
 
@@ -194,8 +194,8 @@ def to_digits(x, x_at, columns, out, scale):
 
 
 @cpu_inline
-def digit_rows(rows, stream, byte, scale, s_at, columns, digits, out, at):
-    """out[at + r] = sum_c (u_c - 7.5) x_c over the 4-bit codes of row r, r < rows.
+def digit_rows(rows, stream, byte, scale, s_at, columns, digits, gain, out, at):
+    """out[at + r] = gain * sum_c (u_c - 7.5) x_c over the 4-bit codes of row r, r < rows.
 
     stream : codes of the first row from `byte` on, rows one behind the other
     scale : from s_at on, of the groups of 64 columns of every row, times those of the activations
@@ -214,10 +214,11 @@ def digit_rows(rows, stream, byte, scale, s_at, columns, digits, out, at):
             d = vfma(_pair(scale, s + 3 * groups), _product(stream, code + 3 * size, digits, q), d)
             code += 64
             s += 2
-        out[at + r], out[at + r + 1], out[at + r + 2], out[at + r + 3] = vsum(a), vsum(b), vsum(c), vsum(d)
+        out[at + r], out[at + r + 1] = gain * vsum(a), gain * vsum(b)
+        out[at + r + 2], out[at + r + 3] = gain * vsum(c), gain * vsum(d)
     for r in range(fours, rows):
         a = zero
         for k in range(columns // COLUMNS_OF_CODES):
             part = _product(stream, byte + r * size + 64 * k, digits, k * DIGIT_BYTES)
             a = vfma(_pair(scale, s_at + r * groups + 2 * k), part, a)
-        out[at + r] = vsum(a)
+        out[at + r] = gain * vsum(a)

@@ -220,9 +220,8 @@ def _rows_of_int(t, token, first, rows, x, x_at, sums, sums_at, scales, scales_a
             for g in range(0, groups, 16):
                 count = min(16, groups - g)
                 factor = vmul(vload_n(halves, (first + r) * groups + g, count), vload_n(factors, g, count))
-                factor = vmul(factor, vsplat(gain))
                 vstore_n(scales, scales_at + r * groups + g, factor, count)
-        digit_rows(rows, stream, first * cols // 2, scales, scales_at, cols, digits, out, at)
+        digit_rows(rows, stream, first * cols // 2, scales, scales_at, cols, digits, gain, out, at)
         return
     for k in range(0, rows * groups, 16):
         count = min(16, rows * groups - k)

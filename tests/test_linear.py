@@ -225,3 +225,15 @@ def test_few_tokens_of_any_size_with_4_bit_codes(transform, shape):
         assert np.linalg.norm(rbe.linear(scaled, m) - expected) <= 1e-6 * np.linalg.norm(expected)
     scaled = x * np.float32(1e-36)
     assert relative(rbe.linear(scaled, m), reference.linear(scaled, m)) < 1e-5
+
+
+@pytest.mark.parametrize(("size", "factor"), [(1e-16, 1e-15), (1.0, 1e-29), (1.0, 1e-22), (1e30, 1e-30)])
+def test_few_tokens_of_small_values_with_4_bit_codes(size, factor):
+    """No number between the codes and the result is smaller than what float32 holds, where the result is not."""
+    w = real.layer(0, "intermediate.dense.weight")[:64, :256] * np.float32(size)
+    w[1] *= np.float32(1e-4)
+    m = rbe.compress(w, codes="dense-int4", transform="none", basis=False)
+    x = _x(3, 256) * np.float32(factor)
+    y, expected = rbe.linear(x, m), reference.linear(x, m)
+    for row in (0, 1):
+        assert relative(y[:, row], expected[:, row]) < 2e-6
