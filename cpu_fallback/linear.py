@@ -364,7 +364,7 @@ class Activations:
     """Activations as products read them: feature by feature, tiles of `width` tokens, blocks transformed.
 
     Made by `activations`; the memory is the workspace's. While they are `pending`, the next product transforms them;
-    then `finite` is False where some value is NaN or Inf.
+    then `finite` is False where some value is NaN, Inf, or too large (`product.HEADROOM`).
     """
 
     __slots__ = (
@@ -551,7 +551,7 @@ def _few(
     ws: Workspace,
     threads: int,
 ) -> bool:
-    """A product for a few tokens; False where x has NaN or Inf and the weight is compressed."""
+    """A product for a few tokens; False where x has NaN, Inf or huge values and the weight is compressed."""
     n, in_features = x.shape
 
     def make(buffer: Any) -> VectorCall:
@@ -629,7 +629,8 @@ def _decoded(
 ) -> None:
     """The same through decoded panels of rows: from a cache, or made for the call.
 
-    Also what activations with NaN or Inf take: their transform would spread them over a block.
+    Also what activations with NaN or Inf take, which a transform would spread over a block, and huge ones, which it
+    would make infinite.
     """
     a = None if x.shape[0] <= FEW else activations(x, "none", 64, None, ws, threads)
     rows, step = weight.rows, panel_rows(weight)

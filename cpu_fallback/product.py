@@ -45,6 +45,8 @@ _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 _SQRT_HALF = np.float32(0.7071067811865476)
 _SQRT_2_PI, _CUBIC = np.float32(0.7978845608028654), np.float32(0.044715)
 _LOWEST = np.float32(-3.4028235e38)
+#: What codes and transforms may multiply activations by before scales: twelve bits, blocks of 128, long sums.
+HEADROOM = np.float32(2.0**40)
 NONE, RELU, GELU, GELU_TANH, SILU = range(5)
 
 
@@ -265,14 +267,14 @@ def _turn_in(x, kind, first, tokens, cols, in_features, column, vectors, c, at, 
 
 @cpu_inline
 def _finite(c, at, rows, vectors, width):
-    """Whether every value of a block is finite: x * 0 is 0 then, and NaN otherwise."""
-    zero = vsplat(_ZERO)
+    """Whether every value of a block is finite, and stays so times HEADROOM: then times 0 is 0, and NaN otherwise."""
+    zero, room = vsplat(_ZERO), vsplat(HEADROOM)
     a, b = zero, zero
     for v in range(vectors):
         place = at + 16 * v
         for r in range(0, rows, 2):  # a block has an even number of rows
-            a = vfma(vload(c, place + r * width), zero, a)
-            b = vfma(vload(c, place + (r + 1) * width), zero, b)
+            a = vfma(vmul(vload(c, place + r * width), room), zero, a)
+            b = vfma(vmul(vload(c, place + (r + 1) * width), room), zero, b)
     return vsum(vadd(a, b)) == _ZERO
 
 

@@ -69,6 +69,7 @@ from .product import (
     F16,
     F32,
     GRID,
+    HEADROOM,
     INT,
     activate,
     bfloats_at,
@@ -332,7 +333,7 @@ def _block_in(t, token, j):
         count = min(16, in_features - j * block - k)
         line = load_any(t[IN], t[ENCODED], token * in_features + j * block + k, count)
         vstore(to, to_at + k, line)
-        finite = vfma(line, vsplat(_ZERO), finite)
+        finite = vfma(vmul(line, vsplat(HEADROOM)), vsplat(_ZERO), finite)
     if t[S_IN] != 0:
         _through(scratch, 0, floats_at(t[S_IN]), block, flat, place)
     if t[KIND] == GRID:
@@ -346,7 +347,8 @@ def _block_in(t, token, j):
 def vector_product(t, reals):
     """out = activation(x W^T + bias) + residual for a few tokens.
 
-    Returns False, with nothing written, where x has a value that is not finite and W is compressed.
+    Returns False, with nothing written, where x has a value that is not finite, or would not be times HEADROOM, and W
+    is compressed.
     """
     tokens, blocks_in = t[TOKENS], t[COLUMNS] // t[BLOCK]
     for j in range(tokens * blocks_in):

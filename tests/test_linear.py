@@ -56,6 +56,19 @@ def test_values_that_are_not_finite_stay_with_their_token(form, tokens, value):
     assert np.isfinite(y[1:]).all()
 
 
+@pytest.mark.parametrize("form", ["dct int4 b128", "dct f16 delta basis", "grid int3 none"])
+@pytest.mark.parametrize("tokens", [1, 3, 70])
+@pytest.mark.parametrize("value", [1e28, 1e35, 1e38])
+def test_huge_values_stay_finite(form, tokens, value):
+    """The mean of a block, or codes before their scale, would be more than float32 holds: the result is not."""
+    m = compressed(form)
+    x = np.full((tokens, m.shape[1]), value, np.float32)
+    x[:, 70:] = 0
+    expected = reference.linear(x, m)
+    assert np.abs(expected).max() < 3.4e38
+    assert relative(rbe.linear(x, m, method="transform"), expected) < 1e-5
+
+
 @pytest.mark.parametrize("options", [{"kept": 0.2}, {"codes": "dense-int4", "block": 32}])
 @pytest.mark.parametrize("tokens", [1, 40])
 def test_one_sided_products(options, tokens, tmp_path):
