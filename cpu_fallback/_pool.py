@@ -161,10 +161,14 @@ def alone() -> bool:
 def num_threads() -> int:
     """How many threads a kernel called now from this Python thread may use.
 
-    For splitting work. Scratch that a kernel indexes by thread number needs `numba.get_num_threads()` rows: no other
-    Python thread can raise that between here and the call.
+    For splitting work. Scratch that a kernel indexes by thread number needs `most_threads()` rows.
     """
     return min(int(_limit.value), int(layers._get_num_threads()))
+
+
+def most_threads() -> int:
+    """Numba's number of threads for this Python thread: no other can raise that between here and a call."""
+    return int(layers._get_num_threads())
 
 
 def _after_fork() -> None:

@@ -24,7 +24,7 @@ from rbe_gpu.workspace import Workspace
 
 from ._jit import cpu_inline
 from ._parts import SHARE, call_part, next_unit, part_kernel, run_parts, wait_for
-from ._pool import num_threads
+from ._pool import most_threads, num_threads
 from .codes import (
     BITMAP,
     RUN,
@@ -549,10 +549,10 @@ def _few(
     residual: Any,
     out: Any,
     ws: Workspace,
-    threads: int,
 ) -> bool:
     """A product for a few tokens; False where x has NaN, Inf or huge values and the weight is compressed."""
     n, in_features = x.shape
+    threads = most_threads()  # its scratch memory is that of the thread that computes
 
     def make(buffer: Any) -> VectorCall:
         operand = w if isinstance(w, Operand) else w.operand()
@@ -584,7 +584,7 @@ def linear(
     if not isinstance(weight, RBEBlocks):
         dense = Plain(weight, 0)
         if n <= FEW or not x.shape[1]:  # there are no panels of no columns
-            _few(x, dense, bias, activation, residual, out, ws, threads)
+            _few(x, dense, bias, activation, residual, out, ws)
         else:
             a = activations(x, "none", 64, None, ws, threads)
             _multiply(a, dense, bias, activation, residual, out, ws, threads)
@@ -592,7 +592,7 @@ def linear(
     w = operand_of(weight)
     if _method(weight, w, n, cache, method, threads) == "transform":
         if w.basis is None and n <= (1 if w.sparse else FEW):
-            done = _few(x, w, bias, activation, residual, out, ws, threads)
+            done = _few(x, w, bias, activation, residual, out, ws)
         else:
             a = activations(x, w.transform_in, weight.block, w.basis, ws, threads)
             if a.pending or a.finite:
@@ -646,6 +646,6 @@ def _decoded(
         else:
             panel = cache.panel(weight, start, stop, decode, panel)
         if a is None:
-            _few(x, Plain(panel, start), bias, activation, residual, out, ws, threads)
+            _few(x, Plain(panel, start), bias, activation, residual, out, ws)
         else:
             _multiply(a, Plain(panel, start), bias, activation, residual, out, ws, threads)

@@ -194,6 +194,40 @@ def test_the_number_changes_no_bit() -> None:
     passes(same_bits_for_every_number)
 
 
+class _Guarded(rbe.Workspace):
+    """A workspace with zeros behind its buffers."""
+
+    def _allocate(self, nbytes: int) -> Any:
+        whole = super()._allocate(nbytes + (1 << 16))
+        whole[nbytes:] = 0
+        self.__dict__.setdefault("behind", []).append(whole[nbytes:])
+        return whole[:nbytes]
+
+
+def number_raised_meanwhile() -> None:
+    from rbe_gpu.cpu_fallback import linear
+
+    w = np.sin(np.arange(1024 * 256, dtype=np.float32)).reshape(1024, 256)
+    m, x = rbe.compress(w, codes="dense-int4", basis=False), w[:1] + 1
+    want, ws = rbe.linear(x, m, method="transform"), _Guarded()
+    vector_product = linear.vector_product
+
+    def later(*args: Any) -> Any:
+        rbe.set_num_threads(4)
+        return vector_product(*args)
+
+    linear.vector_product = later  # type: ignore[assignment]
+    for _ in range(20):
+        rbe.set_num_threads(1)
+        assert np.array_equal(rbe.linear(x, m, method="transform", workspace=ws), want)
+        assert not any(zeros.any() for zeros in ws.behind)  # type: ignore[attr-defined]
+
+
+def test_another_thread_raises_the_number_before_the_call() -> None:
+    """Scratch memory is for as many threads as come, not for as many as were asked for."""
+    passes(number_raised_meanwhile)
+
+
 # --- Python threads at once ---------------------------------------------------------------------------
 
 
