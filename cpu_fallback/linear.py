@@ -19,7 +19,7 @@ import numpy as np
 
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.cache import PanelCache
-from rbe_gpu.planner import FEW, plan
+from rbe_gpu.planner import FEW, costs, plan
 from rbe_gpu.workspace import Workspace
 
 from ._jit import cpu_inline
@@ -606,14 +606,14 @@ def linear(
 def _method(
     weight: RBEBlocks, w: Operand, n: int, cache: PanelCache | None, method: str | None, threads: int
 ) -> str:
-    """The way the planner picks, remembered with the weight for every number of tokens."""
+    """The way the planner picks, remembered with the weight for every number of tokens, until `tune` runs."""
     if method is not None:
         return plan(weight, n, threads, cache, method).method
-    key = (n, threads, None if cache is None else cache.budget)
+    key, now = (n, threads, None if cache is None else cache.budget), costs()
     known = w.methods.get(key)
-    if known is None:
-        known = w.methods[key] = plan(weight, n, threads, cache).method
-    return known
+    if known is None or known[1] is not now:
+        known = w.methods[key] = plan(weight, n, threads, cache).method, now
+    return known[0]
 
 
 def _decoded(

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from rbe_gpu import transforms
 from rbe_gpu.blocks import DenseCodes, GridCodes, RBEBlocks, RBEMatrix, SparseCodes
-from rbe_gpu.planner import FEW_ZEROS
+from rbe_gpu.planner import FEW_ZEROS, Costs
 
 from . import codes as kinds
 from ._jit import cpu_kernel
@@ -104,7 +104,7 @@ class Operand:
     outward: str
     transform_out: int
     row_start: Any
-    methods: dict[Any, str] = field(default_factory=dict)
+    methods: dict[Any, tuple[str, Costs]] = field(default_factory=dict)
 
     @property
     def laid_out(self) -> bool:

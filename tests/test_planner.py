@@ -107,8 +107,13 @@ def test_products_follow_the_plan(own_costs, monkeypatch):
     assert decoded
     decoded.clear()
     _store(own_costs, replace(planner.Costs(), transform=1e-3))
-    rbe.linear(x, rbe.compress(w, codes="dense-int4"))
+    m = rbe.compress(w, codes="dense-int4")
+    rbe.linear(x, m)
     assert not decoded
+    _store(own_costs, replace(planner.Costs(), transform=1e6))  # as `tune` does, in the middle of a process
+    assert rbe.RBELinear(m).plan(20).method == "decode"
+    rbe.linear(x, m)
+    assert decoded
 
 
 @pytest.mark.parametrize(
