@@ -14,6 +14,7 @@ import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
 from ._jit import FASTMATH, cpu_inline, cpu_kernel, named_for_the_cache
@@ -46,7 +47,11 @@ def part_kernel(function: Callable[..., Any]) -> Callable[..., int]:
 
     def address(element: types.Type | None = None) -> int:
         found = known.get(element)
-        if found is None:
+        return compile_for(element) if found is None else found
+
+    @global_compiler_lock  # one Python thread at a time: the function has another name meanwhile
+    def compile_for(element: types.Type | None) -> int:
+        if element not in known:
             like = types.CPointer(types.float32 if element is None else element)
             signature = types.void(types.int64, types.CPointer(types.int64), like)
             with named_for_the_cache(function, f"_{like.dtype}"):  # each form alone in its files
@@ -54,8 +59,8 @@ def part_kernel(function: Callable[..., Any]) -> Callable[..., int]:
                     function
                 )
             compiled.append(kernel)
-            found = known[element] = int(kernel.address)
-        return found
+            known[element] = int(kernel.address)
+        return known[element]
 
     return address
 

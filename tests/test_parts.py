@@ -82,3 +82,24 @@ def test_a_part_begins_with_its_own_share():
     assert [_take(counters, 7, 1, 2) for _ in range(5)] == [3, 4, 5, 6, 0]
     assert [_take(counters, 7, 0, 2) for _ in range(3)] == [1, 2, 7]
     assert _take(counters, 7, 1, 2) == 7
+
+
+def _nothing(part, table, like):
+    """A part for the test below."""
+
+
+def test_threads_that_come_at_once_compile_once():
+    address, name, start, found = part_kernel(_nothing), _nothing.__qualname__, threading.Barrier(4), []
+
+    def work():
+        start.wait()
+        found.append(address())
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert len(found) == 4
+    assert len(set(found)) == 1
+    assert _nothing.__qualname__ == name
