@@ -19,7 +19,7 @@ import numpy as np
 
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.cache import PanelCache
-from rbe_gpu.planner import FEW, costs, plan
+from rbe_gpu.planner import FEW, costs, need_method, plan
 from rbe_gpu.workspace import Workspace
 
 from ._jit import cpu_inline
@@ -578,6 +578,8 @@ def linear(
     method: str | None = None,
 ) -> None:
     """x (n, in), weight (out, in), residual and out (n, out)."""
+    if method is not None:
+        need_method(method, cache)
     if not out.size:
         return
     n, threads = x.shape[0], num_threads()
@@ -608,7 +610,7 @@ def _method(
 ) -> str:
     """The way the planner picks, remembered with the weight for every number of tokens, until `tune` runs."""
     if method is not None:
-        return plan(weight, n, threads, cache, method).method
+        return method
     key, now = (n, threads, None if cache is None else cache.budget), costs()
     known = w.methods.get(key)
     if known is None or known[1] is not now:

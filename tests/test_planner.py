@@ -66,6 +66,15 @@ def test_the_override_and_its_errors():
         rbe.RBELinear(m, method="fast")
     with pytest.raises(ValueError, match="unknown method 'fast'"):
         rbe.linear(np.ones((2, m.shape[1]), np.float32), m, method="fast")
+    for rows, weight in (
+        (0, m),
+        (2, np.ones((4, m.shape[1]), np.float32)),
+    ):  # also where nothing is to choose
+        x = np.ones((rows, m.shape[1]), np.float32)
+        with pytest.raises(ValueError, match="unknown method 'fast'"):
+            rbe.linear(x, weight, method="fast")
+        with pytest.raises(ValueError, match="needs a cache"):
+            rbe.linear(x, weight, method="cache")
 
 
 def test_the_plan_of_a_layer():
