@@ -278,7 +278,7 @@ def _finite(c, at, rows, vectors, width):
     return vsum(vadd(a, b)) == _ZERO
 
 
-#: Places of the table that `transform_in` gets.
+#: Places of the table that `TRANSFORM_IN` gets.
 (
     IN_BLOCK, IN_FEATURES, IN_DEPTH, IN_WIDTH, IN_TRANSFORM, IN_F_START, IN_F_OFFSET, IN_F_VALUE, IN_SCRATCH,
     IN_ROOM, IN_OUT, IN_X, IN_KIND, IN_TOKENS, IN_COLUMNS, IN_UNITS, IN_PARTS, IN_STATE, IN_PLACES,
