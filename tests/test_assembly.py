@@ -109,7 +109,7 @@ KERNELS = (
     Kernel("vector_product._int_row", "u1 i i f1 i i i f1 i f1 i", (4, 2, 8)),
     Kernel("vector_product._bitmap_row", "f1 i u1 i i f1 i", (0, 2, 0)),
     # 4 rows x 3 digits x 2 halves of bytes; and what other machines have of it compiles
-    Kernel("fixed_point.digit_rows", "i u1 i f1 i i u1 f1 i", (0, 0, 0, 24)),
+    Kernel("fixed_point.digit_rows", "i u1 i f1 i i u1 s f1 i", (0, 0, 0, 24)),
     # 4 rows x 2 halves of a vector; 4 rows x 4 vectors; 4 rows x 4 quarters
     Kernel("attention._product", "i i b i f1 i i i i i i i", (8, 16, 16)),
     # exp: 8 FMAs a vector, of 2, 1 and 4 registers
