@@ -19,6 +19,7 @@ from .product import BF16, F16, GRID, INT, bfloats_at, bytes_at, floats_at, halv
 from .simd import (
     LANES,
     element,
+    has_features,
     vec16,
     vfma,
     vload,
@@ -89,6 +90,12 @@ def expand(typingctx, values, at, index, byte):  # type: ignore[no-untyped-def]
         source = builder.bitcast(builder.gep(index_data, [args[3]]), ir.IntType(16).as_pointer())
         mask = builder.bitcast(builder.load(source, align=1), bits)
         pointer = builder.gep(value_data, [args[1]])
+        if has_features(context, "avx512f"):  # from a register: the instruction that reads memory is slower
+            kind = ir.FunctionType(floats, [floats, floats, bits])
+            name = "llvm.x86.avx512.mask.expand.v16f32"
+            function = cgutils.get_or_insert_function(builder.module, kind, name)
+            loaded = builder.load(builder.bitcast(pointer, floats.as_pointer()), align=4)
+            return builder.call(function, [loaded, ir.Constant(floats, [0.0] * LANES), mask])
         function = cgutils.get_or_insert_function(
             builder.module,
             ir.FunctionType(floats, [pointer.type, bits, floats]),

@@ -63,7 +63,7 @@ class Costs:
     entry: float = 0.6
     entry_vector: float = 0.5
     entry_few: float = 1.3
-    spread: float = 0.2
+    spread: float = 0.12
     synthesis: float = 0.04
     scatter: float = 0.5
 
