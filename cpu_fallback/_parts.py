@@ -153,6 +153,7 @@ def next_unit(counters, units, part, parts):
 
 @intrinsic
 def call_part(typingctx, address, part, table):
+    """call_part(address, part, table): the part kernel at that address, as `run_parts` calls it."""
     if not isinstance(table, types.Array) or table.dtype != types.int64:
         return None
 

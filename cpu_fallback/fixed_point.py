@@ -5,7 +5,7 @@ into floats. Here the activations become whole numbers instead, once for all row
 
     x = s q,   s = the largest |x| of 64 columns / LARGEST,   q = 65536 d0 + 256 d1 + d2,   d in -128 ... 127
 
-with s of 2^-23 of the largest value, and so the error of a float32 next to it. Then
+where s is some 2^-23 of the largest value: q is as exact as a float32 of that size. Then
 
     sum_c (u_c - 7.5) x_c = s (65536 sum u d0 + 256 sum u d1 + sum u d2 - 7.5 sum q)
 

@@ -392,16 +392,9 @@ class VectorCall:
         lines = 2 * block + -(-block * groups // 16) * 16  # coefficients and results of a unit, its scales
         own = 4 * lines + 8 * entries + 64
         digits = 0
-        if (
-            not w.sparse
-            and int(w.codes[KIND]) == INT
-            and (int(w.codes[BITS]), int(w.codes[GROUP])) == (4, 64)
-        ):
-            digits = (
-                columns // COLUMNS_OF_CODES * DIGIT_BYTES + 4 * groups
-                if columns % COLUMNS_OF_CODES == 0
-                else 0
-            )
+        kind = (w.sparse, int(w.codes[KIND]), int(w.codes[BITS]), int(w.codes[GROUP]))
+        if kind == (False, INT, 4, 64) and columns % COLUMNS_OF_CODES == 0:
+            digits = columns // COLUMNS_OF_CODES * DIGIT_BYTES + 4 * groups
         floats = -(-n * (columns + groups + digits // 4) // 16) * 16
         self.buffer = buffer(4 * floats + threads * own)
         at = self.buffer.ctypes.data

@@ -282,11 +282,7 @@ def test_steady_state(dtype: Any) -> None:
         events.clear()
         call()
         assert events == []
-        stream = cupy.cuda.Stream(non_blocking=True)
-        with stream:
-            stream.begin_capture()
-            call()
-            graph = stream.end_capture()
+        graph = capture.captured(call)
         assert transforms_of(graph.launches) == {"in": 1, "out": 1}
         inputs = [launch.entry for launch in graph.launches if launch.entry.endswith("_inputs")]
         assert inputs == (["linear_transform_inputs"] * 2 if dtype == F32 else ["linear_inputs"])

@@ -216,11 +216,7 @@ def test_steady_state(form: str) -> None:
         events.clear()
         call()
         assert events == []
-        stream = cupy.cuda.Stream(non_blocking=True)
-        with stream:
-            stream.begin_capture()
-            call()
-            graph = stream.end_capture()
+        graph = capture.captured(call)
         assert any(launch.op == "linear_transform" for launch in graph.launches)
         out[...] = 0
         graph.launch()
@@ -261,11 +257,7 @@ def test_projections_share_what_is_made_of_x(
         a, b = cupy.asarray(x), cupy.asarray(x[:, ::-1].copy())
         out = cupy.asarray(np.zeros_like(x))
         there(a, out=out, workspace=workspace)
-        stream = cupy.cuda.Stream(non_blocking=True)
-        with stream:
-            stream.begin_capture()
-            there(b, out=out, workspace=workspace)
-            graph = stream.end_capture()
+        graph = capture.captured(lambda: there(b, out=out, workspace=workspace))
         first, second = (there(v, workspace=workspace).get() for v in (a, b))
     found = [launch.entry for launch in graph.launches]
     assert {name: sum(e.startswith(name) for e in found) for name in launches} == launches

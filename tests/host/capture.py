@@ -76,6 +76,15 @@ class Stream:
 Stream.current = [Stream()]
 
 
+def captured(call: Callable[[], Any]) -> Graph:
+    """The launches of a call on a stream of its own."""
+    stream = Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        call()
+        return stream.end_capture()
+
+
 def _execute(launches: tuple[Launch, ...]) -> None:
     if Stream.captured is None:
         HostExecutor()(launches)
