@@ -21,7 +21,7 @@ from rbe_gpu.planner import FEW_ZEROS, Costs
 from . import codes as kinds
 from ._jit import cpu_kernel
 from .fast_transform import transform_address
-from .product import BF16, F16, F32, GRID, INT
+from .product import BF16, F16, F32, GELU, GELU_TANH, GRID, INT, NONE, RELU, SILU
 
 #: Places of the table: first what the weight says, then what a call fills in.
 (
@@ -45,6 +45,7 @@ ENCODING = {
     np.dtype(np.float16): F16,
     np.dtype(ml_dtypes.bfloat16): BF16,
 }
+_ACTIVATION = {None: NONE, "relu": RELU, "gelu": GELU, "gelu_tanh": GELU_TANH, "silu": SILU}
 _INDEX = {"full": kinds.FULL, "bitmap": kinds.BITMAP, "delta": kinds.DELTA}
 _FLOAT32 = np.dtype(np.float32)
 _SLACK = 64  # entries that unpacking whole runs and vectors writes around a unit's own
@@ -161,6 +162,18 @@ def address(a: Any) -> int:
     if a.dtype is _FLOAT32 and type(a) is np.ndarray:
         return int(_pointer(a))
     return int(a.__array_interface__["data"][0])
+
+
+def set_output(table: Any, bias: Any, activation: str | None, residual: Any, out: Any) -> None:
+    """Fill in what changes from call to call. The arrays must live until the kernel has run.
+
+    bias : float32 or None
+    """
+    table[BIAS], table[ACTIVATION] = address(bias), _ACTIVATION[activation]
+    table[OUT], table[OUT_KIND], table[OUT_FEATURES] = address(out), ENCODING[out.dtype], out.shape[1]
+    table[RESIDUAL] = address(residual)
+    if residual is not None:
+        table[RESIDUAL_KIND] = ENCODING[residual.dtype]
 
 
 class Plain:

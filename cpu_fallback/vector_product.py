@@ -33,6 +33,7 @@ from .operand import (
     E_START,
     E_START_ROOM,
     E_VALUE,
+    ENCODING,
     GROUP,
     INDEX,
     INDEX_KIND,
@@ -414,3 +415,7 @@ class VectorCall:
         if w.outward != "none":
             t[S_OUT] = address(transforms.cast_synthesis(w.outward, block, transposed=True))
         self.reals, self.operand = w.reals, w
+
+    def set_input(self, x: Any) -> None:
+        """Read x (n, in_features) at the next call."""
+        self.table[IN], self.table[ENCODED] = address(x), ENCODING[x.dtype]

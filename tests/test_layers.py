@@ -514,14 +514,14 @@ def _transforms_of(call, monkeypatch):
     from rbe_gpu.cpu_fallback.product import IN_TRANSFORM
 
     counts = {"in": 0, "out": 0}
-    product = linear.product
+    matmul_tiles = linear.matmul_tiles
 
     def counted(call, a, threads):
         counts["in"] += a.pending and a.table[IN_TRANSFORM] != 0
         counts["out"] += call.table[operand.TRANSFORM] != 0
-        product(call, a, threads)
+        matmul_tiles(call, a, threads)
 
-    monkeypatch.setattr(linear, "product", counted)
+    monkeypatch.setattr(linear, "matmul_tiles", counted)
     return counts, call()
 
 

@@ -45,7 +45,8 @@ FOLDERS = {"layers", "models", "gpu"}
 CPU = {
     *("__init__", "_jit", "_parts", "_pool", "simd", "unpack"),
     *("quantize", "feedback"),  # the encoder's loops
-    *("product", "vector_product", "codes", "operand", "fast_transform", "fixed_point"),  # of linear
+    *("matmul_tiles", "product", "vector_product", "codes", "operand"),  # of linear
+    *("fast_transform", "fixed_point"),
 }
 #: Sources that an op has beside its own: compiled when a launch asks for one of their kernels.
 FURTHER = {"linear_transform"}  # of linear, method="transform"
