@@ -43,11 +43,11 @@ STAMPS := $(VENV)/.stamps
 .PHONY: report quality test gpu-check lint clean neon-check
 .DELETE_ON_ERROR:
 
-report: $(STAMPS)/package $(STAMPS)/model $(STAMPS)/peers-$(PEERS)
+report: $(STAMPS)/report $(STAMPS)/model $(STAMPS)/peers-$(PEERS)
 	$(BIN)/rbe-gpu report --out $(OUT) $(ARGS)
 	@echo "The report is at $(abspath $(OUT))/index.html"
 
-quality: $(STAMPS)/package $(STAMPS)/model $(STAMPS)/quantizers $(if $(LLAMA),$(STAMPS)/llama)
+quality: $(STAMPS)/report $(STAMPS)/model $(STAMPS)/quantizers $(if $(LLAMA),$(STAMPS)/llama)
 	$(BIN)/rbe-gpu report --quality --out $(OUT) $(ARGS)
 	@echo "The page is at $(abspath $(OUT))/quality.html"
 
@@ -80,6 +80,11 @@ $(STAMPS)/venv:
 $(STAMPS)/package: pyproject.toml | $(STAMPS)/venv
 	@echo "installing rbe-gpu and what it needs"
 	$(PIP) --editable .
+	@touch $@
+
+$(STAMPS)/report: pyproject.toml | $(STAMPS)/package
+	@echo "installing what the report needs"
+	$(PIP) --editable '.[report]'
 	@touch $@
 
 $(STAMPS)/test: pyproject.toml | $(STAMPS)/package

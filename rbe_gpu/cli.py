@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -239,10 +240,9 @@ def compress_command(
 
 def _calibration_texts(source: str) -> list[str]:
     if source == "docstrings":
-        from .reports.text import calibration
+        from .models.corpus import calibration
 
-        found: list[str] = calibration(CALIBRATION_TEXTS)
-        return found
+        return calibration(CALIBRATION_TEXTS)
     path = Path(source)
     if not path.is_file():
         _fail(f"{source} is not a file of texts (for Python's own docstrings: --calibrate docstrings)")
@@ -486,10 +486,10 @@ def eval_command(
             raise typer.BadParameter("--documents is for retrieval, and --no-retrieval is given")
         if against is not None and Path(against).expanduser().is_file():
             _fail(f"{against} is a file; --against takes the folder or the hub id of the dense model")
+        from .models import corpus
         from .models.load import download, load
-        from .reports import text
 
-        lines = text.held_out(EVALUATION_TEXTS) if texts is None else _read_texts(texts)
+        lines = corpus.held_out(EVALUATION_TEXTS) if texts is None else _read_texts(texts)
         model = load(file)
         source = str(_source_folder(file)) if against is None else against
         dense = load(source)
@@ -497,7 +497,7 @@ def eval_command(
         folder = folder if folder.is_dir() else download(source)
         from .evaluate import evaluate
 
-        task = text.retrieval(documents=documents) if retrieval else None
+        task = corpus.retrieval(documents=documents) if retrieval else None
         start = time.perf_counter()
         with _progress("evaluating") as progress:
             found = evaluate(model, dense, lines, task, progress=progress)
@@ -533,7 +533,7 @@ def _source_folder(file: Path) -> Path:
     """
     from .container import describe
     from .models.load import read_json
-    from .reports.inputs import model_folder
+    from .models.locate import model_folder
 
     config = describe(file).config
     source = config.get("source")
@@ -623,8 +623,8 @@ def report_command(
     if resume and not quality:
         raise typer.BadParameter("--resume goes with --quality", param_hint="--resume")
     with _reported():
-        from .reports import run
-
+        # by name: no module of the package depends on the reports
+        run = import_module("rbe_gpu.reports.run")
         if quality:
             run.quality(out=out, quick=quick, model=model, resume=resume)
         else:
@@ -722,9 +722,10 @@ def info_command(as_json: Json = False) -> None:
         table.add_row("rbe-gpu", f"{info['rbe_gpu']}, Python {info['python']}")
         table.add_row("platform", info["platform"])
         table.add_row("CPU", f"{cpu['name']} ({cpu['llvm_name']})")
-        table.add_row(
-            "cores", f"{cpu['cores']} cores, {cpu['threads']} threads, {_size(cpu['memory_bytes'])}"
-        )
+        counts = [f"{cpu[name]} {name}" for name in ("cores", "threads") if cpu[name] is not None]
+        if cpu["memory_bytes"] is not None:
+            counts.append(_size(cpu["memory_bytes"]))
+        table.add_row("cores", ", ".join(counts))
         table.add_row("Numba threads", str(info["numba_threads"]))
         table.add_row("SIMD", " ".join(cpu["simd"]) or "none that is known here")
         for name, version in info["versions"].items():

@@ -240,7 +240,7 @@ def evaluate(
     ----------
     compressed, dense : models, as `rbe_gpu.load` gives them
     texts : 11 or more, for the agreement of the vectors
-    task : queries, documents and answers, such as `rbe_gpu.reports.text.retrieval()`; None: no retrieval
+    task : queries, documents and answers, such as `rbe_gpu.models.corpus.retrieval()`; None: no retrieval
     batch_size : texts computed together
     progress : called with what is embedded, and the texts done and to do in all
 

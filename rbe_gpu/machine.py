@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,28 @@ def cpu_name() -> str:
     except OSError:
         pass  # not Linux
     return platform.processor() or platform.machine()
+
+
+def physical_cores() -> int | None:
+    """Cores of the machine, hardware threads of one core counted once; None where the system does not say."""
+    if sys.platform == "darwin":
+        done = subprocess.run(["sysctl", "-n", "hw.physicalcpu"], capture_output=True, text=True)
+        return int(done.stdout) if done.stdout.strip().isdigit() else None
+    siblings = set()
+    for topology in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology"):
+        try:
+            siblings.add((topology / "thread_siblings_list").read_text().strip())
+        except OSError:
+            return None
+    return len(siblings) or None
+
+
+def memory_bytes() -> int | None:
+    """Bytes of physical memory; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def versions() -> dict[str, str | None]:
@@ -165,7 +190,6 @@ def collect() -> dict[str, Any]:
     """The machine, the versions, the GPUs and kernels, and what is missing for what."""
     import llvmlite.binding
     import numba
-    import psutil
 
     features = llvmlite.binding.get_host_cpu_features()
     found, no_gpu = gpus()
@@ -188,9 +212,9 @@ def collect() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": {
             "name": cpu_name(),
-            "cores": psutil.cpu_count(logical=False),
-            "threads": psutil.cpu_count(),
-            "memory_bytes": psutil.virtual_memory().total,
+            "cores": physical_cores(),
+            "threads": os.cpu_count(),
+            "memory_bytes": memory_bytes(),
             "simd": [name for name in FEATURES if features.get(name)],
             "llvm_name": llvmlite.binding.get_host_cpu_name(),
         },

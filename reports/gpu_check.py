@@ -64,8 +64,10 @@ def _measured(module: str, function: str = "measure") -> Callable[[Options, Resu
     def run(options: Options, result: Result) -> None:
         from importlib import import_module
 
+        from rbe_gpu.models.locate import model_folder
+
         from .gpu import device
-        from .inputs import Inputs, model_folder
+        from .inputs import Inputs
 
         opened = device.open_device(options)
         if opened.torch is None:

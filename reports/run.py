@@ -15,16 +15,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from rbe_gpu.models.locate import model_folder
+
 from .bench import Row, Session, append_rows, child_environment, read_rows, usable_cores
-from .inputs import model_folder
 
 RESULTS = "results.csv"
+EXTRA = ("matplotlib", "jinja2")  # packages of the extra `report` that pages and plots import
 QUICK_TEXTS = 64  # of a quick run; as many documents, of which a quarter has a query
 #: variables that tell each library its number of threads, read when it is loaded
 THREAD_VARIABLES = (
@@ -90,7 +93,7 @@ def main(out: Path = Path("rbe-report"), quick: bool = False, model: Path | None
 
     Raises
     ------
-    FileNotFoundError : no model; the message says how to get it
+    FileNotFoundError : no model, or the extra `report` is not installed; the message says how to get it
     ChildProcessError : the measuring failed; its own message stands above
     """
     if _run(out, model, ["--quick"] if quick else []):
@@ -113,7 +116,7 @@ def quality(
 
     Raises
     ------
-    FileNotFoundError : no model; the message says how to get it
+    FileNotFoundError : no model, or the extra `report` is not installed; the message says how to get it
     ChildProcessError : the measuring failed; its own message stands above
     """
     flags = ["--quality", *["--quick"] * quick, *["--resume"] * resume]
@@ -124,8 +127,24 @@ def quality(
         )
 
 
+def require_extra() -> None:
+    """Check that the packages of the extra `report` are installed.
+
+    Raises
+    ------
+    FileNotFoundError
+        One of them is missing; the message says what to install.
+    """
+    missing = [name for name in EXTRA if find_spec(name) is None]
+    if missing:
+        raise FileNotFoundError(
+            f"rbe-gpu report needs {' and '.join(missing)}: pip install 'rbe-gpu[report]'"
+        )
+
+
 def _run(out: Path, model: Path | None, flags: list[str]) -> int:
-    """This module as a command, in a process with equal threads; its exit status."""
+    """Run this module as a command, in a process with equal threads. Returns its exit status."""
+    require_extra()
     folder = model_folder(model)
     threads = int(os.environ.get("RBE_THREADS", usable_cores()))
     command = [sys.executable, "-m", "rbe_gpu.reports.run", "--out", str(out), "--model", str(folder)]
@@ -136,9 +155,10 @@ def _run(out: Path, model: Path | None, flags: list[str]) -> int:
 
 def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console) -> None:
     """Measure and write, in this process; the environment has set the threads."""
+    from rbe_gpu.models import corpus
     from rbe_gpu.models.load import load as load_model
 
-    from . import page, quality, text
+    from . import page, quality
     from .cases import DENSE, ONNX, OPS, attention, load, model
     from .cases import measure as measure_case
     from .inputs import Inputs
@@ -168,7 +188,7 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
         stages.begin("compile the kernels")
         quality.warm_up(inputs.weight(0, "attention.self.query"))
         stages.begin("read the texts, run the dense model")
-        texts = text.held_out(plan.texts)
+        texts = corpus.held_out(plan.texts)
         dense = load_model(folder)
         dense_vectors = dense.embed(texts)
         keep(

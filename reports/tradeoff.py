@@ -24,11 +24,11 @@ import rbe_gpu as rbe
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.container import load_file
 from rbe_gpu.evaluate import agreement, retrieval
+from rbe_gpu.models import corpus
 from rbe_gpu.models.bert import BertEncoder
 from rbe_gpu.models.calibrate import Calibration
 from rbe_gpu.models.load import load as load_model
 
-from . import text
 from .bench import Row, Session, append_rows, read_rows
 from .peers import F32, Folder
 from .quantizers import TOOLS, Encoder, Peer, Source
@@ -80,10 +80,10 @@ class Texts:
     @classmethod
     def here(cls, count: int | None = None) -> Texts:
         """Those of the report; `count` documents and as many texts make a smaller one."""
-        queries, documents, answers = text.retrieval(documents=count)
+        queries, documents, answers = corpus.retrieval(documents=count)
         return cls(
-            text.held_out(count or EVALUATION_TEXTS),
-            text.calibration(count or CALIBRATION_TEXTS),
+            corpus.held_out(count or EVALUATION_TEXTS),
+            corpus.calibration(count or CALIBRATION_TEXTS),
             list(queries),
             list(documents),
             list(answers),

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rbe_gpu.reports.inputs import model_folder
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from rbe_gpu import reference
+from rbe_gpu.models.locate import model_folder
 
 MODEL_DIR = model_folder(Path(os.environ["RBE_TEST_MODEL"]) if "RBE_TEST_MODEL" in os.environ else None)
 WEIGHTS = MODEL_DIR / "model.safetensors"

@@ -553,13 +553,13 @@ def test_eval_refuses_a_model_that_reads_otherwise(
 
 
 def test_docstrings_to_calibrate_on_are_never_those_that_eval_reads() -> None:
-    from rbe_gpu.reports import text
+    from rbe_gpu.models import corpus
 
     used = cli._calibration_texts("docstrings")
     assert len(used) == cli.CALIBRATION_TEXTS
-    task = text.retrieval()
+    task = corpus.retrieval()
     asked = {*task.queries, *(task.documents[i] for i in task.answers)}
-    assert not set(used) & (asked | set(text.held_out()))
+    assert not set(used) & (asked | set(corpus.held_out()))
 
 
 # --- report and info ----------------------------------------------------------------------------------
@@ -576,6 +576,19 @@ def test_report_calls_the_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         {"out": tmp_path / "r", "quick": True, "model": None},
         {"out": tmp_path / "r", "quick": False, "model": tmp_path},
     ]
+
+
+def test_report_without_its_packages_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for blocked, names in ((["jinja2"], "jinja2"), (["matplotlib", "jinja2"], "matplotlib and jinja2")):
+        with monkeypatch.context() as patch:
+            for name in blocked:
+                patch.setitem(sys.modules, name, None)
+            for further in ((), ("--quality",)):
+                result = run("report", "--out", tmp_path / "r", *further)
+                refused(result, f"rbe-gpu report needs {names}: pip install 'rbe-gpu[report]'")
+    assert not (tmp_path / "r").exists()
 
 
 def test_info() -> None:

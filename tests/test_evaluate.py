@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rbe_gpu.reports import text
 
 import rbe_gpu as rbe
 from rbe_gpu import evaluate as module
 from rbe_gpu.evaluate import Agreement, Evaluation, Retrieval, agreement, evaluate, retrieval
+from rbe_gpu.models import corpus
 from rbe_gpu.models.bert import BertEncoder
 from tests import real
 from tests.test_compress_model import make_model
@@ -138,12 +138,12 @@ TEXTS = list(real.texts()[300:348])
 
 
 @pytest.fixture(scope="module")
-def task() -> text.RetrievalTask:
-    return text.retrieval(documents=48)
+def task() -> corpus.RetrievalTask:
+    return corpus.retrieval(documents=48)
 
 
 @pytest.fixture(scope="module")
-def found(dense: BertEncoder, compressed: BertEncoder, task: text.RetrievalTask) -> Evaluation:
+def found(dense: BertEncoder, compressed: BertEncoder, task: corpus.RetrievalTask) -> Evaluation:
     return evaluate(compressed, dense, TEXTS, task)
 
 
@@ -164,7 +164,7 @@ def test_the_compressed_model_lies_between(found: Evaluation, dense: BertEncoder
     assert shuffled.overlap_at_10 < 0.45  # ten of 47 others: 0.21 by chance
 
 
-def test_both_models_find_documents(found: Evaluation, task: text.RetrievalTask) -> None:
+def test_both_models_find_documents(found: Evaluation, task: corpus.RetrievalTask) -> None:
     for quality in (found.dense, found.compressed):
         assert quality.retrieval is not None
         assert (quality.retrieval.queries, quality.retrieval.documents) == (len(task.queries), 48)
@@ -173,7 +173,7 @@ def test_both_models_find_documents(found: Evaluation, task: text.RetrievalTask)
 
 
 def test_the_same_figures_on_every_run(
-    found: Evaluation, dense: BertEncoder, compressed: BertEncoder, task: text.RetrievalTask
+    found: Evaluation, dense: BertEncoder, compressed: BertEncoder, task: corpus.RetrievalTask
 ) -> None:
     calls: list[tuple[str, int, int]] = []
     again = evaluate(compressed, dense, TEXTS, task, progress=lambda *call: calls.append(call))

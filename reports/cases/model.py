@@ -12,8 +12,8 @@ import numpy as np
 import rbe_gpu as rbe
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.container import load_file, save_file
+from rbe_gpu.models import corpus
 
-from .. import text
 from ..bench import Row, Session, extra_bytes, paired_times, speeds
 from ..inputs import Inputs
 from ..peers import F32, TorchBert, torch_or_none
@@ -84,7 +84,7 @@ def times(
 
     models : provider -> object with `embed(texts)`
     """
-    texts = batch(inputs, text.held_out(512))
+    texts = batch(inputs, corpus.held_out(512))
     tokens = int(inputs.folder.batch(texts)[1].sum())
     shape = f"{tokens} tokens"
     rivals: dict[str, Callable[[], F32]] = {

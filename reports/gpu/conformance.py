@@ -16,9 +16,9 @@ from pathlib import Path
 
 from rbe_gpu import spec
 from rbe_gpu.gpu import _load
+from rbe_gpu.models.locate import model_folder
 
 from ..bench import child_environment
-from ..inputs import model_folder
 from .checkout import root
 from .stage import FAILED, PASSED, STOPPED, Options, Result, finish, start
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rbe_gpu as rbe
+from rbe_gpu.models import corpus
 from rbe_gpu.models.load import load
 
-from .. import text
 from ..bench import speeds
 from ..inputs import Inputs
 from ..peers import TorchBert
@@ -34,7 +34,7 @@ COMPRESSED = "grade B"
 def token_ids(inputs: Inputs, shape: tuple[int, int]) -> NDArray[np.int64]:
     """Real text as full rows of tokens: no padding, so that every token counts for everybody."""
     found: list[int] = []
-    for one in text.held_out(512):
+    for one in corpus.held_out(512):
         found += inputs.folder.tokenizer.encode(one).ids
         if len(found) >= shape[0] * shape[1]:
             break

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rbe_gpu.models.locate import model_folder
+
 from ..bench import child_environment
-from ..inputs import model_folder
 from .device import OURS, Device
 from .stage import FAILED, PASSED, STOPPED, Options, Result, finish, start
 

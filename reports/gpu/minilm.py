@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rbe_gpu as rbe
+from rbe_gpu.models import corpus
 from rbe_gpu.models.load import load
+from rbe_gpu.models.locate import model_folder
 
-from .. import text
-from ..inputs import model_folder
 from ..peers import Folder
 from .device import Device
 from .pack import TEXTS, Batch, candle_states, stored_states
@@ -42,7 +42,7 @@ def oracle(folder: Path, quick: bool = False) -> tuple[Batch, Any, str]:
     `quick` keeps the shortest text alone.
     """
     stored = stored_states(folder)
-    batch = Folder(folder).batch(text.calibration(TEXTS)) if stored is None else stored[0]
+    batch = Folder(folder).batch(corpus.calibration(TEXTS)) if stored is None else stored[0]
     if quick:
         one = int(np.argmin(batch[1]))
         ids, lengths = (a[one : one + 1] for a in batch)
@@ -90,7 +90,7 @@ def measure(device: Device, options: Options, result: Result) -> None:
         wanted = small.forward(ids, lengths, all_hidden_states=True)
         found = small_there.forward(ids, lengths, all_hidden_states=True)
         compared("grade B", "CPU", worst(found, wanted, lengths), COMPRESSED_TOLERANCE)
-    texts = text.held_out(1 if options.quick else 64)
+    texts = corpus.held_out(1 if options.quick else 64)
     a, b = there.embed(texts), host.embed(texts)
     cosine = float(np.min(np.einsum("ij,ij->i", a, b)))
     device.row("model", "dense", "rbe_gpu", "cosine_min_vs_CPU", "", cosine, f"{len(texts)} texts", "float32")

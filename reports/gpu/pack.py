@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from .. import text
-from ..inputs import model_folder
+from rbe_gpu.models import corpus
+from rbe_gpu.models.locate import model_folder
+
 from ..peers import Folder
 
 REFERENCE = "reference.npz"
@@ -82,7 +83,7 @@ def pack(source: Path, out: Path) -> None:
         names = [n for n in f.keys() if not n.endswith("position_ids")]  # noqa: SIM118
         tensors = {n: f.get_tensor(n).astype(np.float16) for n in names}
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    ids, lengths = Folder(out).batch(text.calibration(TEXTS))
+    ids, lengths = Folder(out).batch(corpus.calibration(TEXTS))
     states = np.stack(candle_states(out, ids, lengths))
     np.savez_compressed(out / REFERENCE, ids=ids, lengths=lengths, states=states)
 

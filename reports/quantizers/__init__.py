@@ -94,7 +94,7 @@ def missing(tools: Collection[str] | None = None) -> dict[str, str]:
 def peers(folder: Path, tools: Collection[str] | None = None) -> Iterator[Peer]:
     """The peers of every installed tool, made one at a time; `missing` names the tools that are not installed.
 
-    folder : a model folder, as `rbe_gpu.reports.inputs.model_folder` gives
+    folder : a model folder, as `rbe_gpu.models.locate.model_folder` gives
     tools : only these
 
     Raises

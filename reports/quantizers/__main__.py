@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import text
-from ..inputs import model_folder
+from rbe_gpu.models import corpus
+from rbe_gpu.models.locate import model_folder
+
 from ..peers import F32
 from . import TOOLS, Encoder, Peer, Source, missing, peers
 
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path, help="write the rows there too")
     options = parser.parse_args(arguments)
     folder = model_folder(options.model)
-    texts = text.held_out(options.texts)
+    texts = corpus.held_out(options.texts)
     dense = Source(folder).encoder({}).embed(texts)
     rows = []
     print(f"{'':44}{'bits/':>7} {'file':>11}  {'linear layers only':^17}  {'whole file':^17}")

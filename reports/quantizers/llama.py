@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import text
+from rbe_gpu.models import corpus
+
 from ..peers import F32, NumpyBert, gelu, layer_norm
 from .gguf_file import name_of, package, peer_of, write
 from .source import WORDS, Peer, Source
@@ -171,7 +172,7 @@ def mixture(
 
 def peers(source: Source, version: str) -> Iterator[Peer]:
     """Mixtures, pure files, and types across rows."""
-    columns = importance(source, text.calibration(CALIBRATION_TEXTS))
+    columns = importance(source, corpus.calibration(CALIBRATION_TEXTS))
     jobs = [
         *((name, True, False) for name in MIXTURES),
         *((name, False, False) for name in PLAIN),

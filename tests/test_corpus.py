@@ -1,4 +1,4 @@
-"""The texts of the reports: which docstrings are held out, what may be calibrated on, what retrieval asks."""
+"""The docstring corpus: which docstrings are held out, which may be calibrated on, and the retrieval task."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from rbe_gpu.reports import text
+
+from rbe_gpu.models import corpus
 
 LONG = "that is long enough to count as one text of the corpus, and says which one it is"
 FILES = ("b.py", "a.py", "test/c.py", "pkg/sub/d.py", "site-packages/e.py")
@@ -15,7 +16,7 @@ FILES = ("b.py", "a.py", "test/c.py", "pkg/sub/d.py", "site-packages/e.py")
 
 def on_side(held_out: bool, make: Callable[[int], tuple[str, ...]]) -> tuple[str, ...]:
     """The first docstring of a numbered series that the hash puts on the side asked for."""
-    return next(d for d in map(make, count()) if text.is_held_out(d) is held_out)
+    return next(d for d in map(make, count()) if corpus.is_held_out(d) is held_out)
 
 
 HELD = on_side(
@@ -53,13 +54,19 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_docstrings_leave_out_test_suites_and_unreadable_files(library: Path) -> None:
-    found = [d[0].split()[0] for d in text.docstrings(library)]
+    found = [d[0].split()[0] for d in corpus.docstrings(library)]
     assert found[:3] == ["a.py", "b.py", "pkg/sub/d.py"]
     assert not {"test/c.py", "site-packages/e.py"} & set(found)
 
 
 def test_paragraphs_end_at_blank_lines_and_have_single_spaces(library: Path) -> None:
-    assert text.docstrings(library)[3:] == (HELD, KEPT, SAME_REST, SAME_FIRST, *map(_cleaned, OUT_OF_LIMITS))
+    assert corpus.docstrings(library)[3:] == (
+        HELD,
+        KEPT,
+        SAME_REST,
+        SAME_FIRST,
+        *map(_cleaned, OUT_OF_LIMITS),
+    )
 
 
 def _cleaned(docstring: tuple[str, ...]) -> tuple[str, ...]:
@@ -67,7 +74,7 @@ def _cleaned(docstring: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def test_a_docstring_is_on_one_side_whole(library: Path) -> None:
-    held, rest = text.held_out(folder=library), text.calibration(folder=library)
+    held, rest = corpus.held_out(folder=library), corpus.calibration(folder=library)
     assert HELD[0] in held
     assert KEPT[0] in rest
     assert HELD[1] == KEPT[1]  # a paragraph of both sides: held out, and not calibrated on
@@ -78,13 +85,13 @@ def test_a_docstring_is_on_one_side_whole(library: Path) -> None:
 
 def test_the_rule_of_the_hash() -> None:
     # the first bytes of SHA-256 of "two texts" and "three" are 0xdc and 0x8b, whatever the version of Python
-    assert text.is_held_out(("two texts",))
-    assert text.is_held_out(("two", "texts"))
-    assert not text.is_held_out(("three",))
+    assert corpus.is_held_out(("two texts",))
+    assert corpus.is_held_out(("two", "texts"))
+    assert not corpus.is_held_out(("three",))
 
 
 def test_retrieval_pairs_a_first_paragraph_with_its_rest(library: Path) -> None:
-    queries, documents, answers = text.retrieval(folder=library)
+    queries, documents, answers = corpus.retrieval(folder=library)
     assert queries == [HELD[0]]
     assert documents[answers[0]] == " ".join(HELD[1:])
     # the rest of a calibration docstring is a document; repeats and lengths out of limits are not
@@ -95,32 +102,32 @@ def test_retrieval_pairs_a_first_paragraph_with_its_rest(library: Path) -> None:
 
 
 def test_texts_are_real_and_of_the_right_lengths() -> None:
-    texts = text.held_out() + text.calibration()
+    texts = corpus.held_out() + corpus.calibration()
     assert len(texts) > 3000
     assert len(set(texts)) == len(texts)
-    assert all(text.MIN_CHARS <= len(t) <= text.MAX_CHARS for t in texts)
+    assert all(corpus.MIN_CHARS <= len(t) <= corpus.MAX_CHARS for t in texts)
     assert any("file system path" in t for t in texts)
 
 
 def test_no_paragraph_is_on_both_sides_and_a_quarter_is_held_out() -> None:
-    held, rest = set(text.held_out()), set(text.calibration())
+    held, rest = set(corpus.held_out()), set(corpus.calibration())
     assert not held & rest
-    parts: dict[bool, list[text.Docstring]] = {True: [], False: []}
-    for docstring in text.docstrings():
-        parts[text.is_held_out(docstring)].append(docstring)
-    assert 0.23 < len(parts[True]) / len(text.docstrings()) < 0.27
+    parts: dict[bool, list[corpus.Docstring]] = {True: [], False: []}
+    for docstring in corpus.docstrings():
+        parts[corpus.is_held_out(docstring)].append(docstring)
+    assert 0.23 < len(parts[True]) / len(corpus.docstrings()) < 0.27
     assert not any(p in rest for docstring in parts[True] for p in docstring)
-    fit = {p for d in parts[False] for p in d if text.MIN_CHARS <= len(p) <= text.MAX_CHARS}
+    fit = {p for d in parts[False] for p in d if corpus.MIN_CHARS <= len(p) <= corpus.MAX_CHARS}
     assert fit - held == rest
 
 
 def test_samples_are_prefixes_of_one_order() -> None:
-    assert text.held_out(8) == text.held_out(64)[:8]
-    assert text.calibration(5) == text.calibration()[:5]
+    assert corpus.held_out(8) == corpus.held_out(64)[:8]
+    assert corpus.calibration(5) == corpus.calibration()[:5]
 
 
 def test_retrieval_of_the_library() -> None:
-    queries, documents, answers = text.retrieval()
+    queries, documents, answers = corpus.retrieval()
     assert len(documents) > 1500
     assert 0.2 < len(queries) / len(documents) < 0.3
     assert len(set(queries)) == len(queries)
@@ -128,23 +135,23 @@ def test_retrieval_of_the_library() -> None:
     assert len(set(answers)) == len(answers) == len(queries)
     assert all(20 <= len(q) <= 600 for q in queries)
     assert all(60 <= len(d) <= 2000 for d in documents)
-    held = {(d[0], " ".join(d[1:])) for d in text.docstrings() if text.is_held_out(d)}
+    held = {(d[0], " ".join(d[1:])) for d in corpus.docstrings() if corpus.is_held_out(d)}
     assert all((q, documents[a]) in held for q, a in zip(queries, answers, strict=True))
-    rest = set(text.calibration())
+    rest = set(corpus.calibration())
     assert not rest.intersection(queries)
     # answers lie anywhere, not at the front
     assert 0.4 < sum(answers) / len(answers) / len(documents) < 0.6
 
 
 def test_fewer_queries_and_documents_are_the_first_of_all() -> None:
-    queries, documents, answers = text.retrieval()
-    few = text.retrieval(queries=16)
+    queries, documents, answers = corpus.retrieval()
+    few = corpus.retrieval(queries=16)
     assert few == (queries[:16], documents, answers[:16])
-    some = text.retrieval(documents=200)
+    some = corpus.retrieval(documents=200)
     assert some.documents == documents[:200]
     assert some.queries == [q for q, a in zip(queries, answers, strict=True) if a < 200]
     assert [documents[a] for a in some.answers] == [some.documents[a] for a in some.answers]
-    assert text.retrieval(3, 200).queries == some.queries[:3]
-    assert text.retrieval(0, 0) == ([], [], [])
+    assert corpus.retrieval(3, 200).queries == some.queries[:3]
+    assert corpus.retrieval(0, 0) == ([], [], [])
     with pytest.raises(ValueError, match=r"queries=-1 is negative"):
-        text.retrieval(-1)
+        corpus.retrieval(-1)
