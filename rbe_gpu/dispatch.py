@@ -8,39 +8,76 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 
-class Backend:
-    """The ops of one backend as attributes: `backend.softmax(...)` is `<package>.softmax.softmax(...)`.
+class BackendOp:
+    """An op of a `Backend`: its module is imported on first use; the function then is a plain attribute."""
 
-    `arrays` names the module whose arrays it works on, "numpy" or "cupy"; `xp` is that module. `looks` says
-    whether values may be looked at for checks: on a GPU that would wait for it.
+    def __set_name__(self, owner: type[Backend], name: str) -> None:
+        self.name = name
+
+    def __get__(self, backend: Backend, owner: type[Backend]) -> Callable[..., Any]:
+        if self.name in backend.without:
+            raise NotImplementedError(
+                f"the {backend.name} backend has no {self.name}: {backend.without[self.name]}"
+            )
+        function: Callable[..., Any] = getattr(
+            importlib.import_module(f"{backend.package}.{self.name}"), self.name
+        )
+        setattr(backend, self.name, function)
+        return function
+
+
+class Backend:
+    """The ops of one backend: `backend.softmax(...)` calls `<package>.softmax.softmax(...)`.
+
+    A backend offers every op of `registry.OPS`, or gives the reason in `without`.
+
+    Attributes
+    ----------
+    package : the package with one module per op
+    array_module : the module whose arrays it works on, "numpy" or "cupy"
+    without : the ops that it does not have, with the reason
+    checks_values : whether values of arguments are validated; on a GPU that would need a host synchronisation
     """
 
-    def __init__(self, name: str, package: str, arrays: str = "numpy") -> None:
+    attention = BackendOp()
+    decode = BackendOp()
+    dropout = BackendOp()
+    embedding = BackendOp()
+    gelu = BackendOp()
+    layer_norm = BackendOp()
+    linear = BackendOp()
+    rms_norm = BackendOp()
+    silu = BackendOp()
+    softmax = BackendOp()
+    swiglu = BackendOp()
+
+    def __init__(
+        self,
+        name: str,
+        package: str,
+        array_module: str = "numpy",
+        without: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.name = name
-        self._package = package
-        self._arrays = arrays
-        self.looks = arrays == "numpy"
+        self.package = package
+        self.array_module = array_module
+        self.without = without
+        self.checks_values = array_module == "numpy"
 
     @cached_property
     def xp(self) -> Any:
         """The array module."""
-        return importlib.import_module(self._arrays)
-
-    def __getattr__(self, op: str) -> Callable[..., Any]:
-        if op.startswith("_"):
-            raise AttributeError(op)
-        function: Callable[..., Any] = getattr(importlib.import_module(f"{self._package}.{op}"), op)
-        setattr(self, op, function)  # the next lookup is a plain attribute
-        return function
+        return importlib.import_module(self.array_module)
 
     def __repr__(self) -> str:
         return f"Backend({self.name!r})"

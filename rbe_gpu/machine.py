@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import __version__, spec
+from . import __version__, registry
 from .gpu import _load
 
 FEATURES = (
@@ -153,7 +153,7 @@ def extra(cuda: str) -> str:
 
 def kernels() -> dict[str, bool]:
     """Every op, and whether it has CUDA kernels in this version."""
-    return {op: _load.has(op) for op in spec.OPS}
+    return {op: _load.has(op) for op in registry.OPS}
 
 
 def _missing_for_gpu(found: list[dict[str, Any]], no_gpu: str, cupy: dict[str, Any]) -> list[str]:

@@ -273,7 +273,7 @@ def embedding(
     if dtype not in FLOATS:
         raise TypeError(f"dtype {dtype} is not supported; use {_FLOAT_NAMES}")
     rows, cols = weight.shape
-    if backend.looks and ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < rows):
+    if backend.checks_values and ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < rows):
         raise IndexError(f"ids run from {ids.min()} to {ids.max()}, but weight has rows 0 to {rows - 1}")
     if not compressed and dtype != weight.dtype:
         raise TypeError(f"out has dtype {dtype}, expected {weight.dtype} (the dtype of a dense weight)")
@@ -387,7 +387,11 @@ def attention(
         if lengths.dtype.kind not in "iu":
             raise TypeError(f"lengths has dtype {lengths.dtype}; use integers")
         _need_shape("lengths", lengths, tuple(lead), "one per sequence")
-        if backend.looks and lengths.size and not (int(lengths.min()) >= 0 and int(lengths.max()) <= seq_k):
+        if (
+            backend.checks_values
+            and lengths.size
+            and not (int(lengths.min()) >= 0 and int(lengths.max()) <= seq_k)
+        ):
             raise ValueError(f"lengths must be between 0 and seq_k={seq_k}")
         lengths = backend.xp.ascontiguousarray(lengths, np.int64)
     left, right = (-1, -1) if window is None else (int(window[0]), int(window[1]))
@@ -422,7 +426,7 @@ def _cumulative(backend: Backend, name: str, ends: Array, rows: str, total: int)
         raise TypeError(f"{name} has dtype {ends.dtype}; use int32 or int64")
     if ends.ndim != 1 or ends.size < 1:
         raise ValueError(f"{name} has shape {tuple(ends.shape)}, expected (batch + 1,)")
-    if backend.looks and not (ends[0] == 0 and ends[-1] == total and (ends[1:] >= ends[:-1]).all()):
+    if backend.checks_values and not (ends[0] == 0 and ends[-1] == total and (ends[1:] >= ends[:-1]).all()):
         raise ValueError(f"{name} must start at 0, never fall and end at {total}, the rows of {rows}")
     return backend.xp.ascontiguousarray(ends, np.int64)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from . import spec
+from . import registry
 from .blocks import RBEBlocks
 from .gpu import _load, linear
 from .layers import RBEFFN, RBEAttention, RBEEmbedding, RBELinear
@@ -23,7 +23,7 @@ TOKENS = 24  # of a model without a tokenizer
 
 
 def ops_of(model: BertEncoder) -> tuple[str, ...]:
-    """The ops whose CUDA kernels a batch of `model` launches, in the order of `spec.OPS`.
+    """The ops whose CUDA kernels a batch of `model` launches, in the order of `registry.OPS`.
 
     After `linear` comes `linear_transform` where a layer would take it, were its `method` "transform".
     """
@@ -34,7 +34,7 @@ def ops_of(model: BertEncoder) -> tuple[str, ...]:
     layers = [part for part in _layers(vars(model).values()) if isinstance(part.weight, RBEBlocks)]
     if layers:
         found.add("decode")  # rows of tables, and panels of linear weights
-    ops = [op for op in spec.OPS if op in found]
+    ops = [op for op in registry.OPS if op in found]
     products = [part.weight for part in layers if isinstance(part, RBELinear)]
     if not all(linear.as_stored(weight, model.dtype) for weight in products):
         ops.insert(ops.index("linear") + 1, "linear_transform")

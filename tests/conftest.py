@@ -33,10 +33,11 @@ import numpy as np
 import pytest
 
 import rbe_gpu as rbe
-from rbe_gpu import dispatch, ops, spec
+from rbe_gpu import dispatch, ops, registry
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.gpu import _launch
 
+from .cases import Args
 from .host import build, stand_in
 from .host.executor import HostExecutor
 
@@ -64,7 +65,7 @@ class TestBackend:
 
     name: str
     op: Callable[[str], Callable[..., Any]]
-    put_all: Callable[[spec.Args], spec.Args]
+    put_all: Callable[[Args], Args]
     get: Callable[[Any], np.ndarray]
     array_type: type
     ops: frozenset[str] | None = None
@@ -105,12 +106,12 @@ def _host(name: str, reverse: bool) -> TestBackend:
 # --- CuPy arrays --------------------------------------------------------------------------------------
 
 
-def place(cupy: Any, args: spec.Args) -> spec.Args:
+def place(cupy: Any, args: Args) -> Args:
     """Arguments on the GPU: arrays keep their strides and what memory they share, weights stay compressed.
 
     Arrays move as bytes, so that no kernel of CuPy's takes part, and keep their address modulo 16.
     """
-    moved: spec.Args = {}
+    moved: Args = {}
     spans: list[tuple[int, int, list[str]]] = []  # of memory, with the arrays that lie in it
     for name, value in args.items():
         if isinstance(value, RBEBlocks):
@@ -169,7 +170,7 @@ def _stand_in() -> TestBackend:
 
         return call
 
-    def put_all(args: spec.Args) -> spec.Args:
+    def put_all(args: Args) -> Args:
         with stand_in.installed() as cupy:
             return place(cupy, args)
 
@@ -237,7 +238,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _wanted(item: pytest.Item, ops_asked: frozenset[str] | None) -> bool:
     """Whether the item's op is asked for, its backend has it, and can be given its refused input."""
     params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    backend, op, bad = (params.get(name) for name in ("backend", "op", "bad"))
+    backend, op, invalid = (params.get(name) for name in ("backend", "op", "invalid"))
     if item.get_closest_marker("gpu") and (backend is None or not backend.on_gpu):
         return False
     if item.get_closest_marker("device") and (backend is None or backend.name != "cuda"):
@@ -246,7 +247,7 @@ def _wanted(item: pytest.Item, ops_asked: frozenset[str] | None) -> bool:
         return False
     if backend is None or op is None:
         return True
-    if bad is not None and bad.not_on_gpu and backend.on_gpu:
+    if invalid is not None and invalid.not_on_gpu and backend.on_gpu:
         return False
     return backend.ops is None or op.name in backend.ops
 
@@ -254,8 +255,8 @@ def _wanted(item: pytest.Item, ops_asked: frozenset[str] | None) -> bool:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     asked = config.getoption("--op")
     names = None if asked is None else frozenset(asked.split(","))
-    if names is not None and not names <= set(spec.OPS):
-        raise pytest.UsageError(f"--op {asked} is unknown; use {', '.join(spec.OPS)}")
+    if names is not None and not names <= set(registry.OPS):
+        raise pytest.UsageError(f"--op {asked} is unknown; use {', '.join(registry.OPS)}")
     wanted = [item for item in items if _wanted(item, names)]
     if len(wanted) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if not _wanted(item, names)])

@@ -1,4 +1,4 @@
-"""A pass over every kernel: cases of `spec.OPS`, and some more, that between them launch every entry of all sources.
+"""A pass over every kernel: cases of `tests/cases` and some more that together launch every entry of all sources.
 
     python -m tests.every_kernel [OP ...]     runs it on CuPy arrays; for compute-sanitizer
 
@@ -14,17 +14,18 @@ from unittest import mock
 
 import numpy as np
 
-from rbe_gpu import dispatch, ops, spec
+from rbe_gpu import dispatch, ops, registry
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.gpu import _launch, _load
 
+from .cases import CASES, Args, Case
 from .conftest import place
 from .host.sanitized import Shapes
 
-Call = tuple[str, spec.Case, str]  # op, case, dtype
+Call = tuple[str, Case, str]  # op, case, dtype
 
 
-def shifted(args: spec.Args) -> spec.Args:
+def shifted(args: Args) -> Args:
     """The same with every array one element behind a multiple of 16 bytes."""
     return {name: _off(a) if isinstance(a, np.ndarray) and a.size else a for name, a in args.items()}
 
@@ -37,62 +38,61 @@ def _off(a: np.ndarray) -> np.ndarray:
     return moved
 
 
-def _long(op: spec.Op, cols: int) -> spec.Case:
+def _long(op: str, cols: int) -> Case:
     """Two rows of an op that works along rows, longer than any of the table."""
 
-    def make(data: Any, dtype: Any) -> spec.Args:
-        args = op.base(data, dtype)
+    def make(data: Any, dtype: Any) -> Args:
+        args = CASES[op].valid_args(data, dtype)
         return {n: np.resize(a, (*a.shape[:-1][-1:], cols)[-a.ndim :])[:2] if a.ndim > 1 else np.resize(a, cols)
                 for n, a in args.items()}  # fmt: skip
 
-    return spec.Case(f"{cols} columns", make)
+    return Case(f"{cols} columns", make)
 
 
-def _wide_heads(op: spec.Op, head_dim: int) -> spec.Case:
+def _wide_heads(op: str, head_dim: int) -> Case:
     """A head_dim that the table leaves out, over several tiles of queries and keys."""
 
-    def make(data: Any, dtype: Any) -> spec.Args:
-        args = op.base(data, dtype)
+    def make(data: Any, dtype: Any) -> Args:
+        args = CASES[op].valid_args(data, dtype)
         return {n: np.resize(args[n], (1, 150, 2, head_dim)) for n in "qkv"}
 
-    return spec.Case(f"head_dim {head_dim}", make)
+    return Case(f"head_dim {head_dim}", make)
 
 
-def _few_tokens(case: spec.Case) -> spec.Case:
+def _few_tokens(case: Case) -> Case:
     """A case of `linear` with 16 of its 65 tokens: between one and many, which the table leaves out."""
 
-    def make(data: Any, dtype: Any) -> spec.Args:
+    def make(data: Any, dtype: Any) -> Args:
         args = case.make(data, dtype)
         return {n: a[:16].copy() if n in ("x", "residual") else a for n, a in args.items()}
 
-    return spec.Case(f"{case.name}, 16 of them", make, case.dtypes)
+    return Case(f"{case.name}, 16 of them", make, case.dtypes)
 
 
-def cases(name: str) -> Iterator[spec.Case]:
+def cases(name: str) -> Iterator[Case]:
     """Those of the table, and sizes that it leaves out; then all of them off alignment."""
-    op = spec.OPS[name]
-    found = list(op.cases)
+    selected = list(CASES[name].cases)
     if name in ("layer_norm", "rms_norm", "softmax"):
-        found += [_long(op, cols) for cols in (16384, 16392, 40_000, 70_000)]
+        selected += [_long(name, cols) for cols in (16384, 16392, 40_000, 70_000)]
     if name == "attention":
-        found.append(_wide_heads(op, 96))
+        selected.append(_wide_heads(name, 96))
     if name == "linear":
-        found += [_few_tokens(case) for case in found if case.name.endswith("rows 65")]
-    yield from found
-    for case in found:
-        yield spec.Case(
+        selected += [_few_tokens(case) for case in selected if case.name.endswith("rows 65")]
+    yield from selected
+    for case in selected:
+        yield Case(
             f"{case.name}, shifted",
             lambda data, dtype, make=case.make: shifted(make(data, dtype)),
             case.dtypes,
         )
 
 
-def called(name: str, args: spec.Args) -> None:
+def called(name: str, args: Args) -> None:
     with np.errstate(all="ignore"):
         getattr(ops, name)(**args)
 
 
-def launched(name: str, case: spec.Case, dtype: str, data: Any) -> set[str]:
+def launched(name: str, case: Case, dtype: str, data: Any) -> set[str]:
     """The kernels that a case asks for; nothing is run."""
     found: set[str] = set()
     launchers = dispatch.Backend("host", "rbe_gpu.gpu")
@@ -100,7 +100,7 @@ def launched(name: str, case: spec.Case, dtype: str, data: Any) -> set[str]:
         mock.patch.object(dispatch, "CPU", launchers),
         _launch.executor(lambda launches: found.update(launch.entry for launch in launches)),
     ):
-        called(name, case.make(data, spec.DTYPES[dtype]))
+        called(name, case.make(data, registry.DTYPES[dtype]))
     return found
 
 
@@ -113,7 +113,7 @@ def calls(name: str) -> Iterator[Call]:
     found = []
     for case in cases(name):
         for dtype in case.dtypes:
-            args = case.make(data, spec.DTYPES[dtype])
+            args = case.make(data, registry.DTYPES[dtype])
             forms = {(kernel, _form(args)) for kernel in launched(name, case, dtype, data)}
             found.append((_size(args), forms, (name, case, dtype)))
     seen: set[Any] = set()
@@ -123,7 +123,7 @@ def calls(name: str) -> Iterator[Call]:
             yield call
 
 
-def _form(args: spec.Args) -> Any:
+def _form(args: Args) -> Any:
     """Which arguments are given, and how a compressed weight among them is stored."""
     found = []
     for name, value in sorted(args.items()):
@@ -136,7 +136,7 @@ def _form(args: spec.Args) -> Any:
     return tuple(found)
 
 
-def _size(args: spec.Args) -> int:
+def _size(args: Args) -> int:
     """Elements of all arrays, those of compressed weights decoded."""
     return sum(int(np.prod(a.shape)) for a in args.values() if hasattr(a, "shape"))
 
@@ -147,11 +147,11 @@ def main() -> None:
     cupy.cuda.set_allocator(None)
     data = Shapes()
     entries: set[str] = set()
-    names = sys.argv[1:] or list(spec.OPS)
+    names = sys.argv[1:] or list(registry.OPS)
     for op in names:
         count = 0
         for name, case, dtype in calls(op) if _load.has(op) else ():
-            args = case.make(data, spec.DTYPES[dtype])
+            args = case.make(data, registry.DTYPES[dtype])
             entries |= launched(name, case, dtype, data)
             called(name, place(cupy, args))
             cupy.cuda.Device().synchronize()

@@ -15,7 +15,7 @@ from rbe_gpu.cpu_fallback.attention import KEY_TILE, QUERY_TILE, attention
 
 import rbe_gpu as rbe
 from rbe_gpu import reference
-from rbe_gpu.spec import OPS, relative_error
+from rbe_gpu.registry import OPS, relative_error
 from rbe_gpu.workspace import Workspace
 
 from . import real

@@ -16,7 +16,7 @@ from rbe_gpu import Workspace, reference
 from rbe_gpu.blocks import for_coefficients, gives_coefficients
 from rbe_gpu.gpu import _launch, decode, embedding, linear
 from rbe_gpu.gpu._launch import Launch
-from rbe_gpu.spec import relative_error
+from rbe_gpu.registry import relative_error
 
 from . import real
 from .compressed import gridded

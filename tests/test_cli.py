@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import rbe_gpu
-from rbe_gpu import cli, machine, spec
+from rbe_gpu import cli, machine, registry
 from rbe_gpu.container import describe, load_file, save_file
 from rbe_gpu.models.load import load
 from tests import real
@@ -601,7 +601,7 @@ def test_info() -> None:
     assert info["numba_threads"] >= 1
     assert isinstance(info["missing"], list)
     assert bool(info["gpus"]) or any("CPU" in line for line in info["missing"])
-    assert {*info["kernels"]["ops"], *info["kernels"]["without"]} == set(spec.OPS)
+    assert {*info["kernels"]["ops"], *info["kernels"]["without"]} == set(registry.OPS)
     shown = run("info")
     assert shown.exit_code == 0
     for word in ("CPU", "SIMD", "numpy", "GPU", "CUDA kernels", "softmax", "sm_75 and newer"):

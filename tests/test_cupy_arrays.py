@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import rbe_gpu as rbe
-from rbe_gpu import Workspace, dispatch, spec
+from rbe_gpu import Workspace, dispatch, registry
 
 from . import real
 from .compressed import FORMS, compressed, relative
@@ -63,7 +63,7 @@ def test_foreign_arrays_are_taken_without_a_copy(cupy, x):
 
 def test_foreign_bfloat16_is_known_by_its_typestr(cupy, x):
     """PyTorch says "<V2", which is any two bytes."""
-    held = x.astype(spec.DTYPES["bfloat16"])
+    held = x.astype(registry.DTYPES["bfloat16"])
     result = rbe.silu(stand_in.Foreign(held))
     assert result.dtype == held.dtype
     np.testing.assert_array_equal(result.get(), rbe.silu(held))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rbe_gpu import spec
+from rbe_gpu import registry
 from rbe_gpu.gpu import _load
 
 from .every_kernel import calls, launched
@@ -14,7 +14,7 @@ from .host.sanitized import Shapes
 FURTHER = {"linear": ("linear_transform",)}  # sources beside an op's own
 
 
-@pytest.mark.parametrize("op", [op for op in spec.OPS if _load.has(op)])
+@pytest.mark.parametrize("op", [op for op in registry.OPS if _load.has(op)])
 def test_the_pass_reaches_every_kernel(op: str) -> None:
     data = Shapes()
     found = set().union(*(launched(*call, data) for call in calls(op)))

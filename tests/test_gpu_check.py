@@ -33,7 +33,7 @@ from rbe_gpu.reports.gpu.stage import Options, Result
 from rbe_gpu.reports.gpu.timing import EventClock, WallClock, paired
 from rbe_gpu.reports.inputs import Inputs
 
-from rbe_gpu import spec
+from rbe_gpu import registry
 
 from . import real
 from .host import capture, stand_in
@@ -448,7 +448,7 @@ def test_conformance_of_every_op(
         assert len(started) == 3
         assert any("no time was left" in line for line in result.lines)
     else:
-        assert sorted(started) == sorted([*spec.OPS, conformance.ARRAYS])
+        assert sorted(started) == sorted([*registry.OPS, conformance.ARRAYS])
 
 
 def test_what_compute_sanitizer_says() -> None:

@@ -12,13 +12,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from rbe_gpu import reference, spec
+from rbe_gpu import reference, registry
 from rbe_gpu.gpu import _launch, _load, layer_norm, silu, softmax
 from rbe_gpu.gpu._elements import divider
 from rbe_gpu.gpu._launch import Launch
-from rbe_gpu.spec import relative_error
+from rbe_gpu.registry import relative_error
 
 from . import real
+from .cases import CASES
 from .host import build, sanitized
 from .host.executor import HostExecutor, KernelError, Library, library
 
@@ -143,16 +144,16 @@ def test_grid_is_gone_through_in_strides() -> None:
 
 
 @pytest.mark.parametrize("cols", [64, 65, 40_000])
-@pytest.mark.parametrize("types", [*product(spec.DTYPES, repeat=3)], ids="-".join)
+@pytest.mark.parametrize("types", [*product(registry.DTYPES, repeat=3)], ids="-".join)
 def test_gains_of_any_type(types: tuple[str, str, str], cols: int) -> None:
     """x, weight and bias each of any of the three types, in rows and in elements."""
-    x = scores(3, cols).astype(spec.DTYPES[types[0]])
+    x = scores(3, cols).astype(registry.DTYPES[types[0]])
     weight, bias = (
-        np.resize(real.layer(3, f"output.LayerNorm.{name}"), cols).astype(spec.DTYPES[dtype])
+        np.resize(real.layer(3, f"output.LayerNorm.{name}"), cols).astype(registry.DTYPES[dtype])
         for name, dtype in (("weight", types[1]), ("bias", types[2]))
     )
     out = np.full_like(x, np.nan)
-    tol = spec.OPS["layer_norm"].tolerances[types[0]]
+    tol = registry.OPS["layer_norm"].tolerances[types[0]]
     with _launch.executor(HostExecutor()):
         layer_norm.layer_norm(x, weight, bias, 1e-5, None, out, None)
         assert relative_error(out, reference.layer_norm(x, weight, bias)[0], tol.floor) <= tol.rel
@@ -438,12 +439,12 @@ def test_address_sanitizer_catches_an_index_off_by_one(name: str, tmp_path: Path
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
 
 
-@pytest.mark.parametrize("op", sorted(op for op in spec.OPS if _load.has(op)))
+@pytest.mark.parametrize("op", sorted(op for op in registry.OPS if _load.has(op)))
 def test_no_kernel_leaves_its_arrays(op: str) -> None:
     """Every case of every op that has a source, under AddressSanitizer."""
     done = sanitized.run(op)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.split() == [op, str(len(spec.OPS[op].cases))]
+    assert done.stdout.split() == [op, str(len(CASES[op].cases))]
 
 
 def test_executor_is_put_back() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rbe_gpu import dispatch, spec
+from rbe_gpu import dispatch, registry
 from rbe_gpu.gpu import _launch, _load
 from rbe_gpu.gpu._elements import divider
 from rbe_gpu.gpu._launch import MAX_GRID, Launch
@@ -29,9 +29,9 @@ from .host.virtual import virtual
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path.stem for path in (ROOT / "cuda_src").glob("*.cu"))
-OPS = [name for name in SOURCES if name in spec.OPS]
+OPS = [name for name in SOURCES if name in registry.OPS]
 BIG = 2**31
-DTYPES = pytest.mark.parametrize("dtype", spec.DTYPES.values(), ids=spec.DTYPES)
+DTYPES = pytest.mark.parametrize("dtype", registry.DTYPES.values(), ids=registry.DTYPES)
 
 
 def plan(op: str) -> Callable[..., Any]:
@@ -145,11 +145,11 @@ def test_every_kernel_is_used(op: str) -> None:
     launches = [
         PLANS[op](shape, dtype, offset)
         for shape in SHAPES
-        for dtype in spec.DTYPES.values()
+        for dtype in registry.DTYPES.values()
         for offset in (0, 1)
     ]
     if op == "gelu":
-        x = [virtual((4, 64), dtype, offset) for dtype in spec.DTYPES.values() for offset in (0, 1)]
+        x = [virtual((4, 64), dtype, offset) for dtype in registry.DTYPES.values() for offset in (0, 1)]
         launches += [plan("gelu")(a, None, "tanh", a) for a in x]
     assert {launch.entry for launch in launches} == set(library(op).index)
 
@@ -207,7 +207,7 @@ def test_alignment_of_every_array_counts() -> None:
 def test_gains_of_any_type() -> None:
     """The type travels as a number; a type that is neither float32 nor that of x is read one by one."""
     entries = ("layer_norm_f16_8", "layer_norm_f16_8", "layer_norm_f16_single_8")
-    for code, (dtype, entry) in enumerate(zip(spec.DTYPES.values(), entries, strict=True)):
+    for code, (dtype, entry) in enumerate(zip(registry.DTYPES.values(), entries, strict=True)):
         launch = norm("layer_norm", (4, 64), np.float16, weight=virtual((64,), dtype), bias=virtual((64,)))
         assert (launch.args[5], launch.args[7]) == (code, 0)
         assert launch.entry == entry

@@ -11,11 +11,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from rbe_gpu import reference, spec
+from rbe_gpu import reference, registry
 from rbe_gpu.gpu import _launch, _load
 from rbe_gpu.gpu import attention as launcher
 from rbe_gpu.gpu._launch import Launch
-from rbe_gpu.spec import relative_error
+from rbe_gpu.registry import relative_error
 
 from . import real
 from .host import build
@@ -24,9 +24,9 @@ from .host.virtual import virtual
 
 BIG = 2**31
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-DTYPES = pytest.mark.parametrize("dtype", spec.DTYPES.values(), ids=spec.DTYPES)
+DTYPES = pytest.mark.parametrize("dtype", registry.DTYPES.values(), ids=registry.DTYPES)
 ORDERS = pytest.mark.parametrize("reverse", [False, True], ids=["ascending", "descending"])
-TOLERANCES = spec.OPS["attention"].tolerances
+TOLERANCES = registry.OPS["attention"].tolerances
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 # --- the plan -----------------------------------------------------------------------------------------
@@ -86,13 +86,15 @@ def test_kernel_of_every_head_dim(head_dim: int, dtype: np.dtype) -> None:
 
 def test_every_kernel_is_used() -> None:
     entries = {
-        planned((1, 1, 1, d), dtype).entry for d in (32, 64, 96, 128, 256) for dtype in spec.DTYPES.values()
+        planned((1, 1, 1, d), dtype).entry
+        for d in (32, 64, 96, 128, 256)
+        for dtype in registry.DTYPES.values()
     }
     assert entries == set(library("attention").index)
 
 
 def test_head_dim_over_256_is_refused() -> None:
-    for dtype in spec.DTYPES.values():
+    for dtype in registry.DTYPES.values():
         with pytest.raises(ValueError, match="head_dim=257 is not supported on the GPU; use 1 to 256"):
             planned((1, 1, 1, 257), dtype)
 

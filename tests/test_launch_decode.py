@@ -12,7 +12,7 @@ from rbe_gpu import Workspace, reference
 from rbe_gpu.blocks import DenseCodes
 from rbe_gpu.gpu import _launch, decode, embedding
 from rbe_gpu.gpu._launch import MAX_GRID
-from rbe_gpu.spec import relative_error
+from rbe_gpu.registry import relative_error
 
 from . import real
 from .compressed import FORMS, compressed, decoded

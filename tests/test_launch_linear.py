@@ -13,7 +13,7 @@ import rbe_gpu as rbe
 from rbe_gpu import Workspace, reference
 from rbe_gpu.gpu import linear
 from rbe_gpu.gpu._launch import Launch
-from rbe_gpu.spec import relative_error
+from rbe_gpu.registry import relative_error
 
 from . import real
 from .compressed import FORMS, compressed, decoded

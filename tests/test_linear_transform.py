@@ -14,7 +14,7 @@ import rbe_gpu as rbe
 from rbe_gpu import Workspace, reference, transforms
 from rbe_gpu.gpu import linear, linear_transform
 from rbe_gpu.gpu._launch import Launch
-from rbe_gpu.spec import relative_error
+from rbe_gpu.registry import relative_error
 
 from . import real
 from .compressed import FORMS, compressed, decoded, relative

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import rbe_gpu as rbe
-from rbe_gpu import dispatch, reference, spec
+from rbe_gpu import dispatch, reference, registry
 
 from . import real
 from .compressed import FORMS, compressed
@@ -26,9 +26,9 @@ ALL_FORMS = pytest.mark.parametrize("form", FORMS)
 
 
 def assert_close(backend: TestBackend, op: str, found: Any, expected: Any, dtype: str) -> None:
-    tol = spec.OPS[op].tolerances[dtype]
+    tol = registry.OPS[op].tolerances[dtype]
     assert isinstance(found, backend.array_type)
-    error = spec.relative_error(backend.get(found), np.asarray(expected, np.float64), tol.floor)
+    error = registry.relative_error(backend.get(found), np.asarray(expected, np.float64), tol.floor)
     assert error <= tol.rel, f"relative error {error:.3g} > {tol.rel:g} ({tol.why})"
 
 
@@ -40,7 +40,7 @@ def assert_close(backend: TestBackend, op: str, found: Any, expected: Any, dtype
 @DTYPES
 def test_decode(backend: TestBackend, form: str, dtype: str) -> None:
     m = compressed(form)
-    found = backend.op("decode")(backend.put(m), dtype=spec.DTYPES[dtype])
+    found = backend.op("decode")(backend.put(m), dtype=registry.DTYPES[dtype])
     assert_close(backend, "decode", found, reference.decode(m), dtype)
 
 
@@ -51,7 +51,7 @@ def test_decode(backend: TestBackend, form: str, dtype: str) -> None:
 )
 def test_linear(backend: TestBackend, form: str, tokens: int, dtype: str) -> None:
     m = compressed(form)
-    x = np.resize(real.activations(tokens), (tokens, m.cols)).astype(spec.DTYPES[dtype])
+    x = np.resize(real.activations(tokens), (tokens, m.cols)).astype(registry.DTYPES[dtype])
     found = backend.op("linear")(backend.put(x), backend.put(m))
     assert_close(backend, "linear", found, reference.linear(x, reference.decode(m)), dtype)
 
@@ -62,7 +62,7 @@ def test_linear(backend: TestBackend, form: str, tokens: int, dtype: str) -> Non
 @pytest.mark.parametrize("method", ["transform", "decode"])
 def test_ways_of_linear(backend: TestBackend, form: str, tokens: int, dtype: str, method: str) -> None:
     m = compressed(form)
-    x = np.resize(real.activations(tokens), (tokens, m.cols)).astype(spec.DTYPES[dtype])
+    x = np.resize(real.activations(tokens), (tokens, m.cols)).astype(registry.DTYPES[dtype])
     found = backend.op("linear")(backend.put(x), backend.put(m), method=method)
     assert_close(backend, "linear", found, reference.linear(x, reference.decode(m)), dtype)
 
@@ -73,7 +73,7 @@ def test_ways_of_linear(backend: TestBackend, form: str, tokens: int, dtype: str
 def test_attention_of_96(backend: TestBackend, causal: bool, dtype: str) -> None:
     """A head_dim that the table leaves out, over several tiles of queries and keys."""
     rows = real.activations(600).reshape(-1)
-    q, k, v = (np.resize(np.roll(rows, i), (1, 150, 2, 96)).astype(spec.DTYPES[dtype]) for i in range(3))
+    q, k, v = (np.resize(np.roll(rows, i), (1, 150, 2, 96)).astype(registry.DTYPES[dtype]) for i in range(3))
     found = backend.op("attention")(*(backend.put(a) for a in (q, k, v)), causal=causal)
     assert_close(backend, "attention", found, reference.attention(q, k, v, causal=causal), dtype)
 
@@ -100,7 +100,7 @@ def test_ids_that_are_not_there_give_rows_of_nan(backend: TestBackend, form: str
     there = np.array([True, False, False, True, False])
     assert np.isnan(found[~there]).all()
     dense = weight if form == "dense" else reference.decode(weight)
-    assert spec.relative_error(found[there], dense[ids[there]].astype(np.float64)) <= 2e-6
+    assert registry.relative_error(found[there], dense[ids[there]].astype(np.float64)) <= 2e-6
 
 
 @gpu
@@ -175,7 +175,7 @@ def test_tensors_of_pytorch_are_taken_as_they_are(dtype: str) -> None:
         pytest.skip("this PyTorch has no CUDA")
     import cupy
 
-    host = real.activations(8).astype(spec.DTYPES[dtype])
+    host = real.activations(8).astype(registry.DTYPES[dtype])
     tensor = torch.from_numpy(host.astype(np.float32)).to(getattr(torch, dtype)).cuda()
     found = rbe.silu(tensor)
     assert isinstance(found, cupy.ndarray)

@@ -6,7 +6,7 @@ import numpy as np
 
 import rbe_gpu as rbe
 from rbe_gpu import reference
-from rbe_gpu.spec import relative_error
+from rbe_gpu.registry import relative_error
 
 from . import real
 

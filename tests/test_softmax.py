@@ -8,7 +8,7 @@ import pytest
 
 import rbe_gpu as rbe
 from rbe_gpu import reference
-from rbe_gpu.spec import OPS, relative_error
+from rbe_gpu.registry import OPS, relative_error
 
 from . import real
 

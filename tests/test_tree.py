@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rbe_gpu import dispatch, ops, reference, spec
+from rbe_gpu import dispatch, ops, reference, registry
 
 ROOT = Path(__file__).parent.parent
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = {
     "__init__": "the public names; the checkout path hook",
     "ops": "one thin dispatching function per op",
-    "spec": "OPS: what every op promises",
+    "registry": "OPS: signature, result and tolerances of every op",
     "reference": "float64 NumPy definition of every op",
     "dispatch": "which backend runs an op",
     "blocks": "RBEMatrix, RBEVectors",
@@ -78,6 +79,8 @@ REPORTS = {
 }
 QUANTIZERS = {"__init__", "__main__", "source", "gguf_file", "llama", "onnx_runtime", "torch_tools"}
 CASES = {"__init__", "model"}
+#: What cases of several ops share.
+SHARED_CASES = {"__init__", "_case", "_arrays", "_errors", "_weights", "_norm", "_elementwise"}
 GPU_CHECK = {
     *("__init__", "stage", "device", "timing", "targets", "checkout", "pack"),
     *(
@@ -105,7 +108,7 @@ def modules(folder: str, suffix: str = ".py") -> set[str]:
     return {path.stem for path in (ROOT / folder).glob(f"*{suffix}")}
 
 
-OPS = pytest.mark.parametrize("op", spec.OPS)
+OPS = pytest.mark.parametrize("op", registry.OPS)
 
 
 @OPS
@@ -121,8 +124,8 @@ def test_op_has_a_cpu_kernel(op: str) -> None:
 
 
 @OPS
-@pytest.mark.parametrize("place", ["tests/test_{}.py", "reports/cases/{}.py"])
-def test_op_has_a_test_and_a_benchmark(place: str, op: str) -> None:
+@pytest.mark.parametrize("place", ["tests/test_{}.py", "tests/cases/{}.py", "reports/cases/{}.py"])
+def test_op_has_tests_cases_and_a_benchmark(place: str, op: str) -> None:
     assert (ROOT / place.format(op)).is_file(), f"{place.format(op)} is missing"
 
 
@@ -141,7 +144,7 @@ def test_op_has_its_place_on_the_page_of_kernels(op: str) -> None:
 
 def test_ops_are_the_public_functions_of_ops() -> None:
     public = {n for n, f in vars(ops).items() if callable(f) and getattr(f, "__module__", "") == ops.__name__}
-    assert {n for n in public if not n.startswith("_")} == set(spec.OPS)
+    assert {n for n in public if not n.startswith("_")} == set(registry.OPS)
 
 
 def test_package_modules() -> None:
@@ -151,15 +154,52 @@ def test_package_modules() -> None:
 
 
 def test_backend_folders_hold_one_file_per_op() -> None:
-    assert modules("cpu_fallback") == CPU | set(spec.OPS)
-    assert modules("rbe_gpu/gpu") == GPU | set(spec.OPS)
-    assert modules("cuda_src", ".cu") == set(spec.OPS) | FURTHER
+    assert modules("cpu_fallback") == CPU | set(registry.OPS)
+    assert modules("rbe_gpu/gpu") == GPU | set(registry.OPS)
+    assert modules("cuda_src", ".cu") == set(registry.OPS) | FURTHER
     assert modules("cuda_src", ".cuh") == {"common", "linear"}
+
+
+def test_cases_folder_holds_one_file_per_op() -> None:
+    assert modules("tests/cases") == SHARED_CASES | set(registry.OPS)
+
+
+@OPS
+@pytest.mark.parametrize("name", ["CPU", "CUDA"])
+def test_backend_offers_the_op_or_states_a_reason(name: str, op: str) -> None:
+    backend = getattr(dispatch, name)
+    if op in backend.without:
+        assert backend.without[op]
+        with pytest.raises(NotImplementedError, match=f"no {op}: {re.escape(backend.without[op])}"):
+            getattr(backend, op)
+    else:
+        function = getattr(backend, op)
+        assert function is getattr(importlib.import_module(f"{backend.package}.{op}"), op)
+        assert vars(backend)[op] is function  # a plain attribute after the first lookup
+
+
+def test_backend_declares_the_ops_of_the_registry() -> None:
+    declared = {
+        name for name, value in vars(dispatch.Backend).items() if isinstance(value, dispatch.BackendOp)
+    }
+    assert declared == set(registry.OPS)
+    assert not {op for b in (dispatch.CPU, dispatch.CUDA) for op in b.without} - declared
+
+
+def test_unknown_op_is_an_error_that_names_it() -> None:
+    with pytest.raises(AttributeError, match="conv2d"):
+        dispatch.CPU.conv2d  # noqa: B018
+
+
+def test_op_without_a_kernel_on_a_backend_is_an_error_with_the_reason() -> None:
+    backend = dispatch.Backend("test", "rbe_gpu.gpu", without={"silu": "not written yet"})
+    with pytest.raises(NotImplementedError, match="the test backend has no silu: not written yet"):
+        backend.silu  # noqa: B018
 
 
 def test_report_modules() -> None:
     assert modules("reports") <= REPORTS
-    assert modules("reports/cases") <= CASES | set(spec.OPS)
+    assert modules("reports/cases") <= CASES | set(registry.OPS)
     assert modules("reports/quantizers") <= QUANTIZERS
     assert modules("reports/gpu") <= GPU_CHECK
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rbe_gpu as rbe
-from rbe_gpu import reference, spec
+from rbe_gpu import reference, registry
 
 from ..bench import speeds
 from ..inputs import Inputs
@@ -60,7 +60,7 @@ def cases(quick: bool = False) -> Iterator[Case]:
 
 
 def measure(device: Device, inputs: Inputs, result: Result) -> None:
-    real = [inputs.rows(f"2.{n}", 2048).reshape(-1).astype(spec.DTYPES[DTYPE]) for n in "qkv"]
+    real = [inputs.rows(f"2.{n}", 2048).reshape(-1).astype(registry.DTYPES[DTYPE]) for n in "qkv"]
     for case in cases(device.quick):
         q, k, v = (np.resize(a, case.shape) for a in real)
         attempt(device, result, f"attention, {case.name}", partial(one, device, case, q, k, v, result))
@@ -79,7 +79,7 @@ def one(
         (b, i, h) for b, h in ((0, 0), (case.batch - 1, case.heads - 1)) for i in sampled(case.seq, SAMPLE)
     ]
     expected = np.stack([_query(case, q, k, v, *place) for place in places])
-    tol = spec.OPS["attention"].tolerances[DTYPE]
+    tol = registry.OPS["attention"].tolerances[DTYPE]
     what = f"attention, {case.name}"
     errors = {OURS: device.check(f"{what}: {OURS}", rivals[OURS][0](), expected, tol.rel, tol.floor, places)}
     if device.torch is not None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rbe_gpu as rbe
-from rbe_gpu import reference, spec
+from rbe_gpu import reference, registry
 
 from ..bench import speeds
 from ..inputs import Inputs
@@ -39,11 +39,11 @@ class Case:
         return f"{self.cols} columns" + (", residual" if self.residual else "")
 
     def shape(self, nbytes: int) -> tuple[int, int]:
-        return max(1, nbytes // (self.cols * spec.DTYPES[self.dtype].itemsize)), self.cols
+        return max(1, nbytes // (self.cols * registry.DTYPES[self.dtype].itemsize)), self.cols
 
     def moved(self, shape: tuple[int, int]) -> int:
         """Bytes that must cross the memory bus: each input read once, each output written once."""
-        size: int = shape[0] * shape[1] * spec.DTYPES[self.dtype].itemsize
+        size: int = shape[0] * shape[1] * registry.DTYPES[self.dtype].itemsize
         if self.op == "swiglu":
             return size + size // 2
         return size * (4 if self.residual else 2)
@@ -71,13 +71,13 @@ class Arrays:
         self._bias = inputs.folder.tensor("encoder.layer.2.output.LayerNorm.bias")
 
     def rows(self, shape: tuple[int, int], dtype: str, shift: int = 0) -> NDArray[Any]:
-        return np.resize(np.roll(self._sums, shift).astype(spec.DTYPES[dtype]), shape)
+        return np.resize(np.roll(self._sums, shift).astype(registry.DTYPES[dtype]), shape)
 
     def gain(self, cols: int, dtype: str) -> NDArray[Any]:
-        return np.resize(self._gain, cols).astype(spec.DTYPES[dtype])
+        return np.resize(self._gain, cols).astype(registry.DTYPES[dtype])
 
     def bias(self, cols: int, dtype: str) -> NDArray[Any]:
-        return np.resize(self._bias, cols).astype(spec.DTYPES[dtype])
+        return np.resize(self._bias, cols).astype(registry.DTYPES[dtype])
 
 
 def measure(device: Device, inputs: Inputs, result: Result) -> None:
@@ -97,7 +97,7 @@ def one(device: Device, case: Case, arrays: Arrays, nbytes: int) -> None:
     sets = [_Set(device, case, host, vectors, residual) for _ in range(device.copies(host.nbytes))]
     sample = sampled(shape[0], SAMPLE)
     expected = _expected(case, host, vectors, residual, sample)
-    op = spec.OPS[case.op]
+    op = registry.OPS[case.op]
     tol = op.tolerances[case.dtype]
     what = f"{case.op}, {case.name}, {case.dtype}"
     rivals: dict[str, list[Callable[[], Any]]] = {

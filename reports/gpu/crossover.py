@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import rbe_gpu as rbe
-from rbe_gpu import reference, spec
+from rbe_gpu import reference, registry
 
 from ..bench import speeds
 from ..inputs import Inputs
@@ -81,7 +81,7 @@ def measure(device: Device, inputs: Inputs, result: Result) -> None:
 def one(device: Device, case: Linear, weights: Weights, ratios: dict[int, float]) -> None:
     """One number of tokens; its ratio is added to `ratios`."""
     m = weights.compressed(case.shape, case.codes)
-    dtype = spec.DTYPES[case.dtype]
+    dtype = registry.DTYPES[case.dtype]
     whole = weights.decoded(case.shape, case.codes, "float32")
     dense = weights.decoded(case.shape, case.codes, case.dtype)
     x = weights.tokens(case.tokens, case.shape[1], case.dtype)
@@ -95,7 +95,7 @@ def one(device: Device, case: Linear, weights: Weights, ratios: dict[int, float]
         for way in WAYS
     }
     sample = sampled(case.tokens, SAMPLE)
-    tol = spec.OPS["linear"].tolerances[case.dtype]
+    tol = registry.OPS["linear"].tolerances[case.dtype]
     allowed = dict.fromkeys(rivals, (tol.rel, tol.floor))
     right = dict.fromkeys(rivals, reference.linear(x[sample], whole))
     if device.torch is not None:

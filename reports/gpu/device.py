@@ -102,7 +102,7 @@ class Device:
         WrongResult
             It is more than `allowed`.
         """
-        from rbe_gpu.spec import relative_error
+        from rbe_gpu.registry import relative_error
 
         host = fetch(found) if sample is None else np.stack([fetch(found[i]) for i in sample])
         error = relative_error(host, np.asarray(expected, np.float64), floor)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rbe_gpu as rbe
-from rbe_gpu import reference, spec
+from rbe_gpu import reference, registry
 from rbe_gpu.blocks import RBEMatrix
 
 from ..bench import speeds
@@ -60,11 +60,11 @@ class Weights:
         return found
 
     def _decoded(self, shape: tuple[int, int], codes: str, dtype: str) -> NDArray[Any]:
-        found: NDArray[Any] = self.compressed(shape, codes).decode(spec.DTYPES[dtype])
+        found: NDArray[Any] = self.compressed(shape, codes).decode(registry.DTYPES[dtype])
         return found
 
     def tokens(self, count: int, width: int, dtype: str) -> NDArray[Any]:
-        return np.resize(self._rows.astype(spec.DTYPES[dtype]), (count, width))
+        return np.resize(self._rows.astype(registry.DTYPES[dtype]), (count, width))
 
 
 # --- decode -------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def measure_decode(device: Device, inputs: Inputs, result: Result) -> None:
 
 def one_decode(device: Device, case: Decode, weights: Weights, shape: tuple[int, int]) -> None:
     m = weights.compressed(shape, case.codes)
-    dtype = spec.DTYPES[case.dtype]
+    dtype = registry.DTYPES[case.dtype]
     written = m.rows * m.cols * dtype.itemsize
     moved = written + m.resident_nbytes
     workspace = rbe.Workspace()
@@ -110,7 +110,7 @@ def one_decode(device: Device, case: Decode, weights: Weights, shape: tuple[int,
         OURS: [partial(rbe.decode, s[0], out=s[1], workspace=workspace) for s in sets],
     }
     sample = sampled(m.rows, SAMPLE)
-    tol = spec.OPS["decode"].tolerances[case.dtype]
+    tol = registry.OPS["decode"].tolerances[case.dtype]
     # the CPU's own decode, which the conformance table holds to the float64 reference within the same tolerance
     expected = m.decode()[sample].astype(np.float64)
     what = f"decode, {case.name}, {case.dtype}"
@@ -168,7 +168,7 @@ def measure_linear(device: Device, inputs: Inputs, result: Result) -> None:
 
 def one_linear(device: Device, case: Linear, weights: Weights) -> None:
     m = weights.compressed(case.shape, case.codes)
-    dtype = spec.DTYPES[case.dtype]
+    dtype = registry.DTYPES[case.dtype]
     whole = weights.decoded(case.shape, case.codes, "float32")
     dense = weights.decoded(case.shape, case.codes, case.dtype)
     x = weights.tokens(case.tokens, case.shape[1], case.dtype)
@@ -182,7 +182,7 @@ def one_linear(device: Device, case: Linear, weights: Weights) -> None:
         ours_dense: [partial(rbe.linear, x_there, w, out=out, workspace=workspace) for w in plain],
     }
     sample = sampled(case.tokens, SAMPLE)
-    tol = spec.OPS["linear"].tolerances[case.dtype]
+    tol = registry.OPS["linear"].tolerances[case.dtype]
     right = {OURS: reference.linear(x[sample], whole), ours_dense: reference.linear(x[sample], dense)}
     if device.torch is not None:
         linear, tx = device.torch.nn.functional.linear, device.tensor(x)

@@ -8,7 +8,7 @@ import numpy as np
 
 from rbe_gpu.gpu import _launch, _load
 from rbe_gpu.gpu._launch import Launch
-from rbe_gpu.spec import relative_error
+from rbe_gpu.registry import relative_error
 
 from . import build
 from .executor import HostExecutor, KernelError, Library

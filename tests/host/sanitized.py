@@ -1,6 +1,6 @@
 """Runs cases of the ops under AddressSanitizer, in a process of its own: libasan must come first in it.
 
-`run("softmax")` starts it. As a program, with the ops as arguments, it runs every case of `spec.OPS` through the
+`run("softmax")` starts it. As a program, with the ops as arguments, it runs every case of `tests/cases` through the
 launchers, each in one of its dtypes in turn; with `--source FILE OP` the source in FILE stands for that of OP.
 """
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 class Shapes:
-    """A `spec.Data` of made-up values: only addresses matter here."""
+    """A `tests.cases.Data` of arbitrary values: only addresses matter here."""
 
     def layer(self, index: int, name: str) -> np.ndarray:
         wide = {"intermediate.dense.weight": (1536, 384), "output.dense.weight": (384, 1536)}
@@ -67,9 +67,10 @@ def _call(function: Any, args: dict[str, Any]) -> None:
 def main() -> None:
     from unittest import mock
 
-    from rbe_gpu import dispatch, ops, spec
+    from rbe_gpu import dispatch, ops, registry
     from rbe_gpu.gpu import _launch
 
+    from ..cases import CASES
     from . import executor
 
     names = sys.argv[1:]
@@ -89,12 +90,12 @@ def main() -> None:
     data = Shapes()
     with mock.patch.object(dispatch, "CPU", launchers), _launch.executor(execute):
         for name in names:
-            op = spec.OPS[name]
-            for i, case in enumerate(op.cases):
-                args = case.make(data, spec.DTYPES[case.dtypes[i % len(case.dtypes)]])
+            cases = CASES[name].cases
+            for i, case in enumerate(cases):
+                args = case.make(data, registry.DTYPES[case.dtypes[i % len(case.dtypes)]])
                 with np.errstate(all="ignore"):
                     _call(getattr(ops, name), args)
-            print(name, len(op.cases))
+            print(name, len(cases))
 
 
 if __name__ == "__main__":

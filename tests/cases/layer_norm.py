@@ -1,0 +1,20 @@
+"""Cases of layer_norm."""
+
+from __future__ import annotations
+
+from rbe_gpu import reference
+
+from ._case import OpCases
+from ._errors import (
+    BIAS_ERRORS,
+)
+from ._norm import ERRORS, FULL, norm_args, norm_cases, norm_expected
+
+CASES = OpCases(
+    "layer_norm",
+    output_like=lambda args, dtype: (args["x"].shape, args["x"].dtype),
+    expected=norm_expected(reference.layer_norm),
+    cases=norm_cases("layer_norm"),
+    valid_args=norm_args("layer_norm", 3, 64, **FULL),
+    errors=(*ERRORS, *BIAS_ERRORS),
+)

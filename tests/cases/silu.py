@@ -1,0 +1,17 @@
+"""Cases of silu."""
+
+from __future__ import annotations
+
+from rbe_gpu import reference
+
+from ._case import OpCases
+from ._elementwise import ERRORS, element_args, element_cases
+
+CASES = OpCases(
+    "silu",
+    output_like=lambda args, dtype: (args["x"].shape, args["x"].dtype),
+    expected=lambda args: {"out": reference.silu(**args)},
+    cases=element_cases(),
+    valid_args=element_args(3, 64, bias=True),
+    errors=ERRORS,
+)
