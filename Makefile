@@ -3,7 +3,8 @@
 #   make report   compress a real model, measure, write rbe-report/index.html
 #   make quality  measure quality per byte beside other quantisers, write rbe-report/quality.html (about an hour;
 #                 ARGS=--resume goes on where a run was stopped)
-#   make test     run the whole test suite, in two processes (JOBS=4: in four; JOBS=0: in one)
+#   make test     run the whole test suite, in two processes (JOBS=4: in four; JOBS=0: in one); on a processor with
+#                 AVX-512, run the CPU kernels' tests once more compiled for AVX2 (`make test-avx2` alone does that)
 #   make gpu-check  on a machine with an NVIDIA GPU: correctness, compute-sanitizer and speed, with rows to
 #                 reports/results/<gpu>.csv (ARGS="--only attention,linear" runs some stages, ARGS=--list names them)
 #   make neon-check   the CPU suite on aarch64, emulated where the machine is another (an hour or two the first
@@ -35,12 +36,14 @@ CUDA ?= cuda13
 # pip never takes the CUDA build for a requirement that says +cpu; other systems' ordinary build is the CPU one
 TORCH ?= torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
 
+AVX2_TESTS := $(addprefix tests/test_,$(addsuffix .py,linear attention layer_norm rms_norm softmax conformance))
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet $(PIP_ARGS)
 # a stamp says that a group of packages is installed; a change of pyproject.toml installs again
 STAMPS := $(VENV)/.stamps
 
-.PHONY: report quality test gpu-check lint clean neon-check
+.PHONY: report quality test test-avx2 gpu-check lint clean neon-check
 .DELETE_ON_ERROR:
 
 report: $(STAMPS)/report $(STAMPS)/model $(STAMPS)/peers-$(PEERS)
@@ -53,6 +56,13 @@ quality: $(STAMPS)/report $(STAMPS)/model $(STAMPS)/quantizers $(if $(LLAMA),$(S
 
 test: $(STAMPS)/test $(STAMPS)/model $(STAMPS)/peers-$(PEERS)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@if $(BIN)/python -c 'import sys; from rbe_gpu.cpu_fallback import isa; sys.exit(not isa.host().has("avx512f"))'; \
+	then $(MAKE) --no-print-directory test-avx2; \
+	else echo "this processor has no AVX-512: the run above was that of its kernels without"; fi
+
+# the CPU kernels without AVX-512, which a processor that has it would otherwise never run
+test-avx2: $(STAMPS)/test $(STAMPS)/model
+	RBE_ISA=avx2 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(AVX2_TESTS)
 
 gpu-check: $(STAMPS)/test $(STAMPS)/model $(STAMPS)/$(CUDA)
 	$(BIN)/python -m rbe_gpu.reports.gpu_check $(ARGS)

@@ -34,6 +34,7 @@ FASTMATH = frozenset({"nsz", "arcp", "contract", "afn", "reassoc"})
 #: needs that file listed here.
 SHARED_FILES = (
     "_jit.py",
+    "isa.py",
     "_parts.py",
     "simd.py",
     "unpack.py",

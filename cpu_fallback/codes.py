@@ -15,11 +15,11 @@ from numba.extending import intrinsic
 from rbe_gpu.packing import RUN
 
 from ._jit import cpu_inline
+from .isa import isa_of
 from .product import BF16, F16, GRID, INT, bfloats_at, bytes_at, floats_at, halves_at, words_at
 from .simd import (
     LANES,
     element,
-    has_features,
     vec16,
     vfma,
     vload,
@@ -90,7 +90,7 @@ def expand(typingctx, values, at, index, byte):  # type: ignore[no-untyped-def]
         source = builder.bitcast(builder.gep(index_data, [args[3]]), ir.IntType(16).as_pointer())
         mask = builder.bitcast(builder.load(source, align=1), bits)
         pointer = builder.gep(value_data, [args[1]])
-        if has_features(context, "avx512f"):  # from a register: the instruction that reads memory is slower
+        if isa_of(context).has("avx512f"):  # from a register: the instruction that reads memory is slower
             kind = ir.FunctionType(floats, [floats, floats, bits])
             name = "llvm.x86.avx512.mask.expand.v16f32"
             function = cgutils.get_or_insert_function(builder.module, kind, name)

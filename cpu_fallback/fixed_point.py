@@ -23,7 +23,8 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ._jit import cpu_inline
-from .simd import LANES, has_features, vec16, vfma, vload, vmax, vmaxval, vmul, vsplat, vsub, vsum
+from .isa import isa_of
+from .simd import LANES, vec16, vfma, vload, vmax, vmaxval, vmul, vsplat, vsub, vsum
 
 #: Columns that a register of codes has.
 COLUMNS_OF_CODES = 128
@@ -41,7 +42,7 @@ def _words(value: int) -> ir.Constant:
 
 
 def _multiplies_bytes(context: Any) -> bool:
-    return has_features(context, "avx512f", "avx512vnni")
+    return isa_of(context).has("avx512f", "avx512vnni")
 
 
 @intrinsic

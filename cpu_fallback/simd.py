@@ -29,6 +29,8 @@ from numba.core import cgutils
 from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic, register_model
 
+from .isa import isa_of
+
 LANES = 16
 _FLOAT32 = np.dtype(np.float32)
 
@@ -143,32 +145,13 @@ def _horner(builder: ir.IRBuilder, x: ir.Value, coefficients: Sequence[float]) -
     return result
 
 
-def _target(context: Any) -> tuple[str, str]:
-    """Triple and feature string of the machine that code is generated for."""
-    triple, _, features = context.codegen().magic_tuple()
-    return triple, features
-
-
-def has_features(context: Any, *names: str) -> bool:
-    """Whether code is generated for a processor with all these features, by LLVM's names for them."""
-    return {f"+{name}" for name in names} <= set(_target(context)[1].split(","))
-
-
-def _has_half_instructions(context: Any) -> bool:
-    """Whether float16 <-> float32 is an instruction; elsewhere LLVM calls a routine the JIT cannot find."""
-    triple, features = _target(context)
-    if triple.startswith(("x86_64", "i686", "i386")):
-        return "+f16c" in features.split(",")
-    return triple.startswith(("aarch64", "arm64"))
-
-
 # --- storage <-> float32 ------------------------------------------------------------------------------------
 
 
 def _half_to_float(context: Any, builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """float16 bits (i16 or a vector of them) -> float32, exact, subnormals included."""
     f32, i32 = _shaped(_F32, x.type), _shaped(_I32, x.type)
-    if _has_half_instructions(context):
+    if isa_of(context).converts_half:
         return builder.fpext(builder.bitcast(x, _shaped(_F16, x.type)), f32)
     wide = builder.zext(x, i32)
     sign = builder.shl(builder.and_(wide, _const(0x8000, i32)), _const(16, i32))
@@ -185,7 +168,7 @@ def _half_to_float(context: Any, builder: ir.IRBuilder, x: ir.Value) -> ir.Value
 def _float_to_half(context: Any, builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """float32 -> float16 bits, to nearest even; NaN stays NaN."""
     i16, i32 = _shaped(_I16, x.type), _shaped(_I32, x.type)
-    if _has_half_instructions(context):
+    if isa_of(context).converts_half:
         return builder.bitcast(builder.fptrunc(x, _shaped(_F16, x.type)), i16)
     pattern = builder.bitcast(x, i32)
     sign = builder.lshr(builder.and_(pattern, _const(0x80000000, i32)), _const(16, i32))
@@ -292,7 +275,7 @@ def _round_by_ln2(builder: ir.IRBuilder, x: ir.Value) -> tuple[ir.Value, ir.Valu
 
 def _has_scalef(context: Any, typ: ir.Type) -> bool:
     """Whether x * 2^n, with gradual underflow, is one instruction (AVX-512 has it)."""
-    return typ == _V_F32 and "+avx512f" in _target(context)[1].split(",")
+    return typ == _V_F32 and isa_of(context).vector_bits == 512
 
 
 def _scalef(builder: ir.IRBuilder, x: ir.Value, n: ir.Value, keep: ir.Value | None = None) -> ir.Value:
@@ -738,7 +721,7 @@ def wide_registers(typingctx):
     """wide_registers() -> bool, known when the kernel is compiled: 32 registers of 16 floats (AVX-512)."""
 
     def codegen(context, builder, signature, args):
-        return _I1(has_features(context, "avx512f"))
+        return _I1(isa_of(context).vector_bits == 512)
 
     return types.boolean(), codegen
 

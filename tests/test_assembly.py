@@ -1,9 +1,7 @@
-"""The machine code of the hot loops: packed FMAs, at full width, for AVX2, AVX-512 and NEON, products of bytes for
-VNNI.
+"""The machine code of the hot loops: packed FMAs at full width for AVX2, AVX-512, NEON; byte dot products for VNNI.
 
-Each target gets a process of its own, in which kernels are compiled as on such a machine: `simd` is told the
-target's features, Numba makes LLVM IR, and LLVM makes the assembly for the target's CPU. The explicit vectors of the
-kernels are in the IR; the machine at hand only decides about loops that LLVM vectorises by itself.
+Each target gets a process of its own, in which Numba compiles the kernels for that instruction set
+(`isa.select(name, compile_only=True)`) and nothing is executed: every target compiles on every host.
 
 A kernel's hot loop is the innermost one with the most packed FMAs. It must hold as many as the table says, and no
 call, no single FMA and, but for what `KERNELS` excepts, no access to the stack: a sum or a constant that was spilled.
@@ -23,56 +21,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rbe_gpu.cpu_fallback import isa
 
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of machine: how LLVM calls it, and what its packed and single FMAs and its stack look like."""
+    """How packed and single FMAs, and accesses to the stack, look in the assembly of an instruction set."""
 
-    triple: str
-    cpu: str
-    features: str
     packed: str
     single: str
     stack: str
 
 
-_V3 = "+sse4.2,+avx,+avx2,+fma,+f16c,+bmi,+bmi2"
-_V4 = f"{_V3},+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl"
+_X86_SINGLE = r"vfn?m(?:add|sub)\d+ss\s"
+_X86_STACK = r"%[yz]mm\d+, .*\(%r[sb]p\)|\(%r[sb]p\), %[yz]mm"
+#: by the names of `isa.ISAS`
 TARGETS = {
-    "x86-64-v3": Target(
-        "x86_64-unknown-linux-gnu",
-        "x86-64-v3",
-        _V3,
-        packed=r"vfn?m(?:add|sub)\d+ps\s.*%ymm",
-        single=r"vfn?m(?:add|sub)\d+ss\s",
-        stack=r"%[yz]mm\d+, .*\(%r[sb]p\)|\(%r[sb]p\), %[yz]mm",
+    "avx2": Target(r"vfn?m(?:add|sub)\d+ps\s.*%ymm", _X86_SINGLE, _X86_STACK),
+    "avx512": Target(r"vfn?m(?:add|sub)\d+ps\s.*%zmm", _X86_SINGLE, _X86_STACK),
+    "neon": Target(
+        r"fml[as]\s+v\d+\.4s", r"fn?m(?:add|sub)\s+s\d+", r"(?:ldr|str|ldp|stp)\s+q\d+.*\[(?:sp|x29)"
     ),
-    "x86-64-v4": Target(
-        "x86_64-unknown-linux-gnu",
-        "x86-64-v4",
-        _V4,
-        packed=r"vfn?m(?:add|sub)\d+ps\s.*%zmm",
-        single=r"vfn?m(?:add|sub)\d+ss\s",
-        stack=r"%[yz]mm\d+, .*\(%r[sb]p\)|\(%r[sb]p\), %[yz]mm",
-    ),
-    "aarch64": Target(
-        "aarch64-unknown-linux-gnu",
-        "generic",
-        "+neon",
-        packed=r"fml[as]\s+v\d+\.4s",
-        single=r"fn?m(?:add|sub)\s+s\d+",
-        stack=r"(?:ldr|str|ldp|stp)\s+q\d+.*\[(?:sp|x29)",
-    ),
-    # what counts here are sums of four products of bytes
-    "avx512-vnni": Target(
-        "x86_64-unknown-linux-gnu",
-        "icelake-server",
-        f"{_V4},+avx512vnni",
-        packed=r"vpdpbusd\s.*%zmm",
-        single=r"vpdpbusd\s.*%[xy]mm",
-        stack=r"%[yz]mm\d+, .*\(%r[sb]p\)|\(%r[sb]p\), %[yz]mm",
-    ),
+    # what counts here are sums of four byte products
+    "avx512-vnni": Target(r"vpdpbusd\s.*%zmm", r"vpdpbusd\s.*%[xy]mm", _X86_STACK),
 }
 
 
@@ -88,12 +59,15 @@ class Kernel:
     least : packed FMAs in the hot loop, in the order of `TARGETS`; 0, or nothing, where the kernel is not used
     spills : targets on which the hot loop may go to the stack: LLVM unrolls loops twofold, and the constants of two
         polynomials are more than 16 registers of 8 floats or 32 of 4 hold beside their vectors
+    by_address : the 1-D arrays are made from addresses, as the kernel's callers make them; arrays that belong to
+        somebody else bring reference counts, which Numba does not always remove from the loop on NEON
     """
 
     place: str
     signature: str
     least: tuple[int, ...]
     spills: str = ""
+    by_address: bool = False
 
     def least_on(self, target: str) -> int:
         return dict(zip(TARGETS, self.least, strict=False)).get(target, 0)
@@ -101,47 +75,107 @@ class Kernel:
 
 KERNELS = (
     # four vectors of tokens for an entry
-    Kernel("product.sparse_rows", "i l1 i i w1 i f1 f1 i i b f1 i i", (8, 4, 16)),
+    Kernel("product.sparse_rows", "i l1 i i w1 i f1 f1 i i b f1 i i", (8, 4, 16), by_address=True),
     # 4 rows x 4 vectors where there are 32 registers of 16 floats, else 4 rows x 1
-    Kernel("product.dense_rows", "i i f1 i i f1 i i b f1 i i", (8, 16, 16)),
+    Kernel("product.dense_rows", "i i f1 i i f1 i i b f1 i i", (8, 16, 16), by_address=True),
     # one token: 4 vectors, 32 codes, or entries spread over 32 columns at a time
-    Kernel("vector_product._float_row", "f1 i i f1 i", (8, 4, 16)),
-    Kernel("vector_product._int_row", "u1 i i f1 i i i f1 i f1 i", (4, 2, 8)),
-    Kernel("vector_product._bitmap_row", "f1 i u1 i i f1 i", (0, 2, 0)),
+    Kernel("vector_product._float_row", "f1 i i f1 i", (8, 4, 16), by_address=True),
+    Kernel("vector_product._int_row", "u1 i i f1 i i i f1 i f1 i", (4, 2, 8), by_address=True),
+    Kernel("vector_product._bitmap_row", "f1 i u1 i i f1 i", (0, 2, 0), by_address=True),
     # 4 rows x 3 digits x 2 halves of bytes; and what other machines have of it compiles
-    Kernel("fixed_point.digit_rows", "i u1 i f1 i i u1 s f1 i", (0, 0, 0, 24)),
+    Kernel("fixed_point.digit_rows", "i u1 i f1 i i u1 s f1 i", (0, 0, 0, 24), by_address=True),
     # 4 rows x 2 halves of a vector; 4 rows x 4 vectors; 4 rows x 4 quarters
     Kernel("attention._product", "i i b i f1 i i i i i i i", (8, 16, 16)),
     # exp: 8 FMAs a vector, of 2, 1 and 4 registers
-    Kernel("attention._softmax_step", "f1 i i i i i i i b b i i i", (16, 8, 32), spills="x86-64-v3 aarch64"),
-    Kernel("softmax._rows", "f2 f none none f2 i i", (16, 8, 32), spills="x86-64-v3 aarch64"),
+    Kernel("attention._softmax_step", "f1 i i i i i i i b b i i i", (16, 8, 32), spills="avx2 neon"),
+    Kernel("softmax._rows", "f2 f none none f2 i i", (16, 8, 32), spills="avx2 neon"),
     # one FMA a vector for the squares, two for the result
     Kernel("layer_norm._rows", "f2 f1 f1 f none f2 none i i", (4, 2, 8)),
-    Kernel("layer_norm._rows", "f2 f1 f1 f f2 f2 f2 i i", (4, 2, 8), spills="aarch64"),
+    Kernel("layer_norm._rows", "f2 f1 f1 f f2 f2 f2 i i", (4, 2, 8), spills="neon"),
     Kernel("rms_norm._rows", "f2 f1 f none f2 none i i", (4, 2, 8)),
     # 14 FMAs a vector; exp and a division
-    Kernel("gelu._span", "f2 none b f2 i i", (28, 14, 56), spills="x86-64-v3 aarch64"),
-    Kernel("silu._span", "f2 none f2 i i", (16, 8, 32), spills="x86-64-v3 aarch64"),
-    Kernel("swiglu._span", "f2 none f2 i i", (16, 8, 32), spills="x86-64-v3 aarch64"),
+    Kernel("gelu._span", "f2 none b f2 i i", (28, 14, 56), spills="avx2 neon"),
+    Kernel("silu._span", "f2 none f2 i i", (16, 8, 32), spills="avx2 neon"),
+    Kernel("swiglu._span", "f2 none f2 i i", (16, 8, 32), spills="avx2 neon"),
 )
 
 
-_JUMP = r"\s+(?:j\w+|b(?:\.\w+)?|cbn?z|tbn?z)\s.*?(\.LBB\d+_\d+)$"
+_LABEL = re.compile(r"(\.LBB\d+_\d+|[\w.$@]+):")
+_JUMP = re.compile(r"\s+(?:j\w+|b(?:\.\w+)?|cbn?z|tbn?z)\s.*?(\.LBB\d+_\d+)$")
+_LEAVES = re.compile(r"\s+(?:jmp|b|br|retq?|ud2|brk)(?:\s|$)")
+
+
+@dataclass
+class Block:
+    """Instructions from a label or a jump to the next one."""
+
+    lines: list[str]
+    successors: set[str]
+
+
+def _functions(assembly: str) -> Iterator[dict[str, Block]]:
+    """The control flow graph of every function: label -> block, in the order of the text."""
+    blocks: dict[str, Block] = {}
+    block = None
+    for line in assembly.splitlines():
+        if label := _LABEL.match(line):
+            name = label[1]
+            if not name.startswith(".LBB"):
+                if blocks:
+                    yield blocks
+                blocks, block = {}, None
+            elif block is not None and not (block.lines and _LEAVES.match(block.lines[-1])):
+                block.successors.add(name)  # falls through
+            block = blocks[name] = Block([], set())
+        elif block is not None and line.startswith("\t") and not line.startswith("\t."):
+            block.lines.append(line)
+            if jump := _JUMP.match(line):
+                block.successors.add(jump[1])
+                rest = f"{len(blocks)}"
+                if not _LEAVES.match(line):
+                    block.successors.add(rest)
+                block = blocks[rest] = Block([], set())
+    if blocks:
+        yield blocks
 
 
 def loops(assembly: str) -> Iterator[str]:
-    """The innermost loops: from a label to a jump back to it, with no other such pair inside."""
-    lines = assembly.splitlines()
-    labels: dict[str, int] = {}
-    pairs = []
-    for at, line in enumerate(lines):
-        if found := re.match(r"(\.LBB\d+_\d+):", line):
-            labels[found[1]] = at
-        elif (found := re.match(_JUMP, line)) and found[1] in labels:
-            pairs.append((labels[found[1]], at))
-    for start, stop in pairs:
-        if not any(start <= a and b <= stop and (a, b) != (start, stop) for a, b in pairs):
-            yield "\n".join(lines[start + 1 : stop + 1])
+    """The instructions of every innermost loop: natural loops of the control flow graph without another inside."""
+    for blocks in _functions(assembly):
+        entry = next(iter(blocks))
+        reached, todo = set(), [entry]
+        while todo:
+            if (name := todo.pop()) in blocks and name not in reached:
+                reached.add(name)
+                todo += blocks[name].successors
+        blocks = {name: block for name, block in blocks.items() if name in reached}
+        predecessors: dict[str, set[str]] = {name: set() for name in blocks}
+        for name, block in blocks.items():
+            for successor in block.successors & blocks.keys():
+                predecessors[successor].add(name)
+        dominators = {name: set(blocks) for name in blocks}
+        dominators[entry] = {entry}
+        changed = True
+        while changed:
+            changed = False
+            for name in blocks:
+                if name == entry:
+                    continue
+                new = set.intersection(*(dominators[p] for p in predecessors[name])) | {name}
+                changed |= new != dominators[name]
+                dominators[name] = new
+        bodies: dict[str, set[str]] = {}
+        for name in blocks:
+            for head in blocks[name].successors & dominators[name]:
+                body = bodies.setdefault(head, {head})
+                todo = [name]
+                while todo:
+                    if (member := todo.pop()) not in body:
+                        body.add(member)
+                        todo += predecessors[member]
+        for head, body in bodies.items():
+            if not any(other in body and other != head for other in bodies):
+                yield "\n".join(line for name in blocks if name in body for line in blocks[name].lines)
 
 
 def hot_loop(assembly: str, target: Target) -> str:
@@ -154,12 +188,9 @@ def hot_loop(assembly: str, target: Target) -> str:
 
 def _compile(name: str) -> None:
     """Print {kernel: assembly} of one target as JSON."""
-    import llvmlite.binding as llvm
+    isa.select(name, compile_only=True)
     from numba import types
-    from rbe_gpu.cpu_fallback import simd
 
-    target = TARGETS[name]
-    simd._target = lambda context: (target.triple, target.features)
     words: dict[str, Any] = {
         "f1": types.Array(types.float32, 1, "C"),
         "f2": types.Array(types.float32, 2, "C"),
@@ -172,28 +203,33 @@ def _compile(name: str) -> None:
         "b": types.boolean,
         "none": types.none,
     }
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
-    machine = llvm.Target.from_triple(target.triple).create_target_machine(
-        cpu=target.cpu, features=target.features, opt=3, jit=True
-    )
     found = {}
     for kernel in KERNELS:
         if name == "avx512-vnni" and not kernel.least_on(name):
-            continue  # the same there as on x86-64-v4
+            continue  # the same there as with AVX-512 alone
         module, function = kernel.place.split(".")
         dispatcher = getattr(import_module(f"rbe_gpu.cpu_fallback.{module}"), function)
         signature = tuple(words[word] for word in kernel.signature.split())
+        if kernel.by_address:
+            dispatcher, signature = _by_address(dispatcher, kernel.signature.split(), words)
         dispatcher.compile(signature)
-        source = dispatcher.inspect_llvm(signature)
-        source = re.sub(r'^target (datalayout|triple) = ".*"$', "", source, flags=re.MULTILINE)
-        # the reference counters of arrays hold what LLVM has made of their atomics for the machine at hand
-        counter = r"define [^\n]*@(NRT_(?:in|de)cref)\([^\n]*\{\n.*?\n\}"
-        source = re.sub(counter, r"declare void @\1(ptr)", source, flags=re.DOTALL)
-        code = llvm.parse_assembly(source)
-        code.triple, code.data_layout = target.triple, str(machine.target_data)
-        found[f"{kernel.place} {kernel.signature}"] = machine.emit_assembly(code)
+        found[f"{kernel.place} {kernel.signature}"] = dispatcher.inspect_asm(signature)
     json.dump(found, sys.stdout)
+
+
+def _by_address(kernel: Any, signature: list[str], words: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+    """The kernel behind a function that takes addresses (int64) instead of 1-D arrays, and that one's signature."""
+    import numba
+    from rbe_gpu.cpu_fallback import product
+    from rbe_gpu.cpu_fallback._jit import FASTMATH
+
+    makers = {"f1": "floats_at", "l1": "longs_at", "w1": "ints_at", "u1": "bytes_at"}
+    names = [f"a{i}" for i in range(len(signature))]
+    arguments = [f"{makers[w]}({n})" if w in makers else n for n, w in zip(names, signature, strict=True)]
+    scope = {"kernel": kernel, **{maker: getattr(product, maker) for maker in makers.values()}}
+    exec(f"def called({', '.join(names)}):\n    return kernel({', '.join(arguments)})", scope)
+    compiled = numba.njit(nogil=True, error_model="numpy", fastmath=set(FASTMATH))(scope["called"])
+    return compiled, tuple(words["i" if w in makers else w] for w in signature)
 
 
 if __name__ == "__main__":
@@ -245,7 +281,14 @@ def test_packed_fma(compiled: dict[str, dict[str, str]], name: str, kernel: Kern
 
 
 def test_loops_are_found() -> None:
-    assembly = (
-        ".LBB0_1:\n\tvaddps\n.LBB0_2:\n\tvfmadd231ps %zmm0, %zmm1, %zmm2\n\tjne\t.LBB0_2\n\tjne\t.LBB0_1\n"
-    )
+    assembly = "f:\n.LBB0_1:\n\tvaddps\n.LBB0_2:\n\tvfmadd231ps %zmm0, %zmm1, %zmm2\n\tjne\t.LBB0_2\n\tjne\t.LBB0_1\n"
     assert list(loops(assembly)) == ["\tvfmadd231ps %zmm0, %zmm1, %zmm2\n\tjne\t.LBB0_2"]
+
+
+def test_a_loop_whose_blocks_stand_apart_is_found() -> None:
+    """LLVM may place the end of an outer loop between the blocks of the inner one."""
+    assembly = (
+        "f:\n\tmov\n.LBB0_1:\n\tldr\n\tb\t.LBB0_3\n.LBB0_2:\n\tfmla\n\tb.eq\t.LBB0_1\n"
+        ".LBB0_3:\n\tld1\n\tcbz\tx1, .LBB0_4\n\tb\t.LBB0_2\n.LBB0_4:\n\tret\n"
+    )
+    assert list(loops(assembly)) == ["\tfmla\n\tb.eq\t.LBB0_1\n\tld1\n\tcbz\tx1, .LBB0_4\n\tb\t.LBB0_2"]

@@ -21,7 +21,7 @@ import numba
 import numpy as np
 import pytest
 from llvmlite import ir
-from rbe_gpu.cpu_fallback import _jit, simd
+from rbe_gpu.cpu_fallback import _jit, isa, simd
 from rbe_gpu.cpu_fallback._jit import cpu_kernel
 from rbe_gpu.cpu_fallback.simd import (
     element,
@@ -558,9 +558,10 @@ def _compile_for(triple: str, features: str, emit: Callable[..., ir.Value], arit
 
 def test_neon() -> None:
     """Cross-compiled for 64-bit Arm: fused vector instructions, half instructions, no calls."""
-    triple, features = "aarch64-unknown-linux-gnu", "+neon"
+    neon = isa.ISAS["neon"]
+    triple, features = neon.triple, neon.llvm_features
     context = SimpleNamespace(
-        codegen=lambda: SimpleNamespace(magic_tuple=lambda: (triple, "generic", features))
+        codegen=lambda: SimpleNamespace(magic_tuple=lambda: (triple, neon.cpu, features))
     )
     code = _compile_for(triple, features, simd._fma, 3)
     assert len(re.findall(r"fmla\s+v\d+\.4s", code)) == 4

@@ -1,0 +1,83 @@
+"""RBE_ISA: kernels compiled for another instruction set than the host's."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rbe_gpu.cpu_fallback import isa
+
+X86 = platform.machine() in ("x86_64", "AMD64")
+
+_SOFTMAX = """
+import re
+import numpy as np
+import rbe_gpu as rbe
+from rbe_gpu.cpu_fallback import isa, softmax
+
+x = np.arange(96, dtype=np.float32).reshape(2, 48) % 7
+y = rbe.softmax(x)
+e = np.exp(x.astype(np.float64))
+assert np.abs(y - e / e.sum(axis=1, keepdims=True)).max() < 1e-6
+code = "".join(softmax._rows.inspect_asm().values())
+print(isa.active().name, bool(re.search("zmm", code)), bool(re.search("ymm", code)))
+"""
+
+
+def _run(name: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, isa.VARIABLE: name, "NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_NUM_THREADS": "1"}
+    root = Path(__file__).parents[1]
+    return subprocess.run(
+        [sys.executable, "-c", _SOFTMAX], env=env, cwd=root, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.skipif(not X86, reason="forces x86 instruction sets")
+@pytest.mark.parametrize("name", [n for n in isa.ISAS if isa.ISAS[n].architecture == "x86_64"])
+def test_a_forced_instruction_set_runs_or_is_refused(name: str, tmp_path: Path) -> None:
+    done = _run(name, tmp_path)
+    wanted = isa.ISAS[name]
+    if isa.host().has(*wanted.features):
+        assert done.returncode == 0, done.stderr
+        zmm, ymm = wanted.vector_bits == 512, wanted.vector_bits == 256
+        words = done.stdout.split()
+        assert words[:2] == [name, str(zmm)]
+        assert zmm or words[2] == str(ymm)
+    else:
+        assert done.returncode != 0
+        assert f"RuntimeError: {isa.VARIABLE}={name}: this processor" in done.stderr
+
+
+def test_an_unknown_instruction_set_is_refused(tmp_path: Path) -> None:
+    done = _run("avx3", tmp_path)
+    assert done.returncode != 0
+    assert "ValueError: RBE_ISA='avx3' is not known; use one of sse2, avx2," in done.stderr
+
+
+def test_select_names_the_missing_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = isa.Isa("host", isa.ISAS["sse2"].triple, "old", isa.ISAS["sse2"].features)
+    monkeypatch.setattr(isa, "host", lambda: small)
+    with pytest.raises(RuntimeError, match=r"this processor \(old\) has no avx, avx2, bmi"):
+        isa.select("avx2")
+    with pytest.raises(RuntimeError, match="has no neon"):
+        isa.select("neon")
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "registers", "converts_half"),
+    [
+        ("sse2", 128, 16, False),
+        ("avx2", 256, 16, True),
+        ("avx512", 512, 32, True),
+        ("avx512-vnni", 512, 32, True),
+        ("neon", 128, 32, True),
+    ],
+)
+def test_widths(name: str, bits: int, registers: int, converts_half: bool) -> None:
+    described = isa.ISAS[name]
+    assert (described.vector_bits, described.vector_registers) == (bits, registers)
+    assert described.converts_half == converts_half
