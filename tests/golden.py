@@ -118,7 +118,7 @@ def _compressed(rbe: Any, quick: bool) -> Iterator[tuple[str, Any]]:
 
 def _file_bytes(rbe: Any, m: Any, folder: Path) -> bytes:
     path = folder / "weight.rbe.safetensors"
-    rbe.save_file({"w": m}, path)
+    rbe.save_file(path, {"w": m})
     loaded = rbe.load_file(path)[0]["w"]
     assert np.array_equal(loaded.decode(), m.decode())
     return path.read_bytes()
