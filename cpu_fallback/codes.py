@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from rbe_gpu.packing import RUN
+from rbe_gpu.codecs.packing import RUN
 
 from ._jit import cpu_inline
 from .isa import isa_of

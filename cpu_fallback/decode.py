@@ -14,8 +14,9 @@ import numba
 import numpy as np
 
 from rbe_gpu import transforms
-from rbe_gpu.blocks import DenseCodes, GridCodes, RBEBlocks, RBEMatrix, RBEVectors, SparseCodes
-from rbe_gpu.packing import RUN
+from rbe_gpu.blocks import RBEBlocks, RBEMatrix, RBEVectors
+from rbe_gpu.codecs import DenseCodes, GridCodes, SparseCodes
+from rbe_gpu.codecs.packing import RUN
 from rbe_gpu.workspace import Workspace
 
 from ._jit import cpu_inline, cpu_kernel

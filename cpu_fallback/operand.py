@@ -15,7 +15,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from rbe_gpu import transforms
-from rbe_gpu.blocks import DenseCodes, GridCodes, RBEBlocks, RBEMatrix, SparseCodes
+from rbe_gpu.blocks import RBEBlocks, RBEMatrix
+from rbe_gpu.codecs import DenseCodes, GridCodes, SparseCodes
 from rbe_gpu.planner import FEW_ZEROS, Costs
 
 from . import codes as kinds

@@ -1,6 +1,6 @@
 """b-bit codes and block products in registers: what `decode` is made of.
 
-A run of 32 codes is stored as bit planes (`rbe_gpu.packing`). Sixteen codes of a plane are one load, one
+A run of 32 codes is stored as bit planes (`rbe_gpu.codecs.packing`). Sixteen codes of a plane are one load, one
 variable shift, one mask and one conversion to float32.
 """
 

@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 from rbe_gpu import transforms
-from rbe_gpu.packing import RUN
+from rbe_gpu.codecs.packing import RUN
 
 from ._jit import cpu_inline, cpu_kernel
 from .codes import BITMAP, count_bits, entry_columns, entry_values, expand

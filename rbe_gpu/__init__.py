@@ -23,8 +23,9 @@ if not (_Path(__file__).parent / "cpu_fallback").is_dir():
 # cores took 0.59 s, and 0.30 s with this. It is read when NumPy is loaded; to import NumPy first, set it outside.
 _os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
-from .blocks import DenseCodes, ErrorReport, GridCodes, RBEMatrix, RBEVectors, SparseCodes, error_report
+from .blocks import ErrorReport, RBEMatrix, RBEVectors, error_report
 from .cache import PanelCache
+from .codecs import DenseCodes, GridCodes, SparseCodes
 from .container import FormatError, load_file, save_file
 from .encode import GRADES, compress
 from .layers import (

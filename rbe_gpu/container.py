@@ -13,7 +13,7 @@ import os
 import secrets
 import struct
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import frexp, prod
 from pathlib import Path
@@ -23,28 +23,12 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import entropy, packing, transforms
-from .blocks import (
-    DENSE_BITS,
-    GRID_BITS,
-    GROUPS,
-    INDEX_KINDS,
-    SPARSE_BITS,
-    Codes,
-    DenseCodes,
-    GridCodes,
-    RBEBlocks,
-    RBEMatrix,
-    RBEVectors,
-    SparseCodes,
-)
-from .mapped import (
-    DTYPE_NAMES,
-    DTYPES,
-    MAX_HEADER_BYTES,
+from . import transforms
+from .blocks import RBEBlocks, RBEMatrix, RBEVectors
+from .codecs import CODECS
+from .json_checks import (
     Fail,
     FormatError,
-    MappedFile,
     check_tree,
     dump_json,
     failure,
@@ -55,6 +39,7 @@ from .mapped import (
     parse_json,
     quoted,
 )
+from .mapped import DTYPE_NAMES, DTYPES, MAX_HEADER_BYTES, MappedFile
 
 __all__ = [
     "FORMAT_VERSION",
@@ -72,9 +57,6 @@ FORMAT_VERSION = 1
 METADATA_KEY = "rbe"
 MAX_DECODED_BYTES = 64 << 30
 
-# the arrays of a compressed tensor
-ARRAYS = ("basis", "value", "scale", "index", "count", "stream", "row_scale", "col_scale")
-_FINITE = ("basis", "scale", "row_scale", "col_scale")
 _KINDS: dict[str, tuple[type[RBEBlocks], int]] = {"matrix": (RBEMatrix, 8), "vectors": (RBEVectors, 5)}
 _CHUNK = 1 << 22  # bytes or elements looked at in one step
 
@@ -84,26 +66,6 @@ _CHUNK = 1 << 22  # bytes or elements looked at in one step
 
 def description(value: RBEBlocks) -> dict[str, Any]:
     """The JSON that stands for a compressed tensor in the file."""
-    codes = value.codes
-    stored: dict[str, Any]
-    if isinstance(codes, DenseCodes):
-        stored = {"kind": "dense", "bits": int(codes.bits), "group": int(codes.group)}
-    elif isinstance(codes, GridCodes):
-        stored = {
-            "kind": "grid",
-            "bits": int(codes.bits),
-            "shrink": float(codes.shrink),
-            "row_scale": codes.has_row_scale,
-        }
-    else:
-        stored = {
-            "kind": "sparse",
-            "value_kind": codes.value_kind,
-            "index_kind": codes.index_kind,
-            "group": int(codes.group),
-            "dead_zone": float(codes.dead_zone),
-            "entries": codes.entries,
-        }
     return {
         "kind": value.kind,
         "shape": [int(n) for n in value.shape],
@@ -111,7 +73,7 @@ def description(value: RBEBlocks) -> dict[str, Any]:
         "transform": value.transform,
         "gain": float(value.gain),
         "basis": value.basis is not None,
-        "codes": stored,
+        "codes": value.codes.description(),
     }
 
 
@@ -122,27 +84,6 @@ def _all_finite(a: NDArray[Any]) -> bool:
         steps = (bits[i : i + _CHUNK] & 0x7C00 for i in range(0, bits.size, _CHUNK))
         return not any(bool((step == 0x7C00).any()) for step in steps)
     return all(bool(np.isfinite(flat[i : i + _CHUNK]).all()) for i in range(0, flat.size, _CHUNK))
-
-
-_POPCOUNT = np.unpackbits(np.arange(65536, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1).sum(
-    axis=1, dtype=np.uint8
-)
-
-
-def _row_bits(index: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Set bits per row of a bitmap (rows, bytes); bytes is even. (rows,) int64."""
-    words = index.view(np.uint16)
-    step = max(1, _CHUNK // max(words.shape[1], 1))
-    sums = [_POPCOUNT[words[i : i + step]].sum(axis=1, dtype=np.int64) for i in range(0, len(words), step)]
-    return np.concatenate(sums)
-
-
-def _row_start(counts: NDArray[np.int64], entries: int, fail: Fail) -> NDArray[np.int64]:
-    start = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=start[1:])
-    if int(start[-1]) != entries:
-        fail(f"its rows hold {int(start[-1])} entries, the description says {entries}")
-    return start
 
 
 class _Sizes(NamedTuple):
@@ -161,84 +102,6 @@ def _sizes(kind: str, shape: Any, block: int, fail: Fail) -> tuple[tuple[int, ..
     row_blocks = -(-(shape[0] if len(shape) == 2 else 1) // row_block)
     col_blocks = -(-shape[-1] // block)
     return shape, _Sizes(row_blocks * row_block, col_blocks * block, row_blocks, col_blocks)
-
-
-Take = Callable[[str, tuple[str, ...], tuple[int, ...] | None], Any]  # None: one axis of any length
-
-
-def _dense_codes(stored: Any, sizes: _Sizes, take: Take, fail: Fail) -> DenseCodes:
-    _, bits, group = json_fields(stored, ("kind", "bits", "group"), "codes", fail)
-    bits = json_choice(bits, DENSE_BITS, "bits", fail)
-    group = json_choice(group, GROUPS, "group", fail)
-    value = take("value", ("U8",), (sizes.rows_pad, packing.packed_bytes(sizes.cols_pad, bits)))
-    scale = take("scale", ("F16",), (sizes.rows_pad, -(-sizes.cols_pad // group)))
-    return DenseCodes(bits, group, value, scale)
-
-
-def _sparse_codes(stored: Any, sizes: _Sizes, take: Take, fail: Fail) -> SparseCodes:
-    names = ("kind", "value_kind", "index_kind", "group", "dead_zone", "entries")
-    _, value_kind, index_kind, group, dead_zone, entries = json_fields(stored, names, "codes", fail)
-    value_kind = json_choice(
-        value_kind, ("f32", "f16", *(f"int{b}" for b in SPARSE_BITS)), "value_kind", fail
-    )
-    index_kind = json_choice(index_kind, INDEX_KINDS, "index_kind", fail)
-    rows, cols = sizes.rows_pad, sizes.cols_pad
-    entries = json_integer(entries, 0, rows * cols, "entries", fail)
-    dead_zone = json_number(dead_zone, "dead_zone", fail)
-    scale = None
-    if value_kind in ("f32", "f16"):
-        if json_integer(group, 0, 0, "group", fail) or dead_zone != 0.0:
-            fail(f"dead_zone={dead_zone} belongs to integer values")
-        value = take("value", (value_kind.upper(),), (entries,))
-        if not _all_finite(value):
-            fail("value holds NaN or Inf")
-    else:
-        group = json_choice(group, GROUPS, "group", fail)
-        if not 0.0 <= dead_zone <= float(np.finfo(np.float32).max):
-            fail(f"dead_zone={dead_zone} is not a float32 of 0 or more")
-        value = take("value", ("U8",), (packing.packed_bytes(entries, int(value_kind[3:])),))
-        scale = take("scale", ("F16",), (-(-entries // group),))
-    index = count = None
-    if index_kind == "full":
-        if entries != rows * cols:
-            fail(f"entries={entries}, but a full index has {rows * cols}")
-        row_start = np.arange(rows + 1, dtype=np.int64) * cols
-    elif index_kind == "bitmap":
-        index = take("index", ("U8",), (rows, cols // 8))
-        row_start = _row_start(_row_bits(index), entries, fail)
-    else:
-        index = take("index", ("U8",), (entries,))
-        count = take("count", ("U16", "U32"), (rows,))
-        if int(count.max()) > cols:
-            fail(f"count holds {int(count.max())}, but a row has {cols} columns")
-        row_start = _row_start(count.astype(np.int64), entries, fail)
-        used = np.flatnonzero(count)
-        if used.size:
-            skipped = np.add.reduceat(index, row_start[used], dtype=np.int64)
-            past = skipped + count[used] > cols  # the last entry of a row stands at skipped + count - 1
-            if past.any():
-                fail(f"index leaves the {cols} columns in row {int(used[past.argmax()])}")
-    return SparseCodes(value_kind, index_kind, group, value, scale, index, count, dead_zone, row_start)
-
-
-def _grid_codes(stored: Any, sizes: _Sizes, take: Take, fail: Fail) -> GridCodes:
-    _, bits, shrink, scaled = json_fields(stored, ("kind", "bits", "shrink", "row_scale"), "codes", fail)
-    bits = json_choice(bits, GRID_BITS, "bits", fail)
-    shrink = json_number(shrink, "shrink", fail)
-    if not (0.0 <= shrink < 0.5 and float(np.float32(shrink)) == shrink):
-        fail(f"shrink={shrink} is not a float32 of 0 or more and less than 0.5")
-    if type(scaled) is not bool:
-        fail("row_scale is not true or false")
-    row_scale = (
-        take("row_scale", ("F16",), (sizes.rows_pad,)) if scaled else np.ones(sizes.rows_pad, np.float16)
-    )
-    col_scale = take("col_scale", ("F16",), (sizes.cols_pad,))
-    stream = take("stream", ("U8",), None)
-    try:
-        value = entropy.decode(stream, sizes.rows_pad, sizes.cols_pad, bits)
-    except entropy.StreamError as error:
-        fail(f"stream: {error}")
-    return GridCodes(bits, shrink, value, row_scale, col_scale, stream)
 
 
 def _decoded_bytes(stored: Any, fail: Fail) -> int:
@@ -264,34 +127,30 @@ def _blocks(stored: dict[str, Any], arrays: Mapping[str, NDArray[Any]], fail: Fa
     if type(stored["basis"]) is not bool:
         fail("basis is not true or false")
     codes_kind = stored["codes"].get("kind") if type(stored["codes"]) is dict else None
-    json_choice(codes_kind, ("dense", "sparse", "grid"), "the kind of codes", fail)
+    codec = CODECS[json_choice(codes_kind, tuple(CODECS), "the kind of codes", fail)]
     taken = set()
 
-    def take(name: str, dtypes: tuple[str, ...], expected: tuple[int, ...] | None) -> NDArray[Any]:
+    def take(
+        name: str, dtypes: tuple[str, ...], shape: tuple[int, ...] | None, finite: bool = False
+    ) -> NDArray[Any]:
         taken.add(name)
         if name not in arrays:
             fail(f"the array {quoted(name)} is missing")
         a = arrays[name]
         if DTYPE_NAMES.get(a.dtype) not in dtypes:
             fail(f"{name} is {DTYPE_NAMES.get(a.dtype, a.dtype)}, expected {' or '.join(dtypes)}")
-        expected = (a.size,) if expected is None else expected
+        expected = (a.size,) if shape is None else shape
         if a.shape != expected:
             fail(f"{name} has shape {list(a.shape)}, expected {list(expected)}")
-        if name in _FINITE and not _all_finite(a):
+        if finite and not _all_finite(a):
             fail(f"{name} holds NaN or Inf")
         return a
 
     make, functions = _KINDS[kind]
-    basis = (
-        take("basis", ("F16",), (sizes.row_blocks, sizes.col_blocks, functions)) if stored["basis"] else None
-    )
-    codes: Codes
-    if codes_kind == "dense":
-        codes = _dense_codes(stored["codes"], sizes, take, fail)
-    elif codes_kind == "grid":
-        codes = _grid_codes(stored["codes"], sizes, take, fail)
-    else:
-        codes = _sparse_codes(stored["codes"], sizes, take, fail)
+    basis = None
+    if stored["basis"]:
+        basis = take("basis", ("F16",), (sizes.row_blocks, sizes.col_blocks, functions), finite=True)
+    codes = codec.from_file(stored["codes"], sizes.rows_pad, sizes.cols_pad, take, fail)
     for name in arrays:
         if name not in taken:
             fail(f"the array {quoted(name)} does not belong to these codes")
@@ -337,6 +196,7 @@ def _open(path: str | os.PathLike[str], max_decoded_bytes: int) -> _Opened:
 
     # sizes first: nothing is touched in a file that would decode to more than the cap
     owner: dict[str, tuple[str, str]] = {}  # array name -> (tensor, part)
+    array_names = ("basis", *dict.fromkeys(n for codec in CODECS.values() for n in codec.array_names))
     decoded = 0
     for name, stored in described.items():
         tensor_fail = failure(f"{file.path}: tensor {quoted(name)}")
@@ -349,7 +209,7 @@ def _open(path: str | os.PathLike[str], max_decoded_bytes: int) -> _Opened:
             mine = [(name, "")]
         else:
             decoded += _decoded_bytes(stored, tensor_fail)
-            mine = [(f"{name}.{part}", part) for part in ARRAYS if f"{name}.{part}" in file.entries]
+            mine = [(f"{name}.{part}", part) for part in array_names if f"{name}.{part}" in file.entries]
         for array, part in mine:
             if array in owner:
                 tensor_fail(f"the array {quoted(array)} belongs to two tensors")
@@ -583,11 +443,7 @@ class Writer:
         if isinstance(value, RBEBlocks):
             parts = {part: _host(a, f"{name}.{part}") for part, a in value.arrays.items()}
             stored = description(value)
-            read = _blocks(stored, parts, fail)
-            if isinstance(value.codes, GridCodes):
-                held = _host(value.codes.value, f"{name}.value")
-                if not np.array_equal(read.codes.value, held):
-                    fail("the stream and the value of its codes differ; make them with entropy.grid_codes")
+            value.codes.check_read_back(_blocks(stored, parts, fail).codes, fail)
             arrays = {f"{name}.{part}": a for part, a in parts.items()}
         else:
             arrays = {name: _host(value, name)}

@@ -79,6 +79,10 @@ class Backend:
         """The array module."""
         return importlib.import_module(self.array_module)
 
+    def module(self, name: str) -> Any:
+        """A module of the backend that is not an op: `CPU.module("quantize")` has the kernels of the encoder."""
+        return importlib.import_module(f"{self.package}.{name}")
+
     def __repr__(self) -> str:
         return f"Backend({self.name!r})"
 

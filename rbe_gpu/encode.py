@@ -24,9 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import transforms
-from .blocks import Array, Codes, RBEMatrix, RBEVectors, error_report
+from .blocks import Array, RBEMatrix, RBEVectors, error_report
+from .codecs import Codes, EncodeConfig
+from .codecs.base import Sample
+from .codecs.search import best_for_bytes, best_for_error, candidates, config_named
 from .dispatch import accepted, device_of, is_cupy
-from .plans import DEFAULT_GROUP, Plan, Sample, all_plans, best_for_bytes, best_for_error
 from .threads import blas
 
 F32 = NDArray[np.float32]
@@ -192,15 +194,15 @@ def _choose(
     gain: float,
     names: tuple[str, ...],
     bases: tuple[bool, ...],
-    judge: Callable[[Sample, int], tuple[Plan, float]],
-) -> tuple[str, bool, Plan]:
-    """The transform, basis and plan with the lowest score of `judge(sample, basis bytes)`, on a sample."""
+    judge: Callable[[Sample, int], tuple[EncodeConfig, float]],
+) -> tuple[str, bool, EncodeConfig]:
+    """The transform, basis and configuration with the lowest score of `judge(sample, basis bytes)`, on a sample."""
     w2 = w.reshape(1, -1) if w.ndim == 1 else w
     row_block = block if kind is RBEMatrix else 1
     part = np.ascontiguousarray(w2[_sample_rows(w2.shape[0], w2.shape[1], row_block)])
     scaled = part.astype(np.float64) / gain
     energy = float((scaled * scaled).sum())
-    best: tuple[float, str, bool, Plan] | None = None
+    best: tuple[float, str, bool, EncodeConfig] | None = None
     if len(bases) > 1 and not _basis_may_pay(part, kind, block, gain, energy):
         bases = (False,)
     problem: ValueError | None = None
@@ -208,12 +210,12 @@ def _choose(
         for basis in bases:
             prepared = _prepare(part, kind, block, name, basis, gain)
             try:
-                plan, score = judge(_sample(prepared, energy), _basis_bytes(w2.shape, kind, block, basis))
+                config, score = judge(_sample(prepared, energy), _basis_bytes(w2.shape, kind, block, basis))
             except ValueError as error:
                 problem = error
                 continue
             if best is None or score < best[0]:
-                best = score, name, basis, plan
+                best = score, name, basis, config
     if best is None:
         assert problem is not None
         raise problem
@@ -323,78 +325,78 @@ def compress(
 
     if kept is not None or not given:
         fraction = _checked_kept(kept) if kept is not None else 1.0
-        plan = next(all_plans(allowed or ("sparse-f16",)))
-        if plan.form == "dense" and fraction < 1.0:
+        config = config_named(codes or "sparse-f16")
+        if not config.prunes and fraction < 1.0:
             raise ValueError(
                 f"kept={kept} needs sparse codes, not {codes}; use codes='sparse-f16' or similar"
             )
-        plan = replace(plan, kept=fraction, group=DEFAULT_GROUP if plan.group else 0)
+        config = replace(config, density=fraction)
 
         # the basis must pay for its bytes: compare at the bits per weight that both have in the end
-        def judge(sample: Sample, basis_bytes: int) -> tuple[Plan, float]:
+        def judge(sample: Sample, basis_bytes: int) -> tuple[EncodeConfig, float]:
             spent_bits = 8.0 * basis_bytes / (rows * cols)
-            return plan, sample.relative_error(plan) * 2.0**spent_bits
+            return config, sample.relative_error(config) * 2.0**spent_bits
 
         chosen = _choose(w, cls, block, gain, names, bases, judge)
         prepared = _prepare(w, cls, block, chosen[0], chosen[1], gain)
-        return prepared.with_codes(plan.encode(prepared.coefficients))
+        return prepared.with_codes(config.encode(prepared.coefficients))
 
     if ratio is not None:
         if not ratio > 0:
             raise ValueError(f"ratio={ratio} is not positive")
         budget = 4 * prod(w.shape) / ratio
-        transform_name, use_basis, plan = _choose(
+        transform_name, use_basis, config = _choose(
             w, cls, block, gain, names, bases,
             lambda sample, extra: best_for_bytes(sample, budget - extra, rows, cols, allowed),
         )  # fmt: skip
-        return _fit_bytes(_prepare(w, cls, block, transform_name, use_basis, gain), plan, budget)
+        return _fit_bytes(_prepare(w, cls, block, transform_name, use_basis, gain), config, budget)
 
     target = _checked_error(w, grade, rmse)
 
-    def judge_error(sample: Sample, extra: int) -> tuple[Plan, float]:
-        plan, size = best_for_error(sample, target, rows, cols, allowed)
-        return plan, size + extra
+    def judge_error(sample: Sample, extra: int) -> tuple[EncodeConfig, float]:
+        config, size = best_for_error(sample, target, rows, cols, allowed)
+        return config, size + extra
 
-    transform_name, use_basis, plan = _choose(w, cls, block, gain, names, bases, judge_error)
+    transform_name, use_basis, config = _choose(w, cls, block, gain, names, bases, judge_error)
     prepared = _prepare(w, cls, block, transform_name, use_basis, gain)
-    return _fit_error(w, prepared, plan, target, allowed)
+    return _fit_error(w, prepared, config, target, allowed)
 
 
-def _fit_bytes(prepared: _Prepared, plan: Plan, budget: float) -> Weight:
+def _fit_bytes(prepared: _Prepared, config: EncodeConfig, budget: float) -> Weight:
     """Encode in full; keep less until the bytes fit. The delta index may have filled long gaps."""
     while True:
-        m = prepared.with_codes(plan.encode(prepared.coefficients))
+        m = prepared.with_codes(config.encode(prepared.coefficients))
         if m.nbytes <= budget:
             return m
-        if plan.form == "dense" or plan.kept * prepared.coefficients.size < 1:
+        if not config.prunes or config.density * prepared.coefficients.size < 1:
             raise ValueError(
                 f"{m.nbytes} bytes are needed where {int(budget)} are allowed; use a lower ratio"
             )
-        plan = replace(plan, kept=plan.kept * min(0.98, 0.999 * budget / m.nbytes))
+        config = replace(config, density=config.density * min(0.98, 0.999 * budget / m.nbytes))
 
 
 def _fit_error(
-    w: F32, prepared: _Prepared, plan: Plan, target: float, allowed: tuple[str, ...] | None
+    w: F32, prepared: _Prepared, config: EncodeConfig, target: float, allowed: tuple[str, ...] | None
 ) -> Weight:
     """Encode in full, decode, compare; spend more until the target holds."""
     while True:
-        m = prepared.with_codes(plan.encode(prepared.coefficients))
+        m = prepared.with_codes(config.encode(prepared.coefficients))
         reached = m.error_report(w).relative_error
         if reached <= target:
             return m
-        if plan.form == "sparse" and plan.kept < 1.0:
-            plan = replace(plan, kept=min(1.0, plan.kept * 1.01 + 1e-3))
+        if config.density < 1.0:
+            config = replace(config, density=min(1.0, config.density * 1.01 + 1e-3))
             continue
         rows, cols = prepared.coefficients.shape
-        size = plan.nbytes(rows, cols)
-        wider = [replace(p, kept=1.0) for p in all_plans(allowed) if p.nbytes(rows, cols) > size]
+        size = config.nbytes(rows, cols)
+        wider = [c for c in candidates(allowed) if c.nbytes(rows, cols) > size]
         if not wider:
-            raise ValueError(f"relative error {target:.3g} is out of reach of {plan.name} ({reached:.3g})")
-        plan = min(wider, key=lambda p: p.nbytes(rows, cols))
+            raise ValueError(f"relative error {target:.3g} is out of reach of {config.name} ({reached:.3g})")
+        config = min(wider, key=lambda c: c.nbytes(rows, cols))
 
 
 def _checked_codes(codes: str) -> str:
-    known = tuple(dict.fromkeys(p.name for p in all_plans(None)))
+    known = tuple(dict.fromkeys(c.name for c in candidates()))
     if codes not in known:
         raise ValueError(f"unknown codes {codes!r}; use one of {', '.join(known)}")
     return codes

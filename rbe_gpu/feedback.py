@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from . import transforms
 from .blocks import RBEMatrix, RBEVectors
-from .entropy import grid_codes
+from .codecs import GridCodes
 
 F64 = NDArray[np.float64]
 F32 = NDArray[np.float32]
@@ -170,7 +170,7 @@ def quantize(
 
 
 def stream_bits(codes: NDArray[np.int8], classes: int = 16) -> float:
-    """Bits per code of a stream (`entropy.encode`), estimated.
+    """Bits per code of a stream (`codecs.entropy`), estimated.
 
     An order-0 coder that takes columns of like spread together, and what a stream costs beyond it: on MiniLM's
     weights 0.04 bits where codes are many (4% at one bit), as much again as the entropy where nearly all are zero.
@@ -199,7 +199,7 @@ def encode(weight: F32, geo: Geometry, step: float) -> RBEMatrix:
     col_scale = np.empty(len(steps), np.float16)
     col_scale[geo.order] = steps
     row_scale = np.ones(len(q), np.float16)
-    stored = grid_codes(q, row_scale, col_scale, float(np.float32(SHRINK)))
+    stored = GridCodes.from_integers(q, row_scale, col_scale, float(np.float32(SHRINK)))
     return RBEMatrix(weight.shape, geo.block, geo.transform, gain, None, stored)
 
 
@@ -237,7 +237,7 @@ def encode_table(table: F32, step: float, scales: F32, transform: str = "dct", b
     scales = np.maximum(scales, largest).astype(np.float16).astype(np.float32)
     codes = quantize_rows(coefficients, scales, float(unit) * gain)
     columns = np.full(codes.shape[1], unit, np.float16)
-    stored = grid_codes(codes, scales.astype(np.float16), columns, float(np.float32(SHRINK)))
+    stored = GridCodes.from_integers(codes, scales.astype(np.float16), columns, float(np.float32(SHRINK)))
     return RBEVectors(table.shape, block, transform, gain, None, stored)
 
 

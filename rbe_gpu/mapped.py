@@ -1,4 +1,4 @@
-"""A safetensors file mapped into memory, and checked as if an enemy had written it.
+"""A safetensors file mapped into memory. It is untrusted input: the header is checked in full.
 
 The header is parsed here and not by the safetensors library because NumPy has no bfloat16 there, a key that
 appears twice passes, and arrays are copied. Everything this module accepts is a valid safetensors file.
@@ -6,22 +6,21 @@ appears twice passes, and arrays are copied. Everything this module accepts is a
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import stat
 import struct
-from collections.abc import Callable
-from math import isfinite, prod
+from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from .json_checks import Fail, failure, json_choice, json_fields, json_integer, parse_json, quoted
+
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
-MAX_DEPTH = 64  # nesting of the JSON
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
@@ -39,121 +38,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-Fail = Callable[[str], NoReturn]
-
-
-class FormatError(ValueError):
-    """A file that is not what `FORMAT.md` describes. The message is one line with the file and the tensor."""
-
-
-# --- JSON ---------------------------------------------------------------------------------------------
-
-
-def quoted(name: str) -> str:
-    """A name from a file as it may stand in a message: printable ASCII, one line, not too long."""
-    text = json.dumps(name)
-    return text if len(text) <= 100 else text[:96] + '..."'
-
-
-def failure(where: str) -> Fail:
-    def fail(message: str) -> NoReturn:
-        raise FormatError(f"{where}: {message}")
-
-    return fail
-
-
-def check_tree(value: Any, fail: Fail) -> None:
-    """No nesting beyond MAX_DEPTH, and only text that UTF-8 can hold."""
-    pending = [(value, 0)]
-    while pending:
-        item, depth = pending.pop()
-        if isinstance(item, str):
-            try:
-                item.encode("utf-8")
-            except UnicodeEncodeError:
-                fail("the JSON holds half of a surrogate pair")
-        elif isinstance(item, dict | list):
-            if depth >= MAX_DEPTH:
-                fail(f"the JSON is nested more than {MAX_DEPTH} deep")
-            pending += [(child, depth + 1) for child in item]
-            if isinstance(item, dict):
-                pending += [(child, depth + 1) for child in item.values()]
-
-
-def parse_json(text: str | bytes, where: str) -> Any:
-    """Strict JSON: UTF-8, no key twice, no NaN, no endless numbers, no deep nesting; else `FormatError`."""
-    fail = failure(where)
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(items)
-        if len(found) != len(items):
-            keys = [key for key, _ in items]
-            fail(f"the key {quoted(next(k for k in keys if keys.count(k) > 1))} appears twice")
-        return found
-
-    def integer(digits: str) -> int:
-        return int(digits) if len(digits) <= 20 else fail(f"the number {digits[:20]}... is too large")
-
-    def constant(name: str) -> NoReturn:
-        fail(f"{name} is not JSON")
-
-    try:
-        if isinstance(text, bytes):
-            text = text.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=pairs, parse_int=integer, parse_constant=constant)
-    except FormatError:
-        raise
-    except RecursionError:
-        fail("the JSON is nested too deeply")
-    except MemoryError:
-        fail("the JSON does not fit into memory")
-    except ValueError as error:
-        fail(f"not valid JSON ({' '.join(str(error).split())[:120]})")
-    check_tree(value, fail)
-    return value
-
-
-def dump_json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def json_fields(value: Any, names: tuple[str, ...], what: str, fail: Fail) -> list[Any]:
-    """The values of a JSON object that has exactly these keys."""
-    if type(value) is not dict:
-        fail(f"{what} is not a JSON object")
-    for name in names:
-        if name not in value:
-            fail(f"{what} has no {quoted(name)}")
-    for name in value:
-        if name not in names:
-            fail(f"{what} has an unknown entry {quoted(name)}")
-    return [value[name] for name in names]
-
-
-def json_integer(value: Any, low: int, high: int, what: str, fail: Fail) -> int:
-    if type(value) is not int:  # bool is an int to isinstance
-        fail(f"{what} is not an integer")
-    if not low <= value <= high:
-        fail(f"{what}={value} is not between {low} and {high}")
-    return value
-
-
-def json_number(value: Any, what: str, fail: Fail) -> float:
-    if type(value) not in (int, float) or not isfinite(value):
-        fail(f"{what} is not a finite number")
-    return float(value)
-
-
-def json_choice(value: Any, choices: tuple[Any, ...], what: str, fail: Fail) -> Any:
-    if type(value) is not type(choices[0]) or value not in choices:
-        shown = quoted(value) if isinstance(value, str) else str(value)[:40]
-        fail(f"{what}={shown} is not one of {', '.join(map(str, choices))}")
-    return value
-
-
-# --- a safetensors file, mapped -----------------------------------------------------------------------
 
 
 class Entry(NamedTuple):

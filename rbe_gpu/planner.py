@@ -27,8 +27,9 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 
-from .blocks import RBEBlocks, SparseCodes
+from .blocks import RBEBlocks
 from .cache import PanelCache
+from .codecs import SparseCodes
 
 METHODS = ("transform", "decode", "cache")
 FEW = 4  # tokens that are multiplied one by one

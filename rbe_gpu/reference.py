@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import packing, transforms
-from .blocks import DenseCodes, GridCodes, RBEBlocks, RBEColumns, RBEMatrix, RBEVectors, SparseCodes
+from . import transforms
+from .blocks import RBEBlocks, RBEColumns, RBEMatrix, RBEVectors
+from .codecs import DenseCodes, GridCodes, SparseCodes, packing
 
 F64 = NDArray[np.float64]
 
@@ -33,6 +34,7 @@ def coefficients(weight: RBEBlocks) -> F64:
         q = packing.unpack(codes.value, codes.bits, cols).astype(np.float64) - 2 ** (codes.bits - 1)
         step = np.outer(codes.row_scale.astype(np.float64), codes.col_scale.astype(np.float64))
         return np.asarray(step * (q - np.sign(q) * codes.shrink))
+    assert isinstance(codes, SparseCodes), codes.name
     c = np.zeros((rows, cols))
     values = sparse_values(codes)
     for row in range(rows):

@@ -6,12 +6,12 @@ A compressed weight travels as it is stored in memory: nothing is decoded on the
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 
-from .blocks import GridCodes, RBEBlocks
+from .blocks import RBEBlocks
 from .cache import PanelCache
 from .dispatch import accepted, device_of, explaining
 from .layers import RBEFFN, RBEAttention, RBEDropout, RBEEmbedding, RBELayerNorm, RBELinear, RBERMSNorm
@@ -108,17 +108,8 @@ class _Move:
     def _blocks(self, blocks: RBEBlocks) -> RBEBlocks:
         if blocks.device == self.device:
             return blocks
-        codes = blocks.codes
-        moved = {
-            f.name: self._array(getattr(codes, f.name))
-            for f in fields(codes)
-            # the stream of grid codes is for files, and stays with the host
-            if f.name != "stored" and hasattr(getattr(codes, f.name), "nbytes")
-        }
-        if isinstance(codes, GridCodes) and codes.stored is None:
-            moved["stored"] = codes.stream  # made here once, rather than fetched from the GPU for it
         basis = None if blocks.basis is None else self._array(blocks.basis)
-        return replace(blocks, basis=basis, codes=replace(codes, **moved))
+        return replace(blocks, basis=basis, codes=blocks.codes.map_arrays(self._array))
 
     def _parts(self, owner: Any) -> Any:
         """A copy of a layer or a model, with everything in it moved."""

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .blocks import RBEBlocks, SparseCodes
+from .blocks import RBEBlocks
+from .codecs import SparseCodes
 from .encode import compress
 from .planner import Costs
 from .threads import get_num_threads

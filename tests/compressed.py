@@ -10,7 +10,7 @@ import numpy as np
 
 import rbe_gpu as rbe
 from rbe_gpu import reference
-from rbe_gpu.entropy import grid_codes
+from rbe_gpu.codecs import GridCodes
 
 from . import real
 
@@ -87,7 +87,7 @@ def gridded(
     column = (np.abs(c / row[:, None].astype(np.float64)).max(axis=0) / top).astype(np.float16)
     step = np.outer(row.astype(np.float64), column.astype(np.float64))
     q = np.clip(np.rint(np.divide(c, step, out=np.zeros_like(c), where=step > 0)), -top, top)
-    return replace(m, codes=grid_codes(q.astype(np.int64), row, column, shrink))
+    return replace(m, codes=GridCodes.from_integers(q.astype(np.int64), row, column, shrink))
 
 
 def relative(y: np.ndarray, reference: np.ndarray) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import rbe_gpu as rbe
-from rbe_gpu.blocks import MAX_GAP
+from rbe_gpu.codecs.sparse import MAX_GAP
 
 from . import real
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rbe_gpu import Workspace, blocks, ops, reference, registry, transforms
+from rbe_gpu import DenseCodes, SparseCodes, Workspace, blocks, ops, reference, registry, transforms
+from rbe_gpu.codecs.sparse import INDEX_KINDS
 
 from . import real
 from .cases import CASES, Args, Case, ErrorCase
@@ -192,13 +193,13 @@ def test_cases_cover_every_form_of_a_weight() -> None:
     """Both kinds: every transform, block, dense width to 8 bits, sparse value and index; basis on and off."""
     for kind in ("matrix", "vectors"):
         weights = [w.blocks(real) for w in WEIGHTS if w.kind == kind]
-        sparse = [m.codes for m in weights if isinstance(m.codes, blocks.SparseCodes)]
+        sparse = [m.codes for m in weights if isinstance(m.codes, SparseCodes)]
         assert {(m.transform, m.block) for m in weights} >= {
             (t, b) for t in transforms.TRANSFORMS for b in transforms.BLOCK_SIZES
         }
-        assert {m.codes.bits for m in weights if isinstance(m.codes, blocks.DenseCodes)} >= set(range(2, 9))
+        assert {m.codes.bits for m in weights if isinstance(m.codes, DenseCodes)} >= set(range(2, 9))
         values = ("f32", "f16", "int8", "int4")
         assert {(c.value_kind, c.index_kind) for c in sparse} >= {
-            (v, i) for v in values for i in blocks.INDEX_KINDS
+            (v, i) for v in values for i in INDEX_KINDS
         }
         assert {m.basis is None for m in weights} == {True, False}

@@ -21,8 +21,8 @@ import pytest
 import zstandard
 from safetensors import safe_open
 
-from rbe_gpu import DenseCodes, RBEMatrix, RBEVectors, SparseCodes, compress, packing, reference
-from rbe_gpu.blocks import GridCodes
+from rbe_gpu import DenseCodes, GridCodes, RBEMatrix, RBEVectors, SparseCodes, compress, reference
+from rbe_gpu.codecs import packing
 from rbe_gpu.container import FormatError, Writer, describe, load_file, save_file
 from tests import real
 from tests.compressed import gridded

@@ -13,8 +13,9 @@ import pytest
 import zstandard
 
 import rbe_gpu as rbe
-from rbe_gpu import entropy, reference, transforms
-from rbe_gpu.blocks import GridCodes
+from rbe_gpu import reference, transforms
+from rbe_gpu.codecs import GridCodes, entropy
+from rbe_gpu.codecs.grid import pack_integers, unpack_integers
 from rbe_gpu.container import FormatError, describe, load_file, save_file
 
 from . import real
@@ -23,15 +24,15 @@ from .compressed import compressed, gridded, original, relative
 
 def codes_of(q: Any) -> GridCodes:
     q = np.asarray(q)
-    return entropy.grid_codes(q, np.ones(q.shape[0]), np.ones(q.shape[1]), 0.125)
+    return GridCodes.from_integers(q, np.ones(q.shape[0]), np.ones(q.shape[1]), 0.125)
 
 
 def back(codes: GridCodes) -> np.ndarray:
     """The integers, once from the packed form and once from the stream."""
     rows, cols = codes.row_scale.size, codes.col_scale.size
-    value = entropy.decode(codes.stream, rows, cols, codes.bits)
-    np.testing.assert_array_equal(value, codes.value)
-    return entropy.integers(value, codes.bits, cols)
+    q = entropy.decompress_integers(codes.stream, rows, cols, codes.bits)
+    np.testing.assert_array_equal(pack_integers(q, codes.bits), codes.value)
+    return unpack_integers(codes.value, codes.bits, cols)
 
 
 @cache
@@ -124,27 +125,27 @@ def test_every_length_decodes(length: int) -> None:
         spelt += bytes(x + 128 for x in t) if rank == 255 else b""
     content = bytes([248 + length - 1]) * 32 + bytes(body) + bytes(spelt)
     stream = np.frombuffer(zstandard.ZstdCompressor().compress(content), np.uint8)
-    np.testing.assert_array_equal(entropy.integers(entropy.decode(stream, 50, 32, 3), 3, 32), q)
+    np.testing.assert_array_equal(entropy.decompress_integers(stream, 50, 32, 3), q)
 
 
 @pytest.mark.parametrize(("step", "limit"), [(0.2, 1.015), (0.5, 1.02), (1.0, 1.02), (2.0, 1.03)])
 def test_real_weights_take_their_entropy(step: float, limit: float) -> None:
     """4.4, 3.1, 2.1 and 1.2 bits: class bytes, code tables and Huffman's whole bits included."""
     q = real_integers(step)
-    assert 8 * entropy.encode(q).size / q.size < limit * entropy_of(q)
+    assert 8 * entropy.compress_integers(q).size / q.size < limit * entropy_of(q)
 
 
 def test_classes_beat_one_code_for_all() -> None:
     """Columns of different spread, as a calibrated encoder makes them."""
     q = np.concatenate([real_integers(s) for s in (0.3, 0.6, 1.2, 2.4)], axis=1)
-    assert 8 * entropy.encode(q).size / q.size < 0.89 * entropy_of(q)
+    assert 8 * entropy.compress_integers(q).size / q.size < 0.89 * entropy_of(q)
 
 
 def test_the_same_integers_give_the_same_bytes() -> None:
     q = real_integers(0.7)
-    first = entropy.encode(q)
-    assert entropy.encode(np.asfortranarray(q)).tobytes() == first.tobytes()
-    assert entropy.encode(q.copy()).tobytes() == first.tobytes()
+    first = entropy.compress_integers(q)
+    assert entropy.compress_integers(np.asfortranarray(q)).tobytes() == first.tobytes()
+    assert entropy.compress_integers(q.copy()).tobytes() == first.tobytes()
 
 
 # --- codes --------------------------------------------------------------------------------------------
@@ -157,7 +158,7 @@ def test_meaning() -> None:
     q[1, 3] = 2
     col_scale = np.ones(32)
     col_scale[3] = 0.5
-    codes = entropy.grid_codes(q, np.array([4.0, 0.25]), col_scale, 0.25)
+    codes = GridCodes.from_integers(q, np.array([4.0, 0.25]), col_scale, 0.25)
     assert codes.bits == 3
     m = rbe.RBEVectors((2, 32), 32, "none", 2.0, None, codes)
     expected = np.zeros((2, 32))
@@ -191,8 +192,8 @@ def test_sizes() -> None:
 def test_the_stream_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     m = gridded(original("dct int4 b128"), 4)
     calls = []
-    encode = entropy.encode
-    monkeypatch.setattr(entropy, "encode", lambda q: calls.append(1) or encode(q))
+    encode = entropy.compress_integers
+    monkeypatch.setattr(entropy, "compress_integers", lambda q: calls.append(1) or encode(q))
     assert m.nbytes == m.nbytes
     save_file(tmp_path / "a", {"w": m})
     loaded = load_file(tmp_path / "a")[0]["w"]
@@ -205,20 +206,20 @@ def test_the_stream_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_errors() -> None:
     q, ones = np.zeros((4, 32), np.int8), np.ones(32)
     with pytest.raises(TypeError, match="use integers"):
-        entropy.grid_codes(q.astype(np.float32), ones[:4], ones)
+        GridCodes.from_integers(q.astype(np.float32), ones[:4], ones)
     for shape in ((4, 33), (32,), (0, 32), (4, 0)):
         with pytest.raises(ValueError, match="multiple of 32"):
-            entropy.grid_codes(np.zeros(shape, np.int8), ones[:4], ones)
+            GridCodes.from_integers(np.zeros(shape, np.int8), ones[:4], ones)
     with pytest.raises(ValueError, match="q holds 0 to 128"):
-        entropy.grid_codes(np.eye(4, 32, dtype=int) * 128, ones[:4], ones)
+        GridCodes.from_integers(np.eye(4, 32, dtype=int) * 128, ones[:4], ones)
     with pytest.raises(ValueError, match=r"row_scale has shape \(5,\), expected \(4,\)"):
-        entropy.grid_codes(q, ones[:5], ones)
+        GridCodes.from_integers(q, ones[:5], ones)
     for bad in (np.nan, np.inf, 1e5):
         with pytest.raises(ValueError, match="col_scale holds NaN, Inf or a value beyond float16"):
-            entropy.grid_codes(q, ones[:4], ones * bad)
+            GridCodes.from_integers(q, ones[:4], ones * bad)
     for shrink in (-0.01, 0.5, 0.499999999, np.nan):
         with pytest.raises(ValueError, match="shrink"):
-            entropy.grid_codes(q, ones[:4], ones, shrink)
+            GridCodes.from_integers(q, ones[:4], ones, shrink)
 
 
 # --- ops and files ------------------------------------------------------------------------------------

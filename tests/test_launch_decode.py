@@ -9,7 +9,7 @@ import pytest
 
 import rbe_gpu as rbe
 from rbe_gpu import Workspace, reference
-from rbe_gpu.blocks import DenseCodes
+from rbe_gpu.codecs import DenseCodes
 from rbe_gpu.gpu import _launch, decode, embedding
 from rbe_gpu.gpu._launch import MAX_GRID
 from rbe_gpu.registry import relative_error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rbe_gpu import packing
+from rbe_gpu.codecs import packing
 
 
 @pytest.mark.parametrize("bits", range(1, packing.MAX_BITS + 1))

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from rbe_gpu.blocks import DenseCodes, GridCodes, RBEBlocks, SparseCodes
+from rbe_gpu.blocks import RBEBlocks
+from rbe_gpu.codecs import DenseCodes, GridCodes, SparseCodes
 
 from ._launch import TYPE, WARP, Launch, aligned, ceil_div, grid_1d, run
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rbe_gpu import transforms
-from rbe_gpu.blocks import RBEBlocks, SparseCodes
+from rbe_gpu.blocks import RBEBlocks
+from rbe_gpu.codecs import SparseCodes
 
 from . import decode
 from ._launch import TYPE, WARP, aligned, ceil_div

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import packing, transforms
+from .. import transforms
 from ..blocks import RBEBlocks
+from ..codecs import CODECS
 from ..container import METADATA_KEY, Writer, header
 from ..encode import GRADES, compress
 from ..mapped import MappedFile
@@ -212,7 +213,7 @@ class _Sized(NamedTuple):
 
 
 def _largest_header(source: _Source, kinds: Mapping[str, str], block: int, config: dict[str, Any]) -> int:
-    """Bytes that no header of the result exceeds: all five arrays for every tensor, and long numbers."""
+    """Bytes that no header of the result exceeds: per tensor the codec of the longest entry, and long numbers."""
     arrays: dict[str, _Sized] = {}
     described: dict[str, Any] = {}
     if source.tokenizer is not None:
@@ -225,31 +226,26 @@ def _largest_header(source: _Source, kinds: Mapping[str, str], block: int, confi
             described[name] = {"kind": "dense"}
             continue
         rows, cols = (-(-n // block) * block for n in shape)
-        size = 4 * rows * cols
-        shapes = {
-            "value": (rows, packing.packed_bytes(cols, packing.MAX_BITS)),
-            "scale": (size,),
-            "index": (rows, size),
-            "count": (rows,),
-            "basis": (rows, cols, 8),
-        }
-        arrays |= {f"{name}.{part}": _Sized("F16", s, size) for part, s in shapes.items()}
-        described[name] = {
-            "kind": "vectors",
-            "shape": list(shape),
-            "block": block,
-            "transform": max(transforms.TRANSFORMS, key=len),
-            "gain": 2.0**-120,
-            "basis": False,
-            "codes": {
-                "kind": "sparse",
-                "value_kind": "int8",
-                "index_kind": "bitmap",
-                "group": 128,
-                "dead_zone": -1.2345678901234567e-123,
-                "entries": size,
-            },
-        }
+        largest: tuple[int, dict[str, _Sized], dict[str, Any]] | None = None
+        for codec in CODECS.values():
+            codes, shapes = codec.header_bound(rows, cols)
+            shapes["basis"] = (rows, cols, 8)
+            parts = {f"{name}.{part}": _Sized("F16", s, 4 * rows * cols) for part, s in shapes.items()}
+            description = {
+                "kind": "vectors",
+                "shape": list(shape),
+                "block": block,
+                "transform": max(transforms.TRANSFORMS, key=len),
+                "gain": 2.0**-120,
+                "basis": False,
+                "codes": codes,
+            }
+            size = len(header(parts, {name: description}, {}))
+            if largest is None or size > largest[0]:
+                largest = size, parts, description
+        assert largest is not None
+        arrays |= largest[1]
+        described[name] = largest[2]
     return len(header(arrays, described, config))
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 import rbe_gpu as rbe
-from rbe_gpu import packing, reference, transforms
+from rbe_gpu import reference, transforms
 from rbe_gpu.blocks import RBEBlocks
+from rbe_gpu.codecs import packing
 
 from ..inputs import Inputs
 from ..peers import F32

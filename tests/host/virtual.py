@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rbe_gpu.blocks import DenseCodes, RBEMatrix, RBEVectors, SparseCodes
+from rbe_gpu.blocks import RBEMatrix, RBEVectors
+from rbe_gpu.codecs import DenseCodes, SparseCodes
 from rbe_gpu.gpu._launch import Launch
 
 

@@ -14,14 +14,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import product
-from typing import Any
 
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
-
-from . import packing
-from .blocks import GRID_BITS, GridCodes
 
 LENGTHS = tuple(range(1, 9))  # integers of one byte
 ESCAPE = 255  # the byte of a tuple that has no rank
@@ -195,7 +191,7 @@ def _compressor() -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(compression_params=parameters)
 
 
-def encode(q: NDArray[np.int8]) -> NDArray[np.uint8]:
+def compress_integers(q: NDArray[np.int8]) -> NDArray[np.uint8]:
     """The stream of a grid.
 
     Parameters
@@ -247,8 +243,8 @@ def _content(stream: NDArray[np.uint8], largest: int) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8)
 
 
-def decode(stream: NDArray[np.uint8], rows: int, cols: int, bits: int) -> NDArray[np.uint8]:
-    """The packed integers of a stream.
+def decompress_integers(stream: NDArray[np.uint8], rows: int, cols: int, bits: int) -> NDArray[np.int8]:
+    """The integers of a stream.
 
     Parameters
     ----------
@@ -258,7 +254,7 @@ def decode(stream: NDArray[np.uint8], rows: int, cols: int, bits: int) -> NDArra
 
     Returns
     -------
-    (rows, cols * bits / 8) uint8: u = q + 2^(bits-1), packed (see `packing`)
+    (rows, cols) int8, column-major
 
     Raises
     ------
@@ -295,73 +291,4 @@ def decode(stream: NDArray[np.uint8], rows: int, cols: int, bits: int) -> NDArra
     low, high = int(by_column.min()), int(by_column.max())
     if low < -half or high >= half:
         raise StreamError(f"integers from {low} to {high} are not of {bits} bits")
-    return pack(by_column.T, bits)
-
-
-# --- the packed form ----------------------------------------------------------------------------------
-
-
-def pack(q: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
-    """u = q + 2^(bits-1), packed: q (rows, cols) int8 to (rows, bytes) uint8, a few rows at a time."""
-    value = np.empty((q.shape[0], packing.packed_bytes(q.shape[1], bits)), np.uint8)
-    step = max(1, _CHUNK // q.shape[1])
-    for start in range(0, len(q), step):
-        u = np.ascontiguousarray(q[start : start + step]).view(np.uint8) + np.uint8(1 << (bits - 1))
-        value[start : start + step] = packing.pack(u, bits)
-    return value
-
-
-def integers(value: NDArray[np.uint8], bits: int, cols: int) -> NDArray[np.int8]:
-    """The inverse of `pack`: (rows, bytes) uint8 to q (rows, cols) int8."""
-    q = np.empty((len(value), cols), np.int8)
-    step = max(1, _CHUNK // cols)
-    for start in range(0, len(value), step):
-        u = packing.unpack(value[start : start + step], bits, cols)
-        q[start : start + step] = u.astype(np.int16) - (1 << (bits - 1))
-    return q
-
-
-def grid_codes(
-    q: NDArray[Any], row_scale: NDArray[Any], col_scale: NDArray[Any], shrink: float = 0.0
-) -> GridCodes:
-    """Integers and scales as codes, of the smallest width that holds the integers.
-
-    c[r, k] = row_scale[r] * col_scale[k] * (q[r, k] - sign(q[r, k]) * shrink)
-
-    Parameters
-    ----------
-    q : (rows_pad, cols_pad) integers, -128 to 127; cols_pad is a multiple of 32
-    row_scale : (rows_pad,) rounded to float16
-    col_scale : (cols_pad,) rounded to float16
-    shrink : 0 <= shrink < 0.5, rounded to float32
-
-    Raises
-    ------
-    ValueError
-        A shape that does not fit, an integer out of range, a scale that is not finite as float16, a shrink
-        out of range.
-    TypeError
-        q is not of integers.
-    """
-    if q.dtype.kind not in "iu":
-        raise TypeError(f"q has dtype {q.dtype}; use integers")
-    if q.ndim != 2 or q.shape[1] % packing.RUN or not q.size:
-        raise ValueError(f"q has shape {q.shape}; expected (rows, cols), cols a multiple of {packing.RUN}")
-    low, high = int(q.min()), int(q.max())
-    if low < LOWEST or high > HIGHEST:
-        raise ValueError(f"q holds {low} to {high}; a grid has {LOWEST} to {HIGHEST}: use larger scales")
-    shrink = float(np.float32(shrink))
-    if not 0.0 <= shrink < 0.5:
-        raise ValueError(f"shrink={shrink} is not in 0 <= shrink < 0.5")
-    scales = []
-    for name, scale, size in (("row_scale", row_scale, q.shape[0]), ("col_scale", col_scale, q.shape[1])):
-        if scale.shape != (size,):
-            raise ValueError(f"{name} has shape {scale.shape}, expected ({size},)")
-        with np.errstate(over="ignore"):
-            half = np.ascontiguousarray(scale, np.float16)
-        if not np.isfinite(half).all():
-            raise ValueError(f"{name} holds NaN, Inf or a value beyond float16; move magnitude to the gain")
-        scales.append(half)
-    bits = next(b for b in GRID_BITS if -(1 << (b - 1)) <= low and high < 1 << (b - 1))
-    value = pack(np.ascontiguousarray(q, np.int8), bits)
-    return GridCodes(bits, shrink, value, scales[0], scales[1])
+    return np.asarray(by_column.T)

@@ -1,0 +1,199 @@
+"""Grid codes: every coefficient as a small integer times a row scale and a column scale, entropy-coded in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..json_checks import Fail, json_choice, json_fields, json_number
+from . import entropy, packing
+from .base import Array, Codes, Take, on_host
+
+GRID_BITS = tuple(range(2, 9))
+_CHUNK = 1 << 20  # integers packed at a time
+
+
+@dataclass(frozen=True)
+class GridCodes(Codes):
+    """Every coefficient as a small signed integer on a grid whose steps are row scale times column scale.
+
+    c[r, k] = row_scale[r] * col_scale[k] * (q - sign(q) * shrink), q = u[r, k] - 2**(bits - 1), u the code.
+    Coefficients are peaked, so within a step most lie nearer to zero; `shrink` moves the value there.
+
+    In memory the integers have `bits` bits each; in a file they are a `stream`, entropy-coded (see `entropy`).
+    Make them with `GridCodes.from_integers`; the calibrated encoder (`feedback`) does.
+
+    Attributes
+    ----------
+    bits : 2 to 8
+    shrink : float32 value, 0 <= shrink < 0.5
+    value : (rows_pad, cols_pad * bits / 8) uint8, packed (see `packing`)
+    row_scale : (rows_pad,) float16; a file leaves it out where every row's is 1
+    col_scale : (cols_pad,) float16
+    stored : (bytes,) uint8, the stream that `value` was read from, a view of the file; None: made when needed
+    """
+
+    bits: int
+    shrink: float
+    value: Array
+    row_scale: Array
+    col_scale: Array
+    stored: Array | None = field(default=None, repr=False)
+    kind: ClassVar[str] = "grid"
+    array_names: ClassVar[tuple[str, ...]] = ("stream", "row_scale", "col_scale")
+
+    @classmethod
+    def from_integers(
+        cls, q: NDArray[Any], row_scale: NDArray[Any], col_scale: NDArray[Any], shrink: float = 0.0
+    ) -> GridCodes:
+        """Integers and scales as codes, of the smallest width that holds the integers.
+
+        c[r, k] = row_scale[r] * col_scale[k] * (q[r, k] - sign(q[r, k]) * shrink)
+
+        Parameters
+        ----------
+        q : (rows_pad, cols_pad) integers, -128 to 127; cols_pad is a multiple of 32
+        row_scale : (rows_pad,) rounded to float16
+        col_scale : (cols_pad,) rounded to float16
+        shrink : 0 <= shrink < 0.5, rounded to float32
+
+        Raises
+        ------
+        ValueError
+            A shape that does not fit, an integer out of range, a scale that is not finite as float16, a shrink
+            out of range.
+        TypeError
+            q is not of integers.
+        """
+        if q.dtype.kind not in "iu":
+            raise TypeError(f"q has dtype {q.dtype}; use integers")
+        if q.ndim != 2 or q.shape[1] % packing.RUN or not q.size:
+            raise ValueError(
+                f"q has shape {q.shape}; expected (rows, cols), cols a multiple of {packing.RUN}"
+            )
+        low, high = int(q.min()), int(q.max())
+        if low < entropy.LOWEST or high > entropy.HIGHEST:
+            raise ValueError(
+                f"q holds {low} to {high}; a grid has {entropy.LOWEST} to {entropy.HIGHEST}: use larger scales"
+            )
+        shrink = float(np.float32(shrink))
+        if not 0.0 <= shrink < 0.5:
+            raise ValueError(f"shrink={shrink} is not in 0 <= shrink < 0.5")
+        scales = []
+        for name, scale, size in (("row_scale", row_scale, q.shape[0]), ("col_scale", col_scale, q.shape[1])):
+            if scale.shape != (size,):
+                raise ValueError(f"{name} has shape {scale.shape}, expected ({size},)")
+            with np.errstate(over="ignore"):
+                half = np.ascontiguousarray(scale, np.float16)
+            if not np.isfinite(half).all():
+                raise ValueError(
+                    f"{name} holds NaN, Inf or a value beyond float16; move magnitude to the gain"
+                )
+            scales.append(half)
+        bits = next(b for b in GRID_BITS if -(1 << (b - 1)) <= low and high < 1 << (b - 1))
+        value = pack_integers(np.ascontiguousarray(q, np.int8), bits)
+        return cls(bits, shrink, value, scales[0], scales[1])
+
+    @property
+    def name(self) -> str:
+        return f"grid-int{self.bits}"
+
+    @cached_property
+    def stream(self) -> NDArray[np.uint8]:
+        """The integers as a file holds them, (bytes,) uint8 on the host. Made once."""
+        if self.stored is not None:
+            return np.asarray(self.stored)
+        return entropy.compress_integers(unpack_integers(on_host(self.value), self.bits, len(self.col_scale)))
+
+    @cached_property
+    def has_row_scale(self) -> bool:
+        """Whether a row's scale is other than 1."""
+        return bool((self.row_scale != 1).any())
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        rows = {"row_scale": self.row_scale} if self.has_row_scale else {}
+        return {"stream": self.stream, **rows, "col_scale": self.col_scale}
+
+    @property
+    def resident_nbytes(self) -> int:
+        """Bytes in memory: packed integers and scales. (The stream of a loaded file stays in the file.)"""
+        return int(self.value.nbytes + self.row_scale.nbytes + self.col_scale.nbytes)
+
+    def description(self) -> dict[str, Any]:
+        return {
+            "kind": "grid",
+            "bits": int(self.bits),
+            "shrink": float(self.shrink),
+            "row_scale": self.has_row_scale,
+        }
+
+    @classmethod
+    def from_file(cls, stored: Any, rows: int, cols: int, take: Take, fail: Fail) -> GridCodes:
+        names = ("kind", "bits", "shrink", "row_scale")
+        _, bits, shrink, has_row_scale = json_fields(stored, names, "codes", fail)
+        bits = json_choice(bits, GRID_BITS, "bits", fail)
+        shrink = json_number(shrink, "shrink", fail)
+        if not (0.0 <= shrink < 0.5 and float(np.float32(shrink)) == shrink):
+            fail(f"shrink={shrink} is not a float32 of 0 or more and less than 0.5")
+        if type(has_row_scale) is not bool:
+            fail("row_scale is not true or false")
+        row_scale: NDArray[Any] = np.ones(rows, np.float16)
+        if has_row_scale:
+            row_scale = take("row_scale", ("F16",), (rows,), finite=True)
+        col_scale = take("col_scale", ("F16",), (cols,), finite=True)
+        stream = take("stream", ("U8",), None)
+        try:
+            q = entropy.decompress_integers(stream, rows, cols, bits)
+        except entropy.StreamError as error:
+            fail(f"stream: {error}")
+        return cls(bits, shrink, pack_integers(q, bits), row_scale, col_scale, stream)
+
+    @classmethod
+    def header_bound(cls, rows: int, cols: int) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+        description = {
+            "kind": "grid",
+            "bits": max(GRID_BITS),
+            "shrink": 0.12345678901234567,
+            "row_scale": False,
+        }
+        return description, {"stream": (8 * rows * cols,), "row_scale": (rows,), "col_scale": (cols,)}
+
+    def map_arrays(self, function: Callable[[Array], Array]) -> GridCodes:
+        # the stream is for files and stays on the host; made here, for from a GPU the value would be copied back
+        return replace(
+            self,
+            value=function(self.value),
+            row_scale=function(self.row_scale),
+            col_scale=function(self.col_scale),
+            stored=self.stream,
+        )
+
+    def check_read_back(self, read: Codes, fail: Fail) -> None:
+        if not np.array_equal(read.value, on_host(self.value)):
+            fail("the stream and the value of its codes differ; make them with GridCodes.from_integers")
+
+
+def pack_integers(q: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
+    """u = q + 2^(bits-1), packed: q (rows, cols) int8 to (rows, bytes) uint8, a few rows at a time."""
+    value = np.empty((q.shape[0], packing.packed_bytes(q.shape[1], bits)), np.uint8)
+    step = max(1, _CHUNK // q.shape[1])
+    for start in range(0, len(q), step):
+        u = np.ascontiguousarray(q[start : start + step]).view(np.uint8) + np.uint8(1 << (bits - 1))
+        value[start : start + step] = packing.pack(u, bits)
+    return value
+
+
+def unpack_integers(value: NDArray[np.uint8], bits: int, cols: int) -> NDArray[np.int8]:
+    """The inverse of `pack_integers`: (rows, bytes) uint8 to q (rows, cols) int8."""
+    q = np.empty((len(value), cols), np.int8)
+    step = max(1, _CHUNK // cols)
+    for start in range(0, len(value), step):
+        u = packing.unpack(value[start : start + step], bits, cols)
+        q[start : start + step] = u.astype(np.int16) - (1 << (bits - 1))
+    return q
