@@ -1,0 +1,158 @@
+"""attention over padded and over packed sequences."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from ..blocks import Array
+from ..dispatch import Backend, backend_of, module_of
+from ..workspace import Workspace
+from ._checks import check_float, check_shape, op, output, scratch_of
+
+
+@op
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    causal: bool = False,
+    scale: float | None = None,
+    mask: Array | None = None,
+    lengths: Array | None = None,
+    window: tuple[int, int] | None = None,
+    out: Array | None = None,
+    workspace: Workspace | None = None,
+    cu_seqlens_q: Array | None = None,
+    cu_seqlens_k: Array | None = None,
+    return_lse: bool = False,
+) -> Any:
+    """o[i] = sum_j softmax_j(scale * q[i].k[j] + mask[i,j]) v[j], in O(seq) memory.
+
+    With off = seq_k - seq_q, query i sees key j when j < lengths[batch], j <= i + off if `causal`, and
+    i + off - left <= j <= i + off + right for `window=(left, right)`, -1 being no limit (FlashAttention's
+    conventions). A query that sees no key gives zeros.
+
+    Sequences of unlike lengths may be packed end to end, without padding: `cu_seqlens_q[b]` is where the queries
+    of sequence b begin, `cu_seqlens_q[b + 1]` where they end, and so on for the keys (FlashAttention's varlen
+    convention). seq_q and seq_k are then each sequence's own.
+
+    Parameters
+    ----------
+    q : (batch, seq_q, num_heads, head_dim); the last axis contiguous, the others of any stride. Packed:
+        (total_q, num_heads, head_dim)
+    k, v : (batch, seq_k, num_kv_heads, head_dim), dtype of q; num_heads is a multiple of num_kv_heads
+        (1: multi-query, fewer than num_heads: grouped-query attention). Packed: (total_k, num_kv_heads, head_dim)
+    scale : 1/sqrt(head_dim) by default
+    mask : broadcastable to (batch, num_heads, seq_q, seq_k); float32 is added to the scores, bool keeps
+        where True
+    lengths : (batch,) integers, valid keys of each sequence, 0 to seq_k; on a GPU they are cut to that, not checked
+    cu_seqlens_q, cu_seqlens_k : (batch + 1,) int32/int64 from 0 to total_q and total_k, never falling; those of
+        the keys are by default those of the queries. Not with `mask` or `lengths`. On a GPU they are not looked at
+    return_lse : also return the log-sum-exp of the scores
+
+    Returns
+    -------
+    Like q; with `return_lse` a pair (like q, lse): lse[b, h, i] = ln sum_j exp(scale * q[i].k[j] + mask[i,j]) over
+    the keys that query i sees, -inf where it sees none, float32 (batch, num_heads, seq_q), packed (num_heads,
+    total_q).
+
+    References
+    ----------
+    Dao 2023, "FlashAttention-2"; Milakov and Gimelshein 2018, "Online normalizer calculation for softmax".
+    """
+    backend = backend_of(
+        q=q,
+        k=k,
+        v=v,
+        mask=mask,
+        lengths=lengths,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+        out=out,
+    )
+    check_float(q=q)
+    packed = cu_seqlens_q is not None
+    axes = ("total", "heads", "head_dim") if packed else ("batch", "seq", "heads", "head_dim")
+    for name, a in (("q", q), ("k", k), ("v", v)):
+        if a.ndim != len(axes):
+            raise ValueError(f"{name} has {a.ndim} axes, needs ({', '.join(axes)})")
+        if a.dtype != q.dtype:
+            raise TypeError(f"{name} has dtype {a.dtype}, q has {q.dtype}; use one dtype")
+        if a.size and a.shape[-1] > 1 and a.strides[-1] != a.itemsize:
+            module = module_of(a).__name__
+            raise ValueError(f"{name}'s last axis is not contiguous; pass {module}.ascontiguousarray({name})")
+    *lead, seq_q, num_heads, head_dim = q.shape
+    seq_k, num_kv_heads = k.shape[-3:-1]
+    check_shape("k", k, (*lead, seq_k, num_kv_heads, head_dim), "batch and head_dim of q")
+    check_shape("v", v, k.shape, "the shape of k")
+    if not 1 <= head_dim <= 256:
+        raise ValueError(f"head_dim={head_dim} is not supported; use 1 to 256")
+    if num_kv_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(f"num_heads={num_heads} is not a multiple of num_kv_heads={num_kv_heads}")
+    cu_seqlens = None
+    if packed:
+        if mask is not None or lengths is not None:
+            raise ValueError(
+                "mask and lengths are for padded sequences; packed ones (cu_seqlens_q) take neither"
+            )
+        cu_q = _cu_seqlens(backend, "cu_seqlens_q", cu_seqlens_q, "q", seq_q)
+        if cu_seqlens_k is None and seq_k != seq_q:
+            raise ValueError(f"k has {seq_k} rows, q has {seq_q}; pass cu_seqlens_k too")
+        cu_k = (
+            cu_q if cu_seqlens_k is None else _cu_seqlens(backend, "cu_seqlens_k", cu_seqlens_k, "k", seq_k)
+        )
+        check_shape("cu_seqlens_k", cu_k, cu_q.shape, "the shape of cu_seqlens_q")
+        cu_seqlens = (cu_q, cu_k)
+    elif cu_seqlens_k is not None:
+        raise ValueError("cu_seqlens_k is given without cu_seqlens_q; packed sequences need cu_seqlens_q")
+    if mask is not None:
+        mask = _scores_mask(backend, mask, (*lead, num_heads, seq_q, seq_k))
+    if lengths is not None:
+        if lengths.dtype.kind not in "iu":
+            raise TypeError(f"lengths has dtype {lengths.dtype}; use integers")
+        check_shape("lengths", lengths, tuple(lead), "one per sequence")
+        if (
+            backend.checks_values
+            and lengths.size
+            and not (int(lengths.min()) >= 0 and int(lengths.max()) <= seq_k)
+        ):
+            raise ValueError(f"lengths must be between 0 and seq_k={seq_k}")
+        lengths = backend.xp.ascontiguousarray(lengths, np.int64)
+    left, right = (-1, -1) if window is None else (int(window[0]), int(window[1]))
+    if left < -1 or right < -1:
+        raise ValueError(f"window={window} is not valid; use (left, right), each -1 (no limit) or more")
+    out = output(backend, out, q.shape, q.dtype)
+    scale = 1.0 / sqrt(head_dim) if scale is None else float(scale)
+    lse = backend.xp.empty((*lead, num_heads, seq_q), np.float32) if return_lse else None
+    scratch = scratch_of(workspace, out)
+    backend.attention(
+        q, k, v, bool(causal), scale, mask, lengths, (left, right), out, scratch, cu_seqlens, lse
+    )
+    return out if lse is None else (out, lse)
+
+
+def _scores_mask(backend: Backend, mask: Array, shape: tuple[int, ...]) -> Array:
+    """`mask` seen as (batch, num_heads, seq_q, seq_k)."""
+    if mask.dtype != np.float32 and mask.dtype != np.bool_:
+        raise TypeError(f"mask has dtype {mask.dtype}; use float32 (added) or bool (True keeps)")
+    try:
+        return backend.xp.broadcast_to(mask, shape)
+    except ValueError:
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)}, which does not broadcast to (batch, num_heads, seq_q, "
+            f"seq_k) = {shape}"
+        ) from None
+
+
+def _cu_seqlens(backend: Backend, name: str, ends: Array, rows: str, total: int) -> Array:
+    """Cumulative lengths of packed sequences, checked, as int64."""
+    if ends.dtype not in (np.int32, np.int64):
+        raise TypeError(f"{name} has dtype {ends.dtype}; use int32 or int64")
+    if ends.ndim != 1 or ends.size < 1:
+        raise ValueError(f"{name} has shape {tuple(ends.shape)}, expected (batch + 1,)")
+    if backend.checks_values and not (ends[0] == 0 and ends[-1] == total and (ends[1:] >= ends[:-1]).all()):
+        raise ValueError(f"{name} must start at 0, never fall and end at {total}, the rows of {rows}")
+    return backend.xp.ascontiguousarray(ends, np.int64)

@@ -1,0 +1,124 @@
+"""What the ops check of their arguments, and the decorator that every op has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from math import prod
+from typing import Any, ParamSpec, TypeVar, cast
+
+import ml_dtypes
+import numpy as np
+
+from ..blocks import Array
+from ..dispatch import Backend, accepted, backend_of, device_of, explained, module_of
+from ..workspace import Workspace
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+FLOAT32 = FLOATS[0]  # comparing dtypes takes 0.1 us, looking whether they are one object a quarter of it
+ACTIVATIONS = (None, "relu", "gelu", "gelu_tanh", "silu")
+FLOAT_NAMES = "float32, float16 or bfloat16"
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def op(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """An op whose arguments may be arrays of any library on a GPU.
+
+    `backend_of`, first in every op, refuses what is neither NumPy's nor CuPy's; only then is it worth looking whether
+    an argument is an array of another library.
+    """
+
+    @wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            try:
+                return function(*args, **kwargs)
+            except TypeError:
+                values: Any = [accepted(a) for a in args]
+                named: Any = {name: accepted(a) for name, a in kwargs.items()}
+                given = [*args, *kwargs.values()]
+                if all(a is b for a, b in zip(given, [*values, *named.values()], strict=True)):
+                    raise
+            return function(*values, **named)
+        except MemoryError as error:
+            told = explained(error)
+            raise told from (None if told is error else error)
+
+    return call
+
+
+# --- checks -------------------------------------------------------------------------------------------
+
+
+def is_plain(a: Array) -> bool:
+    """Whether an array is float32 and C-contiguous, as most are: a look that saves two checks by name."""
+    return a.dtype is FLOAT32 and bool(a.flags.c_contiguous)
+
+
+def check_float(**arrays: Array | None) -> None:
+    for name, a in arrays.items():
+        if a is not None and a.dtype is not FLOAT32 and a.dtype not in FLOATS:
+            raise TypeError(f"{name} has dtype {a.dtype}; use {FLOAT_NAMES} ({name}.astype(numpy.float32))")
+
+
+def check_contiguous(**arrays: Array | None) -> None:
+    for name, a in arrays.items():
+        if a is not None and not a.flags.c_contiguous:
+            module = module_of(a).__name__
+            raise ValueError(f"{name} is not C-contiguous; pass {module}.ascontiguousarray({name})")
+
+
+def check_shape(name: str, a: Array | None, shape: tuple[int, ...], why: str) -> None:
+    if a is not None and a.shape != shape and tuple(a.shape) != tuple(shape):
+        raise ValueError(f"{name} has shape {tuple(a.shape)}, expected {tuple(shape)} ({why})")
+
+
+def check_rank(name: str, a: Array, least: int) -> None:
+    if a.ndim < least:
+        raise ValueError(f"{name} has {a.ndim} axes, needs at least {least}")
+
+
+def output(
+    backend: Backend, out: Array | None, shape: tuple[int, ...], dtype: Any, name: str = "out"
+) -> Array:
+    """`out` checked, or a new array."""
+    if out is None:
+        return cast(Array, backend.xp.empty(shape, dtype))
+    if type(out) is np.ndarray and out.dtype is dtype and out.shape == shape and out.flags.carray:
+        return out
+    if out.dtype != dtype:
+        raise TypeError(f"{name} has dtype {out.dtype}, expected {np.dtype(dtype)}")
+    check_shape(name, out, shape, "the shape of the result")
+    check_contiguous(**{name: out})
+    if not getattr(out.flags, "writeable", True):  # CuPy's always are
+        raise ValueError(f"{name} is read-only; pass a writable array")
+    return out
+
+
+def scratch_of(workspace: Workspace | None, a: Array) -> Workspace:
+    """Scratch memory where `a` is."""
+    return (workspace or Workspace()).on(device_of(a))
+
+
+def as_rows(a: Array | None, cols: int) -> Array | None:
+    """The last axis kept, all others merged. No copy: the array is contiguous."""
+    if a is None or (a.ndim == 2 and a.shape[1] == cols):
+        return a
+    return a.reshape(-1 if cols else prod(a.shape[:-1]), cols)
+
+
+def check_rows(x: Array) -> None:
+    """x is an array, with a last axis."""
+    if type(x) is not np.ndarray:
+        backend_of(x=x)
+    check_rank("x", x, 1)
+
+
+def check_vector(name: str, a: Array | None, cols: int, what: str = "the last axis of x") -> None:
+    if a is None or (a.shape == (cols,) and is_plain(a)):
+        return
+    check_float(**{name: a})
+    check_shape(name, a, (cols,), what)
+    check_contiguous(**{name: a})

@@ -1,0 +1,154 @@
+"""softmax and the norms: ops along the last axis."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from ..blocks import Array
+from ..dispatch import Backend, backend_of
+from ._checks import (
+    FLOAT32,
+    as_rows,
+    check_contiguous,
+    check_float,
+    check_rank,
+    check_shape,
+    check_vector,
+    is_plain,
+    op,
+    output,
+)
+
+
+@op
+def softmax(x: Array, scale: float = 1.0, mask: Array | None = None, out: Array | None = None) -> Array:
+    """y[r,c] = exp(s[r,c] - max s[r]) / sum_c exp(s[r,c] - max s[r]), s = scale * x + mask.
+
+    Parameters
+    ----------
+    x : (..., cols); the softmax runs over the last axis
+    mask : broadcastable to x; float32 is added, bool keeps where True. A row with nothing kept gives zeros.
+
+    Returns
+    -------
+    Like x.
+    """
+    backend = backend_of(x=x, mask=mask, out=out)
+    if not (x.dtype is FLOAT32 and x.flags.c_contiguous):
+        check_float(x=x)
+        check_contiguous(x=x)
+    if not x.ndim:
+        check_rank("x", x, 1)
+    shape = x.shape
+    result = output(backend, out, shape, x.dtype)
+    if mask is not None:
+        mask = _rows_mask(backend, mask, shape)
+    if x.size:
+        if x.ndim == 2:
+            backend.softmax(x, float(scale), mask, result)
+        else:
+            backend.softmax(as_rows(x, shape[-1]), float(scale), mask, as_rows(result, shape[-1]))
+    return result
+
+
+def _rows_mask(backend: Backend, mask: Array, shape: tuple[int, ...]) -> Array:
+    """`mask` broadcast to `shape`, seen as rows."""
+    if mask.dtype != np.float32 and mask.dtype != np.bool_:
+        raise TypeError(f"mask has dtype {mask.dtype}; use float32 (added) or bool (True keeps)")
+    try:
+        mask = backend.xp.broadcast_to(mask, shape)
+    except ValueError:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, which does not broadcast to {shape}") from None
+    return mask.reshape(-1 if shape[-1] else prod(shape[:-1]), shape[-1])
+
+
+def _norm(
+    name: str,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    eps: float,
+    residual: Array | None,
+    out: Array | None,
+    residual_out: Array | None,
+) -> Array:
+    backend = backend_of(x=x, weight=weight, bias=bias, residual=residual, out=out, residual_out=residual_out)
+    if not is_plain(x):
+        check_float(x=x)
+        check_contiguous(x=x)
+    check_rank("x", x, 1)
+    cols = x.shape[-1]
+    check_vector("weight", weight, cols)
+    check_vector("bias", bias, cols)
+    if residual is not None:
+        check_shape("residual", residual, x.shape, "the shape of x")
+        if residual.dtype != x.dtype:
+            raise TypeError(f"residual has dtype {residual.dtype}, x has {x.dtype}; use one dtype")
+        check_contiguous(residual=residual)
+    if eps < 0:
+        raise ValueError(f"eps={eps} is negative")
+    if residual_out is not None:
+        output(backend, residual_out, x.shape, x.dtype, "residual_out")
+    result = output(backend, out, x.shape, x.dtype)
+    if x.size:
+        rows = [residual, result, residual_out]
+        if x.ndim != 2:
+            x, *rows = (as_rows(a, cols) for a in (x, *rows))
+        if name == "rms_norm":
+            backend.rms_norm(x, weight, float(eps), *rows)
+        else:
+            backend.layer_norm(x, weight, bias, float(eps), *rows)
+    return result
+
+
+@op
+def layer_norm(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    eps: float = 1e-5,
+    residual: Array | None = None,
+    out: Array | None = None,
+    residual_out: Array | None = None,
+) -> Array:
+    """y = (s - mean(s)) / sqrt(var(s) + eps) * weight + bias, s = x + residual, over the last axis.
+
+    Parameters
+    ----------
+    x : (..., cols)
+    weight, bias : (cols,)
+    residual : like x
+    residual_out : like x; receives s
+
+    Returns
+    -------
+    Like x. Source: Ba, Kiros and Hinton 2016.
+    """
+    return _norm("layer_norm", x, weight, bias, eps, residual, out, residual_out)
+
+
+@op
+def rms_norm(
+    x: Array,
+    weight: Array,
+    eps: float = 1e-6,
+    residual: Array | None = None,
+    out: Array | None = None,
+    residual_out: Array | None = None,
+) -> Array:
+    """y = s / sqrt(mean(s^2) + eps) * weight, s = x + residual, over the last axis.
+
+    Parameters
+    ----------
+    x : (..., cols)
+    weight : (cols,)
+    residual : like x
+    residual_out : like x; receives s
+
+    Returns
+    -------
+    Like x. Source: Zhang and Sennrich 2019.
+    """
+    return _norm("rms_norm", x, weight, None, eps, residual, out, residual_out)
