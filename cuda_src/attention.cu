@@ -34,7 +34,9 @@
 // several blocks a head, whose parts `lse` can bring together.
 //
 // Sources: Dao 2023, "FlashAttention-2"; Milakov and Gimelshein 2018, "Online normalizer calculation for softmax".
-#include "common.cuh"
+#include "async_copy.cuh"
+#include "mma.cuh"
+#include "vector_io.cuh"
 
 constexpr int WARPS = 4;
 constexpr int THREADS = WARPS * WARP;

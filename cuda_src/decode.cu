@@ -1,7 +1,7 @@
 // W = gain * (S_r C S_c^T + sum_k p_k Phi_k), block by block; for vectors W = gain * (C S_c^T + sum_k p_k Phi_k), for
 // columns W = gain * S_r C.
 //
-// Arrays     Codes of C (rows_pad, cols_pad), see common.cuh; basis: f16 (row blocks, blocks, 8), vectors
+// Arrays     Codes of C (rows_pad, cols_pad), see codes.cuh; basis: f16 (row blocks, blocks, 8), vectors
 //            (rows, blocks, 5), or null; out: (rows, cols) float, f16 or bf16, row-major. Rows first, first + 1, ...
 //            are decoded, or of vectors the rows `ids` (int64, or int32; a row of NaN where there is none). starts:
 //            (rows, blocks + 1), sparse codes only.
@@ -21,7 +21,8 @@
 //
 // Sources: Plonka and Tasche 2005, "Fast and numerically stable algorithms for discrete cosine transforms"; for the
 // wavelets see FORMAT.md.
-#include "common.cuh"
+#include "basis.cuh"
+#include "tiles.cuh"
 
 // Where a tile is transformed, bits of `sides`: a matrix has both.
 constexpr int ALONG_ROWS = 1, DOWN_COLUMNS = 2;

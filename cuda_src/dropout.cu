@@ -10,7 +10,7 @@
 // Accuracy   the mask is exact, the same on every backend; a product and a sum in float
 //
 // Source: Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
-#include "common.cuh"
+#include "elementwise.cuh"
 
 constexpr u32 PHILOX_M0 = 0xd2511f53u;
 constexpr u32 PHILOX_M1 = 0xcd9e8d57u;

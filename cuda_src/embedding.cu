@@ -11,7 +11,9 @@
 // Bytes      embedding_rows: the rows once, out once. embedding_<B>: the codes of the block row that the row is in
 //            (of transform `none`: of the row), out once.
 // Accuracy   as decode.cu
-#include "common.cuh"
+#include "basis.cuh"
+#include "elementwise.cuh"
+#include "tiles.cuh"
 
 template <class U>
 __device__ __forceinline__ void copy_rows(const RowNumbers& ids, const U* table, i64 count, i64 units, U none, U* out) {

@@ -9,26 +9,8 @@
 //            t / (1 + exp(-2 sqrt(2/pi) (t + 0.044715 t^3))), the same function with one exponential.
 //
 // Source: Hendrycks and Gimpel 2016, "Gaussian error linear units".
-#include "common.cuh"
-
-constexpr float INVERSE_SQRT_2 = 0.70710678118654752f;
-constexpr float LINEAR = -1.5957691216057308f;            // -2 sqrt(2/pi)
-constexpr float CUBIC = -1.5957691216057308f * 0.044715f;
-
-struct GeluErf {
-  __device__ __forceinline__ float operator()(float t) const {
-    t = t < LOWEST ? LOWEST : t;  // -Inf * 0 would be NaN; NaN stays
-    float half = 0.5f * t;
-    return fmaf(half, erff(t * INVERSE_SQRT_2), half);
-  }
-};
-
-struct GeluTanh {
-  __device__ __forceinline__ float operator()(float t) const {
-    t = t < LOWEST ? LOWEST : t;
-    return t / (1.0f + expf(t * fmaf(t * t, CUBIC, LINEAR)));
-  }
-};
+#include "activations.cuh"
+#include "elementwise.cuh"
 
 #define ENTRY(name, T, VEC, Function)                                                                             \
   extern "C" __global__ void __launch_bounds__(256)                                                               \

@@ -16,7 +16,8 @@
 //            mean of 1e4 itself has a last place of 1e-3. Long rows are summed with compensation.
 //
 // Sources: Ba, Kiros and Hinton 2016, "Layer normalization"; the shifted moments, Chan, Golub and LeVeque 1983.
-#include "common.cuh"
+#include "reduce.cuh"
+#include "rows.cuh"
 
 // Of a row: s - mean = (s - pivot) - offset, and 1 / sqrt(var + eps).
 struct Moments {

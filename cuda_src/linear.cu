@@ -22,7 +22,7 @@
 //   linear_ffma      float x or W: products in float; a compressed W comes as panels, 4 bytes a weight twice
 //
 // Arrays     x: (tokens, in), out and residual: (tokens, out), row-major; bias: (out). x^: see LAYOUT_...;
-//            parts: (splits, tokens, ld) float. Codes and basis: common.cuh.
+//            parts: (splits, tokens, ld) float. Codes and basis: codes.cuh, basis.cuh.
 // Ownership  mma: 256 threads, a tile of 128 tokens (few: 16) x 128 outputs, k in steps of 64, two stages: cp.async for
 //            x^ and dense W, codes through registers. ffma: 128 threads, 64 x 64, k in steps of 16, 8 x 4 a thread.
 // Launch     grid (tiles, of few tokens rows * splits of k * groups of tokens); peaks, inputs, features and finish go

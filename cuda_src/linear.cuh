@@ -1,29 +1,16 @@
 // What the two sources of linear share: the end of a product, lines of activations under a transform, codes by whole
 // runs, and the products of tiles on tensor cores.
-#include "common.cuh"
+#include "activations.cuh"
+#include "async_copy.cuh"
+#include "basis.cuh"
+#include "codes.cuh"
+#include "mma.cuh"
+#include "transforms.cuh"
 
 constexpr int RELU = 1, GELU = 2, GELU_TANH = 3, SILU = 4;
 
 // --- the end of a product
 
-struct Relu {
-  __device__ __forceinline__ float operator()(float t) const { return t < 0.0f ? 0.0f : t; }
-};
-struct Silu {
-  __device__ __forceinline__ float operator()(float t) const { return silu_of(t); }
-};
-struct GeluErf {
-  __device__ __forceinline__ float operator()(float t) const {
-    t = t < LOWEST ? LOWEST : t;  // -Inf gives 0
-    return fmaf(0.5f * t, erff(0.70710678f * t), 0.5f * t);
-  }
-};
-struct GeluTanh {
-  __device__ __forceinline__ float operator()(float t) const {
-    t = t < LOWEST ? LOWEST : t;
-    return t / (1.0f + expf(t * fmaf(t * t, -1.5957691216f * 0.044715f, -1.5957691216f)));
-  }
-};
 template <int N, class F>
 __device__ __forceinline__ void map_values(float (&v)[N], F f) {
 #pragma unroll

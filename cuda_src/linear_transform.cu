@@ -16,7 +16,7 @@
 //
 // Arrays     x: (tokens, in), out and residual: (tokens, out), row-major; bias: (out). x^: f16 (tokens, K), or float
 //            (groups of 128 tokens, K, 128). phi, psi: float (B, 16), the last functions 0. f: float (groups, K / B, 16,
-//            128); g: float (tokens, row blocks, 16). parts: float (splits, tokens, ld). Codes, basis: common.cuh.
+//            128); g: float (tokens, row blocks, 16). parts: float (splits, tokens, ld). Codes, basis: codes.cuh, basis.cuh.
 // Ownership  Products: 256 threads, a tile of 128 tokens x 128 outputs. codes, entries: 8 warps of 64 x 32, k in steps of
 //            64, two stages; a warp lays out 16 rows of entries, a lane two columns. dense: a thread 8 x 8, k in steps of
 //            32. sparse: a warp 16 rows, a lane 4 tokens, 64 sums in registers, k in steps of 32.

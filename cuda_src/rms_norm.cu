@@ -13,7 +13,8 @@
 // Accuracy   the sum is float, of 32 values a thread and then a tree; of long rows it is compensated.
 //
 // Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization".
-#include "common.cuh"
+#include "reduce.cuh"
+#include "rows.cuh"
 
 template <int VEC, class T>
 __device__ __forceinline__ void write(T* out, T* residual_out, const void* weight, int weight_type, i64 start, i64 col,

@@ -9,11 +9,8 @@
 //            exact value is under 3e-37 there.
 //
 // Source: Elfwing, Uchibe and Doya 2017, "Sigmoid-weighted linear units".
-#include "common.cuh"
-
-struct Silu {
-  __device__ __forceinline__ float operator()(float t) const { return silu_of(t); }
-};
+#include "activations.cuh"
+#include "elementwise.cuh"
 
 #define ENTRY(name, T, VEC)                                                                                       \
   extern "C" __global__ void __launch_bounds__(256)                                                               \

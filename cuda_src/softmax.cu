@@ -12,7 +12,8 @@
 // Accuracy   float scores and sums; of long rows the sum is compensated. expf to 2 ulp.
 //
 // Source: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax" (the long rows).
-#include "common.cuh"
+#include "reduce.cuh"
+#include "vector_io.cuh"
 
 // How `mask` is read; as rbe_gpu/gpu/softmax.py passes it.
 constexpr int MASK_NONE = 0;

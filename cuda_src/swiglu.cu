@@ -9,7 +9,8 @@
 // Accuracy   expf to 2 ulp, then five roundings, two of them of x + bias
 //
 // Source: Shazeer 2020, "GLU variants improve transformer".
-#include "common.cuh"
+#include "activations.cuh"
+#include "elementwise.cuh"
 
 template <class T, int VEC>
 __device__ __forceinline__ void swiglu(const T* x, const void* bias, int bias_type, T* out, i64 count, i64 cols,
@@ -31,7 +32,7 @@ __device__ __forceinline__ void swiglu(const T* x, const void* bias, int bias_ty
       for (int i = 0; i < VEC; ++i) up[i] += b[i];
     }
 #pragma unroll
-    for (int i = 0; i < VEC; ++i) up[i] *= silu_of(gate[i]);
+    for (int i = 0; i < VEC; ++i) up[i] *= Silu()(gate[i]);
     store<VEC>(out + chunk * VEC, up);
   }
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, registry
-from .gpu import _load
+from .gpu import _load, _source
 
 FEATURES = (
     *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx512bf16", "avx512fp16"),
@@ -153,7 +153,7 @@ def extra(cuda: str) -> str:
 
 def kernels() -> dict[str, bool]:
     """Every op, and whether it has CUDA kernels in this version."""
-    return {op: _load.has(op) for op in registry.OPS}
+    return {op: _source.has(op) for op in registry.OPS}
 
 
 def _missing_for_gpu(found: list[dict[str, Any]], no_gpu: str, cupy: dict[str, Any]) -> list[str]:

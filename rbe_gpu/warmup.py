@@ -12,7 +12,7 @@ import numpy as np
 
 from . import registry
 from .blocks import RBEBlocks
-from .gpu import _load, linear
+from .gpu import _load, _source, linear
 from .layers import RBEFFN, RBEAttention, RBEEmbedding, RBELinear
 from .models.bert import BertEncoder
 from .models.load import load
@@ -53,7 +53,7 @@ def _layers(parts: Iterable[Any]) -> Iterable[RBELinear | RBEEmbedding]:
 
 
 def _with_kernels(ops: Sequence[str]) -> Sequence[str]:
-    missing = [op for op in ops if not _load.has(op)]
+    missing = [op for op in ops if not _source.has(op)]
     if missing:
         raise RuntimeError(
             f"this version has no CUDA kernels for {', '.join(missing)}, which the model needs"

@@ -16,7 +16,7 @@ import numpy as np
 
 from rbe_gpu import dispatch, ops, registry
 from rbe_gpu.blocks import RBEBlocks
-from rbe_gpu.gpu import _launch, _load
+from rbe_gpu.gpu import _launch, _source
 
 from .cases import CASES, Args, Case
 from .conftest import place
@@ -150,7 +150,7 @@ def main() -> None:
     names = sys.argv[1:] or list(registry.OPS)
     for op in names:
         count = 0
-        for name, case, dtype in calls(op) if _load.has(op) else ():
+        for name, case, dtype in calls(op) if _source.has(op) else ():
             args = case.make(data, registry.DTYPES[dtype])
             entries |= launched(name, case, dtype, data)
             called(name, place(cupy, args))

@@ -199,7 +199,5 @@ def test_cases_cover_every_form_of_a_weight() -> None:
         }
         assert {m.codes.bits for m in weights if isinstance(m.codes, DenseCodes)} >= set(range(2, 9))
         values = ("f32", "f16", "int8", "int4")
-        assert {(c.value_kind, c.index_kind) for c in sparse} >= {
-            (v, i) for v in values for i in INDEX_KINDS
-        }
+        assert {(c.value_kind, c.index_kind) for c in sparse} >= {(v, i) for v in values for i in INDEX_KINDS}
         assert {m.basis is None for m in weights} == {True, False}

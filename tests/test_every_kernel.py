@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rbe_gpu import registry
-from rbe_gpu.gpu import _load
+from rbe_gpu.gpu import _source
 
 from .every_kernel import calls, launched
 from .host.executor import library
@@ -14,7 +14,7 @@ from .host.sanitized import Shapes
 FURTHER = {"linear": ("linear_transform",)}  # sources beside an op's own
 
 
-@pytest.mark.parametrize("op", [op for op in registry.OPS if _load.has(op)])
+@pytest.mark.parametrize("op", [op for op in registry.OPS if _source.has(op)])
 def test_the_pass_reaches_every_kernel(op: str) -> None:
     data = Shapes()
     found = set().union(*(launched(*call, data) for call in calls(op)))

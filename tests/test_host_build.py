@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rbe_gpu import reference, registry
-from rbe_gpu.gpu import _launch, _load, layer_norm, silu, softmax
+from rbe_gpu.gpu import _launch, _source, layer_norm, silu, softmax
 from rbe_gpu.gpu._elements import divider
 from rbe_gpu.gpu._launch import Launch
 from rbe_gpu.registry import relative_error
@@ -31,7 +31,7 @@ ORDERS = pytest.mark.parametrize("reverse", [False, True], ids=["ascending", "de
 
 @lru_cache
 def compiled(text: str, *defines: str) -> Library:
-    return Library(build.build(_load.inline("test.cu", text), defines=defines))
+    return Library(build.build(_source.expand("test.cu", text), defines=defines))
 
 
 def replaced(text: str, old: str, new: str) -> str:
@@ -49,7 +49,9 @@ def launch(
 
 def kernel(body: str, parameters: str = "float* out") -> Library:
     """A source with one kernel `test`."""
-    return compiled(f'#include "common.cuh"\nextern "C" __global__ void test({parameters}) {{\n{body}\n}}\n')
+    headers = "".join(f'#include "{name}.cuh"\n' for name in ("async_copy", "mma", "reduce", "vector_io"))
+    function = f'#line 2 "test.cu"\nextern "C" __global__ void test({parameters}) {{\n{body}\n}}\n'
+    return compiled(headers + function)
 
 
 def scores(rows: int, cols: int) -> np.ndarray:
@@ -386,7 +388,7 @@ def softmax_error(code: str, cols: int, reverse: bool) -> float:
 
 def test_removed_barrier_is_caught() -> None:
     """Teams of several warps go wrong in one of the two orders; a single warp needs no barrier."""
-    source = _load.source("softmax")
+    source = _source.source("softmax")
     broken = replaced(source, FIRST_BARRIER, "#pragma unroll")
     assert max(softmax_error(source, 4096, reverse) for reverse in (False, True)) <= 1e-6
     assert not max(softmax_error(broken, 4096, reverse) for reverse in (False, True)) <= 1e-2
@@ -395,12 +397,12 @@ def test_removed_barrier_is_caught() -> None:
 
 def test_removed_last_barrier_is_caught() -> None:
     """A second reduction of the same kind would write over the first one's shared memory."""
-    text = """#include "common.cuh"
+    text = """#include "reduce.cuh"
     extern "C" __global__ void test(const float* x, float* out) {
       float first = team_sum(x[threadIdx.x], blockDim.x);
       out[threadIdx.x] = first + team_sum(2.0f * x[threadIdx.x], blockDim.x);
     }"""
-    source = _load.inline("test.cu", text)
+    source = _source.expand("test.cu", text)
     x = np.ones(128, np.float32)
     for code, right in ((source, True), (replaced(source, LAST_BARRIER, ""), False)):
         out = [np.empty(128, np.float32) for _ in range(2)]
@@ -410,8 +412,8 @@ def test_removed_last_barrier_is_caught() -> None:
 
 
 def test_conditional_barrier_is_caught() -> None:
-    source = replaced(_load.source("softmax"), LAST_BARRIER, "  if (warp == 0) __syncthreads();\n")
-    with pytest.raises(KernelError, match=r"waits at the barrier of common.cuh:\d+, but thread \d+ waits at"):
+    source = replaced(_source.source("softmax"), LAST_BARRIER, "  if (warp == 0) __syncthreads();\n")
+    with pytest.raises(KernelError, match=r"waits at the barrier of reduce.cuh:\d+, but thread \d+ waits at"):
         softmax_error(source, 4096, reverse=False)
 
 
@@ -433,13 +435,13 @@ OFF_BY_ONE = {
 @pytest.mark.parametrize("name", OFF_BY_ONE)
 def test_address_sanitizer_catches_an_index_off_by_one(name: str, tmp_path: Path) -> None:
     broken = tmp_path / "softmax.txt"
-    broken.write_text(replaced(_load.source("softmax"), *OFF_BY_ONE[name]))
+    broken.write_text(replaced(_source.source("softmax"), *OFF_BY_ONE[name]))
     done = sanitized.run("--source", str(broken), "softmax")
     assert done.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
 
 
-@pytest.mark.parametrize("op", sorted(op for op in registry.OPS if _load.has(op)))
+@pytest.mark.parametrize("op", sorted(op for op in registry.OPS if _source.has(op)))
 def test_no_kernel_leaves_its_arrays(op: str) -> None:
     """Every case of every op that has a source, under AddressSanitizer."""
     done = sanitized.run(op)

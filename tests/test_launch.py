@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from rbe_gpu import dispatch, registry
-from rbe_gpu.gpu import _launch, _load
+from rbe_gpu.gpu import _launch, _load, _source
 from rbe_gpu.gpu._elements import divider
 from rbe_gpu.gpu._launch import MAX_GRID, Launch
 from rbe_gpu.gpu._rows import share_rows
@@ -297,45 +297,43 @@ def test_threshold_of_dropout(p: float, threshold: int, factor: float) -> None:
 # --- the loader ---------------------------------------------------------------------------------------
 
 
-def test_source_holds_common_and_names_the_files() -> None:
-    text = _load.source("softmax")
-    assert "#include" not in text.replace('#include "device.hpp"', "")
-    assert text.startswith('#line 1 "softmax.cu"\n')
-    own = (ROOT / "cuda_src" / "softmax.cu").read_text().splitlines()
-    lines = text.splitlines()
-    back = next(i for i, line in enumerate(lines) if line.startswith("#line") and i and "softmax" in line)
-    number = int(lines[back].split()[1])
-    assert own[number - 2] == '#include "common.cuh"'
-    assert lines[back + 1 :] == own[number - 1 :]
-
-
-def test_a_header_of_two_sources_includes_common() -> None:
-    """What linear.cuh holds stands in both, with its own lines."""
-    own = (ROOT / "cuda_src" / "linear.cuh").read_text().splitlines()
-    for op in ("linear", "linear_transform"):
-        lines = _load.source(op).splitlines()
-        assert [line for line in lines if line.startswith("#line")] == [
-            f'#line 1 "{op}.cu"',
-            '#line 1 "linear.cuh"',
-            '#line 1 "common.cuh"',
-            next(line for line in lines if re.fullmatch(r'#line (?!1 )\d+ "linear.cuh"', line)),
-            next(line for line in lines if re.fullmatch(rf'#line (?!1 )\d+ "{op}.cu"', line)),
-        ]
-        back = next(i for i, line in enumerate(lines) if re.fullmatch(r'#line (?!1 )\d+ "linear.cuh"', line))
-        number = int(lines[back].split()[1])
-        assert lines[back + 1] == own[number - 1]
-
-
-@pytest.mark.parametrize("text", ["int x;\n", '#include "common.cuh"\n#include "common.cuh"\n'])
-def test_source_includes_common_once(text: str) -> None:
-    with pytest.raises(ValueError, match="one line"):
-        _load.inline("x.cu", text)
+def headers(text: str) -> list[str]:
+    return re.findall(r'#include "(\w+\.cuh)"', text)
 
 
 @pytest.mark.parametrize("op", SOURCES)
-def test_sources_include_nothing_else(op: str) -> None:
-    text = (ROOT / "cuda_src" / f"{op}.cu").read_text()
-    assert text.count("#include") == 1
+def test_source_holds_every_header_once(op: str) -> None:
+    """The headers that an op includes, and theirs, line by line as they are in the files."""
+    wanted, seen = [f"{op}.cu"], []
+    while wanted:
+        name = wanted.pop(0)
+        seen.append(name)
+        wanted += [h for h in headers(_source.read(name)) if h not in (*seen, *wanted)]
+    lines: dict[str, dict[int, str]] = {name: {} for name in seen}
+    name, number = "", 0
+    for line in _source.source(op).splitlines():
+        if place := re.fullmatch(r'#line (\d+) "(\S+)"', line):
+            number, name = int(place[1]), place[2]
+            continue
+        assert number not in lines[name], f"{name}:{number} stands twice"
+        lines[name][number] = line
+        number += 1
+    for name, text in lines.items():
+        for number, line in enumerate(_source.read(name).splitlines(), 1):
+            assert text.get(number, "") == ("" if headers(line) else line)
+
+
+def test_a_small_kernel_does_not_compile_codecs() -> None:
+    text = _source.source("silu")
+    assert "struct Codes" not in text
+    assert "synthesise" not in text
+    assert "mma_16x8x16" not in text
+
+
+@pytest.mark.parametrize("op", SOURCES)
+def test_sources_include_headers_of_this_folder_only(op: str) -> None:
+    text = _source.source(op).replace('#include "device.hpp"', "")
+    assert "#include" not in text
 
 
 @pytest.mark.parametrize("op", SOURCES)
@@ -437,7 +435,7 @@ def launch_of(entry: str = "softmax_f32_8", device: int = 0, shared: int = 0, op
 def test_kernels_are_compiled_once_and_launched_in_order(cupy: FakeCupy) -> None:
     _launch.run(launch_of(), launch_of("softmax_f32_16"))
     _launch.run(launch_of())
-    assert cupy.modules == [(_load.source("softmax"), ("-std=c++17",))]
+    assert cupy.modules == [(_source.source("softmax"), ("-std=c++17",))]
     assert [name for _, name, *_ in cupy.calls] == ["softmax_f32_8", "softmax_f32_16", "softmax_f32_8"]
     _, _, grid, block, args, shared = cupy.calls[0]
     assert (grid, block, shared) == ((2, 1, 1), (32, 1, 1), 0)

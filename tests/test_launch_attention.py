@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rbe_gpu import reference, registry
-from rbe_gpu.gpu import _launch, _load
+from rbe_gpu.gpu import _launch, _source
 from rbe_gpu.gpu import attention as launcher
 from rbe_gpu.gpu._launch import Launch
 from rbe_gpu.registry import relative_error
@@ -392,7 +392,7 @@ def changed(kernels: str = "", old: str = "", new: str = "") -> Library:
 
     `kernels` stands for the instances of the source.
     """
-    text = _load.source("attention")
+    text = _source.source("attention")
     for before, after in ((REPAIR, "if (false)"), (old, new)):
         assert before in text, f"{before!r} is not in the source"
         text = text.replace(before, after) if before else text
@@ -691,7 +691,7 @@ def test_halves_without_tensor_cores(head_dim: int, reverse: bool) -> None:
 
 def test_kernels_of_the_table_are_those_of_the_source() -> None:
     """The instances that the changed copies name stand in the source as they are."""
-    source = _load.source("attention")
+    source = _source.source("attention")
     for text, _, _ in KERNELS.values():
         inside = text.replace("f16, f16,", "type, T,")
         assert inside in source

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rbe_gpu.gpu import _load
+from rbe_gpu.gpu import _source
 
 from .host import nvrtc
 
@@ -15,7 +15,7 @@ FILES = sorted((ROOT / "cuda_src").glob("*.cu")) + sorted((ROOT / "tests" / "hos
 
 
 def text(path: Path) -> str:
-    return _load.inline(path.name, path.read_text(encoding="utf-8"))
+    return _source.expand(path.name, path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_compiles(path: Path, architecture: int) -> None:
 
 def test_spills_are_seen() -> None:
     """A kernel that cannot keep its values in 64 registers."""
-    spilling = """#include "common.cuh"
+    spilling = """#include "types.cuh"
     extern "C" __global__ void __launch_bounds__(1024) spilling(const float* x, float* y) {
       float v[100];
       #pragma unroll
@@ -52,18 +52,18 @@ def test_spills_are_seen() -> None:
       #pragma unroll
       for (int i = 0; i < 100; ++i) y[threadIdx.x + 1024 * i] = v[i] - v[99 - i];
     }"""
-    usage = nvrtc.compile_source(_load.inline("spilling.cu", spilling), 90).kernels["spilling"]
+    usage = nvrtc.compile_source(_source.expand("spilling.cu", spilling), 90).kernels["spilling"]
     assert usage.spills > 0
     assert usage.registers == 64
 
 
 def test_errors_are_seen() -> None:
     """With the file and the line as they are in the source."""
-    broken = '// first line\n#include "common.cuh"\nextern "C" __global__ void broken() { undefined(); }\n'
+    broken = '// first line\n#include "types.cuh"\nextern "C" __global__ void broken() { undefined(); }\n'
     with pytest.raises(nvrtc.NvrtcError, match=r"broken\.cu\(3\).*undefined"):
-        nvrtc.compile_source(_load.inline("broken.cu", broken), 75)
+        nvrtc.compile_source(_source.expand("broken.cu", broken), 75)
 
 
 def test_architectures_too_old_are_refused() -> None:
     with pytest.raises(nvrtc.NvrtcError):
-        nvrtc.compile_source(_load.inline("empty.cu", '#include "common.cuh"\n'), 70)
+        nvrtc.compile_source(_source.expand("empty.cu", '#include "types.cuh"\n'), 70)

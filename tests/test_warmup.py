@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from rbe_gpu import cli, warmup
-from rbe_gpu.gpu import _launch, _load
+from rbe_gpu.gpu import _launch, _load, _source
 from rbe_gpu.layers import RBELinear
 from rbe_gpu.models.bert import BertEncoder
 from rbe_gpu.models.load import load
@@ -152,7 +152,7 @@ def test_compile_only_asks_as_cupy_does(nvrtc: NVRTC) -> None:
     assert _load.compile_only("softmax", 90) == 5
     options = ("-std=c++17", "-ftz=true", "--device-as-default-execution-space", "-arch=sm_90")
     assert nvrtc.options == [options]
-    assert nvrtc.source == _load.source("softmax")
+    assert nvrtc.source == _source.source("softmax")
     assert not nvrtc.alive
 
 
@@ -234,7 +234,7 @@ def test_a_model_is_made_warm(compressed: Path, device: int | None, monkeypatch:
         missing = run(compressed, "--device", 2)
     _load._module.cache_clear()
     ops = warmup.ops_of(load(compressed))
-    assert stand_in.RawModule.compiled[: len(ops)] == [_load.source(op) for op in ops]
+    assert stand_in.RawModule.compiled[: len(ops)] == [_source.source(op) for op in ops]
     assert found["ops"] == list(ops)
     assert found["device"] == f"cuda:{device or 0}"
     assert found["compiled"][0]["architecture"] == 90

@@ -21,7 +21,7 @@ MAX_THREADS = 1024
 WARP = 32
 
 _F32, _F16, _BF16 = np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
-#: Kernel names and type codes (TYPE_... of common.cuh) by dtype. `dtype.name` would take longer than the launch.
+#: Kernel names and type codes (TYPE_... of types.cuh) by dtype. `dtype.name` would take longer than the launch.
 SUFFIX = {_F32: "f32", _F16: "f16", _BF16: "bf16"}
 TYPE = {_F32: np.int32(0), _F16: np.int32(1), _BF16: np.int32(2)}
 NO_TYPE = TYPE[_F32]  # of a vector that is not there

@@ -1,62 +1,27 @@
-"""Sources and kernels: reads `rbe_gpu.cuda_src`, compiles an op when it is first launched, runs launches.
+"""Kernels: compiles the source of an op when it is first launched, and runs launches.
 
 CuPy is imported here and nowhere else in the package, when the first launch asks for it.
 """
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
-from importlib import resources
 from typing import Any
 
 import numpy as np
 
 from ._launch import Launch
+from ._source import source
 
 #: CuPy appends -arch and what stands in APPENDED.
 OPTIONS = ("-std=c++17",)
 APPENDED = ("-ftz=true", "--device-as-default-execution-space")
 OLDEST = (7, 5)  # compute capability: ldmatrix, and what NVRTC 13 still compiles for
-_INCLUDE = re.compile(r'^#include "(\w+\.cuh)"\n', re.MULTILINE)
 _DEFAULT_SHARED = 48 << 10  # a kernel must ask for more
 _NULL = np.uint64(0)  # None would give the driver no parameter at all
 
 _kernels: dict[tuple[int, str], Any] = {}  # by device and entry
 _shared: dict[tuple[int, str], int] = {}  # dynamic shared memory asked for so far, above the default
-
-
-def read(name: str) -> str:
-    """The text of a file of `cuda_src`."""
-    return resources.files("rbe_gpu.cuda_src").joinpath(name).read_text(encoding="utf-8")
-
-
-def has(op: str) -> bool:
-    """Whether an op has CUDA kernels."""
-    return resources.files("rbe_gpu.cuda_src").joinpath(f"{op}.cu").is_file()
-
-
-def inline(name: str, text: str) -> str:
-    """`text` with common.cuh, or a header that includes it, in the place of its include.
-
-    Messages name the files as they are. CuPy's disk cache hashes the source but not what it includes.
-    """
-    found = _INCLUDE.findall(text)
-    if len(found) != 1:
-        raise ValueError(f'{name} must contain one line #include "common.cuh", or of a header that does')
-    header = found[0]
-    head, tail = _INCLUDE.split(text)[::2]
-    line = head.count("\n") + 2
-    included = read(header)
-    if header != "common.cuh":
-        included = inline(header, included).partition("\n")[2]
-    return f'#line 1 "{name}"\n{head}#line 1 "{header}"\n{included}#line {line} "{name}"\n{tail}'
-
-
-@lru_cache
-def source(op: str) -> str:
-    """What is compiled for an op."""
-    return inline(f"{op}.cu", read(f"{op}.cu"))
 
 
 @lru_cache

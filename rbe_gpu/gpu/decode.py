@@ -11,7 +11,7 @@ from rbe_gpu.codecs import DenseCodes, GridCodes, SparseCodes
 
 from ._launch import TYPE, WARP, Launch, aligned, ceil_div, grid_1d, run
 
-#: Constants of common.cuh.
+#: Constants of codes.cuh and transforms.cuh.
 CODES = {"dense": np.int32(0), "grid": np.int32(1), "sparse": np.int32(2)}
 INDEX = {"full": np.int32(0), "bitmap": np.int32(1), "delta": np.int32(2)}
 TRANSFORM = {
@@ -27,7 +27,7 @@ _PLAIN_STEPS = 4
 
 
 def codes_arguments(weight: RBEBlocks) -> tuple[Any, ...]:
-    """What CODES_PARAMETERS of common.cuh takes."""
+    """What CODES_PARAMETERS of codes.cuh takes."""
     codes = weight.codes
     cols = np.int64(weight.cols_pad)
     none = np.int32(0)
@@ -68,7 +68,7 @@ def get_starts(weight: RBEBlocks, rows: int, ws: Any) -> Any:
 
 
 def row_numbers(weight: RBEBlocks, ids: Any, first: int) -> tuple[Any, ...]:
-    """What RowNumbers of common.cuh takes."""
+    """What RowNumbers of codes.cuh takes."""
     wide = ids is not None and ids.itemsize == 8
     return ids, np.int32(wide), np.int64(first), np.int64(weight.rows)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rbe_gpu import registry
-from rbe_gpu.gpu import _load
+from rbe_gpu.gpu import _source
 from rbe_gpu.models.locate import model_folder
 
 from ..bench import child_environment
@@ -80,7 +80,7 @@ def run(options: Options, result: Result, backend: str = "cuda") -> None:
     """Every op's cases and the tests of arrays, `options.jobs` processes at a time."""
     folder = root()
     environment = child_environment(RBE_TEST_MODEL=str(model_folder(options.model).resolve()))
-    ops = [op for op in registry.OPS if _load.has(op)]
+    ops = [op for op in registry.OPS if _source.has(op)]
     waiting = [*(op for op in ORDER if op in ops), ARRAYS, *(op for op in ops if op not in ORDER)]
     running: list[_Part] = []
     stop = time.perf_counter() + options.seconds - result.seconds

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rbe_gpu.gpu import _launch, _load
+from rbe_gpu.gpu import _launch, _source
 from rbe_gpu.gpu._launch import Launch
 from rbe_gpu.registry import relative_error
 
@@ -19,7 +19,7 @@ def outcome(op: str, old: str, new: str, call: Callable[[], tuple[np.ndarray, np
 
     Infinite where the host build objects. `call` returns what it found and what was to be found.
     """
-    source = _load.source(op)
+    source = _source.source(op)
     assert source.count(old) == 1, f"{old!r} stands {source.count(old)} times in the source of {op}"
     broken = Library(build.build(source.replace(old, new)))
 

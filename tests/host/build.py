@@ -10,7 +10,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from rbe_gpu.gpu import _load
+from rbe_gpu.gpu import _source
 
 HERE = Path(__file__).parent
 COMPILER = os.environ.get("CXX", "g++")
@@ -82,7 +82,7 @@ def _entries(text: str, flags: list[str]) -> list[tuple[str, str]]:
 
 
 def build(code: str, *, sanitize: bool = False, defines: tuple[str, ...] = ()) -> Path:
-    """The library of an inlined source (`_load.source`), compiled unless it is in the cache.
+    """The library of an inlined source (`_source.source`), compiled unless it is in the cache.
 
     `sanitize` adds AddressSanitizer: then libasan must be preloaded where the library is loaded.
     """
@@ -108,7 +108,7 @@ def build(code: str, *, sanitize: bool = False, defines: tuple[str, ...] = ()) -
 @lru_cache
 def library(op: str, sanitize: bool = False) -> Path:
     """The library of `cuda_src/<op>.cu`."""
-    return build(_load.source(op), sanitize=sanitize)
+    return build(_source.source(op), sanitize=sanitize)
 
 
 @lru_cache

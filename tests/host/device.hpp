@@ -1,5 +1,5 @@
 // The host build's stand-in for what only a GPU has: the names of CUDA that the sources use, and the wrappers
-// of common.cuh in plain C++. Included by common.cuh under RBE_HOST.
+// of types.cuh, async_copy.cuh and mma.cuh in plain C++. Included by types.cuh under RBE_HOST.
 #pragma once
 
 #include <algorithm>

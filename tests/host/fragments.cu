@@ -1,9 +1,13 @@
-// c[i,j] = sum_k a[i,k] b[k,j]: the wrappers of common.cuh around cp.async, ldmatrix and mma.sync at work. For tests.
+// c[i,j] = sum_k a[i,k] b[k,j]: the wrappers around cp.async, ldmatrix and mma.sync at work. For tests.
 //
 // Arrays     a: (32, depth) T, depth a multiple of 8; b: (8, depth), or (depth, 8) where b_by_rows; c: (32, 8) float
 // Ownership  one block of two warps, each 16 rows of c; steps of 16 along depth, the next one under way
 // Shared     two stages of a (32 x 24: rows of 48 bytes) and b (8 x 24, or 16 x 8)
-#include "common.cuh"
+#include "async_copy.cuh"
+#include "elementwise.cuh"
+#include "mma.cuh"
+#include "reduce.cuh"
+#include "vector_io.cuh"
 
 constexpr int STEP = 16;
 constexpr int PITCH = 24;

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import metadata
 
-from rbe_gpu.gpu import _load
+from rbe_gpu.gpu import _load, _source
 
 from . import build
 
@@ -136,7 +136,7 @@ def compile_all(jobs: list[tuple[str, int]]) -> None:
 def main() -> None:
     op, *chosen = sys.argv[1:]
     for architecture in map(int, chosen or ARCHITECTURES):
-        compiled = compile_source(_load.source(op), architecture)
+        compiled = compile_source(_source.source(op), architecture)
         print(f"sm_{architecture}", *compiled.warnings, sep="\n")
         for name, usage in sorted(compiled.kernels.items()):
             print(f"  {name}: {usage}")

@@ -1,0 +1,75 @@
+// Tiles of coefficients in shared memory, unpacked from codes (decode and embedding).
+#include "codes.cuh"
+#include "transforms.cuh"
+
+// The sparse coefficients of block column J of a row into row `r` of the tile; one warp, whole.
+template <int B>
+__device__ __forceinline__ void load_sparse_row(const Codes& c, const uint2* starts, i64 row, i64 block_col, int r,
+                                                float* tile) {
+  int lane = threadIdx.x % WARP;
+  if (c.index_kind != INDEX_DELTA) {
+    i64 at = row * c.cols + block_col * B;  // of the first coefficient, were all kept
+    i64 e = at;
+    if (c.index_kind == INDEX_BITMAP) e = c.row_start[row] + starts[block_col].x;
+#pragma unroll
+    for (int k = 0; k < B; k += WARP) {
+      u32 word = c.index_kind == INDEX_FULL ? ALL_LANES : reinterpret_cast<const u32*>(c.index)[(at + k) / 32];
+      bool kept = word >> lane & 1u;
+      float v = kept ? entry_value(c, e + __popc(word & ((1u << lane) - 1u))) : 0.0f;
+      tile[tile_at<B>(r, k + lane)] = v;
+      e += __popc(word);
+    }
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < B; k += WARP) tile[tile_at<B>(r, k + lane)] = 0.0f;
+  __syncwarp();
+  uint2 start = starts[block_col];
+  i64 begin = c.row_start[row];
+  int column = static_cast<int>(start.y), end = static_cast<int>(starts[block_col + 1].x);
+  for (int first = static_cast<int>(start.x); first < end; first += WARP) {
+    int e = first + lane;
+    int step = e < end && e != static_cast<int>(start.x) ? c.index[begin + e] + 1 : 0;
+    int at = column + warp_prefix(step);
+    if (e < end) tile[tile_at<B>(r, at)] = entry_value(c, begin + e);
+    column = __shfl_sync(ALL_LANES, at, WARP - 1);
+  }
+}
+
+// TILES tiles side by side: coefficients of `rows` stored rows (those that row_of gives) from block column J on.
+// Zeros below them and beyond the last block column, NaN where row_of gives -1. Whole warps. `starts` of local row r:
+// starts + r * (blocks + 1).
+template <int B, int TILES, class RowOf>
+__device__ __forceinline__ void load_tiles(const Codes& c, const uint2* starts, int rows, i64 block_col, float* tiles,
+                                           RowOf row_of) {
+  i64 blocks = c.cols / B;
+  if (c.kind == CODES_SPARSE) {
+    int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+    for (int i = threadIdx.x / WARP; i < B * TILES; i += warps) {
+      int r = i / TILES, tile = i % TILES;
+      i64 row = r < rows && block_col + tile < blocks ? row_of(r) : 0;
+      if (r < rows && block_col + tile < blocks && row >= 0) {
+        load_sparse_row<B>(c, starts + r * (blocks + 1), row, block_col + tile, r, tiles + tile * B * B);
+      } else {
+#pragma unroll
+        for (int k = 0; k < B; k += WARP) tiles[tile * B * B + tile_at<B>(r, k + lane)] = row < 0 ? NOT_A_NUMBER : 0.0f;
+      }
+    }
+    return;
+  }
+  constexpr int QUADS = B * TILES / 4;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < B * QUADS; i += blockDim.x) {
+    int r = i / QUADS, col = i % QUADS * 4;
+    float v[4] = {};
+    if (r < rows && block_col * B + col < c.cols) {
+      i64 row = row_of(r);
+      if (row >= 0) {
+        load_quad(c, row, block_col * B + col, v);
+      } else {
+        v[0] = v[1] = v[2] = v[3] = NOT_A_NUMBER;
+      }
+    }
+    store<4>(tiles + col / B * (B * B) + tile_at<B>(r, col % B), v);
+  }
+}

@@ -1,0 +1,152 @@
+// Types, conversions between them, and what the host build replaces. Every other header includes this one.
+//
+// No CUDA header is needed: half types are bit patterns, and their conversions are PTX. Under RBE_HOST the same sources
+// are compiled by a C++ compiler for the tests; then "device.hpp" of the host build defines the wrappers of what only a
+// GPU has (barriers, shuffles, shared memory, cp.async, ldmatrix, mma.sync), with threads as fibers.
+//
+// Rules for kernels: every thread of a block reaches every barrier; every lane named by a mask reaches the
+// shuffle; offsets into arrays are i64; sums are float.
+
+using u16 = unsigned short;
+using u32 = unsigned int;
+using u64 = unsigned long long;
+using i64 = long long;
+
+struct f16 {
+  u16 bits;
+};
+struct bf16 {
+  u16 bits;
+};
+
+constexpr int WARP = 32;
+constexpr u32 ALL_LANES = 0xffffffffu;
+constexpr float MINUS_INF = __builtin_bit_cast(float, 0xff800000u);
+constexpr float LOWEST = -3.402823466e+38f;  // the smallest finite float
+constexpr float NOT_A_NUMBER = __builtin_bit_cast(float, 0x7fffffffu);
+
+// The dtype of an array that may differ from x's (gains, biases), as the launchers pass it.
+constexpr int TYPE_F32 = 0;
+constexpr int TYPE_F16 = 1;
+constexpr int TYPE_BF16 = 2;
+
+#ifdef RBE_HOST
+#include "device.hpp"
+#else
+
+#if __CUDA_ARCH__ < 750
+#error "compute capability 7.5 or newer is needed"
+#endif
+
+// name: T*, the dynamic shared memory of the launch, 16-byte aligned
+#define DYNAMIC_SHARED(T, name)                                       \
+  extern __shared__ __align__(16) unsigned char rbe_dynamic_shared[]; \
+  T* const name = reinterpret_cast<T*>(rbe_dynamic_shared)
+
+// On the host: an error unless p is a multiple of `bytes`.
+#define CHECK_ALIGNED(p, bytes)
+
+__device__ __forceinline__ u32 shared_address(const void* p) {
+  return static_cast<u32>(__cvta_generic_to_shared(p));
+}
+
+// --- half types: f16 and bf16 to float and back, rounding to nearest even ---------------------------------
+
+__device__ __forceinline__ float f16_value(u16 bits) {
+  float v;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"(bits));
+  return v;
+}
+
+__device__ __forceinline__ u16 f16_bits(float v) {
+  u16 h;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(v));
+  return h;
+}
+
+__device__ __forceinline__ u16 bf16_bits(float v) {
+#if __CUDA_ARCH__ >= 800
+  u16 h;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(v));
+  return h;
+#else
+  u32 b = __float_as_uint(v);
+  return v != v ? 0x7fff : static_cast<u16>((b + 0x7fffu + ((b >> 16) & 1u)) >> 16);
+#endif
+}
+
+// Two f16 in a word, the lower half first.
+__device__ __forceinline__ void unpack_f16(u32 word, float& low, float& high) {
+  asm("{\n .reg .b16 l, h;\n mov.b32 {l, h}, %2;\n cvt.f32.f16 %0, l;\n cvt.f32.f16 %1, h;\n}"
+      : "=f"(low), "=f"(high)
+      : "r"(word));
+}
+
+__device__ __forceinline__ u32 pack_f16(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+  u32 word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+#else
+  return f16_bits(low) | static_cast<u32>(f16_bits(high)) << 16;
+#endif
+}
+
+__device__ __forceinline__ u32 pack_bf16(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+  u32 word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+#else
+  return bf16_bits(low) | static_cast<u32>(bf16_bits(high)) << 16;
+#endif
+}
+
+#endif  // RBE_HOST
+
+// --- conversions -------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ float to_float(float v) { return v; }
+
+__device__ __forceinline__ float to_float(f16 h) { return f16_value(h.bits); }
+
+__device__ __forceinline__ float to_float(bf16 h) { return __uint_as_float(static_cast<u32>(h.bits) << 16); }
+
+template <class T>
+__device__ __forceinline__ T from_float(float v);
+template <>
+__device__ __forceinline__ float from_float<float>(float v) {
+  return v;
+}
+template <>
+__device__ __forceinline__ f16 from_float<f16>(float v) {
+  return {f16_bits(v)};
+}
+template <>
+__device__ __forceinline__ bf16 from_float<bf16>(float v) {
+  return {bf16_bits(v)};
+}
+
+// Two values of T (f16 or bf16) in a word, the lower half first.
+template <class T>
+__device__ __forceinline__ void unpack(u32 word, float& low, float& high);
+template <>
+__device__ __forceinline__ void unpack<f16>(u32 word, float& low, float& high) {
+  unpack_f16(word, low, high);
+}
+template <>
+__device__ __forceinline__ void unpack<bf16>(u32 word, float& low, float& high) {
+  low = __uint_as_float(word << 16);
+  high = __uint_as_float(word & 0xffff0000u);
+}
+
+template <class T>
+__device__ __forceinline__ u32 pack(float low, float high);
+template <>
+__device__ __forceinline__ u32 pack<f16>(float low, float high) {
+  return pack_f16(low, high);
+}
+template <>
+__device__ __forceinline__ u32 pack<bf16>(float low, float high) {
+  return pack_bf16(low, high);
+}

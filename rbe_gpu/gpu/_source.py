@@ -1,0 +1,48 @@
+"""The text that is compiled for an op: its file of `cuda_src` with every header that it includes."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from importlib import resources
+
+_INCLUDE = re.compile(r'#include "(\w+\.cuh)"\n')
+
+
+def read(name: str) -> str:
+    """The text of a file of `cuda_src`."""
+    return resources.files("rbe_gpu.cuda_src").joinpath(name).read_text(encoding="utf-8")
+
+
+def has(op: str) -> bool:
+    """Whether an op has CUDA kernels."""
+    return resources.files("rbe_gpu.cuda_src").joinpath(f"{op}.cu").is_file()
+
+
+def expand(name: str, text: str) -> str:
+    """`text` with the headers of `cuda_src` in the place of their includes, each once, theirs included.
+
+    One text, since CuPy's disk cache hashes the source but not what it includes. Compiler messages name the files.
+    """
+    seen: set[str] = set()
+
+    def lines_of(name: str, text: str) -> list[str]:
+        result = [f'#line 1 "{name}"\n']
+        for number, line in enumerate(text.splitlines(keepends=True), 1):
+            include = _INCLUDE.fullmatch(line)
+            if include is None:
+                result.append(line)
+            elif include[1] in seen:
+                result.append("\n")
+            else:
+                seen.add(include[1])
+                result += [*lines_of(include[1], read(include[1])), f'#line {number + 1} "{name}"\n']
+        return result
+
+    return "".join(lines_of(name, text))
+
+
+@lru_cache
+def source(op: str) -> str:
+    """The expanded text of `cuda_src/<op>.cu`."""
+    return expand(f"{op}.cu", read(f"{op}.cu"))
