@@ -14,7 +14,7 @@ import numba
 import numpy as np
 
 from rbe_gpu import transforms
-from rbe_gpu.blocks import RBEBlocks, RBEMatrix, RBEVectors
+from rbe_gpu.blocks import RBEBlocks, RBEMatrix
 from rbe_gpu.codecs import DenseCodes, GridCodes, SparseCodes
 from rbe_gpu.codecs.packing import RUN
 from rbe_gpu.workspace import Workspace
@@ -289,10 +289,10 @@ def decode_rows(weight: RBEBlocks, rows: Any, first: int, count: int, out: Any, 
     expand(weight, rows, first, buffer, ws)
     if weight.transform != "none":
         s = transforms.cast_synthesis(weight.transform, block)
-        across = weight.inward
+        across = weight.col_transform
         s_t = transforms.cast_synthesis(across, block, transposed=True)
         scratch = ws.get("decode.block", (numba.get_num_threads(), block * block))
-        if isinstance(weight, RBEVectors):
+        if not weight.row_transformed:
             _synthesise_runs(buffer, s_t, block, scratch)
         else:
             _synthesise_blocks(buffer, s, s_t, block, scratch)

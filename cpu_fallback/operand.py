@@ -258,8 +258,8 @@ def _operand(weight: RBEBlocks) -> Operand:
     return Operand(
         codes, reals, isinstance(stored, SparseCodes), False, weight.block, weight.rows_pad,
         weight.cols_pad, entries,
-        features, int(codes[SUM_FEATURES]), basis, weight.inward, weight.outward,
-        transform_address(weight.outward, weight.block, False), row_start,
+        features, int(codes[SUM_FEATURES]), basis, weight.col_transform, weight.row_transform,
+        transform_address(weight.row_transform, weight.block, False), row_start,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ byte layout.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, ClassVar
 
@@ -71,6 +71,8 @@ class RBEBlocks:
     basis : basis parameters, float16, or None: (row blocks, column blocks, 8) for a matrix,
         (rows, column blocks, 5) for vectors
     codes : the coefficient matrix, as a codec stores it (see `codecs`)
+    row_transformed, col_transformed : the sides of W that the transform applies to. Both for a matrix, only the
+        columns for vectors; `RBEMatrix.without_transform` switches one off, in memory only
     """
 
     shape: tuple[int, ...]
@@ -79,6 +81,8 @@ class RBEBlocks:
     gain: float
     basis: Array | None
     codes: Codes
+    row_transformed: bool = True
+    col_transformed: bool = True
     kind: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
@@ -99,8 +103,8 @@ class RBEBlocks:
 
     @property
     def row_block(self) -> int:
-        """Rows that are decoded together: B, but 1 for vectors."""
-        return 1 if self.kind == "vectors" else self.block
+        """Rows that are decoded together: B, or 1 without a row transform."""
+        return self.block if self.row_transformed else 1
 
     @property
     def rows_pad(self) -> int:
@@ -111,14 +115,14 @@ class RBEBlocks:
         return -(-self.cols // self.block) * self.block
 
     @property
-    def inward(self) -> str:
-        """The transform that activations go through before they meet the codes."""
-        return "none" if self.kind == "columns" else self.transform
+    def row_transform(self) -> str:
+        """S_r, the transform that outputs W x go through; "none" for vectors."""
+        return self.transform if self.row_transformed else "none"
 
     @property
-    def outward(self) -> str:
-        """The transform that what the codes make of activations goes through."""
-        return "none" if self.kind == "vectors" else self.transform
+    def col_transform(self) -> str:
+        """S_c, the transform that inputs x go through."""
+        return self.transform if self.col_transformed else "none"
 
     @property
     def arrays(self) -> dict[str, Array]:
@@ -167,8 +171,10 @@ class RBEBlocks:
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.shape))
         basis = "" if self.basis is None else ", basis"
+        sides = "" if self.row_transformed or self.kind == "vectors" else ", no row transform"
+        sides += "" if self.col_transformed else ", no column transform"
         return (
-            f"{type(self).__name__}({shape}, {self.transform}, block={self.block}, {self.codes.name}{basis}, "
+            f"{type(self).__name__}({shape}, {self.transform}, block={self.block}, {self.codes.name}{basis}{sides}, "
             f"{self.bits_per_weight:.2f} bits/weight, ratio {self.ratio:.1f})"
         )
 
@@ -179,40 +185,37 @@ class RBEMatrix(RBEBlocks):
 
     kind: ClassVar[str] = "matrix"
 
+    def without_transform(self, side: str) -> RBEMatrix:
+        """The same codes with the transform of one side switched off. No array is copied; files do not hold it.
+
+        Parameters
+        ----------
+        side : "row": y = W x comes out as the coefficients S_r^-1 y of its blocks.
+            "col": W takes the coefficients S_c^T x of blocks in the place of x.
+
+        Raises
+        ------
+        ValueError
+            The weight has a basis, that side is not whole blocks, or a transform is off already.
+        """
+        if side not in ("row", "col"):
+            raise ValueError(f"side={side!r} is not valid; use 'row' or 'col'")
+        size = self.rows if side == "row" else self.cols
+        if self.basis is not None or size % self.block:
+            raise ValueError(f"{self!r} has a basis, or {side}s that are not whole blocks")
+        if not (self.row_transformed and self.col_transformed):
+            raise ValueError(f"{self!r} has one transform only; start from the weight that it was made from")
+        return replace(self, row_transformed=side != "row", col_transformed=side != "col")
+
 
 @dataclass(frozen=True, repr=False)
 class RBEVectors(RBEBlocks):
     """Rows (or one vector) in runs of B values with a one-dimensional transform: any row decodes alone."""
 
+    row_transformed: bool = False
     kind: ClassVar[str] = "vectors"
 
-
-@dataclass(frozen=True, repr=False)
-class RBEColumns(RBEBlocks):
-    """A matrix whose transform runs down its columns only: W = gain * S_r C, without a basis.
-
-    What a matrix is to activations that are coefficients already (`for_coefficients`). It lives in memory
-    only.
-    """
-
-    kind: ClassVar[str] = "columns"
-
-
-def gives_coefficients(weight: RBEMatrix) -> RBEVectors:
-    """The same codes, read so that y = W x comes out as the coefficients S_r^-1 y of its blocks.
-
-    weight : whole blocks of rows, no basis
-    """
-    if weight.basis is not None or weight.rows % weight.block:
-        raise ValueError(f"{weight!r} has a basis, or rows that are not whole blocks")
-    return RBEVectors(weight.shape, weight.block, weight.transform, weight.gain, None, weight.codes)
-
-
-def for_coefficients(weight: RBEMatrix) -> RBEColumns:
-    """The same codes, for activations that are the coefficients S_c^T x of blocks instead of x.
-
-    weight : whole blocks of columns, no basis
-    """
-    if weight.basis is not None or weight.cols % weight.block:
-        raise ValueError(f"{weight!r} has a basis, or columns that are not whole blocks")
-    return RBEColumns(weight.shape, weight.block, weight.transform, weight.gain, None, weight.codes)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.row_transformed or not self.col_transformed:
+            raise ValueError("vectors have a transform along their columns and none along their rows")

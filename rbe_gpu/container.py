@@ -441,6 +441,8 @@ class Writer:
         fail = failure(f"{self.path}: tensor {quoted(name)}")
         check_tree(name, fail)
         if isinstance(value, RBEBlocks):
+            if isinstance(value, RBEMatrix) and not (value.row_transformed and value.col_transformed):
+                fail("one of its transforms is switched off; save the matrix that it was made from")
             parts = {part: _host(a, f"{name}.{part}") for part, a in value.arrays.items()}
             stored = description(value)
             value.codes.check_read_back(_blocks(stored, parts, fail).codes, fail)

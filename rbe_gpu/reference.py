@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import transforms
-from .blocks import RBEBlocks, RBEColumns, RBEMatrix, RBEVectors
+from .blocks import RBEBlocks, RBEMatrix
 from .codecs import DenseCodes, GridCodes, SparseCodes, packing
 
 F64 = NDArray[np.float64]
@@ -71,8 +71,8 @@ def decode(weight: RBEBlocks) -> F64:
     for i in range(0, weight.rows_pad, weight.row_block):
         for j in range(0, weight.cols_pad, b):
             tile = w[i : i + weight.row_block, j : j + b]
-            tile = tile if isinstance(weight, RBEVectors) else s @ tile
-            tile = tile if isinstance(weight, RBEColumns) else tile @ s.T
+            tile = s @ tile if weight.row_transformed else tile
+            tile = tile @ s.T if weight.col_transformed else tile
             if weight.basis is not None:
                 p = np.asarray(weight.basis[i // weight.row_block, j // b], np.float64)
                 phi = transforms.basis_2d(b) if isinstance(weight, RBEMatrix) else transforms.basis_1d(b)

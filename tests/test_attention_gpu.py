@@ -13,7 +13,6 @@ import pytest
 
 import rbe_gpu as rbe
 from rbe_gpu import Workspace, reference
-from rbe_gpu.blocks import for_coefficients, gives_coefficients
 from rbe_gpu.gpu import _launch, decode, embedding, linear
 from rbe_gpu.gpu._launch import Launch
 from rbe_gpu.registry import relative_error
@@ -302,7 +301,7 @@ def test_one_sided(block: int, options: dict[str, Any], reverse: bool) -> None:
     """Coefficients out, or in: by every way and number of tokens; and decoded."""
     w = np.ascontiguousarray(real.layer(1, "intermediate.dense.weight")[:128, :384])
     m = (gridded if "grid" in options else rbe.compress)(w, block=block, transform="dwt", **options)
-    for weight in (gives_coefficients(m), for_coefficients(m)):
+    for weight in (m.without_transform("row"), m.without_transform("col")):
         w = reference.decode(weight)
         for tokens, dtype, method in (
             (3, F32, None), (9, F16, None), (18, F16, "transform"), (18, BF16, "transform"),
@@ -321,5 +320,7 @@ def test_one_sided(block: int, options: dict[str, Any], reverse: bool) -> None:
 
 def test_rows_of_columns_are_not_looked_up() -> None:
     m = rbe.compress(real.layer(1, "intermediate.dense.weight")[:64, :64].copy(), **DENSE)
-    with on_host(), pytest.raises(TypeError, match="RBEMatrix it is made of"):
-        embedding.embedding(np.array([1]), for_coefficients(m), np.zeros((1, 64), np.float32), Workspace())
+    with on_host(), pytest.raises(TypeError, match="RBEMatrix it was made from"):
+        embedding.embedding(
+            np.array([1]), m.without_transform("col"), np.zeros((1, 64), np.float32), Workspace()
+        )

@@ -11,7 +11,6 @@ from rbe_gpu.cpu_fallback.operand import operand_of
 
 import rbe_gpu as rbe
 from rbe_gpu import reference, transforms
-from rbe_gpu.blocks import for_coefficients, gives_coefficients
 
 from . import real
 from .compressed import FORMS, compressed, relative
@@ -81,19 +80,24 @@ def test_one_sided_products(options, tokens, tmp_path):
     def blocks_times(a, matrix):
         return (a.reshape(len(a), -1, m.block) @ matrix).reshape(a.shape)
 
-    out = rbe.linear(x, gives_coefficients(m))
+    out = rbe.linear(x, m.without_transform("row"))
     assert relative(out, blocks_times(x.astype(np.float64) @ w.T, s)) < 1e-5
     x_hat = blocks_times(x.astype(np.float64), s).astype(np.float32)
-    columns = for_coefficients(m)
+    columns = m.without_transform("col")
     for method in ("transform", "decode"):
         assert relative(rbe.linear(x_hat, columns, method=method), x.astype(np.float64) @ w.T) < 1e-5
     np.testing.assert_allclose(columns.decode(), reference.decode(columns), atol=1e-6)
     with pytest.raises(ValueError, match="whole blocks"):
-        gives_coefficients(compressed("dct int2 b64"))
+        compressed("dct int2 b64").without_transform("row")
     with pytest.raises(ValueError, match="whole blocks"):
-        for_coefficients(compressed("dct int2 b64"))
-    with pytest.raises(ValueError, match="kind"):
-        rbe.save_file(tmp_path / "a.safetensors", {"w": columns})
+        compressed("dct int2 b64").without_transform("col")
+    for one_sided in (columns, m.without_transform("row")):
+        with pytest.raises(ValueError, match="switched off"):
+            rbe.save_file(tmp_path / "a.safetensors", {"w": one_sided})
+        with pytest.raises(ValueError, match="one transform only"):
+            one_sided.without_transform("row")
+    with pytest.raises(ValueError, match="side='both'"):
+        m.without_transform("both")
 
 
 def test_a_plan_does_not_outlive_its_weight():

@@ -90,7 +90,7 @@ def plan(
     block = weight.block
     gain = weight.gain if gain is None else gain
     # bits, as SIDES of decode.cu
-    sides = 2 * (weight.row_block == block) + (weight.kind != "columns")
+    sides = 2 * weight.row_transformed + weight.col_transformed
     codes = codes_arguments(weight)
     rows = row_numbers(weight, ids, first)
     size = (np.int64(n), np.int64(cols))
@@ -118,7 +118,7 @@ def decode(weight: RBEBlocks, out: Any, ws: Any) -> None:
 
     Parameters
     ----------
-    weight : RBEMatrix, RBEVectors or RBEColumns, its arrays aligned to 16 bytes
+    weight : RBEMatrix or RBEVectors, its arrays aligned to 16 bytes
     out : (rows, cols) float32, float16 or bfloat16, C-contiguous
     """
     run(*plan(weight, out, ws))

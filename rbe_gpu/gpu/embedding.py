@@ -31,9 +31,9 @@ def plan(ids: Any, weight: Any, out: Any, ws: Any) -> tuple[Launch, ...]:
         return (_plan_dense(ids, weight, out),)
     if weight.row_block == 1:
         return decode.plan(weight, out, ws, ids)
-    if weight.kind == "columns":
+    if not weight.col_transformed:
         raise TypeError(
-            "RBEColumns is for products with coefficients; look rows up in the RBEMatrix it is made of"
+            "the column transform of weight is switched off; look rows up in the RBEMatrix it was made from"
         )
     starts, launches = None, []
     if weight.codes.kind == "sparse":

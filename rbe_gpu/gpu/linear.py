@@ -114,7 +114,7 @@ class Call:
         rows = ceil_div(tokens, group) * group
         out = self.ws.get("linear.x", (rows, padded), _F16_DTYPE if layout == _F16 else _F32_DTYPE)
         block = 64 if weight is None else weight.block
-        transform = _NO_TRANSFORM if weight is None else decode.TRANSFORM[weight.inward]
+        transform = _NO_TRANSFORM if weight is None else decode.TRANSFORM[weight.col_transform]
         col_scale = getattr(weight.codes, "col_scale", None) if scaled and weight is not None else None
         wide = cols % 8 == 0 and aligned(self.x)
         lines = 64 if block == 128 else 128  # of a block of threads
@@ -148,7 +148,12 @@ class Call:
         Without a transform and in float16 already, x itself, unscaled.
         """
         x = self.x
-        if weight.inward == "none" and x.dtype == _F16_DTYPE and x.shape[1] == weight.cols_pad and aligned(x):
+        if (
+            weight.col_transform == "none"
+            and x.dtype == _F16_DTYPE
+            and x.shape[1] == weight.cols_pad
+            and aligned(x)
+        ):
             return x, None
         peaks = self.peaks()
         return self.inputs(weight.cols_pad, _F16, 1, weight, peaks=peaks), peaks
@@ -165,7 +170,7 @@ class Call:
         splits, tokens, ld = parts.shape
         matrix = weight is not None and weight.row_block > 1
         block = weight.block if weight is not None and matrix else 64
-        transform = _NO_TRANSFORM if weight is None else decode.TRANSFORM[weight.outward]
+        transform = _NO_TRANSFORM if weight is None else decode.TRANSFORM[weight.row_transform]
         basis = None if weight is None else weight.basis
         features, blocks = None, 0
         if weight is not None and basis is not None:
@@ -374,7 +379,7 @@ def _mma_codes(call: Call, weight: RBEBlocks) -> None:
     x, peaks = call.half_inputs(weight)
     _mma(
         call, "codes", x, None, decode.codes_arguments(weight), weight.rows_pad, 0, weight.cols_pad,
-        weight.block, decode.TRANSFORM[weight.outward], weight.gain, peaks,
+        weight.block, decode.TRANSFORM[weight.row_transform], weight.gain, peaks,
     )  # fmt: skip
 
 
@@ -448,7 +453,7 @@ def as_stored(weight: RBEBlocks, dtype: np.dtype[Any]) -> bool:
     In f16, x^ of a transform that is not orthonormal would lose digits.
     """
     half, coded = dtype != _F32_DTYPE, weight.codes.kind != "sparse"
-    return half and coded and weight.basis is None and transforms.is_orthonormal(weight.inward)
+    return half and coded and weight.basis is None and transforms.is_orthonormal(weight.col_transform)
 
 
 def decodes(weight: RBEBlocks, tokens: int, dtype: np.dtype[Any], method: str | None) -> bool:
@@ -491,7 +496,7 @@ def plan(
     elif tokens <= FEW_TOKENS:
         (_sparse if weight.codes.kind == "sparse" else _dot)(call, weight)
     else:
-        linear_transform.plan(call, weight, half and transforms.is_orthonormal(weight.inward))
+        linear_transform.plan(call, weight, half and transforms.is_orthonormal(weight.col_transform))
     return tuple(call.launches)
 
 

@@ -76,7 +76,7 @@ def _float_inputs(call: Call, weight: RBEBlocks) -> Any:
     padded, groups = weight.cols_pad, ceil_div(tokens, TILE)
     out = call.ws.get("linear.x", (groups, padded, TILE))
     parts = 2 if weight.block == 128 else 1
-    transform = decode.TRANSFORM[weight.inward]
+    transform = decode.TRANSFORM[weight.col_transform]
     if call.made("x", out, "float", weight.block, int(transform)):
         return out
     call.add(
@@ -143,7 +143,7 @@ def plan(call: Call, weight: RBEBlocks, half: bool) -> None:
         peaks = call.peaks() if sparse else None
         x = _float_inputs(call, weight)
     codes, basis = _bitmaps(call, weight), _basis(call, weight)
-    transform, scaled = decode.TRANSFORM[weight.outward], np.int32(half and peaks is not None)
+    transform, scaled = decode.TRANSFORM[weight.row_transform], np.int32(half and peaks is not None)
     ending = (
         np.int32(weight.block), transform, np.float32(weight.gain), peaks, scaled, *basis, *call.finish
     )  # fmt: skip

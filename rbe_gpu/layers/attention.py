@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from .. import ops, transforms
-from ..blocks import Array, RBEBlocks, RBEMatrix, for_coefficients, gives_coefficients
+from ..blocks import Array, RBEBlocks, RBEMatrix
 from ..cache import PanelCache
 from ..dispatch import accepted, device_of, module_of
 from ..workspace import Workspace
@@ -194,6 +194,7 @@ class RBEAttention:
         first = weights[0]
         return (
             all(isinstance(w, RBEMatrix) and w.basis is None for w in weights)
+            and all(w.row_transformed and w.col_transformed for w in weights)
             and all(part.activation is None for part in (self.query, self.key, self.value))
             and len({(w.transform, w.block) for w in weights}) == 1
             and first.transform != "none"
@@ -212,11 +213,11 @@ class RBEAttention:
             if bias is not None:
                 blocks = to(bias, "cpu").astype(np.float64).reshape(-1, weight.block)
                 bias = to((blocks @ s).reshape(-1).astype(np.float32), device_of(bias, "bias"))
-            given = gives_coefficients(cast(RBEMatrix, linear.weight))
+            given = cast(RBEMatrix, linear.weight).without_transform("row")
             return RBELinear(given, bias, method=linear.method)
 
         output = self.output
-        taken = for_coefficients(cast(RBEMatrix, output.weight))
+        taken = cast(RBEMatrix, output.weight).without_transform("col")
         takes = RBELinear(taken, output.bias, output.activation, method=output.method)
         scale = 1.0 / sqrt(self.head_dim) if self.scale is None else self.scale
         return RBEAttention(
