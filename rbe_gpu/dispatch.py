@@ -49,13 +49,16 @@ class Backend:
     checks_values : whether values of arguments are validated; on a GPU that would need a host synchronisation
     """
 
+    add = BackendOp()
     attention = BackendOp()
     decode = BackendOp()
     dropout = BackendOp()
     embedding = BackendOp()
     gelu = BackendOp()
+    l2_normalize = BackendOp()
     layer_norm = BackendOp()
     linear = BackendOp()
+    mean_pool = BackendOp()
     rms_norm = BackendOp()
     silu = BackendOp()
     softmax = BackendOp()

@@ -6,6 +6,7 @@ Each function opens with its equation. Every backend is measured against these. 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import erf, sqrt
 from typing import Any
 
@@ -216,6 +217,29 @@ def rms_norm(x: Any, weight: Any, eps: float = 1e-6, residual: Any = None) -> tu
     return s / np.sqrt((s**2).mean(axis=-1, keepdims=True) + eps) * np.asarray(weight, np.float64), s
 
 
+def l2_normalize(x: Any, eps: float = 1e-12) -> F64:
+    """y = x / max(||x||_2, eps) over the last axis."""
+    x = np.asarray(x, np.float64)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(x / np.maximum(np.sqrt((x**2).sum(axis=-1, keepdims=True)), eps))
+
+
+def mean_pool(x: Any, lengths: Any = None, cu_seqlens: Any = None) -> F64:
+    """y[b] = sum_t x[t] / n[b] over the n[b] tokens t of sequence b; zeros where n[b] = 0."""
+    x = np.asarray(x, np.float64)
+    if cu_seqlens is not None:
+        sequences = [x[start:stop] for start, stop in pairwise(cu_seqlens)]
+    elif lengths is not None:
+        sequences = [sequence[:length] for sequence, length in zip(x, lengths, strict=True)]
+    else:
+        sequences = list(x)
+    y = np.zeros((len(sequences), x.shape[-1]))
+    for b, tokens in enumerate(sequences):
+        if len(tokens):
+            y[b] = tokens.sum(axis=0) / len(tokens)
+    return y
+
+
 # --- elementwise --------------------------------------------------------------------------------------
 
 
@@ -291,3 +315,8 @@ def dropout(x: Any, p: float, seed: int, offset: int = 0, residual: Any = None) 
     keep = dropout_keep(x.size, p, seed, offset).reshape(x.shape)
     y = np.where(keep, x / (1 - p) if p < 1 else 0.0, 0.0)
     return y if residual is None else y + np.asarray(residual, np.float64)
+
+
+def add(x: Any, residual: Any) -> F64:
+    """y = x + residual."""
+    return np.asarray(x, np.float64) + np.asarray(residual, np.float64)

@@ -163,6 +163,23 @@ _ALL = (
         in_place="x",
     ),
     Op(
+        name="l2_normalize",
+        signature="l2_normalize(x, eps=1e-12, out=None)",
+        equation="y = x / max(||x||_2, eps) over the last axis",
+        output="shape and dtype of x",
+        tolerances=_tolerances(
+            3e-7, "a pairwise float32 sum, its root and one division per element (2^-24 each)"
+        ),
+        in_place="x",
+    ),
+    Op(
+        name="mean_pool",
+        signature="mean_pool(x, lengths=None, cu_seqlens=None, dtype=None, out=None)",
+        equation="y[b] = mean of x over the tokens of sequence b, zeros where it has none",
+        output="(batch, cols), dtype (of x by default)",
+        tolerances=_tolerances(1e-6, "one float32 sum per column over up to 300 tokens, whose terms cancel"),
+    ),
+    Op(
         name="gelu",
         signature="gelu(x, bias=None, approximate='none', out=None)",
         equation="y = t/2 (1 + erf(t/sqrt 2)), or t/2 (1 + tanh(sqrt(2/pi) (t + 0.044715 t^3))), t = x + bias",
@@ -192,6 +209,14 @@ _ALL = (
         "offset + i // 4 is below floor(p 2^32)",
         output="shape and dtype of x",
         tolerances=_tolerances(2e-7, "a product and a sum, 2^-24 each; the mask is exact"),
+        in_place="x",
+    ),
+    Op(
+        name="add",
+        signature="add(x, residual, out=None)",
+        equation="y = x + residual",
+        output="shape and dtype of x",
+        tolerances=_tolerances(6e-8, "one rounding, 2^-24"),
         in_place="x",
     ),
 )

@@ -72,7 +72,7 @@ def _few_tokens(case: Case) -> Case:
 def cases(name: str) -> Iterator[Case]:
     """Those of the table, and sizes that it leaves out; then all of them off alignment."""
     selected = list(CASES[name].cases)
-    if name in ("layer_norm", "rms_norm", "softmax"):
+    if name in ("layer_norm", "rms_norm", "softmax", "l2_normalize"):
         selected += [_long(name, cols) for cols in (16384, 16392, 40_000, 70_000)]
     if name == "attention":
         selected.append(_wide_heads(name, 96))

@@ -73,6 +73,15 @@ PLANS: dict[str, Callable[..., Launch]] = {
     "dropout": lambda shape, dtype, offset=0: plan("dropout")(
         virtual((prod(shape),), dtype, offset), 0.5, 3, 2**64 - 1, None, virtual((prod(shape),), dtype)
     ),
+    "add": lambda shape, dtype, offset=0: plan("add")(
+        virtual((prod(shape),), dtype, offset), virtual((prod(shape),), dtype), virtual((prod(shape),), dtype)
+    ),
+    "l2_normalize": lambda shape, dtype, offset=0: plan("l2_normalize")(
+        virtual(shape, dtype, offset), 1e-12, virtual(shape, dtype)
+    ),
+    "mean_pool": lambda shape, dtype, offset=0: plan("mean_pool")(
+        virtual((shape[0], 3, shape[1]), dtype, offset), None, None, virtual(shape, np.float32)
+    ),
 }
 SHAPES = [
     (1, 1),
@@ -133,8 +142,10 @@ def test_launch_fits_its_kernel(op: str, shape: tuple[int, int], dtype: np.dtype
     library(op).check(launch)
     assert prod(launch.block) % 32 == 0
     sizes = [int(a) for a in launch.args if isinstance(a, np.int64)]
-    if op in ("softmax", "layer_norm", "rms_norm"):
+    if op in ("softmax", "layer_norm", "rms_norm", "l2_normalize"):
         assert sizes[:2] == list(shape)
+    elif op == "mean_pool":
+        assert sizes == [3, *shape]
     else:
         assert sizes[0] == prod(shape)
 
@@ -259,7 +270,7 @@ def test_divider_is_exact() -> None:
             assert (n if not factor else n * factor >> 64 >> shift) == n // d
 
 
-@pytest.mark.parametrize("op", ["gelu", "silu", "swiglu", "dropout"])
+@pytest.mark.parametrize("op", ["gelu", "silu", "swiglu", "dropout", "add"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_grid_of_elements(op: str, shape: tuple[int, int]) -> None:
     """A thread for every chunk, as far as a grid goes."""

@@ -14,19 +14,22 @@ Wrong shapes are a `ValueError`, wrong array types, dtypes and devices a `TypeEr
 
 from ._attention import attention
 from ._checks import ACTIVATIONS
-from ._elementwise import dropout, gelu, silu, swiglu
+from ._elementwise import add, dropout, gelu, silu, swiglu
 from ._matmul import decode, embedding, linear
-from ._rows import layer_norm, rms_norm, softmax
+from ._rows import l2_normalize, layer_norm, mean_pool, rms_norm, softmax
 
 __all__ = [
     "ACTIVATIONS",
+    "add",
     "attention",
     "decode",
     "dropout",
     "embedding",
     "gelu",
+    "l2_normalize",
     "layer_norm",
     "linear",
+    "mean_pool",
     "rms_norm",
     "silu",
     "softmax",

@@ -10,7 +10,7 @@ import numpy as np
 from ..blocks import Array
 from ..dispatch import Backend, backend_of, module_of
 from ..workspace import Workspace
-from ._checks import check_float, check_shape, op, output, scratch_of
+from ._checks import check_float, check_shape, int64_cu_seqlens, int64_lengths, op, output, scratch_of
 
 
 @op
@@ -98,11 +98,13 @@ def attention(
             raise ValueError(
                 "mask and lengths are for padded sequences; packed ones (cu_seqlens_q) take neither"
             )
-        cu_q = _cu_seqlens(backend, "cu_seqlens_q", cu_seqlens_q, "q", seq_q)
+        cu_q = int64_cu_seqlens(backend, "cu_seqlens_q", cu_seqlens_q, "q", seq_q)
         if cu_seqlens_k is None and seq_k != seq_q:
             raise ValueError(f"k has {seq_k} rows, q has {seq_q}; pass cu_seqlens_k too")
         cu_k = (
-            cu_q if cu_seqlens_k is None else _cu_seqlens(backend, "cu_seqlens_k", cu_seqlens_k, "k", seq_k)
+            cu_q
+            if cu_seqlens_k is None
+            else int64_cu_seqlens(backend, "cu_seqlens_k", cu_seqlens_k, "k", seq_k)
         )
         check_shape("cu_seqlens_k", cu_k, cu_q.shape, "the shape of cu_seqlens_q")
         cu_seqlens = (cu_q, cu_k)
@@ -111,16 +113,7 @@ def attention(
     if mask is not None:
         mask = _scores_mask(backend, mask, (*lead, num_heads, seq_q, seq_k))
     if lengths is not None:
-        if lengths.dtype.kind not in "iu":
-            raise TypeError(f"lengths has dtype {lengths.dtype}; use integers")
-        check_shape("lengths", lengths, tuple(lead), "one per sequence")
-        if (
-            backend.checks_values
-            and lengths.size
-            and not (int(lengths.min()) >= 0 and int(lengths.max()) <= seq_k)
-        ):
-            raise ValueError(f"lengths must be between 0 and seq_k={seq_k}")
-        lengths = backend.xp.ascontiguousarray(lengths, np.int64)
+        lengths = int64_lengths(backend, lengths, lead[0], "seq_k", seq_k)
     left, right = (-1, -1) if window is None else (int(window[0]), int(window[1]))
     if left < -1 or right < -1:
         raise ValueError(f"window={window} is not valid; use (left, right), each -1 (no limit) or more")
@@ -145,14 +138,3 @@ def _scores_mask(backend: Backend, mask: Array, shape: tuple[int, ...]) -> Array
             f"mask has shape {tuple(mask.shape)}, which does not broadcast to (batch, num_heads, seq_q, "
             f"seq_k) = {shape}"
         ) from None
-
-
-def _cu_seqlens(backend: Backend, name: str, ends: Array, rows: str, total: int) -> Array:
-    """Cumulative lengths of packed sequences, checked, as int64."""
-    if ends.dtype not in (np.int32, np.int64):
-        raise TypeError(f"{name} has dtype {ends.dtype}; use int32 or int64")
-    if ends.ndim != 1 or ends.size < 1:
-        raise ValueError(f"{name} has shape {tuple(ends.shape)}, expected (batch + 1,)")
-    if backend.checks_values and not (ends[0] == 0 and ends[-1] == total and (ends[1:] >= ends[:-1]).all()):
-        raise ValueError(f"{name} must start at 0, never fall and end at {total}, the rows of {rows}")
-    return backend.xp.ascontiguousarray(ends, np.int64)

@@ -116,9 +116,38 @@ def check_rows(x: Array) -> None:
     check_rank("x", x, 1)
 
 
+def check_residual(x: Array, residual: Array) -> None:
+    """residual has the shape and dtype of x, and is contiguous."""
+    check_shape("residual", residual, x.shape, "the shape of x")
+    if residual.dtype != x.dtype:
+        raise TypeError(f"residual has dtype {residual.dtype}, x has {x.dtype}; use one dtype")
+    check_contiguous(residual=residual)
+
+
 def check_vector(name: str, a: Array | None, cols: int, what: str = "the last axis of x") -> None:
     if a is None or (a.shape == (cols,) and is_plain(a)):
         return
     check_float(**{name: a})
     check_shape(name, a, (cols,), what)
     check_contiguous(**{name: a})
+
+
+def int64_lengths(backend: Backend, lengths: Array, batch: int, axis: str, seq: int) -> Array:
+    """Lengths of padded sequences, checked, as int64."""
+    if lengths.dtype.kind not in "iu":
+        raise TypeError(f"lengths has dtype {lengths.dtype}; use integers")
+    check_shape("lengths", lengths, (batch,), "one per sequence")
+    if backend.checks_values and lengths.size and (int(lengths.min()) < 0 or int(lengths.max()) > seq):
+        raise ValueError(f"lengths must be between 0 and {axis}={seq}")
+    return cast(Array, backend.xp.ascontiguousarray(lengths, np.int64))
+
+
+def int64_cu_seqlens(backend: Backend, name: str, ends: Array, rows: str, total: int) -> Array:
+    """Cumulative lengths of packed sequences, checked, as int64."""
+    if ends.dtype not in (np.int32, np.int64):
+        raise TypeError(f"{name} has dtype {ends.dtype}; use int32 or int64")
+    if ends.ndim != 1 or ends.size < 1:
+        raise ValueError(f"{name} has shape {tuple(ends.shape)}, expected (batch + 1,)")
+    if backend.checks_values and not (ends[0] == 0 and ends[-1] == total and (ends[1:] >= ends[:-1]).all()):
+        raise ValueError(f"{name} must start at 0, never fall and end at {total}, the rows of {rows}")
+    return cast(Array, backend.xp.ascontiguousarray(ends, np.int64))

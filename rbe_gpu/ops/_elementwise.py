@@ -1,4 +1,4 @@
-"""gelu, silu, swiglu and dropout: ops on every element."""
+"""gelu, silu, swiglu, dropout and add: ops on every element."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ._checks import (
     as_rows,
     check_contiguous,
     check_float,
+    check_residual,
     check_rows,
-    check_shape,
     check_vector,
     is_plain,
     op,
@@ -98,12 +98,28 @@ def dropout(
     for name, value in (("seed", seed), ("offset", offset)):
         if not 0 <= value < 2**64:
             raise ValueError(f"{name}={value} is out of range; use 0 to 2**64 - 1")
-    check_shape("residual", residual, x.shape, "the shape of x")
-    if residual is not None and residual.dtype != x.dtype:
-        raise TypeError(f"residual has dtype {residual.dtype}, x has {x.dtype}; use one dtype")
-    check_contiguous(x=x, residual=residual)
+    if residual is not None:
+        check_residual(x, residual)
+    check_contiguous(x=x)
     result = output(backend, out, x.shape, x.dtype)
     if x.size:
         flat = None if residual is None else residual.reshape(-1)
         backend.dropout(x.reshape(-1), float(p), int(seed), int(offset), flat, result.reshape(-1))
+    return result
+
+
+@op
+def add(x: Array, residual: Array, out: Array | None = None) -> Array:
+    """y = x + residual.
+
+    x : any shape; residual : like x. Returns like x.
+    """
+    backend = backend_of(x=x, residual=residual, out=out)
+    if not is_plain(x):
+        check_float(x=x)
+        check_contiguous(x=x)
+    check_residual(x, residual)
+    result = output(backend, out, x.shape, x.dtype)
+    if x.size:
+        backend.add(x.reshape(-1), residual.reshape(-1), result.reshape(-1))
     return result

@@ -1,8 +1,9 @@
-"""softmax and the norms: ops along the last axis."""
+"""softmax, the norms and mean_pool: ops along rows, or along the rows of a sequence."""
 
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -10,12 +11,16 @@ from ..blocks import Array
 from ..dispatch import Backend, backend_of
 from ._checks import (
     FLOAT32,
+    FLOAT_NAMES,
+    FLOATS,
     as_rows,
     check_contiguous,
     check_float,
     check_rank,
-    check_shape,
+    check_residual,
     check_vector,
+    int64_cu_seqlens,
+    int64_lengths,
     is_plain,
     op,
     output,
@@ -83,10 +88,7 @@ def _norm(
     check_vector("weight", weight, cols)
     check_vector("bias", bias, cols)
     if residual is not None:
-        check_shape("residual", residual, x.shape, "the shape of x")
-        if residual.dtype != x.dtype:
-            raise TypeError(f"residual has dtype {residual.dtype}, x has {x.dtype}; use one dtype")
-        check_contiguous(residual=residual)
+        check_residual(x, residual)
     if eps < 0:
         raise ValueError(f"eps={eps} is negative")
     if residual_out is not None:
@@ -152,3 +154,83 @@ def rms_norm(
     Like x. Source: Zhang and Sennrich 2019.
     """
     return _norm("rms_norm", x, weight, None, eps, residual, out, residual_out)
+
+
+@op
+def l2_normalize(x: Array, eps: float = 1e-12, out: Array | None = None) -> Array:
+    """y = x / max(||x||_2, eps) over the last axis, as `torch.nn.functional.normalize`.
+
+    A norm above 1.8e19 overflows float32, as it does there: such a row becomes 0.
+
+    Parameters
+    ----------
+    x : (..., cols)
+    eps : at least 0; with 0 a row of zeros gives NaN
+
+    Returns
+    -------
+    Like x.
+    """
+    backend = backend_of(x=x, out=out)
+    if not is_plain(x):
+        check_float(x=x)
+        check_contiguous(x=x)
+    check_rank("x", x, 1)
+    if not eps >= 0:
+        raise ValueError(f"eps={eps} is not valid; use 0 or more")
+    result = output(backend, out, x.shape, x.dtype)
+    if x.size:
+        cols = x.shape[-1]
+        backend.l2_normalize(as_rows(x, cols), float(eps), as_rows(result, cols))
+    return result
+
+
+@op
+def mean_pool(
+    x: Array,
+    lengths: Array | None = None,
+    cu_seqlens: Array | None = None,
+    dtype: Any = None,
+    out: Array | None = None,
+) -> Array:
+    """y[b] = mean of x over the tokens of sequence b, zeros where it has none.
+
+    The result of a sequence has the same bits in every batch, padded or packed.
+
+    Parameters
+    ----------
+    x : (batch, seq, cols), padded on the right; or packed (tokens, cols), with `cu_seqlens`
+    lengths : (batch,) integers, tokens of each padded sequence, 0 to seq; None: seq. On a GPU they are clamped, not
+        checked
+    cu_seqlens : (batch + 1,) int32/int64 from 0 to tokens, never falling: packed sequence b has the tokens
+        cu_seqlens[b] to cu_seqlens[b + 1] - 1. On a GPU they are not checked
+    dtype : of the result; None: that of x. Ignored when `out` is passed
+
+    Returns
+    -------
+    (batch, cols), dtype
+    """
+    backend = backend_of(x=x, lengths=lengths, cu_seqlens=cu_seqlens, out=out)
+    check_float(x=x)
+    check_contiguous(x=x)
+    axes = ("batch", "seq", "cols") if cu_seqlens is None else ("tokens", "cols")
+    if x.ndim != len(axes):
+        raise ValueError(f"x has {x.ndim} axes, needs ({', '.join(axes)})")
+    if cu_seqlens is None:
+        batch, seq, cols = x.shape
+        lengths = None if lengths is None else int64_lengths(backend, lengths, batch, "seq", seq)
+    elif lengths is not None:
+        raise ValueError("lengths are for padded sequences; packed ones (cu_seqlens) have none")
+    else:
+        tokens, cols = x.shape
+        cu_seqlens = int64_cu_seqlens(backend, "cu_seqlens", cu_seqlens, "x", tokens)
+        batch = cu_seqlens.size - 1
+    dtype = (x.dtype if dtype is None else np.dtype(dtype)) if out is None else out.dtype
+    if dtype not in FLOATS:
+        raise TypeError(f"dtype {dtype} is not supported; use {FLOAT_NAMES}")
+    result = output(backend, out, (batch, cols), dtype)
+    if out is not None and backend.xp.may_share_memory(out, x):
+        raise ValueError("out shares memory with x; pass another array")
+    if result.size:
+        backend.mean_pool(x, lengths, cu_seqlens, result)
+    return result

@@ -25,10 +25,13 @@ OPS = (
     "layer_norm",
     "rms_norm",
     "softmax",
+    "l2_normalize",
+    "mean_pool",
     "gelu",
     "silu",
     "swiglu",
     "dropout",
+    "add",
 )
 NUMPY, TORCH, ONNX = "NumPy", "PyTorch", "ONNX Runtime"
 #: metric of what the system that this project succeeds reported of itself, on a machine of its own

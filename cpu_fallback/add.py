@@ -1,0 +1,45 @@
+"""add: y = x + residual."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import get_num_threads, prange
+from numpy.typing import NDArray
+
+from ._jit import cpu_kernel
+from .simd import bits, vadd, vload, vload_n, vstore, vstore_n
+
+_PARALLEL_FROM = 131072  # elements: 22/22 us with one/two threads at 65536, 45/33 us at 131072
+
+
+@cpu_kernel
+def _span(x, residual, out, start, stop):
+    whole = start + (stop - start) // 16 * 16
+    for i in range(start, whole, 16):
+        vstore(out, i, vadd(vload(x, i), vload(residual, i)))
+    if whole < stop:
+        count = stop - whole
+        vstore_n(out, whole, vadd(vload_n(x, whole, count), vload_n(residual, whole, count)), count)
+
+
+@cpu_kernel(parallel=True)
+def _parallel_spans(x, residual, out, parts):
+    share = (x.size + 64 * parts - 1) // (64 * parts) * 64  # whole cache lines
+    for part in prange(parts):
+        _span(x, residual, out, part * share, min((part + 1) * share, x.size))
+
+
+def add(x: NDArray[Any], residual: NDArray[Any], out: NDArray[Any]) -> None:
+    """Write x + residual to `out`.
+
+    Parameters
+    ----------
+    x, residual, out : (count,) float32/float16/bfloat16, one dtype, C-contiguous; `out` may be one of the others
+    """
+    arrays = (bits(x), bits(residual), bits(out))
+    parts = get_num_threads() if x.size >= _PARALLEL_FROM else 1
+    if parts > 1:
+        _parallel_spans(*arrays, parts)
+    else:
+        _span(*arrays, 0, x.size)

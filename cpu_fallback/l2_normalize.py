@@ -1,0 +1,80 @@
+"""l2_normalize: y[r,c] = x[r,c] / max(||x[r]||_2, eps).
+
+Squares are summed pairwise (Higham 1993, "The accuracy of floating point summation"), in the order of `numpy.sum`, so
+float32 rows have the bits of `x / numpy.maximum(numpy.linalg.norm(x, axis=1, keepdims=True), eps)`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import get_num_threads, prange
+from numpy.typing import NDArray
+
+from ._jit import cpu_kernel
+from .simd import bits, vdiv, vload, vload_n, vsplat, vstore, vstore_n, widen
+
+_PARALLEL_FROM = 65536  # elements
+_PAIRWISE_FROM = 128  # terms; fewer are summed in eight lanes
+
+
+@cpu_kernel(exact=True)  # every rounding as written
+def _sum_of_squares(x, start, count):
+    """Sum of x[i]^2 for start <= i < start + count, float32."""
+    if count > _PAIRWISE_FROM:
+        half = count // 2 // 8 * 8
+        return _sum_of_squares(x, start, half) + _sum_of_squares(x, start + half, count - half)
+    total = np.float32(0.0)
+    whole = count // 8 * 8
+    if whole:
+        x0, x1, x2, x3 = widen(x[start]), widen(x[start + 1]), widen(x[start + 2]), widen(x[start + 3])
+        x4, x5, x6, x7 = widen(x[start + 4]), widen(x[start + 5]), widen(x[start + 6]), widen(x[start + 7])
+        s0, s1, s2, s3 = x0 * x0, x1 * x1, x2 * x2, x3 * x3
+        s4, s5, s6, s7 = x4 * x4, x5 * x5, x6 * x6, x7 * x7
+        for i in range(start + 8, start + whole, 8):
+            x0, x1, x2, x3 = widen(x[i]), widen(x[i + 1]), widen(x[i + 2]), widen(x[i + 3])
+            x4, x5, x6, x7 = widen(x[i + 4]), widen(x[i + 5]), widen(x[i + 6]), widen(x[i + 7])
+            s0, s1, s2, s3 = s0 + x0 * x0, s1 + x1 * x1, s2 + x2 * x2, s3 + x3 * x3
+            s4, s5, s6, s7 = s4 + x4 * x4, s5 + x5 * x5, s6 + x6 * x6, s7 + x7 * x7
+        total = ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
+    for i in range(start + whole, start + count):
+        total += widen(x[i]) * widen(x[i])
+    return total
+
+
+@cpu_kernel(exact=True)
+def _rows(x, cols, eps, out, first, stop):
+    """Rows first .. stop - 1 of the flat arrays."""
+    for row in range(first, stop):
+        start = row * cols
+        norm = np.sqrt(_sum_of_squares(x, start, cols))
+        divisor = vsplat(eps if norm < eps else norm)  # NaN stays
+        whole = cols - cols % 16
+        for i in range(start, start + whole, 16):
+            vstore(out, i, vdiv(vload(x, i), divisor))
+        if whole < cols:
+            left = cols - whole
+            vstore_n(out, start + whole, vdiv(vload_n(x, start + whole, left), divisor), left)
+
+
+@cpu_kernel(parallel=True, exact=True)
+def _parallel_rows(x, cols, eps, out, rows, parts):
+    for part in prange(parts):
+        _rows(x, cols, eps, out, rows * part // parts, rows * (part + 1) // parts)
+
+
+def l2_normalize(x: NDArray[Any], eps: float, out: NDArray[Any]) -> None:
+    """Write every row of `x`, divided by its L2 norm or by `eps` if that is larger, to `out`.
+
+    Parameters
+    ----------
+    x, out : (rows, cols) float32/float16/bfloat16, one dtype, C-contiguous; `out` may be `x`
+    """
+    rows, cols = x.shape
+    arguments = (bits(x).reshape(-1), cols, np.float32(eps), bits(out).reshape(-1))
+    parts = min(get_num_threads(), rows) if x.size >= _PARALLEL_FROM else 1
+    if parts > 1:
+        _parallel_rows(*arguments, rows, parts)
+    else:
+        _rows(*arguments, 0, rows)

@@ -1,0 +1,95 @@
+// y[r,c] = x[r,c] / max(||x[r]||_2, eps).
+//
+// Arrays     x, out: (rows, cols) T, row-major; out may be x
+// Ownership  A team of blockDim.x threads holds a row in registers, each thread up to 32 values of it; a block
+//            has blockDim.y teams. Rows too long for 512 threads: the whole block goes through the row twice.
+// Launch     block (team, teams): teams of 1 to 32 lanes fill 128 threads, larger teams are the block;
+//            grid (blocks), rows in strides of the grid
+// Shared     128 bytes, of teams larger than a warp only
+// Bytes      reads x once, writes out once: 2 sizeof(T) per element. Long rows are read twice.
+// Accuracy   the sum is float, of 32 values a thread and then a tree; of long rows it is compensated. A norm above
+//            1.8e19 overflows to Inf, as in PyTorch's normalize, and the row becomes 0.
+#include "reduce.cuh"
+#include "rows.cuh"
+
+template <int VEC, int CHUNKS>
+__device__ __forceinline__ float squares(const float (&x)[CHUNKS][VEC]) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int k = 0; k < CHUNKS; ++k) {
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) sum += x[k][i] * x[k][i];
+  }
+  return sum;
+}
+
+// max(sqrt(sum), eps); NaN stays.
+__device__ __forceinline__ float divisor_of(float sum, float eps) {
+  float norm = sqrtf(sum);
+  return norm < eps ? eps : norm;
+}
+
+template <class T, int VEC, int CHUNKS>
+__device__ __forceinline__ void write(T* out, i64 start, int end, float divisor, const float (&x)[CHUNKS][VEC]) {
+#pragma unroll
+  for (int k = 0; k < CHUNKS; ++k) {
+    int col = (k * blockDim.x + threadIdx.x) * VEC;
+    if (col < end) {
+      float y[VEC];
+#pragma unroll
+      for (int i = 0; i < VEC; ++i) y[i] = x[k][i] / divisor;
+      store<VEC>(out + start + col, y);
+    }
+  }
+}
+
+template <class T, int VEC, int CHUNKS>
+__device__ __forceinline__ void l2_normalize_rows(const T* x, T* out, i64 rows, i64 cols, float eps) {
+  for (i64 first = static_cast<i64>(blockIdx.x) * blockDim.y; first < rows;
+       first += static_cast<i64>(gridDim.x) * blockDim.y) {
+    i64 row = first + threadIdx.y;
+    i64 start = row * cols;
+    int end = row < rows ? static_cast<int>(cols) : 0;  // a team without a row takes part in the reduction only
+    float s[CHUNKS][VEC];
+    load_row<VEC>(x, static_cast<const T*>(nullptr), start, end, s);
+    write(out, start, end, divisor_of(team_sum(squares(s), blockDim.x), eps), s);
+  }
+}
+
+template <class T, int VEC, int CHUNKS>
+__device__ __forceinline__ void l2_normalize_long(const T* x, T* out, i64 rows, i64 cols, float eps) {
+  int team = blockDim.x, step = team * VEC * CHUNKS;
+  for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
+    i64 start = row * cols;
+    float s[CHUNKS][VEC];
+    LongSum total;
+    for (i64 first = 0; first < cols; first += step) {
+      load_row<VEC>(x, static_cast<const T*>(nullptr), start + first, columns_left(first, cols, step), s);
+      total.add(squares(s));
+    }
+    float divisor = divisor_of(team_sum(total.value(), team), eps);
+    for (i64 first = 0; first < cols; first += step) {
+      int end = columns_left(first, cols, step);
+      load_row<VEC>(x, static_cast<const T*>(nullptr), start + first, end, s);
+      write(out, start + first, end, divisor, s);
+    }
+  }
+}
+
+// The names are explained in softmax.cu.
+#define ENTRY(name, body, threads, T, VEC, CHUNKS)                  \
+  extern "C" __global__ void __launch_bounds__(threads, 1)          \
+      name(const T* x, T* out, i64 rows, i64 cols, float eps) {     \
+    body<T, VEC, CHUNKS>(x, out, rows, cols, eps);                  \
+  }
+#define ENTRIES(type, T)                                                                      \
+  ENTRY(l2_normalize_##type##_8, l2_normalize_rows, 1024, T, VECTOR<T>, 8 / VECTOR<T>)        \
+  ENTRY(l2_normalize_##type##_16, l2_normalize_rows, 1024, T, VECTOR<T>, 16 / VECTOR<T>)      \
+  ENTRY(l2_normalize_##type##_32, l2_normalize_rows, 512, T, VECTOR<T>, 32 / VECTOR<T>)       \
+  ENTRY(l2_normalize_##type##_single_8, l2_normalize_rows, 512, T, 1, 8)                      \
+  ENTRY(l2_normalize_##type##_long, l2_normalize_long, 512, T, VECTOR<T>, 16 / VECTOR<T>)     \
+  ENTRY(l2_normalize_##type##_single_long, l2_normalize_long, 512, T, 1, 4)
+
+ENTRIES(f32, float)
+ENTRIES(f16, f16)
+ENTRIES(bf16, bf16)

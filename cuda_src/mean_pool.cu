@@ -1,0 +1,71 @@
+// y[b,c] = sum_t x[t,c] / n[b] over the n[b] tokens t of sequence b; zeros where n[b] = 0.
+//
+// Arrays     x: (batch, seq, cols) T with lengths (batch) i64 or null, or packed (tokens, cols) T with cu_seqlens
+//            (batch + 1) i64; out: (batch, cols) of out_type. Lengths are clamped to 0 ... seq.
+// Ownership  A block has 32 chunks of columns (chunks of 16 bytes, or single columns: _single) of one sequence; its
+//            warp w sums the tokens w, w + 8, ... of it
+// Launch     block (32, 8); grid (pairs of a sequence and 32 chunks), in strides of the grid
+// Shared     8 sums of each column: 4 KB, 8 KB of the half types
+// Bytes      reads the tokens of every sequence once, writes out once
+// Accuracy   float: 8 sums of every eighth token, added in the order of the warps. That order depends on nothing but
+//            the length, so a sequence has the same bits in every batch, padded or packed.
+#include "vector_io.cuh"
+
+constexpr int WARPS = 8;
+
+template <class T, int VEC>
+__device__ __forceinline__ void mean_pool(const T* x, i64 seq, const i64* lengths, const i64* cu_seqlens, void* out,
+                                          int out_type, i64 batch, i64 cols) {
+  __shared__ float sums[WARPS][VEC][WARP];
+  int lane = threadIdx.x, warp = threadIdx.y;
+  i64 groups = (cols + WARP * VEC - 1) / (WARP * VEC);
+  for (i64 unit = blockIdx.x; unit < batch * groups; unit += gridDim.x) {
+    i64 b = unit / groups;
+    i64 col = (unit % groups * WARP + lane) * VEC;
+    i64 first = b * seq, count = seq;
+    if (cu_seqlens) {
+      first = cu_seqlens[b];
+      count = cu_seqlens[b + 1] - first;
+    } else if (lengths) {
+      count = lengths[b] < seq ? lengths[b] : seq;
+    }
+    float sum[VEC];
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) sum[i] = 0.0f;
+    if (col < cols) {
+#pragma unroll 4
+      for (i64 t = warp; t < count; t += WARPS) {
+        float v[VEC];
+        load<VEC>(x + (first + t) * cols + col, v);
+#pragma unroll
+        for (int i = 0; i < VEC; ++i) sum[i] += v[i];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) sums[warp][i][lane] = sum[i];
+    __syncthreads();
+    if (warp == 0 && col < cols) {
+#pragma unroll
+      for (int i = 0; i < VEC; ++i) {
+        for (int w = 1; w < WARPS; ++w) sum[i] += sums[w][i][lane];
+        sum[i] = count > 0 ? sum[i] / static_cast<float>(count) : 0.0f;
+      }
+      store_any<VEC>(out, out_type, b * cols + col, sum);
+    }
+    __syncthreads();  // `sums` is free again
+  }
+}
+
+#define ENTRY(name, T, VEC)                                                                                       \
+  extern "C" __global__ void __launch_bounds__(256)                                                               \
+      name(const T* x, i64 seq, const i64* lengths, const i64* cu_seqlens, void* out, int out_type, i64 batch,    \
+           i64 cols) {                                                                                            \
+    mean_pool<T, VEC>(x, seq, lengths, cu_seqlens, out, out_type, batch, cols);                                   \
+  }
+#define ENTRIES(type, T)                        \
+  ENTRY(mean_pool_##type, T, VECTOR<T>)         \
+  ENTRY(mean_pool_##type##_single, T, 1)
+
+ENTRIES(f32, float)
+ENTRIES(f16, f16)
+ENTRIES(bf16, bf16)

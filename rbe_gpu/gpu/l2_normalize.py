@@ -1,0 +1,31 @@
+"""l2_normalize: y[r,c] = x[r,c] / max(||x[r]||_2, eps)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ._launch import SUFFIX, Launch, in_chunks, run
+from ._rows import share_rows
+
+_THREADS = 512  # launch bounds of the kernels over rows in registers, as of rms_norm
+
+
+def plan(x: Any, eps: float, out: Any) -> Launch:
+    """The launch of `l2_normalize`, from shapes, dtypes and addresses."""
+    rows, cols = x.shape
+    share = share_rows(rows, cols, x.itemsize, in_chunks(x, (out,)), _THREADS)
+    args = (x, out, np.int64(rows), np.int64(cols), np.float32(eps))
+    entry = f"l2_normalize_{SUFFIX[x.dtype]}{share.entry}"
+    return Launch("l2_normalize", entry, share.grid, share.block, args)
+
+
+def l2_normalize(x: Any, eps: float, out: Any) -> None:
+    """Write every row of `x`, divided by its L2 norm or by `eps` if that is larger, to `out`.
+
+    Parameters
+    ----------
+    x, out : (rows, cols) float32/float16/bfloat16, one dtype, C-contiguous; `out` may be `x`
+    """
+    run(plan(x, eps, out))
