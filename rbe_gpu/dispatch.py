@@ -1,7 +1,7 @@
-"""Which backend runs an op: decided by the arrays, never guessed.
+"""Which backend runs an op: decided by the types of the arrays.
 
 numpy arrays run on the `cpu` backend (`cpu_fallback/<op>.py`), CuPy arrays on the `cuda` backend
-(`rbe_gpu/gpu/<op>.py`). CuPy is never imported for NumPy users.
+(`rbe_gpu/gpu/<op>.py`). CuPy is imported only where its arrays are used.
 """
 
 from __future__ import annotations
@@ -97,18 +97,18 @@ _DLPACK_CUDA = 2  # kDLCUDA of dlpack.h
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
-def accepted(value: Any) -> Any:
-    """A foreign GPU array as a CuPy array over the same memory; anything else as it is.
+def as_cupy(value: Any) -> Any:
+    """A GPU array of another library (PyTorch, JAX) as a CuPy array over the same memory; anything else unchanged.
 
-    Arrays of other libraries (PyTorch, JAX) come by `__cuda_array_interface__` or DLPack: no copy, and work on
-    them is ordered after what their library's current stream holds.
+    Uses `__cuda_array_interface__` or DLPack: no copy, and work on the array is ordered after the work queued on the
+    other library's current stream.
     """
     if value is None or isinstance(value, np.ndarray | int | float | str) or is_cupy(value):
         return value
     interface = getattr(value, "__cuda_array_interface__", None)
     if interface is not None:
-        if interface["typestr"] == _BFLOAT16.str:  # "<V2": any two bytes, to CuPy
-            return CUDA.xp.asarray(_Words(value, interface)).view(_BFLOAT16)
+        if interface["typestr"] == _BFLOAT16.str:  # "<V2", which CuPy reads as two bytes of any type
+            return CUDA.xp.asarray(_AsUint16(value, interface)).view(_BFLOAT16)
         return CUDA.xp.asarray(value)
     device = getattr(value, "__dlpack_device__", None)
     if device is not None and device()[0] == _DLPACK_CUDA:
@@ -116,16 +116,16 @@ def accepted(value: Any) -> Any:
     return value
 
 
-class _Words:
-    """A foreign GPU array of bfloat16, shown as uint16."""
+class _AsUint16:
+    """The `__cuda_array_interface__` of a bfloat16 array with dtype uint16."""
 
     def __init__(self, value: Any, interface: dict[str, Any]) -> None:
-        self._held = value
+        self._owner = value  # keeps the memory alive
         self.__cuda_array_interface__ = {**interface, "typestr": "<u2"}
 
 
 def is_cupy(value: Any) -> bool:
-    """Whether `value` is a CuPy array; CuPy need not be there to ask."""
+    """Whether `value` is a CuPy array. Does not import CuPy."""
     return type(value).__module__.partition(".")[0] == "cupy" and hasattr(value, "__cuda_array_interface__")
 
 
@@ -137,13 +137,13 @@ def module_of(value: Any) -> Any:
 def device_of(value: Any, name: str = "array") -> str:
     """`"cpu"` for a NumPy array, `"cuda:<index>"` for a CuPy array.
 
-    Compressed weights answer for their arrays. Anything else is a `TypeError`.
+    A compressed weight is on the device of its arrays. Raises `TypeError` for anything else.
     """
     if type(value) is np.ndarray:
         return "cpu"
     if is_cupy(value):
         return f"cuda:{value.device.id}"
-    if isinstance(value, np.ndarray):  # a memory map, say
+    if isinstance(value, np.ndarray):  # e.g. a memory map
         return "cpu"
     device = getattr(value, "device", None)
     if isinstance(device, str) and hasattr(value, "codes"):  # a compressed weight
@@ -155,7 +155,7 @@ def device_of(value: Any, name: str = "array") -> str:
 
 
 def backend_of(**arrays: Any) -> Backend:
-    """The backend that all given arrays live on. `None` values are passed over.
+    """The backend that all arrays are on. `None` values are ignored.
 
     Raises
     ------
@@ -183,36 +183,37 @@ def backend_of(**arrays: Any) -> Backend:
 
 
 class DeviceMemoryError(MemoryError):
-    """A GPU has no room for an array. The message says how much was asked for, how much is free, and what to do."""
+    """A GPU has no room for an array. The message has the requested and the free size, and what to do."""
 
 
-def explained(error: MemoryError) -> MemoryError:
-    """CuPy's `OutOfMemoryError` as a `DeviceMemoryError` of the current GPU; any other error as it is."""
+def device_memory_error(error: MemoryError) -> MemoryError:
+    """CuPy's `OutOfMemoryError` as a `DeviceMemoryError` of the current GPU; any other error unchanged."""
     if not type(error).__module__.startswith("cupy"):
         return error
-    wanted = re.search(r"allocating ([\d,]+) bytes", str(error))
-    asked = "more" if wanted is None else _size(int(wanted[1].replace(",", "")))
+    from rich.filesize import decimal
+
+    def size(nbytes: int) -> str:
+        return decimal(nbytes, precision=2)
+
+    match = re.search(r"allocating ([\d,]+) bytes", str(error))
+    requested = "more" if match is None else size(int(match[1].replace(",", "")))
     cupy = CUDA.xp
     free, total = cupy.cuda.runtime.memGetInfo()
     held = cupy.get_default_memory_pool().total_bytes()
     return DeviceMemoryError(
-        f"cuda:{cupy.cuda.runtime.getDevice()} is out of memory: {asked} asked for, {_size(free)} free of "
-        f"{_size(total)}, {_size(held)} held by this process. Use a smaller batch or cache_bytes=0, drop arrays that "
+        f"cuda:{cupy.cuda.runtime.getDevice()} is out of memory: {requested} asked for, {size(free)} free of "
+        f"{size(total)}, {size(held)} held by this process. Use a smaller batch or cache_bytes=0, drop arrays that "
         "are no longer needed, or end other programs on this GPU"
     )
 
 
 @contextmanager
-def explaining() -> Iterator[None]:
-    """Within the block, or the function that it decorates, a GPU without room raises `DeviceMemoryError`."""
+def device_memory_errors() -> Iterator[None]:
+    """A context manager and decorator: a GPU without room raises `DeviceMemoryError`."""
     try:
         yield
     except MemoryError as error:
-        told = explained(error)
-        if told is error:
+        device_error = device_memory_error(error)
+        if device_error is error:
             raise
-        raise told from error
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 10**8 else f"{nbytes / 1e6:.2f} MB"
+        raise device_error from error

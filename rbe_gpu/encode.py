@@ -28,7 +28,7 @@ from .blocks import Array, RBEMatrix, RBEVectors, error_report
 from .codecs import Codes, EncodeConfig
 from .codecs.base import Sample
 from .codecs.search import best_for_bytes, best_for_error, candidates, config_named
-from .dispatch import accepted, device_of, is_cupy
+from .dispatch import as_cupy, device_of, is_cupy
 from .threads import blas
 
 F32 = NDArray[np.float32]
@@ -290,7 +290,7 @@ def compress(
     >>> m = rbe.compress(weight, grade="B")
     >>> m.ratio, m.error_report(weight).relative_error
     """
-    array = accepted(array)
+    array = as_cupy(array)
     if is_cupy(array):
         from .transfer import to
 

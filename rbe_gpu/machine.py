@@ -1,4 +1,4 @@
-"""What this machine has for rbe_gpu, and what is missing for what: the facts that `rbe-gpu info` prints."""
+"""CPU, GPUs and installed versions, and what is missing: the contents of `rbe-gpu info`."""
 
 from __future__ import annotations
 
@@ -21,20 +21,28 @@ LIBRARIES = ("numpy", "numba", "llvmlite", "ml_dtypes", "safetensors", "tokenize
 
 
 def cpu_name() -> str:
+    """The name of the CPU. `platform.processor()` is empty or only the architecture on Linux and macOS."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("model name", "Model")):
                 return line.partition(":")[2].strip()
     except OSError:
         pass  # not Linux
-    return platform.processor() or platform.machine()
+    return _sysctl("machdep.cpu.brand_string") or platform.processor() or platform.machine()
+
+
+def _sysctl(name: str) -> str:
+    """A value of macOS's `sysctl`; empty on other systems."""
+    if sys.platform != "darwin":
+        return ""
+    return subprocess.run(["sysctl", "-n", name], capture_output=True, text=True).stdout.strip()
 
 
 def physical_cores() -> int | None:
-    """Cores of the machine, hardware threads of one core counted once; None where the system does not say."""
+    """Number of physical cores; None if the system does not report it."""
     if sys.platform == "darwin":
-        done = subprocess.run(["sysctl", "-n", "hw.physicalcpu"], capture_output=True, text=True)
-        return int(done.stdout) if done.stdout.strip().isdigit() else None
+        count = _sysctl("hw.physicalcpu")
+        return int(count) if count.isdigit() else None
     siblings = set()
     for topology in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology"):
         try:
@@ -45,7 +53,7 @@ def physical_cores() -> int | None:
 
 
 def memory_bytes() -> int | None:
-    """Bytes of physical memory; None where the system does not say."""
+    """Bytes of physical memory; None if the system does not report it."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
@@ -53,26 +61,26 @@ def memory_bytes() -> int | None:
 
 
 def versions() -> dict[str, str | None]:
-    """The libraries that do the work; None for what is not installed."""
+    """Versions of `LIBRARIES`; None for those that are not installed."""
     from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
-    found: dict[str, str | None] = {}
+    installed: dict[str, str | None] = {}
     distributions = packages_distributions()
     for name in LIBRARIES:
         try:
-            found[name] = version(distributions[name][0])
+            installed[name] = version(distributions[name][0])
         except (KeyError, PackageNotFoundError):
-            found[name] = None
-    return found
+            installed[name] = None
+    return installed
 
 
 # --- GPUs ---------------------------------------------------------------------------------------------
 
 
 def gpus() -> tuple[list[dict[str, Any]], str]:
-    """NVIDIA GPUs by NVML, and why there are none.
+    """NVIDIA GPUs from NVML, and the reason if there are none.
 
-    NVML numbers all GPUs of the machine; CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER change the numbers of CUDA.
+    NVML numbers all GPUs of the machine; CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER change only CUDA's numbering.
     """
     import pynvml
 
@@ -82,12 +90,12 @@ def gpus() -> tuple[list[dict[str, Any]], str]:
         return [], f"no NVIDIA driver answers ({error})"
     try:
         driver, cuda = pynvml.nvmlSystemGetDriverVersion(), pynvml.nvmlSystemGetCudaDriverVersion_v2()
-        found = []
+        devices = []
         for i in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(i)
             major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            found.append(
+            devices.append(
                 {
                     "name": pynvml.nvmlDeviceGetName(handle),
                     "memory_bytes": int(memory.total),
@@ -99,7 +107,7 @@ def gpus() -> tuple[list[dict[str, Any]], str]:
                     "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}",
                 }
             )
-        return found, "" if found else "the NVIDIA driver reports no GPU"
+        return devices, "" if devices else "the NVIDIA driver reports no GPU"
     except pynvml.NVMLError as error:
         return [], f"the NVIDIA driver does not answer ({error})"
     finally:
@@ -111,8 +119,8 @@ def cupy_state() -> dict[str, Any]:
 
     Returns
     -------
-    `works` : it imports; `devices` : GPUs that it reaches; `cuda` and `nvrtc` : versions, or None;
-    `architectures` : what its NVRTC compiles for; `errors` : in the words of CuPy, by what they stop
+    `works` : it imports; `devices` : number of usable GPUs; `cuda` and `nvrtc` : versions, or None;
+    `architectures` : what its NVRTC compiles for; `errors` : CuPy's messages by what failed
     """
     state: dict[str, Any] = {
         "works": False, "devices": 0, "cuda": None, "nvrtc": None, "architectures": [], "errors": {}
@@ -124,7 +132,7 @@ def cupy_state() -> dict[str, Any]:
         missing = error.name == "cupy"
         errors["import"] = "CuPy is not installed" if missing else f"CuPy does not import ({error})"
         return state
-    except Exception as error:  # a broken installation may raise anything
+    except Exception as error:  # a broken installation may raise any exception
         errors["import"] = f"CuPy does not import ({_line(error)})"
         return state
     state["works"] = True
@@ -147,7 +155,7 @@ def _line(error: Exception) -> str:
 
 
 def extra(cuda: str) -> str:
-    """The extra of this package that suits a driver's CUDA version."""
+    """The extra of this package that matches a driver's CUDA version."""
     return "cuda13" if int(cuda.partition(".")[0]) >= 13 else "cuda12"
 
 
@@ -156,28 +164,28 @@ def kernels() -> dict[str, bool]:
     return {op: _source.has(op) for op in registry.OPS}
 
 
-def _missing_for_gpu(found: list[dict[str, Any]], no_gpu: str, cupy: dict[str, Any]) -> list[str]:
-    """What keeps ops from running on a GPU, and what mends it."""
-    if not found:
+def _missing_for_gpu(devices: list[dict[str, Any]], no_gpu: str, cupy: dict[str, Any]) -> list[str]:
+    """What prevents ops from running on a GPU, and the fix."""
+    if not devices:
         return [
             f"{no_gpu}: everything runs on the CPU; for a GPU: an NVIDIA GPU of compute capability "
             f"{_load.OLDEST[0]}.{_load.OLDEST[1]} or newer, its driver, and pip install 'rbe-gpu[cuda13]'"
         ]
     lines = []
-    errors, suited = cupy["errors"], extra(found[0]["cuda"])
+    errors, matching = cupy["errors"], extra(devices[0]["cuda"])
     if not cupy["works"]:
-        lines.append(f"{errors['import']}, so CuPy arrays cannot be used: pip install 'rbe-gpu[{suited}]'")
+        lines.append(f"{errors['import']}, so CuPy arrays cannot be used: pip install 'rbe-gpu[{matching}]'")
     elif "devices" in errors:
         lines.append(
             f"CuPy (CUDA {cupy['cuda']}) reaches no GPU ({errors['devices']}); the driver has CUDA "
-            f"{found[0]['cuda']}: pip install 'rbe-gpu[{suited}]', or a newer driver"
+            f"{devices[0]['cuda']}: pip install 'rbe-gpu[{matching}]', or a newer driver"
         )
     if "nvrtc" in errors:
         lines.append(
             f"CuPy finds no NVRTC, which compiles the kernels ({errors['nvrtc']}): "
-            f"pip install 'rbe-gpu[{suited}]'"
+            f"pip install 'rbe-gpu[{matching}]'"
         )
-    for i, gpu in enumerate(found):
+    for i, gpu in enumerate(devices):
         if not gpu["supported"]:
             lines.append(
                 f"GPU {i} ({gpu['name']}) has compute capability {gpu['compute_capability']}; the kernels need "
@@ -187,17 +195,17 @@ def _missing_for_gpu(found: list[dict[str, Any]], no_gpu: str, cupy: dict[str, A
 
 
 def collect() -> dict[str, Any]:
-    """The machine, the versions, the GPUs and kernels, and what is missing for what."""
+    """The machine, the versions, the GPUs and kernels, and what is missing."""
     import llvmlite.binding
     import numba
 
     features = llvmlite.binding.get_host_cpu_features()
-    found, no_gpu = gpus()
+    devices, no_gpu = gpus()
     cupy = cupy_state()
     installed = versions()
-    having = kernels()
-    missing = _missing_for_gpu(found, no_gpu, cupy)
-    without = [op for op, there in having.items() if not there]
+    has_kernels = kernels()
+    missing = _missing_for_gpu(devices, no_gpu, cupy)
+    without = [op for op, present in has_kernels.items() if not present]
     if without:
         missing.append(
             f"no CUDA kernels in this version for {', '.join(without)}: those take NumPy arrays only"
@@ -220,10 +228,10 @@ def collect() -> dict[str, Any]:
         },
         "numba_threads": numba.config.NUMBA_NUM_THREADS,
         "versions": installed,
-        "gpus": found,
+        "gpus": devices,
         "cupy": cupy,
         "kernels": {
-            "ops": [op for op, there in having.items() if there],
+            "ops": [op for op, present in has_kernels.items() if present],
             "without": without,
             "oldest": f"sm_{_load.OLDEST[0]}{_load.OLDEST[1]}",
         },

@@ -27,6 +27,8 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 
+import platformdirs
+
 from .blocks import RBEBlocks
 from .cache import PanelCache
 from .codecs import SparseCodes
@@ -82,8 +84,7 @@ def costs_file() -> Path:
     named = os.environ.get("RBE_GPU_COSTS")
     if named:
         return Path(named)
-    folder = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(folder) if folder else Path.home() / ".cache") / "rbe_gpu" / "costs.json"
+    return platformdirs.user_cache_path("rbe_gpu", appauthor=False) / "costs.json"
 
 
 @cache

@@ -13,7 +13,7 @@ import numpy as np
 
 from .blocks import RBEBlocks
 from .cache import PanelCache
-from .dispatch import accepted, device_of, explaining
+from .dispatch import as_cupy, device_memory_errors, device_of
 from .layers import RBEFFN, RBEAttention, RBEDropout, RBEEmbedding, RBELayerNorm, RBELinear, RBERMSNorm
 from .workspace import Workspace
 
@@ -75,8 +75,8 @@ def to(value: _T, device: str) -> _T:
         It has no room; the message says how much was asked for and is free.
     """
     where = canonical_device(device)
-    with explaining():
-        return _Move(where).value(accepted(value))  # type: ignore[no-any-return]
+    with device_memory_errors():
+        return _Move(where).value(as_cupy(value))  # type: ignore[no-any-return]
 
 
 class _Move:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .dispatch import explaining
+from .dispatch import device_memory_errors
 
 _VIEWS = 1024  # shapes remembered; a layer asks for about ten
 
@@ -63,7 +63,7 @@ class Workspace:
         if self.device != "cpu":
             import cupy
 
-            with cupy.cuda.Device(int(self.device.partition(":")[2])), explaining():
+            with cupy.cuda.Device(int(self.device.partition(":")[2])), device_memory_errors():
                 return cupy.empty(nbytes, np.uint8)
         raw = np.empty(nbytes + 64, np.uint8)
         start = -raw.ctypes.data % 64

@@ -146,7 +146,7 @@ def full(cupy, monkeypatch, name):
     monkeypatch.setattr(cupy, name, refuse, raising=False)
 
 
-TOLD = r"out of memory: 4\.00 GB asked for, 0\.25 GB free of 80\.00 GB, 1\.00 GB held.*Use a smaller batch"
+TOLD = r"out of memory: 4\.00 GB asked for, 250\.00 MB free of 80\.00 GB, 1\.00 GB held.*Use a smaller batch"
 
 
 def test_a_full_gpu_says_what_was_asked_for_and_what_helps(cupy, x, monkeypatch):

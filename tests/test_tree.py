@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rbe_gpu import dispatch, ops, reference, registry
+from rbe_gpu import cli, dispatch, ops, reference, registry
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,9 +39,10 @@ PACKAGE = {
     "planner": "which way a product takes",
     "tuning": "the planner's numbers, measured",
     "threads": "how many threads kernels and BLAS use",
-    "cli": "the command line",
 }
-FOLDERS = {"ops", "layers", "models", "gpu"}
+FOLDERS = {"ops", "codecs", "layers", "models", "gpu", "cli"}
+COMMANDS = {"compress", "inspect", "embed", "eval", "report", "warmup", "tune", "info"}
+CLI = {"__init__", "__main__", "_errors", "_files", "_output"}
 CPU = {
     *("__init__", "_jit", "_parts", "_pool", "simd", "unpack"),
     *("quantize", "feedback"),  # the encoder's loops
@@ -208,6 +209,11 @@ def test_op_without_a_kernel_on_a_backend_is_an_error_with_the_reason() -> None:
     backend = dispatch.Backend("test", "rbe_gpu.gpu", without={"silu": "not written yet"})
     with pytest.raises(NotImplementedError, match="the test backend has no silu: not written yet"):
         backend.silu  # noqa: B018
+
+
+def test_cli_holds_one_file_per_command() -> None:
+    assert modules("rbe_gpu/cli") == CLI | COMMANDS
+    assert {command.name for command in cli.app.registered_commands} == COMMANDS
 
 
 def test_report_modules() -> None:

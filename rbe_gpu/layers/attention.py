@@ -10,7 +10,7 @@ import numpy as np
 from .. import ops, transforms
 from ..blocks import Array, RBEBlocks, RBEMatrix
 from ..cache import PanelCache
-from ..dispatch import accepted, device_of, module_of
+from ..dispatch import as_cupy, device_of, module_of
 from ..workspace import Workspace
 from .rbe_linear import RBELinear, compressed
 
@@ -143,9 +143,9 @@ class RBEAttention:
         -------
         (batch, seq, hidden) or (tokens, hidden), dtype of x. Rows of padding hold no meaning.
         """
-        x = accepted(x)
+        x = as_cupy(x)
         workspace = (workspace or Workspace()).on(device_of(x, "x"))
-        context = accepted(context)
+        context = as_cupy(context)
         inside = None if self._decodes(x, x if context is None else context) else self._coefficients()
         within = self if inside is None else inside
         merged = within.mix(x, lengths, mask, context, workspace, cu_seqlens)
@@ -240,7 +240,7 @@ class RBEAttention:
         -------
         (..., num_heads * head_dim), dtype of x, in the workspace's memory: use it before the next call.
         """
-        x, context = accepted(x), accepted(context)
+        x, context = as_cupy(x), as_cupy(context)
         workspace = (workspace or Workspace()).on(device_of(x, "x"))
         packed = x.ndim == 2
         if packed:

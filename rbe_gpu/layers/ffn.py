@@ -9,7 +9,7 @@ import numpy as np
 from .. import ops
 from ..blocks import Array
 from ..cache import PanelCache
-from ..dispatch import accepted, device_of, module_of
+from ..dispatch import as_cupy, device_of, module_of
 from ..workspace import Workspace
 from .rbe_linear import RBELinear, compressed
 
@@ -111,7 +111,7 @@ class RBEFFN:
         workspace: Workspace | None = None,
     ) -> Array:
         """x : (..., hidden); residual : like the result. Returns (..., hidden), dtype of x."""
-        x = accepted(x)
+        x = as_cupy(x)
         workspace = (workspace or Workspace()).on(device_of(x, "x"))
         shape = (*x.shape[:-1], self.up.out_features)
         with workspace.keeping():  # one transform of x for both products

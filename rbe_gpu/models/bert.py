@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from .. import ops
 from ..blocks import Array, RBEBlocks
 from ..cache import PanelCache
-from ..dispatch import device_of, explaining, module_of
+from ..dispatch import device_memory_errors, device_of, module_of
 from ..layers import RBEFFN, RBEAttention, RBEEmbedding, RBELayerNorm, RBELinear
 from ..transforms import BLOCK_SIZES, DEFAULT_BLOCK
 from ..workspace import Workspace
@@ -316,7 +316,7 @@ class BertEncoder:
 
     # --- hidden states --------------------------------------------------------------------------------
 
-    @explaining()
+    @device_memory_errors()
     def forward(
         self,
         ids: NDArray[Any],
@@ -528,7 +528,7 @@ class BertEncoder:
 
     # --- sentence embeddings --------------------------------------------------------------------------
 
-    @explaining()
+    @device_memory_errors()
     def embed(
         self,
         texts: Iterable[str],

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from ..blocks import Array
-from ..dispatch import Backend, accepted, backend_of, device_of, explained, module_of
+from ..dispatch import Backend, as_cupy, backend_of, device_memory_error, device_of, module_of
 from ..workspace import Workspace
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
@@ -36,15 +36,15 @@ def op(function: Callable[_P, _R]) -> Callable[_P, _R]:
             try:
                 return function(*args, **kwargs)
             except TypeError:
-                values: Any = [accepted(a) for a in args]
-                named: Any = {name: accepted(a) for name, a in kwargs.items()}
+                values: Any = [as_cupy(a) for a in args]
+                named: Any = {name: as_cupy(a) for name, a in kwargs.items()}
                 given = [*args, *kwargs.values()]
                 if all(a is b for a, b in zip(given, [*values, *named.values()], strict=True)):
                     raise
             return function(*values, **named)
         except MemoryError as error:
-            told = explained(error)
-            raise told from (None if told is error else error)
+            device_error = device_memory_error(error)
+            raise device_error from (None if device_error is error else error)
 
     return call
 

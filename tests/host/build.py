@@ -10,6 +10,8 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+import platformdirs
+
 from rbe_gpu.gpu import _source
 
 HERE = Path(__file__).parent
@@ -60,8 +62,7 @@ def compiler_version() -> str:
 
 def cache() -> Path:
     """The folder of what was compiled."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(base) / "rbe_gpu" / "tests"
+    folder = platformdirs.user_cache_path("rbe_gpu", appauthor=False) / "tests"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

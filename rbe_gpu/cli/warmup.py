@@ -1,0 +1,62 @@
+"""`rbe-gpu warmup`: compile the CUDA kernels of a model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ._errors import errors_on_one_line, fail, one_line
+from ._output import Json, new_table, print_json, show
+
+
+def command(
+    source: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A .rbe.safetensors file of a model, a folder or a hub id.")
+    ],
+    device: Annotated[
+        int | None, typer.Option(min=0, help="Index of the GPU in CUDA's order. Default: the current one.")
+    ] = None,
+    arch: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Only check that the kernels compile for an architecture (75, 90, ...). Needs no GPU."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compile the CUDA kernels that a model needs before its first batch.
+
+    CuPy caches the binaries in ~/.cupy/kernel_cache or $CUPY_CACHE_DIR for later processes with the same CuPy, CUDA
+    and GPU architecture. Two batches of one text then run, to compile CuPy's own kernels too.
+    """
+    if arch and device is not None:
+        raise typer.BadParameter("--arch compiles for no GPU of this machine; leave --device out")
+    with errors_on_one_line():
+        from .. import warmup
+
+        try:
+            result = warmup.compiled_only(source, arch) if arch else warmup.warm(source, device)
+        except (ImportError, RuntimeError) as error:  # no CuPy, no GPU, no NVRTC, or too old a GPU
+            fail(one_line(error))
+        if as_json:
+            print_json(result)
+            return
+        table = new_table("op", *(f">sm_{a['architecture']}" for a in result["compiled"]))
+        for op in result["ops"]:
+            table.add_row(op, *(f"{a['seconds'][op]:.2f} s" for a in result["compiled"]))
+        sums = (f"{sum(a['seconds'].values()):.2f} s" for a in result["compiled"])
+        table.add_row("all", *sums)
+        if arch:
+            show(
+                table,
+                "nothing is kept: CuPy keeps kernels only where their GPU is; run rbe-gpu warmup there too",
+            )
+            return
+        first, second = result["first_batch_seconds"], result["second_batch_seconds"]
+        show(
+            table,
+            f"{result['device']}: {result['name']}; kept in {result['cache']}",
+            f"weights moved in {result['move_seconds']:.2f} s; first batch {1e3 * first:.1f} ms, second "
+            f"{1e3 * second:.1f} ms ({result['tokens']} tokens)",
+        )
