@@ -22,14 +22,11 @@ PACKAGE = {
     "dispatch": "which backend runs an op",
     "blocks": "RBEMatrix, RBEVectors",
     "transforms": "synthesis matrices",
-    "packing": "b-bit codes in bytes",
     "encode": "dense -> blocks",
-    "entropy": "grid integers <-> streams",
-    "coding": "coefficients -> stored codes",
-    "plans": "the ways to store, what each costs, which suits a target",
     "feedback": "codes chosen by what they do to a layer's outputs",
     "evaluate": "a compressed model beside its dense one, in figures",
     "container": "blocks <-> .rbe.safetensors",
+    "json_checks": "strict JSON and checks of its values",
     "mapped": "arrays straight from a file",
     "transfer": "arrays, weights, layers and models between devices",
     "cache": "decoded panels under a byte budget",
@@ -44,7 +41,7 @@ FOLDERS = {"ops", "codecs", "layers", "models", "gpu", "cli"}
 COMMANDS = {"compress", "inspect", "embed", "eval", "report", "warmup", "tune", "info"}
 CLI = {"__init__", "__main__", "_errors", "_files", "_output"}
 CPU = {
-    *("__init__", "_jit", "_parts", "_pool", "simd", "unpack"),
+    *("__init__", "_jit", "_parts", "_pool", "isa", "simd", "unpack"),
     *("quantize", "feedback"),  # the encoder's loops
     *("matmul_tiles", "product", "vector_product", "codes", "operand"),  # of linear
     *("fast_transform", "fixed_point"),
