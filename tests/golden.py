@@ -2,9 +2,11 @@
 
     python -m tests.golden OLD [NEW] [--quick]   compare two checkouts (NEW: this one); exit 1 if a result differs
     python -m tests.golden --dump                print this checkout's results as JSON
+    python -m tests.golden --files               print the digests that tests/golden_files.json keeps
 
 A restructuring must not change a bit; run this before and after. Only public functions of `rbe_gpu` are called, in a
 process of their own per checkout. Digests of outputs belong to one machine: vector widths change the order of sums.
+Without transform and basis, files of up to 8 bits per coefficient are the same on every machine: `test_golden.py`.
 """
 
 from __future__ import annotations
@@ -124,6 +126,19 @@ def _file_bytes(rbe: Any, m: Any, folder: Path) -> bytes:
     return path.read_bytes()
 
 
+def portable_files(rbe: Any, folder: Path) -> dict[str, str]:
+    """Digests of files that do not depend on the machine: no matmul and no sum is rounded on the way to a code."""
+    digests = {}
+    for name, weight in _weights().items():
+        kind = "vectors" if name.startswith("words") else "matrix"
+        for codes in CODES:
+            if codes != {"codes": "dense-int12"}:  # its 12 bits show the order of sums
+                arguments = _named(rbe.compress, codes)
+                m = rbe.compress(weight, kind=kind, transform="none", basis=False, **arguments)
+                digests[f"{name}, {codes}"] = _digest(_file_bytes(rbe, m, folder))
+    return digests
+
+
 def _matrices(rbe: Any, quick: bool, folder: Path) -> Iterator[tuple[str, str]]:
     words = _weights()["words 300x384"]
     bias = words[5, :384].copy()
@@ -208,7 +223,14 @@ def main() -> None:
     parser.add_argument("checkouts", nargs="*", type=Path)
     parser.add_argument("--quick", action="store_true", help="a fifth of the cases, without calibration")
     parser.add_argument("--dump", action="store_true", help="print the results of this checkout as JSON")
+    parser.add_argument("--files", action="store_true", help="print the digests of portable files as JSON")
     arguments = parser.parse_args()
+    if arguments.files:
+        import rbe_gpu as rbe
+
+        with tempfile.TemporaryDirectory() as scratch:
+            print(json.dumps(portable_files(rbe, Path(scratch)), indent=1))
+        return
     if arguments.dump:
         json.dump(results(arguments.quick), sys.stdout, indent=1)
         return
