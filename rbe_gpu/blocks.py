@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,6 +26,11 @@ from . import transforms
 from .codecs import Codes
 from .codecs.base import Array as Array
 from .codecs.base import total_nbytes
+from .dispatch import as_cupy, backend_of, device_memory_errors, device_of, move_array
+from .workspace import Workspace
+
+_DECODED = (np.float32, np.float16, ml_dtypes.bfloat16)
+B = TypeVar("B", bound="RBEBlocks")
 
 
 @dataclass(frozen=True)
@@ -158,11 +164,37 @@ class RBEBlocks:
     def bits_per_weight(self) -> float:
         return 8.0 * self.nbytes / prod(self.shape)
 
-    def decode(self, dtype: Any = np.float32, out: Array | None = None) -> Array:
+    @device_memory_errors()
+    def decode(
+        self, dtype: Any = np.float32, out: Array | None = None, workspace: Workspace | None = None
+    ) -> Array:
         """The dense weight, of `shape`; see `rbe_gpu.decode`."""
-        from . import ops
+        out = as_cupy(out)
+        backend = backend_of(weight=self, out=out)
+        dtype = np.dtype(dtype) if out is None else out.dtype
+        if dtype not in _DECODED:
+            raise TypeError(f"dtype {dtype} is not supported; use float32, float16 or bfloat16")
+        if out is None:
+            out = backend.xp.empty(self.shape, dtype)
+        elif tuple(out.shape) != self.shape:
+            raise ValueError(
+                f"out has shape {tuple(out.shape)}, expected {self.shape} (the shape of the weight)"
+            )
+        elif not out.flags.c_contiguous:
+            module = backend.array_module
+            raise ValueError(f"out is not C-contiguous; pass {module}.ascontiguousarray(out)")
+        elif not getattr(out.flags, "writeable", True):  # CuPy's always are
+            raise ValueError("out is read-only; pass a writable array")
+        scratch = (workspace or Workspace()).on(device_of(out))
+        backend.decode(self, out.reshape(self.rows, self.cols), scratch)
+        return out
 
-        return ops.decode(self, dtype=dtype, out=out)
+    def to(self: B, device: str) -> B:
+        """The same weight on another device, "cpu" or "cuda:0"; see `rbe_gpu.to`. Nothing is decoded on the way."""
+        if device == self.device:
+            return self
+        basis = None if self.basis is None else move_array(self.basis, device)
+        return replace(self, basis=basis, codes=self.codes.map_arrays(lambda a: move_array(a, device)))
 
     def error_report(self, original: NDArray[Any]) -> ErrorReport:
         """Compare with the weight that was compressed."""

@@ -179,6 +179,47 @@ def backend_of(**arrays: Any) -> Backend:
     return CPU if first_device == "cpu" else CUDA
 
 
+def canonical_device(device: str) -> str:
+    """ "cpu", or "cuda:<index>"; plain "cuda" is CuPy's current GPU.
+
+    Raises
+    ------
+    ValueError
+        Another name, or a GPU that is not there.
+    ImportError
+        A GPU is asked for and CuPy is not installed; the message says what to install.
+    """
+    if device == "cpu":
+        return device
+    kind, colon, index = device.partition(":")
+    if kind != "cuda" or (colon and not index.isdecimal()):
+        raise ValueError(f'unknown device {device!r}; use "cpu", "cuda" or "cuda:0"')
+    try:
+        import cupy
+    except ImportError:
+        raise ImportError(
+            "CuPy is not installed; for a GPU: pip install 'rbe-gpu[cuda13]' (or [cuda12], as the driver allows)"
+        ) from None
+    try:
+        count = int(cupy.cuda.runtime.getDeviceCount())
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise ValueError(f"no GPU can be used: {error}") from None
+    number = int(index) if colon else int(cupy.cuda.runtime.getDevice())
+    if number >= count:
+        raise ValueError(f"{device} is not there; this machine has {count} GPUs")
+    return f"cuda:{number}"
+
+
+def move_array(a: Any, device: str) -> Any:
+    """The array on a device that `canonical_device` named; as it is where it is there already."""
+    if device_of(a) == device:
+        return a
+    if device == "cpu":
+        return a.get()
+    with CUDA.xp.cuda.Device(int(device.partition(":")[2])):
+        return CUDA.xp.asarray(a)
+
+
 # --- memory of a GPU ----------------------------------------------------------------------------------
 
 

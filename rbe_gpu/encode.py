@@ -292,13 +292,11 @@ def compress(
     """
     array = as_cupy(array)
     if is_cupy(array):
-        from .transfer import to
-
-        found = compress(
+        weight = compress(
             array.get(), grade=grade, ratio=ratio, rmse=rmse, kept=kept, block=block, transform=transform,
             basis=basis, codes=codes, kind=kind,
         )  # fmt: skip
-        return to(found, device_of(array))
+        return weight.to(device_of(array))
     w = _checked(array)
     kinds: dict[str, Kind] = {"matrix": RBEMatrix, "vectors": RBEVectors}
     name = kind or ("vectors" if w.ndim == 1 else "matrix")
@@ -339,7 +337,7 @@ def compress(
 
         chosen = _choose(w, cls, block, gain, names, bases, judge)
         prepared = _prepare(w, cls, block, chosen[0], chosen[1], gain)
-        return prepared.with_codes(config.encode(prepared.coefficients))
+        return prepared.with_codes(config.quantize(prepared.coefficients))
 
     if ratio is not None:
         if not ratio > 0:
@@ -365,7 +363,7 @@ def compress(
 def _fit_bytes(prepared: _Prepared, config: EncodeConfig, budget: float) -> Weight:
     """Encode in full; keep less until the bytes fit. The delta index may have filled long gaps."""
     while True:
-        m = prepared.with_codes(config.encode(prepared.coefficients))
+        m = prepared.with_codes(config.quantize(prepared.coefficients))
         if m.nbytes <= budget:
             return m
         if not config.prunes or config.density * prepared.coefficients.size < 1:
@@ -380,7 +378,7 @@ def _fit_error(
 ) -> Weight:
     """Encode in full, decode, compare; spend more until the target holds."""
     while True:
-        m = prepared.with_codes(config.encode(prepared.coefficients))
+        m = prepared.with_codes(config.quantize(prepared.coefficients))
         reached = m.error_report(w).relative_error
         if reached <= target:
             return m

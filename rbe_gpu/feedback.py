@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from . import transforms
+from . import dispatch, transforms
 from .blocks import RBEMatrix, RBEVectors
 from .codecs import GridCodes
 
@@ -145,12 +145,11 @@ def target_coefficients(weight: F32, geo: Geometry) -> F32:
     return np.ascontiguousarray(np.matmul(s.T, c).reshape(w.shape)[:, geo.order])
 
 
-def quantize(
+def round_with_feedback(
     coefficients: F32, geo: Geometry, step: float, dead: float = DEAD, shrink: float = SHRINK
 ) -> tuple[NDArray[np.int8], F32]:
     """Codes (rows_pad, cols_pad) int8 in the order of encoding, and the float32 steps of its columns."""
-    from .cpu_fallback.feedback import quantize_run
-
+    quantize_run = dispatch.CPU.module("feedback").quantize_run
     c = coefficients.copy()
     rows, cols = c.shape
     # as they are stored; a column of many bits is held within the codes there are
@@ -175,8 +174,7 @@ def stream_bits(codes: NDArray[np.int8], classes: int = 16) -> float:
     An order-0 coder that takes columns of like spread together, and what a stream costs beyond it: on MiniLM's
     weights 0.04 bits where codes are many (4% at one bit), as much again as the entropy where nearly all are zero.
     """
-    from .cpu_fallback.feedback import count_codes
-
+    count_codes = dispatch.CPU.module("feedback").count_codes
     counts = np.empty((codes.shape[1], 256), np.int64)
     count_codes(codes.T if codes.flags.f_contiguous else np.ascontiguousarray(codes.T), counts)
     value = np.arange(-128, 128)
@@ -190,10 +188,10 @@ def stream_bits(codes: NDArray[np.int8], classes: int = 16) -> float:
     return float(bits + 0.04 * bits / (bits + 0.03))
 
 
-def encode(weight: F32, geo: Geometry, step: float) -> RBEMatrix:
+def quantize_matrix(weight: F32, geo: Geometry, step: float) -> RBEMatrix:
     """A weight (rows, cols) on the grid of a geometry; `step` is the mean step of a coefficient."""
     gain = _power_of_two(step)
-    codes, steps = quantize(target_coefficients(weight, geo) / np.float32(gain), geo, step / gain)
+    codes, steps = round_with_feedback(target_coefficients(weight, geo) / np.float32(gain), geo, step / gain)
     q = np.empty_like(codes)
     q[:, geo.order] = codes
     col_scale = np.empty(len(steps), np.float16)
@@ -217,7 +215,7 @@ def row_scales(table: F32, power: float) -> F32:
     return np.asarray((norm / norm.mean()).astype(np.float16), np.float32)
 
 
-def quantize_rows(coefficients: F32, scales: F32, step: float) -> NDArray[np.int8]:
+def round_rows(coefficients: F32, scales: F32, step: float) -> NDArray[np.int8]:
     """Codes of a table: no inputs are known, so nothing is fed back. (rows, cols_pad) int8."""
     grid = scales[:, None] * np.float32(step)
     codes = np.empty(coefficients.shape, np.int8)
@@ -228,14 +226,16 @@ def quantize_rows(coefficients: F32, scales: F32, step: float) -> NDArray[np.int
     return codes
 
 
-def encode_table(table: F32, step: float, scales: F32, transform: str = "dct", block: int = 64) -> RBEVectors:
+def quantize_table(
+    table: F32, step: float, scales: F32, transform: str = "dct", block: int = 64
+) -> RBEVectors:
     """An embedding table (rows, cols) with a mean step of `step`, row r's being `scales[r]` times that."""
     gain = _power_of_two(step)
     unit = np.float16(step / gain)
     coefficients = row_coefficients(table, transform, block)
     largest = np.abs(coefficients).max(axis=1) / np.float32(_TOP * float(unit) * gain)
     scales = np.maximum(scales, largest).astype(np.float16).astype(np.float32)
-    codes = quantize_rows(coefficients, scales, float(unit) * gain)
+    codes = round_rows(coefficients, scales, float(unit) * gain)
     columns = np.full(codes.shape[1], unit, np.float16)
     stored = GridCodes.from_integers(codes, scales.astype(np.float16), columns, float(np.float32(SHRINK)))
     return RBEVectors(table.shape, block, transform, gain, None, stored)

@@ -6,50 +6,18 @@ A compressed weight travels as it is stored in memory: nothing is decoded on the
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 
 from .blocks import RBEBlocks
 from .cache import PanelCache
-from .dispatch import as_cupy, device_memory_errors, device_of
+from .dispatch import as_cupy, canonical_device, device_memory_errors, move_array
 from .layers import RBEFFN, RBEAttention, RBEDropout, RBEEmbedding, RBELayerNorm, RBELinear, RBERMSNorm
 from .workspace import Workspace
 
 _LAYERS = (RBEFFN, RBEAttention, RBEDropout, RBEEmbedding, RBELayerNorm, RBELinear, RBERMSNorm)
 _T = TypeVar("_T")
-
-
-def canonical_device(device: str) -> str:
-    """ "cpu", or "cuda:<index>"; plain "cuda" is CuPy's current GPU.
-
-    Raises
-    ------
-    ValueError
-        Another name, or a GPU that is not there.
-    ImportError
-        A GPU is asked for and CuPy is not installed; the message says what to install.
-    """
-    if device == "cpu":
-        return device
-    kind, colon, index = device.partition(":")
-    if kind != "cuda" or (colon and not index.isdecimal()):
-        raise ValueError(f'unknown device {device!r}; use "cpu", "cuda" or "cuda:0"')
-    try:
-        import cupy
-    except ImportError:
-        raise ImportError(
-            "CuPy is not installed; for a GPU: pip install 'rbe-gpu[cuda13]' (or [cuda12], as the driver allows)"
-        ) from None
-    try:
-        count = int(cupy.cuda.runtime.getDeviceCount())
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise ValueError(f"no GPU can be used: {error}") from None
-    number = int(index) if colon else int(cupy.cuda.runtime.getDevice())
-    if number >= count:
-        raise ValueError(f"{device} is not there; this machine has {count} GPUs")
-    return f"cuda:{number}"
 
 
 def to(value: _T, device: str) -> _T:
@@ -90,26 +58,10 @@ class _Move:
         from .models.bert import BertEncoder
 
         if isinstance(value, RBEBlocks):
-            return self._blocks(value)
+            return value.to(self.device)
         if isinstance(value, (*_LAYERS, BertEncoder)):
             return self._parts(value)
-        return self._array(value)
-
-    def _array(self, a: Any) -> Any:
-        if device_of(a) == self.device:
-            return a
-        if self.device == "cpu":
-            return a.get()
-        import cupy
-
-        with cupy.cuda.Device(int(self.device.partition(":")[2])):
-            return cupy.asarray(a)
-
-    def _blocks(self, blocks: RBEBlocks) -> RBEBlocks:
-        if blocks.device == self.device:
-            return blocks
-        basis = None if blocks.basis is None else self._array(blocks.basis)
-        return replace(blocks, basis=basis, codes=blocks.codes.map_arrays(self._array))
+        return move_array(value, self.device)
 
     def _parts(self, owner: Any) -> Any:
         """A copy of a layer or a model, with everything in it moved."""

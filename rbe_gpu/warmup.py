@@ -12,11 +12,12 @@ import numpy as np
 
 from . import registry
 from .blocks import RBEBlocks
+from .dispatch import canonical_device
 from .gpu import _load, _source, linear
 from .layers import RBEFFN, RBEAttention, RBEEmbedding, RBELinear
 from .models.bert import BertEncoder
 from .models.load import load
-from .transfer import canonical_device, to
+from .transfer import to
 
 TEXT = "Interest rates rose for the third time this year, and the bank expects one more step before winter."
 TOKENS = 24  # of a model without a tokenizer

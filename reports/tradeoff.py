@@ -244,7 +244,7 @@ def _ours_linear(
             continue
         calibration = calibration or rbe.calibrate(dense, texts.calibration, tables=False)
         start = time.perf_counter()
-        found = calibration.encode(target * source.weights / 8)
+        found = calibration.compress(target * source.weights / 8)
         seconds = time.perf_counter() - start
         stored, resident = _stored(found.tensors.values())
         model = source.encoder(found.tensors)
@@ -343,7 +343,7 @@ def _ablation(
         if m.has("ablation", "calibrated", provider):
             continue
         calibration = rbe.calibrate(dense, texts.calibration, tables=False, transform=transform, block=block)
-        found = calibration.encode(ABLATION_BITS * source.weights / 8)
+        found = calibration.compress(ABLATION_BITS * source.weights / 8)
         stored, _ = _stored(found.tensors.values())
         values = [
             ("bytes", stored), ("bits_per_weight", 8 * stored / source.weights),

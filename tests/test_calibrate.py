@@ -65,7 +65,7 @@ def test_feedback_beats_rounding_at_the_same_grid(inputs, weight):
     """The same grid, coefficients rounded one by one: the outputs are further off."""
     geo = cal.geometry(_moments(inputs))
     step = float(weight.std())
-    m = cal.encode(weight, geo, step)
+    m = cal.quantize_matrix(weight, geo, step)
     steps = np.empty(384)
     steps[geo.order] = geo.step * step
     s = transforms.synthesis("dct", 64)
@@ -82,7 +82,7 @@ def test_calibrated_beats_plain_codes_at_equal_bytes(inputs, weight):
     geo = cal.geometry(_moments(inputs))
     plain = rbe.compress(weight, codes="dense-int3")
     step = float(weight.std())
-    while (m := cal.encode(weight, geo, step)).nbytes > plain.nbytes:
+    while (m := cal.quantize_matrix(weight, geo, step)).nbytes > plain.nbytes:
         step *= 1.05
     x = inputs.astype(np.float64)
     exact = x @ weight.T.astype(np.float64)
@@ -95,7 +95,7 @@ def test_every_column_adds_the_same_output_error(inputs, weight):
     geo = cal.geometry(_moments(inputs))
     c = cal.target_coefficients(weight, geo)
     step = 0.25 * float(weight.std())
-    codes, steps = cal.quantize(c, geo, step, dead=0.0, shrink=0.0)
+    codes, steps = cal.round_with_feedback(c, geo, step, dead=0.0, shrink=0.0)
     share = steps / np.diag(geo.upper)
     assert share.max() / share.min() < 1.01  # up to float16
     # what is left in the ordered columns, pushed through H', is white: U^-T maps it to independent errors
@@ -120,7 +120,7 @@ def test_bias_keeps_the_mean(inputs, weight):
     bias = real.layer(1, "attention.self.value.bias")
     blurred = np.round(inputs, 1)
     m = _moments(inputs, blurred)
-    decoded = cal.encode(weight, cal.geometry(m), float(weight.std())).decode()
+    decoded = cal.quantize_matrix(weight, cal.geometry(m), float(weight.std())).decode()
     fixed = cal.corrected_bias(weight, decoded, bias, m)
     mean = (inputs.astype(np.float64) @ weight.T + bias).mean(axis=0)
     np.testing.assert_allclose((blurred.astype(np.float64) @ decoded.T + fixed).mean(axis=0), mean, atol=1e-5)
@@ -130,7 +130,7 @@ def test_bias_keeps_the_mean(inputs, weight):
 def test_ragged_shapes(rows, cols, inputs, weight):
     x = np.ascontiguousarray(inputs[:, :cols])
     w = np.ascontiguousarray(weight[:rows, :cols])
-    m = cal.encode(w, cal.geometry(_moments(x)), 0.03 * float(w.std()))
+    m = cal.quantize_matrix(w, cal.geometry(_moments(x)), 0.03 * float(w.std()))
     assert m.shape == (rows, cols)
     exact = x.astype(np.float64) @ w.T
     assert relative(x @ m.decode().T, exact) < 0.05
@@ -155,7 +155,7 @@ def test_table_rows_follow_their_scales():
     table = real.weight("embeddings.word_embeddings.weight")[1000:1400]
     scales = cal.row_scales(table, 0.5)
     assert scales.mean() == pytest.approx(1.0, rel=1e-3)
-    m = cal.encode_table(table, 0.3 * float(table.std()), scales)
+    m = cal.quantize_table(table, 0.3 * float(table.std()), scales)
     assert isinstance(m, rbe.RBEVectors)
     error = np.linalg.norm(m.decode() - table, axis=1) / scales
     assert error.max() / error.min() < 1.6

@@ -88,7 +88,7 @@ def test_bits_go_where_they_matter(folder, texts):
         )
     )  # fmt: skip
     calibration = rbe.calibrate(model, texts[0], tables=False)
-    found = calibration.encode(3.0 * weights / 8)
+    found = calibration.compress(3.0 * weights / 8)
     stored = [t for t in found.tensors.values() if not isinstance(t, np.ndarray)]
     assert sum(t.nbytes for t in stored) <= 3.0 * weights / 8
     assert sum(t.nbytes for t in stored) > 0.99 * 3.0 * weights / 8
@@ -103,7 +103,7 @@ def test_one_calibration_serves_any_budget(folder, texts):
     weights = sum(calibration.values(name).size for name in calibration.sensitivity)
     found = {}
     for bits in (12.0, 0.12, 12.0):
-        encoded = calibration.encode(bits * weights / 8)
+        encoded = calibration.compress(bits * weights / 8)
         stored = [t for t in encoded.tensors.values() if not isinstance(t, np.ndarray)]
         assert 8 * sum(t.nbytes for t in stored) <= bits * weights
         again = found.setdefault(bits, encoded)

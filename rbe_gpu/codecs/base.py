@@ -133,7 +133,7 @@ class EncodeConfig(ABC):
         """As `Codes.name`."""
 
     @abstractmethod
-    def encode(self, c: F32) -> Codes:
+    def quantize(self, c: F32) -> Codes:
         """Encode the coefficients c (rows, cols)."""
 
     @abstractmethod

@@ -80,7 +80,7 @@ class DenseConfig(EncodeConfig):
     def name(self) -> str:
         return f"dense-int{self.bits}"
 
-    def encode(self, c: F32) -> DenseCodes:
+    def quantize(self, c: F32) -> DenseCodes:
         return quantize_dense(c, self.bits, self.group)
 
     def nbytes(self, rows: int, cols: int) -> int:

@@ -216,7 +216,7 @@ class SparseConfig(EncodeConfig):
     def name(self) -> str:
         return f"sparse-{self.value_kind}"
 
-    def encode(self, c: F32) -> SparseCodes:
+    def quantize(self, c: F32) -> SparseCodes:
         return quantize_sparse(c, self.value_kind, self.group, self.density)
 
     def nbytes(self, rows: int, cols: int) -> int:

@@ -26,11 +26,11 @@ from ..feedback import (
     Moments,
     affine_fit,
     corrected_bias,
-    encode,
-    encode_table,
     geometry,
-    quantize,
-    quantize_rows,
+    quantize_matrix,
+    quantize_table,
+    round_rows,
+    round_with_feedback,
     row_coefficients,
     row_scales,
     stream_bits,
@@ -77,8 +77,8 @@ class _Batch:
 
 
 @dataclass(frozen=True)
-class Calibrated:
-    """What calibration made of a model.
+class CalibrationResult:
+    """Result of calibrating a model: its weights for one budget.
 
     Attributes
     ----------
@@ -207,10 +207,10 @@ class _Weight:
 
     def codes(self, step: float) -> NDArray[np.int8]:
         if self.geometry is not None:
-            return quantize(self.coefficients, self.geometry, step)[0]
+            return round_with_feedback(self.coefficients, self.geometry, step)[0]
         assert self.scales is not None
         every = max(1, len(self.coefficients) // _SAMPLE_ROWS)
-        return quantize_rows(self.coefficients[::every], self.scales[::every], step)
+        return round_rows(self.coefficients[::every], self.scales[::every], step)
 
     def nbytes(self, step: float) -> float:
         """Estimated bytes at a step."""
@@ -317,7 +317,7 @@ def _measure(model: BertEncoder, weights: dict[str, _Weight], parts: list[_Batch
         weight = weights[name]
         step = weight.step_for(_PROBE_BITS)
         assert weight.scales is not None
-        probe = encode_table(values, step, weight.scales).decode()
+        probe = quantize_table(values, step, weight.scales).decode()
         x = [_embed(model, {**tables, name: probe}, p.ids, p.lengths) for p in parts]
         weight.sensitivity = finish(x, 0) / step**2
         report("sensitivity", done := done + 1, len(weights))
@@ -326,7 +326,7 @@ def _measure(model: BertEncoder, weights: dict[str, _Weight], parts: list[_Batch
             weight = weights[name]
             assert weight.geometry is not None
             step = weight.step_for(_PROBE_BITS)
-            decoded = encode(weight.values, weight.geometry, step).decode()
+            decoded = quantize_matrix(weight.values, weight.geometry, step).decode()
             probed = layer.with_linears({name: RBELinear(decoded, linear.bias, linear.activation)})
             x = [probed.run(a, p.lengths) for a, p in zip(states[index], parts, strict=True)]
             weight.sensitivity = finish(x, index + 1) / step**2
@@ -388,7 +388,7 @@ class Calibration:
         weight = self._weights.get(name) or self._weights.get(name.removesuffix(".weight"))
         return None if weight is None else weight.values
 
-    def encode(self, budget: float, *, progress: Progress | None = None) -> Calibrated:
+    def compress(self, budget: float, *, progress: Progress | None = None) -> CalibrationResult:
         """Encode the weights in `budget` bytes, everything counted, layer after layer.
 
         progress : called with (stage, done, total)
@@ -439,7 +439,7 @@ def calibrate(
     Returns
     -------
     Calibration
-        for `compress_model(..., calibrate=...)`, or its own `encode`
+        for `compress_model(..., calibrate=...)`, or its own `compress`
 
     Raises
     ------
@@ -490,7 +490,7 @@ def _encode_all(
     planned: dict[str, float],
     left: float,
     report: Progress,
-) -> Calibrated:
+) -> CalibrationResult:
     """Encode the tables, then layer after layer on the outputs of what is compressed already.
 
     planned : bytes of each weight; left : bytes for all of them
@@ -510,7 +510,7 @@ def _encode_all(
         assert weight.scales is not None
         scales = weight.scales
         tensors[name] = weight.fitted(
-            lambda step, w=weight, s=scales: encode_table(w.values, step, s),  # type: ignore[misc]
+            lambda step, w=weight, s=scales: quantize_table(w.values, step, s),  # type: ignore[misc]
             steps[name],
             min(_TOLERANCE * planned[name], left - least_of_others(name)),
         )
@@ -543,7 +543,7 @@ def _encode_all(
             # nothing comes after the last one to make good what it takes too much
             last = len(spent) + 1 == len(weights)
             limit = left if last else min(_TOLERANCE * planned[name] * share, left - least_of_others(name))
-            matrix = now.fitted(lambda step, w=weight, g=geo: encode(w.values, g, step), step, limit)  # type: ignore[misc]
+            matrix = now.fitted(lambda step, w=weight, g=geo: quantize_matrix(w.values, g, step), step, limit)  # type: ignore[misc]
             if last and matrix.nbytes > left:
                 raise ValueError(
                     f"the weights take {matrix.nbytes - left:.0f} bytes more than the target leaves, however few "
@@ -585,4 +585,4 @@ def _encode_all(
         for p in parts:
             p.compressed = behind.finished(behind.inner(p.compressed), p.compressed)
         refit(layer.norms["ffn"], layer.norm_names["ffn"])
-    return Calibrated(tensors, spent)
+    return CalibrationResult(tensors, spent)

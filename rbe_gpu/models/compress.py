@@ -464,7 +464,7 @@ def _calibrated(
     used = dict(tensor_shapes(calibration.model.config))
     wanted = {canonical_name(n) for n, kind in kinds.items() if kind != "dense"} & set(used)
     share = sum(4 * prod(used[name]) for name in wanted) / budget.dense_bytes
-    return calibration.encode(budget.nbytes * share, progress=report).tensors
+    return calibration.compress(budget.nbytes * share, progress=report).tensors
 
 
 def _check_target(options: Mapping[str, Any], block: int | None) -> None:

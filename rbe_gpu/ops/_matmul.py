@@ -45,13 +45,7 @@ def decode(
     """
     if not isinstance(weight, RBEBlocks):
         raise TypeError(f"weight is a {type(weight).__name__}; pass an RBEMatrix or RBEVectors")
-    backend = backend_of(weight=weight, out=out)
-    dtype = np.dtype(dtype) if out is None else out.dtype
-    if dtype not in FLOATS:
-        raise TypeError(f"dtype {dtype} is not supported; use {FLOAT_NAMES}")
-    out = output(backend, out, weight.shape, dtype)
-    backend.decode(weight, out.reshape(weight.rows, weight.cols), scratch_of(workspace, out))
-    return out
+    return weight.decode(dtype, out, workspace)
 
 
 @op
