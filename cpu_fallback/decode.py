@@ -15,7 +15,7 @@ import numpy as np
 
 from rbe_gpu import transforms
 from rbe_gpu.blocks import RBEBlocks, RBEMatrix
-from rbe_gpu.codecs import DenseCodes, GridCodes, SparseCodes
+from rbe_gpu.codecs import Codes, DenseCodes, GridCodes, SparseCodes
 from rbe_gpu.codecs.packing import RUN
 from rbe_gpu.workspace import Workspace
 
@@ -137,23 +137,20 @@ def _sparse_int_rows(
         _scatter(values, -base, start, stop, kind, index, row, gain, out[i])
 
 
-def expand(weight: RBEBlocks, rows: Any, first: int, out: Any, ws: Workspace) -> None:
-    """gain * C for the stored rows `rows` (int64), or first, first + 1, ... where `rows` is None.
+def _expand_dense(weight: RBEBlocks, codes: Any, rows: Any, first: int, out: Any, ws: Workspace) -> None:
+    gain = np.float32(weight.gain)
+    _dense_rows(codes.value, bits(codes.scale), codes.bits, codes.group, gain, rows, first, out)
 
-    out : (n, cols_pad) float32
-    """
-    codes, gain = weight.codes, np.float32(weight.gain)
-    if isinstance(codes, DenseCodes):
-        _dense_rows(codes.value, bits(codes.scale), codes.bits, codes.group, gain, rows, first, out)
-        return
-    if isinstance(codes, GridCodes):
-        _grid_rows(
-            codes.value, bits(codes.row_scale), bits(codes.col_scale), codes.bits, np.float32(codes.shrink),
-            gain, rows, first, out,
-        )  # fmt: skip
-        return
-    assert isinstance(codes, SparseCodes)
-    kind = _INDEX_KIND[codes.index_kind]
+
+def _expand_grid(weight: RBEBlocks, codes: Any, rows: Any, first: int, out: Any, ws: Workspace) -> None:
+    _grid_rows(
+        codes.value, bits(codes.row_scale), bits(codes.col_scale), codes.bits, np.float32(codes.shrink),
+        np.float32(weight.gain), rows, first, out,
+    )  # fmt: skip
+
+
+def _expand_sparse(weight: RBEBlocks, codes: Any, rows: Any, first: int, out: Any, ws: Workspace) -> None:
+    gain, kind = np.float32(weight.gain), _INDEX_KIND[codes.index_kind]
     index = _NO_BYTES if codes.index is None else np.atleast_2d(codes.index)
     if codes.scale is None:
         _sparse_float_rows(bits(codes.value), kind, index, codes.row_start, gain, rows, first, out)
@@ -163,6 +160,23 @@ def expand(weight: RBEBlocks, rows: Any, first: int, out: Any, ws: Workspace) ->
         codes.value, bits(codes.scale), codes.bits, codes.group, np.float32(codes.dead_zone), kind, index,
         codes.row_start, gain, rows, first, scratch, out,
     )  # fmt: skip
+
+
+#: codec -> its kernel: (weight, codes, rows, first, out, workspace) as in `expand`
+EXPAND: dict[type[Codes], Any] = {
+    DenseCodes: _expand_dense,
+    GridCodes: _expand_grid,
+    SparseCodes: _expand_sparse,
+}
+
+
+def expand(weight: RBEBlocks, rows: Any, first: int, out: Any, ws: Workspace) -> None:
+    """gain * C for the stored rows `rows` (int64), or first, first + 1, ... where `rows` is None.
+
+    out : (n, cols_pad) float32
+    """
+    codes = weight.codes
+    EXPAND[type(codes)](weight, codes, rows, first, out, ws)
 
 
 # --- coefficients to rows -----------------------------------------------------------------------------
