@@ -1,13 +1,13 @@
-"""threads of a kernel = min(what this package may use, what Numba may use in the calling thread).
+"""Number of threads of a kernel = min(limit of this package, limit of Numba in the calling thread).
 
-The first number is `RBE_NUM_THREADS` when the package is loaded, or as many as Numba has, and `set_num_threads` sets
-it for the whole process. The second is Numba's own setting (`NUMBA_NUM_THREADS`, `numba.set_num_threads`).
+The package's limit applies to the whole process: initially `RBE_NUM_THREADS`, or all threads of Numba if that is not
+set, and later what `set_num_threads` sets. Numba's limit is `NUMBA_NUM_THREADS` or `numba.set_num_threads`.
 
-Products that NumPy's BLAS computes for this package keep to the same number (`with blas:`, by threadpoolctl); what
-a program does with BLAS besides keeps its own.
+Matmuls that this package computes with NumPy's BLAS use the same number of threads (`with blas:`, through
+threadpoolctl). Other uses of BLAS in the program are not affected.
 
-A second Python thread that calls a kernel while one runs, and any thread of a forked process, works alone:
-`rbe_gpu.cpu_fallback._pool` says how and why.
+Kernels called while another Python thread runs one, and kernels of a forked process, run on the calling thread only;
+see `rbe_gpu.cpu_fallback._pool`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from threadpoolctl import ThreadpoolController
 VARIABLE = "RBE_NUM_THREADS"
 
 
-def _asked() -> int | None:
-    """The number in the environment; None: none is set."""
+def _from_environment() -> int | None:
+    """The value of `RBE_NUM_THREADS`, or None if it is not set."""
     text = os.environ.get(VARIABLE, "").strip()
     if not text:
         return None
@@ -35,24 +35,24 @@ def _asked() -> int | None:
     return int(text)
 
 
-#: What the environment asked for when the package was imported.
-asked = _asked()
+#: `RBE_NUM_THREADS` when the package was imported, or None.
+asked = _from_environment()
 #: Whether this process was forked from one that had imported the package.
 forked = False
 
 
 @cache
 def _pool() -> Any:
-    """The pool of the CPU kernels: imports Numba, so not before a number is needed."""
+    """The thread pool of the CPU kernels. Imported on first use, because it imports Numba."""
     return import_module(".cpu_fallback._pool", __package__)
 
 
 def set_num_threads(count: int) -> None:
-    """Let kernels, and BLAS inside this package's products, use at most `count` threads, in the whole process.
+    """Limit the threads of kernels, and of BLAS in this package's matmuls, in the whole process.
 
     Parameters
     ----------
-    count : 1 to as many as Numba has (`NUMBA_NUM_THREADS`, which is the number of cores if it is not set)
+    count : 1 to the number of Numba's threads (`NUMBA_NUM_THREADS`; default: the number of cores)
 
     Raises
     ------
@@ -61,7 +61,7 @@ def set_num_threads(count: int) -> None:
     ValueError
         `count` is outside that range.
     RuntimeError
-        More than one, in a forked process: its kernels run on the caller's thread.
+        `count` is more than 1 in a forked process, whose kernels run on the calling thread.
     """
     if isinstance(count, bool):
         raise TypeError("count is a bool; pass a number of threads")
@@ -81,15 +81,15 @@ def set_num_threads(count: int) -> None:
 
 
 def get_num_threads() -> int:
-    """How many threads a kernel that this thread calls may use; 1 in a forked process."""
+    """Number of threads that a kernel called from this thread may use; 1 in a forked process."""
     return int(_pool().num_threads())
 
 
 class _Blas(ContextDecorator):
-    """NumPy's BLAS on no more threads than kernels have, while any thread is inside.
+    """Limit NumPy's BLAS to the number of threads of the kernels.
 
-    BLAS has one number for the process. The first thread that enters lowers it, where it is higher, and the last
-    that leaves puts it back.
+    BLAS has one setting for the process: the first thread that enters lowers it if it is higher, and the last one to
+    leave restores it.
     """
 
     def __init__(self) -> None:
@@ -98,40 +98,42 @@ class _Blas(ContextDecorator):
         self.reset()
 
     def reset(self) -> None:
-        """Nobody is inside."""
+        """Forget all threads that have entered."""
         self._lock = threading.Lock()
-        self._inside = 0
+        self._entered = 0
 
     def __enter__(self) -> None:
         count = get_num_threads()
         with self._lock:
-            self._inside += 1
-            if self._inside > 1:
+            self._entered += 1
+            if self._entered > 1:
                 return
             if self._libraries is None:
                 self._libraries = ThreadpoolController().select(user_api="blas").lib_controllers
-            self._lowered = [(lib, had) for lib in self._libraries if (had := lib.num_threads) > count]
+            self._lowered = [
+                (lib, previous) for lib in self._libraries if (previous := lib.num_threads) > count
+            ]
             for library, _ in self._lowered:
                 library.set_num_threads(count)
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                for library, had in self._lowered:
-                    library.set_num_threads(had)
+            self._entered -= 1
+            if not self._entered:
+                for library, previous in self._lowered:
+                    library.set_num_threads(previous)
 
 
-#: `with blas:` around products, or `@blas` on a function that takes them.
+#: Use as `with blas:` or as the decorator `@blas`.
 blas = _Blas()
 
 
 def _after_fork() -> None:
-    """In a child: the threads of the parent are gone, and so is whoever held a lock."""
+    """In the child process: the parent's other threads do not exist, so their locks would never be released."""
     global forked
     forked = True
     blas.reset()
 
 
-if hasattr(os, "register_at_fork"):  # where processes can fork
+if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_after_fork)

@@ -1,17 +1,17 @@
-"""Which backends a run tests: `pytest --backend cpu,host`, or `--backend cpu` and so on.
+"""Test backends, selected by `pytest --backend cpu,host`.
 
 - `cpu`: Numba on NumPy arrays
 - `host`, `host-reverse`: the CUDA sources and their launchers on NumPy arrays, built by the C++ compiler
-  (`tests/host`), with warps and lanes in ascending or descending order. They take part in the ops that have a
-  source in `cuda_src`; the second in what depends on the order, not in tests marked `one_order`.
-- `cuda`: the same on CuPy arrays, on a GPU
-- `stand-in`: the way of CuPy arrays through the package, with a stand-in for CuPy (`tests/host/stand_in.py`) and the
-  host build: what `cuda` will run, as far as that can be run without a GPU
+  (`tests/host`), with warps and lanes in ascending or descending order. They run the ops that have a source in
+  `cuda_src`; `host-reverse` leaves out tests marked `one_order`.
+- `cuda`: CuPy arrays on a GPU
+- `stand-in`: the code path of CuPy arrays, with a stand-in for CuPy (`tests/host/stand_in.py`) and the host build: as
+  much of `cuda` as runs without a GPU
 
-The first three run by default. A backend that a run asks for and cannot have is an error, never a skip.
+The first three run by default. A requested backend that is not available is an error, never a skip.
 
-`make test` shares the files among two processes (pytest-xdist): Numba compiles on one core, and most of the time of a
-first run goes into that. A file stays in one process, with what its tests have in common.
+`make test` distributes the files over two processes (pytest-xdist): Numba compiles on one core, which takes most of
+the time of a first run. All tests of a file run in one process and share its fixtures.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-# One thread for NumPy's BLAS in the tests, and in processes that inherit this; `test_threads` sets its own. Where
-# something else keeps the cores busy, OpenBLAS's threads spin: a calibration takes 20 s of CPU time instead of 6.
+# One thread for NumPy's BLAS in the tests and their subprocesses; `test_threads` sets its own. On a busy machine
+# OpenBLAS's threads spin: a calibration takes 20 s of CPU time instead of 6.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
@@ -41,7 +41,7 @@ from .cases import Args
 from .host import build, stand_in
 from .host.executor import HostExecutor
 
-# the planner's built-in costs, whatever `rbe-gpu tune` found on this machine
+# the planner's built-in costs, not those that `rbe-gpu tune` measured on this machine
 os.environ["RBE_GPU_COSTS"] = os.devnull
 
 CUDA_SRC = Path(__file__).parent.parent / "cuda_src"
@@ -54,10 +54,10 @@ class TestBackend:
     Attributes
     ----------
     op : the function of an op by its name
-    put_all : the arguments of a call (arrays, compressed weights, numbers) for that backend
-    get : its arrays as NumPy arrays
-    array_type : what results must be
-    ops : the ops that it has, or None for all
+    put_all : moves the arguments of a call (arrays, compressed weights, numbers) to the backend
+    get : converts its arrays to NumPy arrays
+    array_type : type of the results
+    ops : the ops that it runs, or None for all
     on_gpu : whether it takes CuPy arrays
     """
 
@@ -72,7 +72,7 @@ class TestBackend:
     on_gpu: bool = False
 
     def put(self, value: Any) -> Any:
-        """One value for that backend."""
+        """Move one value to the backend."""
         return self.put_all({"value": value})["value"]
 
 
@@ -85,7 +85,7 @@ def _sources() -> frozenset[str]:
 
 
 def _host(name: str, reverse: bool) -> TestBackend:
-    """The functions of `ops`, with the launchers of `rbe_gpu.gpu` in the place of the CPU kernels."""
+    """The functions of `ops`, with the launchers of `rbe_gpu.gpu` instead of the CPU kernels."""
     build.compiler_version()
     launchers = dispatch.Backend(name, "rbe_gpu.gpu")
     executor = HostExecutor(reverse)
@@ -107,12 +107,12 @@ def _host(name: str, reverse: bool) -> TestBackend:
 
 
 def place(cupy: Any, args: Args) -> Args:
-    """Arguments on the GPU: arrays keep their strides and what memory they share, weights stay compressed.
+    """Copy arguments to the GPU: arrays keep their strides and shared memory, weights stay compressed.
 
-    Arrays move as bytes, so that no kernel of CuPy's takes part, and keep their address modulo 16.
+    Arrays are copied as bytes, without kernels of CuPy's, and keep their address modulo 16.
     """
     moved: Args = {}
-    spans: list[tuple[int, int, list[str]]] = []  # of memory, with the arrays that lie in it
+    spans: list[tuple[int, int, list[str]]] = []  # address ranges, with the arrays in them
     for name, value in args.items():
         if isinstance(value, RBEBlocks):
             moved[name] = rbe.to(value, "cuda")
@@ -179,7 +179,7 @@ def _stand_in() -> TestBackend:
     )
 
 
-#: Makers of the backends. Each raises where its backend cannot be had.
+#: Factories of the backends. Each raises if its backend is not available.
 BACKENDS: dict[str, Callable[[], TestBackend]] = {
     "cpu": _cpu,
     "host": lambda: _host("host", reverse=False),
@@ -189,7 +189,7 @@ BACKENDS: dict[str, Callable[[], TestBackend]] = {
 }
 DEFAULT = ("cpu", "host", "host-reverse")
 
-#: The files that take longest, longest first: where two processes share the files, these start before the others.
+#: The slowest test files, slowest first: with several processes they start before the others.
 LONG = (
     *("conformance", "host_build", "nvrtc", "bert", "reports", "calibrate_model", "threads"),
     *("launch_attention", "attention", "tradeoff", "layers", "assembly", "graph", "hostile_files"),
@@ -205,12 +205,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
     parser.addoption(
-        "--op", help="ops to test, comma-separated (default: all); tests of no op are left out then"
+        "--op", help="ops to test, comma-separated (default: all); excludes tests that are not of an op"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the backends asked for, or end the run."""
+    """Create the requested backends, or end the run."""
     config.addinivalue_line("markers", "gpu: for backends that take CuPy arrays, cuda and stand-in")
     config.addinivalue_line("markers", "device: for a GPU itself, the backend cuda")
     made = {}
@@ -220,7 +220,7 @@ def pytest_configure(config: pytest.Config) -> None:
         try:
             made[name] = BACKENDS[name]()
         except Exception as error:
-            raise pytest.UsageError(f"--backend {name} cannot be had here: {error}") from error
+            raise pytest.UsageError(f"--backend {name} is not available: {error}") from error
     config.stash[_MADE] = made
 
 
@@ -235,15 +235,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", made.values(), ids=made.keys(), scope="session")
 
 
-def _wanted(item: pytest.Item, ops_asked: frozenset[str] | None) -> bool:
-    """Whether the item's op is asked for, its backend has it, and can be given its refused input."""
+def _wanted(item: pytest.Item, selected_ops: frozenset[str] | None) -> bool:
+    """Whether the item's op is selected, and its backend has the op and can run the error case."""
     params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     backend, op, invalid = (params.get(name) for name in ("backend", "op", "invalid"))
     if item.get_closest_marker("gpu") and (backend is None or not backend.on_gpu):
         return False
     if item.get_closest_marker("device") and (backend is None or backend.name != "cuda"):
         return False
-    if ops_asked is not None and (backend is None or op is None or op.name not in ops_asked):
+    if selected_ops is not None and (backend is None or op is None or op.name not in selected_ops):
         return False
     if backend is None or op is None:
         return True
@@ -261,6 +261,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if len(wanted) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if not _wanted(item, names)])
         items[:] = wanted
-    if hasattr(config, "workerinput"):  # one of several processes of pytest-xdist
+    if hasattr(config, "workerinput"):  # a process of pytest-xdist
         rank = {f"test_{name}": i for i, name in enumerate(LONG)}
         items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))

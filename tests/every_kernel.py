@@ -1,8 +1,8 @@
 """A pass over every kernel: cases of `tests/cases` and some more that together launch every entry of all sources.
 
-    python -m tests.every_kernel [OP ...]     runs it on CuPy arrays; for compute-sanitizer
+    python -m tests.every_kernel [OP ...]     runs it on CuPy arrays, under compute-sanitizer
 
-Each array has memory of its own from cudaMalloc, and not from CuPy's pool, so that a byte beyond an array is found.
+Arrays are allocated by cudaMalloc instead of CuPy's pool, so that compute-sanitizer detects accesses past their end.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from .host.sanitized import Shapes
 Call = tuple[str, Case, str]  # op, case, dtype
 
 
-def shifted(args: Args) -> Args:
-    """The same with every array one element behind a multiple of 16 bytes."""
-    return {name: _off(a) if isinstance(a, np.ndarray) and a.size else a for name, a in args.items()}
+def misaligned(args: Args) -> Args:
+    """Copies of the arrays, each one element past a multiple of 16 bytes."""
+    return {name: _misaligned(a) if isinstance(a, np.ndarray) and a.size else a for name, a in args.items()}
 
 
-def _off(a: np.ndarray) -> np.ndarray:
+def _misaligned(a: np.ndarray) -> np.ndarray:
     memory = np.empty(a.nbytes + 32, np.uint8)
     start = -memory.ctypes.data % 16 + a.itemsize
-    moved = memory[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
-    moved[...] = a
-    return moved
+    copy = memory[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
+    copy[...] = a
+    return copy
 
 
 def _long(op: str, cols: int) -> Case:
-    """Two rows of an op that works along rows, longer than any of the table."""
+    """Two rows of an op that works along rows, longer than in any case of the op."""
 
     def make(data: Any, dtype: Any) -> Args:
         args = CASES[op].valid_args(data, dtype)
@@ -50,7 +50,7 @@ def _long(op: str, cols: int) -> Case:
 
 
 def _wide_heads(op: str, head_dim: int) -> Case:
-    """A head_dim that the table leaves out, over several tiles of queries and keys."""
+    """A head_dim that the cases leave out, over several tiles of queries and keys."""
 
     def make(data: Any, dtype: Any) -> Args:
         args = CASES[op].valid_args(data, dtype)
@@ -60,17 +60,17 @@ def _wide_heads(op: str, head_dim: int) -> Case:
 
 
 def _few_tokens(case: Case) -> Case:
-    """A case of `linear` with 16 of its 65 tokens: between one and many, which the table leaves out."""
+    """The first 16 of the 65 tokens of a `linear` case: batch sizes between 1 and many, which the cases leave out."""
 
     def make(data: Any, dtype: Any) -> Args:
         args = case.make(data, dtype)
         return {n: a[:16].copy() if n in ("x", "residual") else a for n, a in args.items()}
 
-    return Case(f"{case.name}, 16 of them", make, case.dtypes)
+    return Case(f"{case.name}, first 16 rows", make, case.dtypes)
 
 
 def cases(name: str) -> Iterator[Case]:
-    """Those of the table, and sizes that it leaves out; then all of them off alignment."""
+    """The cases of an op and sizes that they leave out, and all of them misaligned."""
     selected = list(CASES[name].cases)
     if name in ("layer_norm", "rms_norm", "softmax", "l2_normalize"):
         selected += [_long(name, cols) for cols in (16384, 16392, 40_000, 70_000)]
@@ -81,63 +81,63 @@ def cases(name: str) -> Iterator[Case]:
     yield from selected
     for case in selected:
         yield Case(
-            f"{case.name}, shifted",
-            lambda data, dtype, make=case.make: shifted(make(data, dtype)),
+            f"{case.name}, misaligned",
+            lambda data, dtype, make=case.make: misaligned(make(data, dtype)),
             case.dtypes,
         )
 
 
-def called(name: str, args: Args) -> None:
+def call(name: str, args: Args) -> None:
     with np.errstate(all="ignore"):
         getattr(ops, name)(**args)
 
 
 def launched(name: str, case: Case, dtype: str, data: Any) -> set[str]:
-    """The kernels that a case asks for; nothing is run."""
-    found: set[str] = set()
+    """Names of the kernels that a case launches, without running them."""
+    entries: set[str] = set()
     launchers = dispatch.Backend("host", "rbe_gpu.gpu")
     with (
         mock.patch.object(dispatch, "CPU", launchers),
-        _launch.executor(lambda launches: found.update(launch.entry for launch in launches)),
+        _launch.executor(lambda launches: entries.update(launch.entry for launch in launches)),
     ):
-        called(name, case.make(data, registry.DTYPES[dtype]))
-    return found
+        call(name, case.make(data, registry.DTYPES[dtype]))
+    return entries
 
 
 def calls(name: str) -> Iterator[Call]:
-    """From the largest case down, those that launch a kernel on arguments of a form that none before them had.
+    """A subset of the cases that launches every kernel with every form of arguments, largest cases first.
 
-    The largest, so that kernels go round their loops, and over tiles that are not whole.
+    Large cases make kernels iterate their loops and process partial tiles.
     """
     data = Shapes()
-    found = []
+    candidates = []
     for case in cases(name):
         for dtype in case.dtypes:
             args = case.make(data, registry.DTYPES[dtype])
             forms = {(kernel, _form(args)) for kernel in launched(name, case, dtype, data)}
-            found.append((_size(args), forms, (name, case, dtype)))
+            candidates.append((_size(args), forms, (name, case, dtype)))
     seen: set[Any] = set()
-    for _, forms, call in sorted(found, key=lambda one: -one[0]):
+    for _, forms, selected in sorted(candidates, key=lambda candidate: -candidate[0]):
         if forms - seen:
             seen |= forms
-            yield call
+            yield selected
 
 
 def _form(args: Args) -> Any:
-    """Which arguments are given, and how a compressed weight among them is stored."""
-    found = []
+    """Which arguments are passed, and the storage of compressed weights among them."""
+    form: list[Any] = []
     for name, value in sorted(args.items()):
         if isinstance(value, RBEBlocks):
             index = getattr(value.codes, "index_kind", None)
             basis = value.basis is not None
-            found.append((name, value.kind, value.block, value.transform, value.codes.kind, index, basis))
+            form.append((name, value.kind, value.block, value.transform, value.codes.kind, index, basis))
         else:
-            found.append((name,))
-    return tuple(found)
+            form.append((name,))
+    return tuple(form)
 
 
 def _size(args: Args) -> int:
-    """Elements of all arrays, those of compressed weights decoded."""
+    """Number of elements of all arrays, counting compressed weights as decoded."""
     return sum(int(np.prod(a.shape)) for a in args.values() if hasattr(a, "shape"))
 
 
@@ -153,7 +153,7 @@ def main() -> None:
         for name, case, dtype in calls(op) if _source.has(op) else ():
             args = case.make(data, registry.DTYPES[dtype])
             entries |= launched(name, case, dtype, data)
-            called(name, place(cupy, args))
+            call(name, place(cupy, args))
             cupy.cuda.Device().synchronize()
             count += 1
         print(f"every_kernel: {op}: {count} calls", flush=True)

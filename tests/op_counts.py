@@ -1,7 +1,6 @@
-"""A pytest plugin (`-p tests.op_counts`): at the end, a table of how many tests of each op passed per dtype.
+"""A pytest plugin (`-p tests.op_counts`) that prints the number of passed tests per op and dtype.
 
-With `--per-op N`, of every test only N cases of each op and dtype run, evenly spaced over all of them: for a machine
-on which the whole table takes too long.
+`--per-op N` runs only N cases of each test, op and dtype, evenly spaced, for machines that are too slow for all.
 """
 
 from __future__ import annotations
@@ -12,20 +11,20 @@ from typing import Any
 import pytest
 
 DTYPES = ("float32", "float16", "bfloat16")
-ALL = "any"  # tests of an op that have no dtype: bad inputs, signatures
+ALL = "any"  # tests of an op without a dtype: error cases, signatures
 
 _passed: Counter[tuple[str, str]] = Counter()
 _failed: Counter[tuple[str, str]] = Counter()
 
 
 def _key(item: pytest.Item) -> tuple[str, str] | None:
-    """The op and the dtype that an item tests."""
+    """The op and dtype of a test, or None."""
     params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     return (params["op"].name, params.get("dtype", ALL)) if "op" in params else None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--per-op", type=int, help="cases of each test, op and dtype; default: all")
+    parser.addoption("--per-op", type=int, help="number of cases of each test, op and dtype (default: all)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -35,9 +34,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     groups: defaultdict[tuple[Any, ...], list[pytest.Item]] = defaultdict(list)
     for item in items:
         groups[getattr(item, "originalname", item.name), _key(item) or item.nodeid].append(item)
-    kept = {group[i * len(group) // count] for group in groups.values() for i in range(count)}
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = [item for item in items if item in kept]
+    selected = {group[i * len(group) // count] for group in groups.values() for i in range(count)}
+    config.hook.pytest_deselected(items=[item for item in items if item not in selected])
+    items[:] = [item for item in items if item in selected]
 
 
 @pytest.hookimpl(wrapper=True)
