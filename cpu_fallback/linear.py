@@ -10,17 +10,29 @@ neither can take goes through decoded panels of W (`decode`).
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.cache import PanelCache
-from rbe_gpu.planner import FEW, costs, need_method, plan
+from rbe_gpu.matmul import check_method
 from rbe_gpu.workspace import Workspace
 
 from ._pool import most_threads, num_threads
 from .decode import convert, decode_rows, panel_rows
+from .matmul_algorithms import (
+    CachedPanels,
+    CpuMatmul,
+    CpuMatmulAlgorithms,
+    DecodedPanels,
+    DenseTiles,
+    DenseVectors,
+    TransformTiles,
+    TransformVectors,
+)
+from .matmul_costs import FEW_TOKENS, costs
 from .matmul_tiles import Activations, TilesCall, matmul_tiles
 from .operand import Operand, Plain, address, operand_of, set_output
 from .simd import bits
@@ -98,75 +110,52 @@ def _few(
     return bool(vector_product(call.table, call.reals))
 
 
-def linear(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    activation: str | None,
-    residual: Any,
-    out: Any,
-    ws: Workspace,
-    cache: PanelCache | None,
-    method: str | None = None,
-) -> None:
-    """x (n, in), weight (out, in), residual and out (n, out)."""
-    if method is not None:
-        need_method(method, cache)
-    if not out.size:
-        return
-    n, threads = x.shape[0], num_threads()
-    if not isinstance(weight, RBEBlocks):
-        dense = Plain(weight, 0)
-        if n <= FEW or not x.shape[1]:  # there are no panels of no columns
-            _few(x, dense, bias, activation, residual, out, ws)
-        else:
-            a = activations(x, "none", 64, None, ws, threads)
-            _multiply(a, dense, bias, activation, residual, out, ws, threads)
-        return
-    w = operand_of(weight)
-    if _method(weight, w, n, cache, method, threads) == "transform":
-        if w.basis is None and n <= (1 if w.sparse else FEW):
-            done = _few(x, w, bias, activation, residual, out, ws)
-        else:
-            a = activations(x, w.transform_in, weight.block, w.basis, ws, threads)
-            if a.pending or a.finite:
-                _multiply(a, w, bias, activation, residual, out, ws, threads)
-            done = a.finite
-        if done:
-            return
-    _decoded(x, weight, bias, activation, residual, out, ws, None if method == "decode" else cache, threads)
+# --- algorithms ---------------------------------------------------------------------------------------
+
+# Each takes the arguments of `linear` and, as `w`, the weight as kernels read it; it returns whether it wrote `out`.
 
 
-def _method(
-    weight: RBEBlocks, w: Operand, n: int, cache: PanelCache | None, method: str | None, threads: int
-) -> str:
-    """The way the planner picks, remembered with the weight for every number of tokens, until `tune` runs."""
-    if method is not None:
-        return method
-    key, now = (n, threads, None if cache is None else cache.budget), costs()
-    known = w.methods.get(key)
-    if known is None or known[1] is not now:
-        known = w.methods[key] = plan(weight, n, threads, cache).method, now
-    return known[0]
+def _vectors(
+    x: Any, weight: Any, w: Operand | Plain, bias: Any, activation: str | None, residual: Any, out: Any,
+    ws: Workspace, cache: PanelCache | None, threads: int,
+) -> bool:  # fmt: skip
+    """Token by token."""
+    return _few(x, w, bias, activation, residual, out, ws)
 
 
-def _decoded(
-    x: Any,
-    weight: RBEBlocks,
-    bias: Any,
-    activation: str | None,
-    residual: Any,
-    out: Any,
-    ws: Workspace,
-    cache: PanelCache | None,
-    threads: int,
-) -> None:
-    """The same through decoded panels of rows: from a cache, or made for the call.
+def _dense_tiles(
+    x: Any, weight: Any, w: Plain, bias: Any, activation: str | None, residual: Any, out: Any,
+    ws: Workspace, cache: PanelCache | None, threads: int,
+) -> bool:  # fmt: skip
+    a = activations(x, "none", 64, None, ws, threads)
+    _multiply(a, w, bias, activation, residual, out, ws, threads)
+    return True
 
-    Also what activations with NaN or Inf take, which a transform would spread over a block, and huge ones, which it
-    would make infinite.
-    """
-    a = None if x.shape[0] <= FEW else activations(x, "none", 64, None, ws, threads)
+
+def _transform_tiles(
+    x: Any, weight: RBEBlocks, w: Operand, bias: Any, activation: str | None, residual: Any, out: Any,
+    ws: Workspace, cache: PanelCache | None, threads: int,
+) -> bool:  # fmt: skip
+    a = activations(x, w.transform_in, weight.block, w.basis, ws, threads)
+    if a.pending or a.finite:
+        _multiply(a, w, bias, activation, residual, out, ws, threads)
+    return a.finite
+
+
+def _decoded_panels(
+    x: Any, weight: RBEBlocks, w: Operand, bias: Any, activation: str | None, residual: Any, out: Any,
+    ws: Workspace, cache: PanelCache | None, threads: int,
+) -> bool:  # fmt: skip
+    """Panels of rows, decoded one after another."""
+    return _cached_panels(x, weight, w, bias, activation, residual, out, ws, None, threads)
+
+
+def _cached_panels(
+    x: Any, weight: RBEBlocks, w: Operand, bias: Any, activation: str | None, residual: Any, out: Any,
+    ws: Workspace, cache: PanelCache | None, threads: int,
+) -> bool:  # fmt: skip
+    """Panels of rows from the cache, which decodes those that it does not hold."""
+    a = None if x.shape[0] <= FEW_TOKENS else activations(x, "none", 64, None, ws, threads)
     rows, step = weight.rows, panel_rows(weight)
     for start in range(0, rows, step):
         stop = min(start + step, rows)
@@ -183,3 +172,71 @@ def _decoded(
             _few(x, Plain(panel, start), bias, activation, residual, out, ws)
         else:
             _multiply(a, Plain(panel, start), bias, activation, residual, out, ws, threads)
+    return True
+
+
+ALGORITHMS = CpuMatmulAlgorithms(
+    DenseVectors(_vectors),
+    DenseTiles(_dense_tiles),
+    TransformVectors(_vectors),
+    TransformTiles(_transform_tiles),
+    DecodedPanels(_decoded_panels),
+    CachedPanels(_cached_panels),
+)
+
+
+def linear(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    activation: str | None,
+    residual: Any,
+    out: Any,
+    ws: Workspace,
+    cache: PanelCache | None,
+    method: str | None = None,
+) -> None:
+    """x (n, in), weight (out, in), residual and out (n, out)."""
+    if method is not None:
+        check_method(method, cache)
+    if not out.size:
+        return
+    n, threads = x.shape[0], num_threads()
+    w: Operand | Plain
+    if not isinstance(weight, RBEBlocks):
+        w = Plain(weight, 0)
+        run = _dense_choice(n, weight)
+    else:
+        w = operand_of(weight)
+        run = _choice(weight, w, n, cache, method, threads)
+    if not run(x, weight, w, bias, activation, residual, out, ws, cache, threads):
+        # NaN, Inf and huge values: a transform would spread them over a block, or make them infinite
+        panels = _decoded_panels if cache is None or method == "decode" else _cached_panels
+        panels(x, weight, w, bias, activation, residual, out, ws, cache, threads)
+
+
+_DENSE_CHOICES: dict[tuple[int, int], Callable[..., bool]] = {}
+_MOST_CHOICES = 1024
+
+
+def _dense_choice(n: int, weight: Any) -> Callable[..., bool]:
+    """The choice of `ALGORITHMS` for a dense weight. It is remembered: choosing takes 3 us."""
+    key = n, weight.shape[1]
+    run = _DENSE_CHOICES.get(key)
+    if run is None:
+        if len(_DENSE_CHOICES) >= _MOST_CHOICES:
+            _DENSE_CHOICES.clear()
+        run = _DENSE_CHOICES[key] = cast(CpuMatmul, ALGORITHMS.choose(weight, n, weight.dtype)).run
+    return run
+
+
+def _choice(
+    weight: RBEBlocks, w: Operand, n: int, cache: PanelCache | None, method: str | None, threads: int
+) -> Callable[..., bool]:
+    """The choice of `ALGORITHMS` for a compressed weight. It is remembered with the weight, until `tune` runs."""
+    key, now = (n, threads, None if cache is None else cache.budget, method), costs()
+    known = w.choices.get(key)
+    if known is None or known[1] is not now:
+        algorithm = cast(CpuMatmul, ALGORITHMS.choose(weight, n, np.dtype(np.float32), cache, method))
+        known = w.choices[key] = algorithm.run, now
+    return known[0]

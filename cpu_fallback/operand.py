@@ -4,6 +4,7 @@ factors."""
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -17,11 +18,11 @@ from numba.extending import intrinsic
 from rbe_gpu import transforms
 from rbe_gpu.blocks import RBEBlocks, RBEMatrix
 from rbe_gpu.codecs import DenseCodes, GridCodes, SparseCodes
-from rbe_gpu.planner import FEW_ZEROS, Costs
 
 from . import codes as kinds
 from ._jit import cpu_kernel
 from .fast_transform import transform_address
+from .matmul_costs import DENSE_ROWS_DENSITY, MatmulCosts
 from .product import BF16, F16, F32, GELU, GELU_TANH, GRID, INT, NONE, RELU, SILU
 
 #: Places of the table: first what the weight says, then what a call fills in.
@@ -106,7 +107,7 @@ class Operand:
     outward: str
     transform_out: int
     row_start: Any
-    methods: dict[Any, tuple[str, Costs]] = field(default_factory=dict)
+    choices: dict[Any, tuple[Callable[..., bool], MatmulCosts]] = field(default_factory=dict)
 
     @property
     def laid_out(self) -> bool:
@@ -114,7 +115,7 @@ class Operand:
         return (
             self.sparse
             and int(self.codes[INDEX_KIND]) != kinds.DELTA
-            and self.entries > FEW_ZEROS * self.rows_pad * self.columns
+            and self.entries > DENSE_ROWS_DENSITY * self.rows_pad * self.columns
         )
 
     @property

@@ -12,15 +12,17 @@ import numpy as np
 
 from . import registry
 from .blocks import RBEBlocks
-from .dispatch import canonical_device
-from .gpu import _load, _source, linear
+from .dispatch import CUDA, canonical_device
+from .gpu import _load, _source
 from .layers import RBEFFN, RBEAttention, RBEEmbedding, RBELinear
+from .matmul import algorithms_of
 from .models.bert import BertEncoder
 from .models.load import load
 from .transfer import to
 
 TEXT = "Interest rates rose for the third time this year, and the bank expects one more step before winter."
 TOKENS = 24  # of a model without a tokenizer
+MANY_TOKENS = 4096
 
 
 def ops_of(model: BertEncoder) -> tuple[str, ...]:
@@ -36,10 +38,16 @@ def ops_of(model: BertEncoder) -> tuple[str, ...]:
     if layers:
         found.add("decode")  # rows of tables, and panels of linear weights
     ops = [op for op in registry.OPS if op in found]
-    products = [part.weight for part in layers if isinstance(part, RBELinear)]
-    if not all(linear.as_stored(weight, model.dtype) for weight in products):
+    weights = [part.weight for part in layers if isinstance(part, RBELinear)]
+    if any(_transform_source(weight, model.dtype) != "linear" for weight in weights):
         ops.insert(ops.index("linear") + 1, "linear_transform")
     return tuple(ops)
+
+
+def _transform_source(weight: RBEBlocks, dtype: Any) -> str:
+    """The .cu file that multiplies many tokens in the transform domain of a weight."""
+    algorithm: Any = algorithms_of(CUDA).choose(weight, MANY_TOKENS, dtype, method="transform")
+    return str(algorithm.source)
 
 
 def _layers(parts: Iterable[Any]) -> Iterable[RBELinear | RBEEmbedding]:

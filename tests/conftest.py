@@ -41,7 +41,7 @@ from .cases import Args
 from .host import build, stand_in
 from .host.executor import HostExecutor
 
-# the planner's built-in costs, not those that `rbe-gpu tune` measured on this machine
+# the built-in costs of matmul, not those that `rbe-gpu tune` measured on this machine
 os.environ["RBE_GPU_COSTS"] = os.devnull
 
 CUDA_SRC = Path(__file__).parent.parent / "cuda_src"

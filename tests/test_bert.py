@@ -15,10 +15,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from rbe_gpu.cpu_fallback import matmul_algorithms
 from tokenizers import Tokenizer
 
 import rbe_gpu as rbe
-from rbe_gpu import planner, reference
+from rbe_gpu import reference
 from rbe_gpu.container import save_file
 from rbe_gpu.models import BertEncoder, load
 from rbe_gpu.models.bert import POOLING
@@ -404,7 +405,8 @@ def test_cache_budgets_of_a_model(compressed_file: Path, monkeypatch: pytest.Mon
 
     Without room, the default, nothing is decoded at all.
     """
-    monkeypatch.setattr(planner, "seconds", lambda *_: {"transform": 2.0, "decode": 3.0, "cache": 1.0})
+    for algorithm, cost in (("TransformTiles", 2.0), ("DecodedPanels", 3.0), ("CachedPanels", 1.0)):
+        monkeypatch.setattr(getattr(matmul_algorithms, algorithm), "cost", lambda *_, cost=cost: cost)
     ids, lengths = real.batch(8)
     linear = [t for n, t in compressed_tensors().items() if n.startswith("encoder") and len(t.shape) == 2]
     total = sum(t.dense_nbytes for t in linear)

@@ -33,8 +33,8 @@ PACKAGE = {
     "workspace": "scratch memory kept between calls",
     "machine": "what this machine has, and what is missing",
     "warmup": "a model's kernels before its first batch",
-    "planner": "which way a product takes",
-    "tuning": "the planner's numbers, measured",
+    "matmul": "what a matmul algorithm is, and how a backend chooses one",
+    "tuning": "measures the CPU's cost model of matmul",
     "threads": "how many threads kernels and BLAS use",
 }
 FOLDERS = {"ops", "codecs", "layers", "models", "gpu", "cli"}
@@ -43,12 +43,18 @@ CLI = {"__init__", "__main__", "_errors", "_files", "_output"}
 CPU = {
     *("__init__", "_jit", "_parts", "_pool", "isa", "simd", "unpack"),
     *("quantize", "feedback"),  # the encoder's loops
+    *("matmul_algorithms", "matmul_costs"),
     *("matmul_tiles", "product", "vector_product", "codes", "operand"),  # of linear
     *("fast_transform", "fixed_point"),
 }
 #: Sources that an op has beside its own: compiled when a launch asks for one of their kernels.
 FURTHER = {"linear_transform"}  # of linear, method="transform"
-GPU = {"__init__", "_load", "_launch", "_rows", "_elements", "_source", "graph", *FURTHER}
+GPU = {
+    *("__init__", "_load", "_launch", "_rows", "_elements", "_source"),
+    "graph",
+    "matmul_algorithms",
+    *FURTHER,
+}
 HEADERS = {
     *(
         "activations",

@@ -1,4 +1,4 @@
-"""`rbe-gpu tune`: measure the planner's costs."""
+"""`rbe-gpu tune`: measure the cost model of the CPU's matmul algorithms."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ._output import Json, new_table, print_json, show
 
 def command(as_json: Json = False) -> None:
     """Measure the cost model of the CPU's linear layers on this machine (about 20 seconds)."""
-    from .. import planner
+    from ..tuning import costs_file, machine, tune
 
     with errors_on_one_line():
-        costs = planner.tune()
+        costs = tune()
     if as_json:
-        print_json({"file": str(planner.costs_file()), "machine": planner.machine(), **asdict(costs)})
+        print_json({"file": str(costs_file()), "machine": machine(), **asdict(costs)})
         return
-    table = new_table("what", ">ns", title=f"One thread of this machine ({planner.machine()})")
+    table = new_table("cost", ">ns", title=f"One thread of this machine ({machine()})")
     for name, value in asdict(costs).items():
         table.add_row(name, f"{value:.3g}")
-    show(table, f"kept in {planner.costs_file()}")
+    show(table, f"stored in {costs_file()}")

@@ -10,9 +10,10 @@ import numpy as np
 from rbe_gpu import transforms
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.cache import PanelCache
-from rbe_gpu.planner import need_method
+from rbe_gpu.matmul import MatmulAlgorithms, check_method
 
 from . import decode, linear_transform
+from . import matmul_algorithms as algorithms
 from ._launch import NO_TYPE, TYPE, WARP, Launch, address, aligned, ceil_div, grid_1d, run
 
 _ACTIVATION = {
@@ -22,9 +23,6 @@ _RUNS, _COLUMNS, _F16 = np.int32(0), np.int32(1), np.int32(2)  # LAYOUT_... of l
 _F32_DTYPE, _F16_DTYPE = np.dtype(np.float32), np.dtype(np.float16)
 _NO_TRANSFORM = decode.TRANSFORM["none"]
 
-FEW_TOKENS = 16  # up to so many each byte of W counts more than the arithmetic
-_DOT_TOKENS = 4  # of dense and grid codes with half-precision x: above, tensor cores
-_MMA_FEW_TOKENS = 32
 PANEL_BYTES = 32 << 20  # of a decoded panel: stays in the second-level cache of a large GPU
 
 _GROUPS = (1, 4, 8)  # tokens at once: T of linear_dot_T and others
@@ -50,6 +48,7 @@ class Call:
     residual: Any
     out: Any
     ws: Any
+    cache: PanelCache | None
     launches: list[Launch]
 
     @property
@@ -410,7 +409,17 @@ def panel_rows(cols: int, itemsize: int) -> int:
     return max(_TILE, PANEL_BYTES // (cols * itemsize) // _TILE * _TILE)
 
 
-def _panels(call: Call, weight: RBEBlocks, cache: PanelCache | None) -> None:
+def _dense_tiles(call: Call, weight: Any) -> None:
+    """A dense weight, tile by tile."""
+    x, depth = call.x, call.x.shape[1]
+    if x.dtype != _F32_DTYPE and x.dtype == weight.dtype and depth % 8 == 0 and aligned(x, weight):
+        name = "f16" if x.dtype == _F16_DTYPE else "bf16"
+        _mma(call, name, x, weight, _NO_CODES, weight.shape[0], 0, depth, _TILE, _NO_TRANSFORM, 1.0, None)
+    else:
+        _ffma(call, weight, 0)
+
+
+def _panels(call: Call, weight: RBEBlocks, cache: PanelCache | None = None) -> None:
     """Decoded panels: float32 for float32 x, else W / gain in float16, padded to whole 16 bytes."""
     half = call.x.dtype != _F32_DTYPE
     width = ceil_div(weight.cols, 8) * 8 if half else weight.cols
@@ -444,23 +453,26 @@ def _panels(call: Call, weight: RBEBlocks, cache: PanelCache | None) -> None:
             _ffma(call, panel, start)
 
 
-# --- the choice ---------------------------------------------------------------------------------------
+def _cached_panels(call: Call, weight: RBEBlocks) -> None:
+    _panels(call, weight, call.cache)
 
 
-def as_stored(weight: RBEBlocks, dtype: np.dtype[Any]) -> bool:
-    """Whether linear.cu alone multiplies any number of tokens of a dtype by the codes of W.
-
-    In f16, x^ of a transform that is not orthonormal would lose digits.
-    """
-    half, coded = dtype != _F32_DTYPE, weight.codes.kind != "sparse"
-    return half and coded and weight.basis is None and transforms.is_orthonormal(weight.col_transform)
+def _transform_tiles(call: Call, weight: RBEBlocks) -> None:
+    half = call.x.dtype != _F32_DTYPE and transforms.is_orthonormal(weight.col_transform)
+    linear_transform.plan(call, weight, half)
 
 
-def decodes(weight: RBEBlocks, tokens: int, dtype: np.dtype[Any], method: str | None) -> bool:
-    """Whether `linear` multiplies so many tokens of a dtype by decoded panels of a compressed weight."""
-    if method is None:
-        return tokens > FEW_TOKENS and not as_stored(weight, dtype)
-    return method != "transform"
+ALGORITHMS = MatmulAlgorithms(
+    algorithms.DenseDot(_weight),
+    algorithms.DenseTiles(_dense_tiles),
+    algorithms.CodesMmaFew(_mma_few),
+    algorithms.CodesMma(_mma_codes),
+    algorithms.CodesDot(_dot),
+    algorithms.SparseDot(_sparse),
+    algorithms.CachedPanels(_cached_panels),
+    algorithms.DecodedPanels(_panels),
+    algorithms.TransformTiles(_transform_tiles),
+)
 
 
 def plan(
@@ -475,28 +487,10 @@ def plan(
     method: str | None = None,
 ) -> tuple[Launch, ...]:
     """The launches of `linear` for at least one result."""
-    need_method(method, cache)
-    call = Call(x, bias, activation, residual, out, ws, [])
-    tokens, half = call.tokens, x.dtype != _F32_DTYPE
-    if not isinstance(weight, RBEBlocks):
-        even = aligned(x, weight) and x.shape[1] % 8 == 0
-        if tokens <= FEW_TOKENS:
-            _weight(call, weight)
-        elif half and x.dtype == weight.dtype and even:
-            name = "f16" if x.dtype == _F16_DTYPE else "bf16"
-            depth = x.shape[1]
-            _mma(call, name, x, weight, _NO_CODES, weight.shape[0], 0, depth, _TILE, _NO_TRANSFORM, 1.0, None)
-        else:
-            _ffma(call, weight, 0)
-        return tuple(call.launches)
-    if decodes(weight, tokens, x.dtype, method):
-        _panels(call, weight, None if method == "decode" else cache)
-    elif tokens > _DOT_TOKENS and as_stored(weight, x.dtype):
-        (_mma_few if tokens <= _MMA_FEW_TOKENS else _mma_codes)(call, weight)
-    elif tokens <= FEW_TOKENS:
-        (_sparse if weight.codes.kind == "sparse" else _dot)(call, weight)
-    else:
-        linear_transform.plan(call, weight, half and transforms.is_orthonormal(weight.col_transform))
+    check_method(method, cache)
+    call = Call(x, bias, activation, residual, out, ws, cache, [])
+    algorithm: Any = ALGORITHMS.choose(weight, call.tokens, x.dtype, cache, method)
+    algorithm.add_launches(call, weight)
     return tuple(call.launches)
 
 
@@ -521,15 +515,10 @@ def linear(
     activation : None, "relu", "gelu", "gelu_tanh" or "silu"
     out : (tokens, out), dtype of x; may be `residual`
     ws : workspace: x^, partial sums, and a panel of up to `PANEL_BYTES`
-    cache : keeps decoded panels where panels are made (sparse codes, a basis or float32 x, and more than
-        `FEW_TOKENS` tokens); elsewhere W is read as it is stored, which is fewer bytes than a panel
-    method : of a compressed weight. "transform": W is never decoded; "decode": panels of W are, for any number of
-        tokens; "cache": panels that `cache` keeps. None: W as it is stored where the kernels of linear.cu can (up to
-        `FEW_TOKENS` tokens; dense or grid codes of an orthonormal transform without a basis, and half-precision x),
-        else panels. From how many tokens on "decode" is the faster has not been measured on a GPU yet, so None does
-        not take linear_transform.cu
+    cache : keeps decoded panels, where an algorithm decodes any
+    method : restricts the choice of the algorithm for a compressed weight (`rbe_gpu.matmul`)
     """
     if out.size:
         run(*plan(x, weight, bias, activation, residual, out, ws, cache, method))
     else:
-        need_method(method, cache)
+        check_method(method, cache)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from math import prod, sqrt
+from math import sqrt
 from typing import Any, cast
 
 import numpy as np
 
 from .. import ops, transforms
-from ..blocks import Array, RBEBlocks, RBEMatrix
+from ..blocks import Array, RBEMatrix
 from ..cache import PanelCache
 from ..dispatch import as_cupy, device_of, module_of
 from ..workspace import Workspace
@@ -146,28 +146,16 @@ class RBEAttention:
         x = as_cupy(x)
         workspace = (workspace or Workspace()).on(device_of(x, "x"))
         context = as_cupy(context)
-        inside = None if self._decodes(x, x if context is None else context) else self._coefficients()
+        inside = self._coefficients() if self._favors_transform_domain(x, context) else None
         within = self if inside is None else inside
         merged = within.mix(x, lengths, mask, context, workspace, cu_seqlens)
         return within.output(merged, residual, out=out, workspace=workspace)
 
-    def _decodes(self, x: Array, source: Array) -> bool:
-        """Whether a projection may take decoded panels: a cache's on the CPU, those of its way on a GPU.
-
-        source : what keys and values are made of
-        """
-        parts = (self.query, self.key, self.value, self.output)
-        if device_of(x, "x") == "cpu":
-            return any(part.cache is not None for part in parts)
-        from ..gpu.linear import decodes
-
-        def takes_panels(part: RBELinear, a: Array) -> bool:
-            weight = part.weight
-            return not isinstance(weight, RBEBlocks) or decodes(
-                weight, prod(a.shape[:-1]), a.dtype, part.method
-            )
-
-        return any(map(takes_panels, parts, (x, source, source, x)))
+    def _favors_transform_domain(self, x: Array, context: Array | None) -> bool:
+        """Whether every projection does, with the algorithm that it takes."""
+        source = x if context is None else context
+        inputs = ((self.query, x), (self.key, source), (self.value, source), (self.output, x))
+        return all(projection.favors_transform_domain(a) for projection, a in inputs)
 
     def _coefficients(self) -> RBEAttention | None:
         """This attention between the transforms: q, k, v come out as coefficients and `output` takes them.

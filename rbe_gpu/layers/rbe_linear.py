@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
+
+import numpy as np
 
 from .. import ops
 from ..blocks import Array, RBEBlocks
 from ..cache import PanelCache
 from ..dispatch import backend_of
 from ..encode import compress
-from ..planner import METHODS, Plan, plan
-from ..threads import get_num_threads
+from ..matmul import METHODS, MatmulPlan, algorithms_of
 from ..workspace import Workspace
 
 
@@ -42,8 +44,8 @@ class RBELinear:
     activation : None, "relu", "gelu" (erf), "gelu_tanh" or "silu"
     cache : keeps decoded panels of a compressed weight between calls: a `PanelCache` (several layers may
         share one), a budget in bytes for a cache of this layer alone, or None to keep nothing
-    method : "transform", "decode" or "cache" takes that way for every batch, on the CPU and on a GPU; None lets the
-        planner choose on the CPU (`plan`), and takes the GPU's default there (`ops.linear`)
+    method : "transform", "decode" or "cache" restricts the choice of the matmul algorithm for every batch
+        (`rbe_gpu.matmul`); None leaves it to the cost model (`plan`)
     """
 
     def __init__(
@@ -119,18 +121,27 @@ class RBELinear:
             method=self.method,
         )
 
-    def plan(self, batch: int) -> Plan:
-        """The way a product with `batch` rows takes on the CPU, and the seconds that each way is estimated at.
+    def plan(self, batch: int, dtype: Any = np.float32) -> MatmulPlan:
+        """The matmul algorithm for `batch` rows of a dtype, and the estimated costs of all that could run.
 
         Raises
         ------
         TypeError
-            The weight is dense, or on a GPU: there is nothing to choose.
+            The weight is dense.
         """
-        weight = self.weight
-        if not isinstance(weight, RBEBlocks) or weight.device != "cpu":
-            raise TypeError(f"{describe(weight)} has no plan; only compressed weights on the CPU have")
-        return plan(weight, batch, get_num_threads(), self.cache, self.method)
+        if not isinstance(self.weight, RBEBlocks):
+            raise TypeError(f"{describe(self.weight)} has no plan; only compressed weights have")
+        algorithms = algorithms_of(backend_of(weight=self.weight))
+        return algorithms.plan(self.weight, batch, np.dtype(dtype), self.cache, self.method)
+
+    def favors_transform_domain(self, x: Array) -> bool:
+        """Whether a matmul with x is cheaper if x, or the result, is already in the transform domain of the weight.
+
+        x : (..., in_features)
+        """
+        algorithms = algorithms_of(backend_of(weight=self.weight))
+        tokens = prod(x.shape[:-1])
+        return algorithms.favors_transform_domain(self.weight, tokens, x.dtype, self.cache, self.method)
 
     def __repr__(self) -> str:
         activation = "" if self.activation is None else f", {self.activation}"

@@ -179,7 +179,7 @@ class BertEncoder:
     max_seq_length : tokens of a text that are read, at most max_position_embeddings
     cache_bytes : memory for decoded float32 panels of compressed linear weights. 0 keeps nothing: products
         work on the codes, and there is no dense copy. With more, a product keeps what fits of a decoded
-        weight where the planner (`rbe_gpu.planner`) estimates that to be faster; as much as the dense linear
+        weight where the cost model (`rbe_gpu.matmul`) estimates that to be faster; as much as the dense linear
         weights take lets all of them fit. Embedding tables are never cached
     dtype : "float32", "float16" or "bfloat16", of the hidden states between the ops; sums are float32 always.
         Dense matrices, too, are then held in the half type, which on a GPU its tensor cores need; for

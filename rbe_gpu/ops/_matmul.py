@@ -71,10 +71,11 @@ def linear(
     residual : (..., out_features), added after the activation
     out : (..., out_features), dtype of x; must not share memory with x; may be `residual`
     cache : keeps decoded panels of a compressed weight between calls, under its byte budget
-    method : the way a product with a compressed weight takes: "transform" (W is never decoded), "decode" (panels of
-        it are) or "cache" (panels that `cache` keeps). None takes the one estimated cheapest on the CPU
-        (`rbe_gpu.planner`); on a GPU, where the ways have not been timed yet, that of "transform" for up to 16 tokens
-        and for dense and grid codes without a basis and half-precision x, and else that of "decode" with `cache`
+    method : restricts the choice of the matmul algorithm for a compressed weight (`rbe_gpu.matmul`): "transform"
+        (multiply in the transform domain, W is never decoded), "decode" (decode panels of W) or "cache" (panels that
+        `cache` keeps). None takes the algorithm of the lowest estimated time on the CPU. On a GPU, where times have
+        not been measured yet, it takes "transform" for up to 16 tokens and for dense and grid codes without a basis
+        and half-precision x, else "decode", or "cache" where there is one
 
     Returns
     -------

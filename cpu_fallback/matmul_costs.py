@@ -1,0 +1,90 @@
+"""Numbers of the CPU's cost model for matmul: built-in, or measured on this machine by `rbe-gpu tune`.
+
+The built-in numbers were measured on one machine (AMD EPYC, AVX-512). `rbe_gpu.tuning` measures those of the machine
+that it runs on, and stores them in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+FEW_TOKENS = 4  # multiplied one by one
+DENSE_ROWS_DENSITY = 0.65  # above this density, sparse rows are expanded and multiplied as dense rows
+
+
+@dataclass(frozen=True)
+class MatmulCosts:
+    """Nanoseconds of one thread.
+
+    Attributes
+    ----------
+    call : a kernel call
+    dense : a weight times 16 tokens
+    stream : a dense weight read from memory, by all threads together
+    unpack : a low-bit code to float32
+    few : a low-bit code unpacked and multiplied with one token
+    transform : a value of 16 tokens through a block transform
+    entry, entry_vector : a sparse entry to position and value; that times 16 tokens
+    entry_few : a sparse entry unpacked and multiplied with one token
+    spread : the same for a bitmap, per weight
+    synthesis : a weight through both block transforms, per value of the block size
+    scatter : a weight of a sparse row written to a dense row
+    """
+
+    call: float = 9_000.0
+    dense: float = 0.3
+    stream: float = 0.14
+    unpack: float = 0.2
+    few: float = 0.08
+    transform: float = 4.0
+    entry: float = 0.6
+    entry_vector: float = 0.5
+    entry_few: float = 1.3
+    spread: float = 0.12
+    synthesis: float = 0.04
+    scatter: float = 0.5
+
+
+def costs_file() -> Path:
+    """The file of measured numbers: RBE_GPU_COSTS, or costs.json in the user's cache folder."""
+    path = os.environ.get("RBE_GPU_COSTS")
+    return Path(path) if path else user_cache_path("rbe_gpu", appauthor=False) / "costs.json"
+
+
+@cache
+def costs() -> MatmulCosts:
+    """This machine's numbers; the built-in ones if it was not tuned, or with another processor."""
+    try:
+        stored = json.loads(costs_file().read_text())
+        if stored.pop("machine") != machine():
+            return MatmulCosts()
+        names = {f.name for f in fields(MatmulCosts)}
+        if set(stored) != names or not all(isinstance(v, int | float) and v > 0 for v in stored.values()):
+            return MatmulCosts()
+        return MatmulCosts(**stored)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return MatmulCosts()
+
+
+def store(measured: MatmulCosts) -> None:
+    """Write the numbers of this machine to `costs_file`, and use them from now on."""
+    file = costs_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps({"machine": machine(), **asdict(measured)}, indent=2) + "\n")
+    part.replace(file)
+    costs.cache_clear()
+
+
+def machine() -> str:
+    """What the numbers depend on: the processor, and the instruction set that kernels are compiled for."""
+    import llvmlite.binding as llvm
+
+    return f"{platform.machine()} {llvm.get_host_cpu_name()}"

@@ -1,0 +1,159 @@
+"""The matmul algorithms of a backend, and the choice between them.
+
+    y = activation(x W^T + bias) + residual
+
+A backend lists its algorithms in one table, `ALGORITHMS` of its `linear` module. Each algorithm says whether it
+supports a weight, a number of tokens and a dtype, and what it costs; the cheapest supported one runs. `method=` of
+the public functions restricts the choice for a compressed weight:
+
+    transform   multiply in the transform domain: W is never decoded
+    decode      decode panels of rows of W, and multiply with them
+    cache       multiply with decoded panels that a `PanelCache` keeps (panels that do not fit are decoded)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any, cast
+
+from .blocks import Array, RBEBlocks
+from .cache import PanelCache
+from .dispatch import Backend
+
+METHODS = ("transform", "decode", "cache")
+Weight = Array | RBEBlocks
+
+SUPPORTED = (True, "")
+NOT_COMPRESSED = (False, "the weight is dense")
+NOT_DENSE = (False, "the weight is compressed")
+
+
+class MatmulAlgorithm(ABC):
+    """One way for a backend to compute a matmul.
+
+    Attributes
+    ----------
+    name : unique within the backend
+    method : the value of `method=` that selects the algorithm; None for algorithms of dense weights
+    """
+
+    name: str
+    method: str | None
+
+    @abstractmethod
+    def supports(self, weight: Weight, tokens: int, dtype: Any) -> tuple[bool, str]:
+        """Whether the algorithm can multiply `tokens` rows of a dtype with `weight`; if not, also the reason."""
+
+    @abstractmethod
+    def cost(self, weight: Weight, tokens: int, dtype: Any, cache: PanelCache | None) -> float:
+        """Estimated seconds, or a rank where a backend has no estimate; comparable within a backend only."""
+
+
+@dataclass(frozen=True)
+class MatmulPlan:
+    """The algorithm chosen for a matmul.
+
+    Attributes
+    ----------
+    algorithm : name of the algorithm
+    method : the value of `method=` that selects it
+    costs : the cost of every supported algorithm by name: seconds on the CPU, a rank on a GPU
+    """
+
+    algorithm: str
+    method: str | None
+    costs: dict[str, float]
+
+
+class MatmulAlgorithms:
+    """The algorithms of a backend, in the order in which equal costs are resolved."""
+
+    def __init__(self, *algorithms: MatmulAlgorithm) -> None:
+        self._algorithms = algorithms
+        self._dense = tuple(a for a in algorithms if a.method is None)
+        compressed = tuple(a for a in algorithms if a.method is not None)
+        self._compressed: dict[tuple[str | None, bool], tuple[MatmulAlgorithm, ...]] = {
+            (method, has_cache): tuple(
+                a for a in compressed if method in (None, a.method) and (has_cache or a.method != "cache")
+            )
+            for method in (None, *METHODS)
+            for has_cache in (False, True)
+        }
+
+    def __iter__(self) -> Iterator[MatmulAlgorithm]:
+        return iter(self._algorithms)
+
+    def supported(
+        self,
+        weight: Weight,
+        tokens: int,
+        dtype: Any,
+        cache: PanelCache | None = None,
+        method: str | None = None,
+    ) -> list[MatmulAlgorithm]:
+        """The algorithms that can run; with `method`, those that it selects."""
+        candidates = self._dense
+        if isinstance(weight, RBEBlocks):
+            candidates = self._compressed[method, cache is not None]
+        return [a for a in candidates if a.supports(weight, tokens, dtype)[0]]
+
+    def choose(
+        self,
+        weight: Weight,
+        tokens: int,
+        dtype: Any,
+        cache: PanelCache | None = None,
+        method: str | None = None,
+    ) -> MatmulAlgorithm:
+        """The cheapest algorithm that can run."""
+        supported = self.supported(weight, tokens, dtype, cache, method)
+        if len(supported) == 1:
+            return supported[0]
+        return min(supported, key=lambda a: a.cost(weight, tokens, dtype, cache))
+
+    def plan(
+        self,
+        weight: Weight,
+        tokens: int,
+        dtype: Any,
+        cache: PanelCache | None = None,
+        method: str | None = None,
+    ) -> MatmulPlan:
+        """The choice as `choose` makes it, and the costs of all algorithms that could run without `method`."""
+        check_method(method, cache)
+        chosen = self.choose(weight, tokens, dtype, cache, method)
+        supported = self.supported(weight, tokens, dtype, cache)
+        costs = {a.name: a.cost(weight, tokens, dtype, cache) for a in supported}
+        return MatmulPlan(chosen.name, chosen.method, costs)
+
+    def favors_transform_domain(
+        self,
+        weight: Weight,
+        tokens: int,
+        dtype: Any,
+        cache: PanelCache | None = None,
+        method: str | None = None,
+    ) -> bool:
+        """Whether leaving out one of the transforms of `weight` makes the matmul cheaper."""
+        return (
+            isinstance(weight, RBEBlocks)
+            and self.choose(weight, tokens, dtype, cache, method).method == "transform"
+        )
+
+
+@cache
+def algorithms_of(backend: Backend) -> MatmulAlgorithms:
+    """The matmul algorithms of a backend."""
+    return cast(MatmulAlgorithms, import_module(f"{backend.package}.linear").ALGORITHMS)
+
+
+def check_method(method: str | None, cache: PanelCache | None) -> None:
+    """Raise `ValueError` unless `method` is known, or None, and has the cache that it needs."""
+    if method not in (None, *METHODS):
+        raise ValueError(f"unknown method {method!r}; use one of {METHODS}, or None")
+    if method == "cache" and cache is None:
+        raise ValueError("method='cache' needs a cache: pass cache=PanelCache(bytes)")
