@@ -1,14 +1,12 @@
 """Dense weights to RBE blocks.
 
-`compress` takes one target: a *grade* or an `rmse` (the smallest storage that meets an error), a *ratio* (the
-smallest error that fits the bytes), or a fraction of coefficients to keep. Storage means every byte: values,
-positions, scales, basis parameters and padding.
+`compress` takes one target: a *grade* or an `rmse` (the smallest size that meets an error), a *ratio* (the
+smallest error that fits the bytes), or a *density* (the fraction of the coefficients to store). Size means every
+stored byte: values, positions, scales, basis parameters and padding.
 
-How a target is met. The weight is divided by its gain, the basis is fitted and subtracted, and the rest is
-transformed. Then the ways to store the coefficients (dense codes of 2 to 12 bits in groups of 32, 64, 128;
-sparse codes of 1 to 8 bits, float16, float32) are tried on a sample of rows. The best is encoded in full,
-decoded, compared with the original, and tightened until the target holds on what was decoded, not on an
-estimate.
+How a target is met. The weight is divided by its gain, the basis is fitted and subtracted, and the residual is
+transformed. The candidates of every codec (`codecs.search`) are compared on a sample of rows. The best is encoded
+in full, decoded, compared with the original, and refined until the decoded weight meets the target.
 """
 
 from __future__ import annotations
@@ -38,9 +36,7 @@ Kind = type[RBEMatrix] | type[RBEVectors]
 #: Largest relative Frobenius error of each grade.
 GRADES = {"S": 1e-3, "A": 1e-2, "B": 1e-1, "C": 3e-1}
 ADAPTIVE = ("dct", "dwt-db2", "dwt-haar", "none")
-_SAMPLE = (
-    1 << 18
-)  # coefficients that candidates are judged on; the error of a group varies little between rows
+_SAMPLE = 1 << 18  # coefficients that candidates are compared on; a group's error varies little between rows
 
 
 # --- preparation: gain, basis, transform --------------------------------------------------------------
@@ -84,7 +80,7 @@ def _gain(w: F32) -> float:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A weight on its way: everything but the codes."""
+    """A weight before quantisation: everything but the codes."""
 
     kind: Kind
     shape: tuple[int, ...]
@@ -174,8 +170,8 @@ def _sample(prepared: _Prepared, energy: float) -> Sample:
     return Sample(prepared.coefficients, energy, weight)
 
 
-def _basis_may_pay(part: F32, kind: Kind, block: int, gain: float, energy: float) -> bool:
-    """Whether the basis catches about the energy that its bytes would catch as wider codes.
+def _basis_may_help(part: F32, kind: Kind, block: int, gain: float, energy: float) -> bool:
+    """Whether the basis removes at least half the energy that its bytes would remove as wider codes.
 
     One bit per coefficient divides the squared error by 4, so `spent` bits are worth a factor 4^-spent.
     """
@@ -203,7 +199,7 @@ def _choose(
     scaled = part.astype(np.float64) / gain
     energy = float((scaled * scaled).sum())
     best: tuple[float, str, bool, EncodeConfig] | None = None
-    if len(bases) > 1 and not _basis_may_pay(part, kind, block, gain, energy):
+    if len(bases) > 1 and not _basis_may_help(part, kind, block, gain, energy):
         bases = (False,)
     problem: ValueError | None = None
     for name in names:
@@ -246,7 +242,7 @@ def compress(
     grade: str | None = None,
     ratio: float | None = None,
     rmse: float | None = None,
-    kept: float | None = None,
+    density: float | None = None,
     block: int = 64,
     transform: str = "dct",
     basis: bool | str = "auto",
@@ -264,13 +260,13 @@ def compress(
     grade : "S", "A", "B" or "C": relative Frobenius error <= 1e-3, 1e-2, 1e-1, 3e-1, smallest storage
     ratio : float32 bytes / stored bytes, at least this, smallest error
     rmse : root mean square error, at most this, smallest storage
-    kept : fraction of coefficients to keep, the largest ones, 0 < kept <= 1
+    density : fraction of the coefficients to store, the largest ones, 0 < density <= 1
     block : B = 32, 64 or 128
     transform : "dct", "dwt" (Daubechies 4-tap), "dwt-haar", "dwt-db2", "dwt-bior3.1", "hadamard", "none", or
         "adaptive" (the best on this weight of dct, dwt-db2, dwt-haar and none)
-    basis : True or False, or "auto" (kept where it lowers the size or the error at equal bytes)
+    basis : True or False, or "auto" (used where it lowers the size, or the error at equal bytes)
     codes : "dense-int2" to "dense-int12", "sparse-int1" to "sparse-int8", "sparse-f16", "sparse-f32";
-        None lets the encoder choose ("sparse-f16" with `kept`)
+        None lets the encoder choose ("sparse-f16" with `density`)
     kind : "matrix" (B x B blocks), or "vectors" (every row by itself, for embedding tables; the only kind of
         a 1-D array)
 
@@ -293,24 +289,24 @@ def compress(
     array = as_cupy(array)
     if is_cupy(array):
         weight = compress(
-            array.get(), grade=grade, ratio=ratio, rmse=rmse, kept=kept, block=block, transform=transform,
+            array.get(), grade=grade, ratio=ratio, rmse=rmse, density=density, block=block, transform=transform,
             basis=basis, codes=codes, kind=kind,
         )  # fmt: skip
         return weight.to(device_of(array))
     w = _checked(array)
-    kinds: dict[str, Kind] = {"matrix": RBEMatrix, "vectors": RBEVectors}
-    name = kind or ("vectors" if w.ndim == 1 else "matrix")
-    if name not in kinds:
+    classes: dict[str, Kind] = {"matrix": RBEMatrix, "vectors": RBEVectors}
+    class_name = kind or ("vectors" if w.ndim == 1 else "matrix")
+    if class_name not in classes:
         raise ValueError(f"unknown kind {kind!r}; use 'matrix' or 'vectors'")
-    if name == "matrix" and w.ndim == 1:
+    if class_name == "matrix" and w.ndim == 1:
         raise ValueError("a 1-D array has no 2-D blocks; use kind='vectors' or reshape it to a matrix")
-    cls = kinds[name]
-    targets = {"grade": grade, "ratio": ratio, "rmse": rmse, "kept": kept}
-    given = [k for k, v in targets.items() if v is not None]
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} are both given; give one target")
-    if not given and codes is None:
-        raise ValueError("no target; give grade=, ratio=, rmse= or kept=, or codes= alone")
+    cls = classes[class_name]
+    targets = {"grade": grade, "ratio": ratio, "rmse": rmse, "density": density}
+    target_names = [k for k, v in targets.items() if v is not None]
+    if len(target_names) > 1:
+        raise ValueError(f"{' and '.join(target_names)} are both given; give one target")
+    if not target_names and codes is None:
+        raise ValueError("no target; give grade=, ratio=, rmse= or density=, or codes= alone")
     if block not in transforms.BLOCK_SIZES:
         raise ValueError(f"block={block} is not supported; use one of {transforms.BLOCK_SIZES}")
     names = ADAPTIVE if transform == "adaptive" else (transforms.canonical_transform(transform),)
@@ -321,16 +317,18 @@ def compress(
     rows, cols = _padded_shape(w, cls, block)
     bases = (False, True) if basis == "auto" else (bool(basis),)
 
-    if kept is not None or not given:
-        fraction = _checked_kept(kept) if kept is not None else 1.0
+    if density is not None or not target_names:
+        if density is not None and not 0.0 < density <= 1.0:
+            raise ValueError(f"density={density} is not a fraction; use 0 < density <= 1")
+        fraction = 1.0 if density is None else float(density)
         config = config_named(codes or "sparse-f16")
         if not config.prunes and fraction < 1.0:
             raise ValueError(
-                f"kept={kept} needs sparse codes, not {codes}; use codes='sparse-f16' or similar"
+                f"density={density} needs sparse codes, not {codes}; use codes='sparse-f16' or similar"
             )
         config = replace(config, density=fraction)
 
-        # the basis must pay for its bytes: compare at the bits per weight that both have in the end
+        # the basis takes bytes too: compare errors at equal bits per weight
         def judge(sample: Sample, basis_bytes: int) -> tuple[EncodeConfig, float]:
             spent_bits = 8.0 * basis_bytes / (rows * cols)
             return config, sample.relative_error(config) * 2.0**spent_bits
@@ -361,7 +359,7 @@ def compress(
 
 
 def _fit_bytes(prepared: _Prepared, config: EncodeConfig, budget: float) -> Weight:
-    """Encode in full; keep less until the bytes fit. The delta index may have filled long gaps."""
+    """Encode in full; lower the density until the bytes fit. The delta index may have filled long gaps."""
     while True:
         m = prepared.with_codes(config.quantize(prepared.coefficients))
         if m.nbytes <= budget:
@@ -376,7 +374,7 @@ def _fit_bytes(prepared: _Prepared, config: EncodeConfig, budget: float) -> Weig
 def _fit_error(
     w: F32, prepared: _Prepared, config: EncodeConfig, target: float, allowed: tuple[str, ...] | None
 ) -> Weight:
-    """Encode in full, decode, compare; spend more until the target holds."""
+    """Encode in full, decode, compare; raise the density or the width until the target is met."""
     while True:
         m = prepared.with_codes(config.quantize(prepared.coefficients))
         reached = m.error_report(w).relative_error
@@ -398,12 +396,6 @@ def _checked_codes(codes: str) -> str:
     if codes not in known:
         raise ValueError(f"unknown codes {codes!r}; use one of {', '.join(known)}")
     return codes
-
-
-def _checked_kept(kept: float) -> float:
-    if not 0.0 < kept <= 1.0:
-        raise ValueError(f"kept={kept} is not a fraction; use 0 < kept <= 1")
-    return float(kept)
 
 
 def _checked_error(w: F32, grade: str | None, rmse: float | None) -> float:

@@ -69,7 +69,7 @@ def measure(report: Callable[[str, float], None] | None = None) -> MatmulCosts:
         _matrix(codes="dense-int4", transform="none"),
         _matrix(codes="dense-int4", transform="dct"),
     )
-    sparse = _matrix(codes="sparse-int8", kept=0.1, transform="none")
+    sparse = _matrix(codes="sparse-int8", density=0.1, transform="none")
     assert isinstance(sparse.codes, SparseCodes)
     entries = sparse.codes.entries
     measured: dict[str, float] = {}
@@ -97,7 +97,7 @@ def measure(report: Callable[[str, float], None] | None = None) -> MatmulCosts:
     note("entry_vector", (two - one) * threads / entries / 15)
     note("entry", (one - 2 * measured["call"]) * threads / entries - measured["entry_vector"])
     note("entry_few", (matmul(sparse, 1, "transform") - measured["call"]) * threads / entries)
-    half = _matrix(codes="sparse-int8", kept=0.5, transform="none")
+    half = _matrix(codes="sparse-int8", density=0.5, transform="none")
     note("spread", (matmul(half, 1, "transform") - measured["call"]) * threads / weights)
     plain, whole = matmul(int4, 32, "decode"), matmul(int4_dct, 32, "decode")
     note("synthesis", (whole - plain) * threads / weights / int4_dct.block)

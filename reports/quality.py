@@ -46,7 +46,7 @@ class Target:
     def options(self) -> dict[str, Any]:
         """What `compress_model` takes."""
         if self.kept is not None:
-            return {"kept": self.kept, "codes": "sparse-int8", "basis": False}
+            return {"density": self.kept, "codes": "sparse-int8", "basis": False}
         return {"grade": self.grade, "ratio": self.ratio}
 
     @property

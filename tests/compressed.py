@@ -24,21 +24,21 @@ FORMS: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
     "haar int7 b32": ((33, 65), {"codes": "dense-int7", "block": 32, "transform": "dwt-haar"}),
     "bior int8 b64 basis": ((64, 64), {"codes": "dense-int8", "transform": "dwt-bior3.1", "basis": True}),
     "none int12 b64": ((1, 63), {"codes": "dense-int12", "transform": "none"}),
-    "dct f16 bitmap": ((130, 384), {"kept": 0.3, "basis": False}),
-    "dct f16 delta basis": ((384, 384), {"kept": 0.02, "basis": True}),
+    "dct f16 bitmap": ((130, 384), {"density": 0.3, "basis": False}),
+    "dct f16 delta basis": ((384, 384), {"density": 0.02, "basis": True}),
     "dct f32 full": ((65, 129), {"codes": "sparse-f32"}),
     "dwt int8 bitmap b128": (
-        (200, 300), {"kept": 0.25, "codes": "sparse-int8", "block": 128, "transform": "dwt"}
+        (200, 300), {"density": 0.25, "codes": "sparse-int8", "block": 128, "transform": "dwt"}
     ),
-    "none int4 delta": ((384, 1536), {"kept": 0.05, "codes": "sparse-int4", "transform": "none"}),
-    "dct int1 delta b32": ((384, 384), {"kept": 0.05, "codes": "sparse-int1", "block": 32}),
+    "none int4 delta": ((384, 1536), {"density": 0.05, "codes": "sparse-int4", "transform": "none"}),
+    "dct int1 delta b32": ((384, 384), {"density": 0.05, "codes": "sparse-int1", "block": 32}),
     "vectors int4 b64": ((300, 384), {"codes": "dense-int4", "kind": "vectors"}),
     "vectors int6 b32 basis": (
         (65, 100), {"codes": "dense-int6", "kind": "vectors", "block": 32, "basis": True}
     ),
-    "vectors f16 bitmap b128": ((37, 384), {"kept": 0.4, "kind": "vectors", "block": 128}),
+    "vectors f16 bitmap b128": ((37, 384), {"density": 0.4, "kind": "vectors", "block": 128}),
     "vectors int3 delta none": (
-        (100, 384), {"kept": 0.04, "codes": "sparse-int3", "kind": "vectors", "transform": "none"}
+        (100, 384), {"density": 0.04, "codes": "sparse-int3", "kind": "vectors", "transform": "none"}
     ),
     "grid int2 b32": ((96, 384), {"grid": 2, "block": 32}),
     "grid int3 none": ((33, 65), {"grid": 3, "transform": "none"}),

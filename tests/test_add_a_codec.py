@@ -144,7 +144,7 @@ def test_the_search_knows_it(weight: np.ndarray) -> None:
     with pytest.raises(ValueError, match="out of reach of ternary"):
         rbe.compress(weight, grade="A", codes="ternary")
     with pytest.raises(ValueError, match="needs sparse codes"):
-        rbe.compress(weight, kept=0.5, codes="ternary")
+        rbe.compress(weight, density=0.5, codes="ternary")
 
 
 @pytest.mark.usefixtures("ternary")

@@ -99,14 +99,14 @@ def expected(layer: rbe.RBEAttention, x: np.ndarray, ends: list[int]) -> np.ndar
     return np.concatenate(results)
 
 
-SPARSE = {"kept": 0.2, "codes": "sparse-int8", "basis": False}
+SPARSE = {"density": 0.2, "codes": "sparse-int8", "basis": False}
 DENSE = {"codes": "dense-int5", "basis": False}
 FITTING = {
     # name: (heads, features, tokens, options)
     "dct sparse": (3, 96, [0, 7, 24], {**SPARSE, "transform": "dct", "block": 32}),
     "dct dense": (3, 96, [0, 7, 40], {**DENSE, "transform": "dct", "block": 32}),
     "dwt dense": (3, 96, [0, 20], {**DENSE, "transform": "dwt", "block": 32}),
-    "hadamard sparse delta": (2, 128, [0, 18], {**SPARSE, "kept": 0.04, "transform": "hadamard", "block": 64}),
+    "hadamard sparse delta": (2, 128, [0, 18], {**SPARSE, "density": 0.04, "transform": "hadamard", "block": 64}),
     "haar grid": (2, 128, [0, 9, 18], {"grid": 4, "transform": "dwt-haar", "block": 64}),
     "dct sparse b128": (2, 256, [0, 19], {**SPARSE, "transform": "dct", "block": 128}),
     "few sparse": (3, 96, [0, 2, 9], {**SPARSE, "transform": "dct", "block": 32}),
@@ -256,7 +256,7 @@ def test_a_changed_bias_or_method_is_seen() -> None:
 
 @pytest.mark.parametrize("dtype", [F32, F16], ids=str)
 def test_what_is_not_finite_stays_in_its_sequence(dtype: Any) -> None:
-    layer = attention(3, 96, **{**SPARSE, "kept": 0.03, "transform": "dct", "block": 32})
+    layer = attention(3, 96, **{**SPARSE, "density": 0.03, "transform": "dct", "block": 32})
     x = real.activations(20)[:, :96].astype(dtype)
     x[4, 7] = np.nan
     with device() as (cupy, _):

@@ -63,11 +63,11 @@ def test_rmse_holds(weight):
     assert report.snr_db == pytest.approx(-20 * np.log10(relative), rel=1e-9)
 
 
-@pytest.mark.parametrize("kept", [0.001, 0.05, 0.25, 0.9, 1.0])
+@pytest.mark.parametrize("density", [0.001, 0.05, 0.25, 0.9, 1.0])
 @pytest.mark.parametrize("codes", [None, "sparse-int4"])
-def test_kept_counts_coefficients(weight, kept, codes):
-    m = rbe.compress(weight, kept=kept, codes=codes)
-    wanted = kept * weight.size
+def test_density_counts_coefficients(weight, density, codes):
+    m = rbe.compress(weight, density=density, codes=codes)
+    wanted = density * weight.size
     assert m.codes.entries >= round(wanted)
     if m.codes.index_kind != "delta":
         assert m.codes.entries == round(wanted)
@@ -76,13 +76,13 @@ def test_kept_counts_coefficients(weight, kept, codes):
 
 
 def test_positions_take_the_smaller_form(weight):
-    assert rbe.compress(weight, kept=0.05).codes.index_kind == "delta"
-    assert rbe.compress(weight, kept=0.3).codes.index_kind == "bitmap"
-    assert rbe.compress(weight, kept=1.0).codes.index_kind == "full"
+    assert rbe.compress(weight, density=0.05).codes.index_kind == "delta"
+    assert rbe.compress(weight, density=0.3).codes.index_kind == "bitmap"
+    assert rbe.compress(weight, density=1.0).codes.index_kind == "full"
 
 
 def test_kept_are_the_largest(weight):
-    m = rbe.compress(weight, kept=0.3, codes="sparse-f32", transform="none")
+    m = rbe.compress(weight, density=0.3, codes="sparse-f32", transform="none")
     magnitudes = np.sort(np.abs(weight).reshape(-1))
     threshold = magnitudes[-round(0.3 * weight.size)]
     decoded = m.decode()
@@ -102,13 +102,13 @@ def test_the_basis_pays_on_smooth_blocks_only(weight):
 def test_the_basis_is_a_least_squares_fit():
     y, x = np.mgrid[-1:1:64j, -1:1:64j]
     trend = (3 + 2 * np.hypot(x, y) - np.cos(2 * np.pi * y)).astype(np.float32)
-    m = rbe.compress(trend, kept=0.001, basis=True)
+    m = rbe.compress(trend, density=0.001, basis=True)
     np.testing.assert_allclose(m.gain * m.basis[0, 0].astype(float), [3, 2, 0, 0, 0, 0, -1, 0], atol=5e-3)
     assert m.error_report(trend).relative_error < 1e-3
 
 
 def test_same_input_same_bytes(weight):
-    for kwargs in ({"grade": "B"}, {"ratio": 16}, {"kept": 0.05, "transform": "adaptive"}):
+    for kwargs in ({"grade": "B"}, {"ratio": 16}, {"density": 0.05, "transform": "adaptive"}):
         a, b = rbe.compress(weight, **kwargs), rbe.compress(weight.copy(), **kwargs)
         assert a.transform == b.transform
         for name, array in a.arrays.items():
@@ -137,7 +137,7 @@ def test_other_float_types(weight, dtype):
 
 def test_zeros():
     z = np.zeros((70, 70), np.float32)
-    for kwargs in ({"grade": "S"}, {"ratio": 8}, {"codes": "dense-int2"}, {"kept": 0.5}, {"rmse": 1e-6}):
+    for kwargs in ({"grade": "S"}, {"ratio": 8}, {"codes": "dense-int2"}, {"density": 0.5}, {"rmse": 1e-6}):
         m = rbe.compress(z, **kwargs)
         np.testing.assert_array_equal(m.decode(), z)
         assert m.error_report(z).relative_error == 0.0
@@ -170,8 +170,8 @@ def test_bad_input(weight):
         (ValueError, "unknown kind", lambda: rbe.compress(weight, grade="A", kind="rows")),
         (ValueError, "1-D array", lambda: rbe.compress(weight[0], grade="A", kind="matrix")),
         (ValueError, "basis='yes'", lambda: rbe.compress(weight, grade="A", basis="yes")),
-        (ValueError, "fraction", lambda: rbe.compress(weight, kept=1.5)),
-        (ValueError, "needs sparse codes", lambda: rbe.compress(weight, kept=0.5, codes="dense-int4")),
+        (ValueError, "fraction", lambda: rbe.compress(weight, density=1.5)),
+        (ValueError, "needs sparse codes", lambda: rbe.compress(weight, density=0.5, codes="dense-int4")),
         (ValueError, "not positive", lambda: rbe.compress(weight, ratio=0)),
         (ValueError, "lower ratio", lambda: rbe.compress(weight, ratio=1e9)),
         (ValueError, "lower ratio", lambda: rbe.compress(weight, ratio=20, codes="dense-int4")),

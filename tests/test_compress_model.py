@@ -261,7 +261,7 @@ def test_rmse_and_kept(tmp_path: Path, model_folder: Path) -> None:
         if not isinstance(value, np.ndarray):
             assert value.error_report(source[name]).rmse <= 0.005
     summary = compress_model(
-        model_folder, tmp_path / "k", kept=0.1, codes="sparse-int8", transform="dwt", block=32
+        model_folder, tmp_path / "k", density=0.1, codes="sparse-int8", transform="dwt", block=32
     )
     for value in load_file(tmp_path / "k")[0].values():
         if not isinstance(value, np.ndarray):
@@ -277,7 +277,7 @@ def test_rmse_and_kept(tmp_path: Path, model_folder: Path) -> None:
 def test_blocks_of_attention_divide_the_heads(
     tmp_path: Path, model_folder: Path, options: dict[str, Any], attention: int, others: int
 ) -> None:
-    compress_model(model_folder, tmp_path / "m", kept=0.2, basis=False, **options)
+    compress_model(model_folder, tmp_path / "m", density=0.2, basis=False, **options)
     tensors = load_file(tmp_path / "m")[0]
     blocks = {name: value.block for name, value in tensors.items() if not isinstance(value, np.ndarray)}
     projections = {name for name in blocks if ".attention." in name}
@@ -295,7 +295,7 @@ WRONG_TARGETS = [
     ({"ratio": 0.0}, "ratio=0.0 is not a positive number"),
     ({"ratio": float("nan")}, "is not a positive number"),
     ({"ratio": float("inf")}, "is not a positive number"),
-    ({"kept": 2.0}, "kept=2.0 is not a fraction"),
+    ({"density": 2.0}, "density=2.0 is not a fraction"),
     ({"rmse": -1.0}, "rmse=-1.0 is not positive"),
     ({"codes": "dense-int99"}, "unknown codes"),
     ({"grade": "A", "block": 48}, "block=48"),

@@ -38,22 +38,22 @@ def small(rows: int = 70, cols: int = 100) -> np.ndarray:
 # one of every codec, index, transform, block size, kind and basis
 ENCODINGS: dict[str, dict[str, Any]] = {
     **{f"dense-int{b}": {"codes": f"dense-int{b}"} for b in range(2, 13)},
-    **{f"sparse-int{b}-bitmap": {"codes": f"sparse-int{b}", "kept": 0.4} for b in range(1, 9)},
+    **{f"sparse-int{b}-bitmap": {"codes": f"sparse-int{b}", "density": 0.4} for b in range(1, 9)},
     "sparse-f16-full": {"codes": "sparse-f16"},
-    "sparse-f32-bitmap": {"codes": "sparse-f32", "kept": 0.3},
-    "sparse-f16-delta": {"codes": "sparse-f16", "kept": 0.03},
-    "sparse-int4-delta": {"codes": "sparse-int4", "kept": 0.05, "block": 32},
+    "sparse-f32-bitmap": {"codes": "sparse-f32", "density": 0.3},
+    "sparse-f16-delta": {"codes": "sparse-f16", "density": 0.03},
+    "sparse-int4-delta": {"codes": "sparse-int4", "density": 0.05, "block": 32},
     "sparse-int5-full": {"codes": "sparse-int5", "block": 128},
     "hadamard": {"codes": "dense-int5", "transform": "hadamard"},
     "haar": {"codes": "dense-int6", "transform": "dwt-haar"},
     "db2-basis": {"codes": "dense-int6", "transform": "dwt-db2", "basis": True, "block": 32},
     "bior": {"codes": "dense-int8", "transform": "dwt-bior3.1"},
     "none-128": {"codes": "dense-int8", "transform": "none", "block": 128, "basis": True},
-    "dct-basis": {"codes": "sparse-int3", "kept": 0.2, "basis": True},
+    "dct-basis": {"codes": "sparse-int3", "density": 0.2, "basis": True},
     "vectors": {"codes": "dense-int5", "kind": "vectors"},
     "vectors-basis": {
         "codes": "sparse-int6",
-        "kept": 0.06,
+        "density": 0.06,
         "kind": "vectors",
         "basis": True,
         "transform": "dwt",
@@ -170,7 +170,7 @@ def test_empty_file_of_tensors(tmp_path: Path) -> None:
 
 
 def test_a_row_without_entries_and_a_matrix_without_any(tmp_path: Path) -> None:
-    zeros = compress(np.zeros((40, 40), np.float32), codes="sparse-f16", kept=0.1, block=32, basis=False)
+    zeros = compress(np.zeros((40, 40), np.float32), codes="sparse-f16", density=0.1, block=32, basis=False)
     start = np.zeros(65, np.int64)
     nothing = SparseCodes("f16", "delta", 0, np.empty(0, np.float16), None, np.empty(0, np.uint8),
                           np.zeros(64, np.uint16), 0.0, start)  # fmt: skip
@@ -746,10 +746,10 @@ def test_a_large_file_opens_fast(tmp_path: Path) -> None:
     """50 MB of sparse codes over MiniLM's word table, tiled: every index and value is looked at."""
     table = real.weight(WORDS)
     part = compress(
-        np.ascontiguousarray(table[:2048]), codes="sparse-f16", kept=0.1, kind="vectors", basis=False
+        np.ascontiguousarray(table[:2048]), codes="sparse-f16", density=0.1, kind="vectors", basis=False
     )
     bitmap = compress(
-        np.ascontiguousarray(table[:2048]), codes="sparse-f16", kept=0.3, kind="vectors", basis=False
+        np.ascontiguousarray(table[:2048]), codes="sparse-f16", density=0.3, kind="vectors", basis=False
     )
     assert part.codes.index_kind == "delta"
     assert bitmap.codes.index_kind == "bitmap"

@@ -49,7 +49,7 @@ def tokens(batch: int, seq: int) -> tuple[np.ndarray, np.ndarray]:
 FORMS: list[dict[str, Any]] = [
     {},
     {"codes": "dense-int4", "block": 32},
-    {"kept": 0.1, "transform": "dct"},
+    {"density": 0.1, "transform": "dct"},
     {"codes": "dense-int4", "basis": True},
 ]
 

@@ -31,8 +31,8 @@ FORMS = (
     DENSE,
     (("codes", "dense-int4"),),
     (("codes", "dense-int6"), ("block", 32), ("transform", "none")),
-    (("kept", 0.25), ("codes", "sparse-f16"), ("transform", "dwt")),
-    (("kept", 0.5), ("codes", "sparse-int8"), ("basis", True)),
+    (("density", 0.25), ("codes", "sparse-f16"), ("transform", "dwt")),
+    (("density", 0.5), ("codes", "sparse-int8"), ("basis", True)),
 )
 FORM_IDS = ("dense", "dense-int4", "dense-int6-none", "sparse-f16-dwt", "sparse-int8-basis")
 HEADS = 12
@@ -525,7 +525,7 @@ def _transforms_of(call, monkeypatch):
     return counts, call()
 
 
-@pytest.mark.parametrize("options", [{"kept": 0.1}, {"codes": "dense-int8"}])
+@pytest.mark.parametrize("options", [{"density": 0.1}, {"codes": "dense-int8"}])
 @pytest.mark.parametrize("transform", ["dct", "dwt", "hadamard"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_attention_makes_two_transforms(options, transform, packed, monkeypatch):

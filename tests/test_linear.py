@@ -34,7 +34,7 @@ def test_compressed_equals_the_decoded_product(form, tokens):
 @pytest.mark.parametrize("tokens", [1, 20, 1200])
 def test_many_units_and_groups_of_tiles(tokens):
     """More tiles than a unit keeps sums for, more rows and panels than fit one unit."""
-    m = rbe.compress(np.tile(real.layer(1, "output.dense.weight"), (2, 1)), kept=0.2)
+    m = rbe.compress(np.tile(real.layer(1, "output.dense.weight"), (2, 1)), density=0.2)
     x = _x(tokens, m.shape[1])
     assert relative(rbe.linear(x, m), x.astype(np.float64) @ reference.decode(m).T) < 1e-5
 
@@ -68,7 +68,7 @@ def test_huge_values_stay_finite(form, tokens, value):
     assert relative(rbe.linear(x, m, method="transform"), expected) < 1e-5
 
 
-@pytest.mark.parametrize("options", [{"kept": 0.2}, {"codes": "dense-int4", "block": 32}])
+@pytest.mark.parametrize("options", [{"density": 0.2}, {"codes": "dense-int4", "block": 32}])
 @pytest.mark.parametrize("tokens", [1, 40])
 def test_one_sided_products(options, tokens, tmp_path):
     """Coefficients out, or in: what is left of a matrix when one of its transforms is taken away."""
@@ -213,7 +213,7 @@ def test_errors():
 def test_rows_with_few_zeros(codes, kept, block):
     """Bitmaps, and codes of every coefficient, are multiplied as dense rows from some share on."""
     w = np.ascontiguousarray(real.layer(0, "intermediate.dense.weight")[:200, :300])
-    m = rbe.compress(w, kept=kept, codes=codes, block=block, basis=block == 64)
+    m = rbe.compress(w, density=kept, codes=codes, block=block, basis=block == 64)
     assert operand_of(m).laid_out == (kept > 0.65)
     for tokens in (2, 17, 70):
         x = np.ascontiguousarray(real.activations(tokens)[:, :300])

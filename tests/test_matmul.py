@@ -141,7 +141,7 @@ def test_costs_grow_with_the_batch(monkeypatch):
 
 def test_fewer_entries_cost_less():
     w = real.layer(0, "intermediate.dense.weight")
-    few, many = (rbe.compress(w, kept=kept) for kept in (0.05, 0.5))
+    few, many = (rbe.compress(w, density=density) for density in (0.05, 0.5))
     assert _costs(few, 128)["transform_tiles"] < _costs(many, 128)["transform_tiles"]
 
 

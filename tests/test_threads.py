@@ -55,7 +55,7 @@ def several_ops() -> list[bytes]:
     weight = real.layer(0, "attention.self.query.weight").copy()
     x = np.concatenate([weight, weight]).astype(np.float32)
     q = np.ascontiguousarray(x[:256].reshape(1, 256, 12, 32))
-    grid, sparse = rbe.compress(weight, grade="B"), rbe.compress(weight, kept=0.1, codes="sparse-int8")
+    grid, sparse = rbe.compress(weight, grade="B"), rbe.compress(weight, density=0.1, codes="sparse-int8")
     results = [
         rbe.gelu(x),
         rbe.silu(x),

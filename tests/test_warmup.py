@@ -46,7 +46,7 @@ def compressed(folder: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def sparse(folder: Path, tmp_path: Path) -> Path:
     file = tmp_path / "s.rbe.safetensors"
-    options = ("--kept", "0.2", "--codes", "sparse-int8")
+    options = ("--density", "0.2", "--codes", "sparse-int8")
     done = CliRunner().invoke(cli.app, ["compress", str(folder), "-o", str(file), *options])
     assert done.exit_code == 0, done.stderr
     return file

@@ -34,9 +34,9 @@ def command(
         float | None,
         typer.Option(help="Maximum root mean square error of each matrix."),
     ] = None,
-    kept: Annotated[
+    density: Annotated[
         float | None,
-        typer.Option(help="Fraction of the coefficients to keep (the density)."),
+        typer.Option(help="Density: the fraction of the coefficients to store."),
     ] = None,
     block: Annotated[
         int | None,
@@ -73,15 +73,15 @@ def command(
 ) -> None:
     """Compress a model into one file.
 
-    Give one target (--grade, --ratio, --rmse or --kept), or --codes alone. The file contains the weights, the model's
-    config and its tokenizer, and is written atomically.
+    Give one target (--grade, --ratio, --rmse or --density), or --codes alone. The file contains the weights, the
+    model's config and its tokenizer, and is written atomically.
     """
-    targets = {"--grade": grade, "--ratio": ratio, "--rmse": rmse, "--kept": kept}
+    targets = {"--grade": grade, "--ratio": ratio, "--rmse": rmse, "--density": density}
     set_targets = [name for name, value in targets.items() if value is not None]
     if len(set_targets) > 1:
         raise typer.BadParameter(f"{' and '.join(set_targets)} are both given; give one target")
     if not set_targets and codes is None:
-        raise typer.BadParameter("give a target: --grade, --ratio, --rmse or --kept, or --codes alone")
+        raise typer.BadParameter("give a target: --grade, --ratio, --rmse or --density, or --codes alone")
     with errors_on_one_line():
         if not source.exists():
             fail(f"{source} does not exist")
@@ -97,7 +97,7 @@ def command(
                 grade=grade,
                 ratio=ratio,
                 rmse=rmse,
-                kept=kept,
+                density=density,
                 block=block,
                 transform=transform,
                 basis="auto" if basis is None else basis,

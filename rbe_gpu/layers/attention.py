@@ -97,7 +97,7 @@ class RBEAttention:
         method: str | None = None,
         **options: Any,
     ) -> RBEAttention:
-        """Compress the four weights: grade=, ratio=, rmse=, kept=, block=, transform=, basis=, codes= go to
+        """Compress the four weights: grade=, ratio=, rmse=, density=, block=, transform=, basis=, codes= go to
         `rbe_gpu.compress`. With none of them they stay dense. `cache` is shared by the four projections, `method`
         is that of each (`RBELinear`).
         """

@@ -32,7 +32,7 @@ class RBEEmbedding:
 
     @classmethod
     def from_dense(cls, weight: Array, dtype: Any = np.float32, **options: Any) -> RBEEmbedding:
-        """Compress the table row by row (`kind="vectors"`): grade=, ratio=, rmse=, kept=, block=, transform=,
+        """Compress the table row by row (`kind="vectors"`): grade=, ratio=, rmse=, density=, block=, transform=,
         basis=, codes= go to `rbe_gpu.compress`. With none of them it stays dense.
         """
         return cls(compressed(weight, "vectors", options), dtype)

@@ -78,7 +78,7 @@ class RBEFFN:
         **options: Any,
     ) -> RBEFFN:
         """Compress the weights, `up` and `gate` (intermediate, hidden) stacked as one matrix: grade=, ratio=,
-        rmse=, kept=, block=, transform=, basis=, codes= go to `rbe_gpu.compress`. With none of them they stay
+        rmse=, density=, block=, transform=, basis=, codes= go to `rbe_gpu.compress`. With none of them they stay
         dense. `cache` is shared by all of the layer's products, `method` is that of each (`RBELinear`).
         """
         if (gate is None) != (activation != "swiglu"):

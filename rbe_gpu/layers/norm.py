@@ -53,7 +53,7 @@ class RBELayerNorm:
     def from_dense(
         cls, weight: Array, bias: Array | None = None, eps: float = 1e-5, **options: Any
     ) -> RBELayerNorm:
-        """Compress gain and bias: grade=, ratio=, rmse=, kept=, block=, transform=, basis=, codes= go to
+        """Compress gain and bias: grade=, ratio=, rmse=, density=, block=, transform=, basis=, codes= go to
         `rbe_gpu.compress`. With none of them they stay dense, which is right for all but very wide layers.
         """
         compact = None if bias is None else compressed(bias, "vectors", options)

@@ -83,7 +83,7 @@ class RBELinear:
         method: str | None = None,
         **options: Any,
     ) -> RBELinear:
-        """Compress `weight`: grade=, ratio=, rmse=, kept=, block=, transform=, basis=, codes= go to
+        """Compress `weight`: grade=, ratio=, rmse=, density=, block=, transform=, basis=, codes= go to
         `rbe_gpu.compress`. With none of them the weight stays dense. The bias stays dense always.
         """
         return cls(compressed(weight, "matrix", options), bias, activation, cache, method)

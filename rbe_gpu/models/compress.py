@@ -308,7 +308,7 @@ def compress_model(
     grade: str | None = None,
     ratio: float | None = None,
     rmse: float | None = None,
-    kept: float | None = None,
+    density: float | None = None,
     block: int | None = None,
     transform: str | None = None,
     basis: bool | str = "auto",
@@ -329,7 +329,7 @@ def compress_model(
     out : the file to write, by custom `<name>.rbe.safetensors`
     ratio : for the whole model: dense float32 bytes of all its float tensors / bytes of the file, at least
         this. Every compressed tensor gets the same share of what the rest leaves.
-    grade, rmse, kept, basis, codes : for each tensor, as in `rbe_gpu.compress`
+    grade, rmse, density, basis, codes : for each tensor, as in `rbe_gpu.compress`
     block : 32, 64 or 128 for all tensors. None: 64, but where there is a transform the attention projections take
         the largest block up to 64 that divides the heads' width, which spares attention six of eight transforms
     transform : default: "dct"; with `calibrate`, "none"
@@ -347,7 +347,7 @@ def compress_model(
         A file is no safetensors file or model folder, a weight holds NaN or Inf (the message names it), the
         target is not one, or cannot be reached.
     """
-    options: dict[str, Any] = {"grade": grade, "rmse": rmse, "kept": kept, "codes": codes}
+    options: dict[str, Any] = {"grade": grade, "rmse": rmse, "density": density, "codes": codes}
     _check_target({**options, "ratio": ratio}, block)
     source, out = Path(source), Path(out)
     opened = _open_source(source)
@@ -469,11 +469,11 @@ def _calibrated(
 
 def _check_target(options: Mapping[str, Any], block: int | None) -> None:
     """One target, and a sane one, before any file is opened."""
-    targets = [k for k in ("grade", "ratio", "rmse", "kept") if options[k] is not None]
+    targets = [k for k in ("grade", "ratio", "rmse", "density") if options[k] is not None]
     if len(targets) > 1:
         raise ValueError(f"{' and '.join(targets)} are both given; give one target")
     if not targets and options["codes"] is None:
-        raise ValueError("no target; give grade=, ratio=, rmse= or kept=, or codes= alone")
+        raise ValueError("no target; give grade=, ratio=, rmse= or density=, or codes= alone")
     grade, ratio = options["grade"], options["ratio"]
     if grade is not None and grade not in GRADES:
         raise ValueError(f"unknown grade {grade!r}; use one of {', '.join(GRADES)}")
@@ -489,7 +489,8 @@ def _provenance(source: _Source, options: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": source.path.resolve().name,
         "bytes": source.nbytes,
-        "target": {k: v for k, v in options.items() if v is not None},
+        # files name a density "kept"
+        "target": {k.replace("density", "kept"): v for k, v in options.items() if v is not None},
         "rbe_gpu": __version__,
     }
 

@@ -24,7 +24,7 @@ def cases(inputs: Inputs, quick: bool = False) -> Iterator[Case]:
     for codes in WIDTHS[1:2] if quick else WIDTHS:
         m = rbe.compress(weight, codes=codes, basis=False)
         yield Case("decode", f"{rows}x{cols}, {codes}", f"({rows}, {cols})", _rivals(m, weight))
-    sparse = rbe.compress(weight, codes="sparse-int8", kept=0.12, basis=False)
+    sparse = rbe.compress(weight, codes="sparse-int8", density=0.12, basis=False)
     if not quick:
         rivals = {k: v for k, v in _rivals(sparse, weight).items() if k != NUMPY}
         yield Case("decode", f"{rows}x{cols}, sparse-int8, 12% kept", f"({rows}, {cols})", rivals)

@@ -36,7 +36,7 @@ DENSE4 = f"{OURS} dense-int4"
 CODES: dict[str, dict[str, Any]] = {
     f"{OURS} dense-int8": {"codes": "dense-int8", "basis": False},
     DENSE4: {"codes": "dense-int4", "basis": False},
-    **{sparse(k): {"codes": "sparse-int8", "kept": k, "basis": False} for k in KEPT},
+    **{sparse(k): {"codes": "sparse-int8", "density": k, "basis": False} for k in KEPT},
 }
 #: the same for what must never be slower than the decoded weight
 FORMS: dict[str, dict[str, Any]] = {

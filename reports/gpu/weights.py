@@ -26,7 +26,7 @@ CODES: dict[str, dict[str, Any]] = {
     "dense-int8": {"codes": "dense-int8", "transform": "dct", "block": 64, "basis": False},
     **{
         f"sparse-int4, {kept:.0%} kept": {
-            "codes": "sparse-int4", "kept": kept, "transform": "dct", "block": 64, "basis": False
+            "codes": "sparse-int4", "density": kept, "transform": "dct", "block": 64, "basis": False
         }
         for kept in (0.05, 0.12, 0.25, 0.5)
     },

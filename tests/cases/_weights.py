@@ -61,7 +61,7 @@ class Weight:
             "basis": self.basis,
         }
         if self.kept is not None:
-            settings["kept"] = self.kept
+            settings["density"] = self.kept
         return _compressed(data, self.source, self.kind, tuple(settings.items()))
 
 

@@ -37,7 +37,7 @@ def test_compress_for_people(tmp_path: Path, model_folder: Path) -> None:
 
 def test_compress_json(tmp_path: Path, model_folder: Path) -> None:
     out = tmp_path / "m"
-    arguments = ("--kept", 0.2, "--codes", "sparse-int4", "--transform", "dwt-haar", "--basis", "--json")
+    arguments = ("--density", 0.2, "--codes", "sparse-int4", "--transform", "dwt-haar", "--basis", "--json")
     result = run("compress", model_folder, "-o", out, *arguments)
     assert result.exit_code == 0, result.stderr
     summary = json.loads(result.stdout)
