@@ -5,81 +5,86 @@ assume that NaN and Inf never occur, and a masked softmax (scores of -inf) or a 
 finite nonsense instead of what the reference gives.
 
 The cache. Numba keeps compiled kernels on disk and compiles a kernel anew when its *own* source file changes,
-but kernels inline code from `simd.py`, and their flags come from this file. Numba names the cache files of a
-function after its `__qualname__`, so `cpu_kernel` adds a digest of the shared files to that name while Numba
-sets up the cache: an edit of a shared file changes the name and no stale code is found. The superseded files
-(`*.nbi`, `*.nbc` in `__pycache__` or `NUMBA_CACHE_DIR`) are never read again and may be deleted at any time.
+but kernels inline code from other files, and their flags come from this one. So `cpu_kernel` adds a digest of every
+file that the kernel's file imports, itself or through others, to the name that Numba gives the files of its cache: an
+edit of any of them changes the name and no stale code is found, while the kernels of other ops stay cached. The
+superseded files (`*.nbi`, `*.nbc` in `__pycache__` or `NUMBA_CACHE_DIR`) are never read again and may be deleted at
+any time. Constants from outside this folder (`rbe_gpu.packing.RUN`, which the file format fixes) are not covered.
 
-Numba numbers the files of a function's compiled forms 1, 2, ... Two processes that fill the cache at once take the
-same number for different forms, and a third that loads one then calls the other. So each form gets a name that
-no process gives twice (`unshared`); of two indices written at once one is lost, which costs a compilation.
+Two processes may fill the cache at once: every compiled form has a file of its own (`unshared`); of two indices
+written at once one is lost, which costs a compilation.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numba
 
+from ._numba_internals import renamed, unshared
 from ._pool import gated
 
 FASTMATH = frozenset({"nsz", "arcp", "contract", "afn", "reassoc"})
 
-#: Files whose code ends up inside kernels of other files. A kernel that inlines code from another op's file
-#: needs that file listed here.
-SHARED_FILES = (
-    "_jit.py",
-    "isa.py",
-    "_parts.py",
-    "simd.py",
-    "unpack.py",
-    "product.py",
-    "codes.py",
-    "fixed_point.py",
-    "operand.py",
-    "fast_transform.py",
-)
+_FOLDER = Path(__file__).parent
+_PACKAGE = _FOLDER.name
 
 
-def shared_digest(folder: Path | None = None) -> str:
-    """Digest of the shared files' contents, 12 hexadecimal digits.
+@cache
+def imports(file: Path) -> frozenset[Path]:
+    """The files of this folder that a Python file imports at its head, where all imports are (ruff's E402)."""
+    source = file.read_text(encoding="utf-8")
+    try:  # the head alone is ten times as quick
+        tree = ast.parse(re.split(r"^(?:@|def |class )", source, maxsplit=1, flags=re.MULTILINE)[0])
+    except SyntaxError:
+        tree = ast.parse(source)
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(a.name.rpartition(".")[2] for a in node.names if _PACKAGE in a.name.split("."))
+        elif isinstance(node, ast.ImportFrom):
+            module = (node.module or "").split(".")
+            if node.level == 1 or _PACKAGE in module:
+                names.update([module[-1], *(a.name for a in node.names)])
+    return frozenset(f for f in (_FOLDER / f"{name}.py" for name in names) if f.is_file())
 
-    Parameters
-    ----------
-    folder : Path, optional
-        Where the files lie; default: the folder of this file.
+
+@cache
+def sources(file: Path) -> tuple[Path, ...]:
+    """A Python file and every file of this folder that it imports, itself or through others; sorted.
+
+    All of this folder for code that is in no file.
     """
-    folder = Path(__file__).parent if folder is None else folder
+    if not file.is_file():
+        return tuple(sorted(_FOLDER.glob("*.py")))
+    reached, pending = {file}, [file]
+    while pending:
+        new = imports(pending.pop()) - reached
+        reached |= new
+        pending += new
+    return tuple(sorted(reached))
+
+
+@cache
+def source_digest(file: Path) -> str:
+    """Digest of what `sources` lists, 12 hexadecimal digits."""
     digest = hashlib.sha256()
-    for name in SHARED_FILES:
-        digest.update((folder / name).read_bytes())
+    for source in sources(file):
+        digest.update(source.read_bytes() if source.is_file() else b"")
     return digest.hexdigest()[:12]
 
 
-_DIGEST = shared_digest()
-
-
-@contextmanager
-def named_for_the_cache(function: Callable[..., Any], form: str = "") -> Iterator[None]:
-    """Name a function for the disk cache: its own name, the digest of the shared files, and which `form` of it."""
-    plain_name = function.__qualname__
-    function.__qualname__ = f"{plain_name}{form}.{_DIGEST}"
-    try:
-        yield
-    finally:
-        function.__qualname__ = plain_name
-
-
-def unshared(compiled: Any) -> Any:
-    """Let no two compilations of a function write one file of the disk cache; gives the function back."""
-    file = compiled._cache._cache_file
-    file._data_name = lambda number: f"{file._index_name}.{uuid.uuid4().hex[:16]}.nbc"
-    return compiled
+def named_for_the_cache(function: Callable[..., Any], form: str = "") -> AbstractContextManager[None]:
+    """Name a function for the disk cache: its own name, which `form` of it, and the digest of its sources."""
+    digest = source_digest(Path(function.__code__.co_filename))
+    return renamed(function, f"{function.__qualname__}{form}.{digest}")
 
 
 def cpu_kernel(

@@ -10,34 +10,23 @@ OpenMP gets a whole team of its own. So the kernels of this package call a gate 
 
 A forked child has limit 1, a second Python thread that comes while a kernel runs works alone, and a kernel inside
 a kernel does too. What a part computes never depends on who computes it, so all of these give the same bits.
-
-Numba's compiled code finds the layer by the symbol `numba_parallel_for`. The symbol names the gate only while a
-kernel of this package is compiled or loaded from the cache (`gated`): other Numba code of the process stays as it
-is.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 import llvmlite.binding as llvm
-import numba
-import numba.np.ufunc.parallel as layers
 from llvmlite import ir
-from numba.core.compiler_lock import global_compiler_lock
 
 from rbe_gpu import threads
 
+from . import _numba_internals as internals
+
 SPINS = 5_000
-_SYMBOL = "numba_parallel_for"
-_MODULES = {"omp": "omppool", "tbb": "tbbpool", "workqueue": "workqueue"}
 _VOID, _I64 = ir.VoidType(), ir.IntType(64)
 _POINTER = ir.IntType(8).as_pointer()
 
@@ -52,17 +41,16 @@ def _start() -> Any:
     GNU OpenMP's idle threads spin, about a millisecond each time by default, on cores that another library may
     want. Without any spinning every kernel waits 40 us for its threads to wake up; with `SPINS` turns, some
     0.1 ms, the kernels of a layer find them awake (2 us). The variable is read when the OpenMP library is
-    loaded; it is put back afterwards, so that other libraries of the process keep their own ways.
+    loaded; it is put back afterwards, so that other libraries of the process keep their own setting.
     """
     before = os.environ.get("GOMP_SPINCOUNT")
     if before is None:
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)
     try:
-        layers._launch_threads()
+        return internals.start_threads()
     finally:
         if before is None:
             del os.environ["GOMP_SPINCOUNT"]
-    return import_module(f"numba.np.ufunc.{_MODULES[numba.threading_layer()]}")
 
 
 def _at(b: ir.IRBuilder, address: int, kind: ir.Type) -> ir.Value:
@@ -114,38 +102,16 @@ def _gate(layer: Any) -> tuple[int, Any]:
     return engine.get_function_address(function.name), engine
 
 
-#: as many threads as Numba has
-MOST: int = layers.NUM_THREADS
-_alone = threads.forked and layers._is_initialized  # forked from a process that had started Numba's threads
+#: As many threads as Numba has.
+MOST = internals.NUM_THREADS
+_alone = threads.forked and internals.threads_started()
 _layer = _start()
 _address, _engine = _gate(_layer)
-_named = _layer.parallel_for  # what the symbol names now
-
-
-@contextmanager
-def _naming_the_gate() -> Iterator[None]:
-    """The symbol names the gate while code is linked; under Numba's lock, so that no other code is."""
-    global _named
-    with global_compiler_lock:
-        before, _named = _named, _address
-        llvm.add_symbol(_SYMBOL, _named)
-        try:
-            yield
-        finally:
-            _named = before
-            llvm.add_symbol(_SYMBOL, _named)
 
 
 def gated(dispatcher: Any) -> Any:
     """A compiled function whose `prange` loops go through the gate."""
-    compile_for: Callable[..., Any] = dispatcher.compile
-
-    def compile_gated(signature: Any) -> Any:
-        with _naming_the_gate():
-            return compile_for(signature)
-
-    dispatcher.compile = compile_gated
-    return dispatcher
+    return internals.link_loops(dispatcher, _address, _layer)
 
 
 def set_limit(count: int) -> None:
@@ -163,24 +129,20 @@ def num_threads() -> int:
 
     For splitting work. Scratch that a kernel indexes by thread number needs `most_threads()` rows.
     """
-    return min(int(_limit.value), int(layers._get_num_threads()))
+    return min(int(_limit.value), internals.num_threads())
 
 
 def most_threads() -> int:
     """Numba's number of threads for this Python thread: no other can raise that between here and a call."""
-    return int(layers._get_num_threads())
+    return internals.num_threads()
 
 
 def _after_fork() -> None:
-    """In a child: the layer's threads are gone, and so is whoever held a lock or was in the gate.
-
-    `numba.get_num_threads` takes Numba's locks, which another thread of the parent may have held.
-    """
+    """In a child: the layer's threads are gone, and so is whoever held a lock or was in the gate."""
     global _alone
     _alone = True
     _limit.value = 1
-    layers._backend_init_thread_lock = threading.RLock()
-    layers._backend_init_process_lock = None  # made anew where it is needed
+    internals.renew_locks()
 
 
 def _first_limit() -> int:

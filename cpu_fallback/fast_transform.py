@@ -17,12 +17,13 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba import types
 from numba.extending import intrinsic
 
 from rbe_gpu import transforms
 
-from ._jit import FASTMATH, shared_digest
+from ._jit import FASTMATH, source_digest
+from ._numba_internals import cgutils
 from .simd import LANES
 
 _FLOAT = ir.FloatType()
@@ -113,8 +114,9 @@ def _template(source, source_row, target, target_row, vectors):  # type: ignore[
 
 @lru_cache(maxsize=1)
 def _digest() -> str:
-    """Of every file that the compiled code depends on beside its own."""
-    return hashlib.sha256(shared_digest().encode() + Path(transforms.__file__).read_bytes()).hexdigest()[:12]
+    """Of every file that the compiled code depends on."""
+    own = source_digest(Path(__file__)).encode()
+    return hashlib.sha256(own + Path(transforms.__file__).read_bytes()).hexdigest()[:12]
 
 
 @lru_cache(maxsize=64)

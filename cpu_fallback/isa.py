@@ -19,7 +19,8 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numba
-from numba.core import registry
+
+from ._numba_internals import target_context
 
 VARIABLE = "RBE_ISA"
 
@@ -146,7 +147,7 @@ def select(name: str, compile_only: bool = False) -> Isa:
     numba.config.CPU_NAME, numba.config.CPU_FEATURES = isa.cpu, isa.llvm_features
     _selected = isa
     _described.cache_clear()
-    compiled_for = isa_of(registry.cpu_target.target_context)
+    compiled_for = isa_of(target_context())
     if (compiled_for.cpu, compiled_for.features) != (isa.cpu, isa.features):
         raise RuntimeError(
             f"{VARIABLE}={name} comes too late: Numba already compiles for {compiled_for.cpu}; "

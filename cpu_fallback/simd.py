@@ -25,10 +25,9 @@ import ml_dtypes
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.core.datamodel.models import PrimitiveModel
-from numba.extending import intrinsic, register_model
+from numba.extending import intrinsic, models, register_model
 
+from ._numba_internals import cgutils
 from .isa import isa_of
 
 LANES = 16
@@ -57,7 +56,7 @@ vec16 = Vec16Type()
 
 
 @register_model(Vec16Type)
-class _Vec16Model(PrimitiveModel):
+class _Vec16Model(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: types.Type) -> None:
         super().__init__(dmm, fe_type, _V_F32)
 

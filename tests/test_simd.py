@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import math
 import os
 import platform
@@ -12,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -583,29 +585,41 @@ def test_neon() -> None:
 # --- the cache ----------------------------------------------------------------------------------------
 
 _KERNEL = """
-import sys
 import numpy as np
 from ._jit import cpu_kernel
-from .simd import vadd, vload, vstore
+from .inner import twice
 
 @cpu_kernel
 def kernel(x, y):
-    vstore(y, 0, vadd(vload(x, 0), vload(x, 0)))
+    twice(x, y)
 
 x = np.full(16, 3, np.float32)
 y = np.empty_like(x)
 kernel(x, y)
 print(y[0], sum(kernel.stats.cache_hits.values()))
 """
+_INNER = """
+from ._jit import cpu_inline
+from .simd import vadd, vload, vstore
+
+@cpu_inline
+def twice(x, y):
+    vstore(y, 0, vadd(vload(x, 0), vload(x, 0)))
+"""
 
 
-def test_an_edit_of_a_shared_file_recompiles_its_users(tmp_path: Path) -> None:
-    """A kernel is taken from the disk cache until simd.py changes, although its own file stays the same."""
+def test_an_edit_of_an_inlined_file_recompiles_its_users(tmp_path: Path) -> None:
+    """A kernel is taken from the disk cache until a file that it inlines changes, at first or second hand.
+
+    Its own file stays the same; edits of files that it does not import leave the cache alone.
+    """
     package = tmp_path / "package"
     package.mkdir()
-    for name in ("__init__.py", "_pool.py", *_jit.SHARED_FILES):
-        shutil.copy(Path(_jit.__file__).parent / name, package / name)
+    folder = Path(_jit.__file__).parent
+    for source in (folder / "__init__.py", *_jit.sources(folder / "softmax.py")):
+        shutil.copy(source, package / source.name)
     (package / "kernel.py").write_text(_KERNEL)
+    (package / "inner.py").write_text(_INNER)
     env = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
     env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
 
@@ -619,14 +633,47 @@ def test_an_edit_of_a_shared_file_recompiles_its_users(tmp_path: Path) -> None:
             check=True,
         ).stdout.split()
 
+    def edit(name: str, old: str, new: str) -> None:
+        source = (package / name).read_text()
+        assert old in source
+        (package / name).write_text(source.replace(old, new))
+
     assert run() == ["6.0", "0"]
     assert run() == ["6.0", "1"]
-    source = (package / "simd.py").read_text()
-    changed = source.replace('_binary("vadd", "a + b.", _add)', '_binary("vadd", "a + b.", _sub)')
-    assert changed != source
-    (package / "simd.py").write_text(changed)
+    edit("softmax.py", "softmax: ", "Softmax: ")
+    assert run() == ["6.0", "1"]
+    edit("simd.py", '_binary("vadd", "a + b.", _add)', '_binary("vadd", "a + b.", _sub)')
     assert run() == ["0.0", "0"]
     assert run() == ["0.0", "1"]
+    edit("inner.py", "vload(x, 0)))", "vload(y, 0)))")
+    assert run()[1] == "0"
+
+
+_FILES = sorted(Path(_jit.__file__).parent.glob("*.py"))
+
+
+@pytest.mark.parametrize("file", _FILES, ids=lambda f: f.name)
+def test_imports_are_at_the_head(file: Path) -> None:
+    """`imports` reads no further than the first definition: it misses nothing that the whole file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            names |= {node.module} if node.module else {alias.name for alias in node.names}
+    assert names <= {f.stem for f in _jit.imports(file)}
+
+
+@pytest.mark.parametrize("file", _FILES, ids=lambda f: f.name)
+def test_sources_hold_every_function_that_a_kernel_uses(file: Path) -> None:
+    """Whatever a kernel's code names, kernels and intrinsics of other files, comes from a file of its digest."""
+    module = vars(importlib.import_module(f"rbe_gpu.cpu_fallback.{file.stem}"))
+    homes = {f"rbe_gpu.cpu_fallback.{source.stem}" for source in _jit.sources(file)}
+    functions = [getattr(value, "py_func", value) for value in module.values()]
+    for function in (f for f in functions if isinstance(f, FunctionType)):
+        for name in function.__code__.co_names:
+            used = module.get(name)
+            used = getattr(used, "py_func", getattr(used, "_defn", used))  # of a kernel, of an intrinsic
+            home = str(getattr(used, "__module__", ""))
+            assert not home.startswith("rbe_gpu.cpu_fallback.") or home in homes, (function, name)
 
 
 def test_no_two_forms_of_a_kernel_share_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -654,7 +701,3 @@ def test_no_two_forms_of_a_kernel_share_a_file(tmp_path: Path, monkeypatch: pyte
     assert third(3.5) == 1.75
     assert sum(third.stats.cache_hits.values()) == 1
     assert third(3) == 1.5
-
-
-def test_every_shared_file_exists() -> None:
-    assert len(_jit.shared_digest()) == 12
