@@ -1,8 +1,8 @@
-"""run_parts(address, count, table): function(part, table) for part = 0 .. count - 1, on the threads of the pool.
+"""run_parts(kernel, count, params): kernel(part, params) for part = 0 .. count - 1, on the threads of the pool.
 
 A parallel loop of Numba's compiles what it calls four times over: by itself, in the loop's body, in the body's
 wrapper, and in the function around the loop. For a kernel of a thousand lines of vector code that is most of
-its first call. Here the loop is compiled once for all such kernels, and knows them by their address.
+its first call. Here the loop is compiled once for all such kernels, and calls them by their address.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
 from ._jit import FASTMATH, cpu_inline, cpu_kernel, named_for_the_cache
+from ._numba_internals import cgutils, compiler_lock
 
 _I64 = ir.IntType(64)
-#: int64 places of a part's counter for `next_unit`: a cache line, so that threads do not fight for one.
+#: int64 elements of a part's counter for `next_unit`: a cache line of its own.
 SHARE = 8
-#: What a waiting processor is told, by the name of its architecture.
+#: The instruction of a waiting loop, by the name of the architecture.
 _HINTS = {
     "x86_64": ("llvm.x86.sse2.pause", []),
     "aarch64": ("llvm.aarch64.hint", [ir.IntType(32)(1)]),
@@ -30,37 +30,38 @@ _HINTS = {
 }
 
 
-def part_kernel(function: Callable[..., Any]) -> Callable[..., int]:
-    """Compile function(part, table, like) for its address; it is cached on disk as every kernel is.
+def part_kernel(function: Callable[..., Any], struct: np.dtype[Any]) -> Callable[..., int]:
+    """Compile function(part, params, like) for its address; it is cached on disk as every kernel is.
 
     Parameters
     ----------
-    function : part is an int64, table a pointer to int64, and `like` a null pointer to an element type of arrays:
-        `pointer_like(table[i], like)` points to the array at the address table[i]. Nothing may be raised in it
+    function : part is an int64, params a record of `struct`, and `like` a null pointer to an element type of arrays:
+        `pointer_like(params.x, like)` points to the array at the address params.x. It must not raise
+    struct : one of `params`
 
     Returns
     -------
-    element type -> address; without one for a kernel that does not look at `like`
+    element type -> address; without one for a kernel that does not use `like`
     """
-    known: dict[types.Type | None, int] = {}
+    addresses: dict[types.Type | None, int] = {}
     compiled = []  # the code lives as long as these do
 
     def address(element: types.Type | None = None) -> int:
-        found = known.get(element)
-        return compile_for(element) if found is None else found
+        known = addresses.get(element)
+        return compile_for(element) if known is None else known
 
-    @global_compiler_lock  # one Python thread at a time: the function has another name meanwhile
+    @compiler_lock  # one Python thread at a time: the function has another name meanwhile
     def compile_for(element: types.Type | None) -> int:
-        if element not in known:
+        if element not in addresses:
             like = types.CPointer(types.float32 if element is None else element)
-            signature = types.void(types.int64, types.CPointer(types.int64), like)
+            signature = types.void(types.int64, numba.from_dtype(struct), like)
             with named_for_the_cache(function, f"_{like.dtype}"):  # each form alone in its files
                 kernel = numba.cfunc(signature, cache=True, error_model="numpy", fastmath=set(FASTMATH))(
                     function
                 )
             compiled.append(kernel)
-            known[element] = int(kernel.address)
-        return known[element]
+            addresses[element] = int(kernel.address)
+        return addresses[element]
 
     return address
 
@@ -88,27 +89,39 @@ def pointer_like(typingctx, address, like):
 
 
 @intrinsic
-def count_up(typingctx, table, place):
-    """count_up(table, place) -> table[place]++ for all threads at once; what was written before it is seen by
-    who sees the count (`wait_for`)."""
-    if not isinstance(table, types.Array) or table.dtype != types.int64:
+def record_at(typingctx, address, struct):
+    """record_at(address, struct) -> record of a struct of `params` there; its fields are read where they are used."""
+    if not isinstance(struct, types.DType):
+        return None
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return struct.dtype(types.int64, struct), codegen
+
+
+@intrinsic
+def count_up(typingctx, array, index):
+    """count_up(array, index) -> array[index]++ atomically; whoever sees the count (`wait_for`) sees what was written
+    before it."""
+    if not isinstance(array, types.Array) or array.dtype != types.int64:
         return None
 
     def codegen(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
         return builder.atomic_rmw("add", builder.gep(data, [args[1]]), _I64(1), "acq_rel")
 
-    return types.int64(table, types.int64), codegen
+    return types.int64(array, types.int64), codegen
 
 
 @intrinsic
-def wait_for(typingctx, table, place, count):
-    """wait_for(table, place, count): until table[place] has been counted up to `count`.
+def wait_for(typingctx, array, index, count):
+    """wait_for(array, index, count): until array[index] has been counted up to `count`.
 
-    For work that other threads have taken and are at: they end it whatever this one does. Work that nobody has
-    taken must not be waited for, since parts may run one after the other.
+    For work that other threads have claimed: they end it whatever this one does. Work that nobody has claimed must
+    not be waited for, since parts may run one after the other.
     """
-    if not isinstance(table, types.Array) or table.dtype != types.int64:
+    if not isinstance(array, types.Array) or array.dtype != types.int64:
         return None
 
     def codegen(context, builder, signature, args):
@@ -130,15 +143,15 @@ def wait_for(typingctx, table, place, count):
         builder.position_at_end(done)
         return context.get_dummy_value()
 
-    return types.void(table, types.int64, types.int64), codegen
+    return types.void(array, types.int64, types.int64), codegen
 
 
 @cpu_inline
 def next_unit(counters, units, part, parts):
-    """The next unit of work for a part, or `units` when all are taken.
+    """Claim the next unit of work for a part; `units` when all are claimed.
 
     counters : int64 (parts, SHARE), zero at the start. Every part has an equal run of the units, the same from
-        call to call, so that their memory stays in its core's cache; one that is through takes from the others
+        call to call, so that their memory stays in its core's cache; a part that is done takes from the others
     """
     for k in range(parts):
         owner = part + k if part + k < parts else part + k - parts
@@ -152,23 +165,20 @@ def next_unit(counters, units, part, parts):
 
 
 @intrinsic
-def call_part(typingctx, address, part, table):
-    """call_part(address, part, table): the part kernel at that address, as `run_parts` calls it."""
-    if not isinstance(table, types.Array) or table.dtype != types.int64:
-        return None
+def call_part(typingctx, kernel, part, params):
+    """call_part(kernel, part, params): the part kernel at address `kernel` with the struct at address `params`."""
 
     def codegen(context, builder, signature, args):
-        data = context.make_array(signature.args[2])(context, builder, args[2]).data
         null = ir.IntType(8).as_pointer()
-        function = ir.FunctionType(ir.VoidType(), [_I64, data.type, null])
-        pointer = builder.inttoptr(args[0], function.as_pointer())
-        builder.call(pointer, [args[1], data, ir.Constant(null, None)])
+        function = ir.FunctionType(ir.VoidType(), [_I64, null, null])
+        callee = builder.inttoptr(args[0], function.as_pointer())
+        builder.call(callee, [args[1], builder.inttoptr(args[2], null), ir.Constant(null, None)])
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, table), codegen
+    return types.void(types.int64, types.int64, types.int64), codegen
 
 
 @cpu_kernel(parallel=True)
-def run_parts(address, count, table):
+def run_parts(kernel, count, params):
     for part in numba.prange(count):
-        call_part(address, part, table)
+        call_part(kernel, part, params)

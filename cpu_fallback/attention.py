@@ -26,8 +26,10 @@ import numpy as np
 from numba import carray, types
 from numpy.typing import NDArray
 
+from . import params
 from ._jit import cpu_inline, cpu_kernel
-from ._parts import part_kernel, pointer, pointer_like, run_parts
+from ._parts import part_kernel, pointer, pointer_like, record_at, run_parts
+from .arrays import floats_at, longs_at
 from .simd import (
     claim,
     element,
@@ -63,11 +65,12 @@ _LOWEST = np.finfo(np.float32).min
 _TINY = np.finfo(np.float32).tiny
 _NO_LIMIT = 1 << 40
 _ADDED, _KEPT = 1, 2  # kinds of masks
-_COUNTER, _SCALE, _TABLE = 39, 40, 41  # places in the table of a call, and its size
+_ATTENTION, _SEQUENCE = params.ATTENTION, params.SEQUENCE
+_WORDS = _ATTENTION.itemsize // 8
 
 
 @cpu_kernel
-def _product(rows, vectors, add, depth, buf, a0, a_row, a_step, b0, b_step, c0, c_row):
+def _matmul(rows, vectors, add, depth, buf, a0, a_row, a_step, b0, b_step, c0, c_row):
     """c[r, :] (+)= sum_t a[r, t] b[t, :] in `buf`: a multiple of 8 rows, 16 * `vectors` columns."""
     v = 0
     if wide_registers():
@@ -114,7 +117,7 @@ def _copy_rows(source, start, row, rows, padded_rows, head_dim, buf, place, widt
 
 @cpu_inline
 def _add_bias(bias, start, query_stride, key_stride, buf, scores, queries, keys, tile, spare):
-    """s^T[j, i] += bias[i, j]. `spare` is the place of 256 floats."""
+    """s^T[j, i] += bias[i, j]. `spare` is the offset of room for 256 floats."""
     if query_stride == 0:
         for j in range(keys):
             x = vsplat(element(bias, start + j * key_stride))
@@ -138,7 +141,7 @@ def _add_bias(bias, start, query_stride, key_stride, buf, scores, queries, keys,
 
 @cpu_inline
 def _hide(keep, start, query_stride, key_stride, buf, scores, queries, keys, tile, spare):
-    """s^T[j, i] = -inf where keep[i, j] is False. `spare` is the place of 512 floats."""
+    """s^T[j, i] = -inf where keep[i, j] is False. `spare` is the offset of room for 512 floats."""
     hidden = vsplat(_MINUS_INF)
     if query_stride == 0:
         for j in range(keys):
@@ -218,8 +221,8 @@ def _keys_seen(first, queries, length, off, left, right):
 
 
 @cpu_kernel
-def _plan(addresses, strides, mask_strides, cu_q, cu_k, lengths, shape, options, scale, scratch):
-    """What there is to do: the table that `_tiles` reads, and the arrays that it points to.
+def _schedule(addresses, strides, mask_strides, cu_q, cu_k, lengths, shape, options, scale, scratch):
+    """What there is to do: the `params.ATTENTION` that `_tiles` reads, and the arrays that it points to.
 
     Parameters
     ----------
@@ -227,20 +230,18 @@ def _plan(addresses, strides, mask_strides, cu_q, cu_k, lengths, shape, options,
     strides : in bytes, of sequences, rows, heads and elements of q, k, v and out in turn, then bytes of an element
     mask_strides : in elements
     shape : batch, seq_q, num_heads, seq_k, heads of a group, head_dim
-    options : left, right, kind of mask, whether lse is wanted
+    options : left, right, kind of mask
 
     Returns
     -------
-    table : int64
-    sequences : (batch, 6) int64: rows in front of the queries and of the keys, queries, keys seen, keys minus
-        queries, queries of a tile
-    tasks : int64, (sequence * num_heads + head) * most + tile, the costliest first; `most` is the number of tiles
-        of the longest sequence
+    params_at : address of the struct
+    memory, sequences, tasks : arrays that must live as long as it is used. Tasks are (sequence * num_heads + head) *
+        max_tiles + tile, the costliest first; `max_tiles` is the number of tiles of the longest sequence
     """
     batch, seq_q, num_heads, seq_k, group, head_dim = shape
-    left, right, mask_kind, want_lse = options
-    sequences = np.empty((batch, 6), np.int64)
-    most = 1
+    left, right, mask_kind = options
+    sequences = np.empty(batch, _SEQUENCE)
+    max_tiles = 1
     count = 0
     for b in range(batch):
         start_q, queries, start_k, keys = 0, seq_q, 0, seq_k
@@ -249,79 +250,90 @@ def _plan(addresses, strides, mask_strides, cu_q, cu_k, lengths, shape, options,
             start_k, keys = cu_k[b], cu_k[b + 1] - cu_k[b]
         # tiles of equal size: a full one and a small rest would share the work of two threads badly
         tiles = (queries + QUERY_TILE - 1) // QUERY_TILE
-        sequences[b, 0], sequences[b, 1], sequences[b, 2] = start_q, start_k, queries
-        sequences[b, 3] = min(keys, lengths[b]) if lengths.size else keys
-        sequences[b, 4] = keys - queries
-        sequences[b, 5] = (queries + 16 * tiles - 1) // (16 * tiles) * 16 if tiles else 16
-        most = max(most, tiles)
+        s = sequences[b]
+        s.first_query, s.first_key, s.queries = start_q, start_k, queries
+        s.keys = min(keys, lengths[b]) if lengths.size else keys
+        s.offset = keys - queries
+        s.tile = (queries + 16 * tiles - 1) // (16 * tiles) * 16 if tiles else 16
+        max_tiles = max(max_tiles, tiles)
         count += tiles
     # Buckets by the logarithm of the cost, four to a doubling; within one, neighbours share keys and values.
-    places = np.zeros(257, np.int64)
+    starts = np.zeros(257, np.int64)
     buckets = np.empty(count, np.int64)
     at = 0
     for b in range(batch):
-        tile = sequences[b, 5]
-        for first in range(0, sequences[b, 2], tile):
-            queries = min(tile, sequences[b, 2] - first)
-            start, stop = _keys_seen(first, queries, sequences[b, 3], sequences[b, 4], left, right)
+        s = sequences[b]
+        for first in range(0, s.queries, s.tile):
+            queries = min(s.tile, s.queries - first)
+            start, stop = _keys_seen(first, queries, s.keys, s.offset, left, right)
             buckets[at] = 255 - min(255, int(4.0 * np.log2(1.0 + queries * max(0, stop - start))))
-            places[buckets[at] + 1] += num_heads
+            starts[buckets[at] + 1] += num_heads
             at += 1
     for i in range(256):
-        places[i + 1] += places[i]
+        starts[i + 1] += starts[i]
     tasks = np.empty(count * num_heads, np.int64)
     at = 0
     for b in range(batch):
-        tiles = (sequences[b, 2] + sequences[b, 5] - 1) // sequences[b, 5]
+        s = sequences[b]
+        tiles = (s.queries + s.tile - 1) // s.tile
         for h in range(num_heads):
             for t in range(tiles):
                 bucket = buckets[at + t]
-                tasks[places[bucket]] = (b * num_heads + h) * most + t
-                places[bucket] += 1
+                tasks[starts[bucket]] = (b * num_heads + h) * max_tiles + t
+                starts[bucket] += 1
         at += tiles
-    table = np.zeros(_TABLE, np.int64)
-    for i in range(7):
-        table[i] = addresses[i]
-    table[7], table[8], table[9] = sequences.ctypes.data, tasks.ctypes.data, scratch.ctypes.data
-    at = 10
-    for i in range(16):
-        if i % 4 != 3:
-            table[at] = strides[i] // strides[16]
-            at += 1
-    for i in range(4):
-        table[22 + i] = mask_strides[i]
-    table[26], table[27] = 0 if cu_q.size else num_heads * seq_q, seq_q  # of lse
-    table[28], table[29], table[30], table[31] = batch, num_heads, group, head_dim
-    table[32], table[33], table[34], table[35] = left, right, mask_kind, want_lse
-    table[36], table[37], table[38] = tasks.size, most, scratch.shape[1]
-    table[_SCALE : _SCALE + 1].view(np.float32)[0] = scale
-    return table, sequences, tasks
+    memory = np.zeros(_WORDS + 1, np.int64)
+    params_at = memory.ctypes.data
+    p = record_at(params_at, _ATTENTION)
+    p.counter = params_at + 8 * _WORDS
+    p.q, p.k, p.v, p.out, p.bias, p.keep, p.lse = addresses
+    size = strides[16]
+    p.q_sequence, p.q_row, p.q_head = strides[0] // size, strides[1] // size, strides[2] // size
+    p.k_sequence, p.k_row, p.k_head = strides[4] // size, strides[5] // size, strides[6] // size
+    p.v_sequence, p.v_row, p.v_head = strides[8] // size, strides[9] // size, strides[10] // size
+    p.out_sequence, p.out_row, p.out_head = strides[12] // size, strides[13] // size, strides[14] // size
+    p.mask_kind = mask_kind
+    p.mask_sequence, p.mask_head, p.mask_query, p.mask_key = mask_strides
+    p.lse_sequence, p.lse_head = 0 if cu_q.size else num_heads * seq_q, seq_q
+    p.batch, p.num_heads, p.group, p.head_dim, p.left, p.right = (
+        batch,
+        num_heads,
+        group,
+        head_dim,
+        left,
+        right,
+    )
+    p.sequences, p.tasks, p.num_tasks, p.max_tiles = (
+        sequences.ctypes.data,
+        tasks.ctypes.data,
+        tasks.size,
+        max_tiles,
+    )
+    p.scratch, p.scratch_stride = scratch.ctypes.data, scratch.shape[1]
+    p.scale = np.float32(scale)
+    return params_at, memory, sequences, tasks
 
 
-def _tiles(part, table, like):
-    """Tiles of queries, until none is left to claim. `part` is this thread's row of the scratch; see `_plan`."""
-    q = carray(pointer_like(table[0], like), 1)
-    k = carray(pointer_like(table[1], like), 1)
-    v = carray(pointer_like(table[2], like), 1)
-    out = carray(pointer_like(table[3], like), 1)
-    bias = carray(pointer(table[4]), 1, np.float32)
-    keep = carray(pointer(table[5]), 1, np.bool_)
-    lse = carray(pointer(table[6]), 1, np.float32)
-    q_sequence, q_row, q_head = table[10], table[11], table[12]
-    k_sequence, k_row, k_head = table[13], table[14], table[15]
-    v_sequence, v_row, v_head = table[16], table[17], table[18]
-    out_sequence, out_row, out_head = table[19], table[20], table[21]
-    mask_sequence, mask_head, mask_query, mask_key = table[22], table[23], table[24], table[25]
-    lse_sequence, lse_head = table[26], table[27]
-    batch, num_heads, group, head_dim = table[28], table[29], table[30], table[31]
-    left, right, mask_kind, want_lse = table[32], table[33], table[34], table[35]
-    count, most, size = table[36], table[37], table[38]
-    sequences = carray(pointer(table[7]), (batch, 6), np.int64)
-    tasks = carray(pointer(table[8]), count, np.int64)
-    buf = carray(pointer(table[9] + 4 * size * part), size, np.float32)
-    whole_table = carray(table, _TABLE)
-    counter = whole_table[_COUNTER : _COUNTER + 1]
-    scale = whole_table[_SCALE : _SCALE + 1].view(np.float32)[0]
+def _tiles(part, p, like):
+    """Tiles of queries, until none is left to claim. `part` is this thread's row of the scratch."""
+    q = carray(pointer_like(p.q, like), 1)
+    k = carray(pointer_like(p.k, like), 1)
+    v = carray(pointer_like(p.v, like), 1)
+    out = carray(pointer_like(p.out, like), 1)
+    bias, lse = floats_at(p.bias), floats_at(p.lse)
+    keep = carray(pointer(p.keep), 1, np.bool_)
+    q_sequence, q_row, q_head = p.q_sequence, p.q_row, p.q_head
+    k_sequence, k_row, k_head = p.k_sequence, p.k_row, p.k_head
+    v_sequence, v_row, v_head = p.v_sequence, p.v_row, p.v_head
+    out_sequence, out_row, out_head = p.out_sequence, p.out_row, p.out_head
+    mask_kind, mask_sequence, mask_head = p.mask_kind, p.mask_sequence, p.mask_head
+    mask_query, mask_key = p.mask_query, p.mask_key
+    num_heads, group, head_dim, left, right = p.num_heads, p.group, p.head_dim, p.left, p.right
+    count, max_tiles, scale = p.num_tasks, p.max_tiles, p.scale
+    sequences = carray(pointer(p.sequences), p.batch, _SEQUENCE)
+    tasks = longs_at(p.tasks)
+    buf = floats_at(p.scratch + 4 * p.scratch_stride * part)
+    counter = longs_at(p.counter)
     width = (head_dim + 15) // 16 * 16
     # Threads take the next tile when they are done with one: tiles differ in size, and cores in what else they do.
     while True:
@@ -329,17 +341,18 @@ def _tiles(part, table, like):
         if turn >= count:
             break
         task = tasks[turn]
-        b = task // (num_heads * most)
-        h = task // most % num_heads
-        first = task % most * sequences[b, 5]
-        queries = min(sequences[b, 5], sequences[b, 2] - first)
-        length, off = sequences[b, 3], sequences[b, 4]
-        q0 = b * q_sequence + (sequences[b, 0] + first) * q_row + h * q_head
-        k0 = b * k_sequence + sequences[b, 1] * k_row + h // group * k_head
-        v0 = b * v_sequence + sequences[b, 1] * v_row + h // group * v_head
-        out0 = b * out_sequence + (sequences[b, 0] + first) * out_row + h * out_head
+        b = task // (num_heads * max_tiles)
+        h = task // max_tiles % num_heads
+        s = sequences[b]
+        first = task % max_tiles * s.tile
+        queries = min(s.tile, s.queries - first)
+        length, off = s.keys, s.offset
+        q0 = b * q_sequence + (s.first_query + first) * q_row + h * q_head
+        k0 = b * k_sequence + s.first_key * k_row + h // group * k_head
+        v0 = b * v_sequence + s.first_key * v_row + h // group * v_head
+        out0 = b * out_sequence + (s.first_query + first) * out_row + h * out_head
         mask0 = b * mask_sequence + h * mask_head + first * mask_query
-        lse0 = b * lse_sequence + h * lse_head + sequences[b, 0] + first
+        lse0 = b * p.lse_sequence + h * p.lse_head + s.first_query + first
         tile = (queries + 15) // 16 * 16
         transposed = 0
         output = transposed + width * tile
@@ -351,7 +364,7 @@ def _tiles(part, table, like):
         scores = values + KEY_TILE * width
         spare = scores + KEY_TILE * tile
 
-        # The query tile, scaled and then transposed, passes through the place of the output.
+        # The query tile, scaled and then transposed, passes through the room of the output.
         _copy_rows(q, q0, q_row, queries, tile, head_dim, buf, output, width, scale)
         for i in range(0, tile, 16):
             for d in range(0, width, 16):
@@ -377,7 +390,7 @@ def _tiles(part, table, like):
                 # vectors of queries that all come before key j
                 hidden = min(max(0, (j - high) // 16), tile // 16)
                 ks, qs, at = keys0 + j * width, transposed + 16 * hidden, scores + j * tile + 16 * hidden
-                _product(8, tile // 16 - hidden, False, head_dim, buf, ks, width, 1, qs, tile, at, tile)
+                _matmul(8, tile // 16 - hidden, False, head_dim, buf, ks, width, 1, qs, tile, at, tile)
             mask_at = mask0 + j0 * mask_key
             if mask_kind == _ADDED:
                 _add_bias(bias, mask_at, mask_query, mask_key, buf, scores, queries, keys, tile, spare)
@@ -404,7 +417,7 @@ def _tiles(part, table, like):
                     start, stop = max(0, i + low), min(keys, i + 8 + high)
                 if start < stop:
                     ps, vs, at = scores + start * tile + i, values + start * width, output + i * width
-                    _product(8, width // 16, True, stop - start, buf, ps, 1, tile, vs, width, at, width)
+                    _matmul(8, width // 16, True, stop - start, buf, ps, 1, tile, vs, width, at, width)
 
         whole = head_dim // 16 * 16
         for i in range(queries):
@@ -415,12 +428,12 @@ def _tiles(part, table, like):
             if whole < head_dim:
                 x = vmul(vload(buf, output + i * width + whole), f)
                 vstore_n(out, out0 + i * out_row + whole, x, head_dim - whole)
-        if want_lse:
+        if p.lse != 0:
             for i in range(queries):
                 lse[lse0 + i] = np.float64(buf[top + i]) + np.log(np.float64(buf[total + i]))
 
 
-_tiles_of = part_kernel(_tiles)
+_tiles_of = part_kernel(_tiles, _ATTENTION)
 #: how a dtype's elements are stored
 _ELEMENTS = {
     np.dtype(np.float32): types.float32,
@@ -482,7 +495,7 @@ def attention(
         cu_q, cu_k = cu_seqlens
         batch = cu_q.size - 1
         tile = min(QUERY_TILE, ceil(seq_q / 16) * 16)
-        packed = (0,)  # sequences are found by their rows
+        packed = (0,)  # the rows say where a sequence is
     width = ceil(head_dim / 16) * 16
     size = 2 * width * tile + 3 * tile + KEY_TILE * (2 * width + tile) + 512
     get = np.empty if workspace is None else partial(workspace.get, "attention")
@@ -490,8 +503,8 @@ def attention(
     kept = mask is not None and mask.dtype == bool
     mask_strides = (0, 0, 0, 0) if mask is None else tuple(s // mask.itemsize for s in mask.strides)
     left, right = window
-    # The arrays stay alive until run_parts has returned; the table holds their addresses.
-    table, *_arrays = _plan(
+    # The arrays stay alive until run_parts has returned; the struct holds their addresses.
+    params_at, *_arrays = _schedule(
         (
             *map(_address, (q, k, v, out)),
             0 if kept else _address(mask),
@@ -508,12 +521,11 @@ def attention(
             left,
             0 if causal else right,
             0 if mask is None else _KEPT if kept else _ADDED,
-            int(lse is not None),
         ),
         float(scale),
         scratch,
     )
-    run_parts(_tiles_of(_ELEMENTS[q.dtype]), scratch.shape[0], table)
+    run_parts(_tiles_of(_ELEMENTS[q.dtype]), scratch.shape[0], params_at)
 
 
 def _address(array: NDArray[Any] | None) -> int:

@@ -1,22 +1,22 @@
-"""Stored codes to what `product` multiplies with: entries of sparse rows, or rows of dense ones, a few at a
-time.
+"""Stored codes to what `matmul_rows` multiplies with: entries of sparse rows, or rows of dense ones, a few at a time.
 
-Everything here runs inside a product, on scratch memory of a thread: the positions and values of some rows,
-or some columns of them, exist for as long as they are multiplied.
+Everything here runs inside a matmul, on scratch memory of a thread: the positions and values of some rows, or some
+columns of them, exist for as long as they are multiplied. `w` is a record of `params.WEIGHT`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba import types
 from numba.extending import intrinsic
 
 from rbe_gpu.codecs.packing import RUN
 
 from ._jit import cpu_inline
+from ._numba_internals import cgutils
+from .arrays import BF16, F16, GRID, INT, bfloats_at, bytes_at, floats_at, halves_at, longs_at, words_at
 from .isa import isa_of
-from .product import BF16, F16, GRID, INT, bfloats_at, bytes_at, floats_at, halves_at, words_at
 from .simd import (
     LANES,
     element,
@@ -60,12 +60,12 @@ def _compress_columns(typingctx, index, byte, first, step, out, at):  # type: ig
             return builder.shuffle_vector(lane, undefined, zeros)
 
         ramp = ir.Constant(words, list(range(LANES)))
-        places = builder.add(splat(args[2]), builder.mul(ramp, splat(args[3])))
+        columns = builder.add(splat(args[2]), builder.mul(ramp, splat(args[3])))
         name = "llvm.experimental.vector.compress.v16i32"
         function = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(words, [words, bits, words]), name
         )
-        packed = builder.call(function, [places, builder.bitcast(mask, bits), undefined])
+        packed = builder.call(function, [columns, builder.bitcast(mask, bits), undefined])
         target = builder.bitcast(builder.gep(out_data, [args[5]]), words.as_pointer())
         builder.store(packed, target, align=4)
         count = builder.ctpop(mask)
@@ -77,7 +77,7 @@ def _compress_columns(typingctx, index, byte, first, step, out, at):  # type: ig
 
 @intrinsic
 def expand(typingctx, values, at, index, byte):  # type: ignore[no-untyped-def]
-    """expand(values, at, index, byte) -> vec16: the values from place `at` on, one for every bit set in the 16 at
+    """expand(values, at, index, byte) -> vec16: the values from element `at` on, one for every bit set in the 16 at
     index[byte], in the lanes of those bits; zeros in the others."""
     if not isinstance(values, types.Array) or not isinstance(index, types.Array):
         return None
@@ -150,8 +150,8 @@ def _gaps_to_columns(typingctx, gaps, byte, before, step, out, at):  # type: ign
             lanes = [LANES + lane - shift if lane >= shift else 0 for lane in range(LANES)]
             moved = builder.shuffle_vector(zero, total, ir.Constant(words, lanes))
             total = builder.add(total, moved)
-        places = builder.add(builder.mul(total, splat(args[3])), splat(args[2]))
-        builder.store(places, builder.bitcast(builder.gep(out_data, [args[5]]), words.as_pointer()), align=4)
+        columns = builder.add(builder.mul(total, splat(args[3])), splat(args[2]))
+        builder.store(columns, builder.bitcast(builder.gep(out_data, [args[5]]), words.as_pointer()), align=4)
         pairs = i64(0)  # four sums of two bytes of each word
         for word in range(2):
             eight = builder.load(
@@ -168,7 +168,7 @@ def _gaps_to_columns(typingctx, gaps, byte, before, step, out, at):  # type: ign
 
 @intrinsic
 def _count_below(typingctx, array, at, bound):  # type: ignore[no-untyped-def]
-    """_count_below(array, at, bound) -> how many of the 16 words from place `at` on are below `bound`."""
+    """_count_below(array, at, bound) -> how many of the 16 words from element `at` on are below `bound`."""
     if not isinstance(array, types.Array):
         return None
 
@@ -198,48 +198,46 @@ def _trailing_zeros(typingctx, word):  # type: ignore[no-untyped-def]
 
 
 @cpu_inline
-def entry_values(value, scale, kind, width, group, dead_zone, gain, first, stop, out, at):
-    """out[at + e - base] = gain * the value of entry e, first <= e < stop; base = first rounded down to a
-    run of 32.
+def entry_values(w, first, stop, out, at):
+    """out[at + e - base] = the value of entry e, first <= e < stop; base = first rounded down to a run of 32.
 
-    value, scale : addresses of the stream and of its float16 scales; kind : F32,
-    F16 or INT (b-bit codes: sign *
-    (dead_zone + scale * (m + 1/2))). Up to 31 places behind the last are written too.
+    b-bit codes stand for gain * sign * (dead_zone + scale * (m + 1/2)). Up to 31 elements behind the last are written
+    too.
     """
+    kind, width, group, dead_zone, gain = w.kind, w.bits, w.group, w.dead_zone, w.gain
     base = first // RUN * RUN
     if kind == INT:
-        stream, scales = bytes_at(value), halves_at(scale)
+        stream, scales = bytes_at(w.value), halves_at(w.scale)
         shift = _HALF - np.float32(1 << (width - 1))  # u + shift is m + 1/2 with its sign
         positive, negative, zero = vsplat(gain * dead_zone), vsplat(-gain * dead_zone), vsplat(_ZERO)
         for run in range(base // RUN, (stop + RUN - 1) // RUN):
-            place = at + run * RUN - base
-            unpack_run(stream, run * 4 * width, width, _ONE, shift, out, place)
+            run_at = at + run * RUN - base
+            unpack_run(stream, run * 4 * width, width, _ONE, shift, out, run_at)
             s = vsplat(gain * widen(element(scales, run * RUN // group)))
             for part in range(2):
-                t = vload(out, place + 16 * part)
-                vstore(out, place + 16 * part, vfma(t, s, vselect_less(t, zero, negative, positive)))
+                t = vload(out, run_at + 16 * part)
+                vstore(out, run_at + 16 * part, vfma(t, s, vselect_less(t, zero, negative, positive)))
     elif kind == F16:
-        halves = halves_at(value)
+        halves = halves_at(w.value)
         for e in range(first, stop):
             out[at + e - base] = gain * widen(element(halves, e))
     else:
-        floats = floats_at(value)
+        floats = floats_at(w.value)
         for e in range(first, stop):
             out[at + e - base] = gain * element(floats, e)
 
 
 @cpu_inline
-def entry_columns(
-    kind, index, row, row_bytes, stream, first, count, step, panel, panels, out, at, start, start_at
-):
+def entry_columns(w, row_start, row, step, panel, panels, out, at, start, start_at):
     """out[at + i] = column of the row's i-th entry * step; start[start_at + p] = at + its first entry of
     panel p.
 
-    index : address; bitmap rows have `row_bytes` bytes, a delta stream has a byte per entry, `stream` in all,
-        of which the row's are those from `first` on; panel : columns of a panel, a multiple of 32. Up to 16
-        places behind the last are written too.
+    Bitmap rows have `row_bytes` bytes, a delta stream has a byte per entry.
+    panel : columns of a panel, a multiple of 32. Up to 16 elements behind the last are written too.
     """
-    positions = bytes_at(index)
+    kind, row_bytes, positions = w.index_kind, w.row_bytes, bytes_at(w.index)
+    first = row_start[row]
+    count, stream = row_start[row + 1] - first, row_start[w.rows_padded]
     start[start_at] = at
     if kind == FULL:
         for i in range(count):
@@ -248,7 +246,7 @@ def entry_columns(
             start[start_at + p] = at + min(p * panel, count)
     elif kind == BITMAP:
         e = np.int64(at)
-        words = words_at(index)
+        words = words_at(w.index)
         chunk = panel // 8
         for p in range(panels):
             start[start_at + p] = e
@@ -264,25 +262,25 @@ def entry_columns(
                         e += 1
                         word &= word - np.uint32(1)
     else:
-        place, p, i = np.int64(-step), 1, 0
+        column, p, i = np.int64(-step), 1, 0
         bound = panel * step
         while i < count and first + i + 16 <= stream:
-            place = _gaps_to_columns(positions, first + i, place, step, out, at + i)
+            column = _gaps_to_columns(positions, first + i, column, step, out, at + i)
             if p < panels:  # at most one panel begins in most groups: no branch to guess
                 below = _count_below(out, at + i, bound)
                 start[start_at + p] = at + min(i + below, count)
                 begun = 1 if below < 16 else 0
                 p += begun
                 bound += begun * panel * step
-                while begun == 1 and p < panels and place >= bound:
+                while begun == 1 and p < panels and column >= bound:
                     start[start_at + p] = at + min(i + _count_below(out, at + i, bound), count)
                     p += 1
                     bound += panel * step
             i += 16
         while i < count:  # where sixteen gaps would reach beyond the stream
-            place += (np.int64(element(positions, first + i)) + 1) * step
-            out[at + i] = np.int32(place)
-            while p < panels and place >= bound:
+            column += (np.int64(element(positions, first + i)) + 1) * step
+            out[at + i] = np.int32(column)
+            while p < panels and column >= bound:
                 start[start_at + p] = at + i
                 p += 1
                 bound += panel * step
@@ -293,33 +291,11 @@ def entry_columns(
 
 
 @cpu_inline
-def code_rows(
-    value,
-    scale,
-    column_scale,
-    kind,
-    width,
-    group,
-    shrink,
-    gain,
-    row_values,
-    first,
-    rows,
-    column,
-    cols,
-    out,
-    at,
-    out_row,
-):
-    """out[r, c] = gain * coefficient [first + r, column + c], r < rows, c < cols, both of whole runs of 32
-    columns.
-
-    value : address of packed codes, or of float32/float16/bfloat16 rows of `row_values` values
-    scale : address of float16 scales: of groups of columns (kind INT) or of rows (GRID); column_scale : of
-    columns (GRID)
-    """
+def code_rows(w, first, rows, column, cols, out, at, out_row):
+    """out[r, c] = coefficient [first + r, column + c], r < rows, c < cols, both of whole runs of 32 columns."""
+    kind, width, gain, row_values = w.kind, w.bits, w.gain, w.row_values
     if kind == INT:
-        stream, scales = bytes_at(value), halves_at(scale)
+        group, stream, scales = w.group, bytes_at(w.value), halves_at(w.scale)
         middle = np.float32((1 << width) - 1) * _HALF
         groups = (row_values + group - 1) // group
         for r in range(rows):
@@ -329,7 +305,8 @@ def code_rows(
                 byte = (row * row_values + column + c) // 8 * width
                 unpack_run(stream, byte, width, s, -s * middle, out, at + r * out_row + c)
     elif kind == GRID:
-        stream, scales, columns = bytes_at(value), halves_at(scale), halves_at(column_scale)
+        stream, scales, columns = bytes_at(w.value), halves_at(w.scale), halves_at(w.column_scale)
+        shrink = w.shrink
         half = np.float32(1 << (width - 1))
         zero, up, down = vsplat(_ZERO), vsplat(shrink), vsplat(-shrink)
         for r in range(rows):
@@ -337,50 +314,47 @@ def code_rows(
             s = vsplat(gain * widen(element(scales, row)))
             for c in range(0, cols, RUN):
                 byte = (row * row_values + column + c) // 8 * width
-                place = at + r * out_row + c
-                unpack_run(stream, byte, width, _ONE, -half, out, place)
+                out_at = at + r * out_row + c
+                unpack_run(stream, byte, width, _ONE, -half, out, out_at)
                 for part in range(2):
-                    q = vload(out, place + 16 * part)
+                    q = vload(out, out_at + 16 * part)
                     towards = vselect_less(q, zero, down, vselect_less(zero, q, up, zero))
                     step = vmul(s, vload(columns, column + c + 16 * part))
-                    vstore(out, place + 16 * part, vmul(step, vsub(q, towards)))
+                    vstore(out, out_at + 16 * part, vmul(step, vsub(q, towards)))
     elif kind == F16:
-        halves = halves_at(value)
+        halves = halves_at(w.value)
         for r in range(rows):
             for c in range(cols):
                 out[at + r * out_row + c] = widen(element(halves, (first + r) * row_values + column + c))
     elif kind == BF16:
-        bfloats = bfloats_at(value)
+        bfloats = bfloats_at(w.value)
         for r in range(rows):
             for c in range(cols):
                 out[at + r * out_row + c] = widen(element(bfloats, (first + r) * row_values + column + c))
 
 
 @cpu_inline
-def basis_entries(
-    params, gain, blocks, count, features, terms, t_row, t_column, t_param, t_factor, first, rows,
-    row_functions, depth, step,
-    start, start_at, out_offset, out_value, at,
-):  # fmt: skip
+def basis_entries(w, first, rows, row_functions, depth, step, start, start_at, out_offset, out_value, at):
     """The basis part of `rows` parameter rows as entries: `row_functions` rows of entries for each of them.
 
-    params : address of float16 parameters, (parameter rows, blocks,
-    count); t_* : the terms of `transforms.basis_terms`
     depth : where the input's basis features begin; step : floats from one feature to the next
     """
-    halves = halves_at(params)
+    blocks, count, features, terms, gain = w.basis_blocks, w.basis_params, w.features, w.terms, w.gain
+    term_row, term_column = longs_at(w.term_row), longs_at(w.term_column)
+    term_param, term_factor = longs_at(w.term_param), floats_at(w.term_factor)
+    halves = halves_at(w.basis)
     e = np.int64(at)
     for r in range(rows):
         t = 0
         for f in range(row_functions):
             start[start_at + r * row_functions + f] = e
             t_first = t
-            while t < terms and t_row[t] == f:
+            while t < terms and term_row[t] == f:
                 t += 1
             for j in range(blocks):
                 for term in range(t_first, t):
-                    p = widen(element(halves, ((first + r) * blocks + j) * count + t_param[term]))
-                    out_value[e] = gain * p * t_factor[term]
-                    out_offset[e] = np.int32((depth + j * features + t_column[term]) * step)
+                    p = widen(element(halves, ((first + r) * blocks + j) * count + term_param[term]))
+                    out_value[e] = gain * p * term_factor[term]
+                    out_offset[e] = np.int32((depth + j * features + term_column[term]) * step)
                     e += 1
     start[start_at + rows * row_functions] = e

@@ -4,7 +4,7 @@
     y_I  = S_r (sum_J C_IJ x^_J) + basis part         C: sparse entries,
     or low-bit rows unpacked beside the matmul
 
-The driver: it picks the algorithm. `matmul_tiles` computes tiles of tokens, `vector_product` a few tokens, and what
+The driver: it picks the algorithm. `matmul_tiles` computes tiles of tokens, `matvec` a few tokens, and what
 neither can take goes through decoded panels of W (`decode`).
 """
 
@@ -21,6 +21,7 @@ from rbe_gpu.matmul import check_method
 from rbe_gpu.workspace import Workspace
 
 from ._pool import most_threads, num_threads
+from .arrays import address
 from .decode import convert, decode_rows, panel_rows
 from .matmul_algorithms import (
     CachedPanels,
@@ -33,10 +34,11 @@ from .matmul_algorithms import (
     TransformVectors,
 )
 from .matmul_costs import FEW_TOKENS, costs
-from .matmul_tiles import Activations, TilesCall, matmul_tiles
-from .operand import Operand, Plain, address, operand_of, set_output
+from .matmul_tiles import TilesCall, matmul_tiles
+from .matvec import MatvecCall, matvec
+from .operand import DenseWeight, Operand, operand_of
 from .simd import bits
-from .vector_product import VectorCall, vector_product
+from .transform_in import Activations
 
 
 def activations(
@@ -57,7 +59,7 @@ def activations(
 
 def _multiply(
     a: Activations,
-    w: Operand | Plain,
+    w: Operand | DenseWeight,
     bias: Any,
     activation: str | None,
     residual: Any,
@@ -73,7 +75,7 @@ def _multiply(
 
     call: TilesCall = ws.plan(("linear", w.key, a.n, a.address, threads), "linear", make)
     wide = _as_float32(bias, "linear.bias", ws)
-    set_output(call.table, wide, activation, residual, out)
+    call.set_output(wide, activation, residual, out)
     matmul_tiles(call, a, threads)
 
 
@@ -88,7 +90,7 @@ def _as_float32(a: Any, name: str, ws: Workspace) -> Any:
 
 def _few(
     x: Any,
-    w: Operand | Plain,
+    w: Operand | DenseWeight,
     bias: Any,
     activation: str | None,
     residual: Any,
@@ -99,15 +101,15 @@ def _few(
     n, in_features = x.shape
     threads = most_threads()  # its scratch memory is that of the thread that computes
 
-    def make(buffer: Any) -> VectorCall:
+    def make(buffer: Any) -> MatvecCall:
         operand = w if isinstance(w, Operand) else w.operand()
-        return VectorCall(operand, n, in_features, threads, buffer)
+        return MatvecCall(operand, n, in_features, threads, buffer)
 
-    call: VectorCall = ws.plan(("linear", w.key, n, in_features, "few", threads), "linear", make)
+    call: MatvecCall = ws.plan(("linear", w.key, n, in_features, "few", threads), "linear", make)
     wide = _as_float32(bias, "linear.bias", ws)
-    set_output(call.table, wide, activation, residual, out)
+    call.set_output(wide, activation, residual, out)
     call.set_input(x)
-    return bool(vector_product(call.table, call.reals))
+    return bool(matvec(call.params_at))
 
 
 # --- algorithms ---------------------------------------------------------------------------------------
@@ -116,7 +118,7 @@ def _few(
 
 
 def _vectors(
-    x: Any, weight: Any, w: Operand | Plain, bias: Any, activation: str | None, residual: Any, out: Any,
+    x: Any, weight: Any, w: Operand | DenseWeight, bias: Any, activation: str | None, residual: Any, out: Any,
     ws: Workspace, cache: PanelCache | None, threads: int,
 ) -> bool:  # fmt: skip
     """Token by token."""
@@ -124,7 +126,7 @@ def _vectors(
 
 
 def _dense_tiles(
-    x: Any, weight: Any, w: Plain, bias: Any, activation: str | None, residual: Any, out: Any,
+    x: Any, weight: Any, w: DenseWeight, bias: Any, activation: str | None, residual: Any, out: Any,
     ws: Workspace, cache: PanelCache | None, threads: int,
 ) -> bool:  # fmt: skip
     a = activations(x, "none", 64, None, ws, threads)
@@ -169,9 +171,9 @@ def _cached_panels(
         else:
             panel = cache.panel(weight, start, stop, decode, panel)
         if a is None:
-            _few(x, Plain(panel, start), bias, activation, residual, out, ws)
+            _few(x, DenseWeight(panel, start), bias, activation, residual, out, ws)
         else:
-            _multiply(a, Plain(panel, start), bias, activation, residual, out, ws, threads)
+            _multiply(a, DenseWeight(panel, start), bias, activation, residual, out, ws, threads)
     return True
 
 
@@ -202,9 +204,9 @@ def linear(
     if not out.size:
         return
     n, threads = x.shape[0], num_threads()
-    w: Operand | Plain
+    w: Operand | DenseWeight
     if not isinstance(weight, RBEBlocks):
-        w = Plain(weight, 0)
+        w = DenseWeight(weight, 0)
         run = _dense_choice(n, weight)
     else:
         w = operand_of(weight)

@@ -75,17 +75,17 @@ class Kernel:
 
 KERNELS = (
     # four vectors of tokens for an entry
-    Kernel("product.sparse_rows", "i l1 i i w1 i f1 f1 i i b f1 i i", (8, 4, 16), by_address=True),
+    Kernel("matmul_rows.sparse_rows", "i l1 i i w1 i f1 f1 i i b f1 i i", (8, 4, 16), by_address=True),
     # 4 rows x 4 vectors where there are 32 registers of 16 floats, else 4 rows x 1
-    Kernel("product.dense_rows", "i i f1 i i f1 i i b f1 i i", (8, 16, 16), by_address=True),
+    Kernel("matmul_rows.dense_rows", "i i f1 i i f1 i i b f1 i i", (8, 16, 16), by_address=True),
     # one token: 4 vectors, 32 codes, or entries spread over 32 columns at a time
-    Kernel("vector_product._float_row", "f1 i i f1 i", (8, 4, 16), by_address=True),
-    Kernel("vector_product._int_row", "u1 i i f1 i i i f1 i f1 i", (4, 2, 8), by_address=True),
-    Kernel("vector_product._bitmap_row", "f1 i u1 i i f1 i", (0, 2, 0), by_address=True),
+    Kernel("matvec._float_row", "f1 i i f1 i", (8, 4, 16), by_address=True),
+    Kernel("matvec._int_row", "u1 i i f1 i i i f1 i f1 i", (4, 2, 8), by_address=True),
+    Kernel("matvec._bitmap_row", "f1 i u1 i i f1 i", (0, 2, 0), by_address=True),
     # 4 rows x 3 digits x 2 halves of bytes; and what other machines have of it compiles
-    Kernel("fixed_point.digit_rows", "i u1 i f1 i i u1 s f1 i", (0, 0, 0, 24), by_address=True),
+    Kernel("int8_dot.digit_rows", "i u1 i f1 i i u1 s f1 i", (0, 0, 0, 24), by_address=True),
     # 4 rows x 2 halves of a vector; 4 rows x 4 vectors; 4 rows x 4 quarters
-    Kernel("attention._product", "i i b i f1 i i i i i i i", (8, 16, 16)),
+    Kernel("attention._matmul", "i i b i f1 i i i i i i i", (8, 16, 16)),
     # exp: 8 FMAs a vector, of 2, 1 and 4 registers
     Kernel("attention._softmax_step", "f1 i i i i i i i b b i i i", (16, 8, 32), spills="avx2 neon"),
     Kernel("softmax._rows", "f2 f none none f2 i i", (16, 8, 32), spills="avx2 neon"),

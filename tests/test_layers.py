@@ -510,15 +510,14 @@ def test_wrong_arguments_name_the_fix(x: np.ndarray) -> None:
 
 def _transforms_of(call, monkeypatch):
     """How many input and output transforms of activations a call makes on the CPU, and its result."""
-    from rbe_gpu.cpu_fallback import linear, operand
-    from rbe_gpu.cpu_fallback.product import IN_TRANSFORM
+    from rbe_gpu.cpu_fallback import linear
 
     counts = {"in": 0, "out": 0}
     matmul_tiles = linear.matmul_tiles
 
     def counted(call, a, threads):
-        counts["in"] += a.pending and a.table[IN_TRANSFORM] != 0
-        counts["out"] += call.table[operand.TRANSFORM] != 0
+        counts["in"] += a.pending and bool(a.params["transform"][0])
+        counts["out"] += bool(call.params["transform_out"][0])
         matmul_tiles(call, a, threads)
 
     monkeypatch.setattr(linear, "matmul_tiles", counted)

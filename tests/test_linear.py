@@ -214,7 +214,7 @@ def test_rows_with_few_zeros(codes, kept, block):
     """Bitmaps, and codes of every coefficient, are multiplied as dense rows from some share on."""
     w = np.ascontiguousarray(real.layer(0, "intermediate.dense.weight")[:200, :300])
     m = rbe.compress(w, density=kept, codes=codes, block=block, basis=block == 64)
-    assert operand_of(m).laid_out == (kept > 0.65)
+    assert operand_of(m).densified == (kept > 0.65)
     for tokens in (2, 17, 70):
         x = np.ascontiguousarray(real.activations(tokens)[:, :300])
         assert relative(rbe.linear(x, m, method="transform"), reference.linear(x, m)) < 2e-6

@@ -5,28 +5,30 @@ import threading
 import numba
 import numpy as np
 import pytest
+from rbe_gpu.cpu_fallback import params
 from rbe_gpu.cpu_fallback._parts import SHARE, count_up, next_unit, part_kernel, run_parts, wait_for
-from rbe_gpu.cpu_fallback.product import longs_at
+from rbe_gpu.cpu_fallback.arrays import longs_at
 
 import rbe_gpu as rbe
 
+#: counters (2, parts, SHARE); done: the count of the first phase; marks (units) of the first phase, and what the
+#: second phase saw of them
+_PHASES = np.dtype(
+    [(n, np.int64) for n in ("units", "parts", "counters", "done", "marks", "seen")], align=True
+)
 
-def _two_phases(part, table, like):
-    """Every unit of a first phase is done before one of the second begins.
 
-    table : units, parts, addresses of counters (2, parts, SHARE), of the count of the first phase, of its marks
-    (units), and of what the second phase saw of them
-    """
-    t = numba.carray(table, 6)
-    units, parts = t[0], t[1]
-    counters, done, marks, seen = longs_at(t[2]), longs_at(t[3]), longs_at(t[4]), longs_at(t[5])
+def _two_phases(part, p, like):
+    """Every unit of a first phase is done before one of the second begins."""
+    units, parts = p.units, p.parts
+    counters, done, marks, seen = longs_at(p.counters), longs_at(p.done), longs_at(p.marks), longs_at(p.seen)
     unit = next_unit(counters, units, part, parts)
     while unit < units:
         marks[unit] += 1
         count_up(done, 0)
         unit = next_unit(counters, units, part, parts)
     wait_for(done, 0, units)
-    second = longs_at(t[2] + 8 * parts * SHARE)
+    second = longs_at(p.counters + 8 * parts * SHARE)
     unit = next_unit(second, units, part, parts)
     while unit < units:
         for other in range(units):
@@ -34,14 +36,17 @@ def _two_phases(part, table, like):
         unit = next_unit(second, units, part, parts)
 
 
-_kernel = part_kernel(_two_phases)
+_kernel = part_kernel(_two_phases, _PHASES)
 
 
 def _run(units, parts):
     counters, done = np.zeros((2, parts, SHARE), np.int64), np.zeros(1, np.int64)
     marks, seen = np.zeros(units, np.int64), np.zeros(units, np.int64)
-    addresses = [a.ctypes.data for a in (counters, done, marks, seen)]
-    run_parts(_kernel(), parts, np.array([units, parts, *addresses], np.int64))
+    arrays = {"counters": counters, "done": done, "marks": marks, "seen": seen}
+    filled = params.make(
+        _PHASES, units=units, parts=parts, **{name: a.ctypes.data for name, a in arrays.items()}
+    )
+    run_parts(_kernel(), parts, filled.ctypes.data)
     assert (marks == 1).all()
     assert (seen == units).all()
     assert done[0] == units
@@ -84,12 +89,17 @@ def test_a_part_begins_with_its_own_share():
     assert _take(counters, 7, 1, 2) == 7
 
 
-def _nothing(part, table, like):
+def _nothing(part, p, like):
     """A part for the test below."""
 
 
 def test_threads_that_come_at_once_compile_once():
-    address, name, start, found = part_kernel(_nothing), _nothing.__qualname__, threading.Barrier(4), []
+    address, name, start, found = (
+        part_kernel(_nothing, _PHASES),
+        _nothing.__qualname__,
+        threading.Barrier(4),
+        [],
+    )
 
     def work():
         start.wait()

@@ -676,6 +676,12 @@ def test_sources_hold_every_function_that_a_kernel_uses(file: Path) -> None:
             assert not home.startswith("rbe_gpu.cpu_fallback.") or home in homes, (function, name)
 
 
+def test_only_one_file_uses_private_parts_of_numba() -> None:
+    private = re.compile(r"numba\.(?:core|np)\b|\._cache\b")
+    users = [file.name for file in _FILES if private.search(file.read_text())]
+    assert users == ["_numba_internals.py"]
+
+
 def test_no_two_forms_of_a_kernel_share_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes compile two forms of a kernel at once, and a third takes them from the disk cache.
 

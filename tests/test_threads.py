@@ -210,13 +210,13 @@ def number_raised_meanwhile() -> None:
     w = np.sin(np.arange(1024 * 256, dtype=np.float32)).reshape(1024, 256)
     m, x = rbe.compress(w, codes="dense-int4", basis=False), w[:1] + 1
     want, ws = rbe.linear(x, m, method="transform"), _Guarded()
-    vector_product = linear.vector_product
+    matvec = linear.matvec
 
     def later(*args: Any) -> Any:
         rbe.set_num_threads(4)
-        return vector_product(*args)
+        return matvec(*args)
 
-    linear.vector_product = later  # type: ignore[assignment]
+    linear.matvec = later  # type: ignore[assignment]
     for _ in range(20):
         rbe.set_num_threads(1)
         assert np.array_equal(rbe.linear(x, m, method="transform", workspace=ws), want)

@@ -41,11 +41,11 @@ FOLDERS = {"ops", "codecs", "layers", "models", "gpu", "cli"}
 COMMANDS = {"compress", "inspect", "embed", "eval", "report", "warmup", "tune", "info"}
 CLI = {"__init__", "__main__", "_errors", "_files", "_output"}
 CPU = {
-    *("__init__", "_jit", "_parts", "_pool", "isa", "simd", "unpack"),
+    *("__init__", "_jit", "_numba_internals", "_parts", "_pool", "arrays", "isa", "params", "simd", "unpack"),
     *("quantize", "feedback"),  # the encoder's loops
     *("matmul_algorithms", "matmul_costs"),
-    *("matmul_tiles", "product", "vector_product", "codes", "operand"),  # of linear
-    *("fast_transform", "fixed_point"),
+    *("matmul_tiles", "matmul_rows", "matvec", "int8_dot", "codes", "operand"),  # of linear
+    *("transform_in", "epilogue", "fast_transform"),
 }
 #: Sources that an op has beside its own: compiled when a launch asks for one of their kernels.
 FURTHER = {"linear_transform"}  # of linear, method="transform"

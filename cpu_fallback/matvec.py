@@ -1,8 +1,10 @@
-"""y = activation(C x^ + b) + residual for a few tokens: limited by the compressed bytes.
+"""y = activation(C x^ + b) + residual for one to a few tokens: limited by the compressed bytes.
 
 A tile of 16 tokens would be mostly empty, so here vectors run along a row of the weight: 32 codes are
-unpacked into two registers and multiplied where they are, sparse entries pick their activations one by one.
-Every token is on its own; from five tokens on the tiles of `product` are faster.
+unpacked into two registers and multiplied where they are, sparse entries load their activations one by one.
+Every token is on its own; from five tokens on the tiles of `matmul_tiles` are faster.
+
+In the kernels `p` is a record of `params.MATVEC`, `w` its weight.
 """
 
 from __future__ import annotations
@@ -15,64 +17,17 @@ import numpy as np
 from rbe_gpu import transforms
 from rbe_gpu.codecs.packing import RUN
 
+from . import params
 from ._jit import cpu_inline, cpu_kernel
-from .codes import BITMAP, count_bits, entry_columns, entry_values, expand
-from .fixed_point import COLUMNS_OF_CODES, DIGIT_BYTES, digit_rows, multiplies_bytes, to_digits
-from .operand import (
-    ACTIVATION,
-    B_OFFSET,
-    B_VALUE,
-    BIAS,
-    BITS,
-    BLOCK,
-    COLUMN_SCALE,
-    COLUMNS,
-    DEPTH,
-    E_OFFSET,
-    E_ROOM,
-    E_START,
-    E_START_ROOM,
-    E_VALUE,
-    ENCODING,
-    GROUP,
-    INDEX,
-    INDEX_KIND,
-    KIND,
-    LINE_ROOM,
-    LINES,
-    OUT,
-    OUT_FEATURES,
-    OUT_KIND,
-    PANEL,
-    PANELS,
-    PLACES,
-    RESIDUAL,
-    RESIDUAL_KIND,
-    ROW,
-    ROW_BYTES,
-    ROW_START,
-    ROW_VALUES,
-    ROWS,
-    ROWS_PAD,
-    SCALE,
-    SUM_ROOM,
-    SUMS,
-    TOKENS,
-    TRANSFORM,
-    VALUE,
-    WIDTH,
-    Operand,
-    X,
-    address,
-)  # fmt: skip
-from .product import (
+from ._parts import record_at
+from .arrays import (
     BF16,
+    ENCODING,
     F16,
     F32,
     GRID,
-    HEADROOM,
     INT,
-    activate,
+    address,
     bfloats_at,
     bytes_at,
     floats_at,
@@ -81,7 +36,11 @@ from .product import (
     load_any,
     longs_at,
     store_any,
-)  # fmt: skip
+)
+from .codes import BITMAP, count_bits, entry_columns, entry_values, expand
+from .epilogue import activate
+from .int8_dot import COLUMNS_OF_CODES, DIGIT_BYTES, digit_rows, has_int8_dot, to_digits
+from .operand import Operand, output_fields
 from .simd import (
     element,
     vadd,
@@ -97,14 +56,12 @@ from .simd import (
     vsum,
     wide_registers,
     widen,
-)  # fmt: skip
+)
+from .transform_in import HEADROOM
 from .unpack import multiply_1x32, multiply_1x64, run_codes, vbroadcast
 
 _ZERO, _HALF = np.float32(0), np.float32(0.5)
-# in places that only tiles need: addresses of the transform's matrix and its transpose, groups of a row, the
-# activations, where they can become whole numbers, and whether they are
-S_IN, S_OUT, GROUPS, IN, ENCODED, IN_FEATURES = SUMS, SUM_ROOM, WIDTH, PANEL, PANELS, DEPTH
-DIGITS, WHOLE = B_VALUE, B_OFFSET
+_MATVEC = params.MATVEC
 
 
 @cpu_inline
@@ -204,20 +161,20 @@ def _bitmap_row(values, e, index, byte, stop, x, x_at):
 
 
 @cpu_inline
-def _digits_of(t, token):
-    """The digits of a token's activations, and the scales of its groups."""
-    digits = t[COLUMNS] // COLUMNS_OF_CODES * DIGIT_BYTES
-    place = t[DIGITS] + token * (digits + 4 * t[GROUPS])
-    return bytes_at(place), floats_at(place + digits)
+def _digits_of(p, token):
+    """The int8 digits of a token's activations, and the scales of its groups."""
+    digits = p.digits + token * p.digits_stride
+    return bytes_at(digits), floats_at(digits + p.columns // COLUMNS_OF_CODES * DIGIT_BYTES)
 
 
 @cpu_inline
-def _rows_of_int(t, token, first, rows, x, x_at, sums, sums_at, scales, scales_at, out, at, gain):
-    stream, halves = bytes_at(t[VALUE]), halves_at(t[SCALE])
-    cols, group, width = t[ROW_VALUES], t[GROUP], t[BITS]
+def _rows_of_int(p, w, int8, token, first, rows, x, x_at, scales, scales_at, out, at):
+    stream, halves, gain = bytes_at(w.value), halves_at(w.scale), w.gain
+    sums, sums_at = floats_at(p.sums), token * p.groups
+    cols, group, width = w.row_values, w.group, w.bits
     groups = (cols + group - 1) // group
-    if multiplies_bytes() and t[WHOLE] != 0:
-        digits, factors = _digits_of(t, token)
+    if has_int8_dot() and int8:
+        digits, factors = _digits_of(p, token)
         for r in range(rows):
             for g in range(0, groups, 16):
                 count = min(16, groups - g)
@@ -230,7 +187,7 @@ def _rows_of_int(t, token, first, rows, x, x_at, sums, sums_at, scales, scales_a
         vstore_n(scales, scales_at + k, vload_n(halves, first * groups + k, count), count)
     for r in range(rows):
         byte, s_at = (first + r) * cols // 8 * width, scales_at + r * groups
-        # the usual forms as constants: planes and loops are then known when this is compiled
+        # the usual forms as constants: planes and loops are then known at compile time
         if group == 64 and width == 4:
             y = _int_row(stream, byte, 4, scales, s_at, 64, cols, x, x_at, sums, sums_at)
         elif group == 64 and width == 8:
@@ -245,13 +202,14 @@ def _rows_of_int(t, token, first, rows, x, x_at, sums, sums_at, scales, scales_a
 
 
 @cpu_inline
-def _rows_of_floats(w, t, first, rows, x, x_at, out, at):
+def _rows_of_floats(stored, w, first, rows, x, x_at, out, at):
+    cols = w.row_values
     for r in range(rows):
-        out[at + r] = _float_row(w, (first + r) * t[ROW_VALUES], t[ROW_VALUES], x, x_at)
+        out[at + r] = _float_row(stored, (first + r) * cols, cols, x, x_at)
 
 
 @cpu_inline
-def _through(x, x_at, matrix, block, out, at):
+def _transform(x, x_at, matrix, block, out, at):
     """out[at : at + block] = x[x_at : x_at + block] @ matrix (block, block), not over x."""
     wide = block // 64 * 64
     for k in range(0, wide, 64):
@@ -261,161 +219,192 @@ def _through(x, x_at, matrix, block, out, at):
 
 
 @cpu_inline
-def _unit(t, reals, unit, blocks, own):
+def _unit(params_at, int8, unit, blocks, thread):
     """One block of rows for one token."""
-    token, first = unit // blocks, unit % blocks * t[BLOCK]
-    block, columns, out_features = t[BLOCK], t[COLUMNS], t[OUT_FEATURES]
-    rows = min(block, t[ROWS_PAD] - first)
-    x, sums = floats_at(t[X]), floats_at(t[X] + 4 * t[TOKENS] * columns)
-    x_at, sums_at = token * columns, token * t[GROUPS]
-    c, at = floats_at(t[LINES]), own * t[LINE_ROOM]
-    gain, kind = reals[0], t[KIND]
-    if t[ROW_START] != 0:
-        row_start = longs_at(t[ROW_START])
+    p = record_at(params_at, _MATVEC)
+    w, o = p.weight, p.output
+    block, columns, kind = p.block, p.columns, w.kind
+    token, first = unit // blocks, unit % blocks * block
+    rows = min(block, w.rows_padded - first)
+    x, x_at = floats_at(p.x), token * columns
+    c, at = floats_at(p.lines), thread * p.lines_stride
+    if w.row_start != 0:
+        row_start = longs_at(w.row_start)
         start, stop = row_start[first], row_start[first + rows]
-        values, offsets, starts = floats_at(t[E_VALUE]), ints_at(t[E_OFFSET]), longs_at(t[E_START])
-        e_own, s_own = own * t[E_ROOM], own * t[E_START_ROOM]
-        entry_values(t[VALUE], t[SCALE], kind, t[BITS], t[GROUP], reals[1], gain, start, stop, values, e_own)
-        index = bytes_at(t[INDEX])
+        values, offsets, starts = floats_at(p.entry_value), ints_at(p.entry_offset), longs_at(p.entry_start)
+        entries_at, starts_at = thread * p.entry_stride, thread * p.entry_start_stride
+        entry_values(w, start, stop, values, entries_at)
+        index = bytes_at(w.index)
         for r in range(rows):
             row = first + r
             count = row_start[row + 1] - row_start[row]
-            e_at = e_own + row_start[row] - start // RUN * RUN
-            if t[INDEX_KIND] == BITMAP and wide_registers():
-                byte = row * t[ROW_BYTES]
-                c[at + r] = _bitmap_row(values, e_at, index, byte, byte + t[ROW_BYTES], x, x_at)
+            e_at = entries_at + row_start[row] - start // RUN * RUN
+            if w.index_kind == BITMAP and wide_registers():
+                byte = row * w.row_bytes
+                c[at + r] = _bitmap_row(values, e_at, index, byte, byte + w.row_bytes, x, x_at)
             else:
-                entry_columns(
-                    t[INDEX_KIND], t[INDEX], row, t[ROW_BYTES], row_start[t[ROWS_PAD]], row_start[row], count, 1,
-                    columns, 1, offsets, e_at, starts, s_own,
-                )  # fmt: skip
+                entry_columns(w, row_start, row, 1, columns, 1, offsets, e_at, starts, starts_at)
                 c[at + r] = _entry_row(values, offsets, e_at, e_at + count, x, x_at)
     elif kind == INT:
-        _rows_of_int(t, token, first, rows, x, x_at, sums, sums_at, c, at + 2 * block, c, at, gain)
+        _rows_of_int(p, w, int8, token, first, rows, x, x_at, c, at + 2 * block, c, at)
     elif kind == GRID:
-        stream, scales = bytes_at(t[VALUE]), halves_at(t[SCALE])
+        stream, scales, width, cols, gain = (
+            bytes_at(w.value),
+            halves_at(w.scale),
+            w.bits,
+            w.row_values,
+            w.gain,
+        )
         for r in range(rows):
-            byte = (first + r) * t[ROW_VALUES] // 8 * t[BITS]
-            y = _grid_row(stream, byte, t[BITS], reals[2], t[ROW_VALUES], x, x_at)
+            byte = (first + r) * cols // 8 * width
+            y = _grid_row(stream, byte, width, w.shrink, cols, x, x_at)
             c[at + r] = gain * widen(element(scales, first + r)) * y
     elif kind == F32:
-        _rows_of_floats(floats_at(t[VALUE]), t, first, rows, x, x_at, c, at)
+        _rows_of_floats(floats_at(w.value), w, first, rows, x, x_at, c, at)
     elif kind == F16:
-        _rows_of_floats(halves_at(t[VALUE]), t, first, rows, x, x_at, c, at)
+        _rows_of_floats(halves_at(w.value), w, first, rows, x, x_at, c, at)
     elif kind == BF16:
-        _rows_of_floats(bfloats_at(t[VALUE]), t, first, rows, x, x_at, c, at)
-    if t[TRANSFORM] != 0:
-        _through(c, at, floats_at(t[S_OUT]), block, c, at + block)
+        _rows_of_floats(bfloats_at(w.value), w, first, rows, x, x_at, c, at)
+    if p.synthesis_out != 0:
+        _transform(c, at, floats_at(p.synthesis_out), block, c, at + block)
         at += block
-    left = min(rows, t[ROWS] - first)
-    for r in range(0, left, 16):
-        count = min(16, left - r)
+    rows = min(rows, w.rows - first)
+    for r in range(0, rows, 16):
+        count = min(16, rows - r)
         y = vload_n(c, at + r, count)
-        if t[BIAS] != 0:
-            y = vadd(y, vload_n(floats_at(t[BIAS]), t[ROW] + first + r, count))
-        y = activate(y, t[ACTIVATION])
-        place = token * out_features + t[ROW] + first + r
-        if t[RESIDUAL] != 0:
-            y = vadd(y, load_any(t[RESIDUAL], t[RESIDUAL_KIND], place, count))
-        store_any(t[OUT], t[OUT_KIND], place, y, count)
+        if o.bias != 0:
+            y = vadd(y, vload_n(floats_at(o.bias), w.first_row + first + r, count))
+        y = activate(y, o.activation)
+        out_at = token * o.out_features + w.first_row + first + r
+        if o.residual != 0:
+            y = vadd(y, load_any(o.residual, o.residual_kind, out_at, count))
+        store_any(o.out, o.out_kind, out_at, y, count)
 
 
 @cpu_inline
-def _block_in(t, token, j):
-    """One block of a token's activations: widened, through S^T, times a grid's column scales."""
-    in_features, block, columns = t[IN_FEATURES], t[BLOCK], t[COLUMNS]
-    flat, scratch = floats_at(t[X]), floats_at(t[LINES])
-    place = token * columns + j * block
+def _transform_block(p, token, j):
+    """One block of a token's activations: widened, through S^T, times a grid's column scales.
+
+    Returns whether all are finite.
+    """
+    w, in_features, block, columns = p.weight, p.in_features, p.block, p.columns
+    x, scratch = floats_at(p.x), floats_at(p.lines)
+    x_at = token * columns + j * block
     finite = vsplat(_ZERO)
-    to, to_at = flat, place
-    if t[S_IN] != 0:
+    to, to_at = x, x_at
+    if p.synthesis_in != 0:
         to, to_at = scratch, np.int64(0)
     for k in range(0, block, 16):
         count = min(16, in_features - j * block - k)
-        line = load_any(t[IN], t[ENCODED], token * in_features + j * block + k, count)
+        line = load_any(p.input.x, p.input.kind, token * in_features + j * block + k, count)
         vstore(to, to_at + k, line)
         finite = vfma(vmul(line, vsplat(HEADROOM)), vsplat(_ZERO), finite)
-    if t[S_IN] != 0:
-        _through(scratch, 0, floats_at(t[S_IN]), block, flat, place)
-    if t[KIND] == GRID:
-        scales = halves_at(t[COLUMN_SCALE])
+    if p.synthesis_in != 0:
+        _transform(scratch, 0, floats_at(p.synthesis_in), block, x, x_at)
+    if w.kind == GRID:
+        scales = halves_at(w.column_scale)
         for k in range(0, block, 16):
-            vstore(flat, place + k, vmul(vload(flat, place + k), vload(scales, j * block + k)))
+            vstore(x, x_at + k, vmul(vload(x, x_at + k), vload(scales, j * block + k)))
     return vsum(finite) == _ZERO
 
 
 @cpu_kernel(parallel=True)
-def vector_product(t, reals):
-    """out = activation(x W^T + bias) + residual for a few tokens.
+def matvec(params_at):
+    """out = activation(x W^T + bias) + residual for a few tokens; params_at : address of a `params.MATVEC`.
 
     Returns False, with nothing written, where x has a value that is not finite, or would not be times HEADROOM, and W
     is compressed.
     """
-    tokens, blocks_in = t[TOKENS], t[COLUMNS] // t[BLOCK]
+    p = record_at(params_at, _MATVEC)
+    w, tokens, columns, groups = p.weight, p.tokens, p.columns, p.groups
+    blocks_in = columns // p.block
     for j in range(tokens * blocks_in):
-        finite = _block_in(t, j // blocks_in, j % blocks_in)
-        if not finite and (t[BITS] > 0 or t[ROW_START] != 0):
+        finite = _transform_block(p, j // blocks_in, j % blocks_in)
+        if not finite and (w.bits > 0 or w.row_start != 0):
             return False
-    x_hat, sums = floats_at(t[X]), floats_at(t[X] + 4 * tokens * t[COLUMNS])
-    t[WHOLE] = 0
-    if multiplies_bytes() and t[DIGITS] != 0:
-        t[WHOLE] = 1
+    x, sums = floats_at(p.x), floats_at(p.sums)
+    int8 = False
+    if has_int8_dot() and p.digits != 0:
+        int8 = True
         for token in range(tokens):
-            digits, factors = _digits_of(t, token)
-            if not to_digits(x_hat, token * t[COLUMNS], t[COLUMNS], digits, factors):
-                t[WHOLE] = 0
-    if t[WHOLE] == 0 and t[KIND] == INT and t[ROW_START] == 0:
+            digits, scales = _digits_of(p, token)
+            if not to_digits(x, token * columns, columns, digits, scales):
+                int8 = False
+    if not int8 and w.kind == INT and w.row_start == 0:
         for token in range(tokens):
-            for g in range(t[GROUPS]):
-                start = g * t[GROUP]
+            for g in range(groups):
+                start = g * w.group
                 total = vsplat(_ZERO)
-                for k in range(start, min(start + t[GROUP], t[COLUMNS]), 16):
-                    total = vadd(total, vload(x_hat, token * t[COLUMNS] + k))
-                sums[token * t[GROUPS] + g] = vsum(total)
-    blocks = (t[ROWS_PAD] + t[BLOCK] - 1) // t[BLOCK]
+                for k in range(start, min(start + w.group, columns), 16):
+                    total = vadd(total, vload(x, token * columns + k))
+                sums[token * groups + g] = vsum(total)
+    blocks = (w.rows_padded + p.block - 1) // p.block
     for unit in numba.prange(tokens * blocks):
-        _unit(t, reals, unit, blocks, numba.get_thread_id())
+        _unit(params_at, int8, unit, blocks, numba.get_thread_id())
     return True
 
 
-class VectorCall:
-    """The filled table of such a product, and its memory."""
+class MatvecCall:
+    """The filled struct of such a matmul, and its memory."""
 
-    __slots__ = ("buffer", "operand", "reals", "table")
+    __slots__ = ("_input", "_output", "buffer", "operand", "params", "params_at")
 
     def __init__(self, w: Operand, n: int, in_features: int, threads: int, buffer: Any) -> None:
         block = w.block
         columns = -(-w.columns // block) * block
-        self.table = t = np.zeros(PLACES, np.int64)
-        t[: len(w.codes)] = w.codes
         entries = w.entry_room(block) if w.sparse else 0
-        groups = 0 if w.sparse or w.plain or not w.codes[GROUP] else -(-columns // int(w.codes[GROUP]))
+        group = 0 if w.sparse else w["group"]
+        groups = -(-columns // group) if group else 0
         lines = 2 * block + -(-block * groups // 16) * 16  # coefficients and results of a unit, its scales
-        own = 4 * lines + 8 * entries + 64
         digits = 0
-        kind = (w.sparse, int(w.codes[KIND]), int(w.codes[BITS]), int(w.codes[GROUP]))
-        if kind == (False, INT, 4, 64) and columns % COLUMNS_OF_CODES == 0:
+        if not w.sparse and (w["kind"], w["bits"], group) == (INT, 4, 64) and columns % COLUMNS_OF_CODES == 0:
             digits = columns // COLUMNS_OF_CODES * DIGIT_BYTES + 4 * groups
         floats = -(-n * (columns + groups + digits // 4) // 16) * 16
-        self.buffer = buffer(4 * floats + threads * own)
-        at = self.buffer.ctypes.data
-        t[[X, TOKENS, COLUMNS, BLOCK, GROUPS]] = at, n, columns, block, groups
-        t[DIGITS] = at + 4 * n * (columns + groups) if digits else 0
-        at += 4 * floats
-        for place, room, nbytes, size in (
-            (LINES, LINE_ROOM, 4 * lines, 4), (E_VALUE, E_ROOM, 4 * entries, 4), (E_OFFSET, E_ROOM,
-            4 * entries, 4),
-            (E_START, E_START_ROOM, 64, 8),
-        ):  # fmt: skip
-            t[place], t[room] = at, nbytes // size
-            at += threads * nbytes
-        t[TRANSFORM], t[IN_FEATURES] = w.transform_out, in_features
-        if w.transform_in != "none":
-            t[S_IN] = address(transforms.cast_synthesis(w.transform_in, block))
-        if w.outward != "none":
-            t[S_OUT] = address(transforms.cast_synthesis(w.outward, block, transposed=True))
-        self.reals, self.operand = w.reals, w
+        self.buffer = buffer(4 * floats + threads * (4 * lines + 8 * entries + 64))
+        x = self.buffer.ctypes.data
+        sums = x + 4 * n * columns
+        at = x + 4 * floats
+        entry_value = at + threads * 4 * lines
+        entry_offset = entry_value + threads * 4 * entries
+        self.params = params.make(
+            params.MATVEC,
+            weight=w.params.item(),
+            tokens=n,
+            in_features=in_features,
+            block=block,
+            columns=columns,
+            synthesis_in=_synthesis(w.transform_in, block, False),
+            synthesis_out=_synthesis(w.synthesis_out, block, True),
+            x=x,
+            groups=groups,
+            sums=sums,
+            digits=sums + 4 * n * groups if digits else 0,
+            digits_stride=digits,
+            lines=at,
+            lines_stride=lines,
+            entry_value=entry_value,
+            entry_offset=entry_offset,
+            entry_stride=entries,
+            entry_start=entry_offset + threads * 4 * entries,
+            entry_start_stride=8,
+        )
+        self.params_at = self.params.ctypes.data
+        self._input, self._output = self.params["input"], self.params["output"]
+        self.operand = w
 
     def set_input(self, x: Any) -> None:
         """Read x (n, in_features) at the next call."""
-        self.table[IN], self.table[ENCODED] = address(x), ENCODING[x.dtype]
+        self._input[0] = address(x), ENCODING[x.dtype]
+
+    def set_output(self, bias: Any, activation: str | None, residual: Any, out: Any) -> None:
+        """What the next run adds and where it stores; bias is float32 or None."""
+        self._output[0] = output_fields(bias, activation, residual, out)
+
+
+def _synthesis(transform: str, block: int, transposed: bool) -> int:
+    """Address of a transform's synthesis matrix, which its cache keeps; 0 for none."""
+    return (
+        0
+        if transform == "none"
+        else address(transforms.cast_synthesis(transform, block, transposed=transposed))
+    )

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba import types
 from numba.extending import intrinsic
 
 from ._jit import cpu_inline
+from ._numba_internals import cgutils
 from .isa import isa_of
 from .simd import LANES, vec16, vfma, vload, vmax, vmaxval, vmul, vsplat, vsub, vsum
 
@@ -41,16 +42,16 @@ def _words(value: int) -> ir.Constant:
     return ir.Constant(_WORDS, [value] * LANES)
 
 
-def _multiplies_bytes(context: Any) -> bool:
+def _has_int8_dot(context: Any) -> bool:
     return isa_of(context).has("avx512f", "avx512vnni")
 
 
 @intrinsic
-def multiplies_bytes(typingctx):  # type: ignore[no-untyped-def]
-    """multiplies_bytes() -> bool, known when the kernel is compiled: whether the processor has the instructions."""
+def has_int8_dot(typingctx):  # type: ignore[no-untyped-def]
+    """has_int8_dot() -> bool, known when the kernel is compiled: whether the processor has the instructions."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return ir.Constant(ir.IntType(1), _multiplies_bytes(context))
+        return ir.Constant(ir.IntType(1), _has_int8_dot(context))
 
     return types.boolean(), codegen
 
@@ -114,7 +115,7 @@ def _centre(typingctx, out, at):  # type: ignore[no-untyped-def]
         return None
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        if _multiplies_bytes(context):  # dead code elsewhere
+        if _has_int8_dot(context):  # dead code elsewhere
             pointer = _bytes_at(context, builder, signature.args[0], *args)
             ones = _words(0x01010101)
             total = _sum(builder, ones, ones, pointer, _words(0))
@@ -134,7 +135,7 @@ def _product(typingctx, packed, at, digits, digits_at):  # type: ignore[no-untyp
         return None
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        if not _multiplies_bytes(context):  # dead code
+        if not _has_int8_dot(context):  # dead code
             return ir.Constant(_FLOATS, ir.Undefined)
         codes = _load(builder, _bytes_at(context, builder, signature.args[0], *args[:2]), 0)
         pointer = _bytes_at(context, builder, signature.args[2], *args[2:])
