@@ -95,24 +95,24 @@ def _matmul(rows, vectors, add, depth, buf, a0, a_row, a_step, b0, b_step, c0, c
 
 
 @cpu_kernel
-def _copy_rows(source, start, row, rows, padded_rows, head_dim, buf, place, width, factor):
+def _copy_rows(source, start, row, rows, padded_rows, head_dim, buf, buf_at, width, factor):
     """Rows of q, k or v as float32 times `factor`, zeros where padded. Returns whether all are finite."""
     zero = vsplat(_ZERO)
-    odd = zero  # 0 * x is NaN where x is not finite
+    nonfinite = zero  # 0 * x is NaN where x is not finite
     f = vsplat(factor)
     whole = head_dim // 16 * 16
     for r in range(rows):
         for d in range(0, whole, 16):
             x = vload(source, start + r * row + d)
-            odd = vfma(x, zero, odd)
-            vstore(buf, place + r * width + d, vmul(x, f))
+            nonfinite = vfma(x, zero, nonfinite)
+            vstore(buf, buf_at + r * width + d, vmul(x, f))
         if whole < head_dim:
             x = vload_n(source, start + r * row + whole, head_dim - whole)
-            odd = vfma(x, zero, odd)
-            vstore(buf, place + r * width + whole, vmul(x, f))
-    for i in range(place + rows * width, place + padded_rows * width, 16):
+            nonfinite = vfma(x, zero, nonfinite)
+            vstore(buf, buf_at + r * width + whole, vmul(x, f))
+    for i in range(buf_at + rows * width, buf_at + padded_rows * width, 16):
         vstore(buf, i, zero)
-    return vsum(odd) == _ZERO
+    return vsum(nonfinite) == _ZERO
 
 
 @cpu_inline
@@ -127,16 +127,18 @@ def _add_bias(bias, start, query_stride, key_stride, buf, scores, queries, keys,
     for i0 in range(0, queries, 16):
         for j0 in range(0, keys, 16):
             corner = start + i0 * query_stride + j0 * key_stride
-            place = scores + j0 * tile + i0
+            scores_at = scores + j0 * tile + i0
             if key_stride == 1 and i0 + 16 <= queries and j0 + 16 <= keys:
                 vtranspose(bias, corner, query_stride, buf, spare, 16)
                 for j in range(16):
                     x = vload(buf, spare + 16 * j)
-                    vstore(buf, place + j * tile, vadd(vload(buf, place + j * tile), x))
+                    vstore(buf, scores_at + j * tile, vadd(vload(buf, scores_at + j * tile), x))
             else:
                 for i in range(min(16, queries - i0)):
                     for j in range(min(16, keys - j0)):
-                        buf[place + j * tile + i] += element(bias, corner + i * query_stride + j * key_stride)
+                        buf[scores_at + j * tile + i] += element(
+                            bias, corner + i * query_stride + j * key_stride
+                        )
 
 
 @cpu_inline
@@ -152,24 +154,24 @@ def _hide(keep, start, query_stride, key_stride, buf, scores, queries, keys, til
     for i0 in range(0, queries, 16):
         for j0 in range(0, keys, 16):
             corner = start + i0 * query_stride + j0 * key_stride
-            place = scores + j0 * tile + i0
+            scores_at = scores + j0 * tile + i0
             if key_stride == 1 and i0 + 16 <= queries and j0 + 16 <= keys:
                 for i in range(16):
                     vstore(buf, spare + 256 + 16 * i, vload_keep(keep, corner + i * query_stride))
                 vtranspose(buf, spare + 256, 16, buf, spare, 16)
                 for j in range(16):
                     kept = vload(buf, spare + 16 * j)
-                    x = vselect_less(vsplat(_ZERO), kept, vload(buf, place + j * tile), hidden)
-                    vstore(buf, place + j * tile, x)
+                    x = vselect_less(vsplat(_ZERO), kept, vload(buf, scores_at + j * tile), hidden)
+                    vstore(buf, scores_at + j * tile, x)
             else:
                 for i in range(min(16, queries - i0)):
                     for j in range(min(16, keys - j0)):
                         if not element(keep, corner + i * query_stride + j * key_stride):
-                            buf[place + j * tile + i] = _MINUS_INF
+                            buf[scores_at + j * tile + i] = _MINUS_INF
 
 
 @cpu_inline
-def _add_odd_values(buf, scores, tile, values, width, keys, head_dim, output):
+def _add_nonfinite_values(buf, scores, tile, values, width, keys, head_dim, output):
     """o[i, d] += p[i, j] v[j, d] for the values that are not finite, which then become 0."""
     for j in range(keys):
         for d in range(head_dim):
@@ -410,7 +412,7 @@ def _tiles(part, p, like):
                             vstore(buf, d, vmul(vload(buf, d), f))
 
             if not finite:
-                _add_odd_values(buf, scores, tile, values, width, keys, head_dim, output)
+                _add_nonfinite_values(buf, scores, tile, values, width, keys, head_dim, output)
             for i in range(0, queries, 8):
                 start, stop = 0, keys
                 if partial:

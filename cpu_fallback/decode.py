@@ -1,7 +1,7 @@
 """W = gain * (S_r C S_c^T + sum_k p_k Phi_k): compressed weights to dense rows.
 
 Three steps per panel of rows: stored codes to coefficients, block transforms in place (each block stays in
-the first-level cache between its two products), then basis, crop and storage type in one pass. Each code
+the first-level cache between its two matmuls), then basis, crop and storage type in one pass. Each code
 byte is read once.
 `embedding` and `linear` decode through the same functions.
 """
@@ -74,7 +74,7 @@ def _grid_rows(value, row_scale, col_scale, width, shrink, gain, rows, first, ou
 
 @cpu_inline
 def _scatter(values, offset, start, stop, kind, index, row, gain, out):
-    """Entries start..stop of a row, found at values[offset + e], to their columns; zero elsewhere."""
+    """Entries start..stop of a row, at values[offset + e], to their columns; zero elsewhere."""
     if kind == _FULL:
         for k in range(stop - start):
             out[k] = gain * widen(values[offset + start + k])
@@ -246,7 +246,7 @@ def _synthesise_runs(c, s_t, block, scratch):
 
 
 @cpu_kernel(parallel=True)
-def _finish(block_rows, params, gain, phi, rows, first, row_block, out):
+def _epilogue(block_rows, params, gain, phi, rows, first, row_block, out):
     """out[i, c] = block_rows[i, c] + gain * sum_k p[I, J, k] Phi[k, row in block, column in block]."""
     cols = out.shape[1]
     size = phi.shape[2]
@@ -313,7 +313,7 @@ def decode_rows(weight: RBEBlocks, rows: Any, first: int, count: int, out: Any, 
     if buffer is not out:
         params, phi = _basis_arguments(weight)
         gain = np.float32(weight.gain)
-        _finish(buffer, params, gain, phi, rows, first, weight.row_block, bits(out))
+        _epilogue(buffer, params, gain, phi, rows, first, weight.row_block, bits(out))
 
 
 def panel_rows(weight: RBEBlocks) -> int:

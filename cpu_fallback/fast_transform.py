@@ -77,7 +77,7 @@ def _emitter(transform: str, block: int, inward: bool) -> Any:
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
             source, source_row, target, target_row, vectors = args
 
-            def place(base, row, step, start):  # type: ignore[no-untyped-def]
+            def vector_at(base, row, step, start):  # type: ignore[no-untyped-def]
                 offset = builder.add(builder.mul(step, step.type(row)), start)
                 return builder.bitcast(builder.gep(base, [offset]), _VECTOR.as_pointer())
 
@@ -88,7 +88,7 @@ def _emitter(transform: str, block: int, inward: bool) -> Any:
                 def value(level: int, r: int) -> ir.Value:
                     """Value r after `level` factors, computed when it is first asked for."""
                     if level == 0:  # never kept in a register for later: the cache holds it
-                        return builder.load(place(source, r, source_row, start), align=4)
+                        return builder.load(vector_at(source, r, source_row, start), align=4)
                     if (level, r) not in known:
                         row = matrices[level - 1][r]
                         below = {int(k): value(level - 1, int(k)) for k in np.nonzero(row)[0]}
@@ -100,7 +100,7 @@ def _emitter(transform: str, block: int, inward: bool) -> Any:
                     for r in range(block):
                         value(last - 1, r)
                 for r in order:
-                    builder.store(value(last, r), place(target, r, target_row, start), align=4)
+                    builder.store(value(last, r), vector_at(target, r, target_row, start), align=4)
             return context.get_dummy_value()
 
         return types.void(source, source_row, target, target_row, vectors), codegen
@@ -140,8 +140,7 @@ def apply_transform(
     typingctx, address, source, source_at, source_row, target, target_at, target_row, vectors
 ):  # type: ignore[no-untyped-def]
     """apply_transform(address, source, source_at, source_row, target, target_at, target_row, vectors): a
-    block of features, row by row of 16 * vectors tokens, from one place to another that does not overlap
-    it."""
+    block of features, row by row of 16 * vectors tokens, from source to target, which do not overlap."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         address, source, source_at, source_row, target, target_at, target_row, vectors = args

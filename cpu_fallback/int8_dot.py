@@ -1,9 +1,9 @@
-"""Products of 4-bit codes with whole numbers, for processors that add four products of bytes at once (AVX-512 VNNI).
+"""Int8 dot products with 4-bit codes, for processors that add four products of bytes at once (AVX-512 VNNI).
 
-Sixteen floats are 64 bytes, and so are 128 codes of 4 bits: what makes a product of one token slow is to turn codes
-into floats. Here the activations become whole numbers instead, once for all rows of the weight:
+Sixteen floats are 64 bytes, and so are 128 codes of 4 bits: what makes a matmul of one token slow is to convert codes
+to floats. Here the activations become integers instead, once for all rows of the weight:
 
-    x = s q,   s = the largest |x| of 64 columns / LARGEST,   q = 65536 d0 + 256 d1 + d2,   d in -128 ... 127
+    x = s q,   s = absmax of 64 columns / LARGEST,   q = 65536 d0 + 256 d1 + d2,   d in -128 ... 127
 
 where s is some 2^-23 of the largest value: q is as exact as a float32 of that size. Then
 
@@ -27,12 +27,12 @@ from ._numba_internals import cgutils
 from .isa import isa_of
 from .simd import LANES, vec16, vfma, vload, vmax, vmaxval, vmul, vsplat, vsub, vsum
 
-#: Columns that a register of codes has.
+#: Columns of a register of codes.
 COLUMNS_OF_CODES = 128
-#: Bytes of `COLUMNS_OF_CODES` activations: three digits for each, and where the sums of the lanes begin.
+#: Bytes of `COLUMNS_OF_CODES` activations: three digits for each, and the initial sums of the lanes.
 DIGIT_BYTES = 3 * COLUMNS_OF_CODES + 64
 LARGEST = 127 * 65536
-#: Groups whose largest value is less have a scale that is no normal number any more times the least of codes, 2^-24.
+#: Groups of a smaller absmax have a scale that is subnormal times the least scale of codes, 2^-24.
 SMALLEST = 1e-23
 _I8, _I32, _FLOAT = ir.IntType(8), ir.IntType(32), ir.FloatType()
 _WORDS, _FLOATS = ir.VectorType(_I32, LANES), ir.VectorType(_FLOAT, LANES)
@@ -63,8 +63,8 @@ def _bytes_at(
 
 
 def _load(builder: ir.IRBuilder, pointer: ir.Value, offset: int) -> ir.Value:
-    place = builder.gep(pointer, [ir.Constant(ir.IntType(64), offset)])
-    return builder.load(builder.bitcast(place, _WORDS.as_pointer()), align=1)
+    source = builder.gep(pointer, [ir.Constant(ir.IntType(64), offset)])
+    return builder.load(builder.bitcast(source, _WORDS.as_pointer()), align=1)
 
 
 def _sum(builder: ir.IRBuilder, low: ir.Value, high: ir.Value, digits: ir.Value, start: ir.Value) -> ir.Value:
@@ -100,9 +100,9 @@ def _digits(typingctx, vector, out, at):  # type: ignore[no-untyped-def]
         for digit in (2, 1, 0):
             low = builder.ashr(builder.shl(left, _words(24)), _words(24))
             left = builder.ashr(builder.sub(left, low), _words(8))
-            place = builder.gep(pointer, [ir.Constant(ir.IntType(64), COLUMNS_OF_CODES * digit)])
-            target = ir.VectorType(_I8, LANES)
-            builder.store(builder.trunc(low, target), builder.bitcast(place, target.as_pointer()), align=1)
+            target = builder.gep(pointer, [ir.Constant(ir.IntType(64), COLUMNS_OF_CODES * digit)])
+            digits = ir.VectorType(_I8, LANES)
+            builder.store(builder.trunc(low, digits), builder.bitcast(target, digits.as_pointer()), align=1)
         return context.get_dummy_value()
 
     return types.void(vector, out, types.int64), codegen
@@ -120,16 +120,16 @@ def _centre(typingctx, out, at):  # type: ignore[no-untyped-def]
             ones = _words(0x01010101)
             total = _sum(builder, ones, ones, pointer, _words(0))
             start = builder.ashr(builder.mul(total, _words(-15)), _words(1))
-            place = builder.gep(pointer, [ir.Constant(ir.IntType(64), 3 * COLUMNS_OF_CODES)])
-            builder.store(start, builder.bitcast(place, _WORDS.as_pointer()), align=1)
+            target = builder.gep(pointer, [ir.Constant(ir.IntType(64), 3 * COLUMNS_OF_CODES)])
+            builder.store(start, builder.bitcast(target, _WORDS.as_pointer()), align=1)
         return context.get_dummy_value()
 
     return types.void(out, types.int64), codegen
 
 
 @intrinsic
-def _product(typingctx, packed, at, digits, digits_at):  # type: ignore[no-untyped-def]
-    """_product(packed, at, digits, digits_at) -> vec16: the sums of (u - 7.5) q over 128 columns, those of the
+def _dot(typingctx, packed, at, digits, digits_at):  # type: ignore[no-untyped-def]
+    """_dot(packed, at, digits, digits_at) -> vec16: the sums of (u - 7.5) q over 128 columns, those of the
     first 64 in the lower half."""
     if not isinstance(packed, types.Array) or not isinstance(digits, types.Array):
         return None
@@ -166,11 +166,11 @@ def _pair(typingctx, array, offset):  # type: ignore[no-untyped-def]
 
 @cpu_inline
 def to_digits(x, x_at, columns, out, scale):
-    """Columns x[x_at ...] to digits; scale[g] = s of every 64. False where a value is too small for that.
+    """Columns x[x_at ...] to digits; scale[g] = s of every 64. False where a group's absmax is too small for that.
 
     columns : a multiple of COLUMNS_OF_CODES; all values finite
     out : bytes, (columns / COLUMNS_OF_CODES, DIGIT_BYTES): each digit of the columns whose codes are in low halves of
-        bytes, then of those in high ones; at last the sums' beginnings
+        bytes, then of those in high ones; at last the initial sums
     """
     zero, usable = vsplat(np.float32(0)), True
     for g in range(columns // 64):
@@ -179,17 +179,17 @@ def to_digits(x, x_at, columns, out, scale):
         for k in range(0, 64, 16):
             line = vload(x, at + k)
             top = vmax(top, vmax(line, vsub(zero, line)))
-        largest = vmaxval(top)
-        scale[g] = largest / np.float32(LARGEST)
+        absmax = vmaxval(top)
+        scale[g] = absmax / np.float32(LARGEST)
         factor = np.float32(0)
-        if largest >= np.float32(SMALLEST):
-            factor = np.float32(LARGEST) / largest
-        elif largest > np.float32(0):
+        if absmax >= np.float32(SMALLEST):
+            factor = np.float32(LARGEST) / absmax
+        elif absmax > np.float32(0):
             usable = False
         for k in range(4):
             run = g % 2 * 2 + k // 2
-            place = g // 2 * DIGIT_BYTES + k % 2 * 64 + run * 16
-            _digits(vmul(vload(x, at + 16 * k), vsplat(factor)), out, place)
+            out_at = g // 2 * DIGIT_BYTES + k % 2 * 64 + run * 16
+            _digits(vmul(vload(x, at + 16 * k), vsplat(factor)), out, out_at)
         if g % 2 == 1:
             _centre(out, g // 2 * DIGIT_BYTES)
     return usable
@@ -210,10 +210,10 @@ def digit_rows(rows, stream, byte, scale, s_at, columns, digits, gain, out, at):
         code, s = byte + r * size, s_at + r * groups
         for k in range(columns // COLUMNS_OF_CODES):
             q = k * DIGIT_BYTES
-            a = vfma(_pair(scale, s), _product(stream, code, digits, q), a)
-            b = vfma(_pair(scale, s + groups), _product(stream, code + size, digits, q), b)
-            c = vfma(_pair(scale, s + 2 * groups), _product(stream, code + 2 * size, digits, q), c)
-            d = vfma(_pair(scale, s + 3 * groups), _product(stream, code + 3 * size, digits, q), d)
+            a = vfma(_pair(scale, s), _dot(stream, code, digits, q), a)
+            b = vfma(_pair(scale, s + groups), _dot(stream, code + size, digits, q), b)
+            c = vfma(_pair(scale, s + 2 * groups), _dot(stream, code + 2 * size, digits, q), c)
+            d = vfma(_pair(scale, s + 3 * groups), _dot(stream, code + 3 * size, digits, q), d)
             code += 64
             s += 2
         out[at + r], out[at + r + 1] = gain * vsum(a), gain * vsum(b)
@@ -221,6 +221,6 @@ def digit_rows(rows, stream, byte, scale, s_at, columns, digits, gain, out, at):
     for r in range(fours, rows):
         a = zero
         for k in range(columns // COLUMNS_OF_CODES):
-            part = _product(stream, byte + r * size + 64 * k, digits, k * DIGIT_BYTES)
+            part = _dot(stream, byte + r * size + 64 * k, digits, k * DIGIT_BYTES)
             a = vfma(_pair(scale, s_at + r * groups + 2 * k), part, a)
         out[at + r] = gain * vsum(a)

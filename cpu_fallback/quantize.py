@@ -2,7 +2,7 @@
 
 A value t = |c| - dead_zone gets the code m = clamp(floor(t / s), 0, h - 1), h = 2^(bits-1), and is read back
 as sign * (dead_zone + s * (m + 1/2)). The scale s of a group minimises the sum of squared errors: a grid of
-candidates below max(t) / h, then the least-squares scale for the codes found, twice.
+candidates below max(t) / h, then the least-squares scale for these codes, twice.
 """
 
 from __future__ import annotations

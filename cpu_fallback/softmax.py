@@ -41,8 +41,8 @@ _MINUS_INF = np.float32(-np.inf)
 
 
 @cpu_inline
-def _scores(x, scale, added, keep, row, col, count, s, place):
-    """s[place:][:count] = scale * x[row, col:] + mask, then -inf to a multiple of 32; returns the largest score."""
+def _scores(x, scale, added, keep, row, col, count, s, s_at):
+    """s[s_at:][:count] = scale * x[row, col:] + mask, then -inf to a multiple of 32; returns the largest score."""
     at = row * x.shape[1] + col
     factor = vsplat(scale)
     whole = count - count % 16
@@ -55,24 +55,24 @@ def _scores(x, scale, added, keep, row, col, count, s, place):
         for i in range(0, pairs, 32):
             s0 = vmul(vload(x, at + i), factor)
             s1 = vmul(vload(x, at + i + 16), factor)
-            vstore(s, place + i, s0)
-            vstore(s, place + i + 16, s1)
+            vstore(s, s_at + i, s0)
+            vstore(s, s_at + i + 16, s1)
             top0 = vmax(s0, top0)
             top1 = vmax(s1, top1)
         for i in range(pairs, padded, 16):
             left = max(0, min(16, count - i))
             s0 = vlanes(vmul(vload_n(x, at + i, left), factor), 0, left, _MINUS_INF)
-            vstore(s, place + i, s0)
+            vstore(s, s_at + i, s0)
             top0 = vmax(s0, top0)
         return vmaxval(vmax(top0, top1))
     for i in range(0, whole, 16):
-        vstore(s, place + i, vmul(vload(x, at + i), factor))
+        vstore(s, s_at + i, vmul(vload(x, at + i), factor))
     if whole < count:
-        vstore(s, place + whole, vmul(vload_n(x, at + whole, count - whole), factor))
-    for i in range(place + count, place + padded):
+        vstore(s, s_at + whole, vmul(vload_n(x, at + whole, count - whole), factor))
+    for i in range(s_at + count, s_at + padded):
         s[i] = _MINUS_INF
     # slices: Numba guards a computed index, which keeps LLVM from vectorising
-    scores = s[place : place + count]
+    scores = s[s_at : s_at + count]
     if added is not None:
         terms = added[row, col : col + count]
         for i in range(count):
@@ -81,19 +81,19 @@ def _scores(x, scale, added, keep, row, col, count, s, place):
         kept = keep[row, col : col + count]
         for i in range(count):
             scores[i] = scores[i] if kept[i] else _MINUS_INF
-    for i in range(place, place + padded, 32):
+    for i in range(s_at, s_at + padded, 32):
         top0 = vmax(vload(s, i), top0)
         top1 = vmax(vload(s, i + 16), top1)
     return vmaxval(vmax(top0, top1))
 
 
 @cpu_inline
-def _exponentials(s, place, count, base):
+def _exponentials(s, s_at, count, base):
     """s = exp(s - base), in place; returns the sum. The padding of -inf adds 0."""
     shift = vsplat(base)
     sum0 = vsplat(_ZERO)
     sum1 = vsplat(_ZERO)
-    for i in range(place, place + count, 32):
+    for i in range(s_at, s_at + count, 32):
         e0 = vexp_narrow(vsub(vload(s, i), shift))
         e1 = vexp_narrow(vsub(vload(s, i + 16), shift))
         vstore(s, i, e0)
@@ -104,14 +104,14 @@ def _exponentials(s, place, count, base):
 
 
 @cpu_inline
-def _write(s, place, count, inverse, out, at):
-    """out[at:] = s[place:][:count] * inverse."""
+def _write(s, s_at, count, inverse, out, at):
+    """out[at:] = s[s_at:][:count] * inverse."""
     factor = vsplat(inverse)
     whole = count - count % 16
     for i in range(0, whole, 16):
-        vstore(out, at + i, vmul(vload(s, place + i), factor))
+        vstore(out, at + i, vmul(vload(s, s_at + i), factor))
     if whole < count:
-        vstore_n(out, at + whole, vmul(vload(s, place + whole), factor), count - whole)
+        vstore_n(out, at + whole, vmul(vload(s, s_at + whole), factor), count - whole)
 
 
 @cpu_inline

@@ -1,4 +1,4 @@
-"""b-bit codes and block products in registers: what `decode` is made of.
+"""b-bit codes and block matmuls in registers: what `decode` is made of.
 
 A run of 32 codes is stored as bit planes (`rbe_gpu.codecs.packing`). Sixteen codes of a plane are one load, one
 variable shift, one mask and one conversion to float32.
