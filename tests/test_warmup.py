@@ -174,7 +174,7 @@ def test_a_source_that_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def every_op_has_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_load, "has", lambda op: True)
+    monkeypatch.setattr(_source, "has", lambda op: True)
 
 
 def test_without_cupy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +210,7 @@ def test_without_a_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_version_without_the_kernels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_load, "has", lambda op: op != "linear")
+    monkeypatch.setattr(_source, "has", lambda op: op != "linear")
     with stand_in.installed():
         result = run(folder)
     assert result.exit_code == 1
