@@ -7,9 +7,14 @@
 // Bytes      reads x and residual once, writes out once: 3 sizeof(T) per element
 // Accuracy   one sum in float, rounded to T
 #include "elementwise.cuh"
+#include "add_params.h"
 
 template <class T, int VEC>
-__device__ __forceinline__ void add(const T* x, const T* residual, T* out, i64 count) {
+__device__ __forceinline__ void add(const AddParams& p) {
+  const T* x = static_cast<const T*>(p.x);
+  const T* residual = static_cast<const T*>(p.residual);
+  T* out = static_cast<T*>(p.out);
+  i64 count = p.count;
   for (i64 chunk = first_chunk(); chunk * VEC < count; chunk += chunk_stride()) {
     i64 at = chunk * VEC;
     if (at + VEC > count) {  // the last elements
@@ -26,9 +31,9 @@ __device__ __forceinline__ void add(const T* x, const T* residual, T* out, i64 c
 }
 
 #define ENTRY(name, T, VEC)                                                                    \
-  extern "C" __global__ void __launch_bounds__(256)                                            \
-      name(const T* x, const T* residual, T* out, i64 count) {                                 \
-    add<T, VEC>(x, residual, out, count);                                                      \
+  extern "C" __global__ void __launch_bounds__(256) name(AddParams_PARAMETERS) {               \
+    const AddParams p = AddParams_VALUES;                                                      \
+    add<T, VEC>(p);                                                                            \
   }
 #define ENTRIES(type, T)                  \
   ENTRY(add_##type, T, VECTOR<T>)         \

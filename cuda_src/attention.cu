@@ -37,6 +37,7 @@
 #include "async_copy.cuh"
 #include "mma.cuh"
 #include "vector_io.cuh"
+#include "attention_params.h"
 
 constexpr int WARPS = 4;
 constexpr int THREADS = WARPS * WARP;
@@ -61,22 +62,6 @@ template <class V>
 __device__ __forceinline__ V same(V v) {
   return __shfl_sync(ALL_LANES, v, threadIdx.x % WARP);
 }
-
-// What the kernel is given.
-template <class T>
-struct Arguments {
-  const T *q, *k, *v;
-  T* out;
-  const void* mask;
-  const i64 *lengths, *cu_q, *cu_k;
-  float* lse;
-  i64 q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, out_batch, out_row, out_head;
-  i64 mask_batch, mask_head, mask_row, mask_key;  // in bytes
-  i64 batch;
-  int heads, group, seq_q, seq_k, head_dim;
-  float scale;
-  int left, right, mask_kind, aligned;
-};
 
 // One head of one sequence, of which a block has a tile of queries: its rows, its mask, and what each query sees.
 template <class T>
@@ -130,23 +115,23 @@ __device__ __forceinline__ i64 sequence_of(const i64* cu, i64 batch, int slot) {
 }
 
 // The work of block `x` of a row of the grid, in tiles of ROWS queries.
-template <int ROWS, class T>
-__device__ __forceinline__ Problem<T> problem_of(const Arguments<T>& a, int x) {
+template <class T, int ROWS>
+__device__ __forceinline__ Problem<T> problem_of(const AttentionParams& a, int x) {
   Problem<T> p;
   i64 b, first_q = 0, first_k = 0;
   int h, tile, tiles, seq_k = a.seq_k;
   p.seq_q = a.seq_q;
   p.lse = a.lse;
-  if (a.cu_q) {
+  if (a.cu_seqlens_q) {
     int slots = a.seq_q / ROWS + static_cast<int>(a.batch), slot = x % slots;
     h = x / slots;
-    b = sequence_of<ROWS>(a.cu_q, a.batch, slot);
-    first_q = cut(a.cu_q[b], a.seq_q);
-    first_k = cut(a.cu_k[b], a.seq_k);
-    p.seq_q = cut(a.cu_q[b + 1], a.seq_q) - static_cast<int>(first_q);
-    seq_k = max(cut(a.cu_k[b + 1], a.seq_k) - static_cast<int>(first_k), 0);
+    b = sequence_of<ROWS>(a.cu_seqlens_q, a.batch, slot);
+    first_q = cut(a.cu_seqlens_q[b], a.seq_q);
+    first_k = cut(a.cu_seqlens_k[b], a.seq_k);
+    p.seq_q = cut(a.cu_seqlens_q[b + 1], a.seq_q) - static_cast<int>(first_q);
+    seq_k = max(cut(a.cu_seqlens_k[b + 1], a.seq_k) - static_cast<int>(first_k), 0);
     tiles = (p.seq_q + (ROWS - 1)) / ROWS;
-    tile = tiles - 1 - static_cast<int>(slot - slot_of<ROWS>(a.cu_q, b));
+    tile = tiles - 1 - static_cast<int>(slot - slot_of<ROWS>(a.cu_seqlens_q, b));
     p.none = tile < 0 || tile >= tiles;
     p.lse += static_cast<i64>(h) * a.seq_q + first_q;
     b = 0;
@@ -156,29 +141,29 @@ __device__ __forceinline__ Problem<T> problem_of(const Arguments<T>& a, int x) {
     tile = tiles - 1 - x % tiles;
     h = x / tiles;
     p.none = b >= a.batch;
-    p.lse += (b * a.heads + h) * a.seq_q;
+    p.lse += (b * a.num_heads + h) * a.seq_q;
   }
   int shared_head = h / a.group;
-  p.q = a.q + b * a.q_batch + first_q * a.q_row + h * a.q_head;
-  p.k = a.k + b * a.k_batch + first_k * a.k_row + shared_head * a.k_head;
-  p.v = a.v + b * a.v_batch + first_k * a.v_row + shared_head * a.v_head;
-  p.out = a.out + b * a.out_batch + first_q * a.out_row + h * a.out_head;
-  p.mask = static_cast<const char*>(a.mask) + b * a.mask_batch + h * a.mask_head;
-  p.q_row = a.q_row;
-  p.k_row = a.k_row;
-  p.v_row = a.v_row;
-  p.out_row = a.out_row;
-  p.mask_row = a.mask_row;
-  p.mask_key = a.mask_key;
+  p.q = static_cast<const T*>(a.q) + b * a.q_batch_stride + first_q * a.q_row_stride + h * a.q_head_stride;
+  p.k = static_cast<const T*>(a.k) + b * a.k_batch_stride + first_k * a.k_row_stride + shared_head * a.k_head_stride;
+  p.v = static_cast<const T*>(a.v) + b * a.v_batch_stride + first_k * a.v_row_stride + shared_head * a.v_head_stride;
+  p.out = static_cast<T*>(a.out) + b * a.out_batch_stride + first_q * a.out_row_stride + h * a.out_head_stride;
+  p.mask = static_cast<const char*>(a.mask) + b * a.mask_batch_stride + h * a.mask_head_stride;
+  p.q_row = a.q_row_stride;
+  p.k_row = a.k_row_stride;
+  p.v_row = a.v_row_stride;
+  p.out_row = a.out_row_stride;
+  p.mask_row = a.mask_row_stride;
+  p.mask_key = a.mask_key_stride;
   p.scale = a.scale;
   p.off = seq_k - p.seq_q;
   p.length = a.lengths && !p.none ? cut(a.lengths[b], seq_k) : seq_k;
   p.head_dim = a.head_dim;
-  p.left = a.left;
-  p.right = a.right;
+  p.left = a.window_left;
+  p.right = a.window_right;
   p.mask_kind = a.mask_kind;
   p.mask_queries = a.seq_q;  // of p.seq_q, but no register: there is no mask where sequences are packed
-  p.aligned = a.aligned;
+  p.aligned = a.alignment;
   p.row0 = tile * ROWS;
   return p;
 }
@@ -434,13 +419,13 @@ __device__ __forceinline__ void multiply(float (&c)[2], float (&below)[2], const
 // values have one tile each, copied in turn while the other is worked on. Otherwise queries are in registers,
 // and keys and values have two tiles each: the next are copied while this one is worked on.
 template <class T, int D, int TILES, int KEYS, bool Q_STAYS>
-__device__ __forceinline__ void attend_halves(const Arguments<T>& a) {
+__device__ __forceinline__ void attend_halves(const AttentionParams& a) {
   constexpr int VEC = VECTOR<T>;
   constexpr int OWN = 16 * TILES;    // queries of a warp
   constexpr int ROWS = WARPS * OWN;  // of the block
   constexpr int STAGE = 2 * KEYS * D;
   static_assert(Q_STAYS || ROWS == 2 * KEYS, "queries begin in the second stage");
-  const Problem<T> p = problem_of<ROWS>(a, blockIdx.x);
+  const Problem<T> p = problem_of<T, ROWS>(a, blockIdx.x);
   if (p.none) return;
   int row0 = p.row0;
   using Tiles = Copy<T, D>;
@@ -610,7 +595,7 @@ __device__ __forceinline__ void attend_halves(const Arguments<T>& a) {
     if (t == 0) rows[row] = {m[r], sum, nan};
   }
   __syncwarp();
-  const Problem<T> again = problem_of<ROWS>(a, same(blockIdx.x));  // rather than keep it in registers
+  const Problem<T> again = problem_of<T, ROWS>(a, same(blockIdx.x));  // rather than keep it in registers
   row0 = again.row0;
   if (a.lse) {
     int row = warp * OWN + lane;
@@ -646,7 +631,7 @@ __device__ __forceinline__ void attend_halves(const Arguments<T>& a) {
 // M of the block's ROWS queries, from r0 on, and KEYS keys at a time. 16 lanes share M / 8 queries: of the products
 // each lane has those with every 16th key, of the outputs every 16th group of 4 (or 2) columns.
 template <class T, int D, int M, int KEYS, int ROWS>
-__device__ __forceinline__ void attend_floats(const Arguments<T>& a, int r0) {
+__device__ __forceinline__ void attend_floats(const AttentionParams& a, int r0) {
   constexpr int LANES = 16;
   constexpr int GROUPS = THREADS / LANES;
   constexpr int OWN = M / GROUPS;   // queries of a thread: group, group + 8, ...
@@ -655,7 +640,7 @@ __device__ __forceinline__ void attend_floats(const Arguments<T>& a, int r0) {
   constexpr int WIDE = D % 64 == 0 ? 4 : 2;
   constexpr int SLICES = D / LANES / WIDE;
   using Tiles = Copy<T, D, float>;
-  const Problem<T> p = problem_of<ROWS>(a, blockIdx.x);
+  const Problem<T> p = problem_of<T, ROWS>(a, blockIdx.x);
   if (p.none) return;
   int row0 = p.row0 + r0;
   DYNAMIC_SHARED(float, q_tile);
@@ -754,7 +739,7 @@ __device__ __forceinline__ void attend_floats(const Arguments<T>& a, int r0) {
   Row* const rows = reinterpret_cast<Row*>(q_tile);
   auto warp_row = [](int k) { return threadIdx.x / WARP * 2 + k % 2 + k / 2 * GROUPS; };  // of its two groups
   bool odd = false;
-  const Problem<T> again = problem_of<ROWS>(a, same(blockIdx.x));  // rather than keep it in registers
+  const Problem<T> again = problem_of<T, ROWS>(a, same(blockIdx.x));  // rather than keep it in registers
   row0 = again.row0 + r0;
 #pragma unroll
   for (int r = 0; r < OWN; ++r) {
@@ -804,14 +789,14 @@ __device__ __forceinline__ void attend_floats(const Arguments<T>& a, int r0) {
 
 // M and KEYS are of the float products, where tensor cores lack the type: in the shared memory of the others.
 template <class T, int D, int TILES, int KEYS, bool Q_STAYS, int FLOAT_M, int FLOAT_KEYS>
-__device__ __forceinline__ void attend(const Arguments<T>& a) {
+__device__ __forceinline__ void attend(const AttentionParams& a) {
   if constexpr (TENSOR_CORES<T>) {
     attend_halves<T, D, TILES, KEYS, Q_STAYS>(a);
   } else {
     constexpr int ROWS = WARPS * 16 * TILES;
     constexpr int BYTES = (ROWS + 2 * KEYS) * D * sizeof(T);
     static_assert((FLOAT_M + 2 * FLOAT_KEYS) * D * 4 + FLOAT_M * (FLOAT_KEYS + 4) * 4 <= BYTES, "shared memory");
-    const Problem<T> p = problem_of<ROWS>(a, blockIdx.x);
+    const Problem<T> p = problem_of<T, ROWS>(a, blockIdx.x);
     int left = p.none ? 0 : min(p.seq_q - p.row0, ROWS);
 #pragma unroll 1
     for (int r = 0; r < left; r += FLOAT_M) {
@@ -821,21 +806,14 @@ __device__ __forceinline__ void attend(const Arguments<T>& a) {
   }
 }
 template <class T, int D, int M, int KEYS>
-__device__ __forceinline__ void attend(const Arguments<T>& a) {
+__device__ __forceinline__ void attend(const AttentionParams& a) {
   attend_floats<T, D, M, KEYS, M>(a, 0);
 }
 
-#define ENTRY(name, T, blocks, ...)                                                                               \
-  extern "C" __global__ void __launch_bounds__(128, blocks)                                                       \
-      name(const T* q, const T* k, const T* v, T* out, const void* mask, const i64* lengths, const i64* cu_q,     \
-           const i64* cu_k, float* lse, i64 q_batch, i64 q_row, i64 q_head, i64 k_batch, i64 k_row, i64 k_head,   \
-           i64 v_batch, i64 v_row, i64 v_head, i64 out_batch, i64 out_row, i64 out_head, i64 mask_batch,          \
-           i64 mask_head, i64 mask_row, i64 mask_key, i64 batch, int heads, int group, int seq_q, int seq_k,      \
-           int head_dim, float scale, int left, int right, int mask_kind, int aligned) {                          \
-    attend<T, __VA_ARGS__>({q, k, v, out, mask, lengths, cu_q, cu_k, lse, q_batch, q_row, q_head, k_batch, k_row, \
-                            k_head, v_batch, v_row, v_head, out_batch, out_row, out_head, mask_batch, mask_head,  \
-                            mask_row, mask_key, batch, heads, group, seq_q, seq_k, head_dim, scale, left, right,  \
-                            mask_kind, aligned});                                                                 \
+#define ENTRY(name, T, blocks, ...)                                                                          \
+  extern "C" __global__ void __launch_bounds__(128, blocks) name(AttentionParams_PARAMETERS) { \
+    const AttentionParams p = AttentionParams_VALUES; \
+    attend<T, __VA_ARGS__>(p);                                                                                \
   }
 
 // attention_<type>_<D>: head_dim up to D. `blocks` a multiprocessor bound the registers.

@@ -1,30 +1,11 @@
 // Compressed weights: stored codes to coefficients (FORMAT.md, sections 3 and 4).
 #include "reduce.cuh"
 #include "vector_io.cuh"
+#include "codes_params.h"
 
 constexpr int RUN = 32;  // codes that are packed together
 constexpr int CODES_DENSE = 0, CODES_GRID = 1, CODES_SPARSE = 2;
 constexpr int INDEX_FULL = 0, INDEX_BITMAP = 1, INDEX_DELTA = 2;
-
-// The coefficients of a weight, and where they are stored.
-struct Codes {
-  int kind;
-  int bits;                    // of a code; sparse: 32 and 16 are float and f16
-  int group;                   // dense: columns, sparse: entries that share a scale
-  int index_kind;              // sparse
-  const unsigned char* value;
-  const f16* scale;            // dense: (rows, ceil(cols / group)); grid: (rows); sparse: (ceil(entries / group))
-  const f16* col_scale;        // grid
-  const unsigned char* index;  // sparse
-  const i64* row_start;        // sparse
-  float offset;                // grid: shrink; sparse: dead zone
-  i64 cols;                    // padded: whole blocks
-};
-#define CODES_PARAMETERS                                                                       \
-  int kind, int bits, int group, int index_kind, const unsigned char *value, const f16 *scale, \
-      const f16 *col_scale, const unsigned char *index, const i64 *row_start, float offset, i64 cols_pad
-#define CODES_ARGUMENTS \
-  { kind, bits, group, index_kind, value, scale, col_scale, index, row_start, offset, cols_pad }
 
 // Byte i of a word as a float: the mantissa of 2^23 + byte.
 __device__ __forceinline__ float byte_value(u32 word, int i) {
@@ -152,15 +133,9 @@ __device__ __forceinline__ void find_starts(const Codes& c, i64 row, int block, 
   for (int j = done + lane; j <= blocks; j += WARP) starts[j] = make_uint2(static_cast<u32>(count), 0);
 }
 
-// Rows of a weight: `first` on, or by their numbers, int64 or int32. A number that is not of 0 ... stored - 1 gives -1.
-struct RowNumbers {
-  const void* ids;
-  int wide;
-  i64 first, stored;
-
-  __device__ __forceinline__ i64 operator()(i64 i) const {
-    if (!ids) return first + i;
-    i64 row = wide ? static_cast<const i64*>(ids)[i] : static_cast<const int*>(ids)[i];
-    return row >= 0 && row < stored ? row : -1;
-  }
-};
+// The stored row of row i. A number that is not of 0 ... stored - 1 gives -1.
+__device__ __forceinline__ i64 stored_row(const RowNumbers& numbers, i64 i) {
+  if (!numbers.ids) return numbers.first + i;
+  i64 row = numbers.wide ? static_cast<const i64*>(numbers.ids)[i] : static_cast<const int*>(numbers.ids)[i];
+  return row >= 0 && row < numbers.stored ? row : -1;
+}

@@ -23,6 +23,7 @@
 // wavelets see FORMAT.md.
 #include "basis.cuh"
 #include "tiles.cuh"
+#include "decode_params.h"
 
 // Where a tile is transformed, bits of `sides`: a matrix has both.
 constexpr int ALONG_ROWS = 1, DOWN_COLUMNS = 2;
@@ -30,23 +31,17 @@ constexpr int ALONG_ROWS = 1, DOWN_COLUMNS = 2;
 template <int B>
 constexpr int TILES = B == 32 ? 4 : B == 64 ? 2 : 1;
 
-struct Output {
-  void* data;
-  i64 rows, cols;
-  int type;
-  int wide;  // rows are aligned to 16 bytes
-  float gain;
-};
-
 // Rows `first` on of out, from the tiles of block columns J on. source(r): stored row of local row r.
 template <int B, int VEC, class RowOf>
-__device__ __forceinline__ void store_tiles(const float* tiles, const Output& out, i64 first, int rows, i64 block_col,
-                                            i64 blocks, const f16* basis, int matrix, float factor, RowOf source) {
+__device__ __forceinline__ void store_tiles(const DecodeParams& p, const float* tiles, i64 first, int rows,
+                                            i64 block_col, float factor, RowOf source) {
+  int matrix = p.sides & DOWN_COLUMNS;
+  i64 blocks = p.codes.cols / B;
   constexpr int CHUNKS = B * TILES<B> / VEC;
   for (int i = threadIdx.x; i < B * CHUNKS; i += blockDim.x) {
     int r = i / CHUNKS, col = i % CHUNKS * VEC;
     i64 at = block_col * B + col;
-    if (r >= rows || at >= out.cols) continue;
+    if (r >= rows || at >= p.cols) continue;
     const float* tile = tiles + col / B * (B * B);
     float v[VEC];
 #pragma unroll
@@ -62,71 +57,68 @@ __device__ __forceinline__ void store_tiles(const float* tiles, const Output& ou
     }
 #pragma unroll
     for (int k = 0; k < VEC; ++k) v[k] *= factor;
-    if (basis) {
+    if (p.basis) {
       i64 row = source(r), j = block_col + col / B;
       if (row < 0) row = 0;  // the values are NaN already
       if (matrix) {
-        float p[8];
-        load<8>(basis + ((row / B) * blocks + j) * 8, p);
+        float weights[8];
+        load<8>(p.basis + ((row / B) * blocks + j) * 8, weights);
         Axis y(static_cast<int>(row % B), B);
 #pragma unroll
-        for (int k = 0; k < VEC; ++k) v[k] += out.gain * basis_value(p, Axis(col % B + k, B), y);
+        for (int k = 0; k < VEC; ++k) v[k] += p.gain * basis_value(weights, Axis(col % B + k, B), y);
       } else {
-        const f16* p = basis + (row * blocks + j) * 5;
+        const f16* weights = p.basis + (row * blocks + j) * 5;
 #pragma unroll
-        for (int k = 0; k < VEC; ++k) v[k] += out.gain * basis_value(p, Axis(col % B + k, B));
+        for (int k = 0; k < VEC; ++k) v[k] += p.gain * basis_value(weights, Axis(col % B + k, B));
       }
     }
-    store_any<VEC>(out.data, out.type, (first + r) * out.cols + at, v);
+    store_any<VEC>(p.out, p.type, (first + r) * p.cols + at, v);
   }
 }
 
 template <int B>
-__device__ __forceinline__ void decode_tiles(const Codes& codes, const uint2* starts, const RowNumbers& numbers,
-                                             const Output& out, int sides, int transform, const f16* basis) {
+__device__ __forceinline__ void decode_tiles(const DecodeParams& p) {
   DYNAMIC_SHARED(float, tiles);
-  i64 blocks = codes.cols / B;
+  i64 blocks = p.codes.cols / B;
   i64 per_row = (blocks + TILES<B> - 1) / TILES<B>;
-  i64 count = (out.rows + B - 1) / B * per_row;
-  float factor = transform_factor(transform, B);
-  factor = out.gain * (sides == (ALONG_ROWS | DOWN_COLUMNS) ? factor * factor : factor);
-  int matrix = sides & DOWN_COLUMNS;
+  i64 count = (p.rows + B - 1) / B * per_row;
+  float factor = transform_factor(p.transform, B);
+  factor = p.gain * (p.sides == (ALONG_ROWS | DOWN_COLUMNS) ? factor * factor : factor);
+  int matrix = p.sides & DOWN_COLUMNS;
   constexpr int LINES = B * TILES<B>;
   int line = threadIdx.x % LINES, part = threadIdx.x / LINES;
   float* own = tiles + line / B * (B * B);
   for (i64 w = blockIdx.x; w < count; w += gridDim.x) {
     i64 top = w / per_row * B, block_col = w % per_row * TILES<B>;
-    i64 left = out.rows - top;
+    i64 left = p.rows - top;
     int rows = left < B ? static_cast<int>(left) : B;
     // all B rows of a matrix are stored, and needed
     int stored = matrix ? B : rows;
-    auto source = [=](int r) { return numbers(top + r); };
-    load_tiles<B, TILES<B>>(codes, starts + top * (blocks + 1), stored, block_col, tiles, source);
+    auto source = [&](int r) { return stored_row(p.numbers, top + r); };
+    load_tiles<B, TILES<B>>(p.codes, p.starts + top * (blocks + 1), stored, block_col, tiles, source);
     __syncthreads();
-    if (transform != NO_TRANSFORM) {
+    if (p.transform != NO_TRANSFORM) {
 #pragma unroll 1
       for (int side = DOWN_COLUMNS; side >= ALONG_ROWS; --side) {  // one copy of the code for both directions
-        if (sides & side) synthesise<B>(transform, {own, line % B, side == DOWN_COLUMNS}, true, part);
+        if (p.sides & side) synthesise<B>(p.transform, {own, line % B, side == DOWN_COLUMNS}, true, part);
       }
     }
-    if (!out.wide) {
-      store_tiles<B, 1>(tiles, out, top, rows, block_col, blocks, basis, matrix, factor, source);
-    } else if (out.type == TYPE_F32) {
-      store_tiles<B, 4>(tiles, out, top, rows, block_col, blocks, basis, matrix, factor, source);
+    if (!p.wide) {
+      store_tiles<B, 1>(p, tiles, top, rows, block_col, factor, source);
+    } else if (p.type == TYPE_F32) {
+      store_tiles<B, 4>(p, tiles, top, rows, block_col, factor, source);
     } else {
-      store_tiles<B, 8>(tiles, out, top, rows, block_col, blocks, basis, matrix, factor, source);
+      store_tiles<B, 8>(p, tiles, top, rows, block_col, factor, source);
     }
     __syncthreads();  // the tiles are free again
   }
 }
 
 // One block a multiprocessor: with the bound's default the compiler saves registers, and spills.
-#define ENTRY(B, threads)                                                                                         \
-  extern "C" __global__ void __launch_bounds__(threads, 1) decode_##B(                                            \
-      CODES_PARAMETERS, const uint2* starts, const void* ids, int ids_wide, i64 first, i64 stored, i64 rows,      \
-      i64 cols, int sides, int transform, const f16* basis, float gain, void* out, int type, int wide) {          \
-    decode_tiles<B>(CODES_ARGUMENTS, starts, {ids, ids_wide, first, stored}, {out, rows, cols, type, wide, gain}, \
-                    sides, transform, basis);                                                                     \
+#define ENTRY(B, threads)                                                                                     \
+  extern "C" __global__ void __launch_bounds__(threads, 1) decode_##B(DecodeParams_PARAMETERS) { \
+    const DecodeParams p = DecodeParams_VALUES; \
+    decode_tiles<B>(p);                                                                                        \
   }
 ENTRY(32, 128)
 ENTRY(64, 128)
@@ -134,15 +126,15 @@ ENTRY(128, 256)
 
 // A warp decodes PART columns of a row, VEC at a time.
 template <int VEC>
-__device__ __forceinline__ void decode_parts(const Codes& codes, const RowNumbers& numbers, const Output& out) {
+__device__ __forceinline__ void decode_parts(const DecodeParams& p) {
   constexpr int STEPS = 4, PART = STEPS * WARP * VEC;
   int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
-  i64 parts = (out.cols + PART - 1) / PART;
-  for (i64 w = static_cast<i64>(blockIdx.x) * warps + threadIdx.x / WARP; w < out.rows * parts;
+  i64 parts = (p.cols + PART - 1) / PART;
+  for (i64 w = static_cast<i64>(blockIdx.x) * warps + threadIdx.x / WARP; w < p.rows * parts;
        w += static_cast<i64>(gridDim.x) * warps) {
     i64 row = w / parts, start = w % parts * PART + lane * VEC;
-    i64 source = numbers(row);
-    i64 to = row * out.cols;
+    i64 source = stored_row(p.numbers, row);
+    i64 to = row * p.cols;
     float v[STEPS][VEC];
 #pragma unroll
     for (int k = 0; k < STEPS; ++k) {
@@ -150,51 +142,44 @@ __device__ __forceinline__ void decode_parts(const Codes& codes, const RowNumber
 #pragma unroll
       for (int q = 0; q < VEC; q += 4) {
         float four[4] = {NOT_A_NUMBER, NOT_A_NUMBER, NOT_A_NUMBER, NOT_A_NUMBER};
-        if (col + q < out.cols && source >= 0) load_quad(codes, source, col + q, four);
+        if (col + q < p.cols && source >= 0) load_quad(p.codes, source, col + q, four);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) v[k][q + i] = out.gain * four[i];
+        for (int i = 0; i < 4; ++i) v[k][q + i] = p.gain * four[i];
       }
     }
 #pragma unroll
     for (int k = 0; k < STEPS; ++k) {
       i64 col = start + k * WARP * VEC;
-      if (out.wide) {
-        if (col < out.cols) store_any<VEC>(out.data, out.type, to + col, v[k]);
+      if (p.wide) {
+        if (col < p.cols) store_any<VEC>(p.out, p.type, to + col, v[k]);
       } else {
 #pragma unroll
         for (int i = 0; i < VEC; ++i) {
           float one[1] = {v[k][i]};
-          if (col + i < out.cols) store_any<1>(out.data, out.type, to + col + i, one);
+          if (col + i < p.cols) store_any<1>(p.out, p.type, to + col + i, one);
         }
       }
     }
   }
 }
 
-extern "C" __global__ void __launch_bounds__(256)
-    decode_plain(CODES_PARAMETERS, const void* ids, int ids_wide, i64 first, i64 stored, i64 rows, i64 cols, float gain,
-                 void* out, int type, int wide) {
-  Codes codes CODES_ARGUMENTS;
-  Output output{out, rows, cols, type, wide, gain};
-  RowNumbers numbers{ids, ids_wide, first, stored};
-  if (type == TYPE_F32) {
-    decode_parts<4>(codes, numbers, output);
+extern "C" __global__ void __launch_bounds__(256) decode_plain(DecodeParams_PARAMETERS) {
+  const DecodeParams p = DecodeParams_VALUES;
+  if (p.type == TYPE_F32) {
+    decode_parts<4>(p);
   } else {
-    decode_parts<8>(codes, numbers, output);
+    decode_parts<8>(p);
   }
 }
 
 // starts of the stored rows first, first + 1, ..., or ids; a warp a row.
-extern "C" __global__ void __launch_bounds__(256)
-    decode_starts(CODES_PARAMETERS, const void* ids, int ids_wide, i64 first, i64 stored, i64 rows, int block,
-                  uint2* starts) {
-  Codes codes CODES_ARGUMENTS;
+extern "C" __global__ void __launch_bounds__(256) decode_starts(StartsParams_PARAMETERS) {
+  const StartsParams p = StartsParams_VALUES;
   int warps = blockDim.x / WARP;
-  i64 blocks = codes.cols / block;
-  RowNumbers numbers{ids, ids_wide, first, stored};
-  for (i64 row = static_cast<i64>(blockIdx.x) * warps + threadIdx.x / WARP; row < rows;
+  i64 blocks = p.codes.cols / p.block;
+  for (i64 row = static_cast<i64>(blockIdx.x) * warps + threadIdx.x / WARP; row < p.rows;
        row += static_cast<i64>(gridDim.x) * warps) {
-    i64 source = numbers(row);
-    if (source >= 0) find_starts(codes, source, block, starts + row * (blocks + 1));
+    i64 source = stored_row(p.numbers, row);
+    if (source >= 0) find_starts(p.codes, source, p.block, p.starts + row * (blocks + 1));
   }
 }

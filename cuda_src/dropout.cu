@@ -11,6 +11,7 @@
 //
 // Source: Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
 #include "elementwise.cuh"
+#include "dropout_params.h"
 
 constexpr u32 PHILOX_M0 = 0xd2511f53u;
 constexpr u32 PHILOX_M1 = 0xcd9e8d57u;
@@ -38,21 +39,24 @@ __device__ __forceinline__ void philox(u64 counter, u64 seed, u32* words) {
   words[3] = c3;
 }
 
-// threshold: floor(p 2^32), up to 2^32; factor: 1 / (1 - p)
 template <class T, bool ALIGNED>
-__device__ __forceinline__ void dropout(const T* x, const T* residual, T* out, i64 count, u64 threshold, float factor,
-                                        u64 seed, u64 offset) {
+__device__ __forceinline__ void dropout(const DropoutParams& p) {
   constexpr int VEC = VECTOR<T>;
+  const T* x = static_cast<const T*>(p.x);
+  const T* residual = static_cast<const T*>(p.residual);
+  T* out = static_cast<T*>(p.out);
+  i64 count = p.count;
+  u64 threshold = p.threshold;
   for (i64 chunk = first_chunk(); chunk * VEC < count; chunk += chunk_stride()) {
     i64 at = chunk * VEC;
     u32 words[VEC];
 #pragma unroll
-    for (int i = 0; i < VEC; i += 4) philox(offset + static_cast<u64>((at + i) / 4), seed, words + i);
+    for (int i = 0; i < VEC; i += 4) philox(p.offset + static_cast<u64>((at + i) / 4), p.seed, words + i);
     if (ALIGNED && at + VEC <= count) {
       float v[VEC];
       load<VEC>(x + at, v);
 #pragma unroll
-      for (int i = 0; i < VEC; ++i) v[i] = words[i] >= threshold ? v[i] * factor : 0.0f;
+      for (int i = 0; i < VEC; ++i) v[i] = words[i] >= threshold ? v[i] * p.factor : 0.0f;
       if (residual) {
         float r[VEC];
         load<VEC>(residual + at, r);
@@ -64,7 +68,7 @@ __device__ __forceinline__ void dropout(const T* x, const T* residual, T* out, i
 #pragma unroll
       for (int i = 0; i < VEC; ++i) {
         if (at + i < count) {
-          float v = words[i] >= threshold ? to_float(x[at + i]) * factor : 0.0f;
+          float v = words[i] >= threshold ? to_float(x[at + i]) * p.factor : 0.0f;
           out[at + i] = from_float<T>(residual ? v + to_float(residual[at + i]) : v);
         }
       }
@@ -72,10 +76,10 @@ __device__ __forceinline__ void dropout(const T* x, const T* residual, T* out, i
   }
 }
 
-#define ENTRY(name, T, ALIGNED)                                                                                     \
-  extern "C" __global__ void __launch_bounds__(256) name(const T* x, const T* residual, T* out, i64 count,          \
-                                                         u64 threshold, float factor, u64 seed, u64 offset) {       \
-    dropout<T, ALIGNED>(x, residual, out, count, threshold, factor, seed, offset);                                  \
+#define ENTRY(name, T, ALIGNED)                                                                          \
+  extern "C" __global__ void __launch_bounds__(256) name(DropoutParams_PARAMETERS) {     \
+    const DropoutParams p = DropoutParams_VALUES; \
+    dropout<T, ALIGNED>(p);                                                                              \
   }
 #define ENTRIES(type, T)                        \
   ENTRY(dropout_##type, T, true)                \

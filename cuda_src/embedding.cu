@@ -12,29 +12,26 @@
 //            (of transform `none`: of the row), out once.
 // Accuracy   as decode.cu
 #include "basis.cuh"
-#include "elementwise.cuh"
 #include "tiles.cuh"
+#include "embedding_params.h"
 
 template <class U>
-__device__ __forceinline__ void copy_rows(const RowNumbers& ids, const U* table, i64 count, i64 units, U none, U* out) {
-  for (i64 i = first_chunk(); i < count * units; i += chunk_stride()) {
-    i64 row = ids(i / units);
-    out[i] = row < 0 ? none : table[row * units + i % units];
+__device__ __forceinline__ void copy_rows(const CopyRowsParams& p, U none) {
+  i64 stride = static_cast<i64>(gridDim.x) * blockDim.x;
+  for (i64 i = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x; i < p.count * p.units; i += stride) {
+    i64 row = stored_row(p.numbers, i / p.units);
+    static_cast<U*>(p.out)[i] = row < 0 ? none : static_cast<const U*>(p.table)[row * p.units + i % p.units];
   }
 }
 
-// `units` of a row, of 2^unit bytes each
-extern "C" __global__ void __launch_bounds__(256)
-    embedding_rows(const void* ids, int ids_wide, i64 first, i64 stored, const void* table, i64 count, i64 units,
-                   int unit, void* out) {
-  RowNumbers numbers{ids, ids_wide, first, stored};
-  if (unit == 4) {
-    uint4 none = make_uint4(0x7fff7fffu, 0x7fff7fffu, 0x7fff7fffu, 0x7fff7fffu);  // NaN in every float type
-    copy_rows(numbers, static_cast<const uint4*>(table), count, units, none, static_cast<uint4*>(out));
-  } else if (unit == 2) {
-    copy_rows(numbers, static_cast<const u32*>(table), count, units, 0x7fff7fffu, static_cast<u32*>(out));
+extern "C" __global__ void __launch_bounds__(256) embedding_rows(CopyRowsParams_PARAMETERS) {
+  const CopyRowsParams p = CopyRowsParams_VALUES;
+  if (p.unit == 4) {
+    copy_rows(p, make_uint4(0x7fff7fffu, 0x7fff7fffu, 0x7fff7fffu, 0x7fff7fffu));  // NaN in every float type
+  } else if (p.unit == 2) {
+    copy_rows(p, u32{0x7fff7fffu});
   } else {
-    copy_rows(numbers, static_cast<const u16*>(table), count, units, u16{0x7fff}, static_cast<u16*>(out));
+    copy_rows(p, u16{0x7fff});
   }
 }
 
@@ -42,58 +39,56 @@ template <int B>
 constexpr int TILES = B == 32 ? 4 : B == 64 ? 2 : 1;
 
 template <int B>
-__device__ __forceinline__ void decode_row(const Codes& codes, const uint2* starts, const RowNumbers& ids, i64 count,
-                                           i64 cols, int transform, const f16* basis, float gain, void* out, int type) {
+__device__ __forceinline__ void decode_row(const EmbeddingParams& p) {
   DYNAMIC_SHARED(float, tiles);
-  i64 blocks = codes.cols / B;
+  i64 blocks = p.codes.cols / B;
   i64 per_row = (blocks + TILES<B> - 1) / TILES<B>;
-  float factor = transform_factor(transform, B);
-  factor *= gain * factor;
+  float factor = transform_factor(p.transform, B);
+  factor *= p.gain * factor;
   constexpr int LINES = B * TILES<B>;
   int line = threadIdx.x % LINES, part = threadIdx.x / LINES;
   float* own = tiles + line / B * (B * B);
-  for (i64 w = blockIdx.x; w < count * per_row; w += gridDim.x) {
+  for (i64 w = blockIdx.x; w < p.count * per_row; w += gridDim.x) {
     i64 i = w / per_row, block_col = w % per_row * TILES<B>;
-    i64 id = ids(i), top = id / B * B;
+    i64 id = stored_row(p.numbers, i), top = id / B * B;
     if (id < 0) top = 0;
     int row = id < 0 ? 0 : static_cast<int>(id - top);
-    bool whole = transform != NO_TRANSFORM;  // else one row of the tile is enough, its first
+    bool whole = p.transform != NO_TRANSFORM;  // else one row of the tile is enough, its first
     if (!whole) {
       top += row;
       row = 0;
     }
-    const uint2* own_starts = starts + top * (blocks + 1);
-    load_tiles<B, TILES<B>>(codes, own_starts, whole ? B : 1, block_col, tiles, [=](int r) { return top + r; });
+    const uint2* own_starts = p.starts + top * (blocks + 1);
+    load_tiles<B, TILES<B>>(p.codes, own_starts, whole ? B : 1, block_col, tiles, [=](int r) { return top + r; });
     __syncthreads();
     if (whole) {
 #pragma unroll 1
       for (int column = 1; column >= 0; --column) {
-        synthesise<B>(transform, {own, line % B, column == 1}, true, part);  // all rows take no longer than one
+        synthesise<B>(p.transform, {own, line % B, column == 1}, true, part);  // all rows take no longer than one
       }
     }
     i64 col = block_col * B + line;
-    if (part == 0 && col < cols) {
+    if (part == 0 && col < p.cols) {
       float v[1] = {factor * tiles[line / B * (B * B) + tile_at<B>(row, line % B)]};
-      if (basis) {
-        float p[8];
+      if (p.basis) {
+        float weights[8];
         i64 at = id < 0 ? 0 : id;
-        load<8>(basis + (at / B * blocks + col / B) * 8, p);
-        v[0] += gain * basis_value(p, Axis(line % B, B), Axis(static_cast<int>(at % B), B));
+        load<8>(p.basis + (at / B * blocks + col / B) * 8, weights);
+        v[0] += p.gain * basis_value(weights, Axis(line % B, B), Axis(static_cast<int>(at % B), B));
       }
       if (id < 0) v[0] = NOT_A_NUMBER;
-      store_any<1>(out, type, i * cols + col, v);
+      store_any<1>(p.out, p.type, i * p.cols + col, v);
     }
     __syncthreads();  // the tiles are free again
   }
 }
 
 // One block a multiprocessor, as in decode.cu.
-#define ENTRY(B, threads)                                                                                            \
-  extern "C" __global__ void __launch_bounds__(threads, 1) embedding_##B(                                            \
-      CODES_PARAMETERS, const uint2* starts, const void* ids, int ids_wide, i64 first, i64 stored, i64 count,        \
-      i64 cols, int transform, const f16* basis, float gain, void* out, int type) {                                  \
-    decode_row<B>(CODES_ARGUMENTS, starts, {ids, ids_wide, first, stored}, count, cols, transform, basis, gain, out, \
-                  type);                                                                                             \
+#define ENTRY(B, threads)                                                                        \
+  extern "C" __global__ void __launch_bounds__(threads, 1)                                       \
+      embedding_##B(EmbeddingParams_PARAMETERS) {                                 \
+    const EmbeddingParams p = EmbeddingParams_VALUES; \
+    decode_row<B>(p);                                                                            \
   }
 ENTRY(32, 128)
 ENTRY(64, 128)

@@ -12,10 +12,10 @@
 #include "activations.cuh"
 #include "elementwise.cuh"
 
-#define ENTRY(name, T, VEC, Function)                                                                             \
-  extern "C" __global__ void __launch_bounds__(256)                                                               \
-      name(const T* x, const void* bias, int bias_type, T* out, i64 count, i64 cols, u64 factor, int shift) {     \
-    map_elements<T, VEC>(x, bias, bias_type, out, count, cols, {factor, shift}, Function());                      \
+#define ENTRY(name, T, VEC, Function)                                                                            \
+  extern "C" __global__ void __launch_bounds__(256) name(ElementwiseParams_PARAMETERS) { \
+    const ElementwiseParams p = ElementwiseParams_VALUES; \
+    map_elements<T, VEC>(p, Function());                                                                                  \
   }
 #define ENTRIES(type, T)                                    \
   ENTRY(gelu_##type##_erf, T, VECTOR<T>, GeluErf)           \

@@ -11,6 +11,7 @@
 //            1.8e19 overflows to Inf, as in PyTorch's normalize, and the row becomes 0.
 #include "reduce.cuh"
 #include "rows.cuh"
+#include "l2_normalize_params.h"
 
 template <int VEC, int CHUNKS>
 __device__ __forceinline__ float squares(const float (&x)[CHUNKS][VEC]) {
@@ -44,7 +45,10 @@ __device__ __forceinline__ void write(T* out, i64 start, int end, float divisor,
 }
 
 template <class T, int VEC, int CHUNKS>
-__device__ __forceinline__ void l2_normalize_rows(const T* x, T* out, i64 rows, i64 cols, float eps) {
+__device__ __forceinline__ void l2_normalize_rows(const L2NormalizeParams& p) {
+  const T* x = static_cast<const T*>(p.x);
+  T* out = static_cast<T*>(p.out);
+  i64 rows = p.rows, cols = p.cols;
   for (i64 first = static_cast<i64>(blockIdx.x) * blockDim.y; first < rows;
        first += static_cast<i64>(gridDim.x) * blockDim.y) {
     i64 row = first + threadIdx.y;
@@ -52,12 +56,15 @@ __device__ __forceinline__ void l2_normalize_rows(const T* x, T* out, i64 rows, 
     int end = row < rows ? static_cast<int>(cols) : 0;  // a team without a row takes part in the reduction only
     float s[CHUNKS][VEC];
     load_row<VEC>(x, static_cast<const T*>(nullptr), start, end, s);
-    write(out, start, end, divisor_of(team_sum(squares(s), blockDim.x), eps), s);
+    write(out, start, end, divisor_of(team_sum(squares(s), blockDim.x), p.eps), s);
   }
 }
 
 template <class T, int VEC, int CHUNKS>
-__device__ __forceinline__ void l2_normalize_long(const T* x, T* out, i64 rows, i64 cols, float eps) {
+__device__ __forceinline__ void l2_normalize_long(const L2NormalizeParams& p) {
+  const T* x = static_cast<const T*>(p.x);
+  T* out = static_cast<T*>(p.out);
+  i64 rows = p.rows, cols = p.cols;
   int team = blockDim.x, step = team * VEC * CHUNKS;
   for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
     i64 start = row * cols;
@@ -67,7 +74,7 @@ __device__ __forceinline__ void l2_normalize_long(const T* x, T* out, i64 rows, 
       load_row<VEC>(x, static_cast<const T*>(nullptr), start + first, columns_left(first, cols, step), s);
       total.add(squares(s));
     }
-    float divisor = divisor_of(team_sum(total.value(), team), eps);
+    float divisor = divisor_of(team_sum(total.value(), team), p.eps);
     for (i64 first = 0; first < cols; first += step) {
       int end = columns_left(first, cols, step);
       load_row<VEC>(x, static_cast<const T*>(nullptr), start + first, end, s);
@@ -77,10 +84,10 @@ __device__ __forceinline__ void l2_normalize_long(const T* x, T* out, i64 rows, 
 }
 
 // The names are explained in softmax.cu.
-#define ENTRY(name, body, threads, T, VEC, CHUNKS)                  \
-  extern "C" __global__ void __launch_bounds__(threads, 1)          \
-      name(const T* x, T* out, i64 rows, i64 cols, float eps) {     \
-    body<T, VEC, CHUNKS>(x, out, rows, cols, eps);                  \
+#define ENTRY(name, body, threads, T, VEC, CHUNKS)                                             \
+  extern "C" __global__ void __launch_bounds__(threads, 1) name(L2NormalizeParams_PARAMETERS) {     \
+    const L2NormalizeParams p = L2NormalizeParams_VALUES;                                      \
+    body<T, VEC, CHUNKS>(p);                                                                   \
   }
 #define ENTRIES(type, T)                                                                      \
   ENTRY(l2_normalize_##type##_8, l2_normalize_rows, 1024, T, VECTOR<T>, 8 / VECTOR<T>)        \

@@ -18,6 +18,7 @@
 // Sources: Ba, Kiros and Hinton 2016, "Layer normalization"; the shifted moments, Chan, Golub and LeVeque 1983.
 #include "reduce.cuh"
 #include "rows.cuh"
+#include "norm_params.h"
 
 // Of a row: s - mean = (s - pivot) - offset, and 1 / sqrt(var + eps).
 struct Moments {
@@ -32,28 +33,21 @@ __device__ __forceinline__ Moments moments(float pivot, const float (&d)[2], flo
   return {pivot, offset, 1.0f / sqrtf(variance + eps)};
 }
 
-// What stays the same for all rows.
-struct Affine {
-  const void *weight, *bias;
-  int weight_type, bias_type;
-  float eps;
-};
-
-template <int VEC, class T>
-__device__ __forceinline__ void write(T* out, T* residual_out, const Affine& affine, i64 start, i64 col,
-                                      const Moments& m, const float (&s)[VEC]) {
+template <class T, int VEC>
+__device__ __forceinline__ void write(const NormParams& p, i64 start, i64 col, const Moments& m,
+                                      const float (&s)[VEC]) {
   float gain[VEC], y[VEC];
-  load_vector<VEC, T>(affine.weight, affine.weight_type, col, gain);
+  load_vector<VEC, T>(p.weight, p.weight_type, col, gain);
 #pragma unroll
   for (int i = 0; i < VEC; ++i) y[i] = (s[i] - m.pivot - m.offset) * m.inverse * gain[i];
-  if (affine.bias) {
+  if (p.bias) {
     float shift[VEC];
-    load_vector<VEC, T>(affine.bias, affine.bias_type, col, shift);
+    load_vector<VEC, T>(p.bias, p.bias_type, col, shift);
 #pragma unroll
     for (int i = 0; i < VEC; ++i) y[i] += shift[i];
   }
-  if (residual_out) store<VEC>(residual_out + start + col, s);
-  store<VEC>(out + start + col, y);
+  if (p.residual_out) store<VEC>(static_cast<T*>(p.residual_out) + start + col, s);
+  store<VEC>(static_cast<T*>(p.out) + start + col, y);
 }
 
 template <int VEC, int CHUNKS>
@@ -85,8 +79,10 @@ __device__ __forceinline__ void deviations(const float (&s)[CHUNKS][VEC], float 
 }
 
 template <class T, int VEC, int CHUNKS>
-__device__ __forceinline__ void layer_norm_rows(const T* x, const T* residual, T* out, T* residual_out, Affine affine,
-                                                i64 rows, i64 cols) {
+__device__ __forceinline__ void layer_norm_rows(const NormParams& p) {
+  const T* x = static_cast<const T*>(p.x);
+  const T* residual = static_cast<const T*>(p.residual);
+  i64 rows = p.rows, cols = p.cols;
   int team = blockDim.x;
   float count = static_cast<float>(cols);
   for (i64 first = static_cast<i64>(blockIdx.x) * blockDim.y; first < rows;
@@ -99,18 +95,20 @@ __device__ __forceinline__ void layer_norm_rows(const T* x, const T* residual, T
     float pivot = team_sum(sum_of(s), team) / count;
     deviations(s, pivot, end, d);
     team_reduce(d, team, Add());
-    Moments m = moments(pivot, d, count, affine.eps);
+    Moments m = moments(pivot, d, count, p.eps);
 #pragma unroll
     for (int k = 0; k < CHUNKS; ++k) {
       int col = (k * team + threadIdx.x) * VEC;
-      if (col < end) write<VEC>(out, residual_out, affine, start, col, m, s[k]);
+      if (col < end) write<T>(p, start, col, m, s[k]);
     }
   }
 }
 
 template <class T, int VEC, int CHUNKS>
-__device__ __forceinline__ void layer_norm_long(const T* x, const T* residual, T* out, T* residual_out, Affine affine,
-                                                i64 rows, i64 cols) {
+__device__ __forceinline__ void layer_norm_long(const NormParams& p) {
+  const T* x = static_cast<const T*>(p.x);
+  const T* residual = static_cast<const T*>(p.residual);
+  i64 rows = p.rows, cols = p.cols;
   int team = blockDim.x, step = team * VEC * CHUNKS;
   for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
     i64 start = row * cols;
@@ -129,25 +127,24 @@ __device__ __forceinline__ void layer_norm_long(const T* x, const T* residual, T
     d[0] = total.value();
     d[1] = squares.value();
     team_reduce(d, team, Add());
-    Moments m = moments(pivot, d, static_cast<float>(cols), affine.eps);
+    Moments m = moments(pivot, d, static_cast<float>(cols), p.eps);
     for (i64 first = 0; first < cols; first += step) {
       end = columns_left(first, cols, step);
       load_row<VEC>(x, residual, start + first, end, s);
 #pragma unroll
       for (int k = 0; k < CHUNKS; ++k) {
         int col = (k * team + threadIdx.x) * VEC;
-        if (col < end) write<VEC>(out, residual_out, affine, start, first + col, m, s[k]);
+        if (col < end) write<T>(p, start, first + col, m, s[k]);
       }
     }
   }
 }
 
 // The names are explained in softmax.cu.
-#define ENTRY(name, body, threads, T, VEC, CHUNKS)                                                                \
-  extern "C" __global__ void __launch_bounds__(threads, 1)                                                         \
-      name(const T* x, const T* residual, T* out, T* residual_out, const void* weight, int weight_type,           \
-           const void* bias, int bias_type, i64 rows, i64 cols, float eps) {                                      \
-    body<T, VEC, CHUNKS>(x, residual, out, residual_out, {weight, bias, weight_type, bias_type, eps}, rows, cols); \
+#define ENTRY(name, body, threads, T, VEC, CHUNKS)                                                                 \
+  extern "C" __global__ void __launch_bounds__(threads, 1) name(NormParams_PARAMETERS) { \
+    const NormParams p = NormParams_VALUES; \
+    body<T, VEC, CHUNKS>(p);                                                                           \
   }
 #define ENTRIES(type, T)                                                               \
   ENTRY(layer_norm_##type##_8, layer_norm_rows, 1024, T, VECTOR<T>, 8 / VECTOR<T>)     \

@@ -5,7 +5,7 @@
 // exactly (columns: x^ is x), so the inner loops are products with the stored codes.
 //
 // Few tokens, limited by the bytes of W, each of which is read once for up to 8 tokens:
-//   linear_peaks     max |x[t,:]| of every token; a NaN or an Inf in it must reach the results of the token even where
+//   linear_absmax    max |x[t,:]| of every token; a NaN or an Inf in it must reach the results of the token even where
 //                    no coefficient is stored, and scales f16 operands
 //   linear_inputs    x^ from x, in the order in which the next kernel reads it
 //   linear_features  Phi_k x_J, where there is a basis: 1, x^2, cos(pi x), cos(2 pi x) and the B rows of d
@@ -13,7 +13,7 @@
 //   linear_sparse_T  the same of sparse codes: a warp a row, a lane an entry
 //   linear_weight_T  the same of a dense W: a warp four rows
 //   linear_mma_few   the same by tensor cores, 16 tokens: dense and grid codes, f16 x^
-//   linear_finish    sums the parts, transforms by S, adds the basis, then bias, activation, residual
+//   linear_epilogue  sums the parts, transforms by S, adds the basis, then bias, activation, residual
 // Many tokens, limited by arithmetic:
 //   linear_mma_codes f16 x^ (linear_inputs) times a tile of C, unpacked to f16 in shared memory while the tile
 //                    before is multiplied; S, bias, activation, residual at the end
@@ -25,13 +25,14 @@
 //            parts: (splits, tokens, ld) float. Codes and basis: codes.cuh, basis.cuh.
 // Ownership  mma: 256 threads, a tile of 128 tokens (few: 16) x 128 outputs, k in steps of 64, two stages: cp.async for
 //            x^ and dense W, codes through registers. ffma: 128 threads, 64 x 64, k in steps of 16, 8 x 4 a thread.
-// Launch     grid (tiles, of few tokens rows * splits of k * groups of tokens); peaks, inputs, features and finish go
-//            on in strides of the grid
-// Shared     mma: 64 KB (few: 36 KB); inputs and finish: 128 B a value of B; ffma 8 KB
+// Launch     grid (tiles, of few tokens rows * splits of k * groups of tokens); absmax, inputs, features and epilogue
+//            go on in strides of the grid
+// Shared     mma: 64 KB (few: 36 KB); inputs and epilogue: 128 B a value of B; ffma 8 KB
 // Bytes      Few tokens: codes, scales once per 8 tokens (mma_few: 16); x^ 4 bytes, parts 8 bytes a token and split,
 //            mostly in L2. Many: x^ and W once per 128 x 128 tile.
 // Accuracy   float sums. f16 operands: x^ and C each rounded once to 11 bits, x^ scaled by a power of two per token.
 #include "linear.cuh"
+#include "linear_params.h"
 
 constexpr int LAYOUT_RUNS = 0;     // float, (token groups, K / 1024, T, 8, 32, 4): lane's quads of linear_dot
 constexpr int LAYOUT_COLUMNS = 1;  // float, (token groups, K, T)
@@ -40,79 +41,66 @@ constexpr int SPAN = WARP * RUN;   // columns that a warp of linear_dot takes at
 template <int T>
 constexpr int DOT_ROWS = T > 1 ? 2 : 4;  // rows of a warp: as many sums as registers
 
-// --- what is made of x
+// --- activation prologue
 
 // Largest absolute value of each token; NaN where there is one. A warp a token.
-extern "C" __global__ void __launch_bounds__(256)
-    linear_peaks(const void* x, int x_type, i64 tokens, i64 cols, float* peaks) {
+extern "C" __global__ void __launch_bounds__(256) linear_absmax(AbsmaxParams_PARAMETERS) {
+  const AbsmaxParams p = AbsmaxParams_VALUES;
   int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
-  for (i64 token = static_cast<i64>(blockIdx.x) * warps + threadIdx.x / WARP; token < tokens;
+  for (i64 token = static_cast<i64>(blockIdx.x) * warps + threadIdx.x / WARP; token < p.x.tokens;
        token += static_cast<i64>(gridDim.x) * warps) {
     float top = 0.0f, wrong = 0.0f;
-    for (i64 col = lane; col < cols; col += WARP) {
+    for (i64 col = lane; col < p.x.cols; col += WARP) {
       float v[1];
-      load_any<1>(x, x_type, token * cols + col, v);
+      load_any<1>(p.x.data, p.x.type, token * p.x.cols + col, v);
       top = fmaxf(top, fabsf(v[0]));
       wrong += v[0] == v[0] ? 0.0f : v[0];
     }
     top = warp_max(top) + warp_sum(wrong);
-    if (lane == 0) peaks[token] = top;
+    if (lane == 0) p.absmax[token] = top;
   }
 }
 
-// x^_J = S^T x_J of some (token, J) at a time. `padded` columns and `group` tokens a group are written, zeros beyond x.
-extern "C" __global__ void __launch_bounds__(128, 2)
-    linear_inputs(const void* x, int x_type, int wide, i64 tokens, i64 cols, i64 padded, int block, int transform,
-                  const f16* col_scale, i64 scaled, const float* peaks, int layout, int group, void* out) {
+// x^_J = S^T x_J of some (token, J) at a time.
+extern "C" __global__ void __launch_bounds__(128, 2) linear_inputs(InputsParams_PARAMETERS) {
+  const InputsParams p = InputsParams_VALUES;
   __shared__ float4 storage[TILE_FLOATS / 4];
   float* tile = reinterpret_cast<float*>(storage);
-  int lines = tile_lines(block), quads = block / 4;
-  i64 per_token = padded / block;
-  i64 count = (tokens + group - 1) / group * group * per_token;
-  float factor = transform_factor(transform, block);
+  int block = p.block, lines = tile_lines(block), quads = block / 4, group = p.group;
+  i64 per_token = p.padded / block;
+  i64 count = (p.x.tokens + group - 1) / group * group * per_token;
+  float factor = transform_factor(p.transform, block);
   for (i64 first = static_cast<i64>(blockIdx.x) * lines; first < count; first += static_cast<i64>(gridDim.x) * lines) {
     for (int i = threadIdx.x; i < lines * quads; i += blockDim.x) {
       int line = i / quads, k = i % quads * 4;
-      i64 token = (first + line) / per_token, col = (first + line) % per_token * block + k;
-      float v[4] = {};
-      if (token < tokens) {
-        if (wide) {
-          if (col < cols) load_any<4>(x, x_type, token * cols + col, v);
-        } else {
-#pragma unroll
-          for (int n = 0; n < 4; ++n) {
-            float one[1] = {};
-            if (col + n < cols) load_any<1>(x, x_type, token * cols + col + n, one);
-            v[n] = one[0];
-          }
-        }
-      }
+      float v[4];
+      load_activations(p.x, (first + line) / per_token, (first + line) % per_token * block + k, v);
       store<4>(tile + tile_at(block, line, k), v);
     }
     __syncthreads();
-    transform_lines<true>(block, transform, tile);
+    transform_lines<true>(block, p.transform, tile);
     for (int i = threadIdx.x; i < lines * quads; i += blockDim.x) {
       int line = i / quads, k = i % quads * 4;
       i64 token = (first + line) / per_token, col = (first + line) % per_token * block + k;
       if (first + line >= count) continue;
       float v[4], step[4] = {1.0f, 1.0f, 1.0f, 1.0f};
       load<4>(tile + tile_at(block, line, k), v);
-      if (col_scale && col < scaled) load<4>(col_scale + col, step);
+      if (p.col_scale && col < p.scaled_cols) load<4>(p.col_scale + col, step);
 #pragma unroll
       for (int n = 0; n < 4; ++n) v[n] *= factor * step[n];
-      if (layout == LAYOUT_F16) {
-        float scale = 1.0f / token_scale(peaks[token]);
+      if (p.layout == LAYOUT_F16) {
+        float scale = 1.0f / token_scale(p.absmax[token]);
 #pragma unroll
         for (int n = 0; n < 4; ++n) v[n] *= scale;
-        store<4>(static_cast<f16*>(out) + token * padded + col, v);
-      } else if (layout == LAYOUT_RUNS) {
-        i64 span = (token / group * (padded / SPAN) + col / SPAN) * group + token % group;
+        store<4>(static_cast<f16*>(p.out) + token * p.padded + col, v);
+      } else if (p.layout == LAYOUT_RUNS) {
+        i64 span = (token / group * (p.padded / SPAN) + col / SPAN) * group + token % group;
         int run = static_cast<int>(col % SPAN) / RUN, quad = static_cast<int>(col % RUN) / 4;
-        store<4>(static_cast<float*>(out) + span * SPAN + quad * (4 * WARP) + run * 4, v);
+        store<4>(static_cast<float*>(p.out) + span * SPAN + quad * (4 * WARP) + run * 4, v);
       } else {
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
-          static_cast<float*>(out)[(token / group * padded + col + n) * group + token % group] = v[n];
+          static_cast<float*>(p.out)[(token / group * p.padded + col + n) * group + token % group] = v[n];
         }
       }
     }
@@ -122,20 +110,21 @@ extern "C" __global__ void __launch_bounds__(128, 2)
 
 // The functions of the basis times x, of (token, J): matrix: sums with 1, x^2, cos(pi x), cos(2 pi x), then
 // sum_c d(y, c) x[c] for the `block` rows y; vectors: sums with 1, |x|, x^2, cos(pi x), cos(2 pi x). A warp each.
-extern "C" __global__ void __launch_bounds__(128)
-    linear_features(const void* x, int x_type, i64 tokens, i64 cols, i64 blocks, int block, int matrix, float* out) {
+extern "C" __global__ void __launch_bounds__(128) linear_features(FeaturesParams_PARAMETERS) {
+  const FeaturesParams p = FeaturesParams_VALUES;
   __shared__ float values[4][128];
   int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  int block = p.block, matrix = p.matrix;
   int each = matrix ? 4 + block : 5;
-  i64 count = tokens * blocks, stride = 4 * static_cast<i64>(gridDim.x);
+  i64 count = p.x.tokens * p.blocks, stride = 4 * static_cast<i64>(gridDim.x);
   for (i64 first = 4 * static_cast<i64>(blockIdx.x); first < count; first += stride) {
     i64 w = first + warp;
     float sum[5] = {};
-    if (w < tokens * blocks) {
-      i64 token = w / blocks, col = w % blocks * block;
+    if (w < count) {
+      i64 token = w / p.blocks, col = w % p.blocks * block;
       for (int c = lane; c < block; c += WARP) {
         float v[1] = {};
-        if (col + c < cols) load_any<1>(x, x_type, token * cols + col + c, v);
+        if (col + c < p.x.cols) load_any<1>(p.x.data, p.x.type, token * p.x.cols + col + c, v);
         values[warp][c] = v[0];
         Axis axis(c, block);
         sum[0] += v[0];
@@ -146,8 +135,8 @@ extern "C" __global__ void __launch_bounds__(128)
       }
     }
     warp_reduce(sum, WARP, Add());
-    if (w < tokens * blocks) {
-      float* to = out + w * each;
+    if (w < count) {
+      float* to = p.out + w * each;
       if (!matrix && lane == 0) {
         to[0] = sum[0];
         to[1] = sum[4];
@@ -162,7 +151,7 @@ extern "C" __global__ void __launch_bounds__(128)
       }
     }
     __syncwarp();
-    if (matrix && w < tokens * blocks) {
+    if (matrix && w < count) {
       float step = 2.0f / static_cast<float>(block - 1);
       for (int y = lane; y < block; y += WARP) {
         float t = fmaf(step, static_cast<float>(y), -1.0f);
@@ -172,7 +161,7 @@ extern "C" __global__ void __launch_bounds__(128)
           float d2 = fmaf(t, t, u * u);
           total = fmaf(d2 * rsqrtf(d2), values[warp][c], total);
         }
-        out[w * each + 4 + y] = total;
+        p.out[w * each + 4 + y] = total;
       }
     }
     __syncwarp();  // the values are free again
@@ -181,13 +170,13 @@ extern "C" __global__ void __launch_bounds__(128)
 
 // --- few tokens
 
-// Where the work of a launch of `few` kernels stands: rows, split of k, group of tokens.
-struct Few {
+// Where the work of a block of the split-k kernels stands: rows, split of k, group of tokens.
+struct Place {
   i64 first_row;
   int split;
   i64 group;
 
-  __device__ __forceinline__ Few(i64 rows, int rows_each, int splits) {
+  __device__ __forceinline__ Place(i64 rows, int rows_each, int splits) {
     i64 row_blocks = (rows + rows_each - 1) / rows_each;
     i64 rest = blockIdx.x / row_blocks;
     first_row = blockIdx.x % row_blocks * rows_each;
@@ -197,35 +186,38 @@ struct Few {
 };
 
 // parts[split, token, row] of DOT_ROWS<T> rows, summed over the warp.
-template <int T>
-__device__ __forceinline__ void store_parts(float (&total)[DOT_ROWS<T> * T], const Few& few, i64 row, i64 rows,
-                                            i64 tokens, i64 ld, float* parts) {
+template <int T, class P>
+__device__ __forceinline__ void store_parts(const P& p, const Place& place, i64 row, float (&total)[DOT_ROWS<T> * T]) {
   warp_reduce(total, WARP, Add());
   if (threadIdx.x % WARP == 0) {
 #pragma unroll
     for (int r = 0; r < DOT_ROWS<T>; ++r) {
 #pragma unroll
       for (int t = 0; t < T; ++t) {
-        i64 token = few.group * T + t;
-        if (row + r < rows && token < tokens) parts[(few.split * tokens + token) * ld + row + r] = total[r * T + t];
+        i64 token = place.group * T + t;
+        if (row + r < p.rows && token < p.tokens) {
+          p.parts[(place.split * p.tokens + token) * p.ld + row + r] = total[r * T + t];
+        }
       }
     }
   }
 }
 
 template <int T, bool GRID>
-__device__ __forceinline__ void dot_rows(const Codes& c, const float* x, i64 rows, i64 tokens, int spans_each,
-                                         int splits, i64 ld, float* parts) {
+__device__ __forceinline__ void dot_rows(const SplitKParams& p) {
+  const Codes& c = p.codes;
+  i64 rows = p.rows;
+  int spans_each = static_cast<int>(p.each);
   int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
-  Few few(rows, warps * DOT_ROWS<T>, splits);
-  i64 row = few.first_row + threadIdx.x / WARP * DOT_ROWS<T>;
+  Place place(p.rows, warps * DOT_ROWS<T>, p.splits);
+  i64 row = place.first_row + threadIdx.x / WARP * DOT_ROWS<T>;
   int runs = static_cast<int>(c.cols / RUN), spans = (runs + WARP - 1) / WARP;
   int per_scale = GRID ? 1 : c.group / RUN, groups = (runs + per_scale - 1) / per_scale;
   float middle = GRID ? static_cast<float>(1 << (c.bits - 1)) : 0.5f * static_cast<float>((1 << c.bits) - 1);
   float total[DOT_ROWS<T> * T] = {};
-  int last = min(spans, (few.split + 1) * spans_each);
+  int last = min(spans, (place.split + 1) * spans_each);
   int digits = c.bits > 8 ? 2 : 1;
-  for (int step = few.split * spans_each * digits; step < last * digits; ++step) {
+  for (int step = place.split * spans_each * digits; step < last * digits; ++step) {
     int span = step / digits, digit = step % digits;
     int run = min(span * WARP + lane, runs - 1);  // x^ is 0 beyond the last
     float scale[DOT_ROWS<T>];
@@ -236,7 +228,7 @@ __device__ __forceinline__ void dot_rows(const Codes& c, const float* x, i64 row
       load_digits(reinterpret_cast<const u32*>(c.value) + (source * runs + run) * c.bits, c.bits, digit, words[r]);
       scale[r] = GRID ? to_float(c.scale[source]) : to_float(c.scale[source * groups + run / per_scale]);
     }
-    const float* own = x + (few.group * spans + span) * T * SPAN + lane * 4;
+    const float* own = static_cast<const float*>(p.x) + (place.group * spans + span) * T * SPAN + lane * 4;
     float part[DOT_ROWS<T> * T] = {}, sum[T] = {};
 #pragma unroll
     for (int quad = 0; quad < RUN / 4; ++quad) {
@@ -273,18 +265,19 @@ __device__ __forceinline__ void dot_rows(const Codes& c, const float* x, i64 row
       }
     }
   }
-  store_parts<T>(total, few, row, rows, tokens, ld, parts);
+  store_parts<T>(p, place, row, total);
 }
 
 template <int T>
-__device__ __forceinline__ void sparse_rows(const Codes& c, const float* x, i64 rows, i64 tokens, i64 ld,
-                                            float* parts) {
+__device__ __forceinline__ void sparse_rows(const SplitKParams& p) {
+  const Codes& c = p.codes;
+  i64 rows = p.rows;
   int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
-  Few few(rows, warps, 1);
-  i64 row = few.first_row + threadIdx.x / WARP;
+  Place place(rows, warps, 1);
+  i64 row = place.first_row + threadIdx.x / WARP;
   float total[T] = {};
   if (row < rows) {
-    const float* own = x + few.group * c.cols * T;
+    const float* own = static_cast<const float*>(p.x) + place.group * c.cols * T;
     i64 begin = c.row_start[row], end = c.row_start[row + 1];
     if (c.index_kind == INDEX_DELTA) {
       i64 before = -1;
@@ -318,26 +311,27 @@ __device__ __forceinline__ void sparse_rows(const Codes& c, const float* x, i64 
   if (lane == 0 && row < rows) {
 #pragma unroll
     for (int t = 0; t < T; ++t) {
-      i64 token = few.group * T + t;
-      if (token < tokens) parts[token * ld + row] = total[t];
+      i64 token = place.group * T + t;
+      if (token < p.tokens) p.parts[token * p.ld + row] = total[t];
     }
   }
 }
 
 // VEC columns a lane; x^ has `padded` columns, W `cols`.
 template <int T, int VEC>
-__device__ __forceinline__ void weight_rows(const void* w, int w_type, const float* x, i64 rows, i64 cols, i64 padded,
-                                            i64 tokens, i64 cols_each, int splits, i64 ld, float* parts) {
+__device__ __forceinline__ void weight_rows(const DenseSplitKParams& p) {
   int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
-  Few few(rows, warps * DOT_ROWS<T>, splits);
-  i64 row = few.first_row + threadIdx.x / WARP * DOT_ROWS<T>;
-  const float* own = x + few.group * padded * T;
+  Place place(p.rows, warps * DOT_ROWS<T>, p.splits);
+  i64 row = place.first_row + threadIdx.x / WARP * DOT_ROWS<T>;
+  const float* own = p.x + place.group * p.padded * T;
   float total[DOT_ROWS<T> * T] = {};
-  i64 last = min(cols, (few.split + 1) * cols_each);
-  for (i64 col = few.split * cols_each + lane * VEC; col < last; col += WARP * VEC) {
+  i64 last = min(p.cols, (place.split + 1) * p.each);
+  for (i64 col = place.split * p.each + lane * VEC; col < last; col += WARP * VEC) {
     float u[DOT_ROWS<T>][VEC];
 #pragma unroll
-    for (int r = 0; r < DOT_ROWS<T>; ++r) load_any<VEC>(w, w_type, min(row + r, rows - 1) * cols + col, u[r]);
+    for (int r = 0; r < DOT_ROWS<T>; ++r) {
+      load_any<VEC>(p.w, p.w_type, min(row + r, p.rows - 1) * p.cols + col, u[r]);
+    }
 #pragma unroll
     for (int i = 0; i < VEC; ++i) {
       float v[T];
@@ -349,69 +343,67 @@ __device__ __forceinline__ void weight_rows(const void* w, int w_type, const flo
       }
     }
   }
-  store_parts<T>(total, few, row, rows, tokens, ld, parts);
+  store_parts<T>(p, place, row, total);
 }
 
-#define FEW(T, ...)                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(__VA_ARGS__) linear_dot_##T(                                           \
-      CODES_PARAMETERS, const float* x, i64 rows, i64 tokens, int spans_each, int splits, i64 ld, float* parts) {     \
-    Codes c CODES_ARGUMENTS;                                                                                          \
-    if (kind == CODES_GRID) {                                                                                         \
-      dot_rows<T, true>(c, x, rows, tokens, spans_each, splits, ld, parts);                                           \
-    } else {                                                                                                          \
-      dot_rows<T, false>(c, x, rows, tokens, spans_each, splits, ld, parts);                                          \
-    }                                                                                                                 \
-  }                                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(256, 4) linear_sparse_##T(                                             \
-      CODES_PARAMETERS, const float* x, i64 rows, i64 tokens, i64 ld, float* parts) {                                 \
-    sparse_rows<T>(CODES_ARGUMENTS, x, rows, tokens, ld, parts);                                                      \
-  }                                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(256, 2) linear_weight_##T(                                             \
-      const void* w, int w_type, int wide, const float* x, i64 rows, i64 cols, i64 padded, i64 tokens, i64 cols_each, \
-      int splits, i64 ld, float* parts) {                                                                             \
-    if (wide) {                                                                                                       \
-      weight_rows<T, 4>(w, w_type, x, rows, cols, padded, tokens, cols_each, splits, ld, parts);                      \
-    } else {                                                                                                          \
-      weight_rows<T, 1>(w, w_type, x, rows, cols, padded, tokens, cols_each, splits, ld, parts);                      \
-    }                                                                                                                 \
+#define SPLIT_K(T, ...)                                                                                      \
+  extern "C" __global__ void __launch_bounds__(__VA_ARGS__)                                                   \
+      linear_dot_##T(SplitKParams_PARAMETERS) {                                                \
+    const SplitKParams p = SplitKParams_VALUES; \
+    if (p.codes.kind == CODES_GRID) {                                                                         \
+      dot_rows<T, true>(p);                                                                                   \
+    } else {                                                                                                  \
+      dot_rows<T, false>(p);                                                                                  \
+    }                                                                                                         \
+  }                                                                                                           \
+  extern "C" __global__ void __launch_bounds__(256, 4)                                                        \
+      linear_sparse_##T(SplitKParams_PARAMETERS) {                                             \
+    const SplitKParams p = SplitKParams_VALUES; \
+    sparse_rows<T>(p);                                                                                        \
+  }                                                                                                           \
+  extern "C" __global__ void __launch_bounds__(256, 2)                                                        \
+      linear_weight_##T(DenseSplitKParams_PARAMETERS) {                                        \
+    const DenseSplitKParams p = DenseSplitKParams_VALUES; \
+    if (p.wide) {                                                                                             \
+      weight_rows<T, 4>(p);                                                                                   \
+    } else {                                                                                                  \
+      weight_rows<T, 1>(p);                                                                                   \
+    }                                                                                                         \
   }
 // The bounds of linear_dot and linear_sparse are those with which the compiler keeps all values in registers, for every architecture.
-FEW(1, 128, 4)
-FEW(4, 512)
-FEW(8, 128)
+SPLIT_K(1, 128, 4)
+SPLIT_K(4, 512)
+SPLIT_K(8, 128)
 
-// The results from `splits` parts (splits, tokens, ld), of which the first `stored` columns hold something.
-// Lines of `block` columns; the basis' blocks are basis_block wide.
-extern "C" __global__ void __launch_bounds__(128, 2)
-    linear_finish(const float* parts, int splits, i64 ld, i64 stored, int block, int transform, int matrix, float gain,
-                  const float* peaks, int scaled, const f16* basis, const float* features, i64 blocks, int basis_block,
-                  FINISH_PARAMETERS) {
-  Finish finish FINISH_ARGUMENTS;
+// The results from `splits` parts.
+extern "C" __global__ void __launch_bounds__(128, 2) linear_epilogue(SplitKEpilogueParams_PARAMETERS) {
+  const SplitKEpilogueParams p = SplitKEpilogueParams_VALUES;
   __shared__ float4 storage[TILE_FLOATS / 4];
   float* tile = reinterpret_cast<float*>(storage);
-  int lines = tile_lines(block);
+  int block = p.block, lines = tile_lines(block);
+  i64 tokens = p.epilogue.tokens, cols = p.epilogue.cols;
   i64 per_token = (cols + block - 1) / block;
   i64 count = tokens * per_token;
-  float inverse = transform_factor(transform, block), factor = gain * inverse;
+  float inverse = transform_factor(p.transform, block), factor = p.gain * inverse;
   inverse = 1.0f / inverse;
   for (i64 first = static_cast<i64>(blockIdx.x) * lines; first < count; first += static_cast<i64>(gridDim.x) * lines) {
     for (int i = threadIdx.x; i < lines * block; i += blockDim.x) {
       int line = i / block, k = i % block;
       i64 token = (first + line) / per_token, col = (first + line) % per_token * block + k;
       float sum = 0.0f;
-      if (token < tokens && col < stored) {
-        for (int s = 0; s < splits; ++s) sum += parts[(s * tokens + token) * ld + col];
+      if (token < tokens && col < p.stored) {
+        for (int s = 0; s < p.splits; ++s) sum += p.parts[(s * tokens + token) * p.ld + col];
       }
       tile[tile_at(block, line, k)] = sum;
     }
     __syncthreads();
-    transform_lines<false>(block, transform, tile);
-    if (basis) {
+    transform_lines<false>(block, p.transform, tile);
+    if (p.basis) {
       for (int i = threadIdx.x; i < lines * block; i += blockDim.x) {
         int line = i / block, k = i % block;
         i64 token = (first + line) / per_token, col = (first + line) % per_token * block + k;
         if (token < tokens && col < cols) {
-          float sum = basis_product(basis, features, token, col, blocks, basis_block, matrix);
+          float sum = basis_product(p.basis, p.features, token, col, p.blocks, p.basis_block, p.matrix);
           tile[tile_at(block, line, k)] += inverse * sum;
         }
       }
@@ -423,15 +415,15 @@ extern "C" __global__ void __launch_bounds__(128, 2)
       if (token >= tokens || col >= cols) return;
 #pragma unroll
       for (int n = 0; n < N; ++n) v[n] = factor * tile[tile_at(block, line, k + n)];
-      if (peaks) {  // of a token that was scaled, or with a NaN or an Inf that may have met no coefficient
-        float peak = peaks[token];
-        float scale = scaled ? token_scale(peak) : 1.0f;
+      if (p.absmax) {  // of a token that was scaled, or with a NaN or an Inf that may have met no coefficient
+        float absmax = p.absmax[token];
+        float scale = p.scaled ? token_scale(absmax) : 1.0f;
 #pragma unroll
-        for (int n = 0; n < N; ++n) v[n] = fmaf(v[n], scale, 0.0f * peak);
+        for (int n = 0; n < N; ++n) v[n] = fmaf(v[n], scale, 0.0f * absmax);
       }
-      finish.emit(token, col, v);
+      store_results(p.epilogue, token, col, v);
     };
-    if (wide) {
+    if (p.epilogue.wide) {
       for (int i = threadIdx.x * 8; i < lines * block; i += blockDim.x * 8) {
         float v[8];
         write(v, i / block, i % block);
@@ -448,72 +440,65 @@ extern "C" __global__ void __launch_bounds__(128, 2)
 
 // --- many tokens: tensor cores
 
-// A tile of 128 x 128 results a block; S of B rows at the end. The rows of W are the columns `column` on of out.
+// A tile of 128 x 128 results a block; S of B rows at the end.
 template <class T, class LOADER>
-__device__ __forceinline__ void mma_tile(const T* x, i64 ldx, const T* w, i64 ldw, const Codes& codes, i64 rows,
-                                         i64 column, i64 depth, int block, int transform, float gain,
-                                         const float* peaks, const Finish& finish) {
+__device__ __forceinline__ void mma_tile(const MmaParams& p) {
   constexpr int BM = 128;
   DYNAMIC_SHARED(unsigned char, memory);
-  i64 tiles_m = (finish.tokens + BM - 1) / BM;
+  const Epilogue& epilogue = p.epilogue;
+  i64 tiles_m = (epilogue.tokens + BM - 1) / BM;
   i64 first_m = blockIdx.x % tiles_m * BM, first_n = blockIdx.x / tiles_m * BN;
   float* tile = reinterpret_cast<float*>(memory);
   {
     Tiles<T, LOADER, BM, 2> product;
-    product.multiply(reinterpret_cast<T*>(memory), x, finish.tokens, ldx, first_m, w, ldw, codes, rows, first_n, 0,
-                     depth, depth);
+    product.multiply(reinterpret_cast<T*>(memory), static_cast<const T*>(p.x), epilogue.tokens, p.ldx, first_m,
+                     static_cast<const T*>(p.w), p.ldw, p.codes, p.rows, first_n, 0, p.depth, p.depth);
     __syncthreads();  // the stages are free
     product.visit([&](int row, int col, float a, float b) {
       float two[2] = {a, b};
-      store<2>(tile + sum_at(block, row, col), two);
+      store<2>(tile + sum_at(p.block, row, col), two);
     });
   }
   __syncthreads();
+  float gain = p.gain;
   if constexpr (!IS_NO_LOADER<LOADER>) {
-    gain *= transform_factor(transform, block);
-    transform_sums(block, transform, tile);
+    gain *= transform_factor(p.transform, p.block);
+    transform_sums(p.block, p.transform, tile);
   }
-  auto mend = [&](i64 token, i64, auto& v) {
-    float factor = peaks ? gain * token_scale(peaks[token]) : gain;
+  auto adjust = [&](i64 token, i64, auto& v) {
+    float factor = p.absmax ? gain * token_scale(p.absmax[token]) : gain;
 #pragma unroll
     for (float& value : v) value *= factor;
   };
-  finish_tile(tile, block, first_m, column + first_n, min(column + rows, finish.cols), finish, mend);
+  store_tile(tile, p.block, first_m, p.column + first_n, min(p.column + p.rows, epilogue.cols), epilogue, adjust);
 }
 
-#define MMA(name, T, LOADER)                                                                                  \
-  extern "C" __global__ void __launch_bounds__(256, RESIDENT) linear_mma_##name(                              \
-      const T* x, i64 ldx, const T* w, i64 ldw, CODES_PARAMETERS, i64 rows, i64 column, i64 depth, int block, \
-      int transform, float gain, const float* peaks, FINISH_PARAMETERS) {                                     \
-    mma_tile<T, LOADER>(x, ldx, w, ldw, CODES_ARGUMENTS, rows, column, depth, block, transform, gain, peaks,  \
-                       FINISH_ARGUMENTS);                                                                     \
+#define MMA(name, T, LOADER)                                     \
+  extern "C" __global__ void __launch_bounds__(256, RESIDENT)    \
+      linear_mma_##name(MmaParams_PARAMETERS) {   \
+    const MmaParams p = MmaParams_VALUES; \
+    mma_tile<T, LOADER>(p);                                      \
   }
 MMA(codes, f16, RunLoader)
 MMA(f16, f16, NoLoader)
 MMA(bf16, bf16, NoLoader)
 
-// parts[split, token, row] of 16 tokens x 128 rows a block; splits of k_each values of k.
-__device__ __forceinline__ void mma_few(const f16* x, i64 ldx, const Codes& codes, i64 rows, i64 tokens, i64 k_each,
-                                        int splits, i64 ld, float* parts) {
+// parts[split, token, row] of 16 tokens x 128 rows a block; splits of `each` values of k.
+extern "C" __global__ void __launch_bounds__(256) linear_mma_few(SplitKParams_PARAMETERS) {
+  const SplitKParams p = SplitKParams_VALUES;
   DYNAMIC_SHARED(f16, stages);
-  Few few(rows, BN, splits);
-  i64 begin = few.split * k_each, end = min(begin + k_each, codes.cols);
+  Place place(p.rows, BN, p.splits);
+  i64 begin = place.split * p.each, end = min(begin + p.each, p.codes.cols);
   Tiles<f16, RunLoader, 16, 1> product;
-  product.multiply(stages, x, tokens, ldx, few.group * 16, nullptr, 0, codes, rows, few.first_row, begin, end,
-                   codes.cols);
+  product.multiply(stages, static_cast<const f16*>(p.x), p.tokens, p.ldx, place.group * 16, nullptr, 0, p.codes, p.rows,
+                   place.first_row, begin, end, p.codes.cols);
   product.visit([&](int row, int col, float a, float b) {
-    i64 token = few.group * 16 + row, out = few.first_row + col;
-    if (token < tokens && out < rows) {  // ld is even: there is room for one more
+    i64 token = place.group * 16 + row, out = place.first_row + col;
+    if (token < p.tokens && out < p.rows) {  // ld is even: there is room for one more
       float two[2] = {a, b};
-      store<2>(parts + (few.split * tokens + token) * ld + out, two);
+      store<2>(p.parts + (place.split * p.tokens + token) * p.ld + out, two);
     }
   });
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-    linear_mma_few(const f16* x, i64 ldx, CODES_PARAMETERS, i64 rows, i64 tokens, i64 k_each, int splits, i64 ld,
-                   float* parts) {
-  mma_few(x, ldx, CODES_ARGUMENTS, rows, tokens, k_each, splits, ld, parts);
 }
 
 // --- many tokens: float
@@ -539,22 +524,20 @@ __device__ __forceinline__ void load_eight(const void* p, int type, int wide, i6
   }
 }
 
-// x_wide, w_wide: rows are multiples of 8 values and start at multiples of 16 bytes.
-extern "C" __global__ void __launch_bounds__(128)
-    linear_ffma(const void* x, int x_type, int x_wide, const void* w, int w_type, int w_wide, i64 ldw, i64 rows,
-                i64 column, i64 depth, float gain, FINISH_PARAMETERS) {
-  Finish finish FINISH_ARGUMENTS;
+extern "C" __global__ void __launch_bounds__(128) linear_ffma(FfmaParams_PARAMETERS) {
+  const FfmaParams p = FfmaParams_VALUES;
   __shared__ float4 storage[FM * FN / 4];
   float* memory = reinterpret_cast<float*>(storage);  // a tile of x and one of W, k by k; then the sums
   float* tile_x = memory;
   float* tile_w = memory + FK * PITCH;
+  i64 tokens = p.epilogue.tokens, rows = p.rows, depth = p.depth;
   i64 tiles_m = (tokens + FM - 1) / FM;
   i64 first_m = blockIdx.x % tiles_m * FM, first_n = blockIdx.x / tiles_m * FN;
   int row = threadIdx.x / 2, k0 = threadIdx.x % 2 * 8;
   int m0 = threadIdx.x / 16 * 8, n0 = threadIdx.x % 16 * 4;
   float sums[8][4] = {}, next_x[8], next_w[8];
-  load_eight(x, x_type, x_wide, first_m + row, tokens, k0, depth, depth, next_x);
-  load_eight(w, w_type, w_wide, first_n + row, rows, k0, depth, ldw, next_w);
+  load_eight(p.x, p.x_type, p.x_wide, first_m + row, tokens, k0, depth, depth, next_x);
+  load_eight(p.w, p.w_type, p.w_wide, first_n + row, rows, k0, depth, p.ldw, next_w);
   for (i64 k = 0; k < depth; k += FK) {
     __syncthreads();  // the tiles are free
 #pragma unroll
@@ -564,8 +547,8 @@ extern "C" __global__ void __launch_bounds__(128)
     }
     __syncthreads();
     if (k + FK < depth) {
-      load_eight(x, x_type, x_wide, first_m + row, tokens, k + FK + k0, depth, depth, next_x);
-      load_eight(w, w_type, w_wide, first_n + row, rows, k + FK + k0, depth, ldw, next_w);
+      load_eight(p.x, p.x_type, p.x_wide, first_m + row, tokens, k + FK + k0, depth, depth, next_x);
+      load_eight(p.w, p.w_type, p.w_wide, first_n + row, rows, k + FK + k0, depth, p.ldw, next_w);
     }
 #pragma unroll
     for (int i = 0; i < FK; ++i) {
@@ -588,10 +571,10 @@ extern "C" __global__ void __launch_bounds__(128)
     i64 token = first_m + at / FN, col = first_n + at % FN;
     if (token >= tokens || col >= rows) return;
 #pragma unroll
-    for (int n = 0; n < N; ++n) v[n] = gain * memory[at + n];
-    finish.emit(token, column + col, v);
+    for (int n = 0; n < N; ++n) v[n] = p.gain * memory[at + n];
+    store_results(p.epilogue, token, p.column + col, v);
   };
-  if (wide) {
+  if (p.epilogue.wide) {
     for (int i = threadIdx.x * 8; i < FM * FN; i += 8 * blockDim.x) {
       float v[8];
       write(v, i);

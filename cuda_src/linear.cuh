@@ -1,15 +1,16 @@
-// What the two sources of linear share: the end of a product, lines of activations under a transform, codes by whole
-// runs, and the products of tiles on tensor cores.
+// What the two sources of linear share: the epilogue, lines of activations under a transform, codes by whole runs, and
+// the products of tiles on tensor cores.
 #include "activations.cuh"
 #include "async_copy.cuh"
 #include "basis.cuh"
 #include "codes.cuh"
 #include "mma.cuh"
 #include "transforms.cuh"
+#include "epilogue_params.h"
 
 constexpr int RELU = 1, GELU = 2, GELU_TANH = 3, SILU = 4;
 
-// --- the end of a product
+// --- epilogue
 
 template <int N, class F>
 __device__ __forceinline__ void map_values(float (&v)[N], F f) {
@@ -17,47 +18,31 @@ __device__ __forceinline__ void map_values(float (&v)[N], F f) {
   for (int i = 0; i < N; ++i) v[i] = f(v[i]);
 }
 
-struct Finish {
-  const void* bias;
-  int bias_type, activation;
-  const void* residual;
-  int residual_type;
-  void* out;
-  int type;
-  i64 tokens, cols;
-  int wide;  // rows of 8 values start at a multiple of 16 bytes, all arrays
-
-  // out[token, col ...] of the sums v: N = 8 where rows are wide, else 1
-  template <int N>
-  __device__ __forceinline__ void emit(i64 token, i64 col, float (&v)[N]) const {
-    if (bias) {
-      float b[N];
-      load_any<N>(bias, bias_type, col, b);
+// out[token, col ...] of the sums v: N = 8 where rows are wide, else 1
+template <int N>
+__device__ __forceinline__ void store_results(const Epilogue& p, i64 token, i64 col, float (&v)[N]) {
+  if (p.bias) {
+    float b[N];
+    load_any<N>(p.bias, p.bias_type, col, b);
 #pragma unroll
-      for (int i = 0; i < N; ++i) v[i] += b[i];
-    }
-    if (activation == RELU) map_values(v, Relu());
-    if (activation == GELU) map_values(v, GeluErf());
-    if (activation == GELU_TANH) map_values(v, GeluTanh());
-    if (activation == SILU) map_values(v, Silu());
-    if (residual) {
-      float r[N];
-      load_any<N>(residual, residual_type, token * cols + col, r);
-#pragma unroll
-      for (int i = 0; i < N; ++i) v[i] += r[i];
-    }
-    store_any<N>(out, type, token * cols + col, v);
+    for (int i = 0; i < N; ++i) v[i] += b[i];
   }
-};
-#define FINISH_PARAMETERS                                                                                        \
-  const void *bias, int bias_type, int activation, const void *residual, int residual_type, void *out, int type, \
-      i64 tokens, i64 cols, int wide
-#define FINISH_ARGUMENTS \
-  { bias, bias_type, activation, residual, residual_type, out, type, tokens, cols, wide }
+  if (p.activation == RELU) map_values(v, Relu());
+  if (p.activation == GELU) map_values(v, GeluErf());
+  if (p.activation == GELU_TANH) map_values(v, GeluTanh());
+  if (p.activation == SILU) map_values(v, Silu());
+  if (p.residual) {
+    float r[N];
+    load_any<N>(p.residual, p.residual_type, token * p.cols + col, r);
+#pragma unroll
+    for (int i = 0; i < N; ++i) v[i] += r[i];
+  }
+  store_any<N>(p.out, p.type, token * p.cols + col, v);
+}
 
-// The power of two that brings a token of this largest value to 1 ... 4; 1 for 0, NaN and Inf.
-__device__ __forceinline__ float token_scale(float peak) {
-  int exponent = static_cast<int>(__float_as_uint(peak) >> 23 & 0xffu);
+// The power of two that brings a token of this largest absolute value to 1 ... 4; 1 for 0, NaN and Inf.
+__device__ __forceinline__ float token_scale(float absmax) {
+  int exponent = static_cast<int>(__float_as_uint(absmax) >> 23 & 0xffu);
   if (exponent == 0 || exponent == 255) return 1.0f;
   return __uint_as_float(static_cast<u32>(exponent < 253 ? exponent : 253) << 23);
 }
@@ -67,6 +52,23 @@ __device__ __forceinline__ float token_scale(float peak) {
 // Lines of B values in shared memory, transformed by 128 threads at once: 64 of B = 128, else 128.
 constexpr int TILE_FLOATS = 64 * 128;
 __device__ __forceinline__ int tile_lines(int block) { return block == 128 ? 64 : 128; }
+
+// 4 values of x, as float; zeros beyond it.
+__device__ __forceinline__ void load_activations(const Activations& x, i64 token, i64 col, float (&v)[4]) {
+#pragma unroll
+  for (int n = 0; n < 4; ++n) v[n] = 0.0f;
+  if (token >= x.tokens) return;
+  if (x.wide) {
+    if (col < x.cols) load_any<4>(x.data, x.type, token * x.cols + col, v);
+  } else {
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      float one[1] = {};
+      if (col + n < x.cols) load_any<1>(x.data, x.type, token * x.cols + col + n, one);
+      v[n] = one[0];
+    }
+  }
+}
 
 template <int B, bool TRANSPOSED>
 __device__ __forceinline__ void transform_lines(int transform, float* tile) {
@@ -348,22 +350,22 @@ struct Tiles {
 };
 
 // Sums of a tile in shared memory, (BN / block, 128, block) floats, to the columns first_n ... end - 1 of out, by 8
-// values or one by one; mend(token, col, v) makes results before the bias of them.
+// values or one by one; adjust(token, col, v) makes of them what the epilogue takes.
 __device__ __forceinline__ int sum_at(int block, int row, int col) {
   return col / block * (128 * block) + tile_at(block, row, col % block);
 }
 template <class F>
-__device__ __forceinline__ void finish_tile(const float* tile, int block, i64 first_m, i64 first_n, i64 end,
-                                            const Finish& finish, F mend) {
+__device__ __forceinline__ void store_tile(const float* tile, int block, i64 first_m, i64 first_n, i64 end,
+                                           const Epilogue& epilogue, F adjust) {
   auto write = [&](auto& v, int row, int col) {
     constexpr int N = sizeof v / sizeof v[0];
-    if (first_m + row >= finish.tokens || first_n + col >= end) return;
+    if (first_m + row >= epilogue.tokens || first_n + col >= end) return;
 #pragma unroll
     for (int n = 0; n < N; ++n) v[n] = tile[sum_at(block, row, col + n)];
-    mend(first_m + row, first_n + col, v);
-    finish.emit(first_m + row, first_n + col, v);
+    adjust(first_m + row, first_n + col, v);
+    store_results(epilogue, first_m + row, first_n + col, v);
   };
-  if (finish.wide) {
+  if (epilogue.wide) {
     for (int i = threadIdx.x; i < 128 * (BN / 8); i += blockDim.x) {
       float v[8];
       write(v, i / (BN / 8), i % (BN / 8) * 8);
@@ -376,7 +378,7 @@ __device__ __forceinline__ void finish_tile(const float* tile, int block, i64 fi
   }
 }
 
-// S of B rows, of sums as `finish_tile` takes them (up to transform_factor); 256 threads.
+// S of B rows, of sums as `store_tile` takes them (up to transform_factor); 256 threads.
 template <int B>
 __device__ __forceinline__ void transform_sums(int transform, float* tile) {
   constexpr int LINES = 128 * BN / B, EACH = 256 / LINE_THREADS<B>;

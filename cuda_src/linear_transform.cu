@@ -6,13 +6,13 @@
 //     f_J = phi x_J                            linear_transform_features, where there is a basis
 //     g_I = sum_J sum_k p_IJk q_k f_J          linear_transform_basis: 16 sums for a block of rows
 //     y_I = gain * (S sum_J C_IJ x^_J + psi g_I)
-// exactly (vectors: without S and psi; columns: x^ is x). The product with C, and the end of the second line:
+// exactly (vectors: without S and psi; columns: x^ is x). The product with C, and its epilogue:
 //   linear_transform_codes    dense and grid codes, f16 x^: unpacked to f16 tiles in shared memory, tensor cores
 //   linear_transform_entries  the same of sparse codes: a tile is laid out from bitmaps and entries
 //   linear_transform_dense    dense and grid codes, float x^: unpacked to float tiles, FMA
 //   linear_transform_sparse   sparse codes, float x^: entries as (value, 16-bit offset) in shared memory, FMA for what is
 //                             kept and nothing else
-// linear_transform_bitmap makes bitmaps of delta positions; linear_transform_finish is the end where k was split.
+// linear_transform_bitmap makes bitmaps of delta positions; linear_transform_epilogue ends it where k was split.
 //
 // Arrays     x: (tokens, in), out and residual: (tokens, out), row-major; bias: (out). x^: f16 (tokens, K), or float
 //            (groups of 128 tokens, K, 128). phi, psi: float (B, 16), the last functions 0. f: float (groups, K / B, 16,
@@ -22,7 +22,7 @@
 //            32. sparse: a warp 16 rows, a lane 4 tokens, 64 sums in registers, k in steps of 32.
 //            inputs: a thread has a line of B values of a token. features, basis: a thread a token. bitmap: a warp a row.
 // Launch     Products: grid (tiles of tokens * tiles of outputs * splits of k); the others in strides of the grid.
-// Shared     Products and finish: 64 KB. inputs, features: 32 KB.
+// Shared     Products and epilogue: 64 KB. inputs, features: 32 KB.
 // Bytes      x^ and the codes once for every 128 x 128 tile, each code byte by one warp; parts, if k was split, 8 bytes a
 //            result and split; bitmaps of delta positions 1 bit a weight, written and read; f and g 64 bytes a token and
 //            block, f read once for 4 blocks of rows.
@@ -33,53 +33,42 @@
 // Sources: Xia et al. 2023, "Flash-LLM", and Fan et al. 2025, "SpInfer": sparse in memory, dense on tensor cores, positions
 // as bitmaps; Gale et al. 2020, "Sparse GPU kernels for deep learning" (Sputnik): rows of entries by FMA.
 #include "linear.cuh"
+#include "linear_transform_params.h"
 
 constexpr int GROUP = 128;     // tokens of a tile
 constexpr int FUNCTIONS = 16;  // of a coordinate, that the basis is made of
 constexpr int STEP = 32;       // values of k of a step in float
 constexpr int BASIS_ROWS = 4;  // blocks of rows of a thread of linear_transform_basis
 
-// --- what is made of x
+// --- activation prologue
 
 // `lines` tokens from `first` on of the block column that begins at column `start`; zeros beyond x.
-__device__ __forceinline__ void load_lines(const void* x, int x_type, int wide, i64 tokens, i64 cols, i64 first,
-                                           int lines, i64 start, int block, float* tile) {
+__device__ __forceinline__ void load_lines(const Activations& x, i64 first, int lines, i64 start, int block,
+                                           float* tile) {
   int quads = block / 4;
   for (int i = threadIdx.x; i < lines * quads; i += blockDim.x) {
     int line = i / quads, k = i % quads * 4;
-    i64 token = first + line, col = start + k;
-    float v[4] = {};
-    if (token < tokens) {
-      if (wide) {
-        if (col < cols) load_any<4>(x, x_type, token * cols + col, v);
-      } else {
-#pragma unroll
-        for (int n = 0; n < 4; ++n) {
-          float one[1] = {};
-          if (col + n < cols) load_any<1>(x, x_type, token * cols + col + n, one);
-          v[n] = one[0];
-        }
-      }
-    }
+    float v[4];
+    load_activations(x, first + line, start + k, v);
     store<4>(tile + tile_at(block, line, k), v);
   }
 }
 
 // x^, float (groups, padded, 128); zeros beyond x.
 extern "C" __global__ void __launch_bounds__(128, 2)
-    linear_transform_inputs(const void* x, int x_type, int wide, i64 tokens, i64 cols, i64 padded, int block,
-                            int transform, float* out) {
+    linear_transform_inputs(TransformInputsParams_PARAMETERS) {
+  const TransformInputsParams p = TransformInputsParams_VALUES;
   __shared__ float4 storage[TILE_FLOATS / 4];
   float* tile = reinterpret_cast<float*>(storage);
-  int lines = tile_lines(block);
-  i64 blocks = padded / block, count = (tokens + GROUP - 1) / GROUP * (GROUP / lines) * blocks;
-  float factor = transform_factor(transform, block);
+  int block = p.block, lines = tile_lines(block);
+  i64 blocks = p.padded / block, count = (p.x.tokens + GROUP - 1) / GROUP * (GROUP / lines) * blocks;
+  float factor = transform_factor(p.transform, block);
   for (i64 w = blockIdx.x; w < count; w += gridDim.x) {
     i64 first = w / blocks * lines, start = w % blocks * block;
-    load_lines(x, x_type, wide, tokens, cols, first, lines, start, block, tile);
+    load_lines(p.x, first, lines, start, block, tile);
     __syncthreads();
-    transform_lines<true>(block, transform, tile);
-    float* to = out + (first / GROUP * padded + start) * GROUP + first % GROUP;
+    transform_lines<true>(block, p.transform, tile);
+    float* to = p.out + (first / GROUP * p.padded + start) * GROUP + first % GROUP;
     for (int i = threadIdx.x; i < lines * block; i += blockDim.x) {  // a warp writes 128 bytes
       int line = i % lines, k = i / lines;
       to[k * GROUP + line] = factor * tile[tile_at(block, line, k)];
@@ -90,25 +79,25 @@ extern "C" __global__ void __launch_bounds__(128, 2)
 
 // f = phi x_J, float (groups, blocks, 16, 128).
 extern "C" __global__ void __launch_bounds__(128)
-    linear_transform_features(const void* x, int x_type, int wide, i64 tokens, i64 cols, i64 blocks, int block,
-                              const float* functions, float* out) {
+    linear_transform_features(TransformFeaturesParams_PARAMETERS) {
+  const TransformFeaturesParams p = TransformFeaturesParams_VALUES;
   __shared__ float4 storage[TILE_FLOATS / 4];
   float* tile = reinterpret_cast<float*>(storage);
-  int lines = tile_lines(block), line = threadIdx.x % lines, parts = blockDim.x / lines;
-  i64 count = (tokens + GROUP - 1) / GROUP * (GROUP / lines) * blocks;
+  int block = p.block, lines = tile_lines(block), line = threadIdx.x % lines, parts = blockDim.x / lines;
+  i64 blocks = p.blocks, count = (p.x.tokens + GROUP - 1) / GROUP * (GROUP / lines) * blocks;
   for (i64 w = blockIdx.x; w < count; w += gridDim.x) {
     i64 first = w / blocks * lines, j = w % blocks;
-    load_lines(x, x_type, wide, tokens, cols, first, lines, j * block, block, tile);
+    load_lines(p.x, first, lines, j * block, block, tile);
     __syncthreads();
     for (int f = threadIdx.x / lines * 8; f < FUNCTIONS; f += 8 * parts) {
       float sum[8] = {};
       for (int c = 0; c < block; ++c) {
         float phi[8], v = tile[tile_at(block, line, c)];
-        load<8>(functions + c * FUNCTIONS + f, phi);
+        load<8>(p.functions + c * FUNCTIONS + f, phi);
 #pragma unroll
         for (int i = 0; i < 8; ++i) sum[i] = fmaf(phi[i], v, sum[i]);
       }
-      float* to = out + ((first / GROUP * blocks + j) * FUNCTIONS + f) * GROUP + first % GROUP + line;
+      float* to = p.out + ((first / GROUP * blocks + j) * FUNCTIONS + f) * GROUP + first % GROUP + line;
 #pragma unroll
       for (int i = 0; i < 8; ++i) to[i * GROUP] = sum[i];
     }
@@ -118,33 +107,33 @@ extern "C" __global__ void __launch_bounds__(128)
 
 // g_I of BASIS_ROWS blocks of rows a thread. The functions of a coordinate t are 1, t^2, cos(pi t), cos(2 pi t), then
 // those of d.
-extern "C" __global__ void __launch_bounds__(128)
-    linear_transform_basis(const float* features, const f16* basis, i64 tokens, i64 row_blocks, i64 blocks,
-                           float* sums) {
+extern "C" __global__ void __launch_bounds__(128) linear_transform_basis(BasisParams_PARAMETERS) {
+  const BasisParams p = BasisParams_VALUES;
+  i64 row_blocks = p.row_blocks, blocks = p.blocks, tokens = p.tokens;
   i64 pieces = (row_blocks + BASIS_ROWS - 1) / BASIS_ROWS, count = (tokens + GROUP - 1) / GROUP * pieces;
   for (i64 w = blockIdx.x; w < count; w += gridDim.x) {
     i64 group = w / pieces, top = w % pieces * BASIS_ROWS, token = group * GROUP + threadIdx.x;
     float g[BASIS_ROWS][FUNCTIONS] = {};
     for (i64 j = 0; j < blocks; ++j) {
-      const float* from = features + (group * blocks + j) * (FUNCTIONS * GROUP) + threadIdx.x;
+      const float* from = p.features + (group * blocks + j) * (FUNCTIONS * GROUP) + threadIdx.x;
       float f[FUNCTIONS];
 #pragma unroll
       for (int i = 0; i < FUNCTIONS; ++i) f[i] = from[i * GROUP];
 #pragma unroll
       for (int r = 0; r < BASIS_ROWS; ++r) {
-        float p[8];
-        load<8>(basis + (min(top + r, row_blocks - 1) * blocks + j) * 8, p);
-        g[r][0] = fmaf(p[0], f[0], fmaf(p[2], f[1], fmaf(p[3], f[2], fmaf(p[5], f[3], g[r][0]))));
-        g[r][1] = fmaf(p[2], f[0], g[r][1]);
-        g[r][2] = fmaf(p[4], f[0], fmaf(p[7], f[2], g[r][2]));
-        g[r][3] = fmaf(p[6], f[0], g[r][3]);
+        float q[8];
+        load<8>(p.basis + (min(top + r, row_blocks - 1) * blocks + j) * 8, q);
+        g[r][0] = fmaf(q[0], f[0], fmaf(q[2], f[1], fmaf(q[3], f[2], fmaf(q[5], f[3], g[r][0]))));
+        g[r][1] = fmaf(q[2], f[0], g[r][1]);
+        g[r][2] = fmaf(q[4], f[0], fmaf(q[7], f[2], g[r][2]));
+        g[r][3] = fmaf(q[6], f[0], g[r][3]);
 #pragma unroll
-        for (int i = 4; i < FUNCTIONS; ++i) g[r][i] = fmaf(p[1], f[i], g[r][i]);
+        for (int i = 4; i < FUNCTIONS; ++i) g[r][i] = fmaf(q[1], f[i], g[r][i]);
       }
     }
 #pragma unroll
     for (int r = 0; r < BASIS_ROWS; ++r) {
-      if (token < tokens && top + r < row_blocks) store(sums + (token * row_blocks + top + r) * FUNCTIONS, g[r]);
+      if (token < tokens && top + r < row_blocks) store(p.sums + (token * row_blocks + top + r) * FUNCTIONS, g[r]);
     }
   }
 }
@@ -152,18 +141,18 @@ extern "C" __global__ void __launch_bounds__(128)
 // --- positions
 
 // Bitmaps (rows, cols / 32) of delta positions.
-extern "C" __global__ void __launch_bounds__(256)
-    linear_transform_bitmap(const unsigned char* index, const i64* row_start, i64 rows, i64 cols, u32* words) {
+extern "C" __global__ void __launch_bounds__(256) linear_transform_bitmap(BitmapParams_PARAMETERS) {
+  const BitmapParams p = BitmapParams_VALUES;
   int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
-  for (i64 row = static_cast<i64>(blockIdx.x) * warps + threadIdx.x / WARP; row < rows;
+  for (i64 row = static_cast<i64>(blockIdx.x) * warps + threadIdx.x / WARP; row < p.rows;
        row += static_cast<i64>(gridDim.x) * warps) {
-    u32* own = words + row * (cols / 32);
-    for (i64 i = lane; i < cols / 32; i += WARP) own[i] = 0;
+    u32* own = p.words + row * (p.cols / 32);
+    for (i64 i = lane; i < p.cols / 32; i += WARP) own[i] = 0;
     __syncwarp();
-    i64 begin = row_start[row], end = row_start[row + 1], before = -1;
+    i64 begin = p.row_start[row], end = p.row_start[row + 1], before = -1;
     for (i64 first = begin; first < end; first += WARP) {
       i64 e = first + lane;
-      int step = warp_prefix(e < end ? index[e] + 1 : 0);
+      int step = warp_prefix(e < end ? p.index[e] + 1 : 0);
       i64 column = before + step;
       if (e < end) atomicAdd(own + column / 32, 1u << (column % 32));  // each bit once
       before += __shfl_sync(ALL_LANES, step, WARP - 1);
@@ -217,63 +206,45 @@ struct EntryLoader {
   }
 };
 
-// --- the end
+// --- epilogue
 
-struct Ending {
-  int block, transform;
-  float gain;
-  const float* peaks;  // of tokens that are scaled, or whose zeros were skipped; or null
-  int scaled;
-  const f16* basis;  // or null
-  const float* sums;        // g, or of vectors the features of linear_features
-  const float* functions;   // psi; null of vectors
-  i64 blocks, row_blocks;
-  Finish finish;
-
-  // What a tile in shared memory becomes, rows first_n on of W
-  __device__ __forceinline__ void write(float* tile, i64 first_m, i64 first_n) const {
-    transform_sums(block, transform, tile);
-    float factor = gain * transform_factor(transform, block);
-    auto mend = [&](i64 token, i64 col, auto& v) {
-      constexpr int N = sizeof v / sizeof v[0];
-      float peak = peaks ? peaks[token] : 0.0f, all = scaled ? factor * token_scale(peak) : factor;
-#pragma unroll
-      for (int n = 0; n < N; ++n) v[n] = fmaf(all, v[n], 0.0f * peak);
-      if (basis) add_basis(token, col, v);
-    };
-    finish_tile(tile, block, first_m, first_n, finish.cols, finish, mend);
-  }
-  template <int N>
-  __device__ __forceinline__ void add_basis(i64 token, i64 col, float (&v)[N]) const {
-    if (!functions) {
-#pragma unroll 1
-      for (int n = 0; n < N; ++n) {
-        float sum = gain * basis_product(basis, sums, token, col + n, blocks, block, 0);
-#pragma unroll
-        for (int m = 0; m < N; ++m) v[m] += m == n ? sum : 0.0f;
-      }
-      return;
-    }
-    float g[FUNCTIONS];
-    load(sums + (token * row_blocks + col / block) * FUNCTIONS, g);
+template <int N>
+__device__ __forceinline__ void add_basis(const TransformEpilogue& p, i64 token, i64 col, float (&v)[N]) {
+  if (!p.functions) {
 #pragma unroll 1
     for (int n = 0; n < N; ++n) {
-      float psi[FUNCTIONS], sum = 0.0f;
-      load(functions + (col % block + n) * FUNCTIONS, psi);
+      float sum = p.gain * basis_product(p.basis, p.sums, token, col + n, p.blocks, p.block, 0);
 #pragma unroll
-      for (int f = 0; f < FUNCTIONS; ++f) sum = fmaf(psi[f], g[f], sum);
-#pragma unroll
-      for (int m = 0; m < N; ++m) v[m] += m == n ? gain * sum : 0.0f;
+      for (int m = 0; m < N; ++m) v[m] += m == n ? sum : 0.0f;
     }
+    return;
   }
-};
-#define ENDING_PARAMETERS                                                                                          \
-  int block, int transform, float gain, const float *peaks, int scaled, const f16 *basis, const float *basis_sums, \
-      const float *functions, i64 blocks, i64 row_blocks, FINISH_PARAMETERS
-#define ENDING_ARGUMENTS                                                                                      \
-  {                                                                                                           \
-    block, transform, gain, peaks, scaled, basis, basis_sums, functions, blocks, row_blocks, FINISH_ARGUMENTS \
+  float g[FUNCTIONS];
+  load(p.sums + (token * p.row_blocks + col / p.block) * FUNCTIONS, g);
+#pragma unroll 1
+  for (int n = 0; n < N; ++n) {
+    float psi[FUNCTIONS], sum = 0.0f;
+    load(p.functions + (col % p.block + n) * FUNCTIONS, psi);
+#pragma unroll
+    for (int f = 0; f < FUNCTIONS; ++f) sum = fmaf(psi[f], g[f], sum);
+#pragma unroll
+    for (int m = 0; m < N; ++m) v[m] += m == n ? p.gain * sum : 0.0f;
   }
+}
+
+// The results of a tile of sums in shared memory, rows first_n on of W.
+__device__ __forceinline__ void transform_store(const TransformEpilogue& p, float* tile, i64 first_m, i64 first_n) {
+  transform_sums(p.block, p.transform, tile);
+  float factor = p.gain * transform_factor(p.transform, p.block);
+  auto adjust = [&](i64 token, i64 col, auto& v) {
+    constexpr int N = sizeof v / sizeof v[0];
+    float absmax = p.absmax ? p.absmax[token] : 0.0f, all = p.scaled ? factor * token_scale(absmax) : factor;
+#pragma unroll
+    for (int n = 0; n < N; ++n) v[n] = fmaf(all, v[n], 0.0f * absmax);
+    if (p.basis) add_basis(p, token, col, v);
+  };
+  store_tile(tile, p.block, first_m, first_n, p.epilogue.cols, p.epilogue, adjust);
+}
 
 // The tile of a block of threads: 128 tokens, 128 rows of W, k from begin to end.
 struct Place {
@@ -290,70 +261,66 @@ struct Place {
   }
 };
 
-// The sums of a tile: to the end, or, where k was split, to parts.
-__device__ __forceinline__ void end_tile(float* tile, const Place& place, i64 rows, i64 ld, float* parts,
-                                         const Ending& ending) {
-  if (!parts) {
-    ending.write(tile, place.first_m, place.first_n);
+// The sums of a tile: to the results, or, where k was split, to parts.
+__device__ __forceinline__ void end_tile(const TransformMatmulParams& p, float* tile, const Place& place) {
+  if (!p.parts) {
+    transform_store(p.epilogue, tile, place.first_m, place.first_n);
     return;
   }
-  i64 tokens = ending.finish.tokens;
+  i64 tokens = p.epilogue.epilogue.tokens;
   for (int i = threadIdx.x; i < GROUP * (BN / 4); i += blockDim.x) {
     int row = i / (BN / 4), col = i % (BN / 4) * 4;
     float v[4];
-    load<4>(tile + sum_at(ending.block, row, col), v);
+    load<4>(tile + sum_at(p.epilogue.block, row, col), v);
     i64 token = place.first_m + row, at = place.first_n + col;  // ld and rows are multiples of 4, or rows end in ld
-    if (token < tokens && at < ld) store<4>(parts + (place.split * tokens + token) * ld + at, v);
+    if (token < tokens && at < p.ld) store<4>(p.parts + (place.split * tokens + token) * p.ld + at, v);
   }
 }
 
-__device__ __forceinline__ void sum_parts(const float* parts, int splits, i64 ld, const Ending& ending) {
+extern "C" __global__ void __launch_bounds__(256)
+    linear_transform_epilogue(TransformSumParams_PARAMETERS) {
+  const TransformSumParams p = TransformSumParams_VALUES;
   DYNAMIC_SHARED(float, tile);
-  i64 tokens = ending.finish.tokens;
-  Place place(tokens, ld, 0, 0);
+  i64 tokens = p.epilogue.epilogue.tokens;
+  Place place(tokens, p.ld, 0, 0);
   for (int i = threadIdx.x; i < GROUP * (BN / 4); i += blockDim.x) {
     int row = i / (BN / 4), col = i % (BN / 4) * 4;
     float sum[4] = {};
     i64 token = place.first_m + row, at = place.first_n + col;
-    if (token < tokens && at < ld) {
-      for (int s = 0; s < splits; ++s) {
+    if (token < tokens && at < p.ld) {
+      for (int s = 0; s < p.splits; ++s) {
         float v[4];
-        load<4>(parts + (s * tokens + token) * ld + at, v);
+        load<4>(p.parts + (s * tokens + token) * p.ld + at, v);
 #pragma unroll
         for (int n = 0; n < 4; ++n) sum[n] += v[n];
       }
     }
-    store<4>(tile + sum_at(ending.block, row, col), sum);
+    store<4>(tile + sum_at(p.epilogue.block, row, col), sum);
   }
   __syncthreads();
-  ending.write(tile, place.first_m, place.first_n);
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-    linear_transform_finish(const float* parts, int splits, i64 ld, ENDING_PARAMETERS) {
-  sum_parts(parts, splits, ld, ENDING_ARGUMENTS);
+  transform_store(p.epilogue, tile, place.first_m, place.first_n);
 }
 
 // --- products of f16
 
 template <class LOADER>
-__device__ __forceinline__ void product_f16(const f16* x, const Codes& codes, i64 rows, i64 k_each, i64 ld,
-                                            float* parts, const Ending& ending) {
+__device__ __forceinline__ void product_f16(const TransformMatmulParams& p) {
   DYNAMIC_SHARED(unsigned char, memory);
   float* tile = reinterpret_cast<float*>(memory);
-  Place place(ending.finish.tokens, rows, codes.cols, k_each);
+  i64 tokens = p.epilogue.epilogue.tokens;
+  Place place(tokens, p.rows, p.codes.cols, p.k_each);
   {
     Tiles<f16, LOADER, GROUP, 2> product;
-    product.multiply(reinterpret_cast<f16*>(memory), x, ending.finish.tokens, codes.cols, place.first_m, nullptr, 0,
-                     codes, rows, place.first_n, place.begin, place.end, codes.cols);
+    product.multiply(reinterpret_cast<f16*>(memory), static_cast<const f16*>(p.x), tokens, p.codes.cols, place.first_m,
+                     nullptr, 0, p.codes, p.rows, place.first_n, place.begin, place.end, p.codes.cols);
     __syncthreads();  // the stages are free
     product.visit([&](int row, int col, float a, float b) {
       float two[2] = {a, b};
-      store<2>(tile + sum_at(ending.block, row, col), two);
+      store<2>(tile + sum_at(p.epilogue.block, row, col), two);
     });
   }
   __syncthreads();
-  end_tile(tile, place, rows, ld, parts, ending);
+  end_tile(p, tile, place);
 }
 
 // --- products of float
@@ -389,11 +356,13 @@ struct QuadLoader {
   }
 };
 
-__device__ __forceinline__ void product_dense(const float* x, const Codes& codes, i64 rows, i64 k_each, i64 ld,
-                                              float* parts, const Ending& ending) {
+__device__ __forceinline__ void product_dense(const TransformMatmulParams& p) {
+  const float* x = static_cast<const float*>(p.x);
+  const Codes& codes = p.codes;
+  i64 rows = p.rows;
   DYNAMIC_SHARED(float, memory);
   constexpr int A = STEP * GROUP, STAGE = A + STEP * BN;
-  Place place(ending.finish.tokens, rows, codes.cols, k_each);
+  Place place(p.epilogue.epilogue.tokens, rows, codes.cols, p.k_each);
   int m0 = threadIdx.x / 16 * 4, n0 = threadIdx.x % 16 * 4;  // and 64 on
   float sums[8][8] = {};
   {
@@ -433,20 +402,22 @@ __device__ __forceinline__ void product_dense(const float* x, const Codes& codes
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       float four[4] = {sums[m][4 * h], sums[m][4 * h + 1], sums[m][4 * h + 2], sums[m][4 * h + 3]};
-      store<4>(memory + sum_at(ending.block, m / 4 * 64 + m0 + m % 4, h * 64 + n0), four);
+      store<4>(memory + sum_at(p.epilogue.block, m / 4 * 64 + m0 + m % 4, h * 64 + n0), four);
     }
   }
   __syncthreads();
-  end_tile(memory, place, rows, ld, parts, ending);
+  end_tile(p, memory, place);
 }
 
 // A warp multiplies its 16 rows: entries (value, offset of the column in the tile of x^) two by two.
-__device__ __forceinline__ void product_sparse(const float* x, const Codes& codes, i64 rows, i64 k_each, i64 ld,
-                                               float* parts, const Ending& ending) {
+__device__ __forceinline__ void product_sparse(const TransformMatmulParams& p) {
+  const float* x = static_cast<const float*>(p.x);
+  const Codes& codes = p.codes;
+  i64 rows = p.rows;
   DYNAMIC_SHARED(float, memory);
   constexpr int A = STEP * GROUP, ROWS = 16;
   int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-  Place place(ending.finish.tokens, rows, codes.cols, k_each);
+  Place place(p.epilogue.epilogue.tokens, rows, codes.cols, p.k_each);
   uint2* list = reinterpret_cast<uint2*>(memory + 2 * A) + warp * (ROWS * STEP);
   i64 row = place.first_n + warp * ROWS + lane % ROWS;  // that the lane knows the place in
   i64 entry = first_entry(codes, row, rows, place.begin);
@@ -493,18 +464,19 @@ __device__ __forceinline__ void product_sparse(const float* x, const Codes& code
 #pragma unroll
   for (int r = 0; r < ROWS; ++r) {
 #pragma unroll
-    for (int t = 0; t < 4; ++t) memory[sum_at(ending.block, lane * 4 + t, warp * ROWS + r)] = sums[r][t];
+    for (int t = 0; t < 4; ++t) memory[sum_at(p.epilogue.block, lane * 4 + t, warp * ROWS + r)] = sums[r][t];
   }
   __syncthreads();
-  end_tile(memory, place, rows, ld, parts, ending);
+  end_tile(p, memory, place);
 }
 
-#define PRODUCT(name, T, call, ...)                                                                                \
-  extern "C" __global__ void __launch_bounds__(__VA_ARGS__) linear_transform_##name(                                  \
-      const T* x, CODES_PARAMETERS, i64 rows, i64 k_each, i64 ld, float* parts, ENDING_PARAMETERS) {          \
-    call(x, CODES_ARGUMENTS, rows, k_each, ld, parts, ENDING_ARGUMENTS);                                      \
+#define PRODUCT(name, call, ...)                                                 \
+  extern "C" __global__ void __launch_bounds__(__VA_ARGS__)                      \
+      linear_transform_##name(TransformMatmulParams_PARAMETERS) { \
+    const TransformMatmulParams p = TransformMatmulParams_VALUES; \
+    call(p);                                                                     \
   }
-PRODUCT(codes, f16, product_f16<RunLoader>, 256)
-PRODUCT(entries, f16, product_f16<EntryLoader>, 256, RESIDENT)
-PRODUCT(dense, float, product_dense, 256)
-PRODUCT(sparse, float, product_sparse, 256, RESIDENT)
+PRODUCT(codes, product_f16<RunLoader>, 256)
+PRODUCT(entries, product_f16<EntryLoader>, 256, RESIDENT)
+PRODUCT(dense, product_dense, 256)
+PRODUCT(sparse, product_sparse, 256, RESIDENT)

@@ -10,24 +10,26 @@
 // Accuracy   float: 8 sums of every eighth token, added in the order of the warps. That order depends on nothing but
 //            the length, so a sequence has the same bits in every batch, padded or packed.
 #include "vector_io.cuh"
+#include "mean_pool_params.h"
 
 constexpr int WARPS = 8;
 
 template <class T, int VEC>
-__device__ __forceinline__ void mean_pool(const T* x, i64 seq, const i64* lengths, const i64* cu_seqlens, void* out,
-                                          int out_type, i64 batch, i64 cols) {
+__device__ __forceinline__ void mean_pool(const MeanPoolParams& p) {
+  const T* x = static_cast<const T*>(p.x);
+  i64 seq = p.seq, cols = p.cols;
   __shared__ float sums[WARPS][VEC][WARP];
   int lane = threadIdx.x, warp = threadIdx.y;
   i64 groups = (cols + WARP * VEC - 1) / (WARP * VEC);
-  for (i64 unit = blockIdx.x; unit < batch * groups; unit += gridDim.x) {
+  for (i64 unit = blockIdx.x; unit < p.batch * groups; unit += gridDim.x) {
     i64 b = unit / groups;
     i64 col = (unit % groups * WARP + lane) * VEC;
     i64 first = b * seq, count = seq;
-    if (cu_seqlens) {
-      first = cu_seqlens[b];
-      count = cu_seqlens[b + 1] - first;
-    } else if (lengths) {
-      count = lengths[b] < seq ? lengths[b] : seq;
+    if (p.cu_seqlens) {
+      first = p.cu_seqlens[b];
+      count = p.cu_seqlens[b + 1] - first;
+    } else if (p.lengths) {
+      count = p.lengths[b] < seq ? p.lengths[b] : seq;
     }
     float sum[VEC];
 #pragma unroll
@@ -50,17 +52,16 @@ __device__ __forceinline__ void mean_pool(const T* x, i64 seq, const i64* length
         for (int w = 1; w < WARPS; ++w) sum[i] += sums[w][i][lane];
         sum[i] = count > 0 ? sum[i] / static_cast<float>(count) : 0.0f;
       }
-      store_any<VEC>(out, out_type, b * cols + col, sum);
+      store_any<VEC>(p.out, p.out_type, b * cols + col, sum);
     }
     __syncthreads();  // `sums` is free again
   }
 }
 
-#define ENTRY(name, T, VEC)                                                                                       \
-  extern "C" __global__ void __launch_bounds__(256)                                                               \
-      name(const T* x, i64 seq, const i64* lengths, const i64* cu_seqlens, void* out, int out_type, i64 batch,    \
-           i64 cols) {                                                                                            \
-    mean_pool<T, VEC>(x, seq, lengths, cu_seqlens, out, out_type, batch, cols);                                   \
+#define ENTRY(name, T, VEC)                                                                    \
+  extern "C" __global__ void __launch_bounds__(256) name(MeanPoolParams_PARAMETERS) {          \
+    const MeanPoolParams p = MeanPoolParams_VALUES;                                            \
+    mean_pool<T, VEC>(p);                                                                      \
   }
 #define ENTRIES(type, T)                        \
   ENTRY(mean_pool_##type, T, VECTOR<T>)         \

@@ -1,4 +1,4 @@
-// y[r,c] = s[r,c] / sqrt(mean_c(s[r]^2) + eps) * weight[c], s = x + residual; residual_out = s.
+// y[r,c] = s[r,c] / sqrt(mean_c(s[r]^2) + p.eps) * weight[c], s = x + residual; residual_out = s.
 //
 // Arrays     x, residual, out, residual_out: (rows, cols) T, row-major; residual and residual_out may be null; out
 //            and residual_out may be x or residual: a thread reads an element for the last time before it writes it.
@@ -15,16 +15,16 @@
 // Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization".
 #include "reduce.cuh"
 #include "rows.cuh"
+#include "norm_params.h"
 
-template <int VEC, class T>
-__device__ __forceinline__ void write(T* out, T* residual_out, const void* weight, int weight_type, i64 start, i64 col,
-                                      float factor, const float (&s)[VEC]) {
+template <class T, int VEC>
+__device__ __forceinline__ void write(const NormParams& p, i64 start, i64 col, float factor, const float (&s)[VEC]) {
   float gain[VEC], y[VEC];
-  load_vector<VEC, T>(weight, weight_type, col, gain);
+  load_vector<VEC, T>(p.weight, p.weight_type, col, gain);
 #pragma unroll
   for (int i = 0; i < VEC; ++i) y[i] = s[i] * factor * gain[i];
-  if (residual_out) store<VEC>(residual_out + start + col, s);
-  store<VEC>(out + start + col, y);
+  if (p.residual_out) store<VEC>(static_cast<T*>(p.residual_out) + start + col, s);
+  store<VEC>(static_cast<T*>(p.out) + start + col, y);
 }
 
 template <int VEC, int CHUNKS>
@@ -39,8 +39,10 @@ __device__ __forceinline__ float squares(const float (&s)[CHUNKS][VEC]) {
 }
 
 template <class T, int VEC, int CHUNKS>
-__device__ __forceinline__ void rms_norm_rows(const T* x, const T* residual, T* out, T* residual_out,
-                                              const void* weight, int weight_type, i64 rows, i64 cols, float eps) {
+__device__ __forceinline__ void rms_norm_rows(const NormParams& p) {
+  const T* x = static_cast<const T*>(p.x);
+  const T* residual = static_cast<const T*>(p.residual);
+  i64 rows = p.rows, cols = p.cols;
   int team = blockDim.x;
   for (i64 first = static_cast<i64>(blockIdx.x) * blockDim.y; first < rows;
        first += static_cast<i64>(gridDim.x) * blockDim.y) {
@@ -50,18 +52,20 @@ __device__ __forceinline__ void rms_norm_rows(const T* x, const T* residual, T* 
     float s[CHUNKS][VEC];
     load_row<VEC>(x, residual, start, end, s);
     float sum = team_sum(squares(s), team);
-    float factor = 1.0f / sqrtf(sum / static_cast<float>(cols) + eps);
+    float factor = 1.0f / sqrtf(sum / static_cast<float>(cols) + p.eps);
 #pragma unroll
     for (int k = 0; k < CHUNKS; ++k) {
       int col = (k * team + threadIdx.x) * VEC;
-      if (col < end) write<VEC>(out, residual_out, weight, weight_type, start, col, factor, s[k]);
+      if (col < end) write<T>(p, start, col, factor, s[k]);
     }
   }
 }
 
 template <class T, int VEC, int CHUNKS>
-__device__ __forceinline__ void rms_norm_long(const T* x, const T* residual, T* out, T* residual_out,
-                                              const void* weight, int weight_type, i64 rows, i64 cols, float eps) {
+__device__ __forceinline__ void rms_norm_long(const NormParams& p) {
+  const T* x = static_cast<const T*>(p.x);
+  const T* residual = static_cast<const T*>(p.residual);
+  i64 rows = p.rows, cols = p.cols;
   int team = blockDim.x, step = team * VEC * CHUNKS;
   for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
     i64 start = row * cols;
@@ -72,25 +76,24 @@ __device__ __forceinline__ void rms_norm_long(const T* x, const T* residual, T* 
       total.add(squares(s));
     }
     float sum = team_sum(total.value(), team);
-    float factor = 1.0f / sqrtf(sum / static_cast<float>(cols) + eps);
+    float factor = 1.0f / sqrtf(sum / static_cast<float>(cols) + p.eps);
     for (i64 first = 0; first < cols; first += step) {
       int end = columns_left(first, cols, step);
       load_row<VEC>(x, residual, start + first, end, s);
 #pragma unroll
       for (int k = 0; k < CHUNKS; ++k) {
         int col = (k * team + threadIdx.x) * VEC;
-        if (col < end) write<VEC>(out, residual_out, weight, weight_type, start, first + col, factor, s[k]);
+        if (col < end) write<T>(p, start, first + col, factor, s[k]);
       }
     }
   }
 }
 
 // The names are explained in softmax.cu.
-#define ENTRY(name, body, threads, T, VEC, CHUNKS)                                                            \
-  extern "C" __global__ void __launch_bounds__(threads, 1)                                                     \
-      name(const T* x, const T* residual, T* out, T* residual_out, const void* weight, int weight_type, i64 rows, \
-           i64 cols, float eps) {                                                                             \
-    body<T, VEC, CHUNKS>(x, residual, out, residual_out, weight, weight_type, rows, cols, eps);               \
+#define ENTRY(name, body, threads, T, VEC, CHUNKS)                                                                 \
+  extern "C" __global__ void __launch_bounds__(threads, 1) name(NormParams_PARAMETERS) { \
+    const NormParams p = NormParams_VALUES; \
+    body<T, VEC, CHUNKS>(p);                                                                           \
   }
 #define ENTRIES(type, T)                                                           \
   ENTRY(rms_norm_##type##_8, rms_norm_rows, 1024, T, VECTOR<T>, 8 / VECTOR<T>)     \

@@ -12,10 +12,10 @@
 #include "activations.cuh"
 #include "elementwise.cuh"
 
-#define ENTRY(name, T, VEC)                                                                                       \
-  extern "C" __global__ void __launch_bounds__(256)                                                               \
-      name(const T* x, const void* bias, int bias_type, T* out, i64 count, i64 cols, u64 factor, int shift) {     \
-    map_elements<T, VEC>(x, bias, bias_type, out, count, cols, {factor, shift}, Silu());                          \
+#define ENTRY(name, T, VEC)                                                                            \
+  extern "C" __global__ void __launch_bounds__(256) name(ElementwiseParams_PARAMETERS) { \
+    const ElementwiseParams p = ElementwiseParams_VALUES; \
+    map_elements<T, VEC>(p, Silu());                                                                                  \
   }
 #define ENTRIES(type, T)                   \
   ENTRY(silu_##type, T, VECTOR<T>)         \

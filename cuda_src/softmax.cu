@@ -14,6 +14,7 @@
 // Source: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax" (the long rows).
 #include "reduce.cuh"
 #include "vector_io.cuh"
+#include "softmax_params.h"
 
 // How `mask` is read; as rbe_gpu/gpu/softmax.py passes it.
 constexpr int MASK_NONE = 0;
@@ -22,54 +23,48 @@ constexpr int MASK_KEEP = 2;        // bytes, any strides
 constexpr int MASK_ADDED_ROWS = 3;  // float, rows contiguous and aligned to 16 bytes
 constexpr int MASK_KEEP_ROWS = 4;   // bytes, rows contiguous and aligned to 8 bytes
 
-struct Mask {
-  const void* data;
-  int kind;
-  i64 row_stride, col_stride;
-
-  // s += mask, or s = -inf where hidden, for VEC columns from (row, col) on
-  template <int VEC>
-  __device__ __forceinline__ void apply(i64 row, i64 col, float (&s)[VEC]) const {
-    if (kind == MASK_NONE) return;
-    i64 at = row * row_stride + col * col_stride;
-    if (VEC > 1 && kind == MASK_ADDED_ROWS) {
-      float m[VEC];
-      load<VEC>(static_cast<const float*>(data) + at, m);
+// s += mask, or s = -inf where hidden, for VEC columns from (row, col) on
+template <int VEC>
+__device__ __forceinline__ void apply_mask(const SoftmaxParams& p, i64 row, i64 col, float (&s)[VEC]) {
+  if (p.mask_kind == MASK_NONE) return;
+  i64 at = row * p.mask_row_stride + col * p.mask_col_stride;
+  if (VEC > 1 && p.mask_kind == MASK_ADDED_ROWS) {
+    float m[VEC];
+    load<VEC>(static_cast<const float*>(p.mask) + at, m);
 #pragma unroll
-      for (int i = 0; i < VEC; ++i) s[i] += m[i];
-    } else if (VEC > 1 && kind == MASK_KEEP_ROWS) {
-      u32 bytes[VEC / 4 + 1];
+    for (int i = 0; i < VEC; ++i) s[i] += m[i];
+  } else if (VEC > 1 && p.mask_kind == MASK_KEEP_ROWS) {
+    u32 bytes[VEC / 4 + 1];
 #pragma unroll
-      for (int i = 0; i < VEC / 4; ++i) {
-        bytes[i] = *reinterpret_cast<const u32*>(static_cast<const unsigned char*>(data) + at + 4 * i);
-      }
+    for (int i = 0; i < VEC / 4; ++i) {
+      bytes[i] = *reinterpret_cast<const u32*>(static_cast<const unsigned char*>(p.mask) + at + 4 * i);
+    }
 #pragma unroll
-      for (int i = 0; i < VEC; ++i) s[i] = bytes[i / 4] >> (8 * (i % 4)) & 0xffu ? s[i] : MINUS_INF;
-    } else if (kind == MASK_ADDED || kind == MASK_ADDED_ROWS) {
+    for (int i = 0; i < VEC; ++i) s[i] = bytes[i / 4] >> (8 * (i % 4)) & 0xffu ? s[i] : MINUS_INF;
+  } else if (p.mask_kind == MASK_ADDED || p.mask_kind == MASK_ADDED_ROWS) {
 #pragma unroll
-      for (int i = 0; i < VEC; ++i) s[i] += static_cast<const float*>(data)[at + i * col_stride];
-    } else {
+    for (int i = 0; i < VEC; ++i) s[i] += static_cast<const float*>(p.mask)[at + i * p.mask_col_stride];
+  } else {
 #pragma unroll
-      for (int i = 0; i < VEC; ++i) {
-        s[i] = static_cast<const unsigned char*>(data)[at + i * col_stride] ? s[i] : MINUS_INF;
-      }
+    for (int i = 0; i < VEC; ++i) {
+      s[i] = static_cast<const unsigned char*>(p.mask)[at + i * p.mask_col_stride] ? s[i] : MINUS_INF;
     }
   }
-};
+}
 
 // The thread's scores of the row from column `first` on, -inf beyond its end.
-template <int VEC, int CHUNKS, class T>
-__device__ __forceinline__ void load_scores(const T* x, i64 row, i64 first, i64 cols, i64 end, float scale,
-                                            const Mask& mask, float (&s)[VEC * CHUNKS]) {
+template <class T, int VEC, int CHUNKS>
+__device__ __forceinline__ void load_scores(const SoftmaxParams& p, i64 row, i64 first, i64 end,
+                                            float (&s)[VEC * CHUNKS]) {
 #pragma unroll
   for (int k = 0; k < CHUNKS; ++k) {
     i64 col = first + static_cast<i64>(k * blockDim.x + threadIdx.x) * VEC;
     float chunk[VEC];
     if (col < end) {
-      load<VEC>(x + row * cols + col, chunk);
+      load<VEC>(static_cast<const T*>(p.x) + row * p.cols + col, chunk);
 #pragma unroll
-      for (int i = 0; i < VEC; ++i) chunk[i] *= scale;
-      mask.apply<VEC>(row, col, chunk);
+      for (int i = 0; i < VEC; ++i) chunk[i] *= p.scale;
+      apply_mask<VEC>(p, row, col, chunk);
     } else {
 #pragma unroll
       for (int i = 0; i < VEC; ++i) chunk[i] = MINUS_INF;
@@ -92,15 +87,16 @@ __device__ __forceinline__ void store_row(T* row, i64 first, i64 end, const floa
 }
 
 template <class T, int VEC, int CHUNKS>
-__device__ __forceinline__ void softmax_rows(const T* x, T* out, i64 rows, i64 cols, float scale, Mask mask) {
+__device__ __forceinline__ void softmax_rows(const SoftmaxParams& p) {
+  i64 cols = p.cols;
   constexpr int ITEMS = VEC * CHUNKS;
   int team = blockDim.x;
-  for (i64 first = static_cast<i64>(blockIdx.x) * blockDim.y; first < rows;
+  for (i64 first = static_cast<i64>(blockIdx.x) * blockDim.y; first < p.rows;
        first += static_cast<i64>(gridDim.x) * blockDim.y) {
     i64 row = first + threadIdx.y;
-    i64 end = row < rows ? cols : 0;  // a team without a row takes part in the reductions only
+    i64 end = row < p.rows ? cols : 0;  // a team without a row takes part in the reductions only
     float s[ITEMS];
-    load_scores<VEC, CHUNKS>(x, row, 0, cols, end, scale, mask, s);
+    load_scores<T, VEC, CHUNKS>(p, row, 0, end, s);
     float top = s[0];
 #pragma unroll
     for (int i = 1; i < ITEMS; ++i) top = fmaxf(top, s[i]);
@@ -116,21 +112,22 @@ __device__ __forceinline__ void softmax_rows(const T* x, T* out, i64 rows, i64 c
     float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) s[i] *= inverse;
-    store_row<VEC, CHUNKS>(out + row * cols, 0, end, s);
+    store_row<VEC, CHUNKS>(static_cast<T*>(p.out) + row * cols, 0, end, s);
   }
 }
 
 template <class T, int VEC, int CHUNKS>
-__device__ __forceinline__ void softmax_long(const T* x, T* out, i64 rows, i64 cols, float scale, Mask mask) {
+__device__ __forceinline__ void softmax_long(const SoftmaxParams& p) {
+  i64 cols = p.cols;
   constexpr int ITEMS = VEC * CHUNKS;
   i64 step = static_cast<i64>(blockDim.x) * ITEMS;
-  for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
+  for (i64 row = blockIdx.x; row < p.rows; row += gridDim.x) {
     float base = 0.0f;  // of the exponentials in `sum`; 0 until a score is above -inf
     bool seen = false;
     LongSum sum;
     float s[ITEMS];
     for (i64 first = 0; first < cols; first += step) {
-      load_scores<VEC, CHUNKS>(x, row, first, cols, cols, scale, mask, s);
+      load_scores<T, VEC, CHUNKS>(p, row, first, cols, s);
       float top = s[0];
 #pragma unroll
       for (int i = 1; i < ITEMS; ++i) top = fmaxf(top, s[i]);
@@ -149,10 +146,10 @@ __device__ __forceinline__ void softmax_long(const T* x, T* out, i64 rows, i64 c
     float total = team_sum(seen ? sum.value() * expf(base - row_base) : sum.value(), blockDim.x);
     float inverse = total == 0.0f ? 0.0f : 1.0f / total;
     for (i64 first = 0; first < cols; first += step) {
-      load_scores<VEC, CHUNKS>(x, row, first, cols, cols, scale, mask, s);
+      load_scores<T, VEC, CHUNKS>(p, row, first, cols, s);
 #pragma unroll
       for (int i = 0; i < ITEMS; ++i) s[i] = expf(s[i] - row_base) * inverse;
-      store_row<VEC, CHUNKS>(out + row * cols, first, cols, s);
+      store_row<VEC, CHUNKS>(static_cast<T*>(p.out) + row * cols, first, cols, s);
     }
   }
 }
@@ -160,11 +157,10 @@ __device__ __forceinline__ void softmax_long(const T* x, T* out, i64 rows, i64 c
 // softmax_<type>_<items>: rows in registers, up to `items` scores a thread; _single: element by element, for
 // rows that are not aligned to 16 bytes; _long: rows of any length. Bounds of one block: without the 1 ptxas spills
 // a few registers to fit another block.
-#define ENTRY(name, body, threads, T, VEC, CHUNKS)                                                          \
-  extern "C" __global__ void __launch_bounds__(threads, 1)                                                   \
-      name(const T* x, T* out, i64 rows, i64 cols, float scale, const void* mask, int mask_kind, i64 mask_row, \
-           i64 mask_col) {                                                                                  \
-    body<T, VEC, CHUNKS>(x, out, rows, cols, scale, {mask, mask_kind, mask_row, mask_col});                 \
+#define ENTRY(name, body, threads, T, VEC, CHUNKS)                                                                    \
+  extern "C" __global__ void __launch_bounds__(threads, 1) name(SoftmaxParams_PARAMETERS) { \
+    const SoftmaxParams p = SoftmaxParams_VALUES; \
+    body<T, VEC, CHUNKS>(p);                                                                              \
   }
 #define ENTRIES(type, T)                                                          \
   ENTRY(softmax_##type##_8, softmax_rows, 1024, T, VECTOR<T>, 8 / VECTOR<T>)      \

@@ -13,34 +13,33 @@
 #include "elementwise.cuh"
 
 template <class T, int VEC>
-__device__ __forceinline__ void swiglu(const T* x, const void* bias, int bias_type, T* out, i64 count, i64 cols,
-                                       Divider by_cols) {
-  for (i64 chunk = first_chunk(); chunk * VEC < count; chunk += chunk_stride()) {
-    i64 row = by_cols.quotient(chunk);
-    i64 col = chunk * VEC - row * cols;
-    const T* gates = x + 2 * row * cols + col;
+__device__ __forceinline__ void swiglu(const ElementwiseParams& p) {
+  for (i64 chunk = first_chunk(); chunk * VEC < p.count; chunk += chunk_stride()) {
+    i64 row = quotient(chunk, p.by_cols);
+    i64 col = chunk * VEC - row * p.cols;
+    const T* gates = static_cast<const T*>(p.x) + 2 * row * p.cols + col;
     float gate[VEC], up[VEC];
     load<VEC>(gates, gate);
-    load<VEC>(gates + cols, up);
-    if (bias) {
+    load<VEC>(gates + p.cols, up);
+    if (p.bias) {
       float b[VEC];
-      load_vector<VEC, T>(bias, bias_type, col, b);
+      load_vector<VEC, T>(p.bias, p.bias_type, col, b);
 #pragma unroll
       for (int i = 0; i < VEC; ++i) gate[i] += b[i];
-      load_vector<VEC, T>(bias, bias_type, cols + col, b);
+      load_vector<VEC, T>(p.bias, p.bias_type, p.cols + col, b);
 #pragma unroll
       for (int i = 0; i < VEC; ++i) up[i] += b[i];
     }
 #pragma unroll
     for (int i = 0; i < VEC; ++i) up[i] *= Silu()(gate[i]);
-    store<VEC>(out + chunk * VEC, up);
+    store<VEC>(static_cast<T*>(p.out) + chunk * VEC, up);
   }
 }
 
-#define ENTRY(name, T, VEC)                                                                                       \
-  extern "C" __global__ void __launch_bounds__(256)                                                               \
-      name(const T* x, const void* bias, int bias_type, T* out, i64 count, i64 cols, u64 factor, int shift) {     \
-    swiglu<T, VEC>(x, bias, bias_type, out, count, cols, {factor, shift});                                        \
+#define ENTRY(name, T, VEC)                                                                            \
+  extern "C" __global__ void __launch_bounds__(256) name(ElementwiseParams_PARAMETERS) { \
+    const ElementwiseParams p = ElementwiseParams_VALUES; \
+    swiglu<T, VEC>(p);                                                                                  \
   }
 #define ENTRIES(type, T)                     \
   ENTRY(swiglu_##type, T, VECTOR<T>)         \

@@ -29,27 +29,27 @@ PARTS = ("self.query", "self.key", "self.value", "output.dense")
 # q, k, v and the heads are rounded before the result is: all that together is as much again
 LAYER_LIMITS = {dtype: limit if dtype == F32 else 2 * limit for dtype, limit in LIMITS.items()}
 
-_CODES = 11  # CODES_PARAMETERS
-#: Kernels that transform, by how their names begin: the side, and where their `transform` stands.
+_MATMULS = [f"linear_transform_{name}" for name in ("codes", "entries", "dense", "sparse")]
+#: Kernels that transform, by the side.
 TRANSFORMS = {
-    "linear_inputs": ("in", 7),
-    "linear_transform_inputs": ("in", 7),
-    "linear_finish": ("out", 5),
-    "linear_mma_codes": ("out", 8 + _CODES),
-    "linear_transform_finish": ("out", 4),
-    **{f"linear_transform_{n}": ("out", 6 + _CODES) for n in ("codes", "entries", "dense", "sparse")},
+    "linear_inputs": "in",
+    "linear_transform_inputs": "in",
+    "linear_epilogue": "out",
+    "linear_mma_codes": "out",
+    "linear_transform_epilogue": "out",
+    **dict.fromkeys(_MATMULS, "out"),
 }
-_PARTS_AT = 4 + _CODES  # of the last four: the sums that `finish` transforms, where k is split
 
 
 def transforms_of(launches: list[Launch]) -> dict[str, int]:
     """How many input and output transforms of activations launches make."""
     counts = {"in": 0, "out": 0}
     for launch in launches:
-        side, place = TRANSFORMS.get(launch.entry, ("", 0))
-        split = place == 6 + _CODES and launch.args[_PARTS_AT] is not None
-        if side and not split:
-            counts[side] += int(launch.args[place] != decode.TRANSFORM["none"])
+        side, params = TRANSFORMS.get(launch.entry), launch.params
+        if side is None or (launch.entry in _MATMULS and params["parts"] is not None):
+            continue  # where k is split, the epilogue transforms the sums
+        field = "epilogue.transform" if launch.op == "linear_transform" and side == "out" else "transform"
+        counts[side] += int(params[field] != decode.TRANSFORM["none"])
     return counts
 
 

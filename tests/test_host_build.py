@@ -15,7 +15,6 @@ import pytest
 from rbe_gpu import reference, registry
 from rbe_gpu.gpu import _launch, _source, layer_norm, silu, softmax
 from rbe_gpu.gpu._elements import divider
-from rbe_gpu.gpu._launch import Launch
 from rbe_gpu.registry import relative_error
 
 from . import real
@@ -44,7 +43,7 @@ def launch(
     lib: Library, entry: str, threads: int | tuple[int, int, int], *args: Any, shared: int = 0, **order: bool
 ) -> None:
     block = (threads, 1, 1) if isinstance(threads, int) else threads
-    lib.launch(Launch("test", entry, (1, 1, 1), block, args, shared), **order)
+    lib.run(entry, (1, 1, 1), block, *args, shared=shared, **order)
 
 
 def kernel(body: str, parameters: str = "float* out") -> Library:
@@ -107,8 +106,7 @@ def test_blocks_and_their_threads(reverse: bool) -> None:
       out[block * blockDim.x * blockDim.y * blockDim.z + thread] += static_cast<float>(block * 1000 + thread);
     """
     out = np.zeros((24, 30), np.float32)
-    args = Launch("test", "test", (2, 3, 4), (5, 3, 2), (out,))
-    kernel(body).launch(args, reverse)
+    kernel(body).run("test", (2, 3, 4), (5, 3, 2), out, reverse=reverse)
     np.testing.assert_array_equal(out, 1000 * np.arange(24)[:, None] + np.arange(30))
 
 
@@ -122,7 +120,7 @@ def test_shared_memory_starts_as_nan() -> None:
       fixed[threadIdx.x] = dynamic[threadIdx.x] = 1.0f;
     """
     out = np.zeros((3, 32, 2), np.float32)
-    kernel(body).launch(Launch("test", "test", (3, 1, 1), (32, 1, 1), (out,), 128))
+    kernel(body).run("test", (3, 1, 1), (32, 1, 1), out, shared=128)
     assert np.isnan(out).all()
 
 
@@ -139,8 +137,8 @@ def test_grid_is_gone_through_in_strides() -> None:
     for rows, cols in ((65, 384), (7, 5), (3, 5000), (3, 40_000)):
         x = scores(rows, cols)
         one, many = np.full_like(x, np.nan), np.full_like(x, np.nan)
-        HostExecutor()((softmax.plan(x, 1.0, None, many),))
-        HostExecutor()((replace(softmax.plan(x, 1.0, None, one), grid=(1, 1, 1)),))
+        HostExecutor()(softmax.launches(x, 1.0, None, many))
+        HostExecutor()((replace(softmax.launches(x, 1.0, None, one)[0], grid=(1, 1, 1)),))
         np.testing.assert_array_equal(one, many)
         assert relative_error(many, reference.softmax(x)) <= 1e-6
 
@@ -206,7 +204,7 @@ def test_division_by_a_product(divisor: int) -> None:
     n |= {k * divisor + d for k in (1, 2, 12345) for d in (-1, 0, 1)}
     x = np.array(sorted(v for v in n if 0 <= v < 2**63), np.int64)
     out = np.zeros_like(x)
-    launch(compiled(FRAGMENTS), "divide", 1, x, out, np.int64(x.size), *divider(divisor))
+    launch(compiled(FRAGMENTS), "divide", 1, x, out, np.int64(x.size), *divider(divisor).values)
     np.testing.assert_array_equal(out, [int(v) // divisor for v in x])
 
 
@@ -359,7 +357,7 @@ def test_arguments_are_checked(args: tuple[Any, ...], message: str) -> None:
 
 
 def test_unknown_kernel() -> None:
-    with pytest.raises(KernelError, match=r"test\.cu has no kernel other"):
+    with pytest.raises(KernelError, match=r"there is no kernel other"):
         launch(kernel("out[0] = 1.0f;"), "other", 1, np.zeros(1, np.float32))
 
 
@@ -382,7 +380,8 @@ LAST_BARRIER = "  __syncthreads();  // `partial` is free again\n"
 def softmax_error(code: str, cols: int, reverse: bool) -> float:
     x = scores(3, cols)
     out = np.full_like(x, np.nan)
-    Library(build.build(code)).launch(softmax.plan(x, 1.0, None, out), reverse)
+    (launch,) = softmax.launches(x, 1.0, None, out)
+    Library(build.build(code)).launch(launch, reverse)
     return relative_error(out, reference.softmax(x))
 
 
@@ -420,9 +419,9 @@ def test_conditional_barrier_is_caught() -> None:
 def test_misaligned_rows_are_caught() -> None:
     """A launch that takes rows for aligned which are not."""
     x = scores(1, 385)[0, 1:].reshape(1, 384)
-    plan = replace(softmax.plan(x, 1.0, None, np.empty((1, 384), np.float32)), entry="softmax_f32_16")
+    (launch,) = softmax.launches(x, 1.0, None, np.empty((1, 384), np.float32))
     with pytest.raises(KernelError, match="misaligned access of 16 bytes"):
-        library("softmax").launch(plan)
+        library("softmax").launch(replace(launch, entry="softmax_f32_16"))
 
 
 OFF_BY_ONE = {

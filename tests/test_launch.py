@@ -23,6 +23,7 @@ from rbe_gpu.gpu import _launch, _load, _source
 from rbe_gpu.gpu._elements import divider
 from rbe_gpu.gpu._launch import MAX_GRID, Launch
 from rbe_gpu.gpu._rows import share_rows
+from rbe_gpu.gpu._struct import Struct
 
 from .host.executor import KernelError, library
 from .host.virtual import virtual
@@ -34,12 +35,18 @@ BIG = 2**31
 DTYPES = pytest.mark.parametrize("dtype", registry.DTYPES.values(), ids=registry.DTYPES)
 
 
-def plan(op: str) -> Callable[..., Any]:
-    return import_module(f"rbe_gpu.gpu.{op}").plan
+def launch_for(op: str) -> Callable[..., Launch]:
+    """The one launch of an op's arguments."""
+
+    def only(*args: Any) -> Launch:
+        (launch,) = import_module(f"rbe_gpu.gpu.{op}").launches(*args)
+        return launch
+
+    return only
 
 
 def softmax(shape: tuple[int, int], dtype: Any = np.float32, offset: int = 0, mask: Any = None) -> Launch:
-    return plan("softmax")(virtual(shape, dtype, offset), 0.5, mask, virtual(shape, dtype))
+    return launch_for("softmax")(virtual(shape, dtype, offset), 0.5, mask, virtual(shape, dtype))
 
 
 def norm(op: str, shape: tuple[int, int], dtype: Any = np.float32, offset: int = 0, **given: Any) -> Launch:
@@ -51,35 +58,35 @@ def norm(op: str, shape: tuple[int, int], dtype: Any = np.float32, offset: int =
     } | given
     bias = () if op == "rms_norm" else (arrays["bias"],)
     x, out = virtual(shape, dtype, offset), virtual(shape, dtype)
-    return plan(op)(x, arrays["weight"], *bias, 1e-5, arrays["residual"], out, arrays["residual_out"])
+    return launch_for(op)(x, arrays["weight"], *bias, 1e-5, arrays["residual"], out, arrays["residual_out"])
 
 
-#: A plan of every op: of an array of a shape and a dtype that starts `offset` elements behind an aligned address.
-PLANS: dict[str, Callable[..., Launch]] = {
+#: A launch of every op: of an array of a shape and a dtype that starts `offset` elements behind an aligned address.
+LAUNCHES: dict[str, Callable[..., Launch]] = {
     "softmax": softmax,
     "layer_norm": lambda shape, dtype, offset=0: norm(
         "layer_norm", shape, dtype, offset, bias=virtual(shape[1:])
     ),
     "rms_norm": lambda shape, dtype, offset=0: norm("rms_norm", shape, dtype, offset),
-    "gelu": lambda shape, dtype, offset=0: plan("gelu")(
+    "gelu": lambda shape, dtype, offset=0: launch_for("gelu")(
         virtual(shape, dtype, offset), virtual(shape[1:], dtype), "none", virtual(shape, dtype)
     ),
-    "silu": lambda shape, dtype, offset=0: plan("silu")(
+    "silu": lambda shape, dtype, offset=0: launch_for("silu")(
         virtual(shape, dtype, offset), None, virtual(shape, dtype)
     ),
-    "swiglu": lambda shape, dtype, offset=0: plan("swiglu")(
+    "swiglu": lambda shape, dtype, offset=0: launch_for("swiglu")(
         virtual((shape[0], 2 * shape[1]), dtype, offset), None, virtual(shape, dtype)
     ),
-    "dropout": lambda shape, dtype, offset=0: plan("dropout")(
+    "dropout": lambda shape, dtype, offset=0: launch_for("dropout")(
         virtual((prod(shape),), dtype, offset), 0.5, 3, 2**64 - 1, None, virtual((prod(shape),), dtype)
     ),
-    "add": lambda shape, dtype, offset=0: plan("add")(
+    "add": lambda shape, dtype, offset=0: launch_for("add")(
         virtual((prod(shape),), dtype, offset), virtual((prod(shape),), dtype), virtual((prod(shape),), dtype)
     ),
-    "l2_normalize": lambda shape, dtype, offset=0: plan("l2_normalize")(
+    "l2_normalize": lambda shape, dtype, offset=0: launch_for("l2_normalize")(
         virtual(shape, dtype, offset), 1e-12, virtual(shape, dtype)
     ),
-    "mean_pool": lambda shape, dtype, offset=0: plan("mean_pool")(
+    "mean_pool": lambda shape, dtype, offset=0: launch_for("mean_pool")(
         virtual((shape[0], 3, shape[1]), dtype, offset), None, None, virtual(shape, np.float32)
     ),
 }
@@ -133,35 +140,34 @@ def test_launcher_has_the_signature_of_the_cpu(op: str) -> None:
     assert list(inspect.signature(getattr(module, op)).parameters) == names
 
 
-@pytest.mark.parametrize("op", PLANS)
+@pytest.mark.parametrize("op", LAUNCHES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @DTYPES
 def test_launch_fits_its_kernel(op: str, shape: tuple[int, int], dtype: np.dtype) -> None:
     """The kernel exists, takes these arguments and that many threads; sizes of 2^31 and more arrive whole."""
-    launch = PLANS[op](shape, dtype)
+    launch = LAUNCHES[op](shape, dtype)
     library(op).check(launch)
     assert prod(launch.block) % 32 == 0
-    sizes = [int(a) for a in launch.args if isinstance(a, np.int64)]
     if op in ("softmax", "layer_norm", "rms_norm", "l2_normalize"):
-        assert sizes[:2] == list(shape)
+        assert (launch.params["rows"], launch.params["cols"]) == shape
     elif op == "mean_pool":
-        assert sizes == [3, *shape]
+        assert (launch.params["seq"], launch.params["batch"], launch.params["cols"]) == (3, *shape)
     else:
-        assert sizes[0] == prod(shape)
+        assert launch.params["count"] == prod(shape)
 
 
-@pytest.mark.parametrize("op", PLANS)
+@pytest.mark.parametrize("op", LAUNCHES)
 def test_every_kernel_is_used(op: str) -> None:
     """By some shape, type and alignment; and no other kernel is asked for."""
     launches = [
-        PLANS[op](shape, dtype, offset)
+        LAUNCHES[op](shape, dtype, offset)
         for shape in SHAPES
         for dtype in registry.DTYPES.values()
         for offset in (0, 1)
     ]
     if op == "gelu":
         x = [virtual((4, 64), dtype, offset) for dtype in registry.DTYPES.values() for offset in (0, 1)]
-        launches += [plan("gelu")(a, None, "tanh", a) for a in x]
+        launches += [launch_for("gelu")(a, None, "tanh", a) for a in x]
     assert {launch.entry for launch in launches} == set(library(op).index)
 
 
@@ -220,7 +226,7 @@ def test_gains_of_any_type() -> None:
     entries = ("layer_norm_f16_8", "layer_norm_f16_8", "layer_norm_f16_single_8")
     for code, (dtype, entry) in enumerate(zip(registry.DTYPES.values(), entries, strict=True)):
         launch = norm("layer_norm", (4, 64), np.float16, weight=virtual((64,), dtype), bias=virtual((64,)))
-        assert (launch.args[5], launch.args[7]) == (code, 0)
+        assert (launch.params["weight_type"], launch.params["bias_type"]) == (code, 0)
         assert launch.entry == entry
 
 
@@ -243,7 +249,8 @@ def test_gains_of_any_type() -> None:
 )
 def test_mask_of_softmax(mask: Any, kind: int, strides: tuple[int, int]) -> None:
     launch = softmax((4, 64), mask=mask)
-    assert (int(launch.args[6]), tuple(map(int, launch.args[7:]))) == (kind, strides)
+    assert launch.params["mask_kind"] == kind
+    assert (launch.params["mask_row_stride"], launch.params["mask_col_stride"]) == strides
     library("softmax").check(launch)
 
 
@@ -251,7 +258,7 @@ def test_mask_over_two_gigabytes() -> None:
     shape = (BIG, 64)
     mask = virtual((64, BIG)).T
     launch = softmax(shape, mask=mask)
-    assert tuple(map(int, launch.args[7:])) == (1, BIG)
+    assert (launch.params["mask_row_stride"], launch.params["mask_col_stride"]) == (1, BIG)
 
 
 # --- elements -----------------------------------------------------------------------------------------
@@ -264,7 +271,7 @@ def test_divider_is_exact() -> None:
         rng.randrange(1, 2**40) for _ in range(500)
     }
     for d in divisors:
-        factor, shift = (int(v) for v in divider(d))
+        factor, shift = (int(divider(d)[field]) for field in ("factor", "shift"))
         tops = (2**63 - 1, (2**63 - 1) // d * d, (2**63 - 1) // d * d - 1)
         for n in {0, 1, d - 1, d, d + 1, *tops, *(rng.randrange(2**63) for _ in range(20))}:
             assert (n if not factor else n * factor >> 64 >> shift) == n // d
@@ -274,7 +281,7 @@ def test_divider_is_exact() -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_grid_of_elements(op: str, shape: tuple[int, int]) -> None:
     """A thread for every chunk, as far as a grid goes."""
-    launch = PLANS[op](shape, np.dtype(np.float16))
+    launch = LAUNCHES[op](shape, np.dtype(np.float16))
     chunk = 1 if "_single" in launch.entry else 8
     assert launch.grid == (min(-(-prod(shape) // (256 * chunk)), BIG - 1), 1, 1)
 
@@ -282,34 +289,32 @@ def test_grid_of_elements(op: str, shape: tuple[int, int]) -> None:
 def test_rows_of_elements() -> None:
     """Chunks are whole parts of rows only where rows matter: with a bias, and in swiglu."""
     x, bias = virtual((4, 33)), virtual((33,))
-    silu = plan("silu")
+    silu = launch_for("silu")
     assert silu(x, None, x).entry == "silu_f32"
     assert silu(x, bias, x).entry == "silu_f32_single"
     assert silu(virtual((4, 32)), virtual((32,)), virtual((4, 32))).entry == "silu_f32"
-    assert [int(v) for v in silu(x, bias, x).args[6:]] == [int(v) for v in divider(33)]
-    assert [int(v) for v in silu(virtual((4, 32)), virtual((32,)), virtual((4, 32))).args[6:]] == [1 << 63, 2]
-    assert plan("swiglu")(virtual((4, 66)), None, x).entry == "swiglu_f32_single"
-    assert plan("swiglu")(virtual((4, 64)), None, virtual((4, 32))).entry == "swiglu_f32"
-    assert plan("gelu")(x, None, "tanh", x).entry == "gelu_f32_tanh"
+    params = silu(x, bias, x).params
+    assert (params["by_cols.factor"], params["by_cols.shift"]) == divider(33).values
+    params = silu(virtual((4, 32)), virtual((32,)), virtual((4, 32))).params
+    assert (params["by_cols.factor"], params["by_cols.shift"]) == (1 << 63, 2)
+    assert launch_for("swiglu")(virtual((4, 66)), None, x).entry == "swiglu_f32_single"
+    assert launch_for("swiglu")(virtual((4, 64)), None, virtual((4, 32))).entry == "swiglu_f32"
+    assert launch_for("gelu")(x, None, "tanh", x).entry == "gelu_f32_tanh"
 
 
 @pytest.mark.parametrize(("p", "threshold", "factor"), [(0.0, 0, 1.0), (0.5, 2**31, 2.0), (1.0, 2**32, 0.0)])
 def test_threshold_of_dropout(p: float, threshold: int, factor: float) -> None:
     x = virtual((8,))
-    args = plan("dropout")(x, p, 2**64 - 1, 2**64 - 2, None, x).args
-    assert [int(args[4]), float(args[5]), int(args[6]), int(args[7])] == [
-        threshold,
-        factor,
-        2**64 - 1,
-        2**64 - 2,
-    ]
+    params = launch_for("dropout")(x, p, 2**64 - 1, 2**64 - 2, None, x).params
+    assert (params["threshold"], params["factor"]) == (threshold, factor)
+    assert (params["seed"], params["offset"]) == (2**64 - 1, 2**64 - 2)
 
 
 # --- the loader ---------------------------------------------------------------------------------------
 
 
 def headers(text: str) -> list[str]:
-    return re.findall(r'#include "(\w+\.cuh)"', text)
+    return re.findall(r'#include "(\w+\.(?:cuh|h))"', text)
 
 
 @pytest.mark.parametrize("op", SOURCES)
@@ -376,6 +381,8 @@ class Pointer:
 class Array:
     """What the loader knows of a cupy.ndarray."""
 
+    dtype = np.dtype(np.float32)
+
     def __init__(self, device: int = 0) -> None:
         self.data = Pointer(4096, device)
 
@@ -439,8 +446,12 @@ def _installed(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake
     _load._module.cache_clear()
 
 
+THREE_FIELDS = Struct("ThreeFields", x="const void*", bias="const void*", count="i64")
+
+
 def launch_of(entry: str = "softmax_f32_8", device: int = 0, shared: int = 0, op: str = "softmax") -> Launch:
-    return Launch(op, entry, (2, 1, 1), (32, 1, 1), (Array(device), None, np.int64(3)), shared)
+    params = THREE_FIELDS.fill(x=Array(device), bias=None, count=3)
+    return Launch(op, entry, (2, 1, 1), (32, 1, 1), params, shared)
 
 
 def test_kernels_are_compiled_once_and_launched_in_order(cupy: FakeCupy) -> None:
@@ -451,14 +462,8 @@ def test_kernels_are_compiled_once_and_launched_in_order(cupy: FakeCupy) -> None
     _, _, grid, block, args, shared = cupy.calls[0]
     assert (grid, block, shared) == ((2, 1, 1), (32, 1, 1), 0)
     assert isinstance(args[0], Array)
-
-
-def test_no_array_is_a_null_pointer(cupy: FakeCupy) -> None:
-    """CuPy would take None for no parameter at all."""
-    _launch.run(launch_of())
-    null = cupy.calls[0][4][1]
-    assert isinstance(null, np.uint64)
-    assert null == 0
+    assert args[1:] == (np.uint64(0), np.int64(3))  # CuPy would take None for no parameter at all
+    assert isinstance(args[1], np.uint64)
 
 
 @pytest.mark.usefixtures("cupy")
@@ -505,5 +510,5 @@ def test_new_gpus_are_taken(capability: str, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_launch_that_does_not_fit_is_refused_on_the_host() -> None:
     launch = softmax((4, 64))
-    with pytest.raises(KernelError, match="takes 9 arguments"):
-        library("softmax").check(replace(launch, args=launch.args[:-1]))
+    with pytest.raises(KernelError, match="takes 9 arguments, got 3"):
+        library("softmax").check(replace(launch, params=launch_of().params))

@@ -15,6 +15,7 @@ from rbe_gpu import reference, registry
 from rbe_gpu.gpu import _launch, _source
 from rbe_gpu.gpu import attention as launcher
 from rbe_gpu.gpu._launch import Launch
+from rbe_gpu.gpu._params import ATTENTION
 from rbe_gpu.registry import relative_error
 
 from . import real
@@ -39,7 +40,7 @@ def planned(
     kv_heads: int | None = None,
     **given: Any,
 ) -> Launch:
-    """The plan for q of `shape`, and k and v to go with it."""
+    """The launch for q of `shape`, and k and v to go with it."""
     batch, seq_q, heads, head_dim = shape
     keys = (batch, seq_q if seq_k is None else seq_k, kv_heads or heads, head_dim)
     arguments = {
@@ -53,20 +54,16 @@ def planned(
         "window": (-1, -1),
         "out": virtual(shape, dtype),
     } | given
-    return launcher.plan(**arguments)
+    (launch,) = launcher.launches(**arguments)
+    return launch
 
 
-#: The kernel's parameters behind the arrays.
-NAMES = (
-    *(f"{array}_{axis}" for array in ("q", "k", "v", "out") for axis in ("batch", "row", "head")),
-    *(f"mask_{axis}" for axis in ("batch", "head", "row", "key")),
-    *("batch", "heads", "group", "seq_q", "seq_k", "head_dim", "scale", "left", "right", "mask_kind"),
-    "aligned",
-)
+NUMBERS = [name for name, kind in ATTENTION.fields.items() if kind in ("i64", "int", "float")]
 
 
 def numbers(launch: Launch) -> dict[str, Any]:
-    return dict(zip(NAMES, (a.item() for a in launch.args[9:]), strict=True))
+    """The kernel's parameters that are not arrays."""
+    return {name: launch.params[name].item() for name in NUMBERS}
 
 
 @DTYPES
@@ -109,10 +106,10 @@ def test_strides_over_two_gigabytes(which: str) -> None:
     ):
         array = virtual((2, 100, 4, 64), np.float16, strides=strides)
         found = numbers(planned(**{which: array}))
-        assert tuple(found[f"{which}_{axis}"] for axis in ("batch", "row", "head")) == strides[:3]
-        assert found["aligned"] == 3
+        assert tuple(found[f"{which}_{axis}_stride"] for axis in ("batch", "row", "head")) == strides[:3]
+        assert found["alignment"] == 3
         others = {"q", "k", "v", "out"} - {which}
-        assert all(found[f"{name}_row"] == 256 for name in others)
+        assert all(found[f"{name}_row_stride"] == 256 for name in others)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +166,7 @@ def test_mask(mask: Any, kind: int, strides: tuple[int, ...]) -> None:
     """Kind, and strides in bytes; scores meet the mask in natural units."""
     launch = planned(mask=mask)
     found = numbers(launch)
-    assert (found["mask_kind"], *(found[f"mask_{n}"] for n in ("batch", "head", "row", "key"))) == (
+    assert (found["mask_kind"], *(found[f"mask_{n}_stride"] for n in ("batch", "head", "row", "key"))) == (
         kind,
         *strides,
     )
@@ -195,30 +192,31 @@ def test_scale_that_exp2_cannot_take(scale: float) -> None:
 )
 def test_window(window: tuple[int, int], causal: bool, limits: tuple[int, int]) -> None:
     found = numbers(planned(window=window, causal=causal))
-    assert (found["left"], found["right"]) == limits
+    assert (found["window_left"], found["window_right"]) == limits
 
 
 def test_alignment() -> None:
     """Rows of 16 bytes: of q, k and v together, and of out."""
-    assert numbers(planned())["aligned"] == 3
-    assert numbers(planned((1, 9, 2, 40)))["aligned"] == 3
-    assert numbers(planned((1, 9, 2, 33)))["aligned"] == 0
-    assert numbers(planned((1, 9, 2, 36)))["aligned"] == 0
-    assert numbers(planned((1, 9, 2, 36), np.float32))["aligned"] == 3
+    assert numbers(planned())["alignment"] == 3
+    assert numbers(planned((1, 9, 2, 40)))["alignment"] == 3
+    assert numbers(planned((1, 9, 2, 33)))["alignment"] == 0
+    assert numbers(planned((1, 9, 2, 36)))["alignment"] == 0
+    assert numbers(planned((1, 9, 2, 36), np.float32))["alignment"] == 3
     shape = (2, 100, 4, 64)
     for name in ("q", "k", "v"):
-        assert numbers(planned(**{name: virtual(shape, np.float16, offset=1)}))["aligned"] == 2
+        assert numbers(planned(**{name: virtual(shape, np.float16, offset=1)}))["alignment"] == 2
         for axis in range(3):
             strides = [25600, 256, 64, 1]
             strides[axis] += 1
             assert (
-                numbers(planned(**{name: virtual(shape, np.float16, strides=tuple(strides))}))["aligned"] == 2
+                numbers(planned(**{name: virtual(shape, np.float16, strides=tuple(strides))}))["alignment"]
+                == 2
             )
-    assert numbers(planned(out=virtual(shape, np.float16, offset=1)))["aligned"] == 1
+    assert numbers(planned(out=virtual(shape, np.float16, offset=1)))["alignment"] == 1
     alone = virtual(
         (1, 100, 4, 64), np.float16, strides=(7, 256, 64, 1)
     )  # the stride of one batch is nothing
-    assert numbers(planned((1, 100, 4, 64), q=alone))["aligned"] == 3
+    assert numbers(planned((1, 100, 4, 64), q=alone))["alignment"] == 3
 
 
 def packed(
@@ -250,9 +248,9 @@ def test_packed_grid(total_q: int, batch: int, heads: int, head_dim: int, dtype:
     assert launch.grid == (blocks, 1, 1)
     found = numbers(launch)
     assert (found["batch"], found["seq_q"], found["seq_k"]) == (batch, total_q, total_q)
-    assert tuple(found[f"{a}_batch"] for a in ("q", "k", "v", "out")) == (0, 0, 0, 0)
-    assert (found["q_row"], found["q_head"]) == (heads * head_dim, head_dim)
-    assert found["aligned"] == 3
+    assert tuple(found[f"{a}_batch_stride"] for a in ("q", "k", "v", "out")) == (0, 0, 0, 0)
+    assert (found["q_row_stride"], found["q_head_stride"]) == (heads * head_dim, head_dim)
+    assert found["alignment"] == 3
     library("attention").check(launch)
 
 
@@ -280,7 +278,7 @@ def test_places_are_enough(rows: int) -> None:
 
 def test_heads_share_keys() -> None:
     found = numbers(planned((1, 9, 12, 64), kv_heads=3))
-    assert (found["heads"], found["group"]) == (12, 4)
+    assert (found["num_heads"], found["group"]) == (12, 4)
 
 
 # --- the kernels --------------------------------------------------------------------------------------
@@ -306,7 +304,7 @@ def attend(
         mask = np.broadcast_to(mask, (batch, heads, seq_q, k.shape[1]))
     out = np.full_like(q, 7, order="C", subok=False)
     sums = np.full((batch, heads, seq_q), 7, np.float32) if lse else None
-    launch = launcher.plan(
+    (launch,) = launcher.launches(
         *arrays,
         options.pop("causal", False),
         options.pop("scale", head_dim**-0.5),
@@ -319,7 +317,8 @@ def attend(
     )
     assert not options
     (lib or library("attention")).launch(launch, reverse)
-    return (launch.args[3], sums) if lse else launch.args[3]
+    result = launch.params["out"]
+    return (result, sums) if lse else result
 
 
 def error(y: np.ndarray, arrays: Arrays, **options: Any) -> float:
@@ -437,7 +436,7 @@ def test_packed_sequences_are_as_alone(dtype: np.dtype, options: dict[str, Any],
     (q, k, v), ends = pack(arrays, lengths)
     out, lse = np.full_like(q, 7), np.full((2, len(q)), 7, np.float32)
     window, causal = options.get("window", (-1, -1)), options.get("causal", False)
-    launch = launcher.plan(q, k, v, causal, 0.2, None, None, window, out, (ends, ends), lse)
+    (launch,) = launcher.launches(q, k, v, causal, 0.2, None, None, window, out, (ends, ends), lse)
     library("attention").launch(launch, reverse)
     for b, n in enumerate(lengths):
         if n:
@@ -456,7 +455,7 @@ def test_very_many_packed_sequences(reverse: bool) -> None:
     ends, ends_k = (np.cumsum([0, *n]) for n in (lengths, lengths_k))
     (q,), (k,), (v,) = (x for x in qkv(1, int(ends[-1]), int(ends_k[-1]), 1, 1, 32))
     out = np.full_like(q, 7)
-    launch = launcher.plan(q, k, v, False, 0.2, None, None, (-1, -1), out, (ends, ends_k))
+    (launch,) = launcher.launches(q, k, v, False, 0.2, None, None, (-1, -1), out, (ends, ends_k))
     library("attention").launch(launch, reverse)
     want = reference.attention(q, k, v, scale=0.2, cu_seqlens_q=ends, cu_seqlens_k=ends_k)
     assert relative_error(out, want) <= TOLERANCES["float32"].rel
@@ -474,7 +473,7 @@ def test_wrong_ends_stay_within_the_arrays(ends: list[int], dtype: Any) -> None:
     frame, sums = np.full((270, 1, 32), 7, dtype), np.full(270, 7, np.float32)
     cu = np.array(ends)
     inside = frame[100:170], sums[100:170].reshape(1, 70)
-    launch = launcher.plan(q, k, v, True, 0.2, None, None, (-1, -1), inside[0], (cu, cu), inside[1])
+    (launch,) = launcher.launches(q, k, v, True, 0.2, None, None, (-1, -1), inside[0], (cu, cu), inside[1])
     for reverse in (False, True):
         library("attention").launch(launch, reverse)
     assert (frame[:100] == 7).all()
@@ -572,7 +571,9 @@ def test_log_of_the_sum(dtype: np.dtype, options: dict[str, Any]) -> None:
 def test_batches_beyond_a_grid_axis() -> None:
     """The third axis of the grid goes on where the second ends; blocks beyond the batch do nothing."""
     arrays = qkv(5, 3, 4, 2, 1, 32, np.float32)
-    launch = launcher.plan(*arrays, False, 0.2, None, None, (-1, -1), out := np.full_like(arrays[0], np.nan))
+    (launch,) = launcher.launches(
+        *arrays, False, 0.2, None, None, (-1, -1), out := np.full_like(arrays[0], np.nan)
+    )
     assert launch.grid == (2, 5, 1)
     library("attention").launch(replace(launch, grid=(2, 2, 3)))
     assert error(out, arrays, scale=0.2) <= 1
@@ -583,7 +584,7 @@ def test_shared_memory_is_all_used(dtype: Any) -> None:
     """32 bytes less (the last 16 of float are padding), and something has no place."""
     arrays = qkv(1, 130, 130, 1, 1, 64, dtype)
     out = np.empty_like(arrays[0])
-    launch = launcher.plan(*arrays, False, 0.2, None, None, (-1, -1), out)
+    (launch,) = launcher.launches(*arrays, False, 0.2, None, None, (-1, -1), out)
     short = replace(launch, shared=launch.shared - 32)
     with pytest.raises(KernelError, match="shared memory"):
         library("attention").launch(short)

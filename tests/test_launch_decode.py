@@ -32,21 +32,21 @@ ORDERS = pytest.mark.parametrize("reverse", [False, True], ids=["ascending", "de
 def test_decode_beyond_31_bits(sparse: bool) -> None:
     rows, cols = BIG // 32, 128  # 2^33 values
     weight = matrix(rows, cols, sparse)
-    *before, last = decode.plan(weight, virtual((rows, cols)), VirtualWorkspace())
+    *before, last = decode.launches(weight, virtual((rows, cols)), VirtualWorkspace())
     assert last.entry == "decode_64"
     assert last.grid == (rows // 64, 1, 1)  # two tiles a block
     assert last.shared == 2 * 4 * 64 * 64
-    assert sizes(last)[-2:] == [rows, cols]
+    assert (last.params["rows"], last.params["cols"]) == (rows, cols)
     assert entries(tuple(before)) == (["decode_starts"] if sparse else [])
     if sparse:
         assert before[0].grid == (rows // 8, 1, 1)
-        assert before[0].args[-1].shape == (rows, 3)
+        assert before[0].params["starts"].shape == (rows, 3)
 
 
 def test_decode_of_more_parts_than_a_grid_has() -> None:
     rows = 2**34
     weight = matrix(rows, 64, transform="none")
-    (launch,) = decode.plan(weight, virtual((rows, 64), F16), VirtualWorkspace())
+    (launch,) = decode.launches(weight, virtual((rows, 64), F16), VirtualWorkspace())
     assert launch.entry == "decode_plain"
     assert launch.grid == (MAX_GRID[0], 1, 1)  # 2^31 blocks of 8 rows: the kernel goes on in strides
 
@@ -54,14 +54,16 @@ def test_decode_of_more_parts_than_a_grid_has() -> None:
 @pytest.mark.parametrize("count", [1, BIG + 5])
 def test_embedding_beyond_31_bits(count: int) -> None:
     ids = virtual((count,), np.int64)
-    (launch,) = embedding.plan(ids, vectors(BIG, 128), virtual((count, 128)), VirtualWorkspace())
+    (launch,) = embedding.launches(ids, vectors(BIG, 128), virtual((count, 128)), VirtualWorkspace())
     assert (launch.op, launch.entry) == ("decode", "decode_64")
     assert launch.grid == (-(-count // 64), 1, 1)
-    (launch,) = embedding.plan(ids, matrix(BIG, 128), virtual((count, 128)), VirtualWorkspace())
+    (launch,) = embedding.launches(ids, matrix(BIG, 128), virtual((count, 128)), VirtualWorkspace())
     assert launch.entry == "embedding_64"
     assert launch.grid == (min(count, MAX_GRID[0]), 1, 1)
     assert BIG in sizes(launch)
-    (launch,) = embedding.plan(ids, virtual((BIG, 128), F16), virtual((count, 128), F16), VirtualWorkspace())
+    (launch,) = embedding.launches(
+        ids, virtual((BIG, 128), F16), virtual((count, 128), F16), VirtualWorkspace()
+    )
     assert launch.entry == "embedding_rows"
     assert sizes(launch) == [0, BIG, count, 16]  # 16 units of 16 bytes
     assert launch.grid == (min(-(-count * 16 // 256), MAX_GRID[0]), 1, 1)
@@ -72,10 +74,9 @@ def test_embedding_beyond_31_bits(count: int) -> None:
 )
 def test_embedding_copies_in_the_widest_units(cols: int, unit: int, units: int) -> None:
     ids = virtual((7,), np.int32)
-    (launch,) = embedding.plan(ids, virtual((9, cols), F16), virtual((7, cols), F16), VirtualWorkspace())
-    assert launch.args[-2] == unit
-    assert launch.args[-3] == units
-    assert launch.args[1] == 0  # int32
+    (launch,) = embedding.launches(ids, virtual((9, cols), F16), virtual((7, cols), F16), VirtualWorkspace())
+    assert (launch.params["unit"], launch.params["units"]) == (unit, units)
+    assert launch.params["numbers.wide"] == 0  # int32
 
 
 # --- values -------------------------------------------------------------------------------------------
@@ -136,8 +137,8 @@ def test_same_bits_on_one_block() -> None:
         m = compressed(form)
         many = np.full((m.rows, m.cols), np.nan, np.float32)
         one, ws = np.full_like(many, np.nan), Workspace()
-        HostExecutor()(decode.plan(m, many, ws))
-        HostExecutor()(tuple(replace(launch, grid=(1, 1, 1)) for launch in decode.plan(m, one, ws)))
+        HostExecutor()(decode.launches(m, many, ws))
+        HostExecutor()(tuple(replace(launch, grid=(1, 1, 1)) for launch in decode.launches(m, one, ws)))
         np.testing.assert_array_equal(one, many)
 
 
@@ -162,7 +163,7 @@ def test_a_broken_decode_is_caught(name: str) -> None:
 
     def call() -> tuple[np.ndarray, np.ndarray]:
         m, out = compressed(form), np.full(decoded(form).shape, np.nan, F16)
-        launches = decode.plan(m, out, Workspace())
+        launches = decode.launches(m, out, Workspace())
         _launch.run(*(replace(launch, grid=(1, 1, 1)) for launch in launches))  # so that tiles follow tiles
         return out, decoded(form)
 

@@ -30,16 +30,16 @@ LIMITS = {np.dtype(np.float32): 5e-6, F16: 5e-4, BF16: 4e-3}
 # --- arithmetic ---------------------------------------------------------------------------------------
 
 
-def plan_linear(tokens: int, weight: Any, dtype: Any = np.float32, **given: Any) -> tuple[Launch, ...]:
+def linear_launches(tokens: int, weight: Any, dtype: Any = np.float32, **given: Any) -> tuple[Launch, ...]:
     x, out = virtual((tokens, weight.shape[1]), dtype), virtual((tokens, weight.shape[0]), dtype)
     named = {"bias": None, "activation": None, "residual": None} | given
-    return linear.plan(
+    return linear.launches(
         x, weight, named["bias"], named["activation"], named["residual"], out, VirtualWorkspace()
     )
 
 
-FEW = ["linear_inputs", "linear_dot_1", "linear_finish"]
-PANEL = ["linear_peaks", "linear_inputs", "decode_starts", "decode_64", "linear_mma_f16"]
+FEW = ["linear_inputs", "linear_dot_1", "linear_epilogue"]
+PANEL = ["linear_absmax", "linear_inputs", "decode_starts", "decode_64", "linear_mma_f16"]
 
 
 @pytest.mark.parametrize(
@@ -47,23 +47,23 @@ PANEL = ["linear_peaks", "linear_inputs", "decode_starts", "decode_64", "linear_
     [
         (1, np.float32, {}, FEW),
         (1, F16, {}, FEW),
-        (3, BF16, {}, ["linear_inputs", "linear_dot_4", "linear_finish"]),
-        (16, np.float32, {}, ["linear_inputs", "linear_dot_8", "linear_finish"]),
-        (5, F16, {}, ["linear_peaks", "linear_inputs", "linear_mma_few", "linear_finish"]),
-        (32, BF16, {}, ["linear_peaks", "linear_inputs", "linear_mma_few", "linear_finish"]),
-        (33, F16, {}, ["linear_peaks", "linear_inputs", "linear_mma_codes"]),
+        (3, BF16, {}, ["linear_inputs", "linear_dot_4", "linear_epilogue"]),
+        (16, np.float32, {}, ["linear_inputs", "linear_dot_8", "linear_epilogue"]),
+        (5, F16, {}, ["linear_absmax", "linear_inputs", "linear_mma_few", "linear_epilogue"]),
+        (32, BF16, {}, ["linear_absmax", "linear_inputs", "linear_mma_few", "linear_epilogue"]),
+        (33, F16, {}, ["linear_absmax", "linear_inputs", "linear_mma_codes"]),
         (17, np.float32, {}, ["decode_64", "linear_ffma"]),
-        (2, F16, {"sparse": True}, ["linear_inputs", "linear_sparse_4", "linear_peaks", "linear_finish"]),
+        (2, F16, {"sparse": True}, ["linear_inputs", "linear_sparse_4", "linear_absmax", "linear_epilogue"]),
         (17, BF16, {"sparse": True}, PANEL),
         (17, F16, {"sparse": True}, PANEL[2:]),  # x is an operand as it stands
         (17, F16, {"transform": "dwt-bior3.1"}, ["decode_64", "linear_mma_f16"]),
-        (16, F16, {"transform": "dwt-bior3.1"}, ["linear_inputs", "linear_dot_8", "linear_finish"]),
-        (1, F16, {"basis": virtual((4, 2, 8), F16)}, [*FEW[:2], "linear_features", "linear_finish"]),
+        (16, F16, {"transform": "dwt-bior3.1"}, ["linear_inputs", "linear_dot_8", "linear_epilogue"]),
+        (1, F16, {"basis": virtual((4, 2, 8), F16)}, [*FEW[:2], "linear_features", "linear_epilogue"]),
         (17, F16, {"basis": virtual((4, 2, 8), F16)}, ["decode_64", "linear_mma_f16"]),
     ],
 )
 def test_linear_chooses(tokens: int, dtype: Any, given: dict[str, Any], kernels: list[str]) -> None:
-    assert entries(plan_linear(tokens, matrix(256, 128, **given), dtype)) == kernels
+    assert entries(linear_launches(tokens, matrix(256, 128, **given), dtype)) == kernels
 
 
 @pytest.mark.parametrize(
@@ -79,17 +79,17 @@ def test_linear_chooses(tokens: int, dtype: Any, given: dict[str, Any], kernels:
     ],
 )
 def test_linear_chooses_for_a_dense_weight(tokens: int, x: Any, w: Any, cols: int, kernel: str) -> None:
-    assert kernel in entries(plan_linear(tokens, virtual((40, cols), w), x))
+    assert kernel in entries(linear_launches(tokens, virtual((40, cols), w), x))
 
 
 def test_linear_beyond_31_bits() -> None:
     rows, cols = BIG // 16, 4096  # 2^39 codes
-    _, dot, finish = plan_linear(1, matrix(rows, cols))
+    _, dot, epilogue = linear_launches(1, matrix(rows, cols))
     assert dot.grid == (rows // 16, 1, 1)
-    assert dot.args[10] == cols  # CODES_PARAMETERS ends with cols_pad
-    assert finish.grid == (rows // 64 // 128, 1, 1)
+    assert dot.params["codes.cols"] == cols
+    assert epilogue.grid == (rows // 64 // 128, 1, 1)
     tokens = BIG
-    _, inputs, product = plan_linear(tokens, matrix(4096, 128), F16)
+    _, inputs, product = linear_launches(tokens, matrix(4096, 128), F16)
     assert inputs.grid == (tokens * 2 // 128, 1, 1)
     assert product.entry == "linear_mma_codes"
     assert product.grid == (tokens // 128 * 32, 1, 1)
@@ -98,26 +98,26 @@ def test_linear_beyond_31_bits() -> None:
 
 
 def test_linear_splits_k_where_rows_are_few() -> None:
-    _, dot, _ = plan_linear(1, matrix(256, 8192))
-    parts = dot.args[-1]
+    _, dot, _ = linear_launches(1, matrix(256, 8192))
+    parts = dot.params["parts"]
     assert parts.shape == (8, 1, 256)  # 16 blocks of rows, 8 pieces of 1024 columns
     assert dot.grid == (16 * 8, 1, 1)
-    *_, few, _ = plan_linear(8, matrix(256, 8192), F16)
-    splits = few.args[-1].shape[0]
+    *_, few, _ = linear_launches(8, matrix(256, 8192), F16)
+    splits = few.params["parts"].shape[0]
     assert few.grid == (2 * splits, 1, 1)
-    assert splits * int(few.args[-4]) >= 8192
+    assert splits * few.params["each"] >= 8192
 
 
 def test_linear_panels_are_bounded() -> None:
     rows, cols = 40_000, 1024
-    launches = plan_linear(17, matrix(rows, cols, sparse=True))
+    launches = linear_launches(17, matrix(rows, cols, sparse=True))
     ends = [launch for launch in launches if launch.entry == "linear_ffma"]
     assert len(ends) == 5
     first = 0
     for launch in ends:
-        panel = launch.args[3]
+        panel = launch.params["w"]
         assert panel.nbytes <= linear.PANEL_BYTES
-        assert launch.args[8] == first  # the columns of out that the panel gives
+        assert launch.params["column"] == first  # the columns of out that the panel gives
         first += panel.shape[0]
     assert first == rows
 

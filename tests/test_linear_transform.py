@@ -48,7 +48,7 @@ def planned(
     tokens: int, weight: Any, dtype: Any = F32, method: str = "transform", cache: Any = None
 ) -> tuple[Launch, ...]:
     x, out = virtual((tokens, weight.shape[1]), dtype), virtual((tokens, weight.shape[0]), dtype)
-    return linear.plan(x, weight, None, None, None, out, VirtualWorkspace(), cache, method)
+    return linear.launches(x, weight, None, None, None, out, VirtualWorkspace(), cache, method)
 
 
 def names(*short: str) -> list[str]:
@@ -56,18 +56,18 @@ def names(*short: str) -> list[str]:
 
 
 BASIS = {"basis": virtual((4, 2, 8), F16)}
-HALF = ["linear_peaks", "linear_inputs"]
+HALF = ["linear_absmax", "linear_inputs"]
 
 
 @pytest.mark.parametrize(
     ("tokens", "dtype", "given", "kernels"),
     [
-        (1, F32, {}, ["linear_inputs", "linear_dot_1", "linear_finish"]),
-        (16, F32, {"sparse": True}, ["linear_inputs", "linear_sparse_8", "linear_peaks", "linear_finish"]),
-        (32, F16, {}, [*HALF, "linear_mma_few", "linear_finish"]),
+        (1, F32, {}, ["linear_inputs", "linear_dot_1", "linear_epilogue"]),
+        (16, F32, {"sparse": True}, ["linear_inputs", "linear_sparse_8", "linear_absmax", "linear_epilogue"]),
+        (32, F16, {}, [*HALF, "linear_mma_few", "linear_epilogue"]),
         (33, BF16, {}, [*HALF, "linear_mma_codes"]),
         (17, F32, {}, names("inputs", "dense")),
-        (17, F32, {"sparse": True}, ["linear_peaks", *names("inputs", "bitmap", "sparse")]),
+        (17, F32, {"sparse": True}, ["linear_absmax", *names("inputs", "bitmap", "sparse")]),
         (17, BF16, {"sparse": True}, [*HALF, *names("bitmap", "entries")]),
         (17, F16, BASIS, [*HALF, *names("features", "basis", "codes")]),
         (17, F16, {"transform": "dwt-bior3.1"}, names("inputs", "dense")),  # x^ would lose digits
@@ -113,9 +113,9 @@ def test_splits_fill_a_gpu(tokens: int, rows: int, depth: int, found: tuple[int,
 
 def test_beyond_31_bits() -> None:
     rows, cols = BIG // 16, 4096  # 2^39 weights
-    peaks, half, bitmap, product = planned(17, matrix(rows, cols, sparse=True), F16)
+    absmax, half, bitmap, product = planned(17, matrix(rows, cols, sparse=True), F16)
     assert bitmap.grid == (rows // 8, 1, 1)
-    assert bitmap.args[-1].shape == (rows, cols // 32)
+    assert bitmap.params["words"].shape == (rows, cols // 32)
     assert product.grid == (rows // 128, 1, 1)
     assert rows in sizes(product)
     tokens = BIG
@@ -126,9 +126,9 @@ def test_beyond_31_bits() -> None:
     assert basis.grid == (tokens // 128, 1, 1)
     assert product.grid == (tokens // 128, 1, 1)
     assert product.shared == 64 << 10  # what compute capability 7.5 has for a block
-    for launch in (peaks, half, ins, features, basis, product):
+    for launch in (absmax, half, ins, features, basis, product):
         assert tokens in sizes(launch) or 17 in sizes(launch)
-    assert basis.args[-1].shape == (tokens, 2, linear_transform.FUNCTIONS)
+    assert basis.params["sums"].shape == (tokens, 2, linear_transform.FUNCTIONS)
 
 
 def test_launches_fit_their_kernels() -> None:
@@ -237,8 +237,8 @@ def test_a_layer_passes_its_method(method: str) -> None:
 @pytest.mark.parametrize(
     ("dtype", "tokens", "method", "launches"),
     [
-        (F16, 40, None, {"linear_peaks": 2, "linear_inputs": 2, "linear_mma_codes": 4}),
-        (F32, 3, None, {"linear_inputs": 2, "linear_dot_4": 4, "linear_finish": 4}),
+        (F16, 40, None, {"linear_absmax": 2, "linear_inputs": 2, "linear_mma_codes": 4}),
+        (F32, 3, None, {"linear_inputs": 2, "linear_dot_4": 4, "linear_epilogue": 4}),
         (F32, 40, "transform", {"linear_transform_inputs": 2, "linear_transform_dense": 4}),
     ],
 )

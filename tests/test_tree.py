@@ -50,7 +50,7 @@ CPU = {
 #: Sources that an op has beside its own: compiled when a launch asks for one of their kernels.
 FURTHER = {"linear_transform"}  # of linear, method="transform"
 GPU = {
-    *("__init__", "_load", "_launch", "_rows", "_elements", "_source"),
+    *("__init__", "_load", "_launch", "_params", "_rows", "_elements", "_source", "_struct"),
     "graph",
     "matmul_algorithms",
     *FURTHER,

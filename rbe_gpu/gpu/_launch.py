@@ -1,7 +1,7 @@
-"""Launch: which kernel, over which grid, with which arguments; and what runs it.
+"""Launch: which kernel, over which grid, with which parameters; and what runs it.
 
-An op's `plan(...)` makes launches from shapes, strides, dtypes and addresses alone, so that it can be read and
-tested without a GPU. `run` hands them to the executor: CuPy's current stream (`_load`), or, in the tests, the
+An op's `launches(...)` makes them from shapes, strides, dtypes and addresses alone, so that it can be read and tested
+without a GPU. `run` hands them to the executor: CuPy's current stream (`_load`), or, in the tests, the
 host build.
 """
 
@@ -15,6 +15,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ._struct import Params, address
+
 MAX_GRID = (2**31 - 1, 65535, 65535)
 MAX_BLOCK = (1024, 1024, 64)
 MAX_THREADS = 1024
@@ -23,8 +25,7 @@ WARP = 32
 _F32, _F16, _BF16 = np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 #: Kernel names and type codes (TYPE_... of types.cuh) by dtype. `dtype.name` would take longer than the launch.
 SUFFIX = {_F32: "f32", _F16: "f16", _BF16: "bf16"}
-TYPE = {_F32: np.int32(0), _F16: np.int32(1), _BF16: np.int32(2)}
-NO_TYPE = TYPE[_F32]  # of a vector that is not there
+TYPE = {_F32: 0, _F16: 1, _BF16: 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Launch:
     op : name of the source, `cuda_src/<op>.cu`
     entry : name of the `extern "C"` kernel in it
     grid, block : x, y, z
-    args : arrays, None (a null pointer) and NumPy scalars of the kernel's parameter types
+    params : the kernel's parameters by name
     shared : bytes of dynamic shared memory
     """
 
@@ -44,7 +45,7 @@ class Launch:
     entry: str
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
-    args: tuple[Any, ...]
+    params: Params
     shared: int = 0
 
     def __post_init__(self) -> None:
@@ -85,9 +86,9 @@ def executor(replacement: Executor) -> Iterator[None]:
         _executor = before
 
 
-def address(array: Any) -> int:
-    """Address of the first element of a CuPy or NumPy array."""
-    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
+def type_of(vector: Any) -> int:
+    """The type code of an array; of one that is not there any."""
+    return TYPE[_F32] if vector is None else TYPE[vector.dtype]
 
 
 def aligned(*arrays: Any, to: int = 16) -> bool:

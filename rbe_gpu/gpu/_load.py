@@ -8,8 +8,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from ._launch import Launch
 from ._source import source
 
@@ -18,7 +16,6 @@ OPTIONS = ("-std=c++17",)
 APPENDED = ("-ftz=true", "--device-as-default-execution-space")
 OLDEST = (7, 5)  # compute capability: ldmatrix, and what NVRTC 13 still compiles for
 _DEFAULT_SHARED = 48 << 10  # a kernel must ask for more
-_NULL = np.uint64(0)  # None would give the driver no parameter at all
 
 _kernels: dict[tuple[int, str], Any] = {}  # by device and entry
 _shared: dict[tuple[int, str], int] = {}  # dynamic shared memory asked for so far, above the default
@@ -109,8 +106,7 @@ def _launch(launch: Launch, device: int) -> None:
     kernel = _kernels.get((device, launch.entry)) or _kernel(launch, device)
     if launch.shared > _DEFAULT_SHARED and launch.shared > _shared.get((device, launch.entry), 0):
         _allow_shared(kernel, launch, device)
-    args = tuple(_NULL if a is None else a for a in launch.args)
-    kernel(launch.grid, launch.block, args, shared_mem=launch.shared)
+    kernel(launch.grid, launch.block, launch.params.arguments, shared_mem=launch.shared)
 
 
 def run(launches: tuple[Launch, ...]) -> None:
@@ -118,7 +114,7 @@ def run(launches: tuple[Launch, ...]) -> None:
     import cupy
 
     for launch in launches:
-        first = next((a for a in launch.args if isinstance(a, cupy.ndarray)), None)
+        first = next((a for a in launch.params.values if isinstance(a, cupy.ndarray)), None)
         if first is None:
             raise TypeError(f"{launch.entry} got no cupy.ndarray; NumPy arrays run on the CPU backend")
         device = first.data.device_id

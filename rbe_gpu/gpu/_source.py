@@ -1,4 +1,5 @@
-"""The text that is compiled for an op: its file of `cuda_src` with every header that it includes."""
+"""The text that is compiled for an op: its file of `cuda_src` with every header that it includes,
+whether a file there or made of the structs of `_params`."""
 
 from __future__ import annotations
 
@@ -6,11 +7,15 @@ import re
 from functools import lru_cache
 from importlib import resources
 
-_INCLUDE = re.compile(r'#include "(\w+\.cuh)"\n')
+from ._params import HEADERS
+
+_INCLUDE = re.compile(r'#include "(\w+\.(?:cuh|h))"\n')
 
 
 def read(name: str) -> str:
-    """The text of a file of `cuda_src`."""
+    """The text of a file of `cuda_src`, or of a header of kernel parameters."""
+    if name in HEADERS:
+        return "\n".join(struct.text() for struct in HEADERS[name])
     return resources.files("rbe_gpu.cuda_src").joinpath(name).read_text(encoding="utf-8")
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ._elements import BLOCK, grid, vector
 from ._launch import SUFFIX, Launch, aligned, run
+from ._params import ADD
 
 
-def plan(x: Any, residual: Any, out: Any) -> Launch:
+def launches(x: Any, residual: Any, out: Any) -> tuple[Launch, ...]:
     """The launch of `add`, from shapes, dtypes and addresses."""
     chunk, single = (vector(x), "") if aligned(x, residual, out) else (1, "_single")
-    args = (x, residual, out, np.int64(x.size))
-    return Launch("add", f"add_{SUFFIX[x.dtype]}{single}", grid(x.size, chunk), BLOCK, args)
+    params = ADD.fill(x=x, residual=residual, out=out, count=x.size)
+    return (Launch("add", f"add_{SUFFIX[x.dtype]}{single}", grid(x.size, chunk), BLOCK, params),)
 
 
 def add(x: Any, residual: Any, out: Any) -> None:
@@ -24,4 +23,4 @@ def add(x: Any, residual: Any, out: Any) -> None:
     ----------
     x, residual, out : (count,) float32/float16/bfloat16, one dtype; `out` may be one of the others
     """
-    run(plan(x, residual, out))
+    run(*launches(x, residual, out))

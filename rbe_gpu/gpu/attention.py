@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ._launch import SUFFIX, Launch, aligned, ceil_div, run
+from ._params import ATTENTION
 
 _THREADS = 128
 _CHUNK = 16  # bytes of a copy
@@ -17,7 +18,7 @@ _LOG2_E = 1 / log(2)
 _MOST_BATCH = 65535  # of the grid's second side
 
 # what becomes of the products q.k: MASK_... of attention.cu
-_NONE, _SCALED, _ADDED, _KEEP = (np.int32(i) for i in range(4))
+_NONE, _SCALED, _ADDED, _KEEP = range(4)
 _ALIGNED_INPUT, _ALIGNED_OUTPUT = 1, 2
 
 
@@ -55,13 +56,16 @@ def _rows_aligned(*arrays: Any) -> bool:
     )
 
 
-def _strides(array: Any) -> tuple[np.int64, ...]:
+def _strides(name: str, array: Any) -> dict[str, int]:
     """Of batch, row and head, in elements; packed sequences are of one batch."""
     steps = array.strides[:3] if array.ndim == 4 else (0, *array.strides[:2])
-    return tuple(np.int64(s // array.itemsize) for s in steps)
+    return {
+        f"{name}_{axis}_stride": step // array.itemsize
+        for axis, step in zip(("batch", "row", "head"), steps, strict=True)
+    }
 
 
-def plan(
+def launches(
     q: Any,
     k: Any,
     v: Any,
@@ -73,7 +77,7 @@ def plan(
     out: Any,
     cu_seqlens: tuple[Any, Any] | None = None,
     lse: Any = None,
-) -> Launch:
+) -> tuple[Launch, ...]:
     """The launch of `attention`, from shapes, strides, dtypes and addresses."""
     seq_q, num_heads, head_dim = q.shape[-3:]
     seq_k, num_kv_heads = k.shape[-3:-1]
@@ -94,32 +98,36 @@ def plan(
     else:
         kind, factor = _SCALED, scale
     alignment = _ALIGNED_INPUT * _rows_aligned(q, k, v) + _ALIGNED_OUTPUT * _rows_aligned(out)
-    args = (
-        q,
-        k,
-        v,
-        out,
-        mask,
-        lengths,
-        cu_q,
-        cu_k,
-        lse,
-        *_strides(q),
-        *_strides(k),
-        *_strides(v),
-        *_strides(out),
-        *(np.int64(0 if mask is None else mask.strides[axis]) for axis in range(4)),  # in bytes
-        np.int64(batch),
-        np.int32(num_heads),
-        np.int32(num_heads // num_kv_heads),
-        np.int32(seq_q),
-        np.int32(seq_k),
-        np.int32(head_dim),
-        np.float32(factor),
-        np.int32(min(left, _MOST)),
-        np.int32(0 if causal else min(right, _MOST)),
-        kind,
-        np.int32(alignment),
+    mask_strides = (0, 0, 0, 0) if mask is None else mask.strides
+    params = ATTENTION.fill(
+        q=q,
+        k=k,
+        v=v,
+        out=out,
+        mask=mask,
+        lengths=lengths,
+        cu_seqlens_q=cu_q,
+        cu_seqlens_k=cu_k,
+        lse=lse,
+        **_strides("q", q),
+        **_strides("k", k),
+        **_strides("v", v),
+        **_strides("out", out),
+        mask_batch_stride=mask_strides[0],
+        mask_head_stride=mask_strides[1],
+        mask_row_stride=mask_strides[2],
+        mask_key_stride=mask_strides[3],
+        batch=batch,
+        num_heads=num_heads,
+        group=num_heads // num_kv_heads,
+        seq_q=seq_q,
+        seq_k=seq_k,
+        head_dim=head_dim,
+        scale=factor,
+        window_left=min(left, _MOST),
+        window_right=0 if causal else min(right, _MOST),
+        mask_kind=kind,
+        alignment=alignment,
     )
     if cu_q is None:
         rows = min(batch, _MOST_BATCH)
@@ -127,7 +135,7 @@ def plan(
     else:
         grid = ((seq_q // tile.queries + batch) * num_heads, 1, 1)
     entry = f"attention_{SUFFIX[q.dtype]}_{width}"
-    return Launch("attention", entry, grid, (_THREADS, 1, 1), args, tile.shared)
+    return (Launch("attention", entry, grid, (_THREADS, 1, 1), params, tile.shared),)
 
 
 def attention(
@@ -171,4 +179,4 @@ def attention(
         if lse is not None:
             lse[...] = -np.inf
         return
-    run(plan(q, k, v, causal, scale, mask, lengths, window, out, cu_seqlens, lse))
+    run(*launches(q, k, v, causal, scale, mask, lengths, window, out, cu_seqlens, lse))

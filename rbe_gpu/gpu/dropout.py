@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ._elements import BLOCK, grid, vector
 from ._launch import SUFFIX, Launch, aligned, run
+from ._params import DROPOUT
 
 
-def plan(x: Any, p: float, seed: int, offset: int, residual: Any, out: Any) -> Launch:
+def launches(x: Any, p: float, seed: int, offset: int, residual: Any, out: Any) -> tuple[Launch, ...]:
     """The launch of `dropout`, from shapes, dtypes and addresses."""
     single = "" if aligned(x, residual, out) else "_single"
-    args = (
-        x,
-        residual,
-        out,
-        np.int64(x.size),
-        np.uint64(int(p * 2**32)),
-        np.float32(1.0 / (1.0 - p) if p < 1.0 else 0.0),
-        np.uint64(seed),
-        np.uint64(offset),
+    params = DROPOUT.fill(
+        x=x,
+        residual=residual,
+        out=out,
+        count=x.size,
+        threshold=int(p * 2**32),
+        factor=1.0 / (1.0 - p) if p < 1.0 else 0.0,
+        seed=seed,
+        offset=offset,
     )
     entry = f"dropout_{SUFFIX[x.dtype]}{single}"
-    return Launch("dropout", entry, grid(x.size, vector(x)), BLOCK, args)
+    return (Launch("dropout", entry, grid(x.size, vector(x)), BLOCK, params),)
 
 
 def dropout(x: Any, p: float, seed: int, offset: int, residual: Any, out: Any) -> None:
@@ -36,4 +35,4 @@ def dropout(x: Any, p: float, seed: int, offset: int, residual: Any, out: Any) -
     p : 0 <= p <= 1
     seed, offset : 0 <= value < 2^64
     """
-    run(plan(x, p, seed, offset, residual, out))
+    run(*launches(x, p, seed, offset, residual, out))

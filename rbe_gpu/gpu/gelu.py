@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._elements import map_plan
+from ._elements import map_elements
 from ._launch import Launch, run
 
 _VARIANT = {"none": "_erf", "tanh": "_tanh"}
 
 
-def plan(x: Any, bias: Any, approximate: str, out: Any) -> Launch:
+def launches(x: Any, bias: Any, approximate: str, out: Any) -> tuple[Launch, ...]:
     """The launch of `gelu`, from shapes, dtypes and addresses."""
-    return map_plan("gelu", _VARIANT[approximate], x, bias, out)
+    return map_elements("gelu", _VARIANT[approximate], x, bias, out)
 
 
 def gelu(x: Any, bias: Any, approximate: str, out: Any) -> None:
@@ -24,4 +24,4 @@ def gelu(x: Any, bias: Any, approximate: str, out: Any) -> None:
     bias : (cols,) of any of the three dtypes, or None
     approximate : "none" (erf) or "tanh"
     """
-    run(plan(x, bias, approximate, out))
+    run(*launches(x, bias, approximate, out))

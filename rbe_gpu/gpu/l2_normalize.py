@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ._launch import SUFFIX, Launch, in_chunks, run
+from ._params import L2_NORMALIZE
 from ._rows import share_rows
 
 _THREADS = 512  # launch bounds of the kernels over rows in registers, as of rms_norm
 
 
-def plan(x: Any, eps: float, out: Any) -> Launch:
+def launches(x: Any, eps: float, out: Any) -> tuple[Launch, ...]:
     """The launch of `l2_normalize`, from shapes, dtypes and addresses."""
     rows, cols = x.shape
     share = share_rows(rows, cols, x.itemsize, in_chunks(x, (out,)), _THREADS)
-    args = (x, out, np.int64(rows), np.int64(cols), np.float32(eps))
+    params = L2_NORMALIZE.fill(x=x, out=out, rows=rows, cols=cols, eps=eps)
     entry = f"l2_normalize_{SUFFIX[x.dtype]}{share.entry}"
-    return Launch("l2_normalize", entry, share.grid, share.block, args)
+    return (Launch("l2_normalize", entry, share.grid, share.block, params),)
 
 
 def l2_normalize(x: Any, eps: float, out: Any) -> None:
@@ -28,4 +27,4 @@ def l2_normalize(x: Any, eps: float, out: Any) -> None:
     ----------
     x, out : (rows, cols) float32/float16/bfloat16, one dtype, C-contiguous; `out` may be `x`
     """
-    run(plan(x, eps, out))
+    run(*launches(x, eps, out))

@@ -4,35 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from ._launch import NO_TYPE, SUFFIX, TYPE, Launch, in_chunks, run
+from ._launch import SUFFIX, TYPE, Launch, in_chunks, run, type_of
+from ._params import NORM
 from ._rows import share_rows
 
 _THREADS = 512  # launch bounds of the kernels over rows in registers: 64 registers would not do
 
 
-def plan(x: Any, weight: Any, bias: Any, eps: float, residual: Any, out: Any, residual_out: Any) -> Launch:
+def launches(
+    x: Any, weight: Any, bias: Any, eps: float, residual: Any, out: Any, residual_out: Any
+) -> tuple[Launch, ...]:
     """The launch of `layer_norm`, from shapes, dtypes and addresses."""
     rows, cols = x.shape
     share = share_rows(
         rows, cols, x.itemsize, in_chunks(x, (residual, out, residual_out), (weight, bias)), _THREADS
     )
-    args = (
-        x,
-        residual,
-        out,
-        residual_out,
-        weight,
-        TYPE[weight.dtype],
-        bias,
-        NO_TYPE if bias is None else TYPE[bias.dtype],
-        np.int64(rows),
-        np.int64(cols),
-        np.float32(eps),
+    params = NORM.fill(
+        x=x,
+        residual=residual,
+        out=out,
+        residual_out=residual_out,
+        weight=weight,
+        bias=bias,
+        weight_type=TYPE[weight.dtype],
+        bias_type=type_of(bias),
+        rows=rows,
+        cols=cols,
+        eps=eps,
     )
     entry = f"layer_norm_{SUFFIX[x.dtype]}{share.entry}"
-    return Launch("layer_norm", entry, share.grid, share.block, args)
+    return (Launch("layer_norm", entry, share.grid, share.block, params),)
 
 
 def layer_norm(
@@ -46,4 +47,4 @@ def layer_norm(
         and the last may be None. `out` or `residual_out` may be `x` or `residual`.
     weight, bias : (cols,), each of any of the three dtypes; bias may be None
     """
-    run(plan(x, weight, bias, eps, residual, out, residual_out))
+    run(*launches(x, weight, bias, eps, residual, out, residual_out))

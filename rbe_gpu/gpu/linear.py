@@ -14,12 +14,26 @@ from rbe_gpu.matmul import MatmulAlgorithms, check_method
 
 from . import decode, linear_transform
 from . import matmul_algorithms as algorithms
-from ._launch import NO_TYPE, TYPE, WARP, Launch, address, aligned, ceil_div, grid_1d, run
+from ._launch import TYPE, WARP, Launch, aligned, ceil_div, grid_1d, run, type_of
+from ._params import (
+    ABSMAX,
+    ACTIVATIONS,
+    CODES,
+    DENSE_SPLIT_K,
+    EPILOGUE,
+    FEATURES,
+    FFMA,
+    INPUTS,
+    MMA,
+    SPLIT_K,
+    SPLIT_K_EPILOGUE,
+)
+from ._struct import Params, address
 
 _ACTIVATION = {
-    name: np.int32(i) for i, name in enumerate((None, "relu", "gelu", "gelu_tanh", "silu"))
+    name: i for i, name in enumerate((None, "relu", "gelu", "gelu_tanh", "silu"))
 }  # RELU, GELU, ... of linear.cu
-_RUNS, _COLUMNS, _F16 = np.int32(0), np.int32(1), np.int32(2)  # LAYOUT_... of linear.cu
+_RUNS, _COLUMNS, _F16 = range(3)  # LAYOUT_... of linear.cu
 _F32_DTYPE, _F16_DTYPE = np.dtype(np.float32), np.dtype(np.float16)
 _NO_TRANSFORM = decode.TRANSFORM["none"]
 
@@ -56,9 +70,9 @@ class Call:
         return int(self.x.shape[0])
 
     def add(
-        self, entry: str, blocks: int, threads: int, *args: Any, shared: int = 0, op: str = "linear"
+        self, entry: str, blocks: int, threads: int, params: Params, shared: int = 0, op: str = "linear"
     ) -> None:
-        self.launches.append(Launch(op, f"{op}_{entry}", grid_1d(blocks), (threads, 1, 1), args, shared))
+        self.launches.append(Launch(op, f"{op}_{entry}", grid_1d(blocks), (threads, 1, 1), params, shared))
 
     def made(self, name: str, out: Any, *key: Any) -> bool:
         """Whether `out` holds already what it is to hold: a product before made it of the same x, and in between
@@ -72,77 +86,77 @@ class Call:
         self.ws.last[name] = now
         return known
 
-    @property
-    def finish(self) -> tuple[Any, ...]:
-        """What FINISH_PARAMETERS takes."""
-        tokens, cols = self.out.shape
-        wide = cols % 8 == 0 and aligned(self.bias, self.residual, self.out)
-        return (
-            self.bias,
-            NO_TYPE if self.bias is None else TYPE[self.bias.dtype],
-            _ACTIVATION[self.activation],
-            self.residual,
-            NO_TYPE if self.residual is None else TYPE[self.residual.dtype],
-            self.out,
-            TYPE[self.out.dtype],
-            np.int64(tokens),
-            np.int64(cols),
-            np.int32(wide),
+    def activations(self) -> Params:
+        """x, as the kernels of the activation prologue read it."""
+        tokens, cols = self.x.shape
+        return ACTIVATIONS.fill(
+            data=self.x,
+            type=TYPE[self.x.dtype],
+            wide=cols % 8 == 0 and aligned(self.x),
+            tokens=tokens,
+            cols=cols,
         )
 
-    def peaks(self) -> Any:
+    def epilogue(self) -> Params:
+        """Bias, activation, residual and output."""
+        tokens, cols = self.out.shape
+        return EPILOGUE.fill(
+            bias=self.bias,
+            bias_type=type_of(self.bias),
+            activation=_ACTIVATION[self.activation],
+            residual=self.residual,
+            residual_type=type_of(self.residual),
+            type=TYPE[self.out.dtype],
+            out=self.out,
+            tokens=tokens,
+            cols=cols,
+            wide=cols % 8 == 0 and aligned(self.bias, self.residual, self.out),
+        )
+
+    def absmax(self) -> Any:
         """(tokens,) float32: the largest absolute value of each token."""
-        peaks = self.ws.get("linear.peaks", (self.tokens,))
-        tokens, cols = self.x.shape
-        args = (self.x, TYPE[self.x.dtype], np.int64(tokens), np.int64(cols), peaks)
-        if not self.made("peaks", peaks):
-            self.add("peaks", ceil_div(tokens, _THREADS // WARP), _THREADS, *args)
-        return peaks
+        absmax = self.ws.get("linear.absmax", (self.tokens,))
+        if not self.made("absmax", absmax):
+            params = ABSMAX.fill(x=self.activations(), absmax=absmax)
+            self.add("absmax", ceil_div(self.tokens, _THREADS // WARP), _THREADS, params)
+        return absmax
 
     def inputs(
         self,
         padded: int,
-        layout: Any,
+        layout: int,
         group: int = 1,
         weight: RBEBlocks | None = None,
         scaled: bool = False,
-        peaks: Any = None,
+        absmax: Any = None,
     ) -> Any:
         """x^ = S^T x of `padded` columns in a layout; times the column scales of grid codes if `scaled`."""
-        tokens, cols = self.x.shape
-        rows = ceil_div(tokens, group) * group
+        rows = ceil_div(self.tokens, group) * group
         out = self.ws.get("linear.x", (rows, padded), _F16_DTYPE if layout == _F16 else _F32_DTYPE)
         block = 64 if weight is None else weight.block
         transform = _NO_TRANSFORM if weight is None else decode.TRANSFORM[weight.col_transform]
         col_scale = getattr(weight.codes, "col_scale", None) if scaled and weight is not None else None
-        wide = cols % 8 == 0 and aligned(self.x)
         lines = 64 if block == 128 else 128  # of a block of threads
         scales = 0 if col_scale is None else address(col_scale)
-        if self.made("x", out, int(layout), group, block, int(transform), scales, peaks is None):
+        if self.made("x", out, layout, group, block, transform, scales, absmax is None):
             return out
-        self.add(
-            "inputs",
-            ceil_div(rows * (padded // block), lines),
-            128,
-            self.x,
-            TYPE[self.x.dtype],
-            np.int32(wide),
-            np.int64(tokens),
-            np.int64(cols),
-            np.int64(padded),
-            np.int32(block),
-            transform,
-            col_scale,
-            np.int64(0 if weight is None else weight.cols_pad),
-            peaks,
-            layout,
-            np.int32(group),
-            out,
+        params = INPUTS.fill(
+            x=self.activations(),
+            padded=padded,
+            block=block,
+            transform=transform,
+            col_scale=col_scale,
+            scaled_cols=0 if weight is None else weight.cols_pad,
+            absmax=absmax,
+            layout=layout,
+            group=group,
+            out=out,
         )
+        self.add("inputs", ceil_div(rows * (padded // block), lines), 128, params)
         return out
 
     def half_inputs(self, weight: RBEBlocks) -> tuple[Any, Any]:
-        """x^ in float16, (tokens, cols_pad), and the peaks that it is scaled by, token by token.
+        """x^ in float16, (tokens, cols_pad), and the absmax that it is scaled by, token by token.
 
         Without a transform and in float16 already, x itself, unscaled.
         """
@@ -154,15 +168,15 @@ class Call:
             and aligned(x)
         ):
             return x, None
-        peaks = self.peaks()
-        return self.inputs(weight.cols_pad, _F16, 1, weight, peaks=peaks), peaks
+        absmax = self.absmax()
+        return self.inputs(weight.cols_pad, _F16, 1, weight, absmax=absmax), absmax
 
-    def finish_parts(
+    def sum_parts(
         self,
         parts: Any,
         stored: int,
         weight: RBEBlocks | None = None,
-        peaks: Any = None,
+        absmax: Any = None,
         scaled: bool = False,
     ) -> None:
         """out from parts (splits, tokens, ld), of which `stored` columns are filled."""
@@ -174,46 +188,35 @@ class Call:
         features, blocks = None, 0
         if weight is not None and basis is not None:
             features, blocks = self.features(weight), weight.cols_pad // weight.block
-        self.add(
-            "finish",
-            ceil_div(tokens * ceil_div(self.out.shape[1], block), 64 if block == 128 else 128),
-            128,
-            parts,
-            np.int32(splits),
-            np.int64(ld),
-            np.int64(stored),
-            np.int32(block),
-            transform,
-            np.int32(matrix),
-            np.float32(1.0 if weight is None else weight.gain),
-            peaks,
-            np.int32(scaled),
-            basis,
-            features,
-            np.int64(blocks),
-            np.int32(0 if weight is None else weight.block),
-            *self.finish,
+        params = SPLIT_K_EPILOGUE.fill(
+            parts=parts,
+            splits=splits,
+            ld=ld,
+            stored=stored,
+            block=block,
+            transform=transform,
+            matrix=matrix,
+            gain=1.0 if weight is None else weight.gain,
+            absmax=absmax,
+            scaled=scaled,
+            basis=basis,
+            features=features,
+            blocks=blocks,
+            basis_block=0 if weight is None else weight.block,
+            epilogue=self.epilogue(),
         )
+        lines = 64 if block == 128 else 128
+        self.add("epilogue", ceil_div(tokens * ceil_div(self.out.shape[1], block), lines), 128, params)
 
     def features(self, weight: RBEBlocks) -> Any:
         """The basis functions times x: (tokens, blocks, 4 + B), of vectors (tokens, blocks, 5)."""
-        tokens, cols = self.x.shape
-        blocks, matrix = weight.cols_pad // weight.block, weight.row_block > 1
-        features = self.ws.get("linear.features", (tokens, blocks, 4 + weight.block if matrix else 5))
-        self.add(
-            "features",
-            ceil_div(tokens * blocks, 4),
-            128,
-            self.x,
-            TYPE[self.x.dtype],
-            np.int64(tokens),
-            np.int64(cols),
-            np.int64(blocks),
-            np.int32(weight.block),
-            np.int32(matrix),
-            features,
+        tokens, blocks, matrix = self.tokens, weight.cols_pad // weight.block, weight.row_block > 1
+        out = self.ws.get("linear.features", (tokens, blocks, 4 + weight.block if matrix else 5))
+        params = FEATURES.fill(
+            x=self.activations(), blocks=blocks, block=weight.block, matrix=matrix, out=out
         )
-        return features
+        self.add("features", ceil_div(tokens * blocks, 4), 128, params)
+        return out
 
     def parts(self, splits: int, rows: int) -> Any:
         return self.ws.get("linear.parts", (splits, self.tokens, ceil_div(rows, 8) * 8))
@@ -232,6 +235,21 @@ def _group(tokens: int) -> int:
 # --- few tokens ---------------------------------------------------------------------------------------
 
 
+def _split_k(call: Call, weight: RBEBlocks, x: Any, ldx: int, each: int, parts: Any) -> Params:
+    """Parameters of the kernels that write partial sums of a compressed weight."""
+    return SPLIT_K.fill(
+        codes=decode.codes_params(weight),
+        x=x,
+        ldx=ldx,
+        rows=weight.rows_pad,
+        tokens=call.tokens,
+        each=each,
+        splits=parts.shape[0],
+        ld=parts.shape[2],
+        parts=parts,
+    )
+
+
 def _dot(call: Call, weight: RBEBlocks) -> None:
     """Dense and grid codes, products in float."""
     group, rows = _group(call.tokens), weight.rows_pad
@@ -242,20 +260,8 @@ def _dot(call: Call, weight: RBEBlocks) -> None:
     each, splits = _splits(spans, blocks)
     x = call.inputs(spans * _SPAN, _RUNS, group, weight, scaled=True)
     parts = call.parts(splits, rows)
-    call.add(
-        f"dot_{group}",
-        blocks * splits,
-        threads,
-        *decode.codes_arguments(weight),
-        x,
-        np.int64(rows),
-        np.int64(call.tokens),
-        np.int32(each),
-        np.int32(splits),
-        np.int64(parts.shape[2]),
-        parts,
-    )
-    call.finish_parts(parts, rows, weight)
+    call.add(f"dot_{group}", blocks * splits, threads, _split_k(call, weight, x, 0, each, parts))
+    call.sum_parts(parts, rows, weight)
 
 
 def _sparse(call: Call, weight: RBEBlocks) -> None:
@@ -264,18 +270,8 @@ def _sparse(call: Call, weight: RBEBlocks) -> None:
     x = call.inputs(weight.cols_pad, _COLUMNS, group, weight)
     parts = call.parts(1, rows)
     blocks = ceil_div(rows, _THREADS // WARP) * ceil_div(call.tokens, group)
-    call.add(
-        f"sparse_{group}",
-        blocks,
-        _THREADS,
-        *decode.codes_arguments(weight),
-        x,
-        np.int64(rows),
-        np.int64(call.tokens),
-        np.int64(parts.shape[2]),
-        parts,
-    )
-    call.finish_parts(parts, rows, weight, peaks=call.peaks())
+    call.add(f"sparse_{group}", blocks, _THREADS, _split_k(call, weight, x, 0, 0, parts))
+    call.sum_parts(parts, rows, weight, absmax=call.absmax())
 
 
 def _weight(call: Call, weight: Any) -> None:
@@ -286,25 +282,22 @@ def _weight(call: Call, weight: Any) -> None:
     each, splits = _splits(ceil_div(cols, _SPAN), blocks)
     x = call.inputs(padded, _COLUMNS, group)
     parts = call.parts(splits, rows)
-    wide = aligned(weight) and cols * weight.itemsize % 16 == 0
-    call.add(
-        f"weight_{group}",
-        blocks * splits,
-        _THREADS,
-        weight,
-        TYPE[weight.dtype],
-        np.int32(wide),
-        x,
-        np.int64(rows),
-        np.int64(cols),
-        np.int64(padded),
-        np.int64(call.tokens),
-        np.int64(each * _SPAN),
-        np.int32(splits),
-        np.int64(parts.shape[2]),
-        parts,
+    params = DENSE_SPLIT_K.fill(
+        w=weight,
+        w_type=TYPE[weight.dtype],
+        wide=aligned(weight) and cols * weight.itemsize % 16 == 0,
+        x=x,
+        rows=rows,
+        cols=cols,
+        padded=padded,
+        tokens=call.tokens,
+        each=each * _SPAN,
+        splits=splits,
+        ld=parts.shape[2],
+        parts=parts,
     )
-    call.finish_parts(parts, rows)
+    call.add(f"weight_{group}", blocks * splits, _THREADS, params)
+    call.sum_parts(parts, rows)
 
 
 def _mma_few(call: Call, weight: RBEBlocks) -> None:
@@ -312,29 +305,19 @@ def _mma_few(call: Call, weight: RBEBlocks) -> None:
     rows, cols = weight.rows_pad, weight.cols_pad
     blocks = ceil_div(rows, _TILE) * ceil_div(call.tokens, 16)
     each, splits = _splits(ceil_div(cols, _STEP), 2 * blocks)
-    x, peaks = call.half_inputs(weight)
+    x, absmax = call.half_inputs(weight)
     parts = call.parts(splits, rows)
-    call.add(
-        "mma_few",
-        blocks * splits,
-        _THREADS,
-        x,
-        np.int64(cols),
-        *decode.codes_arguments(weight),
-        np.int64(rows),
-        np.int64(call.tokens),
-        np.int64(each * _STEP),
-        np.int32(splits),
-        np.int64(parts.shape[2]),
-        parts,
-        shared=_MMA_FEW_SHARED,
-    )
-    call.finish_parts(parts, rows, weight, peaks, scaled=True)
+    params = _split_k(call, weight, x, cols, each * _STEP, parts)
+    call.add("mma_few", blocks * splits, _THREADS, params, shared=_MMA_FEW_SHARED)
+    call.sum_parts(parts, rows, weight, absmax, scaled=True)
 
 
 # --- many tokens --------------------------------------------------------------------------------------
 
-_NO_CODES = (*(np.int32(0),) * 4, *(None,) * 5, np.float32(0), np.int64(0))
+_NO_CODES = CODES.fill(
+    kind=0, bits=0, group=0, index_kind=0, value=None, scale=None, col_scale=None, index=None, row_start=None,
+    offset=0.0, cols=0,
+)  # fmt: skip
 
 
 def _mma(
@@ -342,66 +325,62 @@ def _mma(
     name: str,
     x: Any,
     w: Any,
-    codes: tuple[Any, ...],
+    codes: Params,
     rows: int,
     column: int,
     depth: int,
     block: int,
-    transform: Any,
+    transform: int,
     gain: float,
-    peaks: Any,
+    absmax: Any,
 ) -> None:
     """Tensor cores: `rows` outputs from `column` on; x of at least `depth` columns."""
-    call.add(
-        f"mma_{name}",
-        ceil_div(call.tokens, _TILE) * ceil_div(rows, _TILE),
-        _THREADS,
-        x,
-        np.int64(x.shape[1]),
-        w,
-        np.int64(0 if w is None else w.shape[1]),
-        *codes,
-        np.int64(rows),
-        np.int64(column),
-        np.int64(depth),
-        np.int32(block),
-        transform,
-        np.float32(gain),
-        peaks,
-        *call.finish,
-        shared=_MMA_SHARED,
+    params = MMA.fill(
+        x=x,
+        ldx=x.shape[1],
+        w=w,
+        ldw=0 if w is None else w.shape[1],
+        codes=codes,
+        rows=rows,
+        column=column,
+        depth=depth,
+        block=block,
+        transform=transform,
+        gain=gain,
+        absmax=absmax,
+        epilogue=call.epilogue(),
     )
+    blocks = ceil_div(call.tokens, _TILE) * ceil_div(rows, _TILE)
+    call.add(f"mma_{name}", blocks, _THREADS, params, shared=_MMA_SHARED)
 
 
 def _mma_codes(call: Call, weight: RBEBlocks) -> None:
     """Dense and grid codes, unpacked tile by tile."""
-    x, peaks = call.half_inputs(weight)
+    x, absmax = call.half_inputs(weight)
     _mma(
-        call, "codes", x, None, decode.codes_arguments(weight), weight.rows_pad, 0, weight.cols_pad,
-        weight.block, decode.TRANSFORM[weight.row_transform], weight.gain, peaks,
+        call, "codes", x, None, decode.codes_params(weight), weight.rows_pad, 0, weight.cols_pad,
+        weight.block, decode.TRANSFORM[weight.row_transform], weight.gain, absmax,
     )  # fmt: skip
 
 
 def _ffma(call: Call, w: Any, column: int, gain: float = 1.0) -> None:
     """Products in float: of a dense weight, or a panel of rows from `column` on."""
     rows, depth = w.shape
-    call.add(
-        "ffma",
-        ceil_div(call.tokens, _FFMA_TILE) * ceil_div(rows, _FFMA_TILE),
-        128,
-        call.x,
-        TYPE[call.x.dtype],
-        np.int32(depth % 8 == 0 and aligned(call.x)),
-        w,
-        TYPE[w.dtype],
-        np.int32(depth % 8 == 0 and aligned(w)),
-        np.int64(depth),
-        np.int64(rows),
-        np.int64(column),
-        np.int64(depth),
-        np.float32(gain),
-        *call.finish,
+    params = FFMA.fill(
+        x=call.x,
+        x_type=TYPE[call.x.dtype],
+        x_wide=depth % 8 == 0 and aligned(call.x),
+        w=w,
+        w_type=TYPE[w.dtype],
+        w_wide=depth % 8 == 0 and aligned(w),
+        ldw=depth,
+        rows=rows,
+        column=column,
+        depth=depth,
+        gain=gain,
+        epilogue=call.epilogue(),
     )
+    call.add("ffma", ceil_div(call.tokens, _FFMA_TILE) * ceil_div(rows, _FFMA_TILE), 128, params)
 
 
 def panel_rows(cols: int, itemsize: int) -> int:
@@ -425,17 +404,17 @@ def _panels(call: Call, weight: RBEBlocks, cache: PanelCache | None = None) -> N
     width = ceil_div(weight.cols, 8) * 8 if half else weight.cols
     dtype = _F16_DTYPE if half else _F32_DTYPE
     gain = 1.0 if half else weight.gain
-    x, peaks = call.x, None
+    x, absmax = call.x, None
     if half and not (x.dtype == _F16_DTYPE and x.shape[1] == width and aligned(x)):
-        peaks = call.peaks()
-        x = call.inputs(ceil_div(width, 64) * 64, _F16, peaks=peaks)
+        absmax = call.absmax()
+        x = call.inputs(ceil_div(width, 64) * 64, _F16, absmax=absmax)
     step = panel_rows(width, dtype.itemsize)
     for start in range(0, weight.rows, step):
         stop = min(start + step, weight.rows)
         scratch = call.ws.get("linear.panel", (stop - start, width), dtype)
 
         def decode_into(target: Any, start: int = start) -> None:
-            call.launches.extend(decode.plan(weight, target, call.ws, first=start, gain=gain))
+            call.launches.extend(decode.launches(weight, target, call.ws, first=start, gain=gain))
 
         panel = None
         if cache is not None:
@@ -447,7 +426,8 @@ def _panels(call: Call, weight: RBEBlocks, cache: PanelCache | None = None) -> N
             panel = scratch
         if half:
             _mma(
-                call, "f16", x, panel, _NO_CODES, stop - start, start, width, _TILE, _NO_TRANSFORM, weight.gain, peaks
+                call, "f16", x, panel, _NO_CODES, stop - start, start, width, _TILE, _NO_TRANSFORM, weight.gain,
+                absmax,
             )  # fmt: skip
         else:
             _ffma(call, panel, start)
@@ -459,7 +439,7 @@ def _cached_panels(call: Call, weight: RBEBlocks) -> None:
 
 def _transform_tiles(call: Call, weight: RBEBlocks) -> None:
     half = call.x.dtype != _F32_DTYPE and transforms.is_orthonormal(weight.col_transform)
-    linear_transform.plan(call, weight, half)
+    linear_transform.add_launches(call, weight, half)
 
 
 ALGORITHMS = MatmulAlgorithms(
@@ -475,7 +455,7 @@ ALGORITHMS = MatmulAlgorithms(
 )
 
 
-def plan(
+def launches(
     x: Any,
     weight: Any,
     bias: Any,
@@ -519,6 +499,6 @@ def linear(
     method : restricts the choice of the algorithm for a compressed weight (`rbe_gpu.matmul`)
     """
     if out.size:
-        run(*plan(x, weight, bias, activation, residual, out, ws, cache, method))
+        run(*launches(x, weight, bias, activation, residual, out, ws, cache, method))
     else:
         check_method(method, cache)

@@ -13,7 +13,17 @@ from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.codecs import SparseCodes
 
 from . import decode
-from ._launch import TYPE, WARP, aligned, ceil_div
+from ._launch import WARP, ceil_div
+from ._params import (
+    BASIS,
+    BITMAP,
+    TRANSFORM_EPILOGUE,
+    TRANSFORM_FEATURES,
+    TRANSFORM_INPUTS,
+    TRANSFORM_MATMUL,
+    TRANSFORM_SUM,
+)
+from ._struct import Params
 
 if TYPE_CHECKING:
     from .linear import Call
@@ -56,103 +66,88 @@ def splits(tokens: int, rows: int, depth: int) -> tuple[int, int]:
     return each * _STEP, ceil_div(steps, each)
 
 
-def _bitmaps(call: Call, weight: RBEBlocks) -> tuple[Any, ...]:
-    """The codes as the products read them: sparse ones with bitmaps in the place of delta positions."""
-    given = decode.codes_arguments(weight)
+def _codes(call: Call, weight: RBEBlocks) -> Params:
+    """The codes as the kernels read them: sparse ones with bitmaps in the place of delta positions."""
     codes = weight.codes
     if not isinstance(codes, SparseCodes) or codes.index_kind != "delta":
-        return given
+        return decode.codes_params(weight)
     rows, cols = weight.rows_pad, weight.cols_pad
     words = call.ws.get("linear.bitmap", (rows, cols // 32), np.uint32)
-    args = (codes.index, codes.row_start, np.int64(rows), np.int64(cols), words)
-    call.add("bitmap", ceil_div(rows, 256 // WARP), 256, *args, op=_OP)
-    kind, bits, group, _, value, scale, col_scale, _, row_start, *rest = given
-    return kind, bits, group, decode.INDEX["bitmap"], value, scale, col_scale, words, row_start, *rest
+    params = BITMAP.fill(index=codes.index, row_start=codes.row_start, rows=rows, cols=cols, words=words)
+    call.add("bitmap", ceil_div(rows, 256 // WARP), 256, params, op=_OP)
+    return decode.codes_params(weight, words)
 
 
 def _float_inputs(call: Call, weight: RBEBlocks) -> Any:
     """x^ in float32: (groups, cols_pad, TILE)."""
-    tokens, cols = call.x.shape
-    padded, groups = weight.cols_pad, ceil_div(tokens, TILE)
+    padded, groups = weight.cols_pad, ceil_div(call.tokens, TILE)
     out = call.ws.get("linear.x", (groups, padded, TILE))
-    parts = 2 if weight.block == 128 else 1
     transform = decode.TRANSFORM[weight.col_transform]
-    if call.made("x", out, "float", weight.block, int(transform)):
+    if call.made("x", out, "float", weight.block, transform):
         return out
-    call.add(
-        "inputs",
-        groups * parts * (padded // weight.block),
-        128,
-        call.x,
-        TYPE[call.x.dtype],
-        np.int32(cols % 8 == 0 and aligned(call.x)),
-        np.int64(tokens),
-        np.int64(cols),
-        np.int64(padded),
-        np.int32(weight.block),
-        transform,
-        out,
-        op=_OP,
+    params = TRANSFORM_INPUTS.fill(
+        x=call.activations(), padded=padded, block=weight.block, transform=transform, out=out
     )
+    blocks = groups * (2 if weight.block == 128 else 1) * (padded // weight.block)
+    call.add("inputs", blocks, 128, params, op=_OP)
     return out
 
 
-def _basis(call: Call, weight: RBEBlocks) -> tuple[Any, ...]:
-    """Parameters, sums and functions of the basis: what ENDING_PARAMETERS takes."""
+def _basis(call: Call, weight: RBEBlocks) -> dict[str, Any]:
+    """Parameters, sums and functions of the basis, for the epilogue."""
     if weight.basis is None:
-        return None, None, None, np.int64(0), np.int64(0)
+        return {"basis": None, "sums": None, "functions": None, "blocks": 0, "row_blocks": 0}
     blocks, row_blocks = weight.cols_pad // weight.block, weight.rows_pad // weight.row_block
-    counts = np.int64(blocks), np.int64(row_blocks)
+    counts = {"basis": weight.basis, "blocks": blocks, "row_blocks": row_blocks}
     if weight.row_block == 1:
-        return weight.basis, call.features(weight), None, *counts
-    tokens, cols = call.x.shape
-    groups, block = ceil_div(tokens, TILE), weight.block
+        return {**counts, "sums": call.features(weight), "functions": None}
+    tokens, block = call.tokens, weight.block
+    groups = ceil_div(tokens, TILE)
     tables = call.ws.constant(f"linear.functions.{block}", block, lambda: functions(block))
     features = call.ws.get("linear.functions", (groups, blocks, FUNCTIONS, TILE))
-    call.add(
-        "features",
-        groups * (2 if block == 128 else 1) * blocks,
-        128,
-        call.x,
-        TYPE[call.x.dtype],
-        np.int32(cols % 8 == 0 and aligned(call.x)),
-        np.int64(tokens),
-        np.int64(cols),
-        np.int64(blocks),
-        np.int32(block),
-        tables[0],
-        features,
-        op=_OP,
+    params = TRANSFORM_FEATURES.fill(
+        x=call.activations(), blocks=blocks, block=block, functions=tables[0], out=features
     )
+    call.add("features", groups * (2 if block == 128 else 1) * blocks, 128, params, op=_OP)
     sums = call.ws.get("linear.basis", (tokens, row_blocks, FUNCTIONS))
-    args = (features, weight.basis, np.int64(tokens), counts[1], counts[0], sums)
-    call.add("basis", groups * ceil_div(row_blocks, _BASIS_ROWS), TILE, *args, op=_OP)
-    return weight.basis, sums, tables[1], *counts
+    params = BASIS.fill(
+        features=features, basis=weight.basis, tokens=tokens, row_blocks=row_blocks, blocks=blocks, sums=sums
+    )
+    call.add("basis", groups * ceil_div(row_blocks, _BASIS_ROWS), TILE, params, op=_OP)
+    return {**counts, "sums": sums, "functions": tables[1]}
 
 
-def plan(call: Call, weight: RBEBlocks, half: bool) -> None:
-    """Add the launches of a product to `call`.
+def add_launches(call: Call, weight: RBEBlocks, half: bool) -> None:
+    """Add the launches of a matmul to `call`.
 
     half : x^ and C in float16, on tensor cores; else in float32
     """
     rows, depth, tokens = weight.rows_pad, weight.cols_pad, call.tokens
     sparse = isinstance(weight.codes, SparseCodes)
     if half:
-        x, peaks = call.half_inputs(weight)
+        x, absmax = call.half_inputs(weight)
     else:
-        peaks = call.peaks() if sparse else None
+        absmax = call.absmax() if sparse else None
         x = _float_inputs(call, weight)
-    codes, basis = _bitmaps(call, weight), _basis(call, weight)
-    transform, scaled = decode.TRANSFORM[weight.row_transform], np.int32(half and peaks is not None)
-    ending = (
-        np.int32(weight.block), transform, np.float32(weight.gain), peaks, scaled, *basis, *call.finish
-    )  # fmt: skip
+    codes = _codes(call, weight)
+    epilogue = TRANSFORM_EPILOGUE.fill(
+        block=weight.block,
+        transform=decode.TRANSFORM[weight.row_transform],
+        gain=weight.gain,
+        absmax=absmax,
+        scaled=half and absmax is not None,
+        **_basis(call, weight),
+        epilogue=call.epilogue(),
+    )
     each, count = splits(tokens, rows, depth)
     ld = ceil_div(rows, 8) * 8
     parts = None if count == 1 else call.ws.get("linear.parts", (count, tokens, ld))
     tiles = ceil_div(tokens, TILE) * ceil_div(rows, TILE)
     name = ("entries" if sparse else "codes") if half else ("sparse" if sparse else "dense")
-    own = (np.int64(rows), np.int64(each), np.int64(ld), parts)
-    call.add(name, tiles * count, 256, x, *codes, *own, *ending, shared=_SHARED, op=_OP)
+    params = TRANSFORM_MATMUL.fill(
+        x=x, codes=codes, rows=rows, k_each=each, ld=ld, parts=parts, epilogue=epilogue
+    )
+    call.add(name, tiles * count, 256, params, shared=_SHARED, op=_OP)
     if count > 1:
-        call.add("finish", tiles, 256, parts, np.int32(count), np.int64(ld), *ending, shared=_SHARED, op=_OP)
+        params = TRANSFORM_SUM.fill(parts=parts, splits=count, ld=ld, epilogue=epilogue)
+        call.add("epilogue", tiles, 256, params, shared=_SHARED, op=_OP)

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ._launch import SUFFIX, TYPE, WARP, Launch, aligned, ceil_div, grid_1d, run
+from ._params import MEAN_POOL
 
 _WARPS = 8  # of a block: every warp sums every eighth token
 
 
-def plan(x: Any, lengths: Any, cu_seqlens: Any, out: Any) -> Launch:
+def launches(x: Any, lengths: Any, cu_seqlens: Any, out: Any) -> tuple[Launch, ...]:
     """The launch of `mean_pool`, from shapes, dtypes and addresses."""
     batch, cols = out.shape
     chunk, single = 16 // x.itemsize, ""
     if cols % chunk or not aligned(x, out):
         chunk, single = 1, "_single"
-    args = (
-        x,
-        np.int64(x.shape[1] if cu_seqlens is None else 0),
-        lengths,
-        cu_seqlens,
-        out,
-        TYPE[out.dtype],
-        np.int64(batch),
-        np.int64(cols),
+    params = MEAN_POOL.fill(
+        x=x,
+        seq=x.shape[1] if cu_seqlens is None else 0,
+        lengths=lengths,
+        cu_seqlens=cu_seqlens,
+        out=out,
+        out_type=TYPE[out.dtype],
+        batch=batch,
+        cols=cols,
     )
     grid = grid_1d(batch * ceil_div(cols, chunk * WARP))
-    return Launch("mean_pool", f"mean_pool_{SUFFIX[x.dtype]}{single}", grid, (WARP, _WARPS, 1), args)
+    return (Launch("mean_pool", f"mean_pool_{SUFFIX[x.dtype]}{single}", grid, (WARP, _WARPS, 1), params),)
 
 
 def mean_pool(x: Any, lengths: Any, cu_seqlens: Any, out: Any) -> None:
@@ -42,4 +41,4 @@ def mean_pool(x: Any, lengths: Any, cu_seqlens: Any, out: Any) -> None:
         padded
     out : (batch, cols) of any of the three dtypes, C-contiguous
     """
-    run(plan(x, lengths, cu_seqlens, out))
+    run(*launches(x, lengths, cu_seqlens, out))

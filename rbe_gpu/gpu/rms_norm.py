@@ -4,32 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from ._launch import SUFFIX, TYPE, Launch, in_chunks, run
+from ._launch import SUFFIX, TYPE, Launch, in_chunks, run, type_of
+from ._params import NORM
 from ._rows import share_rows
 
 _THREADS = 512  # launch bounds of the kernels over rows in registers: 64 registers would not do
 
 
-def plan(x: Any, weight: Any, eps: float, residual: Any, out: Any, residual_out: Any) -> Launch:
+def launches(
+    x: Any, weight: Any, eps: float, residual: Any, out: Any, residual_out: Any
+) -> tuple[Launch, ...]:
     """The launch of `rms_norm`, from shapes, dtypes and addresses."""
     rows, cols = x.shape
     share = share_rows(
         rows, cols, x.itemsize, in_chunks(x, (residual, out, residual_out), (weight,)), _THREADS
     )
-    args = (
-        x,
-        residual,
-        out,
-        residual_out,
-        weight,
-        TYPE[weight.dtype],
-        np.int64(rows),
-        np.int64(cols),
-        np.float32(eps),
+    params = NORM.fill(
+        x=x,
+        residual=residual,
+        out=out,
+        residual_out=residual_out,
+        weight=weight,
+        bias=None,
+        weight_type=TYPE[weight.dtype],
+        bias_type=type_of(None),
+        rows=rows,
+        cols=cols,
+        eps=eps,
     )
-    return Launch("rms_norm", f"rms_norm_{SUFFIX[x.dtype]}{share.entry}", share.grid, share.block, args)
+    entry = f"rms_norm_{SUFFIX[x.dtype]}{share.entry}"
+    return (Launch("rms_norm", entry, share.grid, share.block, params),)
 
 
 def rms_norm(x: Any, weight: Any, eps: float, residual: Any, out: Any, residual_out: Any) -> None:
@@ -41,4 +45,4 @@ def rms_norm(x: Any, weight: Any, eps: float, residual: Any, out: Any, residual_
         and the last may be None. `out` or `residual_out` may be `x` or `residual`.
     weight : (cols,) of any of the three dtypes
     """
-    run(plan(x, weight, eps, residual, out, residual_out))
+    run(*launches(x, weight, eps, residual, out, residual_out))

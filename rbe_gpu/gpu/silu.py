@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._elements import map_plan
+from ._elements import map_elements
 from ._launch import Launch, run
 
 
-def plan(x: Any, bias: Any, out: Any) -> Launch:
+def launches(x: Any, bias: Any, out: Any) -> tuple[Launch, ...]:
     """The launch of `silu`, from shapes, dtypes and addresses."""
-    return map_plan("silu", "", x, bias, out)
+    return map_elements("silu", "", x, bias, out)
 
 
 def silu(x: Any, bias: Any, out: Any) -> None:
@@ -21,4 +21,4 @@ def silu(x: Any, bias: Any, out: Any) -> None:
     x, out : (rows, cols) float32/float16/bfloat16, C-contiguous; `out` may be `x`
     bias : (cols,) of any of the three dtypes, or None
     """
-    run(plan(x, bias, out))
+    run(*launches(x, bias, out))

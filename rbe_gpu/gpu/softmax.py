@@ -6,16 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from ._launch import SUFFIX, Launch, address, aligned, run
+from ._launch import SUFFIX, Launch, aligned, run
+from ._params import SOFTMAX
 from ._rows import share_rows
+from ._struct import address
 
 _THREADS = 1024  # launch bounds of the kernels over rows in registers
 
 # how the kernel reads the mask: MASK_... of softmax.cu
-_NONE, _ADDED, _KEEP, _ADDED_ROWS, _KEEP_ROWS = (np.int32(i) for i in range(5))
+_NONE, _ADDED, _KEEP, _ADDED_ROWS, _KEEP_ROWS = range(5)
 
 
-def _mask_kind(mask: Any, cols: int) -> Any:
+def _mask_kind(mask: Any, cols: int) -> int:
     if mask is None:
         return _NONE
     keep = mask.dtype == np.bool_
@@ -28,24 +30,24 @@ def _mask_kind(mask: Any, cols: int) -> Any:
     return _KEEP if keep else _ADDED
 
 
-def plan(x: Any, scale: float, mask: Any, out: Any) -> Launch:
+def launches(x: Any, scale: float, mask: Any, out: Any) -> tuple[Launch, ...]:
     """The launch of `softmax`, from shapes, strides, dtypes and addresses."""
     rows, cols = x.shape
     share = share_rows(rows, cols, x.itemsize, aligned(x, out), _THREADS)
     row_stride, col_stride = (0, 0) if mask is None else (s // mask.itemsize for s in mask.strides)
-    args = (
-        x,
-        out,
-        np.int64(rows),
-        np.int64(cols),
-        np.float32(scale),
-        mask,
-        _mask_kind(mask, cols),
-        np.int64(row_stride),
-        np.int64(col_stride),
+    params = SOFTMAX.fill(
+        x=x,
+        out=out,
+        rows=rows,
+        cols=cols,
+        scale=scale,
+        mask_kind=_mask_kind(mask, cols),
+        mask=mask,
+        mask_row_stride=row_stride,
+        mask_col_stride=col_stride,
     )
     entry = f"softmax_{SUFFIX[x.dtype]}{share.entry}"
-    return Launch("softmax", entry, share.grid, share.block, args)
+    return (Launch("softmax", entry, share.grid, share.block, params),)
 
 
 def softmax(x: Any, scale: float, mask: Any, out: Any) -> None:
@@ -56,4 +58,4 @@ def softmax(x: Any, scale: float, mask: Any, out: Any) -> None:
     x, out : (rows, cols) float32/float16/bfloat16, C-contiguous; `out` may be `x`
     mask : (rows, cols) float32 (added) or bool (True keeps), any strides, or None
     """
-    run(plan(x, scale, mask, out))
+    run(*launches(x, scale, mask, out))

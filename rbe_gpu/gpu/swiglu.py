@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._elements import map_plan
+from ._elements import map_elements
 from ._launch import Launch, run
 
 
-def plan(x: Any, bias: Any, out: Any) -> Launch:
+def launches(x: Any, bias: Any, out: Any) -> tuple[Launch, ...]:
     """The launch of `swiglu`, from shapes, dtypes and addresses."""
-    return map_plan("swiglu", "", x, bias, out)
+    return map_elements("swiglu", "", x, bias, out)
 
 
 def swiglu(x: Any, bias: Any, out: Any) -> None:
@@ -22,4 +22,4 @@ def swiglu(x: Any, bias: Any, out: Any) -> None:
     bias : (2n,) of any of the three dtypes, or None
     out : (rows, n), dtype of x, C-contiguous, no memory shared with x
     """
-    run(plan(x, bias, out))
+    run(*launches(x, bias, out))

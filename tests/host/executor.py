@@ -12,15 +12,17 @@ from contextlib import contextmanager
 from functools import lru_cache
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rbe_gpu.gpu import _launch
-from rbe_gpu.gpu._launch import Launch, address
+from rbe_gpu.gpu._launch import Launch
+from rbe_gpu.gpu._struct import address
 
 from . import build
 
-_STRUCT = {"f4": np.float32, "i4": np.int32, "u4": np.uint32, "i8": np.int64, "u8": np.uint64}
+_SCALARS = {"f4": np.float32, "i4": np.int32, "u4": np.uint32, "i8": np.int64, "u8": np.uint64}
 _lock = threading.Lock()  # a library runs one block at a time
 
 
@@ -41,50 +43,57 @@ class Library:
         }
         self.bounds = {name: self._lib.rbe_bounds(i) for name, i in self.index.items()}
 
-    def check(self, launch: Launch) -> np.ndarray:
-        """The arguments in 8 bytes each; a launch that does not fit its kernel is an error."""
-        if launch.entry not in self.index:
-            raise KernelError(f"{launch.op}.cu has no kernel {launch.entry}")
-        if prod(launch.block) > self.bounds[launch.entry]:
-            raise KernelError(
-                f"{launch.entry}: {prod(launch.block)} threads, launch bounds {self.bounds[launch.entry]}"
-            )
-        return _slots(launch, self.parameters[launch.entry])
+    def check(self, launch: Launch) -> None:
+        """A launch that does not fit its kernel is an error."""
+        self._slots(launch.entry, prod(launch.block), launch.params.values)
 
     def launch(self, launch: Launch, reverse: bool = False) -> None:
         """Run one launch; `reverse` runs blocks, warps and lanes in descending order."""
-        slots = self.check(launch)
+        self.run(
+            launch.entry,
+            launch.grid,
+            launch.block,
+            *launch.params.values,
+            shared=launch.shared,
+            reverse=reverse,
+        )
+
+    def run(
+        self, entry: str, grid: Any, block: Any, *args: Any, shared: int = 0, reverse: bool = False
+    ) -> None:
+        """Run a kernel with these arguments: arrays, None and NumPy scalars of the parameters' types."""
+        slots = self._slots(entry, prod(block), args)
         base = slots.ctypes.data
         pointers = (ctypes.c_void_p * max(1, len(slots)))(*(base + 8 * i for i in range(len(slots))))
-        grid, block = ((ctypes.c_uint * 3)(*size) for size in (launch.grid, launch.block))
+        sizes = ((ctypes.c_uint * 3)(*size) for size in (grid, block))
         with _lock:
             error = self._lib.rbe_launch(
-                self.index[launch.entry],
-                pointers,
-                grid,
-                block,
-                ctypes.c_size_t(launch.shared),
-                int(reverse),
+                self.index[entry], pointers, *sizes, ctypes.c_size_t(shared), int(reverse)
             )
         if error:
-            raise KernelError(f"{launch.entry}: {error.decode()}")
+            raise KernelError(f"{entry}: {error.decode()}")
 
-
-def _slots(launch: Launch, parameters: list[str]) -> np.ndarray:
-    if len(launch.args) != len(parameters):
-        raise KernelError(f"{launch.entry} takes {len(parameters)} arguments, got {len(launch.args)}")
-    slots = np.zeros(len(parameters), np.uint64)
-    for i, (arg, code) in enumerate(zip(launch.args, parameters, strict=True)):
-        if code == "P" and (arg is None or isinstance(arg, np.ndarray)):
-            slots[i] = 0 if arg is None else address(arg)
-        elif code != "P" and isinstance(arg, np.generic) and arg.dtype == _STRUCT[code]:
-            slots[i : i + 1].view(arg.dtype)[0] = arg
-        else:
-            raise KernelError(
-                f"{launch.entry}: argument {i} is {type(arg).__name__}, the parameter is "
-                f"{'a pointer' if code == 'P' else _STRUCT[code].__name__}"
-            )
-    return slots
+    def _slots(self, entry: str, threads: int, args: tuple[Any, ...]) -> np.ndarray:
+        """The arguments in 8 bytes each; arguments and threads that do not fit the kernel are an error."""
+        if entry not in self.index:
+            raise KernelError(f"there is no kernel {entry}")
+        if threads > self.bounds[entry]:
+            raise KernelError(f"{entry}: {threads} threads, launch bounds {self.bounds[entry]}")
+        parameters = self.parameters[entry]
+        if len(args) != len(parameters):
+            raise KernelError(f"{entry} takes {len(parameters)} arguments, got {len(args)}")
+        slots = np.zeros(len(parameters), np.uint64)
+        for i, (arg, code) in enumerate(zip(args, parameters, strict=True)):
+            if code == "P" and (arg is None or isinstance(arg, np.ndarray)):
+                slots[i] = 0 if arg is None else address(arg)
+            elif code != "P" and isinstance(arg, np.generic) and arg.dtype == _SCALARS[code]:
+                slots[i : i + 1].view(arg.dtype)[0] = arg
+            else:
+                raise KernelError(
+                    f"{entry}: argument {i} is {type(arg).__name__}, the parameter is "
+                    f"{'a pointer' if code == 'P' else _SCALARS[code].__name__}"
+                )
+        return slots
 
 
 @lru_cache

@@ -131,8 +131,8 @@ extern "C" __global__ void long_sum(const float* x, float* sum, i64 count) {
   sum[0] = total.value();
 }
 
-// out[i] = x[i] / d, d by its factor and shift.
-extern "C" __global__ void divide(const i64* x, i64* out, i64 count, u64 factor, int shift) {
-  Divider by{factor, shift};
-  for (i64 i = 0; i < count; ++i) out[i] = by.quotient(x[i]);
+// out[i] = x[i] / d
+extern "C" __global__ void divide(const i64* x, i64* out, i64 count, Divider_PARAMETERS) {
+  const Divider by = Divider_VALUES;
+  for (i64 i = 0; i < count; ++i) out[i] = quotient(x[i], by);
 }

@@ -68,5 +68,5 @@ def entries(launches: tuple[Launch, ...]) -> list[str]:
 
 
 def sizes(launch: Launch) -> list[int]:
-    """The 64-bit arguments."""
-    return [int(a) for a in launch.args if isinstance(a, np.int64)]
+    """The 64-bit parameters."""
+    return [int(v) for v in launch.params.values if isinstance(v, np.int64)]

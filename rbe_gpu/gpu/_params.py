@@ -1,0 +1,234 @@
+"""The parameters of every CUDA kernel: one struct per kernel family.
+
+`HEADERS` says which of them stand in which header; `_source` puts the text in the place of `#include "..._params.h"`,
+so that there is nothing to keep in step. Constants (`*_type`, `activation`, `kind`, ...) are those of the CUDA
+sources.
+"""
+
+from __future__ import annotations
+
+from ._struct import Struct
+
+_POINTER, _OUTPUT, _FLOATS, _FLOATS_OUT = "const void*", "void*", "const float*", "float*"
+
+#: n / divisor as a product: see `_elements.divider`.
+DIVIDER = Struct("Divider", factor="u64", shift="int")
+
+#: silu, gelu, swiglu: every element of `out`; `by_cols` divides by the chunks of a row.
+ELEMENTWISE = Struct(
+    "ElementwiseParams",
+    x=_POINTER, bias=_POINTER, out=_OUTPUT, bias_type="int", count="i64", cols="i64", by_cols=DIVIDER,
+)  # fmt: skip
+
+ADD = Struct("AddParams", x=_POINTER, residual=_POINTER, out=_OUTPUT, count="i64")
+
+#: threshold: floor(p 2^32), up to 2^32; factor: 1 / (1 - p).
+DROPOUT = Struct(
+    "DropoutParams",
+    x=_POINTER, residual=_POINTER, out=_OUTPUT,
+    count="i64", threshold="u64", factor="float", seed="u64", offset="u64",
+)  # fmt: skip
+
+#: Strides of the mask are in elements.
+SOFTMAX = Struct(
+    "SoftmaxParams",
+    x=_POINTER, out=_OUTPUT, rows="i64", cols="i64", scale="float",
+    mask_kind="int", mask=_POINTER, mask_row_stride="i64", mask_col_stride="i64",
+)  # fmt: skip
+
+#: layer_norm, and rms_norm without `bias`.
+NORM = Struct(
+    "NormParams",
+    x=_POINTER, residual=_POINTER, out=_OUTPUT, residual_out=_OUTPUT, weight=_POINTER, bias=_POINTER,
+    weight_type="int", bias_type="int", rows="i64", cols="i64", eps="float",
+)  # fmt: skip
+
+L2_NORMALIZE = Struct("L2NormalizeParams", x=_POINTER, out=_OUTPUT, rows="i64", cols="i64", eps="float")
+
+#: Padded sequences of `seq` tokens, with or without `lengths`; or packed ones, with `cu_seqlens`.
+MEAN_POOL = Struct(
+    "MeanPoolParams",
+    x=_POINTER, seq="i64", lengths="const i64*", cu_seqlens="const i64*", out=_OUTPUT, out_type="int", batch="i64",
+    cols="i64",
+)  # fmt: skip
+
+#: Strides are in elements, of the mask in bytes. Packed sequences: seq_q and seq_k are rows in all.
+ATTENTION = Struct(
+    "AttentionParams",
+    q=_POINTER, k=_POINTER, v=_POINTER, out=_OUTPUT, mask=_POINTER,
+    lengths="const i64*", cu_seqlens_q="const i64*", cu_seqlens_k="const i64*", lse=_FLOATS_OUT,
+    q_batch_stride="i64", q_row_stride="i64", q_head_stride="i64",
+    k_batch_stride="i64", k_row_stride="i64", k_head_stride="i64",
+    v_batch_stride="i64", v_row_stride="i64", v_head_stride="i64",
+    out_batch_stride="i64", out_row_stride="i64", out_head_stride="i64",
+    mask_batch_stride="i64", mask_head_stride="i64", mask_row_stride="i64", mask_key_stride="i64",
+    batch="i64", num_heads="int",
+    group="int",  # query heads that share a head of k and v
+    seq_q="int", seq_k="int", head_dim="int", scale="float",
+    window_left="int", window_right="int",  # negative: no limit
+    mask_kind="int", alignment="int",
+)  # fmt: skip
+
+#: The coefficients of a compressed weight, and where they are stored.
+CODES = Struct(
+    "Codes",
+    kind="int",
+    bits="int",  # of a code; sparse: 32 and 16 are float and f16
+    group="int",  # dense: columns, sparse: entries that share a scale
+    index_kind="int",  # sparse
+    value="const unsigned char*",
+    scale="const f16*",  # dense: (rows, ceil(cols / group)); grid: (rows); sparse: (ceil(entries / group))
+    col_scale="const f16*",  # grid
+    index="const unsigned char*",  # sparse
+    row_start="const i64*",  # sparse
+    offset="float",  # grid: shrink; sparse: dead zone
+    cols="i64",  # padded: whole blocks
+)
+
+#: Rows of a weight that has `stored` of them: from `first` on, or those in `ids`, int64 (`wide`) or int32.
+ROWS = Struct("RowNumbers", ids=_POINTER, wide="int", first="i64", stored="i64")
+
+#: decode_<B>, decode_plain. sides: ALONG_ROWS, DOWN_COLUMNS; wide: rows of `out` are aligned to 16 bytes.
+DECODE = Struct(
+    "DecodeParams",
+    codes=CODES, starts="const uint2*", numbers=ROWS, rows="i64", cols="i64", sides="int", transform="int",
+    basis="const f16*", gain="float", out=_OUTPUT, type="int", wide="int",
+)  # fmt: skip
+
+#: decode_starts.
+STARTS = Struct("StartsParams", codes=CODES, numbers=ROWS, rows="i64", block="int", starts="uint2*")
+
+#: embedding_<B>.
+EMBEDDING = Struct(
+    "EmbeddingParams",
+    codes=CODES, starts="const uint2*", numbers=ROWS, count="i64", cols="i64", transform="int",
+    basis="const f16*", gain="float", out=_OUTPUT, type="int",
+)  # fmt: skip
+
+#: embedding_rows: `count` rows of `units` units of 2^unit bytes.
+COPY_ROWS = Struct(
+    "CopyRowsParams",
+    numbers=ROWS, table=_POINTER, count="i64", units="i64", unit="int", out=_OUTPUT,
+)  # fmt: skip
+
+#: x of linear, (tokens, cols) row-major; wide: rows of 4 values start at multiples of their size.
+ACTIVATIONS = Struct("Activations", data=_POINTER, type="int", wide="int", tokens="i64", cols="i64")
+
+#: out = activation(y + bias) + residual, (tokens, cols) row-major; wide: rows of 8 values are aligned to 16 bytes.
+EPILOGUE = Struct(
+    "Epilogue",
+    bias=_POINTER, bias_type="int", activation="int", residual=_POINTER, residual_type="int",
+    type="int", out=_OUTPUT, tokens="i64", cols="i64", wide="int",
+)  # fmt: skip
+
+#: linear_absmax.
+ABSMAX = Struct("AbsmaxParams", x=ACTIVATIONS, absmax=_FLOATS_OUT)
+
+#: linear_inputs: `padded` columns and `group` tokens a group are written; col_scale has `scaled_cols` values.
+INPUTS = Struct(
+    "InputsParams",
+    x=ACTIVATIONS, padded="i64", block="int", transform="int", col_scale="const f16*", scaled_cols="i64",
+    absmax=_FLOATS, layout="int", group="int", out=_OUTPUT,
+)  # fmt: skip
+
+#: linear_features.
+FEATURES = Struct("FeaturesParams", x=ACTIVATIONS, blocks="i64", block="int", matrix="int", out=_FLOATS_OUT)
+
+#: linear_dot_T, linear_sparse_T, linear_mma_few: partial sums (splits, tokens, ld). each: spans of 1024 columns
+#: (dot) or columns (mma_few) of a split; ldx: columns of x^ (mma_few).
+SPLIT_K = Struct(
+    "SplitKParams",
+    codes=CODES, x=_POINTER, ldx="i64", rows="i64", tokens="i64", each="i64", splits="int", ld="i64",
+    parts=_FLOATS_OUT,
+)  # fmt: skip
+
+#: linear_weight_T: the same of a dense W (rows, cols); x^ has `padded` columns, a split `each`.
+DENSE_SPLIT_K = Struct(
+    "DenseSplitKParams",
+    w=_POINTER, w_type="int", wide="int", x=_FLOATS, rows="i64", cols="i64", padded="i64", tokens="i64",
+    each="i64", splits="int", ld="i64", parts=_FLOATS_OUT,
+)  # fmt: skip
+
+#: linear_epilogue: results from parts (splits, tokens, ld), of which the first `stored` columns hold something.
+#: Lines of `block` columns; the basis' blocks are basis_block wide. scaled: x^ was scaled token by token.
+SPLIT_K_EPILOGUE = Struct(
+    "SplitKEpilogueParams",
+    parts=_FLOATS, splits="int", ld="i64", stored="i64", block="int", transform="int", matrix="int", gain="float",
+    absmax=_FLOATS, scaled="int", basis="const f16*", features=_FLOATS, blocks="i64", basis_block="int",
+    epilogue=EPILOGUE,
+)  # fmt: skip
+
+#: linear_mma_*: the rows of W are the columns `column` on of out.
+MMA = Struct(
+    "MmaParams",
+    x=_POINTER, ldx="i64", w=_POINTER, ldw="i64", codes=CODES, rows="i64", column="i64", depth="i64", block="int",
+    transform="int", gain="float", absmax=_FLOATS, epilogue=EPILOGUE,
+)  # fmt: skip
+
+#: linear_ffma. x_wide, w_wide: rows are multiples of 8 values and start at multiples of 16 bytes.
+FFMA = Struct(
+    "FfmaParams",
+    x=_POINTER, x_type="int", x_wide="int", w=_POINTER, w_type="int", w_wide="int", ldw="i64", rows="i64",
+    column="i64", depth="i64", gain="float", epilogue=EPILOGUE,
+)  # fmt: skip
+
+#: linear_transform_inputs.
+TRANSFORM_INPUTS = Struct(
+    "TransformInputsParams", x=ACTIVATIONS, padded="i64", block="int", transform="int", out=_FLOATS_OUT
+)
+
+#: linear_transform_features; functions: phi (block, 16).
+TRANSFORM_FEATURES = Struct(
+    "TransformFeaturesParams", x=ACTIVATIONS, blocks="i64", block="int", functions=_FLOATS, out=_FLOATS_OUT
+)
+
+#: linear_transform_basis.
+BASIS = Struct(
+    "BasisParams",
+    features=_FLOATS, basis="const f16*", tokens="i64", row_blocks="i64", blocks="i64", sums=_FLOATS_OUT,
+)  # fmt: skip
+
+#: linear_transform_bitmap: bitmaps (rows, cols / 32) of delta positions.
+BITMAP = Struct(
+    "BitmapParams",
+    index="const unsigned char*", row_start="const i64*", rows="i64", cols="i64", words="u32*",
+)  # fmt: skip
+
+#: What becomes of the sums of a tile. absmax: of tokens that are scaled, or whose zeros were skipped, or null.
+#: basis: or null; sums: g, of vectors the output of linear_features; functions: psi, null of vectors.
+TRANSFORM_EPILOGUE = Struct(
+    "TransformEpilogue",
+    block="int", transform="int", gain="float", absmax=_FLOATS, scaled="int", basis="const f16*", sums=_FLOATS,
+    functions=_FLOATS, blocks="i64", row_blocks="i64", epilogue=EPILOGUE,
+)  # fmt: skip
+
+#: linear_transform_codes, _entries, _dense, _sparse; a split has k_each values of k.
+TRANSFORM_MATMUL = Struct(
+    "TransformMatmulParams",
+    x=_POINTER, codes=CODES, rows="i64", k_each="i64", ld="i64", parts=_FLOATS_OUT, epilogue=TRANSFORM_EPILOGUE,
+)  # fmt: skip
+
+#: linear_transform_epilogue: the sum of the splits.
+TRANSFORM_SUM = Struct(
+    "TransformSumParams", parts=_FLOATS, splits="int", ld="i64", epilogue=TRANSFORM_EPILOGUE
+)
+
+HEADERS: dict[str, tuple[Struct, ...]] = {
+    "elementwise_params.h": (DIVIDER, ELEMENTWISE),
+    "add_params.h": (ADD,),
+    "dropout_params.h": (DROPOUT,),
+    "l2_normalize_params.h": (L2_NORMALIZE,),
+    "mean_pool_params.h": (MEAN_POOL,),
+    "softmax_params.h": (SOFTMAX,),
+    "norm_params.h": (NORM,),
+    "attention_params.h": (ATTENTION,),
+    "codes_params.h": (CODES, ROWS),
+    "decode_params.h": (DECODE, STARTS),
+    "embedding_params.h": (EMBEDDING, COPY_ROWS),
+    "epilogue_params.h": (ACTIVATIONS, EPILOGUE),
+    "linear_params.h": (ABSMAX, INPUTS, FEATURES, SPLIT_K, DENSE_SPLIT_K, SPLIT_K_EPILOGUE, MMA, FFMA),
+    "linear_transform_params.h": (
+        *(TRANSFORM_INPUTS, TRANSFORM_FEATURES, BASIS, BITMAP),
+        *(TRANSFORM_EPILOGUE, TRANSFORM_MATMUL, TRANSFORM_SUM),
+    ),
+}
