@@ -1,8 +1,8 @@
 // y[t,n] = activation(sum_k x[t,k] W[n,k] + bias[n]) + residual[t,n], W dense or compressed.
 //
-// With W_IJ = gain * (S C_IJ S^T + sum_k p_k Phi_k) the product needs no dense W:
+// With W_IJ = gain * (S C_IJ S^T + sum_k p_k Phi_k) y needs no dense W:
 //     x^_J = S^T x_J;   y_I = gain * (S sum_J C_IJ x^_J + sum_J sum_k p_IJk (Phi_k x_J))       (vectors: without S)
-// exactly (columns: x^ is x), so the inner loops are products with the stored codes.
+// exactly (columns: x^ is x), so the inner loops multiply by the stored codes.
 //
 // Few tokens, limited by the bytes of W, each of which is read once for up to 8 tokens:
 //   linear_absmax    max |x[t,:]| of every token; a NaN or an Inf in it must reach the results of the token even where
@@ -19,7 +19,7 @@
 //                    before is multiplied; S, bias, activation, residual at the end
 //   linear_mma_f16, linear_mma_bf16   the same of a dense W, or of a panel that decode.cu wrote (sparse codes, a
 //                    basis, or dwt-bior3.1, whose x^ would lose digits): W read and written once more, 2 bytes a weight
-//   linear_ffma      float x or W: products in float; a compressed W comes as panels, 4 bytes a weight twice
+//   linear_ffma      float x or W: FMA; a compressed W comes as panels, 4 bytes a weight twice
 //
 // Arrays     x: (tokens, in), out and residual: (tokens, out), row-major; bias: (out). x^: see LAYOUT_...;
 //            parts: (splits, tokens, ld) float. Codes and basis: codes.cuh, basis.cuh.
@@ -450,11 +450,11 @@ __device__ __forceinline__ void mma_tile(const MmaParams& p) {
   i64 first_m = blockIdx.x % tiles_m * BM, first_n = blockIdx.x / tiles_m * BN;
   float* tile = reinterpret_cast<float*>(memory);
   {
-    Tiles<T, LOADER, BM, 2> product;
-    product.multiply(reinterpret_cast<T*>(memory), static_cast<const T*>(p.x), epilogue.tokens, p.ldx, first_m,
+    Tiles<T, LOADER, BM, 2> matmul;
+    matmul.multiply(reinterpret_cast<T*>(memory), static_cast<const T*>(p.x), epilogue.tokens, p.ldx, first_m,
                      static_cast<const T*>(p.w), p.ldw, p.codes, p.rows, first_n, 0, p.depth, p.depth);
     __syncthreads();  // the stages are free
-    product.visit([&](int row, int col, float a, float b) {
+    matmul.visit([&](int row, int col, float a, float b) {
       float two[2] = {a, b};
       store<2>(tile + sum_at(p.block, row, col), two);
     });
@@ -489,10 +489,10 @@ extern "C" __global__ void __launch_bounds__(256) linear_mma_few(SplitKParams_PA
   DYNAMIC_SHARED(f16, stages);
   Place place(p.rows, BN, p.splits);
   i64 begin = place.split * p.each, end = min(begin + p.each, p.codes.cols);
-  Tiles<f16, RunLoader, 16, 1> product;
-  product.multiply(stages, static_cast<const f16*>(p.x), p.tokens, p.ldx, place.group * 16, nullptr, 0, p.codes, p.rows,
+  Tiles<f16, RunLoader, 16, 1> matmul;
+  matmul.multiply(stages, static_cast<const f16*>(p.x), p.tokens, p.ldx, place.group * 16, nullptr, 0, p.codes, p.rows,
                    place.first_row, begin, end, p.codes.cols);
-  product.visit([&](int row, int col, float a, float b) {
+  matmul.visit([&](int row, int col, float a, float b) {
     i64 token = place.group * 16 + row, out = place.first_row + col;
     if (token < p.tokens && out < p.rows) {  // ld is even: there is room for one more
       float two[2] = {a, b};

@@ -1,5 +1,5 @@
 // What the two sources of linear share: the epilogue, lines of activations under a transform, codes by whole runs, and
-// the products of tiles on tensor cores.
+// tile matmuls on tensor cores.
 #include "activations.cuh"
 #include "async_copy.cuh"
 #include "basis.cuh"
@@ -177,7 +177,7 @@ __device__ __forceinline__ void load_digits(const u32* run, int bits, int digit,
   }
 }
 
-// --- products of tiles: tensor cores
+// --- tile matmuls: tensor cores
 
 constexpr int BN = 128, BK = 64;  // outputs and values of k of a tile
 constexpr int CHUNKS = BK / 8;    // of 16 bytes in a row of a tile of halves

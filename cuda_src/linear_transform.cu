@@ -1,12 +1,12 @@
 // y[t,n] = activation(sum_k x[t,k] W[n,k] + bias[n]) + residual[t,n], W compressed and never decoded, many tokens.
 //
-// With W_IJ = gain * (S C_IJ S^T + sum_k p_IJk Phi_k) and the basis as products of functions of one coordinate,
+// With W_IJ = gain * (S C_IJ S^T + sum_k p_IJk Phi_k) and the basis as outer products of functions of one coordinate,
 // Phi_k(r, c) = sum_ab q_kab psi_a(r) phi_b(c):
 //     x^_J = S^T x_J                           linear_transform_inputs, or linear_inputs of linear.cu for f16 x^
 //     f_J = phi x_J                            linear_transform_features, where there is a basis
 //     g_I = sum_J sum_k p_IJk q_k f_J          linear_transform_basis: 16 sums for a block of rows
 //     y_I = gain * (S sum_J C_IJ x^_J + psi g_I)
-// exactly (vectors: without S and psi; columns: x^ is x). The product with C, and its epilogue:
+// exactly (vectors: without S and psi; columns: x^ is x). The matmul with C, and its epilogue:
 //   linear_transform_codes    dense and grid codes, f16 x^: unpacked to f16 tiles in shared memory, tensor cores
 //   linear_transform_entries  the same of sparse codes: a tile is laid out from bitmaps and entries
 //   linear_transform_dense    dense and grid codes, float x^: unpacked to float tiles, FMA
@@ -17,12 +17,12 @@
 // Arrays     x: (tokens, in), out and residual: (tokens, out), row-major; bias: (out). x^: f16 (tokens, K), or float
 //            (groups of 128 tokens, K, 128). phi, psi: float (B, 16), the last functions 0. f: float (groups, K / B, 16,
 //            128); g: float (tokens, row blocks, 16). parts: float (splits, tokens, ld). Codes, basis: codes.cuh, basis.cuh.
-// Ownership  Products: 256 threads, a tile of 128 tokens x 128 outputs. codes, entries: 8 warps of 64 x 32, k in steps of
+// Ownership  Matmuls: 256 threads, a tile of 128 tokens x 128 outputs. codes, entries: 8 warps of 64 x 32, k in steps of
 //            64, two stages; a warp lays out 16 rows of entries, a lane two columns. dense: a thread 8 x 8, k in steps of
 //            32. sparse: a warp 16 rows, a lane 4 tokens, 64 sums in registers, k in steps of 32.
 //            inputs: a thread has a line of B values of a token. features, basis: a thread a token. bitmap: a warp a row.
-// Launch     Products: grid (tiles of tokens * tiles of outputs * splits of k); the others in strides of the grid.
-// Shared     Products and epilogue: 64 KB. inputs, features: 32 KB.
+// Launch     Matmuls: grid (tiles of tokens * tiles of outputs * splits of k); the others in strides of the grid.
+// Shared     Matmuls and epilogue: 64 KB. inputs, features: 32 KB.
 // Bytes      x^ and the codes once for every 128 x 128 tile, each code byte by one warp; parts, if k was split, 8 bytes a
 //            result and split; bitmaps of delta positions 1 bit a weight, written and read; f and g 64 bytes a token and
 //            block, f read once for 4 blocks of rows.
@@ -301,20 +301,20 @@ extern "C" __global__ void __launch_bounds__(256)
   transform_store(p.epilogue, tile, place.first_m, place.first_n);
 }
 
-// --- products of f16
+// --- matmul in f16
 
 template <class LOADER>
-__device__ __forceinline__ void product_f16(const TransformMatmulParams& p) {
+__device__ __forceinline__ void matmul_f16(const TransformMatmulParams& p) {
   DYNAMIC_SHARED(unsigned char, memory);
   float* tile = reinterpret_cast<float*>(memory);
   i64 tokens = p.epilogue.epilogue.tokens;
   Place place(tokens, p.rows, p.codes.cols, p.k_each);
   {
-    Tiles<f16, LOADER, GROUP, 2> product;
-    product.multiply(reinterpret_cast<f16*>(memory), static_cast<const f16*>(p.x), tokens, p.codes.cols, place.first_m,
+    Tiles<f16, LOADER, GROUP, 2> matmul;
+    matmul.multiply(reinterpret_cast<f16*>(memory), static_cast<const f16*>(p.x), tokens, p.codes.cols, place.first_m,
                      nullptr, 0, p.codes, p.rows, place.first_n, place.begin, place.end, p.codes.cols);
     __syncthreads();  // the stages are free
-    product.visit([&](int row, int col, float a, float b) {
+    matmul.visit([&](int row, int col, float a, float b) {
       float two[2] = {a, b};
       store<2>(tile + sum_at(p.epilogue.block, row, col), two);
     });
@@ -323,7 +323,7 @@ __device__ __forceinline__ void product_f16(const TransformMatmulParams& p) {
   end_tile(p, tile, place);
 }
 
-// --- products of float
+// --- matmul in float
 
 // x^ of the columns k ... k + 31 of a group of tokens: 16 KB as they lie.
 __device__ __forceinline__ void copy_inputs(float* tile, const float* x, i64 first_m, i64 k, i64 cols) {
@@ -356,7 +356,7 @@ struct QuadLoader {
   }
 };
 
-__device__ __forceinline__ void product_dense(const TransformMatmulParams& p) {
+__device__ __forceinline__ void matmul_dense(const TransformMatmulParams& p) {
   const float* x = static_cast<const float*>(p.x);
   const Codes& codes = p.codes;
   i64 rows = p.rows;
@@ -410,7 +410,7 @@ __device__ __forceinline__ void product_dense(const TransformMatmulParams& p) {
 }
 
 // A warp multiplies its 16 rows: entries (value, offset of the column in the tile of x^) two by two.
-__device__ __forceinline__ void product_sparse(const TransformMatmulParams& p) {
+__device__ __forceinline__ void matmul_sparse(const TransformMatmulParams& p) {
   const float* x = static_cast<const float*>(p.x);
   const Codes& codes = p.codes;
   i64 rows = p.rows;
@@ -470,13 +470,13 @@ __device__ __forceinline__ void product_sparse(const TransformMatmulParams& p) {
   end_tile(p, memory, place);
 }
 
-#define PRODUCT(name, call, ...)                                                 \
+#define MATMUL(name, call, ...)                                                 \
   extern "C" __global__ void __launch_bounds__(__VA_ARGS__)                      \
       linear_transform_##name(TransformMatmulParams_PARAMETERS) { \
     const TransformMatmulParams p = TransformMatmulParams_VALUES; \
     call(p);                                                                     \
   }
-PRODUCT(codes, product_f16<RunLoader>, 256)
-PRODUCT(entries, product_f16<EntryLoader>, 256, RESIDENT)
-PRODUCT(dense, product_dense, 256)
-PRODUCT(sparse, product_sparse, 256, RESIDENT)
+MATMUL(codes, matmul_f16<RunLoader>, 256)
+MATMUL(entries, matmul_f16<EntryLoader>, 256, RESIDENT)
+MATMUL(dense, matmul_dense, 256)
+MATMUL(sparse, matmul_sparse, 256, RESIDENT)

@@ -1,4 +1,4 @@
-// Tensor cores: ldmatrix, and products of tiles by one warp (mma.sync).
+// Tensor cores: ldmatrix, and tile matmuls by one warp (mma.sync).
 #include "types.cuh"
 
 #ifndef RBE_HOST
@@ -82,7 +82,7 @@ __device__ __forceinline__ void mma_16x8x16_bf16(float (&c)[4], const u32 (&a)[4
 // so ldmatrix of the four 8 x 8 quarters of row-major a gives a[0], a[1] (rows 8 on), a[2] (columns 8 on), a[3];
 // ldmatrix of b stored by columns (n, k) gives b[0], b[1]; ldmatrix_transposed gives them from row-major (k, n).
 
-// The same product by shuffles and float arithmetic, where tensor cores lack the type. Slow.
+// The same by shuffles and float arithmetic, where tensor cores lack the type. Slow.
 template <class T>
 __device__ void mma_by_shuffles(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
   int lane = threadIdx.x % WARP;

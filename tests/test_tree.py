@@ -59,6 +59,7 @@ HEADERS = {
     *(
         "activations",
         "async_copy",
+        "attention",
         "basis",
         "codes",
         "elementwise",

@@ -251,7 +251,7 @@ def _split_k(call: Call, weight: RBEBlocks, x: Any, ldx: int, each: int, parts: 
 
 
 def _dot(call: Call, weight: RBEBlocks) -> None:
-    """Dense and grid codes, products in float."""
+    """Dense and grid codes, dot products in float32."""
     group, rows = _group(call.tokens), weight.rows_pad
     groups = ceil_div(call.tokens, group)
     spans = ceil_div(weight.cols_pad, _SPAN)
@@ -265,7 +265,7 @@ def _dot(call: Call, weight: RBEBlocks) -> None:
 
 
 def _sparse(call: Call, weight: RBEBlocks) -> None:
-    """Sparse codes, products in float."""
+    """Sparse codes, dot products in float32."""
     group, rows = _group(call.tokens), weight.rows_pad
     x = call.inputs(weight.cols_pad, _COLUMNS, group, weight)
     parts = call.parts(1, rows)
@@ -275,7 +275,7 @@ def _sparse(call: Call, weight: RBEBlocks) -> None:
 
 
 def _weight(call: Call, weight: Any) -> None:
-    """A dense weight, products in float."""
+    """A dense weight, dot products in float32."""
     group, (rows, cols) = _group(call.tokens), weight.shape
     padded = ceil_div(cols, 64) * 64
     blocks = ceil_div(rows, _THREADS // WARP * _DOT_ROWS[group]) * ceil_div(call.tokens, group)
@@ -364,7 +364,7 @@ def _mma_codes(call: Call, weight: RBEBlocks) -> None:
 
 
 def _ffma(call: Call, w: Any, column: int, gain: float = 1.0) -> None:
-    """Products in float: of a dense weight, or a panel of rows from `column` on."""
+    """In float32: a dense weight, or a panel of rows from `column` on."""
     rows, depth = w.shape
     params = FFMA.fill(
         x=call.x,

@@ -28,10 +28,10 @@ from ._struct import Params
 if TYPE_CHECKING:
     from .linear import Call
 
-TILE = 128  # of a product, tokens and outputs
+TILE = 128  # of a matmul, tokens and outputs
 FUNCTIONS = 16  # of a coordinate, with room: 13 to 15 are used
 _BASIS_ROWS = 4  # blocks of rows of a thread of linear_transform_basis
-_STEP = 64  # of k, of the products of f16; two of those of float
+_STEP = 64  # of k, in f16; two steps in float
 _SHARED = 64 << 10  # stages, then the sums of a tile
 _BLOCKS_WANTED = 264  # of threads: two a multiprocessor of a large GPU
 _LEAST_DEPTH = 256  # of k, that a split is worth
@@ -47,14 +47,14 @@ def functions(block: int) -> NDArray[np.float32]:
     """
     terms = transforms.basis_terms(block)
     count = len(terms.functions)
-    found = np.zeros((2, block, FUNCTIONS), np.float32)
+    tables = np.zeros((2, block, FUNCTIONS), np.float32)
     factor = np.ones(count)
     of_d = terms.param == 1
     factor[terms.row[of_d]] = terms.factor[of_d]
-    found[0, :, :count] = terms.functions.T
-    found[1, :, :count] = (terms.functions * factor[:, None]).T
-    found.flags.writeable = False
-    return found
+    tables[0, :, :count] = terms.functions.T
+    tables[1, :, :count] = (terms.functions * factor[:, None]).T
+    tables.flags.writeable = False
+    return tables
 
 
 def splits(tokens: int, rows: int, depth: int) -> tuple[int, int]:
