@@ -1,4 +1,4 @@
-"""RBEMatrix and RBEVectors: what a compressed weight is, in memory.
+"""RBEMatrix and RBEVectors: compressed weights in memory.
 
 A weight W of `rows x cols` is, block by block,
 
@@ -35,7 +35,7 @@ B = TypeVar("B", bound="RBEBlocks")
 
 @dataclass(frozen=True)
 class ErrorReport:
-    """How far a decoded weight is from the original.
+    """The error of a decoded weight.
 
     relative_error is ||W - W'|| / ||W|| (Frobenius), 0 for two zero matrices; snr_db = -20 log10 of it.
     """
@@ -66,7 +66,7 @@ def error_report(original: NDArray[Any], decoded: NDArray[Any]) -> ErrorReport:
 
 @dataclass(frozen=True)
 class RBEBlocks:
-    """What `RBEMatrix` and `RBEVectors` share. Make them with `rbe_gpu.compress` or `rbe_gpu.load_file`.
+    """The base of `RBEMatrix` and `RBEVectors`. Make them with `rbe_gpu.compress` or `rbe_gpu.load_file`.
 
     Attributes
     ----------
@@ -190,7 +190,7 @@ class RBEBlocks:
         return out
 
     def to(self: B, device: str) -> B:
-        """The same weight on another device, "cpu" or "cuda:0"; see `rbe_gpu.to`. Nothing is decoded on the way."""
+        """The same weight on another device, "cpu" or "cuda:0"; see `rbe_gpu.to`. Nothing is decoded."""
         if device == self.device:
             return self
         basis = None if self.basis is None else move_array(self.basis, device)

@@ -1,9 +1,10 @@
 """Compressed weights in a file: `.rbe.safetensors`, an ordinary safetensors file with one JSON description.
 
-`FORMAT.md` has every byte. `Writer` streams: it holds one tensor at a time, and the file appears under its
-name only when it is complete. `load_file` maps the file into memory and trusts nothing in it: counts and
-indices become addresses, so every size, product and sum is checked, in Python integers, before an array
-leaves this module. One function, `_blocks`, states the rules; the reader and the writer both go through it.
+`FORMAT.md` specifies every byte. `Writer` streams: it holds one tensor at a time, and the file appears under its
+name only when it is complete. `load_file` maps the file into memory and treats it as untrusted input: counts and
+indices become addresses, so every size and sum is checked, in Python integers, before an array leaves this
+module. The rules are in one function, `_blocks`, and each codec's `from_file`; the reader and the writer both
+call them.
 """
 
 from __future__ import annotations
@@ -58,14 +59,14 @@ METADATA_KEY = "rbe"
 MAX_DECODED_BYTES = 64 << 30
 
 _KINDS: dict[str, tuple[type[RBEBlocks], int]] = {"matrix": (RBEMatrix, 8), "vectors": (RBEVectors, 5)}
-_CHUNK = 1 << 22  # bytes or elements looked at in one step
+_CHUNK = 1 << 22  # bytes or elements read in one step
 
 
 # --- the rules of a compressed tensor -----------------------------------------------------------------
 
 
 def description(value: RBEBlocks) -> dict[str, Any]:
-    """The JSON that stands for a compressed tensor in the file."""
+    """The JSON description of a compressed tensor."""
     return {
         "kind": value.kind,
         "shape": [int(n) for n in value.shape],
@@ -194,7 +195,7 @@ def _open(path: str | os.PathLike[str], max_decoded_bytes: int) -> _Opened:
     if type(described) is not dict:
         fail("tensors is not a JSON object")
 
-    # sizes first: nothing is touched in a file that would decode to more than the cap
+    # sizes first: no array is read in a file that would decode to more than the limit
     owner: dict[str, tuple[str, str]] = {}  # array name -> (tensor, part)
     array_names = ("basis", *dict.fromkeys(n for codec in CODECS.values() for n in codec.array_names))
     decoded = 0
@@ -206,11 +207,13 @@ def _open(path: str | os.PathLike[str], max_decoded_bytes: int) -> _Opened:
                 tensor_fail("its array is missing")
             entry = file.entries[name]
             decoded += entry.stop - entry.start
-            mine = [(name, "")]
+            own_arrays = [(name, "")]
         else:
             decoded += _decoded_bytes(stored, tensor_fail)
-            mine = [(f"{name}.{part}", part) for part in array_names if f"{name}.{part}" in file.entries]
-        for array, part in mine:
+            own_arrays = [
+                (f"{name}.{part}", part) for part in array_names if f"{name}.{part}" in file.entries
+            ]
+        for array, part in own_arrays:
             if array in owner:
                 tensor_fail(f"the array {quoted(array)} belongs to two tensors")
             owner[array] = (name, part)
@@ -240,7 +243,7 @@ def _open(path: str | os.PathLike[str], max_decoded_bytes: int) -> _Opened:
 def load_file(
     path: str | os.PathLike[str], *, max_decoded_bytes: int = MAX_DECODED_BYTES
 ) -> tuple[dict[str, RBEBlocks | NDArray[Any]], dict[str, Any]]:
-    """Open a file: its tensors, as views of the mapped file (grid codes: unpacked from it), and its config.
+    """Open a file. Returns its tensors, as views of the mapped file (grid codes: unpacked from it), and its config.
 
     Parameters
     ----------
@@ -283,7 +286,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What a file holds. `dense_bytes` sums the float tensors as float32."""
+    """The contents of a file. `dense_bytes` sums the float tensors as float32."""
 
     path: str
     version: int
@@ -300,7 +303,7 @@ class FileInfo:
 
 
 def describe(path: str | os.PathLike[str], *, max_decoded_bytes: int = MAX_DECODED_BYTES) -> FileInfo:
-    """What a file holds, after the same checks as `load_file`."""
+    """The contents of a file, after the same checks as `load_file`."""
     opened = _open(path, max_decoded_bytes)
     rows = tuple(tensor_info(name, value) for name, value in opened.tensors.items())
     return FileInfo(
@@ -344,7 +347,7 @@ class _Spooled(NamedTuple):
 
 
 def _payload_order(arrays: Mapping[str, Any]) -> list[str]:
-    """Widest elements first, then by name: every array is aligned, and the order of `add` leaves no trace."""
+    """Widest elements first, then by name: every array is aligned, and the order of `add` does not matter."""
     return sorted(arrays, key=lambda name: (-DTYPES[arrays[name].dtype].itemsize, name))
 
 
@@ -390,17 +393,17 @@ def _sync_folder(folder: Path) -> None:
 
 
 class Writer:
-    """Writes a file one tensor at a time.
+    """Write a file one tensor at a time.
 
     >>> with Writer("model.rbe.safetensors") as writer:
     ...     writer.config = {"model_type": "bert"}
     ...     writer.add("pooler.weight", rbe.compress(w, grade="A"))
     ...     writer.add("pooler.bias", bias)
 
-    Arrays go to a nameless temporary file beside `path` (it needs as much room as the result); leaving the
-    `with` block puts them in order after the header, syncs, and renames the result to `path`. After an
-    exception nothing is left, and what stood at `path` before stays. The same tensors and config give the
-    same bytes, in whatever order they are added.
+    Arrays go to an unnamed temporary file in the folder of `path` (as large as the result); leaving the `with`
+    block writes them in order after the header, syncs, and renames the result to `path`. After an exception no
+    file is left behind, and an existing file at `path` is unchanged. The same tensors and config give the same
+    bytes, in whatever order they are added.
 
     Attributes
     ----------
@@ -518,7 +521,7 @@ def save_file(
     ----------
     path : the file, by custom `<name>.rbe.safetensors`
     tensors : name -> RBEMatrix, RBEVectors or dense array
-    config : JSON object that travels with them
+    config : JSON object stored with them
     """
     with Writer(path) as writer:
         writer.config = dict(config or {})

@@ -1,16 +1,16 @@
-"""Calibrated encoding: choose the codes of a weight by what they do to its outputs, not to itself.
+"""Calibrated quantisation: choose the codes of a weight for the least error of its outputs, not of itself.
 
 For y = x W^T with inputs of second moment H = E[x^T x], the error of the outputs is tr(D H D^T), D = W - W'.
 With an orthonormal row transform it is tr(dC H' dC^T), H' = S_c^T H S_c, and the rows of C are independent.
-Coefficients are then put on their grid one column after another, and what a column leaves is made good by the
-columns after it (optimal-brain-surgeon feedback: Frantar et al. 2022, "GPTQ" and "Optimal brain compression"),
+Coefficients are quantised one column after another, and the error of a column is compensated by the columns
+after it (optimal-brain-surgeon feedback: Frantar et al. 2022, "GPTQ" and "Optimal brain compression"),
 here in the transform domain.
 
-Three things are added. (1) The steps of the grid: with U the upper Cholesky factor of H'^-1, an error e in column i
+Three refinements. (1) The steps of the grid: with U the upper Cholesky factor of H'^-1, an error e in column i
 costs (e / U_ii)^2 after feedback, so the step of column i is proportional to U_ii: every column then adds the same
 output error, which for entropy-coded codes is the optimum (reverse water-filling; Cover and Thomas, chapter 10).
 (2) The inputs are those of the *compressed* layers before, x', while the target stays the dense layer's output: the
-weight that is encoded is argmin_V E|x W^T - x' V^T|^2. (3) Thresholds and reconstruction points are shifted towards
+weight that is quantised is argmin_V E|x W^T - x' V^T|^2. (3) Thresholds and reconstruction points are shifted towards
 zero, where codes are cheap and coefficients are dense.
 """
 
@@ -29,8 +29,8 @@ from .codecs import GridCodes
 F64 = NDArray[np.float64]
 F32 = NDArray[np.float32]
 
-DAMPING = 0.01  # of the mean diagonal of H: keeps directions that the texts never used from running free
-_RUN = 64  # columns between two updates of the rest by one matrix product
+DAMPING = 0.01  # of the mean diagonal of H: regularises directions that the texts never used
+_RUN = 64  # columns between two updates of the remaining ones by one matrix product
 _TOP = 127
 #: Shift of the rounding thresholds and of the reconstruction points, in grid steps, by bits per coefficient.
 #: Measured on MiniLM: 0.10 and 0.03 gain 0.015 of cosine at 1.6 bits; they matter less at more bits.
@@ -39,12 +39,12 @@ DEAD, SHRINK = 0.10, 0.03
 
 @dataclass
 class Moments:
-    """Second moments of a layer's inputs, summed in float64 while the texts stream by.
+    """Second moments of a layer's inputs, accumulated in float64 over the texts.
 
     Attributes
     ----------
     count : rows seen
-    compressed : (features, features) sum of x'^T x', x' the input behind compressed layers
+    compressed : (features, features) sum of x'^T x', x' the input after compressed layers
     cross : (features, features) sum of x^T x', x the input of the dense model
     mean_dense, mean_compressed : (features,) sums of x and x'
     """
@@ -55,12 +55,12 @@ class Moments:
     cross: F64 = field(init=False)
     mean_dense: F64 = field(init=False)
     mean_compressed: F64 = field(init=False)
-    same: bool = True  # no input so far differed between the two models
+    same: bool = True  # all inputs so far were the same in both models
 
     def __post_init__(self) -> None:
         n = self.features
         self.compressed = np.zeros((n, n))
-        self.cross = self.compressed  # the same, while the inputs are
+        self.cross = self.compressed  # shared while the inputs are the same
         self.mean_dense, self.mean_compressed = np.zeros(n), np.zeros(n)
 
     def add(self, dense: F32, compressed: F32) -> None:
@@ -79,14 +79,14 @@ class Moments:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What the moments of an input say to every weight that multiplies it, in one transform and block size.
+    """The factored moments of an input, for every weight that multiplies it, in one transform and block size.
 
     Attributes
     ----------
-    order : (features,) columns in the order of encoding, most energy first
+    order : (features,) columns in the order of quantisation, most energy first
     upper : (features, features) float32, U of the ordered columns
     step : (features,) relative steps of the ordered columns, geometric mean 1
-    target : (features, features) float32: the weight to encode is W @ target; None: W itself
+    target : (features, features) float32: the weight to quantise is W @ target; None: W itself
     """
 
     transform: str
@@ -122,7 +122,7 @@ def geometry(moments: Moments, transform: str = "dct", block: int = 64) -> Geome
         target = np.asarray(moved @ inverse, np.float32)
 
     def transformed(a: F64, padding: float) -> F64:
-        """S^T a S; columns of padding count a little, so that every column has a place."""
+        """S^T a S; `padding` on the diagonal of padded columns keeps the matrix positive definite."""
         wide = np.pad(a, (0, pad))
         wide[np.arange(n, n + pad), np.arange(n, n + pad)] = padding
         return _columns(_columns(wide, s).T.copy(), s)
@@ -136,7 +136,7 @@ def geometry(moments: Moments, transform: str = "dct", block: int = 64) -> Geome
 
 
 def target_coefficients(weight: F32, geo: Geometry) -> F32:
-    """The coefficients to encode, columns in the geometry's order: S_r^T (W target) S_c, (rows_pad, cols_pad)."""
+    """The coefficients to quantise, columns in the geometry's order: S_r^T (W target) S_c, (rows_pad, cols_pad)."""
     s = np.asarray(transforms.synthesis(geo.transform, geo.block), np.float32)
     w = weight if geo.target is None else weight @ geo.target
     rows, cols = w.shape
@@ -148,11 +148,11 @@ def target_coefficients(weight: F32, geo: Geometry) -> F32:
 def round_with_feedback(
     coefficients: F32, geo: Geometry, step: float, dead: float = DEAD, shrink: float = SHRINK
 ) -> tuple[NDArray[np.int8], F32]:
-    """Codes (rows_pad, cols_pad) int8 in the order of encoding, and the float32 steps of its columns."""
+    """Codes (rows_pad, cols_pad) int8 in the geometry's order, and the float32 steps of its columns."""
     quantize_run = dispatch.CPU.module("feedback").quantize_run
     c = coefficients.copy()
     rows, cols = c.shape
-    # as they are stored; a column of many bits is held within the codes there are
+    # rounded as they are stored; at least so large that every code fits int8
     steps = np.maximum(step * geo.step, np.abs(c).max(axis=0) / _TOP).astype(np.float16).astype(np.float32)
     codes = np.empty((rows, cols), np.int8)
     error = np.empty((rows, _RUN), np.float32)
@@ -171,8 +171,8 @@ def round_with_feedback(
 def stream_bits(codes: NDArray[np.int8], classes: int = 16) -> float:
     """Bits per code of a stream (`codecs.entropy`), estimated.
 
-    An order-0 coder that takes columns of like spread together, and what a stream costs beyond it: on MiniLM's
-    weights 0.04 bits where codes are many (4% at one bit), as much again as the entropy where nearly all are zero.
+    The entropy of an order-0 coder over classes of columns of similar spread, plus the stream's overhead: on
+    MiniLM's weights 0.04 bits for wide codes (4% at one bit), the entropy once more where nearly all are zero.
     """
     count_codes = dispatch.CPU.module("feedback").count_codes
     counts = np.empty((codes.shape[1], 256), np.int64)
@@ -189,7 +189,7 @@ def stream_bits(codes: NDArray[np.int8], classes: int = 16) -> float:
 
 
 def quantize_matrix(weight: F32, geo: Geometry, step: float) -> RBEMatrix:
-    """A weight (rows, cols) on the grid of a geometry; `step` is the mean step of a coefficient."""
+    """Quantise a weight (rows, cols) on the grid of a geometry; `step` is the mean step of a coefficient."""
     gain = _power_of_two(step)
     codes, steps = round_with_feedback(target_coefficients(weight, geo) / np.float32(gain), geo, step / gain)
     q = np.empty_like(codes)
@@ -202,7 +202,7 @@ def quantize_matrix(weight: F32, geo: Geometry, step: float) -> RBEMatrix:
 
 
 def row_coefficients(table: F32, transform: str = "dct", block: int = 64) -> F32:
-    """Coefficients of an embedding table, every row by itself: (rows, cols_pad) float32."""
+    """Coefficients of an embedding table, transformed row by row: (rows, cols_pad) float32."""
     s = transforms.synthesis(transform, block).astype(np.float32)
     padded = np.pad(table.astype(np.float32), ((0, 0), (0, -table.shape[1] % block)))
     return np.ascontiguousarray((padded.reshape(-1, block) @ s).reshape(padded.shape))
@@ -216,7 +216,7 @@ def row_scales(table: F32, power: float) -> F32:
 
 
 def round_rows(coefficients: F32, scales: F32, step: float) -> NDArray[np.int8]:
-    """Codes of a table: no inputs are known, so nothing is fed back. (rows, cols_pad) int8."""
+    """Codes of a table: there is no input to calibrate on, so no error feedback. (rows, cols_pad) int8."""
     grid = scales[:, None] * np.float32(step)
     codes = np.empty(coefficients.shape, np.int8)
     for start in range(0, len(codes), 4096):
@@ -229,7 +229,7 @@ def round_rows(coefficients: F32, scales: F32, step: float) -> NDArray[np.int8]:
 def quantize_table(
     table: F32, step: float, scales: F32, transform: str = "dct", block: int = 64
 ) -> RBEVectors:
-    """An embedding table (rows, cols) with a mean step of `step`, row r's being `scales[r]` times that."""
+    """Quantise an embedding table (rows, cols) with mean step `step`; the step of row r is `scales[r]` times that."""
     gain = _power_of_two(step)
     unit = np.float16(step / gain)
     coefficients = row_coefficients(table, transform, block)
@@ -242,7 +242,7 @@ def quantize_table(
 
 
 def corrected_bias(weight: F32, decoded: F32, bias: F32, moments: Moments) -> F32:
-    """The bias that keeps the mean output: b + E[x W^T] - E[x' W'^T]."""
+    """The bias that preserves the mean output: b + E[x W^T] - E[x' W'^T]."""
     mean = (
         weight.astype(np.float64) @ moments.mean_dense - decoded.astype(np.float64) @ moments.mean_compressed
     )

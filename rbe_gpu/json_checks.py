@@ -17,7 +17,7 @@ class FormatError(ValueError):
 
 
 def quoted(name: str) -> str:
-    """A name from a file as it may stand in a message: printable ASCII, one line, not too long."""
+    """A name from a file for a message: printable ASCII, one line, at most 100 characters."""
     text = json.dumps(name)
     return text if len(text) <= 100 else text[:96] + '..."'
 
@@ -30,7 +30,7 @@ def failure(where: str) -> Fail:
 
 
 def check_tree(value: Any, fail: Fail) -> None:
-    """No nesting beyond MAX_DEPTH, and only text that UTF-8 can hold."""
+    """Refuse nesting deeper than MAX_DEPTH, and text that UTF-8 cannot encode."""
     pending = [(value, 0)]
     while pending:
         item, depth = pending.pop()
@@ -48,15 +48,15 @@ def check_tree(value: Any, fail: Fail) -> None:
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
-    """Strict JSON: UTF-8, no key twice, no NaN, no endless numbers, no deep nesting; else `FormatError`."""
+    """Strict JSON: UTF-8, no duplicate key, no NaN, no huge integer, no deep nesting; else `FormatError`."""
     fail = failure(where)
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(items)
-        if len(found) != len(items):
+        result = dict(items)
+        if len(result) != len(items):
             keys = [key for key, _ in items]
             fail(f"the key {quoted(next(k for k in keys if keys.count(k) > 1))} appears twice")
-        return found
+        return result
 
     def integer(digits: str) -> int:
         return int(digits) if len(digits) <= 20 else fail(f"the number {digits[:20]}... is too large")

@@ -52,15 +52,15 @@ class Entry(NamedTuple):
 class MappedFile:
     """A safetensors file mapped into memory, its header checked in full.
 
-    Arrays are views of the file. They are writable, in private memory: writing to one changes neither the
-    file nor another mapping of it. (So kernels compile once for loaded and for fresh arrays.) A file must not
-    be shortened or rewritten in place while it is mapped; replacing it, as `Writer` does, is safe.
+    Arrays are views of the file. They are writable and copy-on-write: writing to one changes neither the file
+    nor another mapping of it. (So kernels compile once for loaded and for new arrays.) A file must not be
+    truncated or rewritten in place while it is mapped; replacing it, as `Writer` does, is safe.
 
     Parameters
     ----------
     path : the file
-    read_only : map for reading alone; the system then sets no memory aside, so that a file may be larger
-        than memory and swap
+    read_only : map without write access; the system then reserves no memory, so that a file may be larger than
+        memory and swap
 
     Attributes
     ----------

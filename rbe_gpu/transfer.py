@@ -1,7 +1,4 @@
-"""to: arrays, compressed weights, layers and models, from one device to another.
-
-A compressed weight travels as it is stored in memory: nothing is decoded on the way.
-"""
+"""to: move arrays, compressed weights, layers and models to a device. Compressed weights stay compressed."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ _T = TypeVar("_T")
 
 
 def to(value: _T, device: str) -> _T:
-    """Move `value` to a device; what is there already is given back as it is.
+    """Move `value` to a device; a value that is there already is returned unchanged.
 
     Parameters
     ----------
@@ -30,17 +27,17 @@ def to(value: _T, device: str) -> _T:
 
     Returns
     -------
-    Of the same type; an array of NumPy for "cpu", of CuPy for a GPU. Layers and models that move share nothing that
-    changes with the ones they came from: they start with an empty cache and workspace.
+    The same type; arrays are NumPy's on "cpu" and CuPy's on a GPU. Moved layers and models share no mutable state
+    with the originals: they start with an empty cache and workspace.
 
     Raises
     ------
     TypeError
-        Something that cannot move.
+        Neither of these types.
     ValueError, ImportError
-        The device is not there.
+        The device does not exist.
     MemoryError
-        It has no room; the message says how much was asked for and is free.
+        Not enough memory on the device; the message gives the bytes requested and free.
     """
     where = canonical_device(device)
     with device_memory_errors():
@@ -48,7 +45,7 @@ def to(value: _T, device: str) -> _T:
 
 
 class _Move:
-    """One call of `to`: a cache that several layers share is one cache again afterwards."""
+    """One call of `to`: layers that share a cache share one afterwards too."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -65,11 +62,11 @@ class _Move:
 
     def _parts(self, owner: Any) -> Any:
         """A copy of a layer or a model, with everything in it moved."""
-        found = copy(owner)
+        moved = copy(owner)
         for name, part in vars(owner).items():
             # what an attention derives of its weights is theirs in another reading: made again, not moved beside them
-            setattr(found, name, None if name == "_inside" else self._part(part))
-        return found
+            setattr(moved, name, None if name == "_inside" else self._part(part))
+        return moved
 
     def _part(self, part: Any) -> Any:
         if isinstance(part, PanelCache | Workspace):

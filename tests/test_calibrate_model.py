@@ -132,7 +132,7 @@ def test_a_calibration_is_of_one_model(folder, two_layers, texts, tmp_path):
 
 
 def test_what_cannot_be_calibrated(folder, texts):
-    with pytest.raises(TypeError, match=r"pass what rbe_gpu.load\(folder\) gives"):
+    with pytest.raises(TypeError, match=r"pass the model of rbe_gpu.load\(folder\)"):
         rbe.calibrate(folder, texts[0])
     model = rbe.load(folder)
     with pytest.raises(TypeError, match="texts is one string"):

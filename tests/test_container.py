@@ -478,7 +478,7 @@ def raw_frame(*parts: np.ndarray) -> np.ndarray:
 
 
 def grid_bytes(q: np.ndarray) -> np.ndarray:
-    """All columns in class 0, a byte for each integer: 0, -1, 1, -2, 2, ..., and -16 spelt out."""
+    """All columns in class 0, a byte for each integer: 0, -1, 1, -2, 2, ..., and -16 escaped."""
     flat = q.T.reshape(-1).astype(int)
     ranks = np.where(flat > 0, 2 * flat, np.where(flat < 0, -2 * flat - 1, 0))
     ranks[flat == -16] = 255

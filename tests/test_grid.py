@@ -81,7 +81,7 @@ def test_round_trip(bits: int, shape: tuple[int, int]) -> None:
         np.arange(-128, 128).reshape(8, 32),
         np.repeat(np.arange(64)[None], 3, axis=0),  # every column another integer
         np.repeat(np.arange(-64, 64)[:, None], 32, axis=1),  # every column the same
-        np.where(np.arange(300 * 32).reshape(300, 32) % 97 == 0, -128, 0),  # rare and large: spelt out
+        np.where(np.arange(300 * 32).reshape(300, 32) % 97 == 0, -128, 0),  # rare and large: escaped
     ],
     ids=["zeros", "one row", "lowest", "highest", "diagonal", "all", "columns", "one class", "rare"],
 )
@@ -113,17 +113,17 @@ def test_tuples_are_the_255_first(n: int) -> None:
 
 @pytest.mark.parametrize("length", entropy.LENGTHS)
 def test_every_length_decodes(length: int) -> None:
-    """Streams that another writer may make: one class, tuples of this length, the odd one spelt out."""
+    """Streams that another writer may make: one class, tuples of this length, with a few escapes."""
     q = np.clip(real_integers(1.5)[:50, :32], -3, 3)
     table = {tuple(map(int, t)): i for i, t in enumerate(entropy.tuples(length))}
     flat = np.append(q.T.reshape(-1), [1] * (-q.size % length))  # what fills the last tuple has no meaning
-    body, spelt = bytearray(), bytearray()
+    body, escaped = bytearray(), bytearray()
     for k in range(0, flat.size, length):
         t = tuple(map(int, flat[k : k + length]))
         rank = table.get(t, 255) if k % 5 else 255
         body.append(rank)
-        spelt += bytes(x + 128 for x in t) if rank == 255 else b""
-    content = bytes([248 + length - 1]) * 32 + bytes(body) + bytes(spelt)
+        escaped += bytes(x + 128 for x in t) if rank == 255 else b""
+    content = bytes([248 + length - 1]) * 32 + bytes(body) + bytes(escaped)
     stream = np.frombuffer(zstandard.ZstdCompressor().compress(content), np.uint8)
     np.testing.assert_array_equal(entropy.decompress_integers(stream, 50, 32, 3), q)
 

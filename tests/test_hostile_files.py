@@ -678,23 +678,23 @@ def _(p: Parts) -> str:
     return 'tensor "layer.g": stream: integers from -16 to 16 are not of 5 bits'
 
 
-@rule("an integer spelt out beyond the bits")
+@rule("an escaped integer beyond the bits")
 def _(p: Parts) -> str:
     p.array("layer.g.stream")[-1] = 255
     return 'tensor "layer.g": stream: integers from -16 to 127 are not of 5 bits'
 
 
-@rule("a tuple spelt out that is not there")
+@rule("an escaped tuple that is missing")
 def _(p: Parts) -> str:
     p.array("layer.g.stream")[_CODES] = 255
-    return 'tensor "layer.g": stream: 2118 bytes are too few for the integers spelt out'
+    return 'tensor "layer.g": stream: 2118 bytes are too few for the escaped integers'
 
 
-@rule("an integer spelt out that nobody asks for")
+@rule("an escaped integer too many")
 def _(p: Parts) -> str:
     codes = p.array("layer.g.stream")[_CODES:]
     codes[np.flatnonzero(codes == 255)[0]] = 31
-    return 'tensor "layer.g": stream: 1 bytes follow the integers spelt out'
+    return 'tensor "layer.g": stream: 1 bytes follow the escaped integers'
 
 
 @rule("a column in a class that takes less")
@@ -706,7 +706,7 @@ def _(p: Parts) -> str:
 @rule("all columns in a class that takes less")
 def _(p: Parts) -> str:
     p.array("layer.g.stream")[_CLASSES:_CODES] = 255
-    return "bytes follow the integers spelt out"
+    return "bytes follow the escaped integers"
 
 
 @rule("a content size that is not the block's")

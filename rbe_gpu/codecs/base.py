@@ -1,4 +1,4 @@
-"""The interface of a codec: what the rest of the package asks of one."""
+"""The interface of a codec."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Codes(ABC):
 
     @abstractmethod
     def description(self) -> dict[str, Any]:
-        """The JSON object that stands for these codes in a file; its "kind" is `kind`."""
+        """The JSON object that describes these codes in a file; its "kind" is `kind`."""
 
     @classmethod
     @abstractmethod

@@ -1,13 +1,13 @@
-"""Grid integers to the bytes of a stream and back: tuples of columns alike, one byte each, in one zstd frame.
+"""Compress the integers of a grid: tuples of similar columns, one byte each, in one zstd frame.
 
-Columns of a grid (transform coefficients, scaled) differ in spread by a factor of 3 and more, so they are put
+Columns of a grid (transform coefficients, scaled) differ in spread by a factor of 3 and more, so they are grouped
 into classes. A class is read column by column, n integers to a byte: the byte is the rank of the n-tuple in
 the order of rising sums of squares, which for peaked integers is nearly the order of falling probability. The
-255 first tuples have a byte of their own; the rest, some per cent, are spelt out at the end. n is 1 for
+first 255 tuples have a byte of their own; the others, a few per cent, are stored verbatim at the end. n is 1 for
 integers of 4 bits of entropy and 8 for columns that are nearly all zero, so that a byte always carries 2 to 7
 bits and zstd's Huffman code stays within 2% of the entropy. `FORMAT.md`, section 3, has every byte.
 
-zstd (RFC 8878) has a well-kept library in every language and is in Python's standard library from 3.14 on.
+zstd (RFC 8878) has a maintained library in every language and is in Python's standard library from 3.14 on.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ ESCAPE = 255  # the byte of a tuple that has no rank
 LOWEST, HIGHEST = -128, 127
 
 _REACH = {1: 127, 2: 9, 3: 4, 4: 2, 5: 2, 6: 2, 7: 1, 8: 1}  # largest magnitude in the 255 first tuples
-_GROUPS = 24  # columns are joined into classes by groups: at most 25 * 24 / 2 joins are weighed
+_GROUPS = 24  # columns are joined into classes by groups: at most 25 * 24 / 2 joins are compared
 _CHUNK = 1 << 20  # integers worked on at a time
 # Estimated cost in bits, for choosing classes: Huffman's loss per byte, a block with its code table, a symbol
 # of that table. Fitted to frames of MiniLM's weights at 1 to 4 bits.
-_LOSS, _TABLE, _SYMBOL, _SPELT = 0.03, 120.0, 3.5, 1.1
+_LOSS, _TABLE, _SYMBOL, _ESCAPED = 0.03, 120.0, 3.5, 1.1
 
 
 class StreamError(ValueError):
@@ -48,7 +48,7 @@ def tuples(length: int) -> NDArray[np.int8]:
 
 @lru_cache(maxsize=8)
 def _ranks(length: int) -> NDArray[np.uint8]:
-    """The inverse: rank by the digits of a tuple in base 2 * reach + 3; a digit at either end has none."""
+    """The inverse: rank by the digits of a tuple in base 2 * reach + 3; a tuple with an extreme digit has none."""
     base = 2 * _REACH[length] + 3
     place = base ** np.arange(length)
     ranks = np.full(base**length, ESCAPE, np.uint8)
@@ -57,7 +57,7 @@ def _ranks(length: int) -> NDArray[np.uint8]:
 
 
 def _as_tuples(flat: NDArray[np.int8], length: int) -> NDArray[np.int8]:
-    """A run of integers, zeros at its end, as (tuples, length)."""
+    """A run of integers, padded with zeros, as (tuples, length)."""
     missing = -flat.size % length
     if missing:
         flat = np.concatenate([flat, np.zeros(missing, np.int8)])
@@ -79,7 +79,7 @@ def _rank(parts: NDArray[np.int8], length: int) -> NDArray[np.uint8]:
     return out
 
 
-def _spelt(parts: NDArray[np.int8], ranks: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _escaped(parts: NDArray[np.int8], ranks: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The integers of tuples without a rank, plus 128."""
     return np.asarray(parts[ranks == ESCAPE].reshape(-1).view(np.uint8) ^ 0x80)
 
@@ -94,18 +94,20 @@ def _information(counts: NDArray[np.float64], total: NDArray[np.float64]) -> NDA
     )
 
 
-def _cost(counts: NDArray[np.float64], spelt: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Estimated bits of a class from how often each byte occurs, and each integer spelt out. (..., 256)."""
+def _cost(counts: NDArray[np.float64], escaped: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Estimated bits of a class from how often each byte occurs, and each escaped integer. (..., 256)."""
     total, top = counts.sum(axis=-1), counts.max(axis=-1)
     coded = _information(counts, total)
-    # a byte above one half takes a whole bit, however likely it is
+    # Huffman coding spends a whole bit on a byte of probability above one half
     pair = np.stack([top, total - top], axis=-1)
     coded = np.where(2 * top > total, coded - _information(pair, total) + total, coded)
     used = (counts > 0).sum(axis=-1)
     coded = np.minimum(coded + _LOSS * total + _SYMBOL * used, 8.0 * total)
     coded = np.where(used <= 1, 8.0, coded)  # one byte repeated
     return np.asarray(
-        coded + _TABLE * (1 + np.floor(total / 131072)) + _information(spelt, spelt.sum(axis=-1)) * _SPELT
+        coded
+        + _TABLE * (1 + np.floor(total / 131072))
+        + _information(escaped, escaped.sum(axis=-1)) * _ESCAPED
     )
 
 
@@ -126,24 +128,24 @@ def _classes(by_column: NDArray[np.int8]) -> NDArray[np.uint8]:
     best = np.full((count, count), np.inf)  # of the class that joins groups i to j
     which = np.zeros((count, count), np.int64)
     first, last = np.triu_indices(count)
-    sums = np.zeros((len(LENGTHS), 2, count + 1, 256))  # of bytes, of integers spelt out
+    sums = np.zeros((len(LENGTHS), 2, count + 1, 256))  # of bytes, of escaped integers
     for g, columns in enumerate(groups):
         flat = by_column[columns].reshape(-1)
         escaping = False
         for k, length in enumerate(LENGTHS):
             parts = _as_tuples(flat, length)
-            if escaping:  # too many, and no fewer where tuples are longer: as if all were
+            if escaping:  # too many, and no fewer for longer tuples: count all as escaped
                 sums[k, 0, g + 1, ESCAPE] = len(parts)
                 sums[k, 1, g + 1] = np.bincount(flat.view(np.uint8) ^ 0x80, minlength=256)
                 continue
             ranks = _rank(parts, length)
             sums[k, 0, g + 1] = np.bincount(ranks, minlength=256)
-            sums[k, 1, g + 1] = np.bincount(_spelt(parts, ranks), minlength=256)
+            sums[k, 1, g + 1] = np.bincount(_escaped(parts, ranks), minlength=256)
             escaping = sums[k, 0, g + 1, ESCAPE] > len(parts) / 4
     np.cumsum(sums, axis=2, out=sums)
     for k, length in enumerate(LENGTHS):
         cost = _cost(*(sums[k][:, last + 1] - sums[k][:, first]))
-        better = cost <= best[first, last]  # of equals the longest: zeros take an eighth of the bytes
+        better = cost <= best[first, last]  # on ties the longest: zeros take an eighth of the bytes
         best[first[better], last[better]] = cost[better]
         which[first[better], last[better]] = length
     ends = np.concatenate([[0], np.cumsum(width)])
@@ -172,9 +174,9 @@ def _classes(by_column: NDArray[np.int8]) -> NDArray[np.uint8]:
 
 
 def _compressor() -> zstandard.ZstdCompressor:
-    """Huffman coding, and few matches: between codes a match is chance and mostly costs more than its bytes.
+    """Huffman coding and few matches: matches between codes are accidental and mostly cost more than literals.
 
-    The optimal parser weighs each match against them; 64 hash entries leave it little but runs of one byte.
+    The optimal parser compares each match with literals; 64 hash entries leave it little but runs of one byte.
     """
     parameters = zstandard.ZstdCompressionParameters(
         strategy=zstandard.STRATEGY_BTOPT,
@@ -205,13 +207,13 @@ def compress_integers(q: NDArray[np.int8]) -> NDArray[np.uint8]:
     by_column = np.ascontiguousarray(q.T)
     classes = _classes(by_column)
     parts = [classes]
-    spelt = []
+    escaped = []
     for c in np.unique(classes):
         length = int(c) % 8 + 1
         run = _as_tuples(by_column[classes == c].reshape(-1), length)
         parts.append(_rank(run, length))
-        spelt.append(_spelt(run, parts[-1]))
-    parts.append(np.concatenate(spelt))
+        escaped.append(_escaped(run, parts[-1]))
+    parts.append(np.concatenate(escaped))
     packer = _compressor().compressobj(size=sum(p.size for p in parts))
     out = []
     for part in parts:
@@ -223,7 +225,7 @@ def compress_integers(q: NDArray[np.int8]) -> NDArray[np.uint8]:
 
 
 def _content(stream: NDArray[np.uint8], largest: int) -> NDArray[np.uint8]:
-    """What the frame holds, of a size that is known and checked before anything is decompressed."""
+    """The content of the frame, whose size is checked before anything is decompressed."""
     data = stream.data
     if stream[:4].tobytes() != zstandard.FRAME_HEADER:  # skippable frames have other ones
         raise StreamError("not one zstd frame (it does not start as one)")
@@ -248,7 +250,7 @@ def decompress_integers(stream: NDArray[np.uint8], rows: int, cols: int, bits: i
 
     Parameters
     ----------
-    stream : (bytes,) uint8, C-contiguous; from a file, that is, from anyone
+    stream : (bytes,) uint8, C-contiguous; untrusted input
     rows, cols : of the grid; cols is a multiple of 32
     bits : 2 to 8; the integers lie in -2^(bits-1) ... 2^(bits-1) - 1
 
@@ -276,17 +278,17 @@ def decompress_integers(stream: NDArray[np.uint8], rows: int, cols: int, bits: i
         length = int(c) % 8 + 1
         ranks = content[at : at + codes]
         run = np.take(np.concatenate([tuples(length), np.zeros((1, length), np.int8)]), ranks, axis=0)
-        spelt = np.flatnonzero(ranks == ESCAPE)
-        if spelt.size:
-            raw = content[end : end + spelt.size * length]
-            if raw.size < spelt.size * length:
-                raise StreamError(f"{content.size} bytes are too few for the integers spelt out")
-            run[spelt] = (raw ^ np.uint8(0x80)).view(np.int8).reshape(-1, length)
+        escaped = np.flatnonzero(ranks == ESCAPE)
+        if escaped.size:
+            raw = content[end : end + escaped.size * length]
+            if raw.size < escaped.size * length:
+                raise StreamError(f"{content.size} bytes are too few for the escaped integers")
+            run[escaped] = (raw ^ np.uint8(0x80)).view(np.int8).reshape(-1, length)
             end += raw.size
         by_column[columns] = run.reshape(-1)[: columns.size * rows].reshape(columns.size, rows)
         at += codes
     if end != content.size:
-        raise StreamError(f"{content.size - end} bytes follow the integers spelt out")
+        raise StreamError(f"{content.size - end} bytes follow the escaped integers")
     half = 1 << (bits - 1)
     low, high = int(by_column.min()), int(by_column.max())
     if low < -half or high >= half:

@@ -312,8 +312,8 @@ def _quantize_entries(
     groups = -(-stream.size // group)
     padded = np.zeros(groups * group, np.float32)
     padded[: stream.size] = stream
-    rest = groups * group - stream.size
-    if rest and stream.size:  # a copy of a real value does not pull the last scale
+    padding = groups * group - stream.size
+    if padding and stream.size:  # a copy of a real value does not affect the last scale
         padded[stream.size :] = stream[-1]
     codes = np.empty((groups if store else 0, group), np.uint16)
     scale = np.empty((groups, 1), np.uint16)

@@ -1,13 +1,13 @@
 """Calibrated compression of a BERT encoder, layer after layer.
 
-The texts run through two models side by side: the dense one, and the one whose layers before are compressed
-already. A weight is encoded when its turn comes, from the moments of both inputs (`rbe_gpu.feedback`), so that
-later layers make good what earlier ones lost.
+The texts run through two models side by side: the dense one, and one whose earlier layers are compressed already.
+Each weight is quantised with the moments of both inputs (`rbe_gpu.feedback`), so that later layers compensate for
+the errors of earlier ones.
 
-Bits go where they matter. Each weight is first quantised alone and the loss of the sentence vectors (1 - cosine) is
-measured; loss grows with the square of the step, so the total loss for given bytes is least when every weight's step
-is one common level divided by the root of its sensitivity (a Lagrangian allocation). The level is found by bisection
-on the entropy of the codes.
+Bits are allocated by sensitivity. Each weight is first quantised alone and the loss of the sentence vectors
+(1 - cosine) is measured; loss grows with the square of the step, so the total loss for given bytes is least when
+every weight's step is one common level divided by the root of its sensitivity (a Lagrangian allocation). The level
+is found by bisection on the entropy of the codes.
 """
 
 from __future__ import annotations
@@ -47,28 +47,28 @@ Progress = Callable[[str, int, int], None]
 
 WORDS = "embeddings.word_embeddings.weight"
 POSITIONS = "embeddings.position_embeddings.weight"
-#: Calibration looks at what the weights multiply, and codes are entropy-coded; what is left for a transform to do
-#: is less than what it costs to make heavy-tailed weights Gaussian (MiniLM, 2.2 bits: cosine 0.957 against 0.954).
+#: With calibration and entropy coding a transform gains less than it costs to make heavy-tailed weights Gaussian
+#: (MiniLM, 2.2 bits: cosine 0.957 without, 0.954 with).
 TRANSFORM = "none"
 _TOKENS = 4096  # tokens computed together
 _PROBE_TEXTS = 64  # texts that sensitivities are measured on
-_PLAN_TEXTS = 192  # texts whose moments the allocation is planned with; all are encoded with
+_PLAN_TEXTS = 192  # texts for the moments of the allocation; quantisation uses all
 _PROBE_BITS = 3.0
-_MARGIN = 0.998  # of the budget is planned with: the last weight cannot make good what it takes too much
+_MARGIN = 0.998  # of the budget is allocated: an excess of the last weight cannot be compensated
 _SAMPLE_ROWS = 4096  # rows of an embedding table that its entropy is estimated on
 #: A table's row takes a step proportional to its norm to this power: 0 is least squares, 1 the same relative error
 #: in every row. Tokens are normalised right after the table, which asks for 1; frequent tokens have small norms.
 _ROW_POWER = 0.5
 _TOP_CODE = 127.0
-_COARSEST = 2.0**16  # steps of columns differ by some 1000
-_EMPTY_STREAM = 100.0  # bytes of a stream of zeros, with room
-_TOLERANCE = 1.02  # of the bytes planned for a weight: what it takes more, it is encoded again for
-_FEW_BITS = 0.75  # below this many bits per weight, scales for every row of a table take more than they give
+_COARSEST = 2.0**16  # steps of columns differ by a factor of about 1000
+_EMPTY_STREAM = 100.0  # upper bound of the bytes of a stream of zeros
+_TOLERANCE = 1.02  # a weight that exceeds its planned bytes by more is re-encoded
+_FEW_BITS = 0.75  # below this many bits per weight, row scales of tables cost more than they gain
 
 
 @dataclass
 class _Batch:
-    """Packed hidden states of some texts: in the dense model, and behind the layers compressed so far."""
+    """Packed hidden states of some texts: in the dense model, and after the layers compressed so far."""
 
     ids: NDArray[np.int64]
     lengths: NDArray[np.int64]
@@ -91,25 +91,25 @@ class CalibrationResult:
 
 
 def batches(model: BertEncoder, texts: Sequence[str]) -> list[_Batch]:
-    """Texts as packed ids, like lengths together."""
+    """Texts as packed ids, sorted by length."""
     sequences = sorted(model.token_ids(texts), key=len)
-    found: list[_Batch] = []
+    parts: list[_Batch] = []
     start = 0
     while start < len(sequences):
         stop, tokens = start, 0
         while stop < len(sequences) and (stop == start or tokens + len(sequences[stop]) <= _TOKENS):
             tokens += len(sequences[stop])
             stop += 1
-        part = sequences[start:stop]
-        found.append(
-            _Batch(np.concatenate(part).astype(np.int64), np.array([len(s) for s in part], np.int64))
+        batch = sequences[start:stop]
+        parts.append(
+            _Batch(np.concatenate(batch).astype(np.int64), np.array([len(s) for s in batch], np.int64))
         )
         start = stop
-    return found
+    return parts
 
 
 class _Layer:
-    """One encoder layer in stages, each ending where the next weight reads its input."""
+    """One encoder layer in stages: each ends at the input of the next weight."""
 
     def __init__(self, model: BertEncoder, index: int, ws: Workspace) -> None:
         attention, attention_norm, ffn, ffn_norm = model.layers[index]
@@ -129,7 +129,7 @@ class _Layer:
         self.linears: dict[str, RBELinear] = dict(zip(names, linears, strict=True))
 
     def with_linears(self, other: Mapping[str, RBELinear]) -> _Layer:
-        """The same layer, with the linears that `other` has in place of its own."""
+        """The same layer with some of its linears replaced by those of `other`."""
         layer = copy(self)
         layer.linears = {name: other.get(name, linear) for name, linear in self.linears.items()}
         return layer
@@ -138,7 +138,7 @@ class _Layer:
         return self.linears[self.names[stage][0]]
 
     def heads(self, x: F32, lengths: NDArray[np.int64]) -> F32:
-        """What the output projection reads."""
+        """The input of the output projection."""
         q, k, v = (self.linears[name] for name in self.names["qkv"])
         attention = RBEAttention(q, k, v, self._linear("output"), self._heads)
         return np.array(attention.mix(x, lengths, workspace=self._ws))
@@ -148,7 +148,7 @@ class _Layer:
         return np.asarray(self.norms["attention"](y, workspace=self._ws))
 
     def inner(self, x: F32) -> F32:
-        """What the down projection reads."""
+        """The input of the down projection."""
         return np.asarray(self._linear("up")(x, workspace=self._ws))
 
     def finished(self, inner: F32, x: F32) -> F32:
@@ -161,9 +161,9 @@ class _Layer:
 
 
 def _refitted(norm: RBELayerNorm, parts: list[_Batch]) -> tuple[F32, F32]:
-    """Gain and bias that bring a norm's outputs nearest to what they were in the dense model.
+    """The gain and bias of a norm that fit its outputs to those of the dense model best (least squares).
 
-    The outputs of both stand in `parts`; the compressed model's are moved to the new fit.
+    `parts` holds the outputs of both models; those of the compressed model are updated.
     """
     a, b = affine_fit([p.dense for p in parts], [p.compressed for p in parts])
     for p in parts:
@@ -189,7 +189,7 @@ def _loss(model: BertEncoder, states: Sequence[F32], parts: Sequence[_Batch], de
 
 @dataclass
 class _Weight:
-    """A weight, what it costs at a step, and what a step does to the vectors."""
+    """A weight, its size at a step, and the sensitivity of the sentence vectors to it."""
 
     name: str
     values: F32
@@ -218,32 +218,32 @@ class _Weight:
         return bits / 8 + self.overhead
 
     def step_for(self, bits: float) -> float:
-        """The step at which codes take `bits` bits on average, as far as there is one."""
+        """The step at which codes take `bits` bits on average, within the bounds of a step."""
         step = self.bounded(float(self.coefficients.std()) * 2.0 ** (2.05 - bits))
         for _ in range(8):
-            found = stream_bits(self.codes(step))
-            if abs(found - bits) < 5e-3:
+            reached = stream_bits(self.codes(step))
+            if abs(reached - bits) < 5e-3:
                 break
-            step = self.bounded(step * 2.0 ** float(found - bits))
+            step = self.bounded(step * 2.0 ** float(reached - bits))
         return step
 
-    def fitted(self, encoded: Callable[[float], Any], step: float, limit: float) -> Any:
-        """What `encoded` gives at a step, or at one so much coarser that it takes `limit` bytes at most."""
-        found, push = encoded(step), 1.0
-        while found.nbytes > limit:
-            # bits fall by one where a step doubles, and more slowly where few codes are left
-            excess = 8 * (found.nbytes - limit) / self.coefficients.size
-            slow = 0.25 * float(np.log2(found.nbytes / max(limit, 1.0)))
+    def fitted(self, quantized: Callable[[float], Any], step: float, limit: float) -> Any:
+        """`quantized(step)`, or at a coarser step such that it takes at most `limit` bytes."""
+        weight, push = quantized(step), 1.0
+        while weight.nbytes > limit:
+            # doubling the step saves one bit, and less where most codes are zero already
+            excess = 8 * (weight.nbytes - limit) / self.coefficients.size
+            slow = 0.25 * float(np.log2(weight.nbytes / max(limit, 1.0)))
             coarser = self.bounded(step * 2.0 ** (push * max(excess, slow, 0.02)))
             if coarser <= step:
                 break
-            again = encoded(coarser)
-            push = 2.0 * push if again.nbytes >= found.nbytes else 1.0
-            step, found = coarser, again
-        return found
+            smaller = quantized(coarser)
+            push = 2.0 * push if smaller.nbytes >= weight.nbytes else 1.0
+            step, weight = coarser, smaller
+        return weight
 
     def bounded(self, step: float) -> float:
-        """A step that makes sense: codes are int8, and above the coarsest nothing is left in any column."""
+        """The step clamped: below, codes exceed int8; above, all columns are zero."""
         spread = float(self.coefficients.std())
         return min(max(step, spread / _TOP_CODE), spread * _COARSEST)
 
@@ -256,7 +256,7 @@ def _tables(model: BertEncoder) -> dict[str, F32]:
 
 
 def _embed(model: BertEncoder, tables: dict[str, F32], ids: NDArray[np.int64], lengths: Any) -> F32:
-    """Hidden states before the first layer, with the given tables."""
+    """Hidden states before the first layer, with these embedding tables."""
     positions = np.concatenate([np.arange(n) for n in lengths.tolist()])
     first_type = np.asarray(model.token_type_embeddings.weight)[0]
     x = tables[WORDS][ids] + tables[POSITIONS][positions] + first_type
@@ -266,8 +266,8 @@ def _embed(model: BertEncoder, tables: dict[str, F32], ids: NDArray[np.int64], l
 def _dense_pass(
     model: BertEncoder, parts: list[_Batch], layers: list[_Layer], transform: str, block: int | None
 ) -> dict[str, Geometry]:
-    """The geometry of every linear layer's input in the dense model. Moments of one layer at a time are kept."""
-    found: dict[str, Geometry] = {}
+    """The geometry of every linear layer's input in the dense model. One layer's moments are in memory at a time."""
+    geometries: dict[str, Geometry] = {}
     tables = _tables(model)
     for part in parts:
         part.dense = _embed(model, tables, part.ids, part.lengths)
@@ -287,12 +287,12 @@ def _dense_pass(
             part.dense = layer.finished(inner, y)
         for stage, names in layer.names.items():
             geo = geometry(moments.pop(stage), transform, block_of(names[0], model.config, transform, block))
-            found |= dict.fromkeys(names, geo)
-    return found
+            geometries |= dict.fromkeys(names, geo)
+    return geometries
 
 
 def _measure(model: BertEncoder, weights: dict[str, _Weight], parts: list[_Batch], report: Progress) -> None:
-    """Set each weight's sensitivity: quantise it alone, run the rest of the model, divide by the squared step.
+    """Set each weight's sensitivity: quantise it alone, run the remaining model, divide by the squared step.
 
     The step of a linear weight counts in output error (its geometry's level), so that weights compare.
     """
@@ -361,11 +361,11 @@ def _steps_for(weights: list[_Weight], budget: float) -> dict[str, float]:
 
 
 class Calibration:
-    """What texts say about the weights of a model: measured once, spent on any budget. Made by `calibrate`.
+    """Statistics and sensitivities of a model on texts, measured once, for any budget. Made by `calibrate`.
 
     Attributes
     ----------
-    model : the dense model; it is left as it was
+    model : the dense model; unchanged
     texts : how many were used
     sensitivity : name -> loss of the sentence vectors (1 - cosine) per squared step, as measured
     """
@@ -384,19 +384,19 @@ class Calibration:
         return {name: w.sensitivity for name, w in self._weights.items()}
 
     def values(self, name: str) -> F32 | None:
-        """The dense weight of that name in a checkpoint, where it is one that is encoded."""
+        """The dense weight of that name in a checkpoint; None where it is not one that is compressed."""
         weight = self._weights.get(name) or self._weights.get(name.removesuffix(".weight"))
         return None if weight is None else weight.values
 
     def compress(self, budget: float, *, progress: Progress | None = None) -> CalibrationResult:
-        """Encode the weights in `budget` bytes, everything counted, layer after layer.
+        """Compress the weights into `budget` bytes, everything counted, layer after layer.
 
         progress : called with (stage, done, total)
 
         Raises
         ------
         ValueError
-            The budget is smaller than what the scales of the weights take.
+            The budget is smaller than the scales of the weights.
         """
         report: Progress = progress or _silent
         budget *= _MARGIN
@@ -408,7 +408,7 @@ class Calibration:
             }
         steps = _steps_for(list(weights.values()), budget)
         planned = {name: w.nbytes(steps[name]) for name, w in weights.items()}
-        return _encode_all(self.model, self._parts, self._layers, weights, steps, planned, budget, report)
+        return _compress_all(self.model, self._parts, self._layers, weights, steps, planned, budget, report)
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -425,13 +425,13 @@ def calibrate(
     block: int | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
-    """Run real text through a dense model, and measure what each weight does to the sentence vectors.
+    """Run text through a dense model, and measure the sensitivity of the sentence vectors to each weight.
 
     Parameters
     ----------
     model : a dense `BertEncoder` with a tokenizer (`rbe_gpu.load(folder)`)
-    texts : what to calibrate on; some hundreds suffice. Keep those that quality is measured on out of it.
-    tables : encode the embedding tables too, from the same budget; else they are left out
+    texts : what to calibrate on; some hundreds suffice. Leave out the texts that quality is evaluated on.
+    tables : compress the embedding tables too, in the same budget
     transform : an orthonormal transform
     block : its block size; None as in `rbe_gpu.compress_model`
     progress : called with (stage, done, total)
@@ -449,7 +449,7 @@ def calibrate(
         No texts, a model without a tokenizer, or one whose weights are compressed already.
     """
     if not isinstance(model, BertEncoder):
-        raise TypeError(f"model is a {type(model).__name__}; pass what rbe_gpu.load(folder) gives")
+        raise TypeError(f"model is a {type(model).__name__}; pass the model of rbe_gpu.load(folder)")
     if isinstance(texts, str):
         raise TypeError("texts is one string; pass a list of texts")
     if not texts:
@@ -481,7 +481,7 @@ def calibrate(
     return Calibration(model, texts, weights, layers)
 
 
-def _encode_all(
+def _compress_all(
     model: BertEncoder,
     parts: list[_Batch],
     layers: list[_Layer],
@@ -491,7 +491,7 @@ def _encode_all(
     left: float,
     report: Progress,
 ) -> CalibrationResult:
-    """Encode the tables, then layer after layer on the outputs of what is compressed already.
+    """Compress the tables, then layer after layer on the outputs of the layers compressed already.
 
     planned : bytes of each weight; left : bytes for all of them
     """
@@ -501,7 +501,7 @@ def _encode_all(
     lossy = dict(tables)
 
     def least_of_others(name: str) -> float:
-        """Bytes that the weights after this one take at least."""
+        """A lower bound of the bytes of the weights after this one."""
         return sum(w.overhead + _EMPTY_STREAM for n, w in weights.items() if n not in spent and n != name)
 
     done = 0
@@ -523,7 +523,7 @@ def _encode_all(
         part.compressed = _embed(model, lossy, part.ids, part.lengths)
 
     def stage(layer: _Layer, key: str, inputs: Iterable[tuple[F32, F32]]) -> _Layer:
-        """Encode the weights that read `inputs` (dense, compressed); the layer with all that is encoded."""
+        """Compress the weights that read `inputs` (dense, compressed). Returns the layer with compressed weights."""
         nonlocal done, left
         names = layer.names[key]
         moments = Moments(layer.linears[names[0]].in_features)
@@ -535,12 +535,12 @@ def _encode_all(
         for name in names:
             weight, linear = weights[name], layer.linears[name]
             now = _Weight(name, weight.values, target_coefficients(weight.values, geo), geo)
-            # the bits are kept as planned, but for what earlier weights took too much or too little: the step
-            # follows the moments that the compressed model has
+            # the planned bits, corrected for the excess or saving of earlier weights; the step is chosen anew, from
+            # the moments of the compressed model
             share = left / sum(planned[n] for n in planned if n not in spent)
-            wanted = 8 * (planned[name] * share - now.overhead) / now.coefficients.size
-            step = now.step_for(wanted)
-            # nothing comes after the last one to make good what it takes too much
+            bits = 8 * (planned[name] * share - now.overhead) / now.coefficients.size
+            step = now.step_for(bits)
+            # an excess of the last weight cannot be compensated
             last = len(spent) + 1 == len(weights)
             limit = left if last else min(_TOLERANCE * planned[name] * share, left - least_of_others(name))
             matrix = now.fitted(lambda step, w=weight, g=geo: quantize_matrix(w.values, g, step), step, limit)  # type: ignore[misc]
@@ -566,23 +566,30 @@ def _encode_all(
         refit(model.embedding_norm, "embeddings.LayerNorm")
     lossy_linears: dict[str, RBELinear] = {}
     for layer in layers:
-        behind = stage(layer, "qkv", [(p.dense, p.compressed) for p in parts])
-        heads = [(layer.heads(p.dense, p.lengths), behind.heads(p.compressed, p.lengths)) for p in parts]
-        behind = stage(layer, "output", heads)
+        compressed_layer = stage(layer, "qkv", [(p.dense, p.compressed) for p in parts])
+        heads = [
+            (layer.heads(p.dense, p.lengths), compressed_layer.heads(p.compressed, p.lengths)) for p in parts
+        ]
+        compressed_layer = stage(layer, "output", heads)
         for p, (dense, compressed) in zip(parts, heads, strict=True):
-            p.dense, p.compressed = layer.attended(dense, p.dense), behind.attended(compressed, p.compressed)
+            p.dense, p.compressed = (
+                layer.attended(dense, p.dense),
+                compressed_layer.attended(compressed, p.compressed),
+            )
         refit(layer.norms["attention"], layer.norm_names["attention"])
-        behind = stage(layer, "up", [(p.dense, p.compressed) for p in parts])
+        compressed_layer = stage(layer, "up", [(p.dense, p.compressed) for p in parts])
 
-        def inner(layer: _Layer = layer, behind: _Layer = behind) -> Iterator[tuple[F32, F32]]:
-            """What the down projections read, a batch at a time: all of it would be most of the memory."""
+        def inner(
+            layer: _Layer = layer, compressed_layer: _Layer = compressed_layer
+        ) -> Iterator[tuple[F32, F32]]:
+            """The inputs of the down projections, a batch at a time: all of them would take most of the memory."""
             for p in parts:
                 dense = layer.inner(p.dense)
-                yield dense, behind.inner(p.compressed)
+                yield dense, compressed_layer.inner(p.compressed)
                 p.dense = layer.finished(dense, p.dense)
 
-        behind = stage(layer, "down", inner())
+        compressed_layer = stage(layer, "down", inner())
         for p in parts:
-            p.compressed = behind.finished(behind.inner(p.compressed), p.compressed)
+            p.compressed = compressed_layer.finished(compressed_layer.inner(p.compressed), p.compressed)
         refit(layer.norms["ffn"], layer.norm_names["ffn"])
     return CalibrationResult(tensors, spent)

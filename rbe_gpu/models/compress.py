@@ -1,10 +1,10 @@
-"""compress_model: a checkpoint, tensor by tensor, into one `.rbe.safetensors` file.
+"""compress_model: compress a checkpoint, tensor by tensor, into one `.rbe.safetensors` file.
 
-Which tensors are compressed: word and position embedding tables as `RBEVectors`, so that any row decodes
-alone; other matrices with both sides of 32 or more as `RBEMatrix`. All else stays dense: biases, norms, small
-matrices, tensors of three and more axes, and any tensor that compression would make larger. float16, bfloat16
-and float64 tensors become float32 first; integer tensors stay as they are, but `position_ids`, which hold
-0, 1, 2, ..., are left out.
+Word and position embedding tables are compressed as `RBEVectors`, so that any row decodes alone, and other
+matrices with both sides of 32 or more as `RBEMatrix`. All other tensors stay dense: biases, norms, small matrices,
+tensors of three and more axes, and any tensor that compression would make larger. float16, bfloat16 and float64
+tensors are converted to float32; integer tensors are unchanged, except that `position_ids`, which contain
+0, 1, 2, ..., are omitted.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 TOKENIZER_ARRAY = "tokenizer.json.zlib"
 MAX_TOKENIZER_BYTES = 64 << 20
-SMALLEST_SIDE = 32  # matrices below lose more to padding than codes win
+SMALLEST_SIDE = 32  # smaller matrices lose more to padding than they gain
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _TABLES = re.compile(
@@ -65,7 +65,7 @@ class TensorRow:
 
 @dataclass(frozen=True)
 class CompressSummary:
-    """What `compress_model` did.
+    """The result of `compress_model`.
 
     Attributes
     ----------
@@ -74,7 +74,7 @@ class CompressSummary:
     file_bytes : all of the file
     dense_bytes : the float tensors of the checkpoint as float32
     relative_error : ||W - W'|| / ||W|| over all compressed tensors together
-    notes : what a reader of the result should know, e.g. that a model has no tokenizer
+    notes : limitations of the result, e.g. that a model has no tokenizer
     """
 
     path: Path
@@ -104,7 +104,7 @@ class CompressSummary:
 
 @dataclass(frozen=True)
 class _Source:
-    """A checkpoint, mapped: name -> the file that holds it; and what travels beside the weights."""
+    """A mapped checkpoint: name -> the file that contains it; the config and the tokenizer."""
 
     path: Path
     files: Mapping[str, MappedFile]
@@ -167,7 +167,7 @@ def _shards(folder: Path) -> dict[str, MappedFile]:
     if not isinstance(weight_map, dict):
         raise ValueError(f"{index} has no weight_map")
     opened: dict[str, MappedFile] = {}
-    found = {}
+    files = {}
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not shard or Path(shard).name != shard:
             raise ValueError(f"{index} names {shard!r}; shards are files of the same folder")
@@ -177,8 +177,8 @@ def _shards(folder: Path) -> dict[str, MappedFile]:
             opened[shard] = MappedFile(folder / shard, read_only=True)
         if name not in opened[shard].entries:
             raise ValueError(f"{folder / shard} has no tensor {name}, which {index.name} places there")
-        found[name] = opened[shard]
-    return found
+        files[name] = opened[shard]
+    return files
 
 
 def kind_of(name: str, dtype: str, shape: tuple[int, ...]) -> str:
@@ -212,14 +212,16 @@ class _Sized(NamedTuple):
     nbytes: int
 
 
-def _largest_header(source: _Source, kinds: Mapping[str, str], block: int, config: dict[str, Any]) -> int:
+def _largest_header(
+    source: _Source, kind_by_name: Mapping[str, str], block: int, config: dict[str, Any]
+) -> int:
     """Bytes that no header of the result exceeds: per tensor the codec of the longest entry, and long numbers."""
     arrays: dict[str, _Sized] = {}
     described: dict[str, Any] = {}
     if source.tokenizer is not None:
         arrays[TOKENIZER_ARRAY] = _Sized("U8", source.tokenizer.shape, source.tokenizer.nbytes)
         described[TOKENIZER_ARRAY] = {"kind": "dense"}
-    for name, kind in kinds.items():
+    for name, kind in kind_by_name.items():
         dtype, shape = source.entry(name)[:2]
         if kind == "dense":
             arrays[name] = _Sized(dtype, shape, 8 * prod(shape))
@@ -256,7 +258,7 @@ def _stored_dense_bytes(dtype: str, shape: tuple[int, ...], file: MappedFile, na
 
 @dataclass
 class _Budget:
-    """Bytes left for tensors that are still to be compressed. What one leaves over goes to the next ones."""
+    """Bytes left for tensors that are not compressed yet. Bytes that one does not use go to the next ones."""
 
     nbytes: int
     dense_bytes: int  # of those tensors, as float32
@@ -271,22 +273,22 @@ class _Budget:
 
 def _share(
     source: _Source,
-    kinds: Mapping[str, str],
+    kind_by_name: Mapping[str, str],
     ratio: float,
     block: int,
     config: dict[str, Any],
     dense_bytes: int,
 ) -> _Budget:
-    """file bytes <= dense_bytes / ratio: what the fixed parts leave is for the compressed tensors."""
-    fixed = _largest_header(source, kinds, block, config)
+    """file bytes <= dense_bytes / ratio: the compressed tensors get what the fixed parts leave."""
+    fixed = _largest_header(source, kind_by_name, block, config)
     fixed += 0 if source.tokenizer is None else source.tokenizer.nbytes
-    todo = 0
-    for name, kind in kinds.items():
+    compressible = 0
+    for name, kind in kind_by_name.items():
         dtype, shape = source.entry(name)[:2]
         if kind == "dense":
             fixed += _stored_dense_bytes(dtype, shape, source.files[name], name)
         else:
-            todo += 4 * prod(shape)
+            compressible += 4 * prod(shape)
     left = floor(dense_bytes / ratio) - fixed
     if left < 1:
         highest = floor(100 * dense_bytes / (fixed + 1)) / 100
@@ -294,7 +296,7 @@ def _share(
             f"{source.path}: ratio={ratio:g} allows {floor(dense_bytes / ratio)} bytes, but dense tensors, "
             f"tokenizer and header alone take {fixed}; the highest reachable ratio is below {highest:g}"
         )
-    return _Budget(left, todo)
+    return _Budget(left, compressible)
 
 
 # --- the public function ------------------------------------------------------------------------------
@@ -318,25 +320,25 @@ def compress_model(
 ) -> CompressSummary:
     """Compress a model folder, or a bare safetensors file, into one file.
 
-    The source is mapped, and one tensor at a time is in memory. The result appears when it is complete; after
-    an exception what stood at `out` before is unchanged.
+    The source is mapped, and one tensor at a time is in memory. The file appears when it is complete; after an
+    exception an existing file at `out` is unchanged.
 
     Parameters
     ----------
     source : a folder with config.json and model.safetensors (or model.safetensors.index.json and its shards),
-        and where the model has them tokenizer.json, modules.json, 1_Pooling/config.json and
+        and if present tokenizer.json, modules.json, 1_Pooling/config.json and
         sentence_bert_config.json; or a .safetensors file
     out : the file to write, by custom `<name>.rbe.safetensors`
     ratio : for the whole model: dense float32 bytes of all its float tensors / bytes of the file, at least
-        this. Every compressed tensor gets the same share of what the rest leaves.
+        this. The compressed tensors all get the same ratio.
     grade, rmse, density, basis, codes : for each tensor, as in `rbe_gpu.compress`
     block : 32, 64 or 128 for all tensors. None: 64, but where there is a transform the attention projections take
         the largest block up to 64 that divides the heads' width, which spares attention six of eight transforms
     transform : default: "dct"; with `calibrate`, "none"
-    calibrate : texts to calibrate on, or what `rbe_gpu.calibrate` made of them, for several ratios; needs `ratio`
-        and a model folder with a tokenizer. Weights are then chosen by what they do to the outputs
-        (`rbe_gpu.models.calibrate`), bits go where they matter, biases and norms are corrected, and all that
-        the encoder uses is in memory at once. `basis` and `codes` do not apply.
+    calibrate : texts to calibrate on, or the result of `rbe_gpu.calibrate`, for several ratios; needs `ratio` and a
+        model folder with a tokenizer. Codes are then chosen for the least error of the outputs
+        (`rbe_gpu.models.calibrate`), bits are allocated by sensitivity, biases and norms are corrected, and the
+        whole encoder is in memory. `basis` and `codes` do not apply.
     progress : called after each tensor with its name, and the dense bytes done and to do in all
 
     Raises
@@ -354,35 +356,35 @@ def compress_model(
     for file in {id(f): f for f in opened.files.values()}.values():
         if out.exists() and out.samefile(file.path):
             raise ValueError(f"{out} is the checkpoint itself; write the result to another file")
-    kinds = {}
+    kind_by_name = {}
     for name in sorted(opened.files):
         kind = kind_of(name, *opened.entry(name)[:2])
         if kind != "dropped":
-            kinds[name] = kind
-    total = sum(4 * prod(opened.entry(n)[1]) for n in kinds if opened.entry(n)[0] in _FLOATS)
+            kind_by_name[name] = kind
+    total = sum(4 * prod(opened.entry(n)[1]) for n in kind_by_name if opened.entry(n)[0] in _FLOATS)
     if not total:
         raise ValueError(f"{source} has no float tensors; there is nothing to compress")
     config = {**opened.config, "source": _provenance(opened, {**options, "ratio": ratio})}
-    named = transform or "dct"
+    transform_name = transform or "dct"
     budget = (
         None
         if ratio is None
-        else _share(opened, kinds, ratio, block or transforms.DEFAULT_BLOCK, config, total)
+        else _share(opened, kind_by_name, ratio, block or transforms.DEFAULT_BLOCK, config, total)
     )
     encoded: Mapping[str, Any] = {}
     if calibrate is not None:
         if budget is None or codes is not None:
             raise ValueError("calibrate= needs ratio= as its target, and no codes=")
-        encoded = _calibrated(source, calibrate, budget, kinds, opened, transform, block, progress)
+        encoded = _calibrated(source, calibrate, budget, kind_by_name, opened, transform, block, progress)
 
     rows: list[TensorRow] = []
     done = 0
-    lost = energy = 0.0
+    squared_error = energy = 0.0
     with Writer(out) as writer:
         writer.config = config
         if opened.tokenizer is not None:
             writer.add(TOKENIZER_ARRAY, opened.tokenizer)
-        for name, kind in kinds.items():
+        for name, kind in kind_by_name.items():
             where = f"{opened.files[name].path}: tensor {name}"
             array = opened.files[name].array(name)
             if opened.entry(name)[0] in _FLOATS:
@@ -396,8 +398,8 @@ def compress_model(
                 try:
                     packed = compress(
                         array,
-                        block=block_of(name, opened.config.get("config", {}), named, block),
-                        transform=named,
+                        block=block_of(name, opened.config.get("config", {}), transform_name, block),
+                        transform=transform_name,
                         basis=basis,
                         kind=kind,
                         **target,
@@ -409,7 +411,7 @@ def compress_model(
                     error = packed.error_report(array).relative_error
             if kind != "dense":
                 norm = float(np.linalg.norm(array)) ** 2
-                lost += error**2 * norm
+                squared_error += error**2 * norm
                 energy += norm
             row = _row(name, value, error)
             writer.add(name, value)
@@ -424,7 +426,7 @@ def compress_model(
             raise ValueError(
                 f"{source}: ratio={ratio:g} is not reached: {file_bytes} bytes; use a lower ratio"
             )
-    relative = float(np.sqrt(lost / energy)) if energy else 0.0
+    relative = float(np.sqrt(squared_error / energy)) if energy else 0.0
     return CompressSummary(out, tuple(rows), file_bytes, total, relative, opened.notes)
 
 
@@ -432,13 +434,13 @@ def _calibrated(
     source: Path,
     texts: Sequence[str] | Calibration,
     budget: _Budget,
-    kinds: Mapping[str, str],
+    kind_by_name: Mapping[str, str],
     opened: _Source,
     transform: str | None,
     block: int | None,
     progress: Progress | None,
 ) -> Mapping[str, Any]:
-    """The encoder's weights by their checkpoint names without `bert.`, calibrated, in their share of the budget."""
+    """The calibrated weights of the encoder, by checkpoint name without `bert.`, within their part of the budget."""
     from .calibrate import TRANSFORM, Calibration
     from .calibrate import calibrate as run
 
@@ -462,13 +464,13 @@ def _calibrated(
             load_folder(source), texts, transform=transform or TRANSFORM, block=block, progress=report
         )
     used = dict(tensor_shapes(calibration.model.config))
-    wanted = {canonical_name(n) for n, kind in kinds.items() if kind != "dense"} & set(used)
-    share = sum(4 * prod(used[name]) for name in wanted) / budget.dense_bytes
+    calibrated = {canonical_name(n) for n, kind in kind_by_name.items() if kind != "dense"} & set(used)
+    share = sum(4 * prod(used[name]) for name in calibrated) / budget.dense_bytes
     return calibration.compress(budget.nbytes * share, progress=report).tensors
 
 
 def _check_target(options: Mapping[str, Any], block: int | None) -> None:
-    """One target, and a sane one, before any file is opened."""
+    """Check that there is one valid target, before any file is opened."""
     targets = [k for k in ("grade", "ratio", "rmse", "density") if options[k] is not None]
     if len(targets) > 1:
         raise ValueError(f"{' and '.join(targets)} are both given; give one target")
