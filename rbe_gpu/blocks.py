@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -26,10 +26,10 @@ from . import transforms
 from .codecs import Codes
 from .codecs.base import Array as Array
 from .codecs.base import total_nbytes
-from .dispatch import as_cupy, backend_of, device_memory_errors, device_of, move_array
+from .dispatch import as_cupy, backend_of, device_memory_error, device_of, move_array
 from .workspace import Workspace
 
-_DECODED = (np.float32, np.float16, ml_dtypes.bfloat16)
+_DECODED = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 B = TypeVar("B", bound="RBEBlocks")
 
 
@@ -164,30 +164,41 @@ class RBEBlocks:
     def bits_per_weight(self) -> float:
         return 8.0 * self.nbytes / prod(self.shape)
 
-    @device_memory_errors()
     def decode(
         self, dtype: Any = np.float32, out: Array | None = None, workspace: Workspace | None = None
     ) -> Array:
         """The dense weight, of `shape`; see `rbe_gpu.decode`."""
-        out = as_cupy(out)
+        if type(out) is not np.ndarray:
+            out = as_cupy(out)
         backend = backend_of(weight=self, out=out)
         dtype = np.dtype(dtype) if out is None else out.dtype
         if dtype not in _DECODED:
             raise TypeError(f"dtype {dtype} is not supported; use float32, float16 or bfloat16")
-        if out is None:
-            out = backend.xp.empty(self.shape, dtype)
-        elif tuple(out.shape) != self.shape:
+        try:
+            if out is None:
+                out = backend.xp.empty(self.shape, dtype)
+            elif (
+                out.shape != self.shape
+                or not out.flags.c_contiguous
+                or not getattr(out.flags, "writeable", True)
+            ):
+                self._refuse(out, backend.array_module)
+            scratch = (workspace or Workspace()).on(device_of(out))
+            backend.decode(self, out.reshape(self.rows, self.cols), scratch)
+        except MemoryError as error:
+            device_error = device_memory_error(error)
+            raise device_error from (None if device_error is error else error)
+        return out
+
+    def _refuse(self, out: Array, module: str) -> NoReturn:
+        """Raise the error of an `out` of the wrong shape or layout."""
+        if out.shape != self.shape:
             raise ValueError(
                 f"out has shape {tuple(out.shape)}, expected {self.shape} (the shape of the weight)"
             )
-        elif not out.flags.c_contiguous:
-            module = backend.array_module
+        if not out.flags.c_contiguous:
             raise ValueError(f"out is not C-contiguous; pass {module}.ascontiguousarray(out)")
-        elif not getattr(out.flags, "writeable", True):  # CuPy's always are
-            raise ValueError("out is read-only; pass a writable array")
-        scratch = (workspace or Workspace()).on(device_of(out))
-        backend.decode(self, out.reshape(self.rows, self.cols), scratch)
-        return out
+        raise ValueError("out is read-only; pass a writable array")  # CuPy's arrays never are
 
     def to(self: B, device: str) -> B:
         """The same weight on another device, "cpu" or "cuda:0"; see `rbe_gpu.to`. Nothing is decoded."""
