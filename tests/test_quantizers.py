@@ -8,9 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rbe_gpu.reports import quantizers
-from rbe_gpu.reports.quantizers import Peer, Source, __main__, gguf_file, llama, onnx_runtime, torch_tools
-from rbe_gpu.reports.quantizers.source import POSITIONS, WORDS
+from rbe_gpu.reports.quality import quantizers
+from rbe_gpu.reports.quality.quantizers import (
+    Baseline,
+    Source,
+    __main__,
+    gguf_file,
+    llama,
+    onnx_runtime,
+    torch_tools,
+)
+from rbe_gpu.reports.quality.quantizers.source import POSITIONS, WORDS
 
 from rbe_gpu import reference
 
@@ -75,7 +83,7 @@ def test_a_tool_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(quantizers, "TOOLS", (absent, nested, here))
     assert quantizers.missing() == {"squeezer": "pip install squeezer>=1", "nested": "pip install nested"}
     assert quantizers.missing(["here"]) == {}
-    assert list(quantizers.peers(real.MODEL_DIR)) == []
+    assert list(quantizers.baselines(real.MODEL_DIR)) == []
     with pytest.raises(ValueError, match="no tool is called sqeezer; there are squeezer, nested, here"):
         quantizers.missing(["sqeezer"])
 
@@ -101,7 +109,7 @@ GGUF = {
 }
 
 
-def test_every_type_that_the_package_quantises_is_a_peer():
+def test_every_type_that_the_package_quantises_is_a_baseline():
     gguf = gguf_file.package()
     able = []
     for kind in gguf.GGMLQuantizationType:
@@ -167,15 +175,15 @@ def reader(file) -> Any:
 
 
 def test_the_file_of_a_type(source, dense, file, reader):
-    peer = gguf_file.peer_of(file, source, "gguf", "0", "Q8_0", 1.5)
+    baseline = gguf_file.baseline_of(file, source, "gguf", "0", "Q8_0", 1.5)
     linear, words = WEIGHTS // 32 * 34, 30522 * 384 // 32 * 18
-    assert peer.linear_bytes == linear
-    assert peer.bits_per_weight == 8.5
-    assert peer.note == "linear: 36 Q8_0; words: Q4_0; positions: F32"
+    assert baseline.linear_bytes == linear
+    assert baseline.bits_per_weight == 8.5
+    assert baseline.note == "linear: 36 Q8_0; words: Q4_0; positions: F32"
     rest = {n: t for n, t in source.tensors.items() if n not in (*source.linears, WORDS)}
     padding = 16  # of the word table, to a multiple of 32 bytes; all other sizes are multiples
-    assert peer.file_bytes == file.stat().st_size
-    assert peer.file_bytes == reader.data_offset + linear + words + padding + 4 * sum(
+    assert baseline.file_bytes == file.stat().st_size
+    assert baseline.file_bytes == reader.data_offset + linear + words + padding + 4 * sum(
         t.size for t in rest.values()
     )
     stored = {t.name: t for t in reader.tensors}
@@ -186,9 +194,9 @@ def test_the_file_of_a_type(source, dense, file, reader):
         entry = stored[gguf_file.name_of(gguf_file.package(), source, name)]
         assert entry.tensor_type.name == "F32"
         assert np.array_equal(entry.data, tensor)
-    assert peer.linear is not None
-    assert 0.9995 < worst_cosine(dense, peer.linear) < 1 - 1e-6
-    assert 0.98 < worst_cosine(dense, peer.whole) < 0.9995
+    assert baseline.linear is not None
+    assert 0.9995 < worst_cosine(dense, baseline.linear) < 1 - 1e-6
+    assert 0.98 < worst_cosine(dense, baseline.whole) < 0.9995
 
 
 def test_the_vocabulary_of_a_file(source, reader):
@@ -267,12 +275,12 @@ def test_a_mixture_of_llama_cpp(source, dense, tmp_path):
     gguf_file.write(before, source, {})
     ones = {name: np.ones(source.tensors[name].shape[1], np.float32) for name in source.linears}
     llama.mixture(before, after, source, "Q4_K_M", ones)
-    peer = gguf_file.peer_of(after, source, "llama.cpp", "0", "Q4_K_M", 0.0)
-    assert peer.file_bytes == after.stat().st_size
-    assert "Q4_K" in peer.note
-    assert "words: Q8_0" in peer.note
-    assert 5.4 < peer.bits_per_weight < 5.6  # Q5_0 in most of its places
-    assert worst_cosine(dense, peer.whole) > 0.95
+    baseline = gguf_file.baseline_of(after, source, "llama.cpp", "0", "Q4_K_M", 0.0)
+    assert baseline.file_bytes == after.stat().st_size
+    assert "Q4_K" in baseline.note
+    assert "words: Q8_0" in baseline.note
+    assert 5.4 < baseline.bits_per_weight < 5.6  # Q5_0 in most of its places
+    assert worst_cosine(dense, baseline.whole) > 0.95
     with pytest.raises(RuntimeError, match="did not make a Q4_K_M file"):
         llama.mixture(tmp_path / "absent.gguf", after, source, "Q4_K_M", None)
 
@@ -281,7 +289,7 @@ def test_llama_cpp_runs_the_file_of_the_gguf_package(source, file):
     llama_cpp = pytest.importorskip("llama_cpp")
     model = llama_cpp.Llama(str(file), embedding=True, verbose=False, n_ctx=512, n_threads=1)
     theirs = np.array([model.embed(t, normalize=True) for t in TEXTS])
-    ours = gguf_file.peer_of(file, source, "gguf", "0", "Q8_0", 0.0).whole.embed(TEXTS)
+    ours = gguf_file.baseline_of(file, source, "gguf", "0", "Q8_0", 0.0).whole.embed(TEXTS)
     assert (theirs * ours).sum(axis=1).min() > 0.999  # theirs quantises activations to 8 bits
 
 
@@ -428,10 +436,12 @@ class Turned:
 
 
 def test_the_table(monkeypatch, capsys, tmp_path, source, dense):
-    monkeypatch.setattr(__main__.text, "held_out", lambda count: TEXTS[:count])
+    monkeypatch.setattr(__main__.corpus, "held_out", lambda count: TEXTS[:count])
     cosines = np.linspace(0.3, 1.0, 8)
-    peer = Peer("squeezer", "1.0", "2 bits", WEIGHTS // 4, WEIGHTS, 12_345_678, Turned(dense, cosines))
-    monkeypatch.setattr(__main__, "peers", lambda folder, tools: iter([peer]))
+    baseline = Baseline(
+        "squeezer", "1.0", "2 bits", WEIGHTS // 4, WEIGHTS, 12_345_678, Turned(dense, cosines)
+    )
+    monkeypatch.setattr(__main__, "baselines", lambda folder, tools: iter([baseline]))
     monkeypatch.setattr(__main__, "missing", lambda tools: {"other": "pip install other"})
     out = tmp_path / "rows.csv"
     assert __main__.main(["--model", str(real.MODEL_DIR), "--texts", "8", "--csv", str(out)]) == 0

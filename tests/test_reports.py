@@ -1,8 +1,7 @@
-"""The reports: harness, rows, peers, and a whole quick run with its page and plots."""
+"""The reports: harness, rows, baselines, and a whole quick run with its page and plots."""
 
 from __future__ import annotations
 
-import dataclasses
 import html
 import html.parser
 import re
@@ -10,21 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rbe_gpu.reports import aims, bench, inputs, page, peers, plot, quality, run
-from rbe_gpu.reports.bench import Results, Row, Session
-from rbe_gpu.reports.cases import (
+from rbe_gpu.reports import run, targets
+from rbe_gpu.reports.harness import baselines, inputs, memory, plots, text, timing
+from rbe_gpu.reports.harness.rows import COLUMNS, Results, Row, Session, append_rows, read_rows
+from rbe_gpu.reports.speed import compression, page
+from rbe_gpu.reports.speed.cases import (
     DENSE,
     NUMPY,
     OPS,
     ORIGINAL_TIME,
     TORCH,
     Case,
-    Rival,
+    Provider,
     linear,
     load,
-    measure,
+    measure_case,
     model,
 )
+from rbe_gpu.reports.speed.plots import PLOTS
 
 from rbe_gpu import reference
 from rbe_gpu.models import corpus
@@ -41,7 +43,7 @@ SESSION = Session(
 
 
 class Machine:
-    """A clock, and rivals whose calls move it on by known times."""
+    """A clock, and calls that move it on by known times."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -50,28 +52,30 @@ class Machine:
     def clock(self) -> float:
         return self.now
 
-    def rival(self, name: str, cost):
+    def call(self, name: str, cost):
         def run() -> None:
             self.calls.append(name)
             self.now += cost() if callable(cost) else cost
 
-        return run
+        return [run]
+
+    def times(self, costs, **options):
+        calls = {name: self.call(name, cost) for name, cost in costs.items()}
+        return timing.paired_times(calls, clock=timing.WallClock(now=self.clock), now=self.clock, **options)
 
 
-def test_rivals_run_in_turn_and_in_alternating_order():
+def test_providers_run_in_turn_and_in_alternating_order():
     m = Machine()
-    times = bench.paired_times(
-        {"a": m.rival("a", 1.0), "b": m.rival("b", 3.0)}, seconds=0, least=3, clock=m.clock
-    )
+    times = m.times({"a": 1.0, "b": 3.0}, seconds=0, least=3)
     assert times == {"a": [1.0] * 3, "b": [3.0] * 3}
     assert "".join(m.calls) == "aabb" + "ab" + "ba" + "ab"  # two untimed calls each, then the rounds
 
 
 def test_short_calls_are_repeated_and_preceded_by_an_untimed_one():
     m = Machine()
-    times = bench.paired_times({"a": m.rival("a", 0.5e-3)}, seconds=0, least=2, clock=m.clock)
+    times = m.times({"a": 0.5e-3}, seconds=0, least=2)
     assert times["a"] == pytest.approx([0.5e-3] * 2)
-    per_turn = 1 + bench.TURN / 0.5e-3
+    per_turn = 1 + timing.TURN / 0.5e-3
     assert len(m.calls) == 2 + 2 * per_turn
 
 
@@ -81,48 +85,44 @@ def test_short_calls_are_repeated_and_preceded_by_an_untimed_one():
     ids=["least", "seconds", "most"],
 )
 def test_rounds_end(seconds, least, most, rounds):
-    m = Machine()
     seen = []
-    times = bench.paired_times(
-        {"a": m.rival("a", 0.25), "b": m.rival("b", 0.75)},
-        seconds=seconds, least=least, most=most, clock=m.clock, on_round=lambda: seen.append(1),
-    )  # fmt: skip
+    options = {"seconds": seconds, "least": least, "most": most, "on_round": lambda: seen.append(1)}
+    times = Machine().times({"a": 0.25, "b": 0.75}, **options)
     assert len(times["a"]) == len(times["b"]) == len(seen) == rounds
 
 
 def test_a_ratio_is_taken_within_each_round():
-    m = Machine()
     slow = iter([1, 1, 1, 1, 1, 1, 9, 9])  # the machine is nine times slower during the second round
 
     def cost(base):
         return lambda: base * next(slow)
 
-    times = bench.paired_times(
-        {"a": m.rival("a", cost(1.0)), "b": m.rival("b", cost(2.0))}, seconds=0, least=2, clock=m.clock
-    )
+    times = Machine().times({"a": cost(1.0), "b": cost(2.0)}, seconds=0, least=2)
     assert times["a"] == [1.0, 9.0]
-    assert bench.speeds(times, "b") == {"a": [2.0, 2.0], "b": [1.0, 1.0]}
+    assert timing.speedups(times, "b") == {"a": [2.0, 2.0], "b": [1.0, 1.0]}
 
 
 def test_a_wrong_result_is_not_timed():
     right = np.arange(1.0, 5.0)
-    wrong = Rival(lambda: right * (1 + 1e-4), expected=right)
-    with pytest.raises(RuntimeError, match=r"softmax, 4: the result of me is off by 0.0001"):
-        measure(Case("softmax", "4", "(4,)", {"me": wrong}), SESSION, 0.0)
+    wrong = Provider([lambda: right * (1 + 1e-4)], expected=right)
+    with pytest.raises(RuntimeError, match=r"softmax, 4, float32: me is off by 0.0001"):
+        measure_case(Case("softmax", "4", "(4,)", {"me": wrong}), SESSION, 0.0)
 
 
 def test_measure_gives_times_speeds_and_errors():
-    rivals = {
-        NUMPY: Rival(lambda: np.exp(1.0)),
-        DENSE: Rival(lambda: np.e, expected=np.e, facts={"bits_per_weight": (4.0, "bit")}),
+    providers = {
+        NUMPY: Provider([lambda: np.exp(1.0)]),
+        DENSE: Provider([lambda: np.e], expected=np.e, facts={"bits_per_weight": (4.0, "bit")}),
     }
-    found = Results(measure(Case("gelu", "c", "()", rivals), SESSION, 0.0, least=3))
+    found = Results(measure_case(Case("gelu", "c", "()", providers), SESSION, 0.0, least=3))
     assert found.providers("gelu", "c", "time") == [NUMPY, DENSE]
     assert found.one("gelu", "c", DENSE, "time").runs == 3
     assert found.value("gelu", "c", DENSE, "relative_error") == 0.0
     assert found.value("gelu", "c", DENSE, "bits_per_weight") == 4.0
     assert found.one("gelu", "c", DENSE, f"speed_vs_{NUMPY}") is not None
-    assert found.one("gelu", "c", NUMPY, f"speed_vs_{NUMPY}") is None, "a peer is not compared with itself"
+    assert found.one("gelu", "c", NUMPY, f"speed_vs_{NUMPY}") is None, (
+        "a baseline is not compared with itself"
+    )
     assert found.one("gelu", "c", DENSE, f"speed_vs_{TORCH}") is None, "nobody measured it"
 
 
@@ -143,15 +143,15 @@ def test_no_row_without_a_measurement():
 
 
 def test_rows_come_back_from_a_file(tmp_path):
-    rows = [
+    made = [
         SESSION.row("linear", '768x768, "out" given', "rbe_gpu dense", "time", "s", [1 / 3, 2 / 3, 1e-9]),
         SESSION.row("model", "ratio 4", "rbe_gpu", "cosine_mean", "", 0.1 + 0.2, shape="(1, 2)"),
     ]
     path = tmp_path / "results.csv"
-    bench.append_rows(path, rows[:1])
-    bench.append_rows(path, rows[1:])
-    assert bench.read_rows(path) == rows
-    assert path.read_text().splitlines()[0] == ",".join(bench.COLUMNS)
+    append_rows(path, made[:1])
+    append_rows(path, made[1:])
+    assert read_rows(path) == made
+    assert path.read_text().splitlines()[0] == ",".join(COLUMNS)
     assert len(path.read_text().splitlines()) == 3
 
 
@@ -159,7 +159,7 @@ def test_another_file_is_not_taken_for_results(tmp_path):
     path = tmp_path / "other.csv"
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="not a results file"):
-        bench.read_rows(path)
+        read_rows(path)
 
 
 def test_session_names_the_machine():
@@ -171,20 +171,20 @@ def test_session_names_the_machine():
 
 def test_memory_is_that_of_the_process():
     size = 50_000_000
-    extra = bench.extra_bytes(
+    extra = memory.extra_bytes(
         "numpy:full", {"shape": size // 8, "fill_value": 1.0}, {"shape": 1, "fill_value": 1.0}
     )
     assert size * 0.95 < extra < size * 1.1
     ballast = np.ones(1 << 26)  # 512 MB: the size of the process that asks must not count
-    assert bench.peak_bytes("numpy:full", shape=1, fill_value=1.0) < ballast.nbytes
+    assert memory.peak_bytes("numpy:full", shape=1, fill_value=1.0) < ballast.nbytes
 
 
 def test_a_failed_memory_measurement_is_an_error():
     with pytest.raises(RuntimeError, match="no_such_function"):
-        bench.peak_bytes("numpy:no_such_function")
+        memory.peak_bytes("numpy:no_such_function")
 
 
-# --- inputs and peers -------------------------------------------------------------------------------------
+# --- inputs and baselines -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -218,18 +218,18 @@ def test_wide_weights_are_tiled_from_real_ones(minilm):
 def test_activation_rows_leave_padding_out(minilm):
     lengths = minilm.batch[1]
     rows = minilm.rows("1.x", int(lengths.sum()))
-    np.testing.assert_array_equal(rows[lengths[0]], minilm.seen["1.x"][1, 0])
+    np.testing.assert_array_equal(rows[lengths[0]], minilm.activations["1.x"][1, 0])
     assert minilm.wide_rows(7).shape == (7, 768)
     broad = minilm.broad_rows(lengths[0] + 1)
     assert broad.shape == (lengths[0] + 1, 4096)
-    np.testing.assert_array_equal(broad[-1, 1536:3072], minilm.seen["1.middle"][1, 0])
+    np.testing.assert_array_equal(broad[-1, 1536:3072], minilm.activations["1.middle"][1, 0])
 
 
 @pytest.mark.parametrize("name", ["erf", "gelu", "silu", "softmax", "rms_norm", "layer_norm"])
-def test_numpy_peer_computes_the_op(minilm, name):
+def test_numpy_baseline_computes_the_op(minilm, name):
     x = minilm.rows("2.middle", 64)
     weight, bias = x[0], x[1]
-    function = getattr(peers, name)
+    function = getattr(baselines, name)
     arguments = {"rms_norm": (weight, 1e-6), "layer_norm": (weight, bias, 1e-12)}.get(name, ())
     if name == "erf":
         from math import erf
@@ -247,14 +247,14 @@ def test_numpy_peer_computes_the_op(minilm, name):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_numpy_peer_attends(minilm, causal):
-    q, k, v = (minilm.seen[f"2.{n}"][:2] for n in "qkv")
+def test_numpy_baseline_attends(minilm, causal):
+    q, k, v = (minilm.activations[f"2.{n}"][:2] for n in "qkv")
     lengths = minilm.batch[1][:2]
     expected = reference.attention(q, k, v, causal=causal, lengths=lengths)
-    np.testing.assert_allclose(peers.attention(q, k, v, lengths, causal), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(baselines.attention(q, k, v, lengths, causal), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_peer_models_are_the_model(minilm):
+def test_baseline_models_are_the_model(minilm):
     ids, lengths = real.batch(4)
     states = real.hidden_states(4)[-1]
     hidden = minilm.numpy.hidden(ids, lengths)
@@ -263,9 +263,9 @@ def test_peer_models_are_the_model(minilm):
     texts = list(real.texts()[:4])
     vectors = minilm.numpy.embed(texts)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, rtol=1e-5)
-    torch = peers.torch_or_none()
+    torch = baselines.torch_or_none()
     if torch is not None:
-        np.testing.assert_allclose(peers.TorchBert(minilm.folder, torch).embed(texts), vectors, atol=1e-5)
+        np.testing.assert_allclose(baselines.TorchBert(minilm.folder, torch).embed(texts), vectors, atol=1e-5)
 
 
 def test_batch_is_the_middle_by_length(minilm):
@@ -279,27 +279,27 @@ def test_batch_is_the_middle_by_length(minilm):
 def test_every_op_has_a_case(minilm, op):
     case = next(iter(load(op)(minilm, True)))
     assert case.op == op
-    assert NUMPY in case.rivals
-    assert any(name.startswith("rbe_gpu") for name in case.rivals)
-    checked = [name for name, rival in case.rivals.items() if rival.expected is not None]
+    assert NUMPY in case.providers
+    assert any(name.startswith("rbe_gpu") for name in case.providers)
+    checked = [name for name, provider in case.providers.items() if provider.expected is not None]
     assert bool(checked) is (op != "dropout")
 
 
 def test_a_product_is_measured_beside_a_weight_decoded_once_and_beside_the_original(minilm):
     first, second = load("linear")(minilm, True)
-    assert set(first.rivals) > {linear.sparse(kept) for kept in linear.KEPT} | {DENSE, linear.DENSE4}
-    facts = {name: rival.facts.get(ORIGINAL_TIME) for name, rival in first.rivals.items()}
+    assert set(first.providers) > {linear.sparse(kept) for kept in linear.KEPT} | {DENSE, linear.DENSE4}
+    facts = {name: provider.facts.get(ORIGINAL_TIME) for name, provider in first.providers.items()}
     given, new = linear.ORIGINAL
     assert {name: fact for name, fact in facts.items() if fact} == {
         linear.DENSE4: (given, "s"),
         f"{linear.DENSE4}, no out=": (new, "s"),
     }
     assert second.name.endswith(linear.DECODED)
-    ours = {name: rival for name, rival in second.rivals.items() if name != NUMPY}
+    ours = {name: provider for name, provider in second.providers.items() if name != NUMPY}
     assert len(ours) == 2 * len(linear.FEW_FORMS)
-    for name, rival in ours.items():
+    for name, provider in ours.items():
         assert name.removesuffix(linear.LEAN) in linear.FEW_FORMS
-        np.testing.assert_allclose(rival.run(), rival.expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(provider.calls[0](), provider.expected, rtol=1e-3, atol=1e-4)
 
 
 # --- quality ----------------------------------------------------------------------------------------------
@@ -308,8 +308,8 @@ def test_a_product_is_measured_beside_a_weight_decoded_once_and_beside_the_origi
 def test_nearest_neighbour_is_another_text():
     angles = np.deg2rad([0.0, 10.0, 100.0, 95.0])
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    assert quality.nearest(vectors).tolist() == [1, 0, 3, 2]
-    assert quality.unrelated_cosine(vectors) == pytest.approx(
+    assert compression.nearest(vectors).tolist() == [1, 0, 3, 2]
+    assert compression.unrelated_cosine(vectors) == pytest.approx(
         np.mean([np.cos(a - b) for i, a in enumerate(angles) for j, b in enumerate(angles) if i != j]),
         abs=1e-6,
     )
@@ -318,7 +318,7 @@ def test_nearest_neighbour_is_another_text():
 def test_vector_rows():
     a = np.eye(3, dtype=np.float32)
     b = np.array([[1, 0, 0], [0, 2, 0], [0, 1, 1]], np.float32)  # lengths do not matter
-    found = Results(quality.vector_rows(a, b, "grade S", SESSION))
+    found = Results(compression.vector_rows(a, b, "grade S", SESSION))
     assert found.value("model", "grade S", "rbe_gpu", "cosine_mean") == pytest.approx((2 + 0.5**0.5) / 3)
     assert found.value("model", "grade S", "rbe_gpu", "cosine_min") == pytest.approx(0.5**0.5)
 
@@ -328,10 +328,10 @@ def test_vector_rows():
     [(1.0, "good"), (0.99, "good"), (0.9899, "fair"), (0.9, "fair"), (0.89, "lost"), (0.5, "lost"),
      (0.49, "gone"), (-0.1, "gone")],
 )  # fmt: skip
-def test_verdict(cosine, level):
-    assert page.verdict(cosine).level == level
+def test_rating(cosine, level):
+    assert text.cosine_rating(cosine).level == level
     if level in ("lost", "gone"):
-        assert "quality is" in page.verdict(cosine).words
+        assert "quality is" in text.cosine_rating(cosine).words
 
 
 def test_what_the_original_system_took_stands_beside_our_time():
@@ -340,44 +340,45 @@ def test_what_the_original_system_took_stands_beside_our_time():
         SESSION.row("dropout", "768 x 768", DENSE, ORIGINAL_TIME, "s", 2.5e-4),
         SESSION.row("gelu", "64 x 64", DENSE, "time", "s", 1e-5),
     ]
-    lines = {op: line for op, (line,) in page.op_tables(Results(rows))}
-    assert (lines["dropout"].time, lines["dropout"].original) == ("200 µs", "250 µs")
-    assert lines["gelu"].original == ""
+    tables = {op: table.records() for op, table in page.op_tables(Results(rows))}
+    line = tables["dropout"]["768 x 768"]
+    assert (line["time"], line["original system"]) == ("200 µs", "250 µs")
+    assert "original system" not in tables["gelu"]["64 x 64"]
     assert page.render(rows, []).count("original system</th>") == 1
 
 
-# --- aims -------------------------------------------------------------------------------------------------
+# --- targets -------------------------------------------------------------------------------------------------
 
 
-def _product(case: str, provider: str, speed: float, peer: str = TORCH) -> Row:
-    return SESSION.row("linear", case, provider, f"speed_vs_{peer}", "x", speed)
+def _product(case: str, provider: str, speed: float, baseline: str = TORCH) -> Row:
+    return SESSION.row("linear", case, provider, f"speed_vs_{baseline}", "x", speed)
 
 
-def _verdict(start: str, rows: list[Row]) -> aims.Verdict:
-    (found,) = (v for v in aims.verdicts(rows) if v.aim.what.startswith(start))
+def _outcome(start: str, rows: list[Row]) -> targets.Outcome:
+    (found,) = (o for o in targets.outcomes(rows, "cpu") if o.target.name.startswith(start))
     return found
 
 
-def test_an_aim_is_judged_by_its_worst_case():
+def test_a_target_is_judged_by_its_worst_case():
     five = linear.sparse(0.05)
     rows = [
         _product("768x768, 64 tokens", five, 7.0),
         _product("3072x768, 512 tokens", five, 6.0),
-        _product("768x768, 1 token", five, 0.1),  # counts for no aim
+        _product("768x768, 1 token", five, 0.1),  # counts for no target
         _product("768x768, 64 tokens", DENSE, 0.5),
         _product("4096x4096, 64 tokens", five, 9.0),
         _product("4096x4096, 128 tokens", five, 7.9),
     ]
     small, large = "linear, 5% kept, 768x768 and 3072x768", "linear, 5% kept, 4096x4096, 64 to 128"
-    met = _verdict(small, rows)
-    assert (met.status, met.value, met.where, met.cases, met.meeting) == (
-        aims.MET, 6.0, "3072x768, 512 tokens", 2, 2,
+    met = _outcome(small, rows)
+    assert (met.status, met.value, met.case, met.cases, met.passing) == (
+        text.PASSED, 6.0, "3072x768, 512 tokens", 2, 2,
     )  # fmt: skip
-    missed = _verdict(large, rows)
-    assert (missed.status, missed.value, missed.cases, missed.meeting) == (aims.MISSED, 7.9, 2, 1)
-    assert _verdict(large, rows[:2]).status == aims.NOT_MEASURED
-    again = _verdict(large, [*rows, _product("4096x4096, 128 tokens", five, 8.0)])
-    assert again.status == aims.MET, "of what was measured twice the last row counts"
+    missed = _outcome(large, rows)
+    assert (missed.status, missed.value, missed.cases, missed.passing) == (text.FAILED, 7.9, 2, 1)
+    assert _outcome(large, rows[:2]).status == text.MISSING
+    again = _outcome(large, [*rows, _product("4096x4096, 128 tokens", five, 8.0)])
+    assert again.status == text.PASSED, "of what was measured twice the last row counts"
 
 
 def test_what_keeps_nothing_and_what_has_a_cache_are_judged_apart():
@@ -388,9 +389,9 @@ def test_what_keeps_nothing_and_what_has_a_cache_are_judged_apart():
         _product(case, f"rbe_gpu grade B{linear.LEAN}", 0.94, NUMPY),
         _product("768x768, 16 tokens", linear.DENSE4, 0.1, NUMPY),
     ]
-    cached, lean = (_verdict(f"linear, any codes and batch, {w}", rows) for w in ("with", "nothing"))
-    assert (cached.status, cached.where, cached.cases) == (aims.MET, f"{case}, grade A", 2)
-    assert (lean.status, lean.value, lean.cases) == (aims.MISSED, 0.94, 1)
+    cached, lean = (_outcome(f"linear, any codes and batch, {w}", rows) for w in ("with", "nothing"))
+    assert (cached.status, cached.case, cached.cases) == (text.PASSED, f"{case}, grade A", 2)
+    assert (lean.status, lean.value, lean.cases) == (text.FAILED, 0.94, 1)
 
 
 def test_a_share_has_a_greatest_value():
@@ -398,27 +399,31 @@ def test_a_share_has_a_greatest_value():
         SESSION.row("model", model.MEMORY, f"rbe_gpu {n}", "dense_share", "", s)
         for n, s in (("a", 0.01), ("b", 0.06))
     ]
-    found = _verdict("MiniLM, compressed: share", rows)
-    assert (found.status, found.value, found.meeting) == (aims.MISSED, 0.06, 1)
-    assert found.aim.limit_in_words == "≤ 5%"
-    (line,) = (line for line in page.aim_lines(Results(rows)) if line.what == found.aim.what)
-    assert (line.worst, line.meeting, line.verdict.level) == ("6%", "1 of 2", "lost")
+    found = _outcome("MiniLM, compressed: share", rows)
+    assert (found.status, found.value, found.passing) == (text.FAILED, 0.06, 1)
+    assert found.target.limit_text == "≤ 5%"
+    line = page.target_table(Results(rows)).records()[found.target.name]
+    assert (line["worst case"], line["cases passed"], line["result"].level) == ("6%", "1 of 2", "lost")
 
 
-def test_every_product_that_an_aim_names_is_a_case(minilm, monkeypatch):
+def test_every_product_that_a_target_names_is_a_case(minilm, monkeypatch):
     names: list[tuple[str, list[str], str]] = []
 
-    def record(weight, bias, rows, tokens, forms, suffix="", peer=TORCH):
+    def record(weight, bias, rows, tokens, forms, suffix="", baseline=TORCH):
         providers = [*forms, *(f"{name}{linear.LEAN}" for name in forms)] if suffix else [*forms, DENSE]
         for count in tokens:
-            names.append((linear.title(rows(count), weight)[0] + suffix, providers, peer))
+            names.append((linear.title(rows(count), weight)[0] + suffix, providers, baseline))
         return iter(())
 
     monkeypatch.setattr(linear, "_dense_and_compressed", record)
     monkeypatch.setattr(linear, "_decoded_once", lambda *a: record(*a, linear.DECODED, NUMPY))
     assert list(linear.cases(minilm)) == []
-    rows = [_product(case, provider, 1.0, peer) for case, providers, peer in names for provider in providers]
-    counted = [v.cases for v in aims.verdicts(rows) if v.aim.op == "linear"]
+    rows = [
+        _product(case, provider, 1.0, baseline)
+        for case, providers, baseline in names
+        for provider in providers
+    ]
+    counted = [o.cases for o in targets.outcomes(rows, "cpu") if o.target.op == "linear"]
     assert (
         counted
         == [4, 2] * len(linear.KEPT) + [1, 1, 1] + [4 * len(linear.FORMS) + 3 * len(linear.FEW_FORMS)] * 2
@@ -431,39 +436,47 @@ def test_every_product_that_an_aim_names_is_a_case(minilm, monkeypatch):
 @pytest.mark.parametrize(
     ("value", "said"),
     [(1.5, "1.5 s"), (0.0123456, "12.3 ms"), (0.9996, "1 s"), (0.123456, "123 ms"), (1234.5, "1230 s"),
-     (12e-6, "12 µs"), (5e-9, "5 ns"), (125.4, "125 s"), (None, page.MISSING)],
+     (12e-6, "12 µs"), (5e-9, "5 ns"), (125.4, "125 s"), (None, text.MISSING)],
 )  # fmt: skip
 def test_seconds(value, said):
-    assert page.seconds(value) == said
+    assert text.seconds(value) == said
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(1.234, "1.23×"), (0.00234, "0.0023×"), (512.3, "512×"), (None, page.MISSING)]
+    ("value", "said"), [(1.234, "1.23×"), (0.00234, "0.0023×"), (512.3, "512×"), (None, text.MISSING)]
 )
 def test_times(value, said):
-    assert page.times(value) == said
+    assert text.times(value) == said
 
 
 def test_a_cosine_is_never_rounded_up_to_one():
-    assert page.fixed(0.99999, 4) == "0.9999"
-    assert page.fixed(1.0) == page.fixed(1 - 1e-7) == "1.0000"
-    assert page.fixed(0.12345) == "0.1235"
+    assert text.fixed(0.99999, 4) == "0.9999"
+    assert text.fixed(1.0) == text.fixed(1 - 1e-7) == "1.0000"
+    assert text.fixed(0.12345) == "0.1235"
 
 
 def test_what_was_not_measured_is_said_and_not_made_up():
     rows = [SESSION.row("model", "grade B", "rbe_gpu", "cosine_mean", "", 0.4321, shape="9 texts")]
     results = Results(rows)
-    line = page.quality_line(results, quality.Target(grade="B"))
-    assert line.mean == "0.4321"
-    assert {line.file, line.smaller, line.bits, line.error, line.least, line.time, line.lean} == {
-        page.MISSING
-    }
-    assert page.quality_line(results, quality.Target(ratio=8)).verdict == page.UNKNOWN
-    assert plot.draw(results) == []
+    lines = page.cost_table(results).records()
+    line = lines["grade B"]
+    assert line["mean cosine"] == "0.4321"
+    others = (
+        "file",
+        "smaller",
+        "bits per weight",
+        "weight error",
+        "worst text",
+        "time per batch",
+        "time, lean",
+    )
+    assert {line[name] for name in others} == {text.MISSING}
+    assert lines["ratio 8"]["rating"] == text.UNKNOWN
+    assert plots.draw(PLOTS, results) == []
     text_of_page = page.render(rows, [])
-    assert text_of_page.count(page.MISSING) > 50
+    assert text_of_page.count(text.MISSING) > 50
     assert "No plot" in text_of_page
-    assert "PyTorch was not installed" in text_of_page
+    assert "PyTorch was not installed</strong>" in text_of_page
     assert "quality is gone" in text_of_page
     with pytest.raises(ValueError, match="no rows"):
         page.render([], [])
@@ -489,19 +502,19 @@ def report(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(report) -> list[Row]:
-    return bench.read_rows(report / "results.csv")
+    return read_rows(report / "results.csv")
 
 
-def test_rows_cover_every_op_and_target(rows):
+def test_rows_cover_every_op_and_setting(rows):
     assert {r.op for r in rows} == {*OPS, "model"}
     results = Results(rows)
-    for target in quality.QUICK_TARGETS:
+    for setting in compression.QUICK_SETTINGS:
         for metric in ("file_bytes", "bits_per_weight", "weight_error", "cosine_mean", "cosine_min",
                        "nearest_kept", "encode_time"):  # fmt: skip
-            assert results.one("model", target.name, "rbe_gpu", metric) is not None, (target, metric)
+            assert results.one("model", setting.name, "rbe_gpu", metric) is not None, (setting, metric)
         for case in (model.CASE, model.LEAN):
-            assert results.one("model", case, f"rbe_gpu {target.name}", "time") is not None
-    providers = {NUMPY, DENSE} | ({TORCH} if peers.torch_or_none() is not None else set())
+            assert results.one("model", case, f"rbe_gpu {setting.name}", "time") is not None
+    providers = {NUMPY, DENSE} | ({TORCH} if baselines.torch_or_none() is not None else set())
     assert {r.provider for r in rows if r.metric == "peak_memory"} == providers
     for provider in providers:
         rate = results.one("model", model.CASE, provider, "sentences_per_second")
@@ -514,20 +527,20 @@ def test_figures_of_the_run_hold_together(rows):
     results = Results(rows)
     dense = results.value("model", "dense", "rbe_gpu", "file_bytes")
     assert dense == real.WEIGHTS.stat().st_size
-    by_ratio = [t for t in quality.QUICK_TARGETS if t.ratio]
-    for target in by_ratio:
-        assert dense / results.value("model", target.name, "rbe_gpu", "file_bytes") >= target.ratio
-    for target in (t for t in quality.QUICK_TARGETS if t.grade):
+    by_ratio = [t for t in compression.QUICK_SETTINGS if t.ratio]
+    for setting in by_ratio:
+        assert dense / results.value("model", setting.name, "rbe_gpu", "file_bytes") >= setting.ratio
+    for setting in (t for t in compression.QUICK_SETTINGS if t.grade):
         from rbe_gpu import GRADES
 
-        assert results.value("model", target.name, "rbe_gpu", "weight_error") <= GRADES[target.grade]
+        assert results.value("model", setting.name, "rbe_gpu", "weight_error") <= GRADES[setting.grade]
     assert all(r.p50 <= 1e-4 for r in rows if r.metric == "relative_error")
 
 
 def test_a_compressed_model_holds_no_dense_copy(rows):
     results = Results(rows)
     peak, stored, dense = (
-        results.value("model", model.MEMORY, f"rbe_gpu {quality.FAST.name}", f"{metric}_beyond_part")
+        results.value("model", model.MEMORY, f"rbe_gpu {compression.FAST.name}", f"{metric}_beyond_part")
         for metric in ("peak", "stored", "dense")
     )
     assert dense == pytest.approx(4 * (5 * 12 * 384**2 + 30_000 * 384), rel=0.05)
@@ -563,39 +576,40 @@ def test_page_is_complete_accessible_and_needs_nothing_else(report, rows):
     seen.feed(source)
     assert seen.tables == seen.captions > len(OPS)
     assert seen.bare_headers == 0
-    assert seen.plots == len(list((report / "plots").glob("*.png"))) == len(plot.draw(Results(rows)))
+    assert seen.plots == len(list((report / "plots").glob("*.png"))) == len(plots.draw(PLOTS, Results(rows)))
     assert len(seen.ids) == len(set(seen.ids)), "ids of inline drawings must not collide"
     assert all(link.startswith("#") for link in seen.links)
     assert {link[1:] for link in seen.links} <= set(seen.ids)
     assert "@import" not in source
     assert "<script" not in source
-    for colour in (plot.INK, plot.GRID, plot.PAPER):
+    for colour in (plots.INK, plots.GRID, plots.PAPER):
         assert colour not in source.split("</style>")[1], "drawings take the page's colours"
-    for aim in aims.AIMS:
-        assert f'<th scope="row">{html.escape(aim.what).replace("&#x27;", "&#39;")}</th>' in source
-    for target in quality.ALL_TARGETS:
-        assert f'<th scope="row">{target.name}</th>' in source
-    assert "on 64 texts held out (of the peers: on 32 texts of them)" in source
+    for target in targets.CPU_TARGETS:
+        assert f'<th scope="row">{html.escape(target.name).replace("&#x27;", "&#39;")}</th>' in source
+    for setting in compression.ALL_SETTINGS:
+        assert f'<th scope="row">{setting.name}</th>' in source
+    assert "on 64 texts held out (of the other libraries: on 32 texts of them)" in source
     assert "Quick run:" in source
 
 
-def test_measured_targets_have_every_figure(rows):
+def test_measured_settings_have_every_figure(rows):
     results = Results(rows)
-    for target in quality.QUICK_TARGETS:
-        line = page.quality_line(results, target)
-        assert page.MISSING not in dataclasses.astuple(line), line
-        assert line.verdict.level
-    unmeasured = [t for t in quality.TARGETS if t not in quality.QUICK_TARGETS]
-    for target in unmeasured:
-        assert page.quality_line(results, target).mean == page.MISSING
-    for _, lines in page.op_tables(results):
-        assert all(page.MISSING not in line.time for line in lines)
+    lines = page.cost_table(results).records()
+    for setting in compression.ALL_SETTINGS:
+        line = lines[setting.name]
+        if setting in compression.QUICK_SETTINGS:
+            assert text.MISSING not in line.values(), line
+            assert line["rating"].level
+        else:
+            assert line["mean cosine"] == text.MISSING
+    for _, table in page.op_tables(results):
+        assert all(text.MISSING not in line["time"] for line in table.records().values())
 
 
 def test_plots_are_pictures(report, rows):
-    drawn = {p.name for p in plot.draw(Results(rows))}
-    without_torch = {"kept_speed"} if peers.torch_or_none() is None else set()
-    assert drawn == {make.__name__ for make in plot.PLOTS} - without_torch
+    drawn = {p.name for p in plots.draw(PLOTS, Results(rows))}
+    without_torch = {"kept_speed"} if baselines.torch_or_none() is None else set()
+    assert drawn == {make.__name__ for make in PLOTS} - without_torch
     for name in drawn:
         picture = (report / "plots" / f"{name}.png").read_bytes()
         assert picture.startswith(b"\x89PNG")

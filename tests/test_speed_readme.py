@@ -6,12 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rbe_gpu.reports import speed_readme
-from rbe_gpu.reports.bench import Row, read_rows
-from rbe_gpu.reports.cases import DENSE, TORCH, linear
-from rbe_gpu.reports.cases.model import CASE, LEAN
-from rbe_gpu.reports.page import MISSING
-from rbe_gpu.reports.quality import FAST, OURS
+from rbe_gpu.reports import __main__ as command
+from rbe_gpu.reports.harness.readme import Words
+from rbe_gpu.reports.harness.rows import Row, append_rows, read_rows
+from rbe_gpu.reports.harness.text import MISSING
+from rbe_gpu.reports.speed import page
+from rbe_gpu.reports.speed.cases import DENSE, OURS, TORCH, linear
+from rbe_gpu.reports.speed.cases.model import CASE, LEAN
+from rbe_gpu.reports.speed.compression import FAST
+from rbe_gpu.reports.speed.readme import BLOCK
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.ko.md")
@@ -53,9 +56,9 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("words", [speed_readme.ENGLISH, speed_readme.KOREAN])
-def test_tables_say_what_the_rows_say(words: speed_readme.Words) -> None:
-    made = speed_readme.tables(ROWS, "rows.csv", words)
+@pytest.mark.parametrize("words", [BLOCK.english, BLOCK.korean])
+def test_tables_say_what_the_rows_say(words: Words) -> None:
+    made = BLOCK.tables(ROWS, "rows.csv", words)
     lines = made.splitlines()
     absent = f"{MISSING} | {MISSING} | {MISSING} | {MISSING}"
     assert f"| 768x768, 64 tokens | 5.25× | {absent} | 1.12× |" in lines
@@ -73,33 +76,37 @@ def test_tables_say_what_the_rows_say(words: speed_readme.Words) -> None:
 
 def test_a_later_row_counts() -> None:
     again = replace(ROWS[0], p50=6.0)
-    assert "| 768x768, 64 tokens | 6.00× |" in speed_readme.tables([*ROWS, again], "rows.csv")
+    assert "| 768x768, 64 tokens | 6.00× |" in BLOCK.tables([*ROWS, again], "rows.csv")
 
 
-def test_the_command_fills_readmes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = ROOT / "reports" / "results" / speed_readme.BLOCK.source_of(ROOT / READMES[0])
+def test_the_command_fills_readmes_and_writes_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = ROOT / "reports" / "results" / BLOCK.source_of(ROOT / READMES[0])
     for name in READMES:
-        (tmp_path / name).write_text(
-            f"a\n{speed_readme.BLOCK.begin}\n{speed_readme.BLOCK.end}\nb\n", encoding="utf-8"
-        )
-    assert speed_readme.main([str(rows), *(str(tmp_path / name) for name in READMES)]) == 0
+        (tmp_path / name).write_text(f"a\n{BLOCK.begin}\n{BLOCK.end}\nb\n", encoding="utf-8")
+    options = [option for name in READMES for option in ("--readme", str(tmp_path / name))]
+    assert command.main([str(rows), *options]) == 0
     for name in READMES:
         made = (tmp_path / name).read_text(encoding="utf-8")
         assert made.startswith("a\n")
         assert made.endswith("b\n")
-        assert speed_readme.BLOCK.source_of(tmp_path / name) == rows.name
-    assert speed_readme.main([]) == 2
-    assert "ROWS.csv" in capsys.readouterr().err
-    (tmp_path / "none.md").write_text("no marks\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"none\.md: the tables belong between a line <!-- speed:begin -->"):
-        speed_readme.main([str(rows), str(tmp_path / "none.md")])
+        assert BLOCK.source_of(tmp_path / name) == rows.name
+    (tmp_path / "none.md").write_text("no markers\n", encoding="utf-8")
+    assert command.main([str(rows), "--readme", str(tmp_path / "none.md")]) == 1
+    assert "none.md: the tables belong between a line <!-- speed:begin -->" in capsys.readouterr().err
+    monkeypatch.setattr(page, "PLOTS", ())
+    append_rows(tmp_path / "few.csv", ROWS)
+    assert command.main([str(tmp_path / "few.csv"), "--out", str(tmp_path / "out")]) == 0
+    assert read_rows(tmp_path / "out" / "results.csv") == ROWS
+    assert "grade B" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", READMES)
 def test_the_readmes_tables_are_those_of_the_committed_rows(name: str) -> None:
     readme = ROOT / name
-    source = ROOT / "reports" / "results" / speed_readme.BLOCK.source_of(readme)
+    source = ROOT / "reports" / "results" / BLOCK.source_of(readme)
     assert source.is_file(), f"{name} names rows that are not there: {source.name}"
-    made = speed_readme.tables(read_rows(source), source.name, speed_readme.language(readme))
+    made = BLOCK.tables(read_rows(source), source.name, BLOCK.words(readme))
     text = readme.read_text(encoding="utf-8")
-    assert speed_readme.BLOCK.updated(text, made) == text
+    assert BLOCK.updated(text, made) == text

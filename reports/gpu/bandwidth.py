@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 import rbe_gpu as rbe
 from rbe_gpu import reference, registry
 
-from ..bench import speeds
-from ..inputs import Inputs
-from .device import COPY, OURS, TORCH, Device, attempt, sampled
+from ..harness.inputs import Inputs
+from ..harness.measure import OURS, TORCH, Case, Provider
+from ..harness.timing import speedups
+from .device import COPY, Device, attempt, sampled
 from .stage import Result
 
-NBYTES = 1 << 27  # of x: 128 MiB, more than twice the cache of any GPU that is there
+NBYTES = 1 << 27  # of x: 128 MiB, more than twice the cache of any GPU
 QUICK_NBYTES = 1 << 18
 SAMPLE = 16  # rows that are compared with the float64 reference
 TORCH_TOLERANCE = 5e-3  # PyTorch adds in float32 and rounds once more in places
@@ -26,8 +27,8 @@ EPS = 1e-5
 
 
 @dataclass(frozen=True)
-class Case:
-    """One op on x (rows, cols); `residual` adds one and writes the sum back."""
+class Pass:
+    """One pass over x (rows, cols) by an op; `residual` adds one and writes the sum back."""
 
     op: str
     cols: int
@@ -49,21 +50,21 @@ class Case:
         return size * (4 if self.residual else 2)
 
 
-def cases() -> Iterator[Case]:
+def cases() -> Iterator[Pass]:
     for op in ("layer_norm", "rms_norm", "softmax"):
         for dtype in ("float16", "float32"):
             for cols in (768, 1024, 4096, 16384):
-                yield Case(op, cols, dtype)
-        yield Case(op, 4096, "bfloat16")
-    yield Case("softmax", 131072, "float16")
+                yield Pass(op, cols, dtype)
+        yield Pass(op, 4096, "bfloat16")
+    yield Pass("softmax", 131072, "float16")
     for op in ("layer_norm", "rms_norm"):
-        yield Case(op, 4096, "float16", residual=True)
+        yield Pass(op, 4096, "float16", residual=True)
     for op in ("gelu", "silu", "swiglu", "dropout"):
-        yield Case(op, 4096, "float16")
+        yield Pass(op, 4096, "float16")
 
 
 class Arrays:
-    """Real activations of any shape and dtype: MiniLM's, from the start again where they are too few."""
+    """Real activations of MiniLM in any shape and dtype, repeated from the start where they are too few."""
 
     def __init__(self, inputs: Inputs) -> None:
         self._sums = inputs.rows("2.sum", 2048).reshape(-1)
@@ -80,6 +81,66 @@ class Arrays:
         return np.resize(self._bias, cols).astype(registry.DTYPES[dtype])
 
 
+@dataclass(frozen=True)
+class Operands:
+    """x (rows, cols) and what an op needs beside it, all on the host, of CuPy or of PyTorch."""
+
+    x: Any
+    gain: Any
+    bias: Any
+    residual: Any = None
+    residual_out: Any = None
+    out: Any = None
+
+    @property
+    def fused(self) -> dict[str, Any]:
+        """Keyword arguments of an addition before the norm."""
+        return {} if self.residual is None else {"residual": self.residual, "residual_out": self.residual_out}
+
+    @property
+    def summed(self) -> Any:
+        return self.x if self.residual is None else self.x + self.residual
+
+
+RATE, SEED = 0.1, 1234  # of dropout
+OURS_OF: dict[str, Callable[[Operands], Any]] = {
+    "layer_norm": lambda a: rbe.layer_norm(a.x, a.gain, a.bias, EPS, out=a.out, **a.fused),
+    "rms_norm": lambda a: rbe.rms_norm(a.x, a.gain, EPS, out=a.out, **a.fused),
+    "softmax": lambda a: rbe.softmax(a.x, out=a.out),
+    "gelu": lambda a: rbe.gelu(a.x, out=a.out),
+    "silu": lambda a: rbe.silu(a.x, out=a.out),
+    "swiglu": lambda a: rbe.swiglu(a.x, out=a.out),
+    "dropout": lambda a: rbe.dropout(a.x, RATE, SEED, out=a.out),
+}
+#: eager PyTorch, as its documentation shows it: (torch.nn.functional, operands)
+TORCH_OF: dict[str, Callable[[Any, Operands], Any]] = {
+    "layer_norm": lambda f, a: f.layer_norm(a.summed, a.gain.shape, a.gain, a.bias, EPS),
+    "rms_norm": lambda f, a: f.rms_norm(a.summed, a.gain.shape, a.gain, EPS),
+    "softmax": lambda f, a: f.softmax(a.x, dim=-1),
+    "gelu": lambda f, a: f.gelu(a.x),
+    "silu": lambda f, a: f.silu(a.x),
+    "swiglu": lambda f, a: f.silu(a.x[:, : a.x.shape[1] // 2]) * a.x[:, a.x.shape[1] // 2 :],
+    "dropout": lambda f, a: f.dropout(a.x, RATE),
+}
+
+
+def _expected(op: str, a: Operands, sample: list[int]) -> NDArray[np.float64]:
+    """The sampled rows, in float64."""
+    x, residual = a.x[sample], None if a.residual is None else a.residual[sample]
+    if op == "layer_norm":
+        return reference.layer_norm(x, a.gain, a.bias, EPS, residual)[0]
+    if op == "rms_norm":
+        return reference.rms_norm(x, a.gain, EPS, residual)[0]
+    if op == "dropout":  # the mask depends on the position in the whole array
+        words, rest = divmod(x.shape[1], 4)
+        if rest:
+            raise ValueError(f"{x.shape[1]} columns are not whole blocks of Philox")
+        rows = zip(sample, x, strict=True)
+        return np.stack([reference.dropout(row, RATE, SEED, i * words) for i, row in rows])
+    expected: NDArray[np.float64] = getattr(reference, op)(x)
+    return expected
+
+
 def measure(device: Device, inputs: Inputs, result: Result) -> None:
     """Every case: check, time beside the copy and PyTorch, write rows."""
     arrays = Arrays(inputs)
@@ -89,148 +150,42 @@ def measure(device: Device, inputs: Inputs, result: Result) -> None:
         attempt(device, result, name, partial(one, device, case, arrays, nbytes))
 
 
-def one(device: Device, case: Case, arrays: Arrays, nbytes: int) -> None:
-    shape = case.shape(nbytes)
-    host = arrays.rows(shape, case.dtype)
-    vectors = arrays.gain(case.cols, case.dtype), arrays.bias(case.cols, case.dtype)
-    residual = arrays.rows(shape, case.dtype, 777) if case.residual else None
-    sets = [_Set(device, case, host, vectors, residual) for _ in range(device.copies(host.nbytes))]
+def one(device: Device, op: Pass, arrays: Arrays, nbytes: int) -> None:
+    shape = op.shape(nbytes)
+    x, gain, bias = (
+        arrays.rows(shape, op.dtype),
+        arrays.gain(op.cols, op.dtype),
+        arrays.bias(op.cols, op.dtype),
+    )
+    host = Operands(x, gain, bias, arrays.rows(shape, op.dtype, 777) if op.residual else None)
+    result = np.zeros((shape[0], op.cols // 2 if op.op == "swiglu" else op.cols), x.dtype)
+
+    def operands(to: Callable[[NDArray[Any]], Any]) -> Operands:
+        """The operands in memory of their own."""
+        a = Operands(to(x), to(gain), to(bias), out=to(result))
+        if host.residual is None:
+            return a
+        return replace(a, residual=to(host.residual), residual_out=to(np.zeros_like(x)))
+
+    sets = [operands(device.array) for _ in range(device.copies(x.nbytes))]
+    copies = [a.out if result.shape == shape else device.array(np.zeros_like(x)) for a in sets]
     sample = sampled(shape[0], SAMPLE)
-    expected = _expected(case, host, vectors, residual, sample)
-    op = registry.OPS[case.op]
-    tol = op.tolerances[case.dtype]
-    what = f"{case.op}, {case.name}, {case.dtype}"
-    rivals: dict[str, list[Callable[[], Any]]] = {
-        COPY: [s.copy for s in sets],
-        OURS: [s.ours for s in sets],
+    expected = _expected(op.op, host, sample)
+    tol = registry.OPS[op.op].tolerances[op.dtype]
+    providers = {
+        COPY: Provider([partial(device.copy, to, a.x) for to, a in zip(copies, sets, strict=True)]),
+        OURS: Provider([partial(OURS_OF[op.op], a) for a in sets], expected, tol.rel, tol.floor),
     }
-    error = device.check(f"{what}: {OURS}", sets[-1].ours(), expected, tol.rel, tol.floor, sample)
-    if device.torch is not None and (case.op, case.residual) in _TORCH and case.dtype != "bfloat16":
-        rivals[TORCH] = [_torch(device, case, host, vectors, residual) for _ in sets]
-        if case.op != "dropout":
-            found = rivals[TORCH][-1]()
-            found = found[0] if isinstance(found, tuple) else found
-            device.check(f"{what}: {TORCH}", found, expected, TORCH_TOLERANCE, sample=sample)
-    times = device.times(rivals)
-    moved = case.moved(shape)
-    copied = 2 * host.nbytes
-
-    def row(provider: str, metric: str, unit: str, values: Any) -> None:
-        device.row(case.op, case.name, provider, metric, unit, values, str(shape), case.dtype)
-
-    row(OURS, "relative_error", "", error)
-    for provider, seen in times.items():
-        by = copied if provider == COPY else moved
-        row(provider, "time", "s", seen)
-        row(provider, "bandwidth", "B/s", [by / t for t in seen])
-    ratio = [moved / t * c / copied for t, c in zip(times[OURS], times[COPY], strict=True)]
-    row(OURS, "bandwidth_vs_copy", "", ratio)
+    if device.torch is not None and op.dtype != "bfloat16":
+        call, f = TORCH_OF[op.op], device.torch.nn.functional
+        calls = [partial(call, f, operands(device.tensor)) for _ in sets]
+        providers[TORCH] = Provider(calls, None if op.op == "dropout" else expected, TORCH_TOLERANCE)
+    case = Case(op.op, op.name, str(shape), providers, op.dtype, sample, baselines=())
+    times = device.measure(case)
+    moved = {p: 2 * x.nbytes if p == COPY else op.moved(shape) for p in times}
+    bandwidth = {p: [moved[p] / t for t in seen] for p, seen in times.items()}
+    device.rows(case, "bandwidth", "B/s", bandwidth)
+    ratios = [a / b for a, b in zip(bandwidth[OURS], bandwidth[COPY], strict=True)]
+    device.row(case, OURS, "bandwidth_vs_copy", "", ratios)
     if TORCH in times:
-        row(OURS, f"speed_vs_{TORCH}", "x", speeds(times, TORCH)[OURS])
-
-
-class _Set:
-    """The arrays of one call, and the call."""
-
-    def __init__(
-        self,
-        device: Device,
-        case: Case,
-        host: NDArray[Any],
-        vectors: tuple[NDArray[Any], NDArray[Any]],
-        residual: NDArray[Any] | None,
-    ) -> None:
-        self._device, self._case = device, case
-        self._x = device.array(host)
-        self._gain, self._bias = (device.array(v) for v in vectors)
-        self._residual = None if residual is None else device.array(residual)
-        self._sum = None if residual is None else device.array(np.zeros_like(host))
-        cols = host.shape[1] // 2 if case.op == "swiglu" else host.shape[1]
-        self._out = device.array(np.zeros((host.shape[0], cols), host.dtype))
-        self._copied = self._out if cols == host.shape[1] else device.array(np.zeros_like(host))
-
-    def copy(self) -> None:
-        self._device.copy(self._copied, self._x)
-
-    def ours(self) -> Any:
-        x, out = self._x, self._out
-        fused = {} if self._residual is None else {"residual": self._residual, "residual_out": self._sum}
-        if self._case.op == "layer_norm":
-            return rbe.layer_norm(x, self._gain, self._bias, EPS, out=out, **fused)
-        if self._case.op == "rms_norm":
-            return rbe.rms_norm(x, self._gain, EPS, out=out, **fused)
-        if self._case.op == "dropout":
-            return rbe.dropout(x, 0.1, 1234, out=out)
-        return getattr(rbe, self._case.op)(x, out=out)
-
-
-def _expected(
-    case: Case,
-    host: NDArray[Any],
-    vectors: tuple[NDArray[Any], NDArray[Any]],
-    residual: NDArray[Any] | None,
-    sample: list[int],
-) -> NDArray[np.float64]:
-    """The sampled rows, in float64."""
-    x = host[sample]
-    r = None if residual is None else residual[sample]
-    gain, bias = vectors
-    if case.op == "layer_norm":
-        return reference.layer_norm(x, gain, bias, EPS, r)[0]
-    if case.op == "rms_norm":
-        return reference.rms_norm(x, gain, EPS, r)[0]
-    if case.op == "dropout":  # the mask follows the place in the whole array
-        cols = host.shape[1]
-        words = -(-cols // 4)
-        if cols % 4:
-            raise ValueError(f"{cols} columns are no whole blocks of Philox")
-        rows = [reference.dropout(host[i], 0.1, 1234, i * words) for i in sample]
-        return np.stack(rows)
-    found: NDArray[np.float64] = getattr(reference, case.op)(x)
-    return found
-
-
-_TORCH = {
-    *((op, False) for op in ("layer_norm", "rms_norm", "softmax", "gelu", "silu", "swiglu", "dropout")),
-    ("layer_norm", True),
-    ("rms_norm", True),
-}
-
-
-def _torch(
-    device: Device,
-    case: Case,
-    host: NDArray[Any],
-    vectors: tuple[NDArray[Any], NDArray[Any]],
-    residual: NDArray[Any] | None,
-) -> Callable[[], Any]:
-    """The same in PyTorch, eager, as its documentation has it."""
-    f = device.torch.nn.functional
-    x = device.tensor(host)
-    gain, bias = (device.tensor(v) for v in vectors)
-    r = None if residual is None else device.tensor(residual)
-    shape = (case.cols,)
-    if case.op in ("layer_norm", "rms_norm"):
-
-        def norm(t: Any) -> Any:
-            if case.op == "layer_norm":
-                return f.layer_norm(t, shape, gain, bias, EPS)
-            return f.rms_norm(t, shape, gain, EPS)
-
-        if r is None:
-            return lambda: norm(x)
-
-        def fused() -> Any:
-            s = x + r
-            return norm(s), s
-
-        return fused
-    if case.op == "softmax":
-        return lambda: f.softmax(x, dim=-1)
-    if case.op == "swiglu":
-        half = case.cols // 2
-        return lambda: f.silu(x[:, :half]) * x[:, half:]
-    if case.op == "dropout":
-        return lambda: f.dropout(x, 0.1)
-    function = getattr(f, case.op)
-    return lambda: function(x)
+        device.row(case, OURS, f"speed_vs_{TORCH}", "x", speedups(times, TORCH)[OURS])

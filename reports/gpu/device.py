@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import bench
-from ..bench import Row, Session, append_rows
+from ..harness.measure import Case, check_case, measure
+from ..harness.rows import Session, append_rows, usable_cores, versions
+from ..harness.timing import MAX_QUEUED, Calls, Clock, EventClock, paired_times
 from .stage import Options, Result
-from .timing import Calls, Clock, EventClock, paired
 
-OURS, TORCH, COPY = "rbe_gpu", "PyTorch", "copy"
-CACHES = 4  # times the second-level cache: what rotating buffers add up to
-MOST_COPIES = 64
-
-
-class WrongResult(RuntimeError):
-    """A rival's result is further from the right one than allowed; it is not timed."""
+COPY = "copy"
+CACHES = 4  # times the second-level cache: the total of rotating buffers
+MAX_COPIES = 64
 
 
 @dataclass
@@ -35,8 +31,9 @@ class Device:
     torch : PyTorch with CUDA, or None
     torch_device : where its tensors go
     copy : (to, from) -> copies one array over another on the GPU
+    path : the rows' file
     cache_bytes : size of the second-level cache
-    seconds : for one case, all rivals together
+    seconds : for one case, all providers together
     """
 
     cupy: Any
@@ -55,66 +52,52 @@ class Device:
         return self.cupy.asarray(host)
 
     def tensor(self, host: NDArray[Any]) -> Any:
-        """A tensor of PyTorch's on the GPU, in memory of its own."""
+        """A PyTorch tensor on the GPU, in memory of its own."""
         return self.torch.from_numpy(np.array(host)).to(self.torch_device)
 
     def copies(self, nbytes: int) -> int:
-        """How many sets of `nbytes` are `CACHES` times the cache: no set is in the cache when its turn comes."""
+        """How many sets of `nbytes` make `CACHES` times the cache: no set is in the cache when its turn comes."""
         if self.quick:
             return 2
-        return min(MOST_COPIES, max(2, ceil(CACHES * self.cache_bytes / nbytes)))
+        return min(MAX_COPIES, max(2, ceil(CACHES * self.cache_bytes / nbytes)))
 
-    def times(self, rivals: Mapping[str, Calls], clock: Clock | None = None) -> dict[str, list[float]]:
-        """Seconds per call of every rival, by the GPU's clock or another one."""
-        return paired(clock or self.clock, rivals, self.seconds, least=3 if self.quick else 7)
+    def times(self, calls: Mapping[str, Calls], clock: Clock | None = None) -> dict[str, list[float]]:
+        """Seconds per call of every provider, by the GPU's clock or another one."""
+        return paired_times(
+            calls, clock=clock or self.clock, seconds=self.seconds, least=3 if self.quick else 7, most=60, warm_up=2,
+            short=0.0, max_calls=MAX_QUEUED,
+        )  # fmt: skip
 
-    def row(
-        self,
-        op: str,
-        case: str,
-        provider: str,
-        metric: str,
-        unit: str,
-        values: float | Iterable[float],
-        shape: str,
-        dtype: str,
-    ) -> Row:
-        """A row, written at once."""
-        made = self.session.row(
-            op, case, provider, metric, unit, values, shape=shape, dtype=dtype, backend="cuda"
+    def measure(self, case: Case, clock: Clock | None = None) -> dict[str, list[float]]:
+        """Check every provider, time them and write the rows. Returns the times by provider."""
+        rows, times = measure(case, self.session, lambda calls: self.times(calls, clock))
+        append_rows(self.path, rows)
+        return times
+
+    def check(self, case: Case) -> None:
+        """Check every provider, and write the rows of their errors."""
+        append_rows(self.path, check_case(case, self.session))
+
+    def row(self, case: Case, provider: str, metric: str, unit: str, values: Any) -> None:
+        """Write a further row of a case."""
+        append_rows(self.path, [case.row(self.session, provider, metric, unit, values)])
+
+    def rows(self, case: Case, metric: str, unit: str, by_provider: Mapping[str, Any]) -> None:
+        """Write a further metric of several providers."""
+        for provider, values in by_provider.items():
+            self.row(case, provider, metric, unit, values)
+
+    def write(
+        self, op: str, case: str, provider: str, metric: str, unit: str, values: Any, shape: str, dtype: str
+    ) -> None:
+        """Write a row that is of no `Case`."""
+        append_rows(
+            self.path, [self.session.row(op, case, provider, metric, unit, values, shape=shape, dtype=dtype)]
         )
-        append_rows(self.path, [made])
-        return made
-
-    def check(
-        self,
-        what: str,
-        found: Any,
-        expected: NDArray[np.float64],
-        allowed: float,
-        floor: float = 0.0,
-        sample: Iterable[Any] | None = None,
-    ) -> float:
-        """Relative Frobenius error of an array or tensor, or of what `sample` indexes in it.
-
-        Raises
-        ------
-        WrongResult
-            It is more than `allowed`.
-        """
-        from rbe_gpu.registry import relative_error
-
-        host = fetch(found) if sample is None else np.stack([fetch(found[i]) for i in sample])
-        error = relative_error(host, np.asarray(expected, np.float64), floor)
-        if not error <= allowed:
-            raise WrongResult(
-                f"{what} is off by {error:.3g} (allowed {allowed:g}); a wrong result is not timed"
-            )
-        return error
 
 
 def attempt(device: Device, result: Result, name: str, measure: Callable[[], Any]) -> None:
-    """One case. Its error is told and counted, and the next case goes on, unless the GPU itself is broken."""
+    """Measure one case. Its error is reported and counted, and later cases go on, unless the GPU itself is broken."""
     try:
         measure()
     except Exception as error:
@@ -126,13 +109,8 @@ def attempt(device: Device, result: Result, name: str, measure: Callable[[], Any
         result.say(f"{name}: measured")
 
 
-def fetch(found: Any) -> NDArray[Any]:
-    """An array of CuPy or a tensor of PyTorch as a NumPy array."""
-    return np.asarray(found.get() if hasattr(found, "get") else found.detach().cpu().numpy())
-
-
 def sampled(count: int, most: int) -> list[int]:
-    """At most `most` of the numbers below `count`, spread evenly, the first and the last among them."""
+    """At most `most` of the numbers below `count`, evenly spread, including the first and the last."""
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most))})
 
 
@@ -151,19 +129,19 @@ def _described(properties: Mapping[str, Any]) -> str:
 
 
 def _versions(cupy: Any, torch: Any) -> str:
-    """The libraries of `bench.versions`, and those of the GPU."""
+    """The libraries of `rows.versions`, and those of the GPU."""
     from rbe_gpu import machine
 
     gpus, _ = machine.gpus()
     runtime = int(cupy.cuda.runtime.runtimeGetVersion())
-    found = [bench.versions(), f"cupy {cupy.__version__}"]
+    every = [versions(), f"cupy {cupy.__version__}"]
     if gpus:
-        found += [f"driver {gpus[0]['driver']}", f"CUDA of the driver {gpus[0]['cuda']}"]
-    found.append(f"CUDA {runtime // 1000}.{runtime % 1000 // 10}")
-    found.append(f"NVRTC {'.'.join(map(str, cupy.cuda.nvrtc.getVersion()))}")
+        every += [f"driver {gpus[0]['driver']}", f"CUDA of the driver {gpus[0]['cuda']}"]
+    every.append(f"CUDA {runtime // 1000}.{runtime % 1000 // 10}")
+    every.append(f"NVRTC {'.'.join(map(str, cupy.cuda.nvrtc.getVersion()))}")
     if torch is not None:
-        found += [f"CUDA of torch {torch.version.cuda}", f"cuDNN {torch.backends.cudnn.version()}"]
-    return ", ".join(found)
+        every += [f"CUDA of torch {torch.version.cuda}", f"cuDNN {torch.backends.cudnn.version()}"]
+    return ", ".join(every)
 
 
 def open_device(options: Options) -> Device:
@@ -183,13 +161,13 @@ def open_device(options: Options) -> Device:
         torch = None
     if torch is not None and not torch.cuda.is_available():
         torch = None
-    here = Session.here(bench.usable_cores())
-    session = Session(
-        here.threads,
-        _described(properties),
-        _versions(cupy, torch),
-        options.commit or here.commit,
-        here.timestamp,
+    here = Session.here(usable_cores())
+    session = replace(
+        here,
+        device=_described(properties),
+        versions=_versions(cupy, torch),
+        commit=options.commit or here.commit,
+        backend="cuda",
     )
     name = properties["name"]
     path = options.rows / file_name(name.decode() if isinstance(name, bytes) else name)

@@ -1,9 +1,9 @@
-"""MiniLM beside PyTorch eager on the same GPU: whole batches by the clock on the wall, launches included."""
+"""MiniLM beside eager PyTorch on the same GPU: wall time of whole batches, launches included."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,30 +15,30 @@ import rbe_gpu as rbe
 from rbe_gpu.models import corpus
 from rbe_gpu.models.load import load
 
-from ..bench import speeds
-from ..inputs import Inputs
-from ..peers import TorchBert
-from .device import OURS, TORCH, Device, attempt
+from ..harness.baselines import TorchBert
+from ..harness.inputs import Inputs
+from ..harness.measure import OURS, TORCH, Case, Provider
+from ..harness.timing import WallClock, speedups
+from .device import Device, attempt
 from .stage import Result
-from .timing import WallClock
 
 BATCHES = ((64, 128), (1, 128), (1, 16))
 GRAPHS = ((1, 128), (1, 16))
-REPLAYS = 20  # that the profiler looks at
+REPLAYS = 20  # under the profiler
 QUICK_BATCHES = ((1, 8),)
-#: relative error of the last hidden state to NumPy's float32, padding there is none
+#: relative error of the last hidden state to NumPy's float32; there is no padding
 ALLOWED = {"float32": 1e-4, "float16": 1e-2}
 COMPRESSED = "grade B"
 
 
 def token_ids(inputs: Inputs, shape: tuple[int, int]) -> NDArray[np.int64]:
-    """Real text as full rows of tokens: no padding, so that every token counts for everybody."""
-    found: list[int] = []
-    for one in corpus.held_out(512):
-        found += inputs.folder.tokenizer.encode(one).ids
-        if len(found) >= shape[0] * shape[1]:
+    """Real text as full rows of tokens: no padding, so that every token counts for every provider."""
+    ids: list[int] = []
+    for text in corpus.held_out(512):
+        ids += inputs.folder.tokenizer.encode(text).ids
+        if len(ids) >= shape[0] * shape[1]:
             break
-    return np.resize(np.array(found, np.int64), shape)
+    return np.resize(np.array(ids, np.int64), shape)
 
 
 def measure(device: Device, inputs: Inputs, result: Result) -> None:
@@ -52,16 +52,16 @@ def measure(device: Device, inputs: Inputs, result: Result) -> None:
             f"{OURS} {COMPRESSED}": load(file, dtype="float16"),
         }
         there = {provider: rbe.to(model, "cuda") for provider, model in models.items()}
-        peers = _peers(device, inputs)
+        baselines = _baselines(device, inputs)
         for shape in QUICK_BATCHES if device.quick else BATCHES:
             name = f"{shape[0]} x {shape[1]} tokens"
-            attempt(device, result, name, partial(one, device, inputs, shape, there, peers))
+            attempt(device, result, name, partial(one, device, inputs, shape, there, baselines))
         for shape in QUICK_BATCHES if device.quick else GRAPHS:
             name = f"{shape[0]} x {shape[1]} tokens as a graph"
             attempt(device, result, name, partial(one_graph, device, inputs, shape, there[OURS], result))
 
 
-def _peers(device: Device, inputs: Inputs) -> dict[str, TorchBert]:
+def _baselines(device: Device, inputs: Inputs) -> dict[str, TorchBert]:
     """PyTorch's encoders by the dtype of their weights and activations."""
     torch = device.torch
     if torch is None:
@@ -72,45 +72,47 @@ def _peers(device: Device, inputs: Inputs) -> dict[str, TorchBert]:
     }
 
 
+def _case(inputs: Inputs, ids: NDArray[np.int64], calls: Mapping[str, Callable[[], Any]], dtype: str) -> Case:
+    """Forward passes of one dtype; what they return is checked against NumPy's float32."""
+    expected = inputs.numpy.hidden(ids, np.full(len(ids), ids.shape[1], np.int64)).astype(np.float64)
+    # the weights of a compressed model are others; `minilm` checks that it computes with them
+    providers = {
+        name: Provider([call], None if COMPRESSED in name else expected, ALLOWED[dtype])
+        for name, call in calls.items()
+    }
+    return Case(
+        "model", f"{ids.shape[0]} x {ids.shape[1]} tokens", str(ids.shape), providers, dtype, None, ()
+    )
+
+
 def one(
     device: Device,
     inputs: Inputs,
     shape: tuple[int, int],
     models: dict[str, Any],
-    peers: dict[str, TorchBert],
+    baselines: dict[str, TorchBert],
 ) -> None:
+    """All models of all dtypes in turn; ours is compared with PyTorch's of the same dtype."""
     ids = token_ids(inputs, shape)
-    case = f"{shape[0]} x {shape[1]} tokens"
-    expected = inputs.numpy.hidden(ids, np.full(shape[0], shape[1], np.int64)).astype(np.float64)
-    rivals: dict[str, list[Callable[[], Any]]] = {}
-    dtypes: dict[str, str] = {}
+    calls: dict[str, dict[str, Callable[[], Any]]] = {}
     for provider, model in models.items():
-        rivals[provider], dtypes[provider] = [partial(model.forward, ids)], str(model.dtype)
-    for dtype, peer in peers.items():
-        provider = f"{TORCH} {dtype}"
+        calls.setdefault(str(model.dtype), {})[provider] = partial(model.forward, ids)
+    for dtype, model in baselines.items():
 
-        def forward(peer: TorchBert = peer) -> Any:
-            return peer.hidden(device.torch.from_numpy(ids).to(device.torch_device))
+        def forward(model: TorchBert = model) -> Any:
+            return model.hidden(device.torch.from_numpy(ids).to(device.torch_device))
 
-        rivals[provider], dtypes[provider] = [forward], dtype
-
-    def row(provider: str, metric: str, unit: str, values: Any) -> None:
-        device.row("model", case, provider, metric, unit, values, str(shape), dtypes[provider])
-
-    for provider, calls in rivals.items():
-        found = calls[0]()
-        if (
-            COMPRESSED in provider
-        ):  # what its weights are is told elsewhere; that it computes with them is `minilm`'s
-            continue
-        found = found.float() if hasattr(found, "float") else found  # a tensor of PyTorch's
-        what = f"MiniLM, {case}: {provider}"
-        row(provider, "relative_error", "", device.check(what, found, expected, ALLOWED[dtypes[provider]]))
-    times = device.times(rivals, WallClock(device.clock.synchronize))
-    for provider, seen in times.items():
-        row(provider, "time", "s", seen)
-        if provider in models and peers:  # of the same dtype
-            row(provider, f"speed_vs_{TORCH}", "x", speeds(times, f"{TORCH} {dtypes[provider]}")[provider])
+        calls.setdefault(dtype, {})[f"{TORCH} {dtype}"] = forward
+    by_dtype = {dtype: _case(inputs, ids, group, dtype) for dtype, group in calls.items()}
+    every = {name: p.calls for case in by_dtype.values() for name, p in case.providers.items()}
+    for case in by_dtype.values():
+        device.check(case)
+    times = device.times(every, WallClock(device.clock.synchronize))
+    for dtype, case in by_dtype.items():
+        device.rows(case, "time", "s", {p: times[p] for p in case.providers})
+        if dtype in baselines:
+            ratios = speedups(times, f"{TORCH} {dtype}")
+            device.rows(case, f"speed_vs_{TORCH}", "x", {p: ratios[p] for p in case.providers if p in models})
 
 
 # --- graphs -------------------------------------------------------------------------------------------
@@ -133,36 +135,29 @@ def kernel_seconds(device: Device, run: Callable[[], Any]) -> float | None:
     return total * 1e-6 / REPLAYS or None
 
 
-def one_graph(
-    device: Device,
-    inputs: Inputs,
-    shape: tuple[int, int],
-    model: Any,
-    result: Result,
-) -> None:
-    """A replay by the GPU's clock and the one on the wall, beside the batch without a graph and its kernels alone."""
+def one_graph(device: Device, inputs: Inputs, shape: tuple[int, int], model: Any, result: Result) -> None:
+    """A replay by the GPU's clock and by wall time, beside the batch without a graph and its kernels alone."""
     ids = token_ids(inputs, shape)
-    case, dtype = f"{shape[0]} x {shape[1]} tokens", str(model.dtype)
     graph = model.graph(*shape)
     graph(ids)
-    expected = inputs.numpy.hidden(ids, np.full(shape[0], shape[1], np.int64)).astype(np.float64)
     provider = f"{OURS} graph"
-    error = device.check(f"MiniLM, {case}: {provider}", graph.states, expected, ALLOWED[dtype])
 
-    def row(metric: str, unit: str, values: Any, by: str = provider) -> None:
-        device.row("model", case, by, metric, unit, values, str(shape), dtype)
+    def replay() -> Any:
+        graph.replay()
+        return graph.states
 
-    row("relative_error", "", error)
-    waited = WallClock(device.clock.synchronize)
-    walls = device.times({provider: [graph.replay], OURS: [partial(model.forward, ids)]}, waited)
-    row("time", "s", walls[provider])
-    row(f"speed_vs_{OURS}", "x", speeds(walls, OURS)[provider])
-    replay = device.times({provider: [graph.replay]})[provider]
-    row("gpu_time", "s", replay)
-    alone = kernel_seconds(device, graph.replay)
-    if alone is None:
-        result.say(f"{case}: the profiler saw no kernels, so that a replay is not compared with their sum")
+    case = _case(inputs, ids, {provider: replay}, str(model.dtype))
+    device.check(case)
+    wall = WallClock(device.clock.synchronize)
+    walls = device.times({provider: [graph.replay], OURS: [partial(model.forward, ids)]}, wall)
+    device.row(case, provider, "time", "s", walls[provider])
+    device.row(case, provider, f"speed_vs_{OURS}", "x", speedups(walls, OURS)[provider])
+    replays = device.times({provider: [graph.replay]})[provider]
+    device.row(case, provider, "gpu_time", "s", replays)
+    kernels = kernel_seconds(device, graph.replay)
+    if kernels is None:
+        result.say(f"{case.name}: the profiler saw no kernels, so a replay is not compared with their sum")
         return
-    row("kernel_time", "s", alone)
-    row("graph_vs_kernels", "x", [seconds / alone for seconds in replay], OURS)
-    result.say(f"{case}: replay {np.median(replay) * 1e6:.0f} us, its kernels {alone * 1e6:.0f} us")
+    device.row(case, provider, "kernel_time", "s", kernels)
+    device.row(case, OURS, "graph_vs_kernels", "x", [seconds / kernels for seconds in replays])
+    result.say(f"{case.name}: replay {np.median(replays) * 1e6:.0f} us, its kernels {kernels * 1e6:.0f} us")

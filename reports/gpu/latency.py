@@ -1,4 +1,4 @@
-"""How long the first call takes: `rbe-gpu warmup` in fresh processes, with nothing kept, then with kernels kept."""
+"""Latency of the first call: `rbe-gpu warmup` in fresh processes, kernel cache empty, then full."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 
 from rbe_gpu.models.locate import model_folder
 
-from ..bench import child_environment
-from .device import OURS, Device
+from ..harness.measure import OURS
+from ..harness.memory import child_environment
+from .device import Device, open_device
 from .stage import FAILED, PASSED, STOPPED, Options, Result, finish, start
 
 CASES = ("nothing kept", "kernels kept")
@@ -22,15 +23,19 @@ def command(model: Path) -> list[str]:
     return [sys.executable, "-m", "rbe_gpu.cli", "warmup", str(model), "--json"]
 
 
-def rows(device: Device, case: str, found: dict[str, Any]) -> None:
-    """Rows of one warmup: seconds of each op's compilation, and of the first two batches."""
-    shape, dtype = f"{found['tokens']} tokens", "float32"
-    for op, seconds in found["compiled"][0]["seconds"].items():
-        device.row(op, case, OURS, "compile_time", "s", seconds, "", "all")
-    total = sum(found["compiled"][0]["seconds"].values())
-    device.row("model", case, OURS, "compile_time", "s", total, shape, "all")
+def write_rows(device: Device, case: str, warmup: dict[str, Any]) -> None:
+    """Rows of one warmup: seconds to compile each op, and of the first two batches."""
+    shape, dtype = f"{warmup['tokens']} tokens", "float32"
+    for op, seconds in warmup["compiled"][0]["seconds"].items():
+        device.write(op, case, OURS, "compile_time", "s", seconds, "", "all")
+    total = sum(warmup["compiled"][0]["seconds"].values())
+    device.write("model", case, OURS, "compile_time", "s", total, shape, "all")
     for name in ("first_batch", "second_batch", "move"):
-        device.row("model", case, OURS, f"{name}_time", "s", found[f"{name}_seconds"], shape, dtype)
+        device.write("model", case, OURS, f"{name}_time", "s", warmup[f"{name}_seconds"], shape, dtype)
+
+
+def run(options: Options, result: Result) -> None:
+    measure(open_device(options), options, result)
 
 
 def measure(device: Device, options: Options, result: Result) -> None:
@@ -43,18 +48,18 @@ def measure(device: Device, options: Options, result: Result) -> None:
                 command(model.resolve()), log, environment=child_environment(CUPY_CACHE_DIR=cache)
             )
             status = finish(process, options.seconds - result.seconds)
-            said = log.read_text(encoding="utf-8", errors="replace")
+            output = log.read_text(encoding="utf-8", errors="replace")
             if status != 0:
-                last = (said.strip().splitlines() or ["it printed nothing"])[-1]
+                last = (output.strip().splitlines() or ["it printed nothing"])[-1]
                 result.say(f"{case}: " + (last if status is not None else "no time was left"))
                 result.end(STOPPED if status is None else FAILED)
                 return
-            found = json.JSONDecoder().raw_decode(said, said.index("{\n"))[0]
-            rows(device, case, found)
-            compiled = sum(found["compiled"][0]["seconds"].values())
+            warmup = json.JSONDecoder().raw_decode(output, output.index("{\n"))[0]
+            write_rows(device, case, warmup)
+            compiled = sum(warmup["compiled"][0]["seconds"].values())
             result.say(
                 f"{case}: {time.perf_counter() - began:.1f} s in all, kernels {compiled:.2f} s, first batch "
-                f"{found['first_batch_seconds']:.3f} s, second {found['second_batch_seconds']:.4f} s"
+                f"{warmup['first_batch_seconds']:.3f} s, second {warmup['second_batch_seconds']:.4f} s"
             )
-            result.fact(case, found)
+            result.fact(case, warmup)
     result.end(PASSED)

@@ -13,9 +13,11 @@ import rbe_gpu as rbe
 from rbe_gpu.models import corpus
 from rbe_gpu.models.load import load
 from rbe_gpu.models.locate import model_folder
+from rbe_gpu.registry import relative_error
 
-from ..peers import Folder
-from .device import Device
+from ..harness.baselines import Folder
+from ..harness.measure import OURS, to_numpy
+from .device import Device, open_device
 from .pack import TEXTS, Batch, candle_states, stored_states
 from .stage import FAILED, PASSED, Options, Result
 
@@ -24,22 +26,19 @@ COMPRESSED_TOLERANCE = 5e-5  # the same, each product within 5e-6 of the decoded
 COSINE = 1 - 1e-6  # of sentence vectors
 
 
-def _relative(found: NDArray[Any], wanted: NDArray[Any]) -> float:
-    difference = np.asarray(found, np.float64) - wanted
-    return float(np.linalg.norm(difference) / np.linalg.norm(np.asarray(wanted, np.float64)))
-
-
-def worst(found: Any, wanted: Any, lengths: NDArray[np.int64]) -> float:
+def worst(states: Any, expected: Any, lengths: NDArray[np.int64]) -> float:
     """The largest relative error of all layers' states, padding left out."""
-    seen = np.arange(wanted[0].shape[1]) < lengths[:, None]
-    states = [np.asarray(a.get() if hasattr(a, "get") else a) for a in found]
-    return max(_relative(a[seen], np.asarray(b)[seen]) for a, b in zip(states, wanted, strict=True))
+    real = np.arange(expected[0].shape[1]) < lengths[:, None]
+    return max(
+        relative_error(to_numpy(a)[real], np.asarray(b, np.float64)[real])
+        for a, b in zip(states, expected, strict=True)
+    )
 
 
-def oracle(folder: Path, quick: bool = False) -> tuple[Batch, Any, str]:
-    """A batch, Candle's states of it, and where they come from; None where there is neither Candle nor a file.
+def reference_states(folder: Path, quick: bool = False) -> tuple[Batch, Any, str]:
+    """A batch, Candle's states of it (None without Candle and without stored ones), and where they come from.
 
-    `quick` keeps the shortest text alone.
+    quick : only the shortest text
     """
     stored = stored_states(folder)
     batch = Folder(folder).batch(corpus.calibration(TEXTS)) if stored is None else stored[0]
@@ -52,29 +51,33 @@ def oracle(folder: Path, quick: bool = False) -> tuple[Batch, Any, str]:
         return batch, candle_states(folder, *batch), "Candle, run here"
     except ImportError:
         if stored is not None:
-            return batch, stored[1], "Candle's states made beforehand (Candle is not installed here)"
-        return batch, None, "Candle is not installed here, and the model folder has no states made beforehand"
+            return batch, stored[1], "Candle's stored states (Candle is not installed here)"
+        return batch, None, "Candle is not installed here, and the model folder has no stored states"
+
+
+def run(options: Options, result: Result) -> None:
+    measure(open_device(options), options, result)
 
 
 def measure(device: Device, options: Options, result: Result) -> None:
     folder = model_folder(options.model)
-    (ids, lengths), theirs, source = oracle(folder, options.quick)
+    (ids, lengths), theirs, source = reference_states(folder, options.quick)
     host = load(folder)
     there = rbe.to(load(folder), "cuda")
     shape = f"{len(ids)} texts, {int(lengths.sum())} tokens"
     passed = True
 
-    def compared(case: str, peer: str, error: float, allowed: float) -> None:
+    def compare(case: str, baseline: str, error: float, allowed: float) -> None:
         nonlocal passed
-        device.row("model", case, "rbe_gpu", f"relative_error_vs_{peer}", "", error, shape, "float32")
+        device.write("model", case, OURS, f"relative_error_vs_{baseline}", "", error, shape, "float32")
         ok = error <= allowed
         passed &= ok
         result.say(
-            f"{case}: relative error {error:.2g} to {peer} ({'at most' if ok else 'MORE THAN'} {allowed:g})"
+            f"{case}: relative error {error:.2g} to {baseline} ({'at most' if ok else 'MORE THAN'} {allowed:g})"
         )
 
     states = there.forward(ids, lengths, all_hidden_states=True)
-    compared(
+    compare(
         "dense", "CPU", worst(states, host.forward(ids, lengths, all_hidden_states=True), lengths), TOLERANCE
     )
     if theirs is None:
@@ -82,18 +85,17 @@ def measure(device: Device, options: Options, result: Result) -> None:
         passed = False
     else:
         result.say(f"the reference is {source}")
-        compared("dense", "Candle", worst(states, theirs, lengths), TOLERANCE)
+        compare("dense", "Candle", worst(states, theirs, lengths), TOLERANCE)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "b.rbe.safetensors"
         rbe.compress_model(folder, file, grade="B")
         small, small_there = load(file), rbe.to(load(file), "cuda")
-        wanted = small.forward(ids, lengths, all_hidden_states=True)
-        found = small_there.forward(ids, lengths, all_hidden_states=True)
-        compared("grade B", "CPU", worst(found, wanted, lengths), COMPRESSED_TOLERANCE)
+        states, expected = (m.forward(ids, lengths, all_hidden_states=True) for m in (small_there, small))
+        compare("grade B", "CPU", worst(states, expected, lengths), COMPRESSED_TOLERANCE)
     texts = corpus.held_out(1 if options.quick else 64)
     a, b = there.embed(texts), host.embed(texts)
     cosine = float(np.min(np.einsum("ij,ij->i", a, b)))
-    device.row("model", "dense", "rbe_gpu", "cosine_min_vs_CPU", "", cosine, f"{len(texts)} texts", "float32")
+    device.write("model", "dense", OURS, "cosine_min_vs_CPU", "", cosine, f"{len(texts)} texts", "float32")
     ok = cosine >= COSINE
     passed &= ok
     result.say(

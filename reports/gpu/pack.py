@@ -1,9 +1,9 @@
-"""A model folder that is easy to carry to a machine with a GPU: float16 weights, and hidden states made beforehand.
+"""A model folder that is easy to copy to a machine with a GPU: float16 weights, and stored hidden states.
 
     python -m rbe_gpu.reports.gpu.pack -o FOLDER [--model MODEL]
 
-The hidden states are Candle's, in float32, of these very weights: what the encoder is compared with on a machine
-that has no Candle.
+The hidden states are Candle's, in float32, of the same weights: the reference for the encoder on a machine without
+Candle.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from rbe_gpu.models import corpus
 from rbe_gpu.models.locate import model_folder
 
-from ..peers import Folder
+from ..harness.baselines import Folder
 
 REFERENCE = "reference.npz"
 TEXTS = 4

@@ -10,9 +10,9 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from ..bench import child_environment
+from ..harness.memory import child_environment
 from .checkout import root
-from .stage import FAILED, MISSING, PASSED, STOPPED, Options, Result, finish, start
+from .stage import CANNOT_RUN, FAILED, PASSED, STOPPED, Options, Result, finish, start
 
 TOOLS = ("memcheck", "racecheck")
 PACKAGE = "nvidia-cuda-sanitizer-api"
@@ -70,7 +70,7 @@ def run(options: Options, result: Result) -> None:
         result.say(
             f"compute-sanitizer is not here; it comes with the CUDA toolkit, or: pip install {PACKAGE}"
         )
-        result.end(MISSING)
+        result.end(CANNOT_RUN)
         return
     statuses = []
     for i, tool in enumerate(TOOLS):

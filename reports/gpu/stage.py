@@ -12,7 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PASSED, FAILED, STOPPED, MISSING = "passed", "failed", "stopped", "cannot run"
+from ..harness.text import FAILED, PASSED
+
+__all__ = ["CANNOT_RUN", "FAILED", "PASSED", "STOPPED", "Options", "Result", "finish", "read", "start"]
+
+STOPPED, CANNOT_RUN = "stopped", "cannot run"
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Options:
     rows : folder of the CSV file of rows
     model : folder of a BERT-shaped model, or None for the installed package's
     quick : small and few cases: shows that everything works, not figures to quote
-    commit : what the rows say was measured, "" for the checkout's own
+    commit : recorded in the rows, "" for the checkout's own
     jobs : processes at once where a stage can have several
     seconds : time budget of the stage
     """
@@ -41,12 +45,12 @@ class Options:
 
 @dataclass
 class Result:
-    """What a stage found: written after every change, so that a stage that is stopped leaves what it has.
+    """The result of a stage, written after every change, so that a stopped stage leaves what it has.
 
     Attributes
     ----------
-    status : PASSED, FAILED, STOPPED (before its end) or MISSING (something that it needs is not there)
-    lines : what a reader should know, one line each
+    status : PASSED, FAILED, STOPPED (before its end) or CANNOT_RUN (something that it needs is not there)
+    lines : messages for the reader
     facts : figures by name
     """
 
@@ -83,8 +87,8 @@ def read(path: Path) -> dict[str, Any] | None:
     """What a stage wrote, or None where it wrote nothing."""
     if not path.is_file():
         return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
 
 
 def start(
@@ -102,7 +106,7 @@ def start(
 
 
 def finish(process: subprocess.Popen[bytes], seconds: float) -> int | None:
-    """Its exit status; None when it was still running after `seconds` and was ended, with what it started."""
+    """Wait for the exit status; None when it ran longer than `seconds` and was killed with its children."""
     try:
         return process.wait(max(seconds, 0.0))
     except subprocess.TimeoutExpired:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from typing import Any
@@ -14,9 +14,10 @@ import rbe_gpu as rbe
 from rbe_gpu import reference, registry
 from rbe_gpu.blocks import RBEMatrix
 
-from ..bench import speeds
-from ..inputs import Inputs
-from .device import COPY, OURS, TORCH, Device, attempt, sampled
+from ..harness.inputs import Inputs
+from ..harness.measure import OURS, TORCH, Case, Provider
+from ..harness.timing import Calls
+from .device import COPY, Device, attempt, sampled
 from .stage import Result
 
 #: name -> how the weight is compressed
@@ -55,13 +56,13 @@ class Weights:
         return np.ascontiguousarray(np.tile(self._tile, times)[: shape[0], : shape[1]])
 
     def _compressed(self, shape: tuple[int, int], codes: str) -> RBEMatrix:
-        found = rbe.compress(self.dense(shape), **CODES[codes])
-        assert isinstance(found, RBEMatrix)
-        return found
+        m = rbe.compress(self.dense(shape), **CODES[codes])
+        assert isinstance(m, RBEMatrix)
+        return m
 
     def _decoded(self, shape: tuple[int, int], codes: str, dtype: str) -> NDArray[Any]:
-        found: NDArray[Any] = self.compressed(shape, codes).decode(registry.DTYPES[dtype])
-        return found
+        dense: NDArray[Any] = self.compressed(shape, codes).decode(registry.DTYPES[dtype])
+        return dense
 
     def tokens(self, count: int, width: int, dtype: str) -> NDArray[Any]:
         return np.resize(self._rows.astype(registry.DTYPES[dtype]), (count, width))
@@ -95,42 +96,35 @@ def measure_decode(device: Device, inputs: Inputs, result: Result) -> None:
         attempt(device, result, name, partial(one_decode, device, case, weights, shape))
 
 
-def one_decode(device: Device, case: Decode, weights: Weights, shape: tuple[int, int]) -> None:
-    m = weights.compressed(shape, case.codes)
-    dtype = registry.DTYPES[case.dtype]
+def one_decode(device: Device, size: Decode, weights: Weights, shape: tuple[int, int]) -> None:
+    m = weights.compressed(shape, size.codes)
+    dtype = registry.DTYPES[size.dtype]
     written = m.rows * m.cols * dtype.itemsize
-    moved = written + m.resident_nbytes
     workspace = rbe.Workspace()
-    sets = []
-    for _ in range(device.copies(written)):
-        there, out = rbe.to(m, "cuda"), device.array(np.zeros(m.shape, dtype))
-        sets.append((there, out, device.array(np.zeros(m.shape, dtype))))
-    rivals: dict[str, list[Callable[[], Any]]] = {
-        COPY: [partial(device.copy, s[2], s[1]) for s in sets],
-        OURS: [partial(rbe.decode, s[0], out=s[1], workspace=workspace) for s in sets],
-    }
+    sets = [
+        (rbe.to(m, "cuda"), *(device.array(np.zeros(m.shape, dtype)) for _ in range(2)))
+        for _ in range(device.copies(written))
+    ]
     sample = sampled(m.rows, SAMPLE)
-    tol = registry.OPS["decode"].tolerances[case.dtype]
+    tol = registry.OPS["decode"].tolerances[size.dtype]
     # the CPU's own decode, which the conformance table holds to the float64 reference within the same tolerance
     expected = m.decode()[sample].astype(np.float64)
-    what = f"decode, {case.name}, {case.dtype}"
-    error = device.check(what, rivals[OURS][-1](), expected, 2 * tol.rel, tol.floor, sample)
-    times = device.times(rivals)
-
-    def row(provider: str, metric: str, unit: str, values: Any) -> None:
-        device.row("decode", case.name, provider, metric, unit, values, str(m.shape), case.dtype)
-
-    row(OURS, "relative_error", "", error)
-    row(OURS, "bits_per_weight", "bit", m.bits_per_weight)
-    for provider, seen in times.items():
-        row(provider, "time", "s", seen)
-    copied = 2 * written
-    row(COPY, "bandwidth", "B/s", [copied / t for t in times[COPY]])
-    row(OURS, "bandwidth", "B/s", [moved / t for t in times[OURS]])
-    row(OURS, "written", "B/s", [written / t for t in times[OURS]])
+    providers = {
+        COPY: Provider([partial(device.copy, to, out) for _, out, to in sets]),
+        OURS: Provider(
+            [partial(rbe.decode, w, out=out, workspace=workspace) for w, out, _ in sets],
+            expected, 2 * tol.rel, tol.floor, {"bits_per_weight": (m.bits_per_weight, "bit")},
+        ),
+    }  # fmt: skip
+    case = Case("decode", size.name, str(m.shape), providers, size.dtype, sample)
+    times = device.measure(case)
+    moved, copied = written + m.resident_nbytes, 2 * written
+    device.row(case, COPY, "bandwidth", "B/s", [copied / t for t in times[COPY]])
+    device.row(case, OURS, "bandwidth", "B/s", [moved / t for t in times[OURS]])
+    device.row(case, OURS, "written", "B/s", [written / t for t in times[OURS]])
     pairs = list(zip(times[OURS], times[COPY], strict=True))
-    row(OURS, "written_vs_copy", "", [written / t * c / copied for t, c in pairs])
-    row(OURS, "bandwidth_vs_copy", "", [moved / t * c / copied for t, c in pairs])
+    device.row(case, OURS, "written_vs_copy", "", [written / t * c / copied for t, c in pairs])
+    device.row(case, OURS, "bandwidth_vs_copy", "", [moved / t * c / copied for t, c in pairs])
 
 
 # --- linear -------------------------------------------------------------------------------------------
@@ -166,47 +160,72 @@ def measure_linear(device: Device, inputs: Inputs, result: Result) -> None:
         )
 
 
-def one_linear(device: Device, case: Linear, weights: Weights) -> None:
-    m = weights.compressed(case.shape, case.codes)
-    dtype = registry.DTYPES[case.dtype]
-    whole = weights.decoded(case.shape, case.codes, "float32")
-    dense = weights.decoded(case.shape, case.codes, case.dtype)
-    x = weights.tokens(case.tokens, case.shape[1], case.dtype)
-    workspace = rbe.Workspace()
-    x_there, out = device.array(x), device.array(np.zeros((case.tokens, case.shape[0]), dtype))
-    packed = [rbe.to(m, "cuda") for _ in range(device.copies(m.resident_nbytes))]
+def one_linear(device: Device, size: Linear, weights: Weights) -> None:
+    m = weights.compressed(size.shape, size.codes)
+    dense = weights.decoded(size.shape, size.codes, size.dtype)
+    setup = LinearSetup(device, size, weights)
     plain = [device.array(dense) for _ in range(device.copies(dense.nbytes))]
-    ours_dense = f"{OURS} dense"
-    rivals: dict[str, list[Callable[[], Any]]] = {
-        OURS: [partial(rbe.linear, x_there, w, out=out, workspace=workspace) for w in packed],
-        ours_dense: [partial(rbe.linear, x_there, w, out=out, workspace=workspace) for w in plain],
+    providers = {
+        OURS: setup.ours(facts={"bits_per_weight": (m.bits_per_weight, "bit")}),
+        f"{OURS} dense": setup.provider([setup.call(w) for w in plain], dense),
+        **setup.torch(),
     }
-    sample = sampled(case.tokens, SAMPLE)
-    tol = registry.OPS["linear"].tolerances[case.dtype]
-    right = {OURS: reference.linear(x[sample], whole), ours_dense: reference.linear(x[sample], dense)}
-    if device.torch is not None:
-        linear, tx = device.torch.nn.functional.linear, device.tensor(x)
-        tensors = [device.tensor(dense) for _ in plain]
-        rivals[TORCH] = [partial(linear, tx, w) for w in tensors]
-        right[TORCH] = right[ours_dense]
-    errors = {}
-    for provider, calls in rivals.items():
-        allowed, floor = (TORCH_TOLERANCE, 0.0) if provider == TORCH else (tol.rel, tol.floor)
-        what = f"linear, {case.name}, {case.dtype}: {provider}"
-        errors[provider] = device.check(what, calls[-1](), right[provider], allowed, floor, sample)
-    times = device.times(rivals)
-    flops = 2 * case.tokens * case.shape[0] * case.shape[1]
+    case = setup.case(providers)
+    times = device.measure(case)
+    flops = 2 * size.tokens * size.shape[0] * size.shape[1]
+    device.rows(case, "rate", "FLOP/s", {p: [flops / t for t in seen] for p, seen in times.items()})
+    held = {p: m.resident_nbytes if p == OURS else dense.nbytes for p in times}
+    device.rows(
+        case, "weight_bandwidth", "B/s", {p: [held[p] / t for t in seen] for p, seen in times.items()}
+    )
 
-    def row(provider: str, metric: str, unit: str, values: Any) -> None:
-        shape = f"({case.tokens}, {case.shape[1]}) x {case.shape}"
-        device.row("linear", case.name, provider, metric, unit, values, shape, case.dtype)
 
-    row(OURS, "bits_per_weight", "bit", m.bits_per_weight)
-    for provider, seen in times.items():
-        held = m.resident_nbytes if provider == OURS else dense.nbytes
-        row(provider, "relative_error", "", errors[provider])
-        row(provider, "time", "s", seen)
-        row(provider, "rate", "FLOP/s", [flops / t for t in seen])
-        row(provider, "weight_bandwidth", "B/s", [held / t for t in seen])
-        if TORCH in times and provider != TORCH:
-            row(provider, f"speed_vs_{TORCH}", "x", speeds(times, TORCH)[provider])
+class LinearSetup:
+    """The arrays of a product and its providers: ours with any method, and PyTorch's with the decoded weight."""
+
+    def __init__(self, device: Device, size: Linear, weights: Weights) -> None:
+        self.device, self.size, self.weights = device, size, weights
+        self.x = weights.tokens(size.tokens, size.shape[1], size.dtype)
+        self.sample = sampled(size.tokens, SAMPLE)
+        self._x, self._out = (
+            device.array(a) for a in (self.x, np.zeros((size.tokens, size.shape[0]), self.x.dtype))
+        )
+        self._workspace = rbe.Workspace()
+        m = weights.compressed(size.shape, size.codes)
+        self._packed = [rbe.to(m, "cuda") for _ in range(device.copies(m.resident_nbytes))]
+
+    def call(self, weight: Any, **options: Any) -> Callable[[], Any]:
+        """Our product with a weight on the GPU."""
+        return partial(rbe.linear, self._x, weight, out=self._out, workspace=self._workspace, **options)
+
+    def provider(
+        self, calls: Calls, dense: NDArray[Any], allowed: float | None = None, **more: Any
+    ) -> Provider:
+        """A provider whose result is checked against the product with a dense weight, in float64."""
+        tol = registry.OPS["linear"].tolerances[self.size.dtype]
+        rel, floor = (tol.rel, tol.floor) if allowed is None else (allowed, 0.0)
+        return Provider(calls, reference.linear(self.x[self.sample], dense), rel, floor, **more)
+
+    def ours(self, facts: Mapping[str, tuple[float, str]] | None = None, **options: Any) -> Provider:
+        """Our product with the compressed weight."""
+        whole = self.weights.decoded(self.size.shape, self.size.codes, "float32")
+        return self.provider([self.call(w, **options) for w in self._packed], whole, facts=facts or {})
+
+    def torch(self) -> dict[str, Provider]:
+        """PyTorch's product (cuBLAS) with the decoded weight; empty where PyTorch is not there."""
+        torch = self.device.torch
+        if torch is None:
+            return {}
+        dense = self.weights.decoded(self.size.shape, self.size.codes, self.size.dtype)
+        x = self.device.tensor(self.x)
+        calls = [
+            partial(torch.nn.functional.linear, x, self.device.tensor(dense))
+            for _ in range(self.device.copies(dense.nbytes))
+        ]
+        return {TORCH: self.provider(calls, dense, TORCH_TOLERANCE)}
+
+    def case(self, providers: Mapping[str, Provider]) -> Case:
+        """The case of these providers."""
+        size = self.size
+        shape = f"({size.tokens}, {size.shape[1]}) x {size.shape}"
+        return Case("linear", size.name, shape, providers, size.dtype, self.sample, baselines=(TORCH,))

@@ -1,0 +1,1 @@
+"""What all reports share: real inputs, baselines, paired timing, rows, plots and pages."""

@@ -1,0 +1,140 @@
+"""Self-contained HTML pages: tables and templates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from .plots import Plot
+from .rows import Row
+from .text import GONE, MISSING, RATINGS, Rating
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+SPEED_PAGE, QUALITY_PAGE = "index.html", "quality.html"
+#: prefix of the pictures of the quality page; writing one page leaves the other's pictures alone
+QUALITY_PLOT = "quality-"
+
+
+# --- tables -----------------------------------------------------------------------------------------------
+
+
+class Column(NamedTuple):
+    """The head of a column, and the CSS class of its cells ("words": text; "n": not wrapped; "key": bold)."""
+
+    head: str
+    css: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table: its cells, and its CSS class ("base": the baseline, "ours")."""
+
+    cells: tuple[str | Rating, ...]
+    css: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a page; the first column holds the rows' names."""
+
+    caption: str
+    columns: tuple[Column, ...]
+    lines: list[Line] = field(default_factory=list)
+    css: str = ""
+
+    def add(self, *cells: str | Rating, css: str = "") -> None:
+        """Append a row. `ValueError` when it does not have a cell for each column."""
+        if len(cells) != len(self.columns):
+            raise ValueError(f"{self.caption}: {len(cells)} cells for {len(self.columns)} columns: {cells}")
+        self.lines.append(Line(cells, css))
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Name of a row -> head of a column -> cell."""
+        heads = [c.head for c in self.columns]
+        return {str(line.cells[0]): dict(zip(heads, line.cells, strict=True)) for line in self.lines}
+
+
+def columns(*heads: str | tuple[str, str]) -> tuple[Column, ...]:
+    """Columns from heads, or from (head, CSS class)."""
+    return tuple(Column(h) if isinstance(h, str) else Column(*h) for h in heads)
+
+
+# --- pages ------------------------------------------------------------------------------------------------
+
+
+def _run(rows: Sequence[Row]) -> dict[str, Any]:
+    """The machine and the versions of rows; a run that was resumed may have several of each."""
+
+    def each(column: str) -> list[str]:
+        return list(dict.fromkeys(value for r in rows if (value := str(getattr(r, column)))))
+
+    stamps = sorted(each("timestamp"))
+    return {
+        "devices": each("device"),
+        "threads": each("threads"),
+        "commits": each("commit"),
+        "measured": " to ".join(dict.fromkeys((*stamps[:1], *stamps[-1:]))),
+        "versions": list(dict.fromkeys(v for text in each("versions") for v in text.split(", "))),
+    }
+
+
+def render(template: str, rows: Sequence[Row], plots: Iterable[Plot], **names: Any) -> str:
+    """A page from a template, which refuses names that it was not given.
+
+    Raises
+    ------
+    ValueError
+        There are no rows.
+    """
+    if not rows:
+        raise ValueError("there are no rows; a report needs measurements")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    drawings = [(p, Markup(p.svg())) for p in plots]
+    shared = {
+        "ratings": RATINGS,
+        "gone": GONE,
+        "not_measured": MISSING,
+        "count": len(rows),
+        "run": _run(rows),
+    }
+    return environment.get_template(template).render(plots=drawings, **shared, **names)
+
+
+def write(out: Path, name: str, source: str, plots: Iterable[Plot]) -> Path:
+    """Write the page `out/name` and its pictures, `out/plots/*.png`. Returns the page's path."""
+    folder = out / "plots"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.png"):  # a plot that is not drawn this time must not stay from an earlier run
+        if old.name.startswith(QUALITY_PLOT) is (name == QUALITY_PAGE):
+            old.unlink()
+    for plot in plots:
+        plot.png(folder / f"{plot.name}.png")
+    (out / name).write_text(source, encoding="utf-8")
+    link(out)
+    return out / name
+
+
+def link(out: Path) -> None:
+    """Link the two pages of a folder to each other, each only while the other is there."""
+    for name, other, words in (
+        (SPEED_PAGE, QUALITY_PAGE, "Quality per byte"),
+        (QUALITY_PAGE, SPEED_PAGE, "Speed and memory"),
+    ):
+        page = out / name
+        if page.exists():
+            inside = f'<a href="{other}">{words}</a>' if (out / other).exists() else ""
+            source = page.read_text(encoding="utf-8")
+            source = re.sub(r"(?s)(<!-- pages -->).*?(<!-- /pages -->)", rf"\g<1>{inside}\g<2>", source)
+            page.write_text(source, encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Quality per byte: compressed models beside the quantisers that people use."""

@@ -1,0 +1,1 @@
+"""Speed, memory and size: every op and a whole model beside NumPy, PyTorch and ONNX Runtime on the CPU."""

@@ -1,0 +1,253 @@
+"""The report of speed, memory and size as one HTML page, written from the rows.
+
+The first table is what compression costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from .. import targets
+from ..harness import page, plots
+from ..harness.measure import NUMPY, ONNX, OURS, TOLERANCE, TORCH
+from ..harness.page import Table, columns
+from ..harness.rows import Results, Row
+from ..harness.text import (
+    CLOSE,
+    FAILED,
+    LOSSES,
+    MISSING,
+    PASSED,
+    Rating,
+    cosine_rating,
+    fixed,
+    listed,
+    megabytes,
+    percent,
+    plain,
+    seconds,
+    times,
+)
+from .cases import DENSE, ORIGINAL_TIME
+from .cases.model import BASELINES, CASE, LEAN
+from .compression import ALL_SETTINGS, SETTINGS, Setting
+from .plots import PLOTS
+
+FILE = "results.csv"
+
+# --- what compression costs -------------------------------------------------------------------------------
+
+
+def cost_table(results: Results, settings: Iterable[Setting] = ALL_SETTINGS) -> Table:
+    """Quality and cost of the dense models, ours and the baselines', and of every setting."""
+    table = Table(
+        "Quality and cost of every setting",
+        columns(
+            "setting", ("rating", "words"), ("mean cosine", "key"), "worst text", "same nearest text",
+            ("file", "n key"), "smaller", "bits per weight", "weight error", ("time per batch", "n"),
+            "speed, dense = 1", ("time, lean", "n"),
+        ),
+        css="quality",
+    )  # fmt: skip
+
+    def value(case: str, provider: str, metric: str) -> float | None:
+        return results.value("model", case, provider, metric)
+
+    dense = value("dense", OURS, "file_bytes")
+    for provider in (DENSE, *BASELINES):
+        ours = provider == DENSE
+        speed = 1.0 if ours else value(CASE, DENSE, f"speed_vs_{provider}")
+        mean, least, nearest = (
+            1.0 if ours else value("dense", provider, m)
+            for m in ("cosine_mean", "cosine_min", "nearest_kept")
+        )
+        table.add(
+            f"dense, {OURS if ours else provider}", Rating("", "the baseline" if ours else "for comparison"),
+            fixed(mean), fixed(least), percent(nearest), megabytes(dense), "1", "32", "0",
+            seconds(value(CASE, provider, "time")), "1" if ours else times(1 / speed if speed else None), "",
+            css="base",
+        )  # fmt: skip
+    for setting in settings:
+        name, provider = setting.name, f"{OURS} {setting.name}"
+        file, mean = value(name, OURS, "file_bytes"), value(name, OURS, "cosine_mean")
+        table.add(
+            name, cosine_rating(mean), fixed(mean), fixed(value(name, OURS, "cosine_min")),
+            percent(value(name, OURS, "nearest_kept")), megabytes(file),
+            times(dense / file if file and dense else None), plain(value(name, OURS, "bits_per_weight")),
+            plain(value(name, OURS, "weight_error"), 2), seconds(value(CASE, provider, "time")),
+            times(value(CASE, provider, f"speed_vs_{DENSE}")), seconds(value(LEAN, provider, "time")),
+        )  # fmt: skip
+    return table
+
+
+def findings(results: Results) -> list[str]:
+    """The first table in sentences; each only where its figures were measured."""
+    sentences = []
+    dense = results.value("model", "dense", OURS, "file_bytes")
+    measured = [
+        (setting, mean, size)
+        for setting in SETTINGS
+        if (mean := results.value("model", setting.name, OURS, "cosine_mean")) is not None
+        and (size := results.value("model", setting.name, OURS, "file_bytes")) is not None
+    ]
+    close = [m for m in measured if m[1] >= CLOSE]
+    if close and dense:
+        setting, mean, size = min(close, key=lambda m: m[2])
+        sentences.append(
+            f"The smallest file that stays very close to the dense model is {setting.name}: {megabytes(size)} "
+            f"instead of {megabytes(dense)} ({dense / size:.1f} times smaller), mean cosine {fixed(mean)}."
+        )
+    elif measured:
+        sentences.append(
+            "No measured setting stays very close to the dense model (mean cosine 0.99 or more)."
+        )
+    for level, words, meaning in (
+        ("lost", "Quality is lost", "their vectors differ too much from the model's to stand in for them"),
+        ("gone", "Quality is gone", "their vectors no longer say what the texts say"),
+    ):
+        names = ", ".join(
+            f"{s.name} ({fixed(mean)})" for s, mean, _ in measured if cosine_rating(mean).level == level
+        )
+        if names:
+            sentences.append(f"{words} (mean cosine {LOSSES[level]}) at {names}: {meaning}.")
+    unrelated = results.value("model", "dense", OURS, "unrelated_cosine")
+    if unrelated is not None:
+        sentences.append(
+            f"For comparison: the vectors of two unrelated texts have a cosine of {unrelated:.2f} on average."
+        )
+    speeds = [
+        f"{value:.2f} times as fast as {baseline}"
+        for baseline in BASELINES
+        if (value := results.value("model", CASE, DENSE, f"speed_vs_{baseline}")) is not None
+    ]
+    if speeds:
+        sentences_rate = results.value("model", CASE, DENSE, "sentences_per_second")
+        each = "" if sentences_rate is None else f" It embeds {sentences_rate:.0f} sentences per second."
+        sentences.append(f"The dense rbe_gpu model is {listed(speeds)} on the same threads.{each}")
+    return sentences
+
+
+# --- targets and ops --------------------------------------------------------------------------------------
+
+
+def target_table(results: Results) -> Table:
+    """Every target of the CPU and its worst case."""
+    table = Table(
+        "Targets and what was measured",
+        columns("target", ("limit", "n"), ("worst case", "n key"), ("result", "words"), ("cases passed", "n"),
+                ("which is worst", "words")),
+        css="targets",
+    )  # fmt: skip
+    levels = {PASSED: "good", FAILED: "lost", MISSING: ""}
+    for o in targets.outcomes(results.rows, "cpu"):
+        table.add(
+            o.target.name, o.target.limit_text, MISSING if o.value is None else o.target.shown(o.value),
+            Rating(levels[o.status], o.status), f"{o.passing} of {o.cases}" if o.cases else "", o.case,
+        )  # fmt: skip
+    return table
+
+
+def op_tables(results: Results) -> list[tuple[str, Table]]:
+    """(op, times) of every op that was timed."""
+    tables = []
+    for op in dict.fromkeys(r.op for r in results.rows if r.op != "model"):
+        timed = [
+            row
+            for case in results.cases(op)
+            for provider in results.providers(op, case, "time")
+            if (row := results.one(op, case, provider, "time")) is not None
+        ]
+        if timed:
+            tables.append((op, _op_table(results, op, timed)))
+    return tables
+
+
+def _op_table(results: Results, op: str, timed: Sequence[Row]) -> Table:
+    def value(row: Row, metric: str) -> float | None:
+        return results.value(op, row.case, row.provider, metric)
+
+    original = any(value(row, ORIGINAL_TIME) is not None for row in timed)
+    table = Table(
+        f"Times of {op}",
+        columns("case", ("provider", "words"), ("time", "n"), ("20% – 80%", "n"),
+                *(f"vs {baseline}" for baseline in (TORCH, NUMPY)), "error", ("weight", "n"),
+                *[("original system", "n")] * original),
+    )  # fmt: skip
+    for row in timed:
+        # a baseline is not compared with itself, and a dense weight has no weight error: nothing is missing there
+        speeds = (
+            times(value(row, f"speed_vs_{baseline}")) if row.provider.startswith(OURS) else ""
+            for baseline in (TORCH, NUMPY)
+        )
+        off, bits, error = (value(row, m) for m in ("relative_error", "bits_per_weight", "weight_error"))
+        weight = (
+            "" if bits is None else f"{bits:.3g} bits" + ("" if error is None else f", error {error:.2g}")
+        )
+        took = value(row, ORIGINAL_TIME)
+        table.add(
+            row.case, row.provider, seconds(row.p50), f"{seconds(row.p20)} – {seconds(row.p80)}", *speeds,
+            "" if off is None else f"{off:.1g}", weight, *["" if took is None else seconds(took)] * original,
+        )  # fmt: skip
+    return table
+
+
+def encode_table(results: Results) -> Table:
+    """Times to compress the model, write, read and decode it."""
+    metrics = {
+        "encode_time": "compress", "write_time": "of it: write", "read_time": "read",
+        "decode_time": "decode everything",
+    }  # fmt: skip
+    table = Table(
+        "Times of compressing and reading",
+        columns("setting", *((h, "n") for h in metrics.values())),
+        css="encodes",
+    )
+    for s in ALL_SETTINGS:
+        table.add(s.name, *(seconds(results.value("model", s.name, OURS, m)) for m in metrics))
+    return table
+
+
+# --- the page ---------------------------------------------------------------------------------------------
+
+
+def render(rows: Iterable[Row], drawn: Sequence[plots.Plot], quick: bool = False) -> str:
+    """The whole page.
+
+    Raises
+    ------
+    ValueError
+        There are no rows.
+    """
+    results = Results(rows)
+    texts, baseline_texts = (
+        next(
+            (r.shape for r in results.rows if r.metric == "cosine_mean" and (r.provider == OURS) is ours),
+            MISSING,
+        )
+        for ours in (True, False)
+    )
+    batch = results.one("model", CASE, DENSE, "time")
+    return page.render(
+        "speed.html",
+        results.rows,
+        drawn,
+        quick=quick,
+        absent=[name for name in (ONNX, TORCH) if all(r.provider != name for r in results.rows)],
+        texts=texts,
+        baseline_texts=baseline_texts,
+        batch=MISSING if batch is None else f"{batch.case}, {batch.shape}",
+        findings=findings(results),
+        costs=cost_table(results),
+        targets=target_table(results),
+        encodes=encode_table(results),
+        ops=op_tables(results),
+        tolerance=TOLERANCE,
+    )
+
+
+def write(rows: Iterable[Row], out: Path, quick: bool = False) -> Path:
+    """Draw the plots into `out/plots/` and write `out/index.html`. Returns the page's path."""
+    rows = list(rows)
+    drawn = plots.draw(PLOTS, Results(rows))
+    return page.write(out, page.SPEED_PAGE, render(rows, drawn, quick), drawn)
