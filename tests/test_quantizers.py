@@ -236,7 +236,7 @@ def test_importance_of_the_feed_forward_layers(source, importance):
     i = 3
     states, lengths = real.hidden_states(8), real.batch(8)[1]
     seen: dict[str, np.ndarray] = {}
-    llama.NumpyBert(source.folder).hidden(*real.batch(8), seen=seen)
+    llama.NumpyBert(source.folder).hidden(*real.batch(8), activations=seen)
     inputs = {n.split(".", 3)[3]: v for n, v in llama._inputs(source, seen, i).items()}
     a, middle = inputs["intermediate.dense.weight"], inputs["output.dense.weight"]
     y = reference.linear(middle, real.layer(i, "output.dense.weight"), real.layer(i, "output.dense.bias"))
