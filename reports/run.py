@@ -139,7 +139,7 @@ def require_extra() -> None:
     missing = [name for name in EXTRA if find_spec(name) is None]
     if missing:
         raise FileNotFoundError(
-            f"rbe-gpu report needs {' and '.join(missing)}: pip install 'rbe-gpu[report]'"
+            f"the report needs {' and '.join(missing)}: pip install 'rbe-gpu[report]'"
         )
 
 

@@ -7,11 +7,10 @@ others.
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from rbe_gpu import registry
@@ -33,8 +32,8 @@ def outcomes(log: str) -> tuple[Counter[str], list[str]]:
 
     A test that breaks while it is torn down too is counted for each.
     """
-    found = _OUTCOME.findall(log)
-    return Counter(word.lower() for _, word in found), [name for name, word in found if word != "PASSED"]
+    results = _OUTCOME.findall(log)
+    return Counter(word.lower() for _, word in results), [name for name, word in results if word != "PASSED"]
 
 
 def command(name: str, backend: str) -> list[str]:
@@ -44,36 +43,25 @@ def command(name: str, backend: str) -> list[str]:
     return [sys.executable, "-m", "pytest", *files, *options]
 
 
-@dataclass
-class _Part:
-    """A process of pytest."""
-
-    name: str
-    process: subprocess.Popen[bytes]
-    log: Path
-    began: float
-
-    def end(self, result: Result) -> tuple[str, Counter[str]]:
-        """Its end, stopped now where it has not come to it: PASSED, FAILED or STOPPED; and its outcomes."""
-        status = finish(self.process, 0.0)
-        said = self.log.read_text(encoding="utf-8", errors="replace")
-        counts, bad = outcomes(said)
-        ended = status == 0 or (status == 1 and bool(bad))
-        seconds = time.perf_counter() - self.began
-        result.fact(self.name, {"passed": counts["passed"], "not_passed": len(bad), "complete": ended})
-        line = f"{self.name}: {counts['passed']} passed, {len(bad)} did not, {seconds:.0f} s"
-        if status is None:
-            result.say(f"{line}, stopped before its end")
-        elif not ended:
-            last = (said.strip().splitlines() or ["it printed nothing"])[-1]
-            result.say(f"{line}, pytest ended with {status}: {last}")
-        else:
-            result.say(line)
-        for name in bad[:10]:
-            result.say(f"{self.name}: {name}")
-        if bad or (status is not None and not ended):
-            return FAILED, counts
-        return (PASSED if ended else STOPPED), counts
+def judge(
+    name: str, status: int | None, log: Path, seconds: float, result: Result
+) -> tuple[str, Counter[str]]:
+    """Whether a process of pytest passed, failed or was stopped (status None), and its outcomes."""
+    output = log.read_text(encoding="utf-8", errors="replace")
+    counts, bad = outcomes(output)
+    ended = status == 0 or (status == 1 and bool(bad))
+    result.fact(name, {"passed": counts["passed"], "not_passed": len(bad), "complete": ended})
+    line = f"{name}: {counts['passed']} passed, {len(bad)} did not, {seconds:.0f} s"
+    if status is None:
+        line += ", stopped before its end"
+    elif not ended:
+        line += f", pytest ended with {status}: {(output.strip().splitlines() or ['it printed nothing'])[-1]}"
+    result.say(line)
+    for test in bad[:10]:
+        result.say(f"{name}: {test}")
+    if bad or (status is not None and not ended):
+        return FAILED, counts
+    return (PASSED if ended else STOPPED), counts
 
 
 def run(options: Options, result: Result, backend: str = "cuda") -> None:
@@ -81,29 +69,30 @@ def run(options: Options, result: Result, backend: str = "cuda") -> None:
     folder = root()
     environment = child_environment(RBE_TEST_MODEL=str(model_folder(options.model).resolve()))
     ops = [op for op in registry.OPS if _source.has(op)]
-    waiting = [*(op for op in ORDER if op in ops), ARRAYS, *(op for op in ops if op not in ORDER)]
-    running: list[_Part] = []
+    names = [*(op for op in ORDER if op in ops), ARRAYS, *(op for op in ops if op not in ORDER)]
     stop = time.perf_counter() + options.seconds - result.seconds
+
+    def part(name: str) -> tuple[int | None, Path, float] | None:
+        """Exit status, log and seconds of one process; None where no time was left to start it."""
+        log, began = options.out / f"conformance-{name}.log", time.perf_counter()
+        if began > stop:
+            return None
+        status = finish(start(command(name, backend), log, folder, environment), stop - began)
+        return status, log, time.perf_counter() - began
+
     total: Counter[str] = Counter()
     ends: set[str] = set()
-    while waiting or running:
-        late = time.perf_counter() > stop
-        for part in [p for p in running if late or p.process.poll() is not None]:
-            running.remove(part)
-            end, counts = part.end(result)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        parts = {pool.submit(part, name): name for name in names}
+        for future in as_completed(parts):
+            name, ended = parts[future], future.result()
+            if ended is None:
+                result.say(f"{name}: no time was left")
+                ends.add(STOPPED)
+                continue
+            end, counts = judge(name, *ended, result)
             ends.add(end)
             total += counts
-        for name in waiting if late else ():
-            result.say(f"{name}: no time was left")
-            ends.add(STOPPED)
-        if late:
-            waiting.clear()
-        while waiting and len(running) < options.jobs:
-            name = waiting.pop(0)
-            log = options.out / f"conformance-{name}.log"
-            process = start(command(name, backend), log, folder, environment)
-            running.append(_Part(name, process, log, time.perf_counter()))
-        time.sleep(0.05)
     result.fact("passed", total["passed"])
     result.fact("not_passed", total["failed"] + total["error"])
     result.end(next(e for e in (FAILED, STOPPED, PASSED) if e in ends))

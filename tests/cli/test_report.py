@@ -33,5 +33,5 @@ def test_report_without_its_packages_says_what_to_install(
                 patch.setitem(sys.modules, name, None)
             for further in ((), ("--quality",)):
                 result = run("report", "--out", tmp_path / "r", *further)
-                refused(result, f"rbe-gpu report needs {names}: pip install 'rbe-gpu[report]'")
+                refused(result, f"the report needs {names}: pip install 'rbe-gpu[report]'")
     assert not (tmp_path / "r").exists()
