@@ -17,21 +17,20 @@ import numpy as np
 
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.cache import PanelCache
-from rbe_gpu.matmul import check_method
+from rbe_gpu.matmul import PreparedInput, check_method
 from rbe_gpu.workspace import Workspace
 
 from ._pool import most_threads, num_threads
-from .arrays import address
 from .decode import convert, decode_rows, panel_rows
 from .matmul_algorithms import (
     CachedPanels,
     CpuMatmul,
     CpuMatmulAlgorithms,
     DecodedPanels,
+    DenseMatvec,
     DenseTiles,
-    DenseVectors,
+    TransformMatvec,
     TransformTiles,
-    TransformVectors,
 )
 from .matmul_costs import FEW_TOKENS, costs
 from .matmul_tiles import TilesCall, matmul_tiles
@@ -42,18 +41,31 @@ from .transform_in import Activations
 
 
 def activations(
-    x: Any, transform: str, block: int, basis: tuple[int, bool] | None, ws: Workspace, threads: int
+    x: Any,
+    transform: str,
+    block: int,
+    basis: tuple[int, bool] | None,
+    ws: Workspace,
+    threads: int,
+    prepared: PreparedInput | None,
 ) -> Activations:
-    """x (n, in_features), any storage type, as products with a weight of this transform, block and basis
-    read it."""
+    """x (n, in_features), any storage type, as the kernels read it for a weight of this transform, block and basis.
+
+    They are transformed by the next matmul, unless an earlier one of `prepared` has done it.
+    """
+    if prepared is not None:
+        ws = prepared.workspace
 
     def make(buffer: Any) -> Activations:
         return Activations(*x.shape, transform, block, basis, threads, buffer)
 
-    a: Activations = ws.plan(("linear.x", x.shape, transform, block, basis, threads), "linear.x", make)
-    if not ws.unchanged or ws.last is not a or a.input != address(x):
+    key = x.shape, transform, block, basis, threads
+    a: Activations = ws.arguments.get(ws, "linear.x", key, make)
+    if prepared is None:
+        ws.owners["linear.x"] = None
         a.set_input(x)
-        ws.last = a
+    elif not prepared.is_computed("linear.x", a):
+        a.set_input(x)
     return a
 
 
@@ -73,7 +85,7 @@ def _multiply(
     def make(buffer: Any) -> TilesCall:
         return TilesCall(w if isinstance(w, Operand) else w.operand(), a, threads, buffer)
 
-    call: TilesCall = ws.plan(("linear", w.key, a.n, a.address, threads), "linear", make)
+    call: TilesCall = ws.arguments.get(ws, "linear", (w.key, a.n, a.address, threads), make)
     wide = _as_float32(bias, "linear.bias", ws)
     call.set_output(wide, activation, residual, out)
     matmul_tiles(call, a, threads)
@@ -88,16 +100,16 @@ def _as_float32(a: Any, name: str, ws: Workspace) -> Any:
     return wide
 
 
-def _few(
-    x: Any,
-    w: Operand | DenseWeight,
-    bias: Any,
-    activation: str | None,
-    residual: Any,
-    out: Any,
-    ws: Workspace,
-) -> bool:
-    """A product for a few tokens; False where x has NaN, Inf or huge values and the weight is compressed."""
+# --- algorithms ---------------------------------------------------------------------------------------
+
+# Each function takes the arguments of `linear` and, as `w`, the operand of the weight; it returns if it wrote `out`.
+
+
+def _matvec(
+    x: Any, w: Operand | DenseWeight, bias: Any, activation: str | None, residual: Any, out: Any, ws: Workspace,
+    *_: Any,
+) -> bool:  # fmt: skip
+    """Token by token. Nothing is written where x has NaN, Inf or huge values and the weight is compressed."""
     n, in_features = x.shape
     threads = most_threads()  # its scratch memory is that of the thread that computes
 
@@ -105,59 +117,47 @@ def _few(
         operand = w if isinstance(w, Operand) else w.operand()
         return MatvecCall(operand, n, in_features, threads, buffer)
 
-    call: MatvecCall = ws.plan(("linear", w.key, n, in_features, "few", threads), "linear", make)
+    call: MatvecCall = ws.arguments.get(ws, "linear", (w.key, n, in_features, "few", threads), make)
     wide = _as_float32(bias, "linear.bias", ws)
     call.set_output(wide, activation, residual, out)
     call.set_input(x)
     return bool(matvec(call.params_at))
 
 
-# --- algorithms ---------------------------------------------------------------------------------------
-
-# Each takes the arguments of `linear` and, as `w`, the weight as kernels read it; it returns whether it wrote `out`.
-
-
-def _vectors(
-    x: Any, weight: Any, w: Operand | DenseWeight, bias: Any, activation: str | None, residual: Any, out: Any,
-    ws: Workspace, cache: PanelCache | None, threads: int,
-) -> bool:  # fmt: skip
-    """Token by token."""
-    return _few(x, w, bias, activation, residual, out, ws)
-
-
 def _dense_tiles(
-    x: Any, weight: Any, w: DenseWeight, bias: Any, activation: str | None, residual: Any, out: Any,
-    ws: Workspace, cache: PanelCache | None, threads: int,
+    x: Any, w: DenseWeight, bias: Any, activation: str | None, residual: Any, out: Any, ws: Workspace, threads: int,
+    weight: Any, cache: PanelCache | None, prepared: PreparedInput | None,
 ) -> bool:  # fmt: skip
-    a = activations(x, "none", 64, None, ws, threads)
+    a = activations(x, "none", 64, None, ws, threads, prepared)
     _multiply(a, w, bias, activation, residual, out, ws, threads)
     return True
 
 
 def _transform_tiles(
-    x: Any, weight: RBEBlocks, w: Operand, bias: Any, activation: str | None, residual: Any, out: Any,
-    ws: Workspace, cache: PanelCache | None, threads: int,
+    x: Any, w: Operand, bias: Any, activation: str | None, residual: Any, out: Any, ws: Workspace, threads: int,
+    weight: RBEBlocks, cache: PanelCache | None, prepared: PreparedInput | None,
 ) -> bool:  # fmt: skip
-    a = activations(x, w.transform_in, weight.block, w.basis, ws, threads)
+    a = activations(x, w.transform_in, weight.block, w.basis, ws, threads, prepared)
     if a.pending or a.finite:
         _multiply(a, w, bias, activation, residual, out, ws, threads)
     return a.finite
 
 
 def _decoded_panels(
-    x: Any, weight: RBEBlocks, w: Operand, bias: Any, activation: str | None, residual: Any, out: Any,
-    ws: Workspace, cache: PanelCache | None, threads: int,
+    x: Any, w: Operand, bias: Any, activation: str | None, residual: Any, out: Any, ws: Workspace, threads: int,
+    weight: RBEBlocks, cache: PanelCache | None, prepared: PreparedInput | None,
 ) -> bool:  # fmt: skip
     """Panels of rows, decoded one after another."""
-    return _cached_panels(x, weight, w, bias, activation, residual, out, ws, None, threads)
+    return _cached_panels(x, w, bias, activation, residual, out, ws, threads, weight, None, prepared)
 
 
 def _cached_panels(
-    x: Any, weight: RBEBlocks, w: Operand, bias: Any, activation: str | None, residual: Any, out: Any,
-    ws: Workspace, cache: PanelCache | None, threads: int,
+    x: Any, w: Operand, bias: Any, activation: str | None, residual: Any, out: Any, ws: Workspace, threads: int,
+    weight: RBEBlocks, cache: PanelCache | None, prepared: PreparedInput | None,
 ) -> bool:  # fmt: skip
     """Panels of rows from the cache, which decodes those that it does not hold."""
-    a = None if x.shape[0] <= FEW_TOKENS else activations(x, "none", 64, None, ws, threads)
+    few = x.shape[0] <= FEW_TOKENS
+    a = None if few else activations(x, "none", 64, None, ws, threads, prepared)
     rows, step = weight.rows, panel_rows(weight)
     for start in range(0, rows, step):
         stop = min(start + step, rows)
@@ -171,16 +171,16 @@ def _cached_panels(
         else:
             panel = cache.panel(weight, start, stop, decode, panel)
         if a is None:
-            _few(x, DenseWeight(panel, start), bias, activation, residual, out, ws)
+            _matvec(x, DenseWeight(panel, start), bias, activation, residual, out, ws)
         else:
             _multiply(a, DenseWeight(panel, start), bias, activation, residual, out, ws, threads)
     return True
 
 
 ALGORITHMS = CpuMatmulAlgorithms(
-    DenseVectors(_vectors),
+    DenseMatvec(_matvec),
     DenseTiles(_dense_tiles),
-    TransformVectors(_vectors),
+    TransformMatvec(_matvec),
     TransformTiles(_transform_tiles),
     DecodedPanels(_decoded_panels),
     CachedPanels(_cached_panels),
@@ -197,32 +197,33 @@ def linear(
     ws: Workspace,
     cache: PanelCache | None,
     method: str | None = None,
+    prepared: PreparedInput | None = None,
 ) -> None:
-    """x (n, in), weight (out, in), residual and out (n, out)."""
+    """x (n, in), weight (out, in), residual and out (n, out); prepared : of x."""
     if method is not None:
         check_method(method, cache)
     if not out.size:
         return
     n, threads = x.shape[0], num_threads()
     w: Operand | DenseWeight
-    if not isinstance(weight, RBEBlocks):
-        w = DenseWeight(weight, 0)
-        run = _dense_choice(n, weight)
-    else:
+    if isinstance(weight, RBEBlocks):
         w = operand_of(weight)
         run = _choice(weight, w, n, cache, method, threads)
-    if not run(x, weight, w, bias, activation, residual, out, ws, cache, threads):
+    else:
+        w = DenseWeight(weight, 0)
+        run = _dense_choice(weight, n)
+    if not run(x, w, bias, activation, residual, out, ws, threads, weight, cache, prepared):
         # NaN, Inf and huge values: a transform would spread them over a block, or make them infinite
-        panels = _decoded_panels if cache is None or method == "decode" else _cached_panels
-        panels(x, weight, w, bias, activation, residual, out, ws, cache, threads)
+        panels = _decoded_panels if method == "decode" else _cached_panels
+        panels(x, w, bias, activation, residual, out, ws, threads, weight, cache, prepared)
 
 
-_DENSE_CHOICES: dict[tuple[int, int], Callable[..., bool]] = {}
 _MOST_CHOICES = 1024
+_DENSE_CHOICES: dict[tuple[int, int], Callable[..., bool]] = {}
 
 
-def _dense_choice(n: int, weight: Any) -> Callable[..., bool]:
-    """The choice of `ALGORITHMS` for a dense weight. It is remembered: choosing takes 3 us."""
+def _dense_choice(weight: Any, n: int) -> Callable[..., bool]:
+    """The choice of `ALGORITHMS` for a dense weight, remembered: choosing takes 3 us."""
     key = n, weight.shape[1]
     run = _DENSE_CHOICES.get(key)
     if run is None:
@@ -235,7 +236,7 @@ def _dense_choice(n: int, weight: Any) -> Callable[..., bool]:
 def _choice(
     weight: RBEBlocks, w: Operand, n: int, cache: PanelCache | None, method: str | None, threads: int
 ) -> Callable[..., bool]:
-    """The choice of `ALGORITHMS` for a compressed weight. It is remembered with the weight, until `tune` runs."""
+    """The choice of `ALGORITHMS` for a compressed weight, remembered with the weight until `tune` runs."""
     key, now = (n, threads, None if cache is None else cache.budget, method), costs()
     known = w.choices.get(key)
     if known is None or known[1] is not now:

@@ -38,7 +38,7 @@ _BASIS = (False, "the weight has a basis")
 
 
 class CpuMatmul(MatmulAlgorithm):
-    """An algorithm, and the function that runs it: see `linear.Run`."""
+    """An algorithm, and the function that runs it (see `linear`)."""
 
     def __init__(self, run: Callable[..., bool]) -> None:
         self.run = run
@@ -50,10 +50,10 @@ def _one_by_one(weight: RBEBlocks, tokens: int) -> bool:
     return weight.basis is None and tokens <= few
 
 
-class DenseVectors(CpuMatmul):
+class DenseMatvec(CpuMatmul):
     """Dense weight, token by token."""
 
-    name, method = "dense_vectors", None
+    name, method = "dense_matvec", None
 
     def supports(self, weight: Weight, tokens: int, dtype: Any) -> tuple[bool, str]:
         if isinstance(weight, RBEBlocks):
@@ -79,10 +79,10 @@ class DenseTiles(CpuMatmul):
         return 1e-9 * _dense(weight.shape[0] * weight.shape[1], tokens, num_threads(), costs())
 
 
-class TransformVectors(CpuMatmul):
+class TransformMatvec(CpuMatmul):
     """In the transform domain, token by token."""
 
-    name, method = "transform_vectors", "transform"
+    name, method = "transform_matvec", "transform"
 
     def supports(self, weight: Weight, tokens: int, dtype: Any) -> tuple[bool, str]:
         if not isinstance(weight, RBEBlocks):

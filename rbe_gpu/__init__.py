@@ -37,6 +37,7 @@ from .layers import (
     RBELinear,
     RBERMSNorm,
 )
+from .matmul import PreparedInput, prepare_input
 from .ops import (
     add,
     attention,
@@ -92,6 +93,7 @@ __all__ = [
     "FormatError",
     "GridCodes",
     "PanelCache",
+    "PreparedInput",
     "RBEAttention",
     "RBEDropout",
     "RBEEmbedding",
@@ -120,6 +122,7 @@ __all__ = [
     "load",
     "load_file",
     "mean_pool",
+    "prepare_input",
     "rms_norm",
     "save_file",
     "set_num_threads",

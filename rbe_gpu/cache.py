@@ -1,4 +1,4 @@
-"""Decoded panels of compressed weights, kept under a byte budget."""
+"""A cache of decoded panels of compressed weights, with a byte budget."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from .blocks import Array, RBEBlocks
 
 
 class PanelCache:
-    """Keeps decoded row panels of compressed weights until `budget` bytes are used; counts hits and misses.
+    """Cache of decoded row panels of compressed weights, up to `budget` bytes; counts hits and misses.
 
-    A model asks for its panels in the same order at every call. Under that pattern a cache that evicts the
-    least recently used panel never hits once the weights exceed the budget, so panels that are in stay in:
-    with half the budget needed, half of all look-ups hit. `clear()` starts over. One cache may serve many
-    layers.
+    A model needs its panels in the same order at every call. With that access pattern, least-recently-used eviction
+    would never hit once the weights exceed the budget, so nothing is evicted: with half of the needed budget, half of
+    all lookups hit. `clear()` empties the cache. Several layers may share one.
 
     Attributes
     ----------
     budget : bytes; 0 keeps nothing
-    nbytes : bytes held now
-    hits, misses : look-ups answered from the cache, and not
+    nbytes : bytes in use
+    hits, misses : lookups that found a panel, and that did not
     """
 
     def __init__(self, budget: int) -> None:
@@ -32,13 +31,13 @@ class PanelCache:
         self.nbytes = 0
         self.hits = 0
         self.misses = 0
-        # the weight is kept beside its panels: its id stays taken for as long as it is a key
+        # the weight is stored with its panel, so that its id is not reused while it is a key
         self._panels: dict[tuple[int, int, int], tuple[RBEBlocks, np.ndarray[Any, Any]]] = {}
 
     def panel(
         self, weight: RBEBlocks, start: int, stop: int, decode_into: Callable[[Array], None], scratch: Array
     ) -> Array:
-        """Rows start..stop of `weight`, float32: from the cache, or decoded (into the cache if it fits)."""
+        """Rows start..stop of `weight`, float32: from the cache, or decoded, into the cache if it fits."""
         key = (id(weight), start, stop)
         entry = self._panels.get(key)
         if entry is not None:
@@ -55,6 +54,6 @@ class PanelCache:
         return panel
 
     def clear(self) -> None:
-        """Drop every panel and set the counters to zero."""
+        """Drop every panel and reset the counters."""
         self._panels.clear()
         self.nbytes = self.hits = self.misses = 0

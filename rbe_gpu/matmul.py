@@ -22,7 +22,8 @@ from typing import Any, cast
 
 from .blocks import Array, RBEBlocks
 from .cache import PanelCache
-from .dispatch import Backend
+from .dispatch import Backend, as_cupy, device_of
+from .workspace import Workspace
 
 METHODS = ("transform", "decode", "cache")
 Weight = Array | RBEBlocks
@@ -96,10 +97,12 @@ class MatmulAlgorithms:
         method: str | None = None,
     ) -> list[MatmulAlgorithm]:
         """The algorithms that can run; with `method`, those that it selects."""
-        candidates = self._dense
-        if isinstance(weight, RBEBlocks):
-            candidates = self._compressed[method, cache is not None]
-        return [a for a in candidates if a.supports(weight, tokens, dtype)[0]]
+        return [a for a in self._candidates(weight, cache, method) if a.supports(weight, tokens, dtype)[0]]
+
+    def _candidates(
+        self, weight: Weight, cache: PanelCache | None, method: str | None
+    ) -> tuple[MatmulAlgorithm, ...]:
+        return self._compressed[method, cache is not None] if isinstance(weight, RBEBlocks) else self._dense
 
     def choose(
         self,
@@ -149,6 +152,60 @@ class MatmulAlgorithms:
 def algorithms_of(backend: Backend) -> MatmulAlgorithms:
     """The matmul algorithms of a backend."""
     return cast(MatmulAlgorithms, import_module(f"{backend.package}.linear").ALGORITHMS)
+
+
+class PreparedInput:
+    """The input of several matmuls. What one of them computes from it, such as its transform, the next ones reuse.
+
+    Made by `prepare_input`. The array must not change as long as it is used.
+
+    Attributes
+    ----------
+    array : (..., in_features)
+    workspace : holds what is computed from the array
+    """
+
+    __slots__ = ("_computed", "array", "workspace")
+
+    def __init__(self, array: Array, workspace: Workspace) -> None:
+        self.array = array
+        self.workspace = workspace
+        self._computed: dict[str, object] = {}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.array.shape)
+
+    @property
+    def dtype(self) -> Any:
+        return self.array.dtype
+
+    def is_computed(self, buffer: str, value: object) -> bool:
+        """Whether a scratch buffer holds a value computed from the array; if not, the caller computes it there now.
+
+        Parameters
+        ----------
+        buffer : name of the buffer in `workspace`
+        value : describes the value, and its place in the buffer
+        """
+        owners = self.workspace.owners
+        if owners.get(buffer) is self._computed and self._computed[buffer] == value:
+            return True
+        # the dict stands for this object: with the object itself, the workspace would keep the array alive
+        owners[buffer], self._computed[buffer] = self._computed, value
+        return False
+
+
+def prepare_input(x: Array, workspace: Workspace | None = None) -> PreparedInput:
+    """Input that several calls of `linear` share, each in the place of x.
+
+    Parameters
+    ----------
+    x : (..., in_features) float32/float16/bfloat16
+    workspace : holds what is computed from x, and is the default workspace of the calls
+    """
+    x = as_cupy(x)
+    return PreparedInput(x, (workspace or Workspace()).on(device_of(x, "x")))
 
 
 def check_method(method: str | None, cache: PanelCache | None) -> None:

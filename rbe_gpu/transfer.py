@@ -11,6 +11,7 @@ from .blocks import RBEBlocks
 from .cache import PanelCache
 from .dispatch import as_cupy, canonical_device, device_memory_errors, move_array
 from .layers import RBEFFN, RBEAttention, RBEDropout, RBEEmbedding, RBELayerNorm, RBELinear, RBERMSNorm
+from .layers.attention_transform_domain import TransformDomainAttention
 from .workspace import Workspace
 
 _LAYERS = (RBEFFN, RBEAttention, RBEDropout, RBEEmbedding, RBELayerNorm, RBELinear, RBERMSNorm)
@@ -64,8 +65,8 @@ class _Move:
         """A copy of a layer or a model, with everything in it moved."""
         moved = copy(owner)
         for name, part in vars(owner).items():
-            # what an attention derives of its weights is theirs in another reading: made again, not moved beside them
-            setattr(moved, name, None if name == "_inside" else self._part(part))
+            # projections in the transform domain share the weights: they are made again
+            setattr(moved, name, None if isinstance(part, TransformDomainAttention) else self._part(part))
         return moved
 
     def _part(self, part: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Kernels before the first batch: compile what a model needs, and say how long that and its first batches take."""
+"""Compile the kernels of a model before its first batch, and measure how long that and the first batches take."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .models.load import load
 from .transfer import to
 
 TEXT = "Interest rates rose for the third time this year, and the bank expects one more step before winter."
-TOKENS = 24  # of a model without a tokenizer
+TOKENS = 24  # for a model without a tokenizer
 MANY_TOKENS = 4096
 
 
 def ops_of(model: BertEncoder) -> tuple[str, ...]:
     """The ops whose CUDA kernels a batch of `model` launches, in the order of `registry.OPS`.
 
-    After `linear` comes `linear_transform` where a layer would take it, were its `method` "transform".
+    `linear_transform` follows `linear` if a layer with method="transform" would use it.
     """
     found = {"embedding", "layer_norm", "attention", "linear"}
     found.add("dropout")  # of nothing: it adds token types
@@ -51,7 +51,7 @@ def _transform_source(weight: RBEBlocks, dtype: Any) -> str:
 
 
 def _layers(parts: Iterable[Any]) -> Iterable[RBELinear | RBEEmbedding]:
-    """The layers in `parts` that have a weight of their own that may be compressed."""
+    """The layers in `parts`, and inside them, that have a weight that may be compressed."""
     for part in parts:
         if isinstance(part, RBELinear | RBEEmbedding):
             yield part
@@ -77,7 +77,7 @@ def _timed(function: Any, *args: Any) -> float:
 
 
 def compiled_only(source: str, architectures: Sequence[int]) -> dict[str, Any]:
-    """Compile a model's kernels for architectures, one after another, and keep nothing. Needs no GPU.
+    """Compile a model's kernels for each architecture, without storing them. Needs no GPU.
 
     Returns
     -------
@@ -86,7 +86,7 @@ def compiled_only(source: str, architectures: Sequence[int]) -> dict[str, Any]:
     Raises
     ------
     ImportError : CuPy, whose NVRTC compiles, is not installed
-    RuntimeError : NVRTC does not know an architecture, or refuses a source
+    RuntimeError : NVRTC does not support an architecture, or a source does not compile
     """
     ops = _with_kernels(ops_of(load(source)))
     try:
@@ -108,18 +108,18 @@ def warm(source: str, device: int | None = None) -> dict[str, Any]:
     Parameters
     ----------
     source : as `rbe_gpu.load` takes it
-    device : number of the GPU, as CUDA counts; None: CuPy's current one
+    device : CUDA device number; None: CuPy's current device
 
     Returns
     -------
-    `device`, `name`, `cache` (the folder that CuPy keeps binaries in), `ops`, `compiled` (the architecture, and the
-    seconds of every op: little where CuPy had the binary), and seconds: `move_seconds`, `first_batch_seconds`,
-    `second_batch_seconds`, of `tokens` tokens
+    `device`, `name`, `cache` (CuPy's folder of compiled binaries), `ops`, `compiled` (the architecture, and the
+    seconds of every op: near zero where the binary was cached), `move_seconds`, `first_batch_seconds`,
+    `second_batch_seconds`, and `tokens`, the number of tokens of a batch
 
     Raises
     ------
     ImportError : CuPy is not installed
-    ValueError : there is no such GPU
+    ValueError : no such GPU
     RuntimeError : the GPU is too old
     """
     where = canonical_device("cuda" if device is None else f"cuda:{device}")
@@ -130,7 +130,7 @@ def warm(source: str, device: int | None = None) -> dict[str, Any]:
     number = int(where.partition(":")[2])
     gpu = cupy.cuda.Device(number)
     with gpu:
-        cupy.cuda.runtime.free(0)  # makes the context: 0.1 to 1 s that are no op's
+        cupy.cuda.runtime.free(0)  # creates the context: 0.1 to 1 s that belong to no op
         seconds = {op: _timed(_load.compile_op, op, number) for op in ops}
         start = time.perf_counter()
         there = to(model, where)
@@ -158,7 +158,7 @@ def warm(source: str, device: int | None = None) -> dict[str, Any]:
 
 
 def _batch(model: BertEncoder) -> tuple[int, Any]:
-    """Tokens of one text, and a function that computes its vector."""
+    """The number of tokens of one text, and a function that computes its embedding."""
     if model.tokenizer is not None:
         return len(model.token_ids([TEXT])[0]), lambda: model.embed([TEXT])
     tokens = min(TOKENS, model.max_seq_length)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from math import prod
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from .dispatch import device_memory_errors
 
-_VIEWS = 1024  # shapes remembered; a layer asks for about ten
+_MOST_ENTRIES = 1024  # views and arguments; a layer needs about ten
 
 
 class Workspace:
@@ -23,6 +22,11 @@ class Workspace:
     Buffers are NumPy arrays; `on("cuda:0")` is the part whose buffers are CuPy arrays of that GPU. The ops and
     layers take whichever part belongs to their arrays.
 
+    Attributes
+    ----------
+    arguments : arguments of kernels that point into the buffers
+    owners : for a buffer whose contents are reused, the object that computed them
+
     >>> ws = Workspace()
     >>> a = ws.get("scores", (4, 8))
     >>> ws.get("scores", (2, 8)).base is a.base
@@ -31,23 +35,12 @@ class Workspace:
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
+        self.arguments = ArgumentCache()
+        self.owners: dict[str, object] = {}
         self._buffers: dict[tuple[str, str], Any] = {}
         self._views: dict[tuple[str, str, tuple[int, ...]], Any] = {}
-        self._plans: dict[tuple[Any, ...], Any] = {}
         self._parts: dict[str, Workspace] = {}
         self._constants: dict[str, tuple[Hashable, Any]] = {}
-        #: Whether what an op made of its input may serve the next one that gets the same (see `keeping`).
-        self.unchanged = False
-        self.last: Any = None
-
-    @contextmanager
-    def keeping(self) -> Iterator[None]:
-        """Inside, arrays that ops read do not change, so that products of one input transform it once."""
-        self.unchanged, self.last = True, None
-        try:
-            yield
-        finally:
-            self.unchanged, self.last = False, None
 
     def on(self, device: str) -> Workspace:
         """The part of this workspace for arrays of a device ("cpu", "cuda:0"): itself, if it is that one."""
@@ -75,40 +68,24 @@ class Workspace:
         known = self._views.get((name, dtype.str, shape))
         if known is not None:
             return known
-        key = (name, dtype.str)
         nbytes = prod(shape) * dtype.itemsize
-        buffer = self._buffers.get(key)
-        if buffer is None or buffer.nbytes < nbytes:
-            buffer = self._buffers[key] = self._allocate(nbytes)
-            # views of the smaller buffer would keep it alive
-            self._views = {k: v for k, v in self._views.items() if k[:2] != key}
-        view = buffer[:nbytes].view(dtype).reshape(shape)
-        if len(self._views) >= _VIEWS:  # texts of ever new lengths ask for ever new shapes
+        view = self._buffer(name, dtype.str, nbytes)[:nbytes].view(dtype).reshape(shape)
+        if len(self._views) >= _MOST_ENTRIES:  # varying sequence lengths ask for ever new shapes
             self._views.clear()
         self._views[name, dtype.str, shape] = view
         return view
 
-    def plan(self, key: tuple[Any, ...], name: str, make: Callable[[Callable[[int], Any]], Any]) -> Any:
-        """What `make` made for `key` at an earlier call; made again when its scratch memory has moved.
+    def buffer(self, name: str, nbytes: int = 0) -> Any:
+        """The whole buffer that `get` takes uint8 arrays from, at least `nbytes` long; None if there is none yet."""
+        return self._buffer(name, "|u1", nbytes) if nbytes else self._buffers.get((name, "|u1"))
 
-        make : called with a function that takes a number of bytes and returns the buffer `name`, uint8, at least that
-            long; what it returns has that buffer as its attribute `buffer`
-        """
-        plan = self._plans.get(key)
-        if plan is None or plan.buffer is not self._buffers.get((name, "|u1")):
-            if len(self._plans) >= _VIEWS:
-                self._plans.clear()
-            plan = self._plans[key] = make(lambda nbytes: self._buffer(name, nbytes))
-        return plan
-
-    def _buffer(self, name: str, nbytes: int) -> Any:
-        key = (name, "|u1")
+    def _buffer(self, name: str, dtype: str, nbytes: int) -> Any:
+        key = (name, dtype)
         buffer = self._buffers.get(key)
         if buffer is None or buffer.nbytes < nbytes:
             buffer = self._buffers[key] = self._allocate(nbytes)
             # views of the smaller buffer would keep it alive
             self._views = {k: v for k, v in self._views.items() if k[:2] != key}
-            self._plans = {k: p for k, p in self._plans.items() if p.buffer is buffer or k[0] != name}
         return buffer
 
     def constant(self, name: str, key: Hashable, make: Callable[[], Any]) -> Any:
@@ -119,14 +96,14 @@ class Workspace:
         known = self._constants.get(name)
         if known is not None and known[0] == key:
             return known[1]
-        found = make()
+        made = make()
         if self.device != "cpu":
             import cupy
 
             with cupy.cuda.Device(int(self.device.partition(":")[2])):
-                found = cupy.asarray(found)
-        self._constants[name] = (key, found)
-        return found
+                made = cupy.asarray(made)
+        self._constants[name] = (key, made)
+        return made
 
     @property
     def nbytes(self) -> int:
@@ -136,9 +113,45 @@ class Workspace:
         return own + sum(part.nbytes for part in self._parts.values())
 
     def clear(self) -> None:
-        """Forget every buffer. Arrays handed out before stay valid."""
+        """Drop every buffer. Arrays handed out before stay valid."""
+        self.arguments.clear()
+        self.owners.clear()
         self._buffers.clear()
         self._constants.clear()
         self._views.clear()
-        self._plans.clear()
         self._parts.clear()
+
+
+class ArgumentCache:
+    """Arguments of kernels by call, kept as long as the scratch buffer that they point into is not replaced."""
+
+    def __init__(self) -> None:
+        self._by_buffer: dict[str, tuple[Any, dict[Hashable, Any]]] = {}
+
+    def get(
+        self, workspace: Workspace, name: str, key: Hashable, make: Callable[[Callable[[int], Any]], Any]
+    ) -> Any:
+        """The arguments that an earlier call with `key` made, or new ones.
+
+        Parameters
+        ----------
+        name : of the buffer
+        make : called with a function that takes a number of bytes and returns the buffer, at least that long
+        """
+        kept = self._by_buffer.get(name)
+        if kept is not None and kept[0] is workspace.buffer(name):
+            arguments = kept[1].get(key)
+            if arguments is not None:
+                return arguments
+        arguments = make(lambda nbytes: workspace.buffer(name, nbytes))
+        buffer = workspace.buffer(name)
+        if kept is None or kept[0] is not buffer:
+            self._by_buffer[name] = buffer, {key: arguments}
+        else:
+            if len(kept[1]) >= _MOST_ENTRIES:
+                kept[1].clear()
+            kept[1][key] = arguments
+        return arguments
+
+    def clear(self) -> None:
+        self._by_buffer.clear()

@@ -285,7 +285,7 @@ def test_blocks_of_attention_divide_the_heads(
     assert {blocks[name] for name in projections} == {attention}
     assert {blocks[name] for name in set(blocks) - projections} == {others}
     layer = load(tmp_path / "m").layers[0][0]
-    assert (layer._coefficients() is not None) == (attention == 32)
+    assert (layer._transform_domain() is not None) == (attention == 32)
 
 
 WRONG_TARGETS = [

@@ -86,9 +86,9 @@ def test_what_an_attention_derives_is_not_moved(device: Device) -> None:
     layer = rbe.RBEAttention.from_dense(w, w, w, w, 3, codes="dense-int4", block=32, basis=False)
     x = real.activations(5)[:, :96].copy()
     here = layer(x, np.array([5]))
-    assert layer._inside is not None
+    assert layer._derived is not None
     there = rbe.to(layer, "cuda")
-    assert there._inside is None
+    assert there._derived is None
     assert relative(there(rbe.to(x, "cuda"), np.array([5])).get(), here.astype(np.float64)) <= 5e-6
 
 

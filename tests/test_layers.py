@@ -25,7 +25,7 @@ from rbe_gpu.layers import (
 
 from . import real
 
-TOLERANCE = 1e-5  # relative Frobenius: float32 sums of up to 1536 products, against float64
+TOLERANCE = 1e-5  # relative Frobenius: float32 sums of up to 1536 terms, against float64
 DENSE = ()
 FORMS = (
     DENSE,
@@ -37,14 +37,14 @@ FORMS = (
 FORM_IDS = ("dense", "dense-int4", "dense-int6-none", "sparse-f16-dwt", "sparse-int8-basis")
 HEADS = 12
 TOKENS = 70
-SMALL = 16 << 10  # bytes of small Python objects that a call may hold for a moment
+SMALL = 16 << 10  # bytes of small temporary Python objects that a call may allocate
 
 Form = tuple[tuple[str, Any], ...]
 
 
-def relative(found: Any, wanted: Any) -> float:
-    difference = np.asarray(found, np.float64) - wanted
-    return float(np.linalg.norm(difference) / np.linalg.norm(wanted))
+def relative(y: Any, expected: Any) -> float:
+    difference = np.asarray(y, np.float64) - expected
+    return float(np.linalg.norm(difference) / np.linalg.norm(expected))
 
 
 def vector(name: str) -> np.ndarray:
@@ -53,7 +53,7 @@ def vector(name: str) -> np.ndarray:
 
 @cache
 def linear(name: str, form: Form, rows: int | None = None) -> RBELinear:
-    """A linear layer of MiniLM's layer 3, of its first rows where `rows` is given."""
+    """A linear layer of MiniLM's layer 3, or its first `rows` rows."""
     weight = np.ascontiguousarray(real.layer(3, name + ".weight")[:rows])
     return RBELinear.from_dense(weight, vector(name)[:rows].copy(), **dict(form))
 
@@ -106,10 +106,10 @@ def test_linear(form: Form, activation: str | None, x: np.ndarray) -> None:
     layer = RBELinear(shared.weight, shared.bias, activation)
     residual = np.resize(x, (TOKENS, 1536))
     assert relative(layer(x), expected_linear(layer, x, activation)) <= TOLERANCE
-    found = layer(x.reshape(2, -1, 384), residual.reshape(2, -1, 1536))
-    assert found.shape == (2, TOKENS // 2, 1536)
-    wanted = reference.linear(x, layer.weight, layer.bias, activation, residual)
-    assert relative(found.reshape(TOKENS, -1), wanted) <= TOLERANCE
+    y = layer(x.reshape(2, -1, 384), residual.reshape(2, -1, 1536))
+    assert y.shape == (2, TOKENS // 2, 1536)
+    expected = reference.linear(x, layer.weight, layer.bias, activation, residual)
+    assert relative(y.reshape(TOKENS, -1), expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("form", FORMS, ids=FORM_IDS)
@@ -119,9 +119,9 @@ def test_embedding(form: Form) -> None:
     layer = RBEEmbedding.from_dense(table, **dict(form))
     if form:
         assert isinstance(layer.weight, rbe.RBEVectors)
-    found = layer(ids)
-    assert found.dtype == np.float32
-    assert relative(found, reference.embedding(ids, layer.weight)) <= TOLERANCE
+    y = layer(ids)
+    assert y.dtype == np.float32
+    assert relative(y, reference.embedding(ids, layer.weight)) <= TOLERANCE
     assert (layer.rows, layer.cols) == (512, 384)
 
 
@@ -133,26 +133,26 @@ def test_norms(form: Form, x: np.ndarray) -> None:
     total = np.empty_like(x)
 
     layer = RBELayerNorm.from_dense(gain, bias, 1e-12, **dict(form))
-    wanted, wanted_total = reference.layer_norm(
+    expected, expected_total = reference.layer_norm(
         x, reference.dense(layer.weight), reference.dense(layer.bias), 1e-12, residual
     )
-    assert relative(layer(x, residual, residual_out=total), wanted) <= TOLERANCE
-    assert relative(total, wanted_total) <= TOLERANCE
+    assert relative(layer(x, residual, residual_out=total), expected) <= TOLERANCE
+    assert relative(total, expected_total) <= TOLERANCE
 
     rms = RBERMSNorm.from_dense(gain, 1e-6, **dict(form))
-    wanted, wanted_total = reference.rms_norm(x, reference.dense(rms.weight), 1e-6, residual)
-    assert relative(rms(x, residual, residual_out=total), wanted) <= TOLERANCE
-    assert relative(total, wanted_total) <= TOLERANCE
+    expected, expected_total = reference.rms_norm(x, reference.dense(rms.weight), 1e-6, residual)
+    assert relative(rms(x, residual, residual_out=total), expected) <= TOLERANCE
+    assert relative(total, expected_total) <= TOLERANCE
 
 
 @pytest.mark.parametrize("form", FORMS, ids=FORM_IDS)
 def test_attention(form: Form) -> None:
     x, lengths = padded(3)
     layer = attention(form)
-    found = layer(x, lengths, residual=x)
-    wanted = expected_attention(layer, x, lengths=lengths) + x
-    for row, want, length in zip(found, wanted, lengths, strict=True):
-        assert relative(row[:length], want[:length]) <= TOLERANCE
+    y = layer(x, lengths, residual=x)
+    expected = expected_attention(layer, x, lengths=lengths) + x
+    for row, expected_row, length in zip(y, expected, lengths, strict=True):
+        assert relative(row[:length], expected_row[:length]) <= TOLERANCE
 
 
 @pytest.mark.parametrize("kv_heads", [1, 4, 12])
@@ -160,26 +160,26 @@ def test_attention(form: Form) -> None:
 def test_grouped_causal_and_window_attention(kv_heads: int, options: dict[str, Any]) -> None:
     x, lengths = padded(2)
     layer = attention(FORMS[1], kv_heads, **options)
-    found, wanted = layer(x, lengths), expected_attention(layer, x, lengths=lengths)
-    for row, want, length in zip(found, wanted, lengths, strict=True):
-        assert relative(row[:length], want[:length]) <= TOLERANCE
+    y, expected = layer(x, lengths), expected_attention(layer, x, lengths=lengths)
+    for row, expected_row, length in zip(y, expected, lengths, strict=True):
+        assert relative(row[:length], expected_row[:length]) <= TOLERANCE
 
 
 def test_cross_attention() -> None:
     x, lengths = padded(3)
     queries = np.ascontiguousarray(x[:, :7])
     layer = attention(FORMS[1])
-    found = layer(queries, lengths, context=x)
-    assert found.shape == queries.shape
-    assert relative(found, expected_attention(layer, queries, x, lengths=lengths)) <= TOLERANCE
+    y = layer(queries, lengths, context=x)
+    assert y.shape == queries.shape
+    assert relative(y, expected_attention(layer, queries, x, lengths=lengths)) <= TOLERANCE
 
 
 def test_attention_mask() -> None:
     x, lengths = padded(3)
     keep = np.arange(x.shape[1]) < lengths[:, None]
     layer = attention(DENSE)
-    found = layer(x, mask=keep[:, None, None, :])
-    assert relative(found, expected_attention(layer, x, lengths=lengths)) <= TOLERANCE
+    y = layer(x, mask=keep[:, None, None, :])
+    assert relative(y, expected_attention(layer, x, lengths=lengths)) <= TOLERANCE
 
 
 def test_packed_attention_is_the_padded_one_without_padding() -> None:
@@ -190,12 +190,12 @@ def test_packed_attention_is_the_padded_one_without_padding() -> None:
     real_tokens = np.arange(x.shape[1]) < lengths[:, None]
     layer = attention(FORMS[1], causal=True)
     packed = np.ascontiguousarray(x[real_tokens])
-    found = layer(packed, lengths, residual=packed)
-    assert found.shape == packed.shape
-    wanted = (expected_attention(layer, x, lengths=lengths) + x)[real_tokens]
-    assert relative(found, wanted) <= TOLERANCE
+    y = layer(packed, lengths, residual=packed)
+    assert y.shape == packed.shape
+    expected = (expected_attention(layer, x, lengths=lengths) + x)[real_tokens]
+    assert relative(y, expected) <= TOLERANCE
     ends = np.cumsum([0, *lengths], dtype=np.int32)
-    np.testing.assert_array_equal(layer(packed, cu_seqlens=ends, residual=packed), found)
+    np.testing.assert_array_equal(layer(packed, cu_seqlens=ends, residual=packed), y)
     for given in ({"lengths": lengths, "cu_seqlens": ends}, {}):
         with pytest.raises(ValueError, match="need lengths= or cu_seqlens="):
             layer(packed, **given)
@@ -209,8 +209,8 @@ def test_ffn(form: Form, activation: str, x: np.ndarray) -> None:
     up, down = linear("intermediate.dense", form), linear("output.dense", form)
     layer = RBEFFN(up, down, activation=activation)
     hidden = expected_linear(up, x, activation)
-    wanted = expected_linear(down, hidden) + x
-    assert relative(layer(x, residual=x), wanted) <= TOLERANCE
+    expected = expected_linear(down, hidden) + x
+    assert relative(layer(x, residual=x), expected) <= TOLERANCE
     assert layer.nbytes == up.nbytes + down.nbytes
     assert up.activation is None  # the layer given is not changed
 
@@ -239,19 +239,19 @@ def test_swiglu_ffn(form: Form, x: np.ndarray) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
 def test_half_activations(dtype: Any, x: np.ndarray) -> None:
-    """The result is in the type of x; each of up to six stored tensors in a row rounds by 2^-11 or 2^-8."""
+    """The result has the dtype of x; each of up to six stored tensors in sequence rounds by 2^-11 or 2^-8."""
     tolerance = 6 * 2.0 ** (-11 if dtype is np.float16 else -8)
     half = x.astype(dtype)
     ffn = RBEFFN(linear("intermediate.dense", FORMS[1]), linear("output.dense", FORMS[1]))
-    found = ffn(half, residual=half)
+    y = ffn(half, residual=half)
     wide = half.astype(np.float64)
-    wanted = expected_linear(ffn.down, expected_linear(ffn.up, wide, "gelu")) + wide
-    assert found.dtype == dtype
-    assert relative(found, wanted) <= tolerance
+    expected = expected_linear(ffn.down, expected_linear(ffn.up, wide, "gelu")) + wide
+    assert y.dtype == dtype
+    assert relative(y, expected) <= tolerance
     layer = attention(FORMS[1])
-    found = layer(half[None])
-    assert found.dtype == dtype
-    assert relative(found, expected_attention(layer, wide[None])) <= tolerance
+    y = layer(half[None])
+    assert y.dtype == dtype
+    assert relative(y, expected_attention(layer, wide[None])) <= tolerance
 
 
 # --- dropout ------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def test_dropout_training_and_evaluation(x: np.ndarray) -> None:
 
 
 def _layers(form: Form) -> dict[str, tuple[Any, tuple[int, ...]]]:
-    """Every layer with weights, and the input it takes."""
+    """Every layer with weights, and the shape of its input."""
     ffn = RBEFFN(linear("intermediate.dense", form), linear("output.dense", form))
     swiglu = RBEFFN(
         linear("intermediate.dense", form),
@@ -318,7 +318,7 @@ KINDS = ("linear", "attention", "ffn", "swiglu", "swiglu-stacked", "layer_norm",
 
 
 def traced_peak(call: Any) -> int:
-    """Bytes that a call holds at its highest above the start, as Python and NumPy allocate them."""
+    """Peak bytes that a call allocates through Python and NumPy."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -333,18 +333,18 @@ def traced_peak(call: Any) -> int:
 @pytest.mark.parametrize("form", [FORMS[0], FORMS[1], FORMS[4]], ids=[FORM_IDS[i] for i in (0, 1, 4)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_second_call_allocates_nothing(kind: str, form: Form) -> None:
-    """With out= and a workspace. The smallest buffer is 108 KB; views and Numba's look-up of scalar types
+    """With out= and a workspace. The smallest buffer is 108 KB; views and Numba's lookup of scalar types
     take up to 10 KB of small objects, whatever the size of the data.
     """
     layer, shape = _layers(form)[kind]
     x = real.activations(TOKENS).reshape(shape)
     workspace = rbe.Workspace()
-    wanted = layer(x)
-    out = np.empty_like(wanted)
+    expected = layer(x)
+    out = np.empty_like(expected)
     if kind == "dropout":
         layer.offset = 0
     assert layer(x, out=out, workspace=workspace) is out
-    np.testing.assert_array_equal(out, wanted)
+    np.testing.assert_array_equal(out, expected)
     peak = traced_peak(lambda: layer(x, out=out, workspace=workspace))
     assert peak < SMALL, f"{kind} allocated {peak} bytes"
 
@@ -360,7 +360,7 @@ def test_embedding_second_call_allocates_nothing() -> None:
 
 
 def test_layers_share_a_workspace() -> None:
-    """A transformer layer on one workspace gives what its parts give on their own."""
+    """A transformer layer on one workspace gives the same as its parts without one."""
     x, lengths = padded(3)
     ws = rbe.Workspace()
     attend = attention(FORMS[1])
@@ -375,7 +375,7 @@ def test_layers_share_a_workspace() -> None:
     alone = norm(attend(x, lengths, residual=x))
     alone = norm(ffn(alone, residual=alone))
     np.testing.assert_array_equal(b, alone)
-    # scratch of one layer, not of all of them: q, k, v, heads, the FFN's inner states, decoding
+    # scratch memory of one layer, not of all of them: q, k, v, heads, the FFN's inner states, decoding
     assert ws.nbytes < 4 * x.nbytes + x.nbytes * 4 + (16 << 20)
 
 
@@ -383,7 +383,7 @@ def test_layers_share_a_workspace() -> None:
 
 
 def test_cache_hits_under_a_budget(x: np.ndarray) -> None:
-    """A budget of nothing, of one layer and of both: misses, half, and hits from the second call on."""
+    """A budget of 0, of one layer and of both layers: from the second call on no hits, half, and all."""
     shared = [linear(n, FORMS[1]) for n in ("intermediate.dense", "output.dense")]
     panels = _panels(shared)
     one = shared[0].weight.dense_nbytes
@@ -436,7 +436,7 @@ def test_from_dense_compresses_only_when_asked() -> None:
         RBELinear.from_dense(weight, colour="blue")
 
 
-def test_repr_says_what_is_inside() -> None:
+def test_repr_describes_the_weights() -> None:
     compact = linear("intermediate.dense", FORMS[1])
     assert repr(compact).startswith(
         "RBELinear(384 -> 1536, bias, RBEMatrix(1536x384, dct, block=64, dense-int4"
@@ -509,7 +509,7 @@ def test_wrong_arguments_name_the_fix(x: np.ndarray) -> None:
 
 
 def _transforms_of(call, monkeypatch):
-    """How many input and output transforms of activations a call makes on the CPU, and its result."""
+    """The number of input and output transforms that a call computes on the CPU, and its result."""
     from rbe_gpu.cpu_fallback import linear
 
     counts = {"in": 0, "out": 0}
@@ -528,7 +528,7 @@ def _transforms_of(call, monkeypatch):
 @pytest.mark.parametrize("transform", ["dct", "dwt", "hadamard"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_attention_makes_two_transforms(options, transform, packed, monkeypatch):
-    """Blocks of 32 divide heads of 32: queries, keys, values and the mixed heads stay coefficients."""
+    """Blocks of 32 divide heads of 32: queries, keys, values and heads stay in the transform domain."""
     names = [f"attention.{n}" for n in ("self.query", "self.key", "self.value", "output.dense")]
     weights = [real.layer(0, f"{n}.weight") for n in names]
     biases = [real.layer(0, f"{n}.bias") for n in names]
@@ -548,9 +548,8 @@ def test_attention_makes_two_transforms(options, transform, packed, monkeypatch)
     assert np.linalg.norm(y - expected) < 1e-6 * np.linalg.norm(expected)
 
 
-def test_attention_outside_the_transforms(monkeypatch):
-    """Blocks that do not divide the heads: every projection is transformed back; the input once all the
-    same."""
+def test_attention_outside_the_transform_domain(monkeypatch):
+    """Blocks that do not divide the heads: every projection has its output transform; the input has one."""
     parts = ("self.query", "self.key", "self.value", "output.dense")
     weights = [real.layer(0, f"attention.{n}.weight") for n in parts]
     layer = rbe.RBEAttention.from_dense(
@@ -558,12 +557,12 @@ def test_attention_outside_the_transforms(monkeypatch):
     )
     counts, y = _transforms_of(lambda: layer(real.activations(20)[None]), monkeypatch)
     assert counts == {"in": 2, "out": 4}
-    layer.query = rbe.RBELinear(layer.query.weight.decode())  # a changed part is seen
+    layer.query = rbe.RBELinear(layer.query.weight.decode())  # a changed part takes effect
     np.testing.assert_allclose(layer(real.activations(20)[None]), y, rtol=1e-3, atol=1e-5)
 
 
 def test_attention_follows_a_new_bias():
-    """What is made of the weights for the transform domain is made again when a part changes."""
+    """The projections in the transform domain are derived again when a part changes."""
     parts = ("self.query", "self.key", "self.value", "output.dense")
     weights = [real.layer(0, f"attention.{n}.weight") for n in parts]
     layer = rbe.RBEAttention.from_dense(*weights, 12, codes="dense-int8", block=32, basis=False)
@@ -577,8 +576,8 @@ def test_attention_follows_a_new_bias():
     np.testing.assert_array_equal(layer(x), np.maximum(after, 0))
 
 
-def test_a_method_between_the_transforms(monkeypatch):
-    """`from_dense` gives it to every projection; it holds inside the domain, and a change is seen."""
+def test_a_method_in_the_transform_domain(monkeypatch):
+    """`from_dense` passes it to every projection, also in the transform domain, where a change takes effect."""
     parts = ("self.query", "self.key", "self.value", "output.dense")
     weights = [real.layer(0, f"attention.{n}.weight") for n in parts]
     options = {"codes": "dense-int8", "block": 32, "basis": False}
@@ -599,8 +598,8 @@ def test_a_method_between_the_transforms(monkeypatch):
         rbe.RBEAttention.from_dense(*weights, 12, method="fast", **options)
 
 
-def test_attention_between_transforms_sees_what_is_changed(monkeypatch):
-    """What the layer made of itself at its first call does not outlive a change, and takes the way asked for."""
+def test_attention_in_the_transform_domain_follows_changes(monkeypatch):
+    """The derived projections follow every change, and use the method of each projection."""
     from rbe_gpu.cpu_fallback import linear
 
     decoded = []

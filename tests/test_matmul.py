@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -53,7 +54,7 @@ def _threads(monkeypatch, count):
 
 #: Algorithms by weight, tokens, threads, cache, method and dtype: one letter per number of tokens.
 RECORDED = json.loads((Path(__file__).parent / "matmul_choices.json").read_text())
-CPU_NAMES = {"v": "transform_vectors", "t": "transform_tiles", "d": "decode", "c": "cache"}
+CPU_NAMES = {"v": "transform_matvec", "t": "transform_tiles", "d": "decode", "c": "cache"}
 GPU_NAMES = {
     **{"q": "codes_dot", "s": "sparse_dot", "f": "codes_mma_few", "m": "codes_mma", "t": "transform_tiles"},
     **{"d": "decode", "c": "cache", "w": "dense_dot", "D": "dense_tiles"},
@@ -85,8 +86,8 @@ def test_choices_of_the_cpu(setting, monkeypatch):
 def test_choices_of_the_cpu_for_dense_weights():
     w = np.zeros((96, 128), np.float32)
     for n in RECORDED["tokens"]:
-        assert cpu.ALGORITHMS.choose(w, n, F32).name == ("dense_vectors" if n <= 4 else "dense_tiles")
-    assert cpu.ALGORITHMS.choose(w[:, :0], 100, F32).name == "dense_vectors"
+        assert cpu.ALGORITHMS.choose(w, n, F32).name == ("dense_matvec" if n <= 4 else "dense_tiles")
+    assert cpu.ALGORITHMS.choose(w[:, :0], 100, F32).name == "dense_matvec"
 
 
 @pytest.mark.parametrize("setting", RECORDED["gpu"])
@@ -135,7 +136,7 @@ def test_costs_grow_with_the_batch(monkeypatch):
         small, large = _costs(m, 5, cache), _costs(m, 4096, cache)
         assert set(small) == set(large) == {"transform_tiles", "decode", "cache"}
         assert all(0 < small[name] < large[name] < 60 for name in small)
-        assert 0 < _costs(m, 1)["transform_vectors"] < small["transform_tiles"]
+        assert 0 < _costs(m, 1)["transform_matvec"] < small["transform_tiles"]
     assert set(_costs(m, 5)) == {"transform_tiles", "decode"}
 
 
@@ -203,6 +204,72 @@ def test_every_method_gives_the_same(form, tokens):
         for _ in range(2):  # the second time from the cache
             y = rbe.linear(x, m, method=method, cache=cache)
             assert relative(y, expected) < 1e-5, method
+
+
+def _input_transforms(monkeypatch):
+    """A list that grows by the transform of every input that is computed."""
+    computed = []
+    matmul_tiles = cpu.matmul_tiles
+
+    def counted(call, a, threads):
+        if a.pending:
+            computed.append(a)
+        matmul_tiles(call, a, threads)
+
+    monkeypatch.setattr(cpu, "matmul_tiles", counted)
+    return computed
+
+
+@pytest.mark.parametrize("method", ["transform", "decode"])
+def test_matmuls_share_a_prepared_input(method, monkeypatch):
+    names = [f"attention.self.{n}.weight" for n in ("query", "key", "value")]
+    weights = [
+        rbe.compress(real.layer(0, n), codes="dense-int4", transform="dct", basis=False) for n in names
+    ]
+    x = real.activations(20)
+    expected = [rbe.linear(x, w, method=method) for w in weights]
+    computed = _input_transforms(monkeypatch)
+    for workspace in (None, rbe.Workspace()):
+        computed.clear()
+        inputs = rbe.prepare_input(x, workspace)
+        for w, y in zip(weights, expected, strict=True):
+            np.testing.assert_array_equal(rbe.linear(inputs, w, method=method, workspace=workspace), y)
+        assert len(computed) == 1
+
+
+def test_other_matmuls_between_those_of_a_prepared_input(monkeypatch):
+    """They overwrite the scratch memory, so that what was in it is computed again."""
+    m, other = compressed("dct int4 b128"), compressed("dct f16 bitmap")
+    x, y = real.activations(20)[:, : m.cols].copy(), real.activations(30)[:, : other.cols].copy()
+    expected = rbe.linear(x, m)
+    workspace = rbe.Workspace()
+    inputs, others = rbe.prepare_input(x, workspace), rbe.prepare_input(y, workspace)
+    computed = _input_transforms(monkeypatch)
+    for between in (y, y[:20].copy(), others):
+        for _ in range(2):
+            np.testing.assert_array_equal(rbe.linear(inputs, m, workspace=workspace), expected)
+        rbe.linear(between, other, workspace=workspace)
+    np.testing.assert_array_equal(rbe.linear(inputs, m), expected)
+    assert len(computed) == 3 + 3 + 1
+
+
+def test_a_workspace_keeps_no_prepared_input_alive():
+    m, workspace = compressed("dct int4 b128"), rbe.Workspace()
+    x = real.activations(20)[:, : m.cols].copy()
+    rbe.linear(rbe.prepare_input(x, workspace), m, workspace=workspace)
+    gone = weakref.ref(x)
+    del x
+    assert gone() is None
+
+
+def test_prepared_input_is_checked():
+    w = np.ones((2, 4), np.float32)
+    with pytest.raises(TypeError, match="numpy or cupy array"):
+        rbe.prepare_input([1.0])
+    with pytest.raises(TypeError, match="use float32"):
+        rbe.linear(rbe.prepare_input(np.zeros((3, 4), np.int32)), w)
+    with pytest.raises(ValueError, match="ascontiguousarray"):
+        rbe.linear(rbe.prepare_input(np.zeros((3, 8), np.float32)[:, ::2]), w)
 
 
 def test_linear_follows_the_plan(own_costs, monkeypatch):

@@ -1,4 +1,4 @@
-"""warmup: which kernels a model needs, what is compiled, and what is said where there is no GPU."""
+"""warmup: which kernels a model needs, what is compiled, and the errors without a GPU."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def products(model: BertEncoder) -> list[RBELinear]:
 def test_ops_of_a_model_are_those_whose_kernels_a_batch_launches(
     kind: str, dtype: str, request: pytest.FixtureRequest
 ) -> None:
-    """By default, and with the method that may take another source of kernels."""
+    """By default, and with the method that may use kernels of another source."""
     model = load(request.getfixturevalue(kind), dtype=dtype)
     launched: dict[str | None, set[str]] = {None: set(), "transform": set()}
     host = HostExecutor()
@@ -94,7 +94,7 @@ def test_ops_of_a_model_are_those_whose_kernels_a_batch_launches(
 
 
 class NVRTC(ModuleType):
-    """What `_load` uses of cupy.cuda.nvrtc; refuses a source that holds `refused`."""
+    """The part of cupy.cuda.nvrtc that `_load` uses; rejects a source that contains `refused`."""
 
     class NVRTCError(RuntimeError):
         pass

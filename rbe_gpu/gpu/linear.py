@@ -10,7 +10,7 @@ import numpy as np
 from rbe_gpu import transforms
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.cache import PanelCache
-from rbe_gpu.matmul import MatmulAlgorithms, check_method
+from rbe_gpu.matmul import PreparedInput, check_method
 
 from . import decode, linear_transform
 from . import matmul_algorithms as algorithms
@@ -63,6 +63,7 @@ class Call:
     out: Any
     ws: Any
     cache: PanelCache | None
+    prepared: PreparedInput | None
     launches: list[Launch]
 
     @property
@@ -74,17 +75,12 @@ class Call:
     ) -> None:
         self.launches.append(Launch(op, f"{op}_{entry}", grid_1d(blocks), (threads, 1, 1), params, shared))
 
-    def made(self, name: str, out: Any, *key: Any) -> bool:
-        """Whether `out` holds already what it is to hold: a product before made it of the same x, and in between
-        (`Workspace.keeping`) no array that is read may change."""
-        if not self.ws.unchanged:
+    def is_computed(self, buffer: str, out: Any, *key: Any) -> bool:
+        """Whether an earlier matmul of the same prepared input has computed what is to be in `out`."""
+        if self.prepared is None:
+            self.ws.owners[buffer] = None
             return False
-        if self.ws.last is None:
-            self.ws.last = {}
-        now = (*key, address(self.x), self.x.shape, self.x.dtype, address(out), out.shape)
-        known = bool(self.ws.last.get(name) == now)
-        self.ws.last[name] = now
-        return known
+        return self.prepared.is_computed(buffer, (*key, address(out), out.shape))
 
     def activations(self) -> Params:
         """x, as the kernels of the activation prologue read it."""
@@ -116,7 +112,7 @@ class Call:
     def absmax(self) -> Any:
         """(tokens,) float32: the largest absolute value of each token."""
         absmax = self.ws.get("linear.absmax", (self.tokens,))
-        if not self.made("absmax", absmax):
+        if not self.is_computed("linear.absmax", absmax):
             params = ABSMAX.fill(x=self.activations(), absmax=absmax)
             self.add("absmax", ceil_div(self.tokens, _THREADS // WARP), _THREADS, params)
         return absmax
@@ -138,7 +134,7 @@ class Call:
         col_scale = getattr(weight.codes, "col_scale", None) if scaled and weight is not None else None
         lines = 64 if block == 128 else 128  # of a block of threads
         scales = 0 if col_scale is None else address(col_scale)
-        if self.made("x", out, layout, group, block, transform, scales, absmax is None):
+        if self.is_computed("linear.x", out, layout, group, block, transform, scales, absmax is None):
             return out
         params = INPUTS.fill(
             x=self.activations(),
@@ -442,7 +438,7 @@ def _transform_tiles(call: Call, weight: RBEBlocks) -> None:
     linear_transform.add_launches(call, weight, half)
 
 
-ALGORITHMS = MatmulAlgorithms(
+ALGORITHMS = algorithms.GpuMatmulAlgorithms(
     algorithms.DenseDot(_weight),
     algorithms.DenseTiles(_dense_tiles),
     algorithms.CodesMmaFew(_mma_few),
@@ -465,10 +461,11 @@ def launches(
     ws: Any,
     cache: PanelCache | None = None,
     method: str | None = None,
+    prepared: PreparedInput | None = None,
 ) -> tuple[Launch, ...]:
     """The launches of `linear` for at least one result."""
     check_method(method, cache)
-    call = Call(x, bias, activation, residual, out, ws, cache, [])
+    call = Call(x, bias, activation, residual, out, ws, cache, prepared, [])
     algorithm: Any = ALGORITHMS.choose(weight, call.tokens, x.dtype, cache, method)
     algorithm.add_launches(call, weight)
     return tuple(call.launches)
@@ -484,6 +481,7 @@ def linear(
     ws: Any,
     cache: PanelCache | None,
     method: str | None = None,
+    prepared: PreparedInput | None = None,
 ) -> None:
     """Write activation(x W^T + bias) + residual to `out`.
 
@@ -497,8 +495,9 @@ def linear(
     ws : workspace: x^, partial sums, and a panel of up to `PANEL_BYTES`
     cache : keeps decoded panels, where an algorithm decodes any
     method : restricts the choice of the algorithm for a compressed weight (`rbe_gpu.matmul`)
+    prepared : of x
     """
     if out.size:
-        run(*launches(x, weight, bias, activation, residual, out, ws, cache, method))
+        run(*launches(x, weight, bias, activation, residual, out, ws, cache, method, prepared))
     else:
         check_method(method, cache)

@@ -15,7 +15,14 @@ import numpy as np
 from rbe_gpu import transforms
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.cache import PanelCache
-from rbe_gpu.matmul import NOT_COMPRESSED, NOT_DENSE, SUPPORTED, MatmulAlgorithm, Weight
+from rbe_gpu.matmul import (
+    NOT_COMPRESSED,
+    NOT_DENSE,
+    SUPPORTED,
+    MatmulAlgorithm,
+    MatmulAlgorithms,
+    Weight,
+)
 
 FEW_TOKENS = 16  # up to so many, each byte of W counts more than the arithmetic
 DOT_TOKENS = 4  # dense and grid codes with half-precision x: above, tensor cores
@@ -164,3 +171,24 @@ class TransformTiles(GpuMatmul):
 
     def supports(self, weight: Weight, tokens: int, dtype: Any) -> tuple[bool, str]:
         return SUPPORTED if isinstance(weight, RBEBlocks) else NOT_COMPRESSED
+
+
+class GpuMatmulAlgorithms(MatmulAlgorithms):
+    """The algorithms in the order of their ranks."""
+
+    def __init__(self, *algorithms: GpuMatmul) -> None:
+        super().__init__(*sorted(algorithms, key=lambda a: a.rank))
+
+    def choose(
+        self,
+        weight: Weight,
+        tokens: int,
+        dtype: Any,
+        cache: PanelCache | None = None,
+        method: str | None = None,
+    ) -> MatmulAlgorithm:
+        """The first supported algorithm, which is 3 us faster to find than the minimum of all ranks."""
+        for algorithm in self._candidates(weight, cache, method):
+            if algorithm.supports(weight, tokens, dtype)[0]:
+                return algorithm
+        raise AssertionError("every weight has an algorithm that supports it")

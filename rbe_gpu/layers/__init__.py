@@ -1,9 +1,9 @@
 """Layers: weights, compressed or dense, with the op that runs on them.
 
-Plain classes. A weight is a NumPy array, an `RBEMatrix` or an `RBEVectors`; `from_dense` compresses it. Every
-layer is called with `out=` and `workspace=`; when both are given, a second call with the same shapes
-allocates nothing. One `Workspace` serves all layers of a model: each layer takes its scratch under its own
-name, and gives it back when the call returns. A workspace belongs to one thread at a time.
+Plain classes. A weight is a NumPy or CuPy array, an `RBEMatrix` or an `RBEVectors`; `from_dense` compresses it. Every
+layer takes `out=` and `workspace=`; with both, a second call with the same shapes allocates nothing. All layers of a
+model can share one `Workspace`: each takes its scratch memory under its own names, and needs it only during a call. A
+workspace belongs to one thread at a time.
 """
 
 from __future__ import annotations

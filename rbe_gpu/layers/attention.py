@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import prod
 from typing import Any, cast
 
 import numpy as np
 
-from .. import ops, transforms
-from ..blocks import Array, RBEMatrix
+from .. import ops
+from ..blocks import Array
 from ..cache import PanelCache
-from ..dispatch import as_cupy, device_of, module_of
+from ..dispatch import CPU, CUDA, as_cupy, device_of, module_of
+from ..matmul import PreparedInput, algorithms_of, prepare_input
 from ..workspace import Workspace
+from .attention_transform_domain import TransformDomainAttention
 from .rbe_linear import RBELinear, compressed
 
 
@@ -19,9 +21,9 @@ class RBEAttention:
     """y = output(concat_h softmax(scale * q_h k_h^T + mask) v_h) + residual; q = query(x), k = key(c), v =
     value(c).
 
-    c is x itself, or `context` (cross attention). Padded sequences come as (batch, seq, hidden) with their
-    `lengths`. Sequences may also be packed end to end, (tokens, hidden) with lengths that add up to the
-    tokens, or with the `cu_seqlens` that those give: no padding is then computed anywhere.
+    c is x itself, or `context` (cross attention). Padded sequences are (batch, seq, hidden) with their
+    `lengths`. Packed sequences are (tokens, hidden), end to end without padding, with their `lengths`, which add up
+    to the tokens, or with `cu_seqlens`, the cumulative lengths.
 
     Parameters
     ----------
@@ -74,7 +76,7 @@ class RBEAttention:
         self.causal = causal
         self.window = window
         self.scale = scale
-        self._inside: tuple[Any, RBEAttention | None] | None = None
+        self._derived: TransformDomainAttention | None = None
 
     @classmethod
     def from_dense(
@@ -97,9 +99,9 @@ class RBEAttention:
         method: str | None = None,
         **options: Any,
     ) -> RBEAttention:
-        """Compress the four weights: grade=, ratio=, rmse=, density=, block=, transform=, basis=, codes= go to
-        `rbe_gpu.compress`. With none of them they stay dense. `cache` is shared by the four projections, `method`
-        is that of each (`RBELinear`).
+        """Compress the four weights: grade=, ratio=, rmse=, density=, block=, transform=, basis=, codes= are passed
+        to `rbe_gpu.compress`. Without any of them the weights stay dense. The four projections share `cache`, and
+        each has this `method` (`RBELinear`).
         """
         shared = PanelCache(cache) if isinstance(cache, int) else cache
         pairs = ((query, query_bias), (key, key_bias), (value, value_bias), (output, output_bias))
@@ -110,7 +112,7 @@ class RBEAttention:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weights as they are held."""
+        """Bytes of all weights, as they are stored."""
         return self.query.nbytes + self.key.nbytes + self.value.nbytes + self.output.nbytes
 
     def __call__(
@@ -134,84 +136,42 @@ class RBEAttention:
         mask : broadcastable to (batch, num_heads, seq, seq_k), float32 (added) or bool (True keeps); not for
             packed sequences
         residual : like the result, added to it
-        context : (batch, seq_k, context_hidden), what keys and values are made of; not for packed sequences
-        cu_seqlens : (batch + 1,) int32/int64, where x is: for packed sequences in the place of `lengths`,
-            sequence b being rows cu_seqlens[b] to cu_seqlens[b + 1]. On a GPU nothing looks at them, and
-            nothing is copied
+        context : (batch, seq_k, context_hidden), the input of key and value; not for packed sequences
+        cu_seqlens : (batch + 1,) int32/int64, on the device of x: for packed sequences instead of `lengths`.
+            Sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1]. On a GPU they are neither read on the host nor
+            copied
 
         Returns
         -------
-        (batch, seq, hidden) or (tokens, hidden), dtype of x. Rows of padding hold no meaning.
+        (batch, seq, hidden) or (tokens, hidden), dtype of x. Rows of padding are undefined.
         """
         x = as_cupy(x)
         workspace = (workspace or Workspace()).on(device_of(x, "x"))
         context = as_cupy(context)
-        inside = self._coefficients() if self._favors_transform_domain(x, context) else None
-        within = self if inside is None else inside
-        merged = within.mix(x, lengths, mask, context, workspace, cu_seqlens)
-        return within.output(merged, residual, out=out, workspace=workspace)
+        projections = self._projections(x, context)
+        heads = self._mix(projections, x, lengths, mask, context, workspace, cu_seqlens)
+        return projections.output(heads, residual, out=out, workspace=workspace)
 
-    def _favors_transform_domain(self, x: Array, context: Array | None) -> bool:
-        """Whether every projection does, with the algorithm that it takes."""
-        source = x if context is None else context
-        inputs = ((self.query, x), (self.key, source), (self.value, source), (self.output, x))
-        return all(projection.favors_transform_domain(a) for projection, a in inputs)
+    def _projections(self, x: Array, context: Array | None) -> RBEAttention | TransformDomainAttention:
+        """Those in the transform domain, where they exist and every matmul becomes cheaper by them."""
+        algorithms = algorithms_of(CPU if device_of(x) == "cpu" else CUDA)
+        tokens = prod(x.shape[:-1])
+        context_tokens = tokens if context is None else prod(context.shape[:-1])
+        for part, count in (
+            (self.query, tokens), (self.key, context_tokens), (self.value, context_tokens), (self.output, tokens)
+        ):  # fmt: skip
+            if not algorithms.favors_transform_domain(part.weight, count, x.dtype, part.cache, part.method):
+                return self
+        return self._transform_domain() or self
 
-    def _coefficients(self) -> RBEAttention | None:
-        """This attention between the transforms: q, k, v come out as coefficients and `output` takes them.
-
-        An orthonormal transform whose blocks divide the heads changes no product q.k, and what the output
-        transform of v does, the input transform of `output` undoes: of eight transforms two are left. None
-        where a weight is dense or has a basis, or blocks do not fit.
-        """
-        parts = (self.query, self.key, self.value, self.output)
-        state = (
-            (self.causal, self.window, self.scale),
-            *((part.weight, part.bias, part.activation, part.method) for part in parts),
-        )
-        if self._inside is None or any(
-            a is not b
-            for old, new in zip(self._inside[0], state, strict=True)
-            for a, b in zip(old, new, strict=True)
-        ):
-            self._inside = state, self._one_sided() if self._fits() else None
-        return self._inside[1]
-
-    def _fits(self) -> bool:
-        weights = [part.weight for part in (self.query, self.key, self.value, self.output)]
-        first = weights[0]
-        return (
-            all(isinstance(w, RBEMatrix) and w.basis is None for w in weights)
-            and all(w.row_transformed and w.col_transformed for w in weights)
-            and all(part.activation is None for part in (self.query, self.key, self.value))
-            and len({(w.transform, w.block) for w in weights}) == 1
-            and first.transform != "none"
-            and transforms.is_orthonormal(first.transform)
-            and self.head_dim % first.block == 0
-        )
-
-    def _one_sided(self) -> RBEAttention:
-        from ..transfer import to
-
-        weight: Any = self.query.weight
-        s = transforms.synthesis(weight.transform, weight.block)
-
-        def gives(linear: RBELinear) -> RBELinear:
-            bias = linear.bias
-            if bias is not None:
-                blocks = to(bias, "cpu").astype(np.float64).reshape(-1, weight.block)
-                bias = to((blocks @ s).reshape(-1).astype(np.float32), device_of(bias, "bias"))
-            given = cast(RBEMatrix, linear.weight).without_transform("row")
-            return RBELinear(given, bias, method=linear.method)
-
-        output = self.output
-        taken = cast(RBEMatrix, output.weight).without_transform("col")
-        takes = RBELinear(taken, output.bias, output.activation, method=output.method)
-        scale = 1.0 / sqrt(self.head_dim) if self.scale is None else self.scale
-        return RBEAttention(
-            gives(self.query), gives(self.key), gives(self.value), takes, self.num_heads, self.num_kv_heads,
-            self.causal, self.window, scale,
-        )  # fmt: skip
+    def _transform_domain(self) -> TransformDomainAttention | None:
+        """The projections in the transform domain, derived once; None if the weights do not support it."""
+        projections = self.query, self.key, self.value, self.output
+        derived = self._derived
+        if derived is None or not derived.is_made_of(*projections):
+            supported = TransformDomainAttention.supports(*projections, self.head_dim)
+            derived = self._derived = TransformDomainAttention(*projections) if supported else None
+        return derived
 
     def mix(
         self,
@@ -222,14 +182,27 @@ class RBEAttention:
         workspace: Workspace | None = None,
         cu_seqlens: Array | None = None,
     ) -> Array:
-        """All heads side by side, before the output projection; arguments as in a call.
+        """The concatenated heads, before the output projection; arguments as in a call.
 
         Returns
         -------
-        (..., num_heads * head_dim), dtype of x, in the workspace's memory: use it before the next call.
+        (..., num_heads * head_dim), dtype of x, in the workspace's memory: valid until the next call.
         """
         x, context = as_cupy(x), as_cupy(context)
         workspace = (workspace or Workspace()).on(device_of(x, "x"))
+        return self._mix(self, x, lengths, mask, context, workspace, cu_seqlens)
+
+    def _mix(
+        self,
+        projections: RBEAttention | TransformDomainAttention,
+        x: Array,
+        lengths: Array | None,
+        mask: Array | None,
+        context: Array | None,
+        workspace: Workspace,
+        cu_seqlens: Array | None,
+    ) -> Array:
+        """`mix`, with the queries, keys and values of the given projections."""
         packed = x.ndim == 2
         if packed:
             if (lengths is None) == (cu_seqlens is None) or mask is not None or context is not None:
@@ -246,40 +219,24 @@ class RBEAttention:
         if source.ndim != x.ndim:
             raise ValueError(f"context has {source.ndim} axes, needs (batch, seq_k, context_hidden)")
 
-        def project(linear: RBELinear, a: Array, name: str, heads: int) -> Array:
+        def project(linear: RBELinear, a: PreparedInput, name: str, heads: int) -> Array:
             scratch = workspace.get(f"layer.attention.{name}", (*a.shape[:-1], linear.out_features), a.dtype)
             return linear(a, out=scratch, workspace=workspace).reshape(*a.shape[:-1], heads, self.head_dim)
 
-        with workspace.keeping():  # one transform for all that reads the same
-            q = project(self.query, x, "q", self.num_heads)
-            k = project(self.key, source, "k", self.num_kv_heads)
-            v = project(self.value, source, "v", self.num_kv_heads)
+        inputs = prepare_input(x, workspace)
+        q = project(projections.query, inputs, "q", self.num_heads)
+        if context is not None:
+            inputs = prepare_input(context, workspace)
+        k = project(projections.key, inputs, "k", self.num_kv_heads)
+        v = project(projections.value, inputs, "v", self.num_kv_heads)
         heads = workspace.get("layer.attention.heads", q.shape, x.dtype)
         if packed:
-            self._attend_packed(q, k, v, cu_seqlens, heads, workspace)
-        else:
-            self._attend(q, k, v, lengths, mask, heads, workspace)
-        return heads.reshape(*x.shape[:-1], self.num_heads * self.head_dim)
-
-    def _attend(
-        self,
-        q: Array,
-        k: Array,
-        v: Array,
-        lengths: Array | None,
-        mask: Array | None,
-        out: Array,
-        workspace: Workspace,
-    ) -> None:
+            lengths = None
         ops.attention(
-            q, k, v, self.causal, self.scale, mask, lengths, self.window, out=out, workspace=workspace
-        )
-
-    def _attend_packed(
-        self, q: Array, k: Array, v: Array, cu_seqlens: Array | None, out: Array, workspace: Workspace
-    ) -> None:
-        options = {"window": self.window, "out": out, "workspace": workspace, "cu_seqlens_q": cu_seqlens}
-        ops.attention(q, k, v, self.causal, self.scale, **options)
+            q, k, v, self.causal, self.scale, mask, lengths, self.window, out=heads, workspace=workspace,
+            cu_seqlens_q=cu_seqlens,
+        )  # fmt: skip
+        return heads.reshape(*x.shape[:-1], self.num_heads * self.head_dim)
 
     def __repr__(self) -> str:
         extra = ", causal" * self.causal
@@ -293,7 +250,7 @@ class RBEAttention:
 
 
 def _ends(lengths: Array, x: Array) -> Array:
-    """Where packed sequences begin and end, int64, where x is."""
+    """Cumulative lengths of packed sequences, int64, on the device of x."""
     _check_packed(lengths, x.shape[0])
     xp = module_of(lengths)
     ends = xp.zeros(lengths.size + 1, np.int64)

@@ -8,11 +8,11 @@ from ..workspace import Workspace
 
 
 class RBEDropout:
-    """y[i] = x[i] / (1 - p) where element i is kept, else 0; plus residual[i]. In evaluation, y = x +
-    residual.
+    """y[i] = x[i] / (1 - p) where element i is kept, else 0; plus residual[i]. In evaluation mode,
+    y = x + residual.
 
-    The masks are those of Philox4x32-10 under key `seed`. Each training call takes ceil(n / 4) blocks of the
-    stream and moves `offset` past them, so that no two calls share random numbers; setting `offset` back
+    The masks are those of Philox4x32-10 with key `seed`. Each call in training mode consumes ceil(n / 4) blocks of
+    the stream and advances `offset` past them, so that no two calls share random numbers; resetting `offset`
     replays a mask. A new layer is in training mode.
 
     Parameters
@@ -42,12 +42,12 @@ class RBEDropout:
         return 0
 
     def train(self, mode: bool = True) -> RBEDropout:
-        """Drop from now on (or not, with `mode=False`). Returns the layer."""
+        """Set training mode, or with `mode=False` evaluation mode. Returns the layer."""
         self.training = mode
         return self
 
     def eval(self) -> RBEDropout:
-        """Drop nothing from now on. Returns the layer."""
+        """Set evaluation mode: nothing is dropped. Returns the layer."""
         return self.train(False)
 
     def __call__(
@@ -57,7 +57,7 @@ class RBEDropout:
         out: Array | None = None,
         workspace: Workspace | None = None,
     ) -> Array:
-        """x, residual : any one shape. Returns like x; in evaluation x itself when nothing is to be done."""
+        """x, residual : any one shape. Returns like x; in evaluation mode, without residual and out, x itself."""
         if not self.training:
             if residual is None and out is None:
                 return x

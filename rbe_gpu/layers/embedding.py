@@ -14,7 +14,7 @@ from .rbe_linear import compressed, describe
 
 
 class RBEEmbedding:
-    """y[..., :] = W[ids[...], :]; of a compressed table only the rows asked for are decoded.
+    """y[..., :] = W[ids[...], :]; only the rows asked for of a compressed table are decoded.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class RBEEmbedding:
     @classmethod
     def from_dense(cls, weight: Array, dtype: Any = np.float32, **options: Any) -> RBEEmbedding:
         """Compress the table row by row (`kind="vectors"`): grade=, ratio=, rmse=, density=, block=, transform=,
-        basis=, codes= go to `rbe_gpu.compress`. With none of them it stays dense.
+        basis=, codes= are passed to `rbe_gpu.compress`. Without any of them it stays dense.
         """
         return cls(compressed(weight, "vectors", options), dtype)
 
@@ -47,7 +47,7 @@ class RBEEmbedding:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the table as it is held."""
+        """Bytes of the table, as it is stored."""
         return int(self.weight.nbytes)
 
     def __call__(self, ids: Array, out: Array | None = None, workspace: Workspace | None = None) -> Array:

@@ -10,6 +10,7 @@ from .. import ops
 from ..blocks import Array
 from ..cache import PanelCache
 from ..dispatch import as_cupy, device_of, module_of
+from ..matmul import prepare_input
 from ..workspace import Workspace
 from .rbe_linear import RBELinear, compressed
 
@@ -19,10 +20,10 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu", "swiglu")
 class RBEFFN:
     """y = down(h) + residual; h = activation(up(x)), or for "swiglu" h = silu(gate(x)) * up(x).
 
-    SwiGLU comes in two forms with the same result. With `gate=None`, `up` is the stacked projection
-    [gate; up] of 2n rows (what `from_dense` makes): one product, then the `swiglu` op on its [gate | up]
-    columns. With a separate `gate`, silu runs inside the gate's product and the two halves are multiplied in
-    place. Neither copies an activation.
+    SwiGLU has two forms with the same result. With `gate=None`, `up` is the stacked projection [gate; up] of 2n
+    rows (as `from_dense` makes it): one matmul, then the `swiglu` op on its [gate | up] columns. With a separate
+    `gate`, silu is in the epilogue of the gate's matmul, and the two results are multiplied in place. Neither copies
+    an activation.
 
     Parameters
     ----------
@@ -78,8 +79,8 @@ class RBEFFN:
         **options: Any,
     ) -> RBEFFN:
         """Compress the weights, `up` and `gate` (intermediate, hidden) stacked as one matrix: grade=, ratio=,
-        rmse=, density=, block=, transform=, basis=, codes= go to `rbe_gpu.compress`. With none of them they stay
-        dense. `cache` is shared by all of the layer's products, `method` is that of each (`RBELinear`).
+        rmse=, density=, block=, transform=, basis=, codes= are passed to `rbe_gpu.compress`. Without any of them they
+        stay dense. All matmuls of the layer share `cache`, and each has this `method` (`RBELinear`).
         """
         if (gate is None) != (activation != "swiglu"):
             raise ValueError("activation='swiglu' and gate= belong together; pass both or neither")
@@ -100,7 +101,7 @@ class RBEFFN:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weights as they are held."""
+        """Bytes of all weights, as they are stored."""
         return self.up.nbytes + self.down.nbytes + (0 if self.gate is None else self.gate.nbytes)
 
     def __call__(
@@ -114,11 +115,10 @@ class RBEFFN:
         x = as_cupy(x)
         workspace = (workspace or Workspace()).on(device_of(x, "x"))
         shape = (*x.shape[:-1], self.up.out_features)
-        with workspace.keeping():  # one transform of x for both products
-            hidden = self.up(x, out=workspace.get("layer.ffn.up", shape, x.dtype), workspace=workspace)
-            if self.gate is not None:
-                gate = self.gate(x, out=workspace.get("layer.ffn.gate", shape, x.dtype), workspace=workspace)
+        inputs = x if self.gate is None else prepare_input(x, workspace)
+        hidden = self.up(inputs, out=workspace.get("layer.ffn.up", shape, x.dtype), workspace=workspace)
         if self.gate is not None:
+            gate = self.gate(inputs, out=workspace.get("layer.ffn.gate", shape, x.dtype), workspace=workspace)
             module_of(hidden).multiply(gate, hidden, out=hidden)
         elif self.activation == "swiglu":
             half = (*x.shape[:-1], self.intermediate_size)

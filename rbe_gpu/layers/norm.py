@@ -19,7 +19,7 @@ def _vector(name: str, vector: Array | RBEBlocks, cols: int) -> None:
 
 
 def _dense(vector: Array | RBEBlocks | None, name: str, workspace: Workspace) -> Array | None:
-    """A gain or bias as an array; a compressed one is decoded into scratch."""
+    """A gain or bias as an array; a compressed one is decoded into scratch memory."""
     if not isinstance(vector, RBEBlocks):
         return vector
     workspace = workspace.on(vector.device)
@@ -53,15 +53,15 @@ class RBELayerNorm:
     def from_dense(
         cls, weight: Array, bias: Array | None = None, eps: float = 1e-5, **options: Any
     ) -> RBELayerNorm:
-        """Compress gain and bias: grade=, ratio=, rmse=, density=, block=, transform=, basis=, codes= go to
-        `rbe_gpu.compress`. With none of them they stay dense, which is right for all but very wide layers.
+        """Compress gain and bias: grade=, ratio=, rmse=, density=, block=, transform=, basis=, codes= are passed
+        to `rbe_gpu.compress`. Without any of them they stay dense, which is best for all but very wide layers.
         """
         compact = None if bias is None else compressed(bias, "vectors", options)
         return cls(compressed(weight, "vectors", options), compact, eps)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of gain and bias as they are held."""
+        """Bytes of gain and bias, as they are stored."""
         return int(self.weight.nbytes) + (0 if self.bias is None else int(self.bias.nbytes))
 
     def __call__(
@@ -105,7 +105,7 @@ class RBERMSNorm:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the gain as it is held."""
+        """Bytes of the gain, as it is stored."""
         return int(self.weight.nbytes)
 
     def __call__(

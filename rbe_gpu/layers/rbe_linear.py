@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,21 +11,21 @@ from ..blocks import Array, RBEBlocks
 from ..cache import PanelCache
 from ..dispatch import backend_of
 from ..encode import compress
-from ..matmul import METHODS, MatmulPlan, algorithms_of
+from ..matmul import METHODS, MatmulPlan, PreparedInput, algorithms_of
 from ..workspace import Workspace
 
 
 def compressed(weight: Array, kind: str | None, options: dict[str, Any]) -> Array | RBEBlocks:
-    """`weight` through `rbe_gpu.compress` with the options that are not None; as it is when there are none.
+    """`rbe_gpu.compress(weight)` with the options that are not None; without any, `weight` itself.
 
-    The rule that every `from_dense` of the layers follows.
+    For `from_dense` of the layers.
     """
     options = {name: value for name, value in options.items() if value is not None}
     return compress(weight, kind=kind, **options) if options else weight
 
 
 def describe(weight: Array | RBEBlocks | None) -> str:
-    """A weight in the few words that a layer's repr has room for."""
+    """A short description of a weight, for the repr of a layer."""
     if weight is None:
         return "None"
     if isinstance(weight, RBEBlocks):
@@ -43,7 +42,7 @@ class RBELinear:
     bias : (out_features,) float32/float16/bfloat16, or None
     activation : None, "relu", "gelu" (erf), "gelu_tanh" or "silu"
     cache : keeps decoded panels of a compressed weight between calls: a `PanelCache` (several layers may
-        share one), a budget in bytes for a cache of this layer alone, or None to keep nothing
+        share one), a budget in bytes for a cache of this layer alone, or None
     method : "transform", "decode" or "cache" restricts the choice of the matmul algorithm for every batch
         (`rbe_gpu.matmul`); None leaves it to the cost model (`plan`)
     """
@@ -83,8 +82,8 @@ class RBELinear:
         method: str | None = None,
         **options: Any,
     ) -> RBELinear:
-        """Compress `weight`: grade=, ratio=, rmse=, density=, block=, transform=, basis=, codes= go to
-        `rbe_gpu.compress`. With none of them the weight stays dense. The bias stays dense always.
+        """Compress `weight`: grade=, ratio=, rmse=, density=, block=, transform=, basis=, codes= are passed to
+        `rbe_gpu.compress`. Without any of them the weight stays dense. The bias always stays dense.
         """
         return cls(compressed(weight, "matrix", options), bias, activation, cache, method)
 
@@ -98,17 +97,20 @@ class RBELinear:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weight as it is held, and of the bias. The cache counts its own (`cache.nbytes`)."""
+        """Bytes of the weight, as it is stored, and of the bias, without the cache (`cache.nbytes`)."""
         return int(self.weight.nbytes) + (0 if self.bias is None else int(self.bias.nbytes))
 
     def __call__(
         self,
-        x: Array,
+        x: Array | PreparedInput,
         residual: Array | None = None,
         out: Array | None = None,
         workspace: Workspace | None = None,
     ) -> Array:
-        """x : (..., in_features); residual : (..., out_features). Returns (..., out_features), dtype of x."""
+        """x : (..., in_features), or `rbe_gpu.prepare_input` of it; residual : (..., out_features).
+
+        Returns (..., out_features), dtype of x.
+        """
         return ops.linear(
             x,
             self.weight,
@@ -133,15 +135,6 @@ class RBELinear:
             raise TypeError(f"{describe(self.weight)} has no plan; only compressed weights have")
         algorithms = algorithms_of(backend_of(weight=self.weight))
         return algorithms.plan(self.weight, batch, np.dtype(dtype), self.cache, self.method)
-
-    def favors_transform_domain(self, x: Array) -> bool:
-        """Whether a matmul with x is cheaper if x, or the result, is already in the transform domain of the weight.
-
-        x : (..., in_features)
-        """
-        algorithms = algorithms_of(backend_of(weight=self.weight))
-        tokens = prod(x.shape[:-1])
-        return algorithms.favors_transform_domain(self.weight, tokens, x.dtype, self.cache, self.method)
 
     def __repr__(self) -> str:
         activation = "" if self.activation is None else f", {self.activation}"

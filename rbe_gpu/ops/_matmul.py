@@ -9,6 +9,7 @@ import numpy as np
 from ..blocks import Array, RBEBlocks
 from ..cache import PanelCache
 from ..dispatch import backend_of
+from ..matmul import PreparedInput
 from ..workspace import Workspace
 from ._checks import (
     ACTIVATIONS,
@@ -50,7 +51,7 @@ def decode(
 
 @op
 def linear(
-    x: Array,
+    x: Array | PreparedInput,
     weight: Array | RBEBlocks,
     bias: Array | None = None,
     activation: str | None = None,
@@ -64,7 +65,7 @@ def linear(
 
     Parameters
     ----------
-    x : (..., in_features) float32/float16/bfloat16
+    x : (..., in_features) float32/float16/bfloat16, or `rbe_gpu.prepare_input` of it
     weight : RBEMatrix, RBEVectors or dense array, (out_features, in_features)
     bias : (out_features,)
     activation : None, "relu", "gelu" (erf), "gelu_tanh" or "silu"
@@ -81,6 +82,10 @@ def linear(
     -------
     (..., out_features), dtype of x
     """
+    prepared = None
+    if type(x) is PreparedInput:
+        prepared, x = x, x.array
+        workspace = prepared.workspace if workspace is None else workspace
     compressed = isinstance(weight, RBEBlocks)
     # next to a NumPy array, a weight in the same memory decides nothing more
     beside = None if compressed and type(x) is np.ndarray and weight.device == "cpu" else weight
@@ -116,6 +121,7 @@ def linear(
         scratch_of(workspace, result),
         cache,
         method,
+        prepared,
     )
     return result
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -29,13 +28,13 @@ def virtual(
 class VirtualWorkspace:
     """Buffers of any size."""
 
-    unchanged = False
+    device = "cpu"
+
+    def __init__(self) -> None:
+        self.owners: dict[str, object] = {}
 
     def get(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
         return virtual(shape, dtype)
-
-    def constant(self, name: str, key: Any, make: Callable[[], Any]) -> Any:
-        return make()
 
 
 def dense_codes(rows: int, cols: int, bits: int = 4) -> DenseCodes:
