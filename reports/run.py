@@ -138,9 +138,7 @@ def require_extra() -> None:
     """
     missing = [name for name in EXTRA if find_spec(name) is None]
     if missing:
-        raise FileNotFoundError(
-            f"the report needs {' and '.join(missing)}: pip install 'rbe-gpu[report]'"
-        )
+        raise FileNotFoundError(f"the report needs {' and '.join(missing)}: pip install 'rbe-gpu[report]'")
 
 
 def _run(out: Path, model: Path | None, flags: list[str]) -> int:

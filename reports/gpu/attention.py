@@ -95,7 +95,9 @@ def one(
     baselines = tuple(p for p in providers if p != OURS)
     case = Case("attention", size.name, str(size.shape), providers, DTYPE, sample, baselines)
     times = device.measure(case)
-    device.rows(case, "rate", "FLOP/s", {p: [size.flops / t for t in seen] for p, seen in times.items()})
+    device.rows(
+        case, "rate", "FLOP/s", {p: [size.flops / t for t in seconds] for p, seconds in times.items()}
+    )
     if baselines:
         best = min(baselines, key=lambda p: float(np.median(times[p])))
         device.row(case, OURS, f"speed_vs_{TORCH}", "x", speedups(times, best)[OURS])

@@ -183,7 +183,7 @@ def one(device: Device, op: Pass, arrays: Arrays, nbytes: int) -> None:
     case = Case(op.op, op.name, str(shape), providers, op.dtype, sample, baselines=())
     times = device.measure(case)
     moved = {p: 2 * x.nbytes if p == COPY else op.moved(shape) for p in times}
-    bandwidth = {p: [moved[p] / t for t in seen] for p, seen in times.items()}
+    bandwidth = {p: [moved[p] / t for t in seconds] for p, seconds in times.items()}
     device.rows(case, "bandwidth", "B/s", bandwidth)
     ratios = [a / b for a, b in zip(bandwidth[OURS], bandwidth[COPY], strict=True)]
     device.row(case, OURS, "bandwidth_vs_copy", "", ratios)

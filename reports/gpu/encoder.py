@@ -127,11 +127,11 @@ def kernel_seconds(device: Device, run: Callable[[], Any]) -> float | None:
     if profiler is None or profiler.ProfilerActivity.CUDA not in profiler.supported_activities():
         return None
     device.clock.synchronize()
-    with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as seen:
+    with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as trace:
         for _ in range(REPLAYS):
             run()
         device.clock.synchronize()
-    total = sum(float(event.self_device_time_total) for event in seen.key_averages())
+    total = sum(float(event.self_device_time_total) for event in trace.key_averages())
     return total * 1e-6 / REPLAYS or None
 
 

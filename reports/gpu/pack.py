@@ -64,8 +64,8 @@ def candle_states(
         return candle.Tensor(a.tolist()).to_dtype(candle.u32)
 
     x = model.embeddings.forward(whole(ids), whole(np.zeros_like(ids)))
-    seen = np.arange(ids.shape[1]) < lengths[:, None]
-    added = candle.Tensor(np.where(seen, 0.0, -np.inf).tolist()).to_dtype(x.dtype)
+    mask = np.arange(ids.shape[1]) < lengths[:, None]
+    added = candle.Tensor(np.where(mask, 0.0, -np.inf).tolist()).to_dtype(x.dtype)
     states = [x]
     for layer in model.encoder.layer:
         states.append(layer.forward(states[-1], attention_mask=added))

@@ -16,20 +16,20 @@ from .stage import CANNOT_RUN, FAILED, PASSED, STOPPED, Options, Result, finish,
 
 TOOLS = ("memcheck", "racecheck")
 PACKAGE = "nvidia-cuda-sanitizer-api"
-FOUND = 9  # exit status that stands for an error found
+ERRORS = 9  # exit status of compute-sanitizer when it finds errors
 _SUMMARY = {
     "memcheck": re.compile(r"ERROR SUMMARY: (\d+) error"),
     "racecheck": re.compile(r"RACECHECK SUMMARY: (\d+) hazard"),
 }
-_PASSED_OVER = re.compile(r"^every_kernel: (\d+) kernels$", re.MULTILINE)
+_LAST_LINE = re.compile(r"^every_kernel: (\d+) kernels$", re.MULTILINE)
 
 
 def program() -> str | None:
     """The path of compute-sanitizer: on PATH, in a CUDA toolkit, or of the package; None where there is none."""
     toolkits = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    for found in (shutil.which("compute-sanitizer"), *(f"{t}/bin/compute-sanitizer" for t in toolkits if t)):
-        if found and os.access(found, os.X_OK):
-            return found
+    for path in (shutil.which("compute-sanitizer"), *(f"{t}/bin/compute-sanitizer" for t in toolkits if t)):
+        if path and os.access(path, os.X_OK):
+            return path
     try:
         files = metadata.files(PACKAGE) or []
     except metadata.PackageNotFoundError:
@@ -42,7 +42,7 @@ def program() -> str | None:
 def command(tool: str, path: str, log: Path) -> list[str]:
     """One pass under a tool. CuPy's own failed calls are no errors of a kernel; those of a launch raise."""
     options = [
-        *("--tool", tool, "--error-exitcode", str(FOUND), "--launch-timeout", "120"),
+        *("--tool", tool, "--error-exitcode", str(ERRORS), "--launch-timeout", "120"),
         *("--print-limit", "50", "--log-file", str(log)),
     ]
     if tool == "memcheck":
@@ -51,15 +51,15 @@ def command(tool: str, path: str, log: Path) -> list[str]:
 
 
 def findings(tool: str, log: str) -> int | None:
-    """Errors or hazards that the tool counts, or None where it did not come to count them."""
-    found = _SUMMARY[tool].search(log)
-    return None if found is None else int(found[1])
+    """The number of errors or hazards, or None where the tool ended before its summary."""
+    summary = _SUMMARY[tool].search(log)
+    return None if summary is None else int(summary[1])
 
 
 def kernels(output: str) -> int | None:
     """Kernels that the pass launched, or None where it did not reach its end."""
-    found = _PASSED_OVER.search(output)
-    return None if found is None else int(found[1])
+    last = _LAST_LINE.search(output)
+    return None if last is None else int(last[1])
 
 
 def run(options: Options, result: Result) -> None:
@@ -80,20 +80,22 @@ def run(options: Options, result: Result) -> None:
         process = start(command(tool, path, log.resolve()), output, folder, child_environment())
         share = (options.seconds - result.seconds) / (len(TOOLS) - i)
         status = finish(process, share)
-        found = findings(tool, log.read_text(errors="replace")) if log.is_file() else None
+        errors = findings(tool, log.read_text(errors="replace")) if log.is_file() else None
         count = kernels(output.read_text(errors="replace"))
-        result.fact(tool, {"exit": status, "findings": found, "kernels": count})
+        result.fact(tool, {"exit": status, "findings": errors, "kernels": count})
         seconds = time.perf_counter() - began
         if status is None:
             result.say(
                 f"{tool}: stopped after {seconds:.0f} s; what it printed is in {output.name} and {log.name}"
             )
-            statuses.append(FAILED if found else STOPPED)
-        elif status == 0 and found == 0 and count:
+            statuses.append(FAILED if errors else STOPPED)
+        elif status == 0 and errors == 0 and count:
             result.say(f"{tool}: nothing found in {count} kernels, {seconds:.0f} s")
             statuses.append(PASSED)
         else:
-            told = "no summary" if found is None else f"{found} found"
-            result.say(f"{tool}: {told}, exit status {status}, {count or 'not all'} kernels; see {log.name}")
+            outcome = "no summary" if errors is None else f"{errors} found"
+            result.say(
+                f"{tool}: {outcome}, exit status {status}, {count or 'not all'} kernels; see {log.name}"
+            )
             statuses.append(FAILED)
     result.end(next(s for s in (FAILED, STOPPED, PASSED) if s in statuses))

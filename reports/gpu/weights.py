@@ -173,10 +173,10 @@ def one_linear(device: Device, size: Linear, weights: Weights) -> None:
     case = setup.case(providers)
     times = device.measure(case)
     flops = 2 * size.tokens * size.shape[0] * size.shape[1]
-    device.rows(case, "rate", "FLOP/s", {p: [flops / t for t in seen] for p, seen in times.items()})
+    device.rows(case, "rate", "FLOP/s", {p: [flops / t for t in seconds] for p, seconds in times.items()})
     held = {p: m.resident_nbytes if p == OURS else dense.nbytes for p in times}
     device.rows(
-        case, "weight_bandwidth", "B/s", {p: [held[p] / t for t in seen] for p, seen in times.items()}
+        case, "weight_bandwidth", "B/s", {p: [held[p] / t for t in seconds] for p, seconds in times.items()}
     )
 
 

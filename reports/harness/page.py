@@ -85,7 +85,7 @@ def _run(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def render(template: str, rows: Sequence[Row], plots: Iterable[Plot], **names: Any) -> str:
-    """A page from a template, which refuses names that it was not given.
+    """A page from a template, which refuses undefined names.
 
     Raises
     ------

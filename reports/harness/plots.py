@@ -177,8 +177,8 @@ def bound_chart(models: Errors, label: str, others: Mapping[str, Errors], x: str
     x : what the x axis says
     """
     figure, axes = new_figure(4.2)
-    seen = [*models, *(p for points in others.values() for p in points)]
-    right = max(b for b, _ in models or seen) * 1.08
+    every = [*models, *(p for points in others.values() for p in points)]
+    right = max(b for b, _ in models or every) * 1.08
     bound = np.linspace(0, right, 200)
     axes.plot(bound, 2.0**-bound, "--", color=INK, linewidth=1.3, label="Shannon's bound, $D = 2^{-2R}$")
     styles = ((SKY, "s", 5.5), (VERMILLION, "v", 6.5), (GREY, "D", 5.5))
@@ -190,7 +190,7 @@ def bound_chart(models: Errors, label: str, others: Mapping[str, Errors], x: str
         axes.plot(*zip(*models, strict=True), "o", color=BLUE, markersize=7, label=label)
     axes.set_yscale("log")
     axes.set_xlim(0, right)
-    axes.set_ylim(min(e for _, e in models or seen) / 3, 1.5)
+    axes.set_ylim(min(e for _, e in models or every) / 3, 1.5)
     log_axis(axes.yaxis, [t for t in (1e-4, 1e-3, 1e-2, 1e-1, 1) if t > axes.get_ylim()[0]])
     axes.set_xlabel(x)
     axes.set_ylabel("weight error, ||W − W′|| / ||W|| (log scale)")
@@ -277,8 +277,8 @@ def _dots(at: Points, half: float) -> Points:
 
 def _leader(at: Any, box: Box) -> Points:
     """Points of the line from a point to the nearest one of a box, (n, 2)."""
-    found: Points = np.linspace(at, np.clip(at, box[:2], box[2:]), 12)
-    return found
+    line: Points = np.linspace(at, np.clip(at, box[:2], box[2:]), 12)
+    return line
 
 
 def _hits(box: Box, line: Points, others: Points) -> NDArray[np.bool_]:

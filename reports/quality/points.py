@@ -94,9 +94,9 @@ def baselines(points: Iterable[Point]) -> list[Point]:
 
 def measured_tools(results: Results) -> list[str]:
     """The other tools that have a point, in the order of `TOOLS`."""
-    seen = {p.tool for case in (LINEAR, WHOLE) for p in baselines(points(results, case))}
-    known = [t.name for t in TOOLS if t.name in seen]
-    return known + sorted(seen - {*known})
+    measured = {p.tool for case in (LINEAR, WHOLE) for p in baselines(points(results, case))}
+    known = [t.name for t in TOOLS if t.name in measured]
+    return known + sorted(measured - {*known})
 
 
 def offered(results: Results) -> list[tuple[float, str]]:

@@ -12,7 +12,7 @@ and the norms; the pooler's dense layer is left out. What is stored how follows 
 Where llama.cpp's mixtures would give the word table Q8_0 (it shares the output layer's type), it gets the type of the
 rest here, as `--pure` does: the smaller file.
 
-"Across rows" is kinder than any file that llama.cpp runs: a matrix of shape (rows, 384) is given to the quantiser as
+"Across rows" favours the type over any file that llama.cpp runs: a (rows, 384) matrix is passed to the quantiser as
 (rows / 2, 768), so that every type gets its whole blocks, the word table included. `gguf` reads such a file;
 llama.cpp does not run it.
 
@@ -65,10 +65,10 @@ def type_for(gguf: Any, name: str, columns: int) -> str:
 def name_of(gguf: Any, source: Source, name: str) -> str:
     """What llama.cpp calls a tensor: "blk.0.attn_q.weight" for "encoder.layer.0.attention.self.query.weight"."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BERT, source.config["num_hidden_layers"])
-    found = names.get_name(name, try_suffixes=(".weight", ".bias"))
-    if found is None:
+    mapped = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    if mapped is None:
         raise KeyError(f"gguf has no name for {name}")
-    return str(found)
+    return str(mapped)
 
 
 def _tokens(gguf: Any, source: Source) -> tuple[list[str], list[int]]:
@@ -76,14 +76,14 @@ def _tokens(gguf: Any, source: Source) -> tuple[list[str], list[int]]:
     vocabulary = source.folder.tokenizer.get_vocab(with_added_tokens=True)
     special = {t.content for t in source.folder.tokenizer.get_added_tokens_decoder().values() if t.special}
     tokens: list[str] = []
-    kinds: list[int] = []
+    types: list[int] = []
     for token in sorted(vocabulary, key=lambda t: vocabulary[t]):
         control = token in special
-        kinds.append(int(gguf.TokenType.CONTROL if control else gguf.TokenType.NORMAL))
+        types.append(int(gguf.TokenType.CONTROL if control else gguf.TokenType.NORMAL))
         tokens.append(
             token if control else token.removeprefix("##") if token.startswith("##") else "\u2581" + token
         )
-    return tokens, kinds
+    return tokens, types
 
 
 def _describe(gguf: Any, writer: Any, source: Source, file_type: int, vocabulary: bool) -> None:
@@ -104,11 +104,11 @@ def _describe(gguf: Any, writer: Any, source: Source, file_type: int, vocabulary
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     if not vocabulary:
         return
-    tokens, kinds = _tokens(gguf, source)
+    tokens, types = _tokens(gguf, source)
     writer.add_tokenizer_model("bert")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
+    writer.add_token_types(types)
     ids = {
         name: source.folder.tokenizer.token_to_id(f"[{name}]")
         for name in ("CLS", "SEP", "PAD", "UNK", "MASK")
@@ -174,8 +174,8 @@ def joined(matrix: F32) -> F32:
 
 def _numpy_quantise(name: str, matrix: F32, kind: str) -> NDArray[Any]:
     gguf = package()
-    found: NDArray[Any] = gguf.quants.quantize(matrix, gguf.GGMLQuantizationType[kind])
-    return found
+    codes: NDArray[Any] = gguf.quants.quantize(matrix, gguf.GGMLQuantizationType[kind])
+    return codes
 
 
 def read(path: Path, source: Source) -> tuple[dict[str, F32], dict[str, str], dict[str, int]]:

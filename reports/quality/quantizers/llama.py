@@ -92,10 +92,10 @@ def _ggml() -> Any:
     assert spec is not None, "asked for only where the package is installed"
     assert spec.submodule_search_locations is not None
     folder = Path(next(iter(spec.submodule_search_locations))) / "lib"
-    found = sorted(folder.glob("*ggml-base*"))
-    if not found:
+    libraries = sorted(folder.glob("*ggml-base*"))
+    if not libraries:
         raise FileNotFoundError(f"{folder} has no ggml-base library; reinstall llama-cpp-python")
-    library = ctypes.CDLL(str(found[0]))
+    library = ctypes.CDLL(str(libraries[0]))
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, count, count, count, pointer]
@@ -132,7 +132,7 @@ def quantise(matrix: F32, kind: str, columns: F32 | None) -> NDArray[np.uint8]:
 
 @cache
 def _llama() -> tuple[Any, Any]:
-    """The module `llama_cpp`, told to say nothing, and the log callback, which has to live as long as it is set."""
+    """The module `llama_cpp`, its log silenced, and the log callback, which must live as long as it is set."""
     llama_cpp = import_module("llama_cpp")
     silent = llama_cpp.llama_log_callback(lambda level, message, data: None)
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))

@@ -145,7 +145,7 @@ class Session:
     def embed(self, texts: list[str]) -> F32:
         """Unit sentence vectors, (len(texts), hidden_size) float32."""
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        found: dict[int, F32] = {}
+        vectors: dict[int, F32] = {}
         for start in range(0, len(order), self._batch_size):
             rows = order[start : start + self._batch_size]
             ids, lengths = self._batch([texts[i] for i in rows])
@@ -153,8 +153,8 @@ class Session:
             inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
             (states,) = self._session.run(["last_hidden_state"], inputs)
             sums = (states * mask[..., None].astype(np.float32)).sum(axis=1)
-            found.update(zip(rows, sums / np.linalg.norm(sums, axis=1, keepdims=True), strict=True))
-        return np.stack([found[i] for i in range(len(texts))])
+            vectors.update(zip(rows, sums / np.linalg.norm(sums, axis=1, keepdims=True), strict=True))
+        return np.stack([vectors[i] for i in range(len(texts))])
 
 
 def linear_bytes(model: Any, source: Source) -> int:
@@ -178,8 +178,8 @@ def dynamic(tables: bool, per_channel: bool) -> Callable[[Path, Path], None]:
 
     def quantise(dense: Path, out: Path) -> None:
         tool = import_module("onnxruntime.quantization")
-        kinds = ["MatMul", "Gather"] if tables else ["MatMul"]
-        tool.quantize_dynamic(dense, out, op_types_to_quantize=kinds, per_channel=per_channel)
+        op_types = ["MatMul", "Gather"] if tables else ["MatMul"]
+        tool.quantize_dynamic(dense, out, op_types_to_quantize=op_types, per_channel=per_channel)
 
     return quantise
 
@@ -191,13 +191,13 @@ def blocks(
 
     def quantise(dense: Path, out: Path) -> None:
         tool = import_module("onnxruntime.quantization.matmul_nbits_quantizer")
-        kinds = ("MatMul", "Gather") if tables else ("MatMul",)
+        op_types = ("MatMul", "Gather") if tables else ("MatMul",)
         config = None
         if algorithm == "hqq":
-            config = tool.HQQWeightOnlyQuantConfig(block_size=block, bits=bits, op_types_to_quantize=kinds)
+            config = tool.HQQWeightOnlyQuantConfig(block_size=block, bits=bits, op_types_to_quantize=op_types)
         made = tool.MatMulNBitsQuantizer(
             import_module("onnx").load(dense), bits=bits, block_size=block, is_symmetric=symmetric,
-            op_types_to_quantize=kinds, algo_config=config,
+            op_types_to_quantize=op_types, algo_config=config,
         )  # fmt: skip
         made.process()
         made.model.save_model_to_file(str(out), False)
@@ -207,18 +207,18 @@ def blocks(
 
 def settings() -> dict[str, tuple[Callable[[Path, Path], None], bool]]:
     """Setting -> (what makes its file, whether the tables are quantised too)."""
-    found: dict[str, tuple[Callable[[Path, Path], None], bool]] = {}
+    settings: dict[str, tuple[Callable[[Path, Path], None], bool]] = {}
     for tables in (False, True):
         suffix = " + words" * tables
-        found["dynamic int8" + suffix] = dynamic(tables, False), tables
-        found["dynamic int8 per channel" + suffix] = dynamic(tables, True), tables
+        settings["dynamic int8" + suffix] = dynamic(tables, False), tables
+        settings["dynamic int8 per channel" + suffix] = dynamic(tables, True), tables
         for block in (128, 64, 32):
-            found[f"4 bits, blocks of {block}{suffix}"] = blocks(4, block, False, tables), tables
-    found["4 bits symmetric, blocks of 32"] = blocks(4, 32, True, False), False
-    found["4 bits hqq, blocks of 64"] = blocks(4, 64, False, False, "hqq"), False
-    found["8 bits, blocks of 128"] = blocks(8, 128, True, False), False
-    found["2 bits, blocks of 32"] = blocks(2, 32, False, False), False
-    return found
+            settings[f"4 bits, blocks of {block}{suffix}"] = blocks(4, block, False, tables), tables
+    settings["4 bits symmetric, blocks of 32"] = blocks(4, 32, True, False), False
+    settings["4 bits hqq, blocks of 64"] = blocks(4, 64, False, False, "hqq"), False
+    settings["8 bits, blocks of 128"] = blocks(8, 128, True, False), False
+    settings["2 bits, blocks of 32"] = blocks(2, 32, False, False), False
+    return settings
 
 
 def baselines(source: Source, version: str) -> Iterator[Baseline]:

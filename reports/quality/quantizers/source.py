@@ -85,9 +85,9 @@ class Source:
     def __init__(self, folder: Path) -> None:
         self.folder = Folder(folder)
         self.config = self.folder.config
-        found = {canonical_name(name): tensor for name, tensor in read_checkpoint(folder).items()}
+        stored = {canonical_name(name): tensor for name, tensor in read_checkpoint(folder).items()}
         self.tensors: dict[str, F32] = {
-            name: np.asarray(found[name], np.float32) for name, _ in tensor_shapes(self.config)
+            name: np.asarray(stored[name], np.float32) for name, _ in tensor_shapes(self.config)
         }
         self.linears: tuple[str, ...] = tuple(
             name

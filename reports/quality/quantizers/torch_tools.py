@@ -84,8 +84,8 @@ def _linear(weight: F32, dtype: Any = None) -> Any:
 
 
 def _decoded(tensor: Any) -> F32:
-    found: F32 = tensor.detach().to(_torch().float32).contiguous().numpy()
-    return found
+    array: F32 = tensor.detach().to(_torch().float32).contiguous().numpy()
+    return array
 
 
 # --- bitsandbytes ---------------------------------------------------------------------------------------------

@@ -91,14 +91,14 @@ def times(
     shape = f"{tokens} tokens"
     calls: dict[str, Calls] = {name: [lambda m=m: m.embed(texts)] for name, m in models.items()}  # type: ignore[misc]
     # no warm-up: every model has embedded texts before
-    seen = paired_times(calls, seconds=seconds, least=least, warm_up=0, on_round=on_round)
-    for name, measured in seen.items():
-        yield session.row("model", case, name, "time", "s", measured, shape=shape)
-        rate = [len(texts) / t for t in measured]
+    measured = paired_times(calls, seconds=seconds, least=least, warm_up=0, on_round=on_round)
+    for name, per_round in measured.items():
+        yield session.row("model", case, name, "time", "s", per_round, shape=shape)
+        rate = [len(texts) / t for t in per_round]
         yield session.row("model", case, name, "sentences_per_second", "1/s", rate, shape=shape)
     for baseline in (DENSE, *BASELINES):
-        if baseline in seen:
-            for name, ratio in speedups(seen, baseline).items():
+        if baseline in measured:
+            for name, ratio in speedups(measured, baseline).items():
                 if name != baseline and name not in BASELINES:
                     yield session.row("model", case, name, f"speed_vs_{baseline}", "x", ratio, shape=shape)
     for name, model in models.items():
@@ -138,8 +138,8 @@ def memory(
             stored: dict[str, Any] = {n: inputs.folder.tensor(n) for n in inputs.folder.names()}
             config: Any = {"config": inputs.folder.config}
         else:
-            found, config = load_file(file)
-            stored = {n: t for n, t in found.items() if n != "tokenizer.json.zlib"}
+            tensors, config = load_file(file)
+            stored = {n: t for n, t in tensors.items() if n != "tokenizer.json.zlib"}
         part = _part(inputs, stored, words, setting)
         small = {**config["config"], "num_hidden_layers": 1, "vocab_size": len(words)}
         save_file(scratch / "all.rbe.safetensors", stored, config)
