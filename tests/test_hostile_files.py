@@ -766,7 +766,7 @@ _stream("a dictionary", lambda f, c: _frame(c, dictionary=7), "not one zstd fram
 _stream("no content", lambda f, c: _frame(b"", 0), "the frame holds 0 bytes")
 _stream("a class byte missing", lambda f, c: _frame(c[:63]), "63 bytes are too few for the classes of 64")
 _stream("classes alone", lambda f, c: _frame(c[:64]), "64 bytes, but the classes take 2112")
-_stream("a byte of content more", lambda f, c: _frame(c + b"\0"), "1 bytes follow the integers")
+_stream("a byte of content more", lambda f, c: _frame(c + b"\0"), "1 bytes follow the escaped integers")
 _stream(
     "more content than any", lambda f, c: _frame(c + bytes(65536)), "the frame holds 67654 bytes, expected"
 )
