@@ -30,10 +30,11 @@ def ops_of(model: BertEncoder) -> tuple[str, ...]:
 
     `linear_transform` follows `linear` if a layer with method="transform" would use it.
     """
-    found = {"embedding", "layer_norm", "attention", "linear"}
-    found.add("dropout")  # of nothing: it adds token types
+    found = {"embedding", "add", "layer_norm", "attention", "linear"}
+    if "mean" in model.pooling:
+        found.add("mean_pool")
     if model.normalize:
-        found.add("rms_norm")  # of `pooled`, which `graph` captures
+        found.add("l2_normalize")
     layers = [part for part in _layers(vars(model).values()) if isinstance(part.weight, RBEBlocks)]
     if layers:
         found.add("decode")  # rows of tables, and panels of linear weights

@@ -113,7 +113,7 @@ def test_more_layers(device: Device) -> None:
 
 @pytest.mark.parametrize("dtype", LIMITS)
 def test_the_encoder_allocates_nothing(device: Device, dtype: str) -> None:
-    """Ids and lengths on the GPU, `out=` given: encode and pooled."""
+    """Ids and lengths on the GPU, with `out=`: forward and pool."""
     cupy, events = device
     here = one_layer(dtype)
     there = rbe.to(here, "cuda")
@@ -122,14 +122,14 @@ def test_the_encoder_allocates_nothing(device: Device, dtype: str) -> None:
     states, vectors = cupy.empty((2, 9, 384), here.dtype), cupy.empty((2, 384), here.dtype)
 
     def call() -> Any:
-        there.encode(moved, ends, out=states)
-        return there.pooled(states, ends, out=vectors)
+        there.forward(moved, ends, out=states)
+        return there.pool(states, ends, out=vectors)
 
     found = steady(events, call).get()
     text = np.arange(9) < lengths[:, None]
     wanted = here.forward(ids, lengths)
     assert relative(states.get()[text], wanted[text].astype(np.float64)) <= LIMITS[dtype]
-    assert relative(found, here.pooled(wanted, lengths).astype(np.float64)) <= LIMITS[dtype]
+    assert relative(found, here.pool(wanted, lengths).astype(np.float64)) <= LIMITS[dtype]
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
@@ -146,7 +146,7 @@ def test_graph_of_the_encoder(device: Device, dtype: str) -> None:
     np.testing.assert_array_equal(graph.vectors.get(), first)
     text = [row[:n] for row, n in zip(ids, lengths, strict=True)]
     states = [here.forward(row[None]) for row in text]
-    wanted = np.concatenate([here.pooled(s) for s in states]).astype(np.float64)
+    wanted = np.concatenate([here.pool(s) for s in states]).astype(np.float64)
     assert relative(first, wanted) <= LIMITS[dtype]
     turned = graph(cupy.asarray(ids[::-1].astype(np.int32)), lengths[::-1].copy()).get()
     assert relative(turned, wanted[::-1]) <= LIMITS[dtype]
@@ -210,31 +210,92 @@ def test_work_that_allocates_is_refused(device: Device) -> None:
     assert (out.get()[:, 0] == 1).all()
 
 
-def test_encode_is_forward_on_the_cpu() -> None:
-    """The same function of padded arrays, with types too; padding aside."""
+def test_padded_and_packed_states_are_the_same(device: Device) -> None:
+    """CuPy arrays are computed padded, NumPy arrays packed; with token types and all hidden states too."""
+    cupy, _ = device
+    model = rbe.to(one_layer(), "cuda")
+    ids, lengths = tokens(2, 9)
+    text = np.arange(9) < lengths[:, None]
+    types = (ids % 2).astype(np.int64)
+    moved, moved_lengths = cupy.asarray(ids), cupy.asarray(lengths)
+    for kwargs in ({}, {"token_type_ids": types}):
+        wanted = model.forward(ids, lengths, all_hidden_states=True, **kwargs)
+        on_gpu = {name: cupy.asarray(a) for name, a in kwargs.items()}
+        found = model.forward(moved, moved_lengths, all_hidden_states=True, **on_gpu)
+        assert len(found) == len(wanted) == 2
+        for a, b in zip(found, wanted, strict=True):
+            assert relative(a.get()[text], b.get()[text].astype(np.float64)) <= LIMITS["float32"]
+            assert not b.get()[~text].any()
+    with pytest.raises(TypeError, match="use integers of shape"):
+        model.forward(moved[0])
+    with pytest.raises(ValueError, match="token_type_ids has shape"):
+        model.forward(moved, moved_lengths, cupy.asarray(types[:1]))
+    with pytest.raises(ValueError, match="ids have 600 positions"):
+        model.forward(cupy.asarray(np.ones((1, 600), np.int64)))
+    with pytest.raises(ValueError, match="out is float32 of shape"):
+        model.forward(moved, moved_lengths, out=cupy.empty((2, 9, 3), np.float32))
+
+
+def test_forward_fills_out() -> None:
+    """On the CPU `out` receives the last states, and zeros in the padding."""
     model = one_layer()
     ids, lengths = real.batch(4)
-    text = np.arange(ids.shape[1]) < lengths[:, None]
-    types = (ids % 2).astype(np.int64)
-    for given in ({}, {"token_type_ids": types}):
-        wanted = model.forward(ids, lengths, **given)[text].astype(np.float64)
-        assert relative(model.encode(ids, lengths, **given)[text], wanted) <= LIMITS["float32"]
-    with pytest.raises(TypeError, match="use integers of shape"):
-        model.encode(ids[0])
-    with pytest.raises(ValueError, match="token_type_ids has shape"):
-        model.encode(ids, lengths, types[:1])
+    wanted = model.forward(ids, lengths)
+    out = np.full_like(wanted, np.nan)
+    assert model.forward(ids, lengths, out=out) is out
+    np.testing.assert_array_equal(out, wanted)
+    first, last = model.forward(ids, lengths, all_hidden_states=True, out=out)
+    assert last is out
+    assert first is not out
+    np.testing.assert_array_equal(last, wanted)
 
 
-@pytest.mark.parametrize("modes", [("cls",), ("mean",), ("cls", "mean")], ids="+".join)
-def test_pooled_is_pool(modes: tuple[str, ...]) -> None:
-    names = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
-    model = one_layer(**{names[m]: True for m in modes})
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("modes", [("cls",), ("mean",), ("max",), ("cls", "max", "mean")], ids="+".join)
+def test_pool_of_padded_and_packed_states(modes: tuple[str, ...], dtype: str) -> None:
+    """The same bits, and those of NumPy; a text without tokens has mean and maximum 0."""
+    names = {f"pooling_mode_{m}_token{'' if m == 'cls' else 's'}": True for m in modes}
+    model = one_layer(dtype, **names)
     ids, lengths = real.batch(4)
     text = np.arange(ids.shape[1]) < lengths[:, None]
-    states = model.encode(ids, lengths)
+    states = model.forward(ids, lengths)
     packed, ends = np.ascontiguousarray(states[text]), np.cumsum([0, *lengths])
-    wanted = model.pool(packed, lengths).astype(np.float64)
-    assert relative(model.pooled(states, lengths, normalize=False), wanted) <= LIMITS["float32"]
-    assert relative(model.pooled(packed, cu_seqlens=ends, normalize=False), wanted) <= LIMITS["float32"]
+    wanted = np.empty((4, len(modes), 384), np.float32)
+    for b, row in enumerate(wanted):
+        one = packed[ends[b] : ends[b + 1]]
+        pooled = {"cls": one[0], "max": one.max(axis=0), "mean": one.mean(axis=0, dtype=np.float32)}
+        row[...] = [pooled[m] for m in ("cls", "max", "mean") if m in modes]
+    wanted = wanted.reshape(4, -1)
+    np.testing.assert_array_equal(model.pool(states, lengths, normalize=False), wanted)
+    np.testing.assert_array_equal(model.pool(packed, cu_seqlens=ends, normalize=False), wanted)
     unit = wanted / np.linalg.norm(wanted, axis=1, keepdims=True)
-    assert relative(model.pooled(states, lengths), unit) <= LIMITS["float32"]
+    np.testing.assert_array_equal(model.pool(states, lengths), unit)
+    if "cls" not in modes:
+        with_empty = np.concatenate([ends[:2], ends[1:]])
+        assert not model.pool(packed, cu_seqlens=with_empty, normalize=False)[1].any()
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_pool_on_the_gpu(device: Device, dtype: str) -> None:
+    """Every mode, of padded and of packed states, to float32 and to the dtype of the states."""
+    cupy, _ = device
+    names = {
+        "pooling_mode_cls_token": True,
+        "pooling_mode_max_tokens": True,
+        "pooling_mode_mean_tokens": True,
+    }
+    here = one_layer(dtype, **names)
+    there = rbe.to(here, "cuda")
+    states, lengths = real.activations(20).astype(here.dtype).reshape(2, 10, 384), np.array([10, 4])
+    packed, ends = np.concatenate([states[0], states[1, :4]]), np.array([0, 10, 14])
+    wanted = here.pool(states, lengths)
+    for kwargs in ({"lengths": lengths}, {"cu_seqlens": ends}):
+        x = cupy.asarray(states if "lengths" in kwargs else packed)
+        on_gpu = {name: cupy.asarray(a) for name, a in kwargs.items()}
+        found = there.pool(x, **on_gpu)
+        assert isinstance(found, cupy.ndarray)
+        assert found.dtype == np.float32
+        assert relative(found.get(), wanted.astype(np.float64)) <= LIMITS["float32"]
+        out = cupy.empty(wanted.shape, here.dtype)
+        assert there.pool(x, out=out, **on_gpu) is out
+        assert relative(out.get(), wanted.astype(np.float64)) <= LIMITS[dtype]

@@ -82,7 +82,7 @@ def test_ops_of_a_model_are_those_whose_kernels_a_batch_launches(
             for layer in products(there):
                 layer.method = method
             there.embed(["one text", "and another, which is so much longer that many tokens are multiplied"])
-            there.pooled(there.encode(cupy.asarray(np.ones((2, 3), np.int64))))
+            there.pool(there.forward(cupy.asarray(np.ones((2, 3), np.int64))))
     assert "linear_transform" not in launched[None]
     ops = warmup.ops_of(model)
     assert len(set(ops)) == len(ops)

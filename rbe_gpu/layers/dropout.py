@@ -61,7 +61,9 @@ class RBEDropout:
         if not self.training:
             if residual is None and out is None:
                 return x
-            return ops.dropout(x, 0.0, self.seed, 0, residual, out=out)
+            if residual is None:
+                return ops.dropout(x, 0.0, self.seed, out=out)
+            return ops.add(x, residual, out=out)
         y = ops.dropout(x, self.p, self.seed, self.offset, residual, out=out)
         self.offset = (self.offset + -(-x.size // 4)) % 2**64
         return y

@@ -3,10 +3,9 @@
     x_0     = LayerNorm(word[id] + position[i] + type[t])
     a       = LayerNorm(attention(x_l) + x_l)
     x_(l+1) = LayerNorm(down(activation(up(a))) + a)
-    embedding = pool over tokens (x_L), divided by its norm when the model says so
+    embedding = x_L pooled over the tokens, divided by its L2 norm if the model is configured so
 
-All tokens of a batch are packed end to end: padding is never computed, so a text gives the same result alone
-and in any batch.
+The texts of a batch are packed end to end, without padding; a text has the same result alone and in any batch.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import ml_dtypes
@@ -27,7 +27,7 @@ from ..dispatch import device_memory_errors, device_of, module_of
 from ..layers import RBEFFN, RBEAttention, RBEEmbedding, RBELayerNorm, RBELinear
 from ..transforms import BLOCK_SIZES, DEFAULT_BLOCK
 from ..workspace import Workspace
-from .pooling import normalize_by_kernels, pool_by_kernels
+from .pooling import cu_seqlens_of, pool_into, to_host
 
 if TYPE_CHECKING:
     from .graph import EncoderGraph
@@ -58,18 +58,18 @@ _SIZES = (
     "max_position_embeddings",
     "type_vocab_size",
 )
-#: Of hidden states.
+#: Dtypes of hidden states.
 DTYPES = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 _PROJECTION = re.compile(r"encoder\.layer\.\d+\.attention\.(self\.(query|key|value)|output\.dense)\b")
-_TOKENIZE_AT_ONCE = 1024  # texts; their ids are kept, the tokenizer's larger records are not
+_TOKENIZER_BATCH = 1024  # texts: the encodings of the tokenizer take far more memory than ids
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Refuse a config.json that this encoder does not compute exactly."""
+    """Raise a ValueError for a config.json that this encoder does not support."""
     model_type = config.get("model_type", "bert")
     if model_type != "bert":
         raise ValueError(f"config.json has model_type {model_type!r}; only 'bert' is supported")
@@ -98,9 +98,9 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def tensor_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor that the encoder reads, as checkpoints name them (without `bert.`).
+    """Name and shape of every tensor that the encoder reads, named as in checkpoints (without `bert.`).
 
-    One by one: a config from a file may claim any number of layers.
+    A generator, since a config from an untrusted file may claim any number of layers.
     """
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     yield "embeddings.word_embeddings.weight", (config["vocab_size"], hidden)
@@ -123,7 +123,7 @@ def tensor_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, .
 
 
 def canonical_name(name: str) -> str:
-    """A checkpoint's name as `tensor_shapes` has it: no `bert.`; `weight`, `bias` for `gamma`, `beta`."""
+    """A checkpoint's name in the form of `tensor_shapes`: no `bert.`; `weight`, `bias` for `gamma`, `beta`."""
     name = name.removeprefix("bert.")
     for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
         if name.endswith(old):
@@ -132,68 +132,79 @@ def canonical_name(name: str) -> str:
 
 
 def block_of(name: str, config: Mapping[str, Any], transform: str, block: int | None) -> int:
-    """The block size of a matrix: `block`, or 64 where that is None.
+    """The block size of a matrix: `block`, or a default if that is None.
 
-    But an attention projection with a transform then takes the largest size up to 64 that divides head_dim: a head
-    is a whole number of blocks, and `RBEAttention` stays between its transforms.
+    The default is 64; of an attention projection with a transform it is the largest size up to 64 that divides
+    head_dim, so that a head is a whole number of blocks and `RBEAttention` can stay in the transform domain.
     """
     if block is None and transform != "none" and _PROJECTION.match(canonical_name(name)):
         hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
         if isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
-            fitting = (b for b in BLOCK_SIZES if b <= DEFAULT_BLOCK and hidden // heads % b == 0)
-            return max(fitting, default=DEFAULT_BLOCK)
+            sizes = (b for b in BLOCK_SIZES if b <= DEFAULT_BLOCK and hidden // heads % b == 0)
+            return max(sizes, default=DEFAULT_BLOCK)
     return block or DEFAULT_BLOCK
 
 
 def pooling_modes(pooling: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The modes that a 1_Pooling/config.json turns on, in the order they are joined; ("mean",) for None."""
+    """The modes that a 1_Pooling/config.json enables, in the order of concatenation; ("mean",) for None."""
     if pooling is None:
         return ("mean",)
     if not isinstance(pooling, Mapping):
-        raise ValueError(f"the pooling config is a {type(pooling).__name__}, needs an object")
-    on = [name for name, value in pooling.items() if name.startswith("pooling_mode") and value is True]
-    unknown = [name for name in on if name not in POOLING]
-    if unknown or not on:
-        found = f"turns on {', '.join(unknown)}" if unknown else "turns on no mode"
-        raise ValueError(f"the pooling config {found}; use {', '.join(POOLING)}")
-    return tuple(mode for name, mode in POOLING.items() if name in on)
+        raise ValueError(f"the pooling config is a {type(pooling).__name__}, expected an object")
+    enabled = [name for name, value in pooling.items() if name.startswith("pooling_mode") and value is True]
+    unknown = [name for name in enabled if name not in POOLING]
+    if unknown or not enabled:
+        reason = f"turns on {', '.join(unknown)}" if unknown else "turns on no mode"
+        raise ValueError(f"the pooling config {reason}; use {', '.join(POOLING)}")
+    return tuple(mode for name, mode in POOLING.items() if name in enabled)
 
 
-def _fetched(a: Any) -> Any:
-    """A CuPy array as a NumPy array; anything else as it is."""
-    return a.get() if hasattr(a, "__cuda_array_interface__") and hasattr(a, "get") else a
+@dataclass(frozen=True)
+class _Batch:
+    """Texts as the encoder reads them, on its device.
+
+    Attributes
+    ----------
+    ids, positions, types : integers, packed (tokens,), or padded (batch, seq)
+    sequences : cu_seqlens= of packed texts, lengths= of padded ones
+    """
+
+    ids: Array
+    positions: Array
+    types: Array
+    sequences: dict[str, Array | None]
 
 
 class BertEncoder:
-    """A BERT encoder over dense or compressed weights. `rbe_gpu.load` makes one from a folder or a file.
+    """A BERT encoder with dense or compressed weights. `rbe_gpu.load` creates one from a folder or a file.
 
     Parameters
     ----------
     tensors : name -> array (float32, float16 or bfloat16) or RBEMatrix/RBEVectors, named as in the
         checkpoint, with or without `bert.`; tensors that the encoder does not use (the pooler, heads) are
-        passed over
+        ignored
     config : config.json
-    tokenizer : a `tokenizers.Tokenizer`, or None when only `forward` is used. A copy is taken.
-    pooling : 1_Pooling/config.json (mean, cls, max; several are joined), or None for the mean
+    tokenizer : a `tokenizers.Tokenizer`, or None if only `forward` is used. It is copied.
+    pooling : 1_Pooling/config.json (mean, cls, max; several are concatenated), or None for the mean
     normalize : whether embeddings are divided by their L2 norm
-    max_seq_length : tokens of a text that are read, at most max_position_embeddings
-    cache_bytes : memory for decoded float32 panels of compressed linear weights. 0 keeps nothing: products
-        work on the codes, and there is no dense copy. With more, a product keeps what fits of a decoded
-        weight where the cost model (`rbe_gpu.matmul`) estimates that to be faster; as much as the dense linear
-        weights take lets all of them fit. Embedding tables are never cached
-    dtype : "float32", "float16" or "bfloat16", of the hidden states between the ops; sums are float32 always.
-        Dense matrices, too, are then held in the half type, which on a GPU its tensor cores need; for
-        "float32" they stay as they are in the checkpoint. Biases and norms are float32 always
+    max_seq_length : texts are truncated to this many tokens, at most max_position_embeddings
+    cache_bytes : memory for decoded float32 panels of compressed linear weights. With 0 nothing is cached: matmuls
+        work on the codes. Otherwise a matmul caches as many panels of its weight as fit, if the cost model
+        (`rbe_gpu.matmul`) estimates that to be faster; the size of the dense linear weights is enough for all of
+        them. Embedding tables are never cached
+    dtype : of the hidden states: "float32", "float16" or "bfloat16"; accumulation is always float32. For a half type
+        dense matrices are converted to it, as tensor cores need; for "float32" they keep the dtype of the checkpoint.
+        Biases and norms are always float32
 
     Attributes
     ----------
     cache : PanelCache, with `hits`, `misses` and `nbytes`
-    nbytes : bytes of the weights as they are held, without `cache` and `workspace`
+    nbytes : bytes of the weights in memory, without `cache` and `workspace`
     workspace : scratch memory, kept between batches
 
     Notes
     -----
-    A model is used by one thread at a time: batches share the workspace.
+    Not thread-safe: batches share the workspace.
     """
 
     def __init__(
@@ -228,7 +239,9 @@ class BertEncoder:
         self.max_seq_length: int = min(max_seq_length or positions, positions)
         self.cache = PanelCache(cache_bytes)
         self.workspace = Workspace()
-        self.tokenizer = deepcopy(tokenizer)  # 50 ms; two models may share one and cut at different lengths
+        self.tokenizer = deepcopy(
+            tokenizer
+        )  # 50 ms; two models may share one and truncate to different lengths
         if self.tokenizer is not None:
             self.tokenizer.no_padding()
             self.tokenizer.enable_truncation(self.max_seq_length)
@@ -236,7 +249,7 @@ class BertEncoder:
 
     def _build(self, named: Tensors) -> None:
         def vector(name: str) -> Array:
-            """Biases and norms are float32, always: they are few."""
+            """A bias or a parameter of a norm, float32."""
             tensor = named[name]
             if isinstance(tensor, RBEBlocks):
                 return tensor.decode()
@@ -265,7 +278,7 @@ class BertEncoder:
         activation = ACTIVATIONS[self.config.get("hidden_act", "gelu")]
         self.word_embeddings = RBEEmbedding(matrix("embeddings.word_embeddings.weight"), self.dtype)
         self.position_embeddings = RBEEmbedding(matrix("embeddings.position_embeddings.weight"), self.dtype)
-        # two rows: dense, whatever the checkpoint holds
+        # two rows: always dense
         types = vector("embeddings.token_type_embeddings.weight").astype(self.dtype, copy=False)
         self.token_type_embeddings = RBEEmbedding(types)
         self.embedding_norm = norm("embeddings")
@@ -287,7 +300,7 @@ class BertEncoder:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weights as they are held, without the cache and the workspace."""
+        """Bytes of all weights in memory, without the cache and the workspace."""
         embeddings = (
             self.word_embeddings,
             self.position_embeddings,
@@ -303,44 +316,63 @@ class BertEncoder:
 
     @property
     def device(self) -> str:
-        """Where the weights are, and so where batches run: "cpu" or "cuda:0". `rbe_gpu.to` moves a model."""
+        """The device of the weights, on which batches run: "cpu" or "cuda:0". `rbe_gpu.to` moves a model."""
         return device_of(self.word_embeddings.weight)
 
-    def _placed(self, name: str, host: NDArray[Any]) -> Array:
-        """A NumPy array of a batch where the weights are."""
-        if self.device == "cpu":
+    def _placed(self, name: str, host: NDArray[Any], ws: Workspace) -> Array:
+        """A NumPy array of a batch on the device of the weights."""
+        if ws.device == "cpu":
             return host
-        found = self.workspace.on(self.device).get(name, host.shape, host.dtype)
-        found.set(host)
-        return cast(Array, found)
+        placed = ws.get(name, host.shape, host.dtype)
+        placed.set(host)
+        return cast(Array, placed)
 
     # --- hidden states --------------------------------------------------------------------------------
 
     @device_memory_errors()
     def forward(
         self,
-        ids: NDArray[Any],
-        lengths: NDArray[Any] | None = None,
-        token_type_ids: NDArray[Any] | None = None,
+        ids: Array,
+        lengths: Array | None = None,
+        token_type_ids: Array | None = None,
         all_hidden_states: bool = False,
-    ) -> F32 | tuple[F32, ...]:
+        out: Array | None = None,
+        workspace: Workspace | None = None,
+    ) -> Array | tuple[Array, ...]:
         """Hidden states of a padded batch.
+
+        NumPy arrays are checked and packed on the host, so that padding is not computed. CuPy arrays of a model on
+        the same GPU are used in place: no host synchronisation, and with `out` the second call with a shape allocates
+        nothing, so that the work can be captured (`graph`); but padding is computed, and values are not checked.
 
         Parameters
         ----------
-        ids : (batch, seq) integers, 0 <= id < vocab_size where not padding; NumPy (or CuPy, which is fetched)
-        lengths : (batch,) integers, tokens of each text, padding on the right; None: no padding
+        ids : (batch, seq) integers, 0 <= id < vocab_size except in the padding. In a CuPy array, other ids give NaN
+        lengths : (batch,) integers, tokens of each text, padding on the right; None: no padding. With CuPy ids a CuPy
+            array, clamped to 0 ... seq
         token_type_ids : (batch, seq) integers; None: all 0
-        all_hidden_states : give the states after the embeddings and after each layer, not only the last
+        all_hidden_states : return the states after the embeddings and after each layer, not only the last
+        out : (batch, seq, hidden) of the model's dtype, on its device, for the last states
+        workspace : scratch memory; None: the model's own
 
         Returns
         -------
-        (batch, seq, hidden) of the model's dtype, where the weights are, or a tuple of num_hidden_layers + 1 of
-        them. Positions of padding are 0.
+        (batch, seq, hidden) of the model's dtype, on its device, or a tuple of num_hidden_layers + 1 of them.
+        Positions of padding are 0; those of CuPy arrays are undefined.
         """
-        ids, lengths, token_type_ids = (_fetched(a) for a in (ids, lengths, token_type_ids))
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
             raise TypeError(f"ids is {ids.dtype} of shape {ids.shape}; use integers of shape (batch, seq)")
+        if token_type_ids is not None and token_type_ids.shape != ids.shape:
+            raise ValueError(f"token_type_ids has shape {token_type_ids.shape}, ids has {ids.shape}")
+        shape = (*ids.shape, self.hidden_size)
+        ws = (workspace or self.workspace).on(self.device)
+        if out is not None and (out.shape != shape or out.dtype != self.dtype):
+            raise ValueError(
+                f"out is {out.dtype} of shape {out.shape}, expected {self.dtype} of shape {shape}"
+            )
+        if self.device != "cpu" and device_of(ids, "ids") != "cpu":
+            return self._forward_padded(ids, lengths, token_type_ids, all_hidden_states, out, ws)
+        ids, lengths, token_type_ids = (to_host(a) for a in (ids, lengths, token_type_ids))
         batch, seq = ids.shape
         if lengths is None:
             lengths = np.full(batch, seq, np.int64)
@@ -350,139 +382,104 @@ class BertEncoder:
             )
         if batch and (int(lengths.min()) < 0 or int(lengths.max()) > seq):
             raise ValueError(f"lengths run from {lengths.min()} to {lengths.max()}; use 0 to seq={seq}")
-        if token_type_ids is not None and token_type_ids.shape != ids.shape:
-            raise ValueError(f"token_type_ids has shape {token_type_ids.shape}, ids has {ids.shape}")
-        real = np.arange(seq) < lengths[:, None]
-        types = None if token_type_ids is None else token_type_ids[real].astype(np.int64)
-        at = self._placed("bert.tokens", np.flatnonzero(real))
-        ends = self._ends(lengths)
-        found = []
-        for state in self._states(ids[real].astype(np.int64), lengths, ends, types, all_hidden_states):
-            padded = module_of(state).zeros((batch * seq, self.hidden_size), self.dtype)
-            padded[at] = state
-            found.append(padded.reshape(batch, seq, self.hidden_size))
-        return tuple(found) if all_hidden_states else found[-1]
+        text = np.arange(seq) < lengths[:, None]
+        types = None if token_type_ids is None else token_type_ids[text].astype(np.int64)
+        packed = self._pack(ids[text].astype(np.int64), lengths, types, ws)
+        rows = self._placed("bert.rows", np.flatnonzero(text), ws)
+        results = []
+        for index, states in enumerate(self._states(packed, ws)):
+            last = index == len(self.layers)
+            if last or all_hidden_states:
+                if out is not None and last:
+                    padded = out
+                    padded.view(np.uint8)[...] = 0
+                else:
+                    padded = module_of(states).zeros(shape, self.dtype)
+                padded.reshape(batch * seq, self.hidden_size)[rows] = states
+                results.append(padded)
+        return tuple(results) if all_hidden_states else results[-1]
 
-    def _ends(self, lengths: NDArray[Any]) -> Array:
-        """cu_seqlens of packed texts, where the weights are."""
-        ends = np.zeros(lengths.size + 1, np.int64)
-        np.cumsum(lengths, out=ends[1:])
-        return self._placed("bert.ends", ends)
-
-    def _states(
-        self, ids: Array, lengths: Array, ends: Array, types: Array | None, all_hidden_states: bool
-    ) -> Iterator[Array]:
-        """Packed hidden states (tokens, hidden), in scratch memory: use each before asking for the next.
-
-        ids, lengths, types : NumPy; ends : of `_ends`
-        """
-        ws = self.workspace.on(self.device)
-        longest = int(lengths.max()) if lengths.size else 0
-        limit = self.config["max_position_embeddings"]
-        if longest > limit:
-            raise ValueError(f"a text has {longest} tokens, the model has {limit} positions; cut it first")
-        x = self._rows(self.word_embeddings, self._placed("bert.ids", ids), "bert.x", ws)
-        positions = self.workspace.on("cpu").get("bert.positions", ids.shape, np.int64)
-        line = np.arange(longest)
-        start = 0
-        for length in lengths.tolist():
-            positions[start : start + length] = line[:length]
-            start += length
-        y = self._rows(self.position_embeddings, self._placed("bert.positions", positions), "bert.y", ws)
-        if types is None and self.device == "cpu":
-            y += cast(Array, self.token_type_embeddings.weight)[0]
-        else:
-            types = np.zeros_like(ids) if types is None else types
-            self._add_types(y, self._placed("bert.type_ids", types), ws)
-        self.embedding_norm(x, residual=y, out=x, workspace=ws)
-        if all_hidden_states:
-            yield x
-        for index in range(len(self.layers)):
-            self._layer(index, x, y, x, ws, cu_seqlens=ends)
-            if all_hidden_states or index + 1 == len(self.layers):
-                yield x
-
-    def _layer(self, index: int, x: Array, y: Array, out: Array, ws: Workspace, **sequences: Any) -> None:
-        """One layer from x to `out`, which may be x; y is scratch of that shape."""
-        attention, attention_norm, ffn, ffn_norm = self.layers[index]
-        attention(x, residual=x, out=y, workspace=ws, **sequences)
-        attention_norm(y, out=y, workspace=ws)
-        ffn(y, residual=y, out=out, workspace=ws)
-        ffn_norm(out, out=out, workspace=ws)
-
-    def _add_types(self, y: Array, types: Array, ws: Workspace) -> None:
-        """y += rows of the token types."""
-        rows = self._rows(self.token_type_embeddings, types, "bert.types", ws)
-        if self.device == "cpu":
-            np.add(y, rows, out=y)
-        else:  # keeps every value; CuPy's own addition has no bfloat16
-            ops.dropout(y, 0.0, 0, residual=rows, out=y)
-
-    def _rows(self, table: RBEEmbedding, ids: Array, name: str, ws: Workspace) -> Array:
-        """Rows of a table in scratch memory."""
-        out: Array = ws.get(name, (*ids.shape, self.hidden_size), self.dtype)
-        if table.dtype == self.dtype:
-            return table(ids, out=out, workspace=ws)
-        half = ws.get("bert.half", out.shape, table.dtype)
-        out[...] = table(ids, out=half, workspace=ws)
-        return out
-
-    # --- nothing looked at ----------------------------------------------------------------------------
-
-    def encode(
+    def _forward_padded(
         self,
         ids: Array,
-        lengths: Array | None = None,
-        token_type_ids: Array | None = None,
-        out: Array | None = None,
-        workspace: Workspace | None = None,
-    ) -> Array:
-        """Hidden states of a padded batch of arrays that are where the weights are.
-
-        On a GPU nothing is fetched and nothing waits; with `out`, the second call with a shape allocates
-        nothing, so that the work can be captured (`graph`). Padding is computed, which `forward` and `embed`
-        avoid.
-
-        Parameters
-        ----------
-        ids, token_type_ids : (batch, seq) integers; None: types are all 0. On a GPU an id that the vocabulary does
-            not have gives NaN
-        lengths : (batch,) integers, or None: no padding
-        out : (batch, seq, hidden) of the model's dtype
-        workspace : scratch memory; None: the model's own
-
-        Returns
-        -------
-        (batch, seq, hidden) of the model's dtype. Positions of padding hold no meaning.
-        """
-        if ids.ndim != 2 or ids.dtype.kind not in "iu":
-            raise TypeError(f"ids is {ids.dtype} of shape {ids.shape}; use integers of shape (batch, seq)")
+        lengths: Array | None,
+        token_type_ids: Array | None,
+        all_hidden_states: bool,
+        out: Array | None,
+        ws: Workspace,
+    ) -> Array | tuple[Array, ...]:
+        """`forward` of arrays on the GPU of the model."""
+        batch, seq = ids.shape
         limit = self.config["max_position_embeddings"]
-        if ids.shape[1] > limit:
-            raise ValueError(f"ids have {ids.shape[1]} positions, the model has {limit}; cut them first")
-        if token_type_ids is not None and token_type_ids.shape != ids.shape:
-            raise ValueError(f"token_type_ids has shape {token_type_ids.shape}, ids has {ids.shape}")
-        if device_of(ids, "ids") != self.device:
+        if device_of(ids) != self.device:
             raise TypeError(
                 f"ids are on {device_of(ids)}, the model is on {self.device}; use rbe_gpu.to(ids, {self.device!r})"
             )
-        ws = (workspace or self.workspace).on(self.device)
-        shape = ids.shape
-        if out is None:
-            out = cast(Array, module_of(ids).empty((*shape, self.hidden_size), self.dtype))
-        x = self._rows(self.word_embeddings, ids, "bert.x", ws)
-        positions = ws.constant("bert.places", shape, lambda: np.tile(np.arange(shape[1]), (shape[0], 1)))
-        y = self._rows(self.position_embeddings, positions, "bert.y", ws)
+        if seq > limit:
+            raise ValueError(f"ids have {seq} positions, the model has {limit}; truncate them")
+        positions = ws.constant(
+            "bert.padded_positions", ids.shape, lambda: np.tile(np.arange(seq), (batch, 1))
+        )
         if token_type_ids is None:
-            token_type_ids = ws.constant("bert.no_types", shape, lambda: np.zeros(shape, np.int64))
-        self._add_types(y, token_type_ids, ws)
-        self.embedding_norm(x, residual=y, out=x, workspace=ws)
-        for index in range(len(self.layers)):
-            last = index + 1 == len(self.layers)
-            self._layer(index, x, y, out if last else x, ws, lengths=lengths)
-        return out
+            token_type_ids = ws.constant("bert.zero_types", ids.shape, lambda: np.zeros(ids.shape, np.int64))
+        if out is None:
+            out = module_of(ids).empty((batch, seq, self.hidden_size), self.dtype)
+        padded = _Batch(ids, positions, token_type_ids, {"lengths": lengths})
+        if not all_hidden_states:
+            for _ in self._states(padded, ws, out):
+                pass
+            return out
+        *hidden, _ = (states.copy() for states in self._states(padded, ws, out))
+        return (*hidden, out)
 
-    def pooled(
+    def _pack(
+        self, ids: NDArray[np.int64], lengths: NDArray[Any], types: NDArray[np.int64] | None, ws: Workspace
+    ) -> _Batch:
+        """Packed texts: ids and types (tokens,), NumPy arrays."""
+        longest = int(lengths.max()) if lengths.size else 0
+        limit = self.config["max_position_embeddings"]
+        if longest > limit:
+            raise ValueError(f"a text has {longest} tokens, the model has {limit} positions; truncate it")
+        cu_seqlens = cu_seqlens_of(lengths)
+        positions = np.arange(ids.size) - np.repeat(cu_seqlens[:-1], lengths)
+        return _Batch(
+            self._placed("bert.ids", ids, ws),
+            self._placed("bert.positions", positions, ws),
+            self._placed("bert.type_ids", np.zeros_like(ids) if types is None else types, ws),
+            {"cu_seqlens": self._placed("bert.cu_seqlens", cu_seqlens, ws)},
+        )
+
+    def _states(self, batch: _Batch, ws: Workspace, out: Array | None = None) -> Iterator[Array]:
+        """Hidden states after the embeddings and after each layer, (*ids.shape, hidden), the last in `out`.
+
+        They are in scratch memory: read each before asking for the next.
+        """
+        x = self._rows(self.word_embeddings, batch.ids, "bert.x", ws)
+        y = self._rows(self.position_embeddings, batch.positions, "bert.y", ws)
+        ops.add(y, self._rows(self.token_type_embeddings, batch.types, "bert.types", ws), out=y)
+        self.embedding_norm(x, residual=y, out=x, workspace=ws)
+        yield x
+        for index, (attention, attention_norm, ffn, ffn_norm) in enumerate(self.layers):
+            last = index + 1 == len(self.layers)
+            target = x if out is None or not last else out
+            attention(x, residual=x, out=y, workspace=ws, **batch.sequences)
+            attention_norm(y, out=y, workspace=ws)
+            ffn(y, residual=y, out=target, workspace=ws)
+            ffn_norm(target, out=target, workspace=ws)
+            yield target
+
+    def _rows(self, table: RBEEmbedding, ids: Array, name: str, ws: Workspace) -> Array:
+        """Rows of a table in scratch memory, of the model's dtype."""
+        rows: Array = ws.get(name, (*ids.shape, self.hidden_size), self.dtype)
+        if table.dtype == self.dtype:
+            return table(ids, out=rows, workspace=ws)
+        stored = ws.get("bert.stored_rows", rows.shape, table.dtype)
+        rows[...] = table(ids, out=stored, workspace=ws)
+        return rows
+
+    # --- sentence embeddings --------------------------------------------------------------------------
+
+    def pool(
         self,
         states: Array,
         lengths: Array | None = None,
@@ -491,42 +488,38 @@ class BertEncoder:
         out: Array | None = None,
         workspace: Workspace | None = None,
     ) -> Array:
-        """Vectors of texts from their hidden states; as `encode`, nothing is looked at.
+        """Vectors of texts from their hidden states.
+
+        On a GPU there is no host synchronisation, except for the maximum, which reads `lengths` or `cu_seqlens`.
 
         Parameters
         ----------
-        states : (batch, seq, hidden), with the `lengths` of the texts; or packed (tokens, hidden), with `cu_seqlens`
-        normalize : divide by the L2 norm; None: as the model says
-        out : (batch, embedding_size), dtype of states
+        states : (batch, seq, hidden), with the `lengths` (batch,) of the texts or None; or packed (tokens, hidden),
+            with `cu_seqlens` (batch + 1,)
+        normalize : divide by the L2 norm; None: as the model is configured
+        out : (batch, embedding_size), float32 or dtype of states
+        workspace : scratch memory; None: the model's own
 
         Returns
         -------
-        (batch, embedding_size), dtype of states. A text of no tokens has a mean of zeros, and no certain "cls".
-
-        Raises
-        ------
-        ValueError
-            The model's pooling takes the maximum: use `pool`.
+        (batch, embedding_size), float32 or dtype of `out`. A text without tokens has mean and maximum 0; its "cls" is
+        undefined.
         """
         ws = (workspace or self.workspace).on(device_of(states, "states"))
         batch = states.shape[0] if cu_seqlens is None else cu_seqlens.size - 1
         if out is None:
-            out = cast(Array, module_of(states).empty((batch, self.embedding_size), states.dtype))
+            out = cast(Array, module_of(states).empty((batch, self.embedding_size), np.float32))
         if batch:
-            pool_by_kernels(
-                states, lengths, cu_seqlens, self.pooling, self.config["num_attention_heads"], out, ws
-            )
+            pool_into(states, lengths, cu_seqlens, self.pooling, out, ws)
             if self.normalize if normalize is None else normalize:
-                normalize_by_kernels(out, ws)
+                ops.l2_normalize(out, out=out)
         return out
 
     def graph(self, batch: int, seq: int) -> EncoderGraph:
-        """The whole encoder for texts of up to `seq` tokens, captured on its GPU: see `EncoderGraph`."""
+        """Capture the encoder and the pooling for texts of up to `seq` tokens as a CUDA graph."""
         from .graph import EncoderGraph
 
         return EncoderGraph(self, batch, seq)
-
-    # --- sentence embeddings --------------------------------------------------------------------------
 
     @device_memory_errors()
     def embed(
@@ -538,15 +531,15 @@ class BertEncoder:
     ) -> F32:
         """One vector per text, in the order of `texts`.
 
-        Texts run longest first, in batches of `batch_size`, so that scratch memory is sized once and
-        neighbours have like lengths.
+        Texts are processed longest first, so that scratch memory is allocated once and the texts of a batch have
+        similar lengths.
 
         Parameters
         ----------
-        texts : strings; texts longer than `max_seq_length` tokens are cut there
-        batch_size : texts computed together
-        normalize : divide by the L2 norm; None: as the model says
-        show_progress : draw a progress bar on the terminal
+        texts : strings; they are truncated to `max_seq_length` tokens
+        batch_size : texts per batch
+        normalize : divide by the L2 norm; None: as the model is configured
+        show_progress : show a progress bar on the terminal
 
         Returns
         -------
@@ -559,6 +552,7 @@ class BertEncoder:
         sequences = self.token_ids(list(texts))
         order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
         out = np.empty((len(sequences), self.embedding_size), np.float32)
+        ws = self.workspace.on(self.device)
         starts: Iterable[int] = range(0, len(order), batch_size)
         if show_progress:
             from rich.progress import track
@@ -568,20 +562,15 @@ class BertEncoder:
             rows = order[start : start + batch_size]
             ids = np.concatenate([sequences[i] for i in rows]).astype(np.int64)
             lengths = np.array([len(sequences[i]) for i in rows], np.int64)
-            ends = self._ends(lengths)
-            for state in self._states(ids, lengths, ends, None, all_hidden_states=False):
-                if self.device == "cpu" or "max" in self.pooling:
-                    out[rows] = _fetched(self.pool(state, lengths))
-                else:
-                    found = self.pooled(state, cu_seqlens=ends, normalize=False)
-                    out[rows] = np.where(lengths[:, None] > 0, _fetched(found).astype(np.float32), 0)
-        if self.normalize if normalize is None else normalize:
-            norms = np.linalg.norm(out, axis=1, keepdims=True)
-            out /= np.maximum(norms, np.float32(1e-12))
+            packed = self._pack(ids, lengths, None, ws)
+            *_, states = self._states(packed, ws)
+            vectors = to_host(self.pool(states, **packed.sequences, normalize=normalize))
+            vectors[lengths == 0] = 0
+            out[rows] = vectors
         return out
 
     def token_ids(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        """The ids of each text, special tokens included, cut at `max_seq_length`."""
+        """The ids of each text, special tokens included, truncated to `max_seq_length`."""
         if self.tokenizer is None:
             raise ValueError(
                 "the model has no tokenizer; add tokenizer.json to its folder, or use forward(ids)"
@@ -589,33 +578,11 @@ class BertEncoder:
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"texts[{i}] is a {type(text).__name__}; pass strings")
-        found: list[NDArray[np.int32]] = []
-        for start in range(0, len(texts), _TOKENIZE_AT_ONCE):
-            encodings = self.tokenizer.encode_batch_fast(texts[start : start + _TOKENIZE_AT_ONCE])
-            found.extend(np.array(e.ids, np.int32) for e in encodings)
-        return found
-
-    def pool(self, x: Array, lengths: Array) -> F32:
-        """Packed tokens (tokens, hidden) to (batch, embedding_size). A text of no tokens gives zeros.
-
-        lengths : NumPy; the result is where x is
-        """
-        xp = module_of(x)
-        out: Array = xp.zeros((lengths.size, len(self.pooling), self.hidden_size), np.float32)
-        start = 0
-        for row, length in zip(out, lengths.tolist(), strict=True):
-            tokens = x[start : start + length]
-            start += length
-            if not length:
-                continue
-            for target, mode in zip(row, self.pooling, strict=True):
-                if mode == "mean":
-                    xp.mean(tokens, axis=0, dtype=np.float32, out=target)
-                elif mode == "max":
-                    target[...] = xp.max(tokens, axis=0)
-                else:
-                    target[...] = tokens[0]
-        return cast(F32, out.reshape(lengths.size, self.embedding_size))
+        ids: list[NDArray[np.int32]] = []
+        for start in range(0, len(texts), _TOKENIZER_BATCH):
+            encodings = self.tokenizer.encode_batch_fast(texts[start : start + _TOKENIZER_BATCH])
+            ids.extend(np.array(e.ids, np.int32) for e in encodings)
+        return ids
 
     def __repr__(self) -> str:
         c = self.config

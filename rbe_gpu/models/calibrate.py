@@ -41,6 +41,7 @@ from ..threads import blas
 from ..transforms import DEFAULT_BLOCK
 from ..workspace import Workspace
 from .bert import BertEncoder, block_of
+from .pooling import cu_seqlens_of
 
 F32 = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
@@ -177,9 +178,18 @@ def _linear_weight(linear: RBELinear) -> F32:
     return np.asarray(linear.weight, np.float32)
 
 
+def _pooled(model: BertEncoder, states: Sequence[F32], parts: Sequence[_Batch]) -> F32:
+    """The vectors of all texts, not normalized."""
+    pooled = [
+        model.pool(x, cu_seqlens=cu_seqlens_of(p.lengths), normalize=False)
+        for x, p in zip(states, parts, strict=True)
+    ]
+    return np.concatenate(pooled)
+
+
 def _loss(model: BertEncoder, states: Sequence[F32], parts: Sequence[_Batch], dense: F32) -> float:
     """Mean of 1 - cosine between the pooled states and the dense model's."""
-    v = np.concatenate([model.pool(x, b.lengths) for x, b in zip(states, parts, strict=True)])
+    v = _pooled(model, states, parts)
     v /= np.linalg.norm(v, axis=1, keepdims=True)
     return float(1.0 - (v * dense).sum(axis=1).mean())
 
@@ -302,7 +312,7 @@ def _measure(model: BertEncoder, weights: dict[str, _Weight], parts: list[_Batch
     layers = [_Layer(model, i, ws) for i in range(len(model.layers))]
     for layer in layers:
         states.append([layer.run(x, p.lengths) for x, p in zip(states[-1], parts, strict=True)])
-    dense = np.concatenate([model.pool(x, p.lengths) for x, p in zip(states[-1], parts, strict=True)])
+    dense = _pooled(model, states[-1], parts)
     dense /= np.linalg.norm(dense, axis=1, keepdims=True)
 
     def finish(x: list[F32], first: int) -> float:

@@ -24,24 +24,24 @@ _HUB_SKIP = ("onnx/*", "openvino/*")
 
 
 def load(source: str | Path, cache_bytes: int = 0, dtype: str = "float32") -> BertEncoder:
-    """A model that is ready to embed.
+    """Load a model.
 
     Parameters
     ----------
     source : one of
         a folder with config.json and model.safetensors (single or sharded; float32, float16 or bfloat16),
-        tokenizer.json, and sentence-transformers' own files where it has them; weights stay memory-mapped;
-        a `.rbe.safetensors` file, as `rbe-gpu compress` writes it;
+        tokenizer.json, and the files of sentence-transformers if present; weights stay memory-mapped;
+        a `.rbe.safetensors` file written by `rbe-gpu compress`;
         a Hugging Face id such as "sentence-transformers/all-MiniLM-L6-v2" (`pip install rbe-gpu[hub]`).
-    cache_bytes : memory for decoded panels of compressed weights; 0: none is decoded. See `BertEncoder`.
-    dtype : "float32", "float16" or "bfloat16", of the hidden states (and of dense weights, where it is a half type)
+    cache_bytes : memory for decoded panels of compressed weights; 0: none are cached. See `BertEncoder`.
+    dtype : of the hidden states (and of dense weights, if it is a half type): "float32", "float16" or "bfloat16"
 
     Raises
     ------
     FileNotFoundError, NotADirectoryError
-        There is no such file or folder, or a folder lacks a file of a model.
+        There is no such file or folder, or a file is missing in the folder.
     ValueError
-        The files are not those of a supported model.
+        The files are invalid, or the model is not supported.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -62,7 +62,7 @@ def download(name: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise FileNotFoundError(
-            f"{name} is no file or folder here; to fetch it from the Hugging Face Hub, "
+            f"{name} is no file or folder here; to download it from the Hugging Face Hub, "
             "pip install rbe-gpu[hub]"
         ) from None
     try:
@@ -70,7 +70,7 @@ def download(name: str) -> Path:
     except Exception as error:  # the hub raises errors of several libraries
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
-            f"{name} is no file or folder here, and the hub did not give it: {reason}"
+            f"{name} is no file or folder here, and downloading it from the Hugging Face Hub failed: {reason}"
         ) from error
 
 
@@ -100,16 +100,16 @@ def read_json(path: Path, missing: str = "it is needed") -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no {path.name}; {missing}")
     try:
-        found = json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a JSON {type(found).__name__}, needs an object")
-    return found
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a JSON {type(value).__name__}, needs an object")
+    return value
 
 
 def read_modules(folder: Path) -> tuple[dict[str, Any] | None, bool]:
-    """What modules.json says of pooling and normalising. Without one: mean pooling, normalised."""
+    """Pooling config and normalization of modules.json. Without the file: mean pooling, normalized."""
     path = folder / "modules.json"
     if not path.is_file():
         return None, True
@@ -132,7 +132,7 @@ def read_modules(folder: Path) -> tuple[dict[str, Any] | None, bool]:
 
 
 def read_max_seq_length(folder: Path, config: dict[str, Any]) -> int:
-    """Tokens read of a text: sentence_bert_config.json, else tokenizer_config.json, else all positions."""
+    """Length to truncate texts to: of sentence_bert_config.json, tokenizer_config.json, or all positions."""
     positions = int(config["max_position_embeddings"])
     for file, key in (
         ("sentence_bert_config.json", "max_seq_length"),
@@ -180,7 +180,7 @@ def map_safetensors(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     for name, entry in file.entries.items():
         if entry.dtype in _FLOATS:
             tensor = file.array(name)
-            # a payload at an odd place is allowed by the format, but not by the kernels
+            # the format allows unaligned payloads, the kernels do not
             tensors[name] = tensor if tensor.flags.aligned else tensor.copy()
     return tensors
 

@@ -1,80 +1,97 @@
-"""Vectors of texts from their hidden states by ops alone, so that a GPU has nothing to wait for.
+"""Pooling: one vector per text from the hidden states of its tokens.
 
-mean[b] = sum_j softmax_j(0) state[j] over the tokens of text b;  cls[b] = the state of its first token
+mean[b] = mean of the states of text b;  cls[b] = the state of its first token;  max[b] = their maximum, by column
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
+import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import ops
 from ..blocks import Array
+from ..dispatch import module_of
 from ..workspace import Workspace
 
 
-def pool_by_kernels(
+def cu_seqlens_of(lengths: NDArray[Any]) -> NDArray[np.int64]:
+    """Where texts of these lengths begin and end when packed: (batch + 1,) from 0 to their sum."""
+    ends = np.zeros(lengths.size + 1, np.int64)
+    np.cumsum(lengths, out=ends[1:])
+    return ends
+
+
+def to_host(a: Any) -> Any:
+    """A CuPy array as a NumPy array; any other value unchanged."""
+    return a.get() if hasattr(a, "__cuda_array_interface__") and hasattr(a, "get") else a
+
+
+def pool_into(
     states: Array,
     lengths: Array | None,
     cu_seqlens: Array | None,
     modes: tuple[str, ...],
-    num_heads: int,
     out: Array,
     ws: Workspace,
 ) -> None:
-    """Write the modes ("mean", "cls") of every text side by side to `out`.
+    """Write the pooled vectors of every text, one mode after the other, to `out`.
 
     Parameters
     ----------
     states : (batch, seq, hidden) with `lengths` (batch,) or None, or packed (tokens, hidden) with `cu_seqlens`
-    num_heads : parts of `hidden` that the attention kernels take at once
-    out : (batch, modes * hidden), dtype of states
-    ws : where states are
+    modes : of "mean", "cls" and "max"; "max" reads lengths on the host
+    out : (batch, modes * hidden), float32 or dtype of states
+    ws : on the device of states
     """
-    if "max" in modes:
-        raise ValueError("pooling by the maximum is not done by kernels; use embed or pool")
     batch, hidden = out.shape[0], states.shape[-1]
     for i, mode in enumerate(modes):
-        target = out if len(modes) == 1 else ws.get("pooling.mode", (batch, hidden), out.dtype)
+        columns = out[:, i * hidden : (i + 1) * hidden]
+        if mode == "max":
+            _max(states, lengths, cu_seqlens, columns)
+            continue
+        dtype = out.dtype if mode == "mean" else states.dtype
+        in_place = len(modes) == 1 and dtype == out.dtype
+        vectors = out if in_place else ws.get("pooling", (batch, hidden), dtype)
         if mode == "mean":
-            _mean(states, lengths, cu_seqlens, num_heads, target, ws)
-        else:
-            ops.embedding(
-                _first(states, cu_seqlens, ws), states.reshape(-1, hidden), out=target, workspace=ws
-            )
-        if target is not out:
-            out.reshape(batch, len(modes), hidden)[:, i] = target
+            ops.mean_pool(states, lengths, cu_seqlens, out=vectors)
+        elif states.size:
+            first = _first_tokens(states, cu_seqlens, ws)
+            ops.embedding(first, states.reshape(-1, hidden), out=vectors, workspace=ws)
+        if not in_place:
+            _assign(columns, vectors)
 
 
-def _mean(
-    states: Array, lengths: Array | None, cu_seqlens: Array | None, num_heads: int, out: Array, ws: Workspace
-) -> None:
-    """Attention with queries of zero gives every token the same weight."""
-    batch, hidden = out.shape
-    shape = (batch, hidden)
-    zeros = ws.constant("pooling.zeros", (*shape, out.dtype), lambda: np.zeros(shape, out.dtype))
-    lead = (batch, 1) if cu_seqlens is None else (batch,)
-    query = zeros.reshape(*lead, num_heads, -1)
-    x = states.reshape(*states.shape[:-1], num_heads, -1)
-    places: dict[str, Any] = {"lengths": lengths}
+def _first_tokens(states: Array, cu_seqlens: Array | None, ws: Workspace) -> Array:
+    """The row of each text's first token; any row for a text without tokens."""
     if cu_seqlens is not None:
-        each = ws.constant("pooling.each", batch, lambda: np.arange(batch + 1))
-        places = {"cu_seqlens_q": each, "cu_seqlens_k": cu_seqlens}
-    ops.attention(query, x, x, scale=1.0, out=out.reshape(query.shape), workspace=ws, **places)
-
-
-def _first(states: Array, cu_seqlens: Array | None, ws: Workspace) -> Array:
-    """The row of each text's first token."""
-    if cu_seqlens is not None:
-        return cu_seqlens[:-1]
+        return module_of(states).minimum(cu_seqlens[:-1], len(states) - 1)
     batch, seq = states.shape[:2]
-    found: Array = ws.constant("pooling.first", (batch, seq), lambda: np.arange(batch) * seq)
-    return found
+    rows: Array = ws.constant("pooling.first", (batch, seq), lambda: np.arange(batch) * seq)
+    return rows
 
 
-def normalize_by_kernels(vectors: Array, ws: Workspace) -> None:
-    """v / ||v||, row by row in place; 0 stays 0. As v / sqrt(mean(v^2)) / sqrt(size)."""
-    size = vectors.shape[-1]
-    unit = ws.constant("pooling.unit", size, lambda: np.full(size, size**-0.5, np.float32))
-    ops.rms_norm(vectors, unit, 1e-24 / size, out=vectors)
+def _max(states: Array, lengths: Array | None, cu_seqlens: Array | None, out: Array) -> None:
+    xp = module_of(states)
+    if cu_seqlens is None:
+        lengths = np.full(len(states), states.shape[1]) if lengths is None else to_host(lengths)
+        texts = [text[:length] for text, length in zip(states, lengths.tolist(), strict=True)]
+    else:
+        ends = to_host(cu_seqlens).tolist()
+        texts = [states[start:stop] for start, stop in pairwise(ends)]
+    for row, tokens in zip(out, texts, strict=True):
+        if len(tokens):
+            _assign(row, xp.max(tokens, axis=0))
+        else:
+            row[...] = 0
+
+
+def _assign(target: Array, source: Array) -> None:
+    """target[...] = source; float32 from bfloat16 through bits, which CuPy 13 cannot convert."""
+    if source.dtype == ml_dtypes.bfloat16 and target.dtype == np.float32:
+        target.view(np.uint32)[...] = source.view(np.uint16).astype(np.uint32) << 16
+    else:
+        target[...] = source
