@@ -1,12 +1,12 @@
-"""evaluate: how well a compressed model does what its dense one does, in vectors and in retrieval.
+"""evaluate: how closely a compressed model matches its dense one, in its vectors and in retrieval.
 
     cosine[i]     = <a_i, b_i> / (||a_i|| ||b_i||)            a dense, b compressed, one text i
-    overlap_at_10 = mean_i |N_a(i) & N_b(i)| / 10             N(i): the ten texts nearest to text i, itself left out
-    recall_at_k   = share of queries whose answer is among their k nearest documents
+    overlap_at_10 = mean_i |N_a(i) & N_b(i)| / 10             N(i): the ten nearest neighbours of text i, i excluded
+    recall_at_k   = fraction of queries whose answer is among their k nearest documents
 
-Nearest is by cosine; of equal cosines the lower index is nearer. Similarities are computed a block of rows at a
-time, so memory is that of the vectors, twice, and some 32 MB. They are float64 products rounded to float32: equal
-vectors then tie, whatever order the product was summed in.
+Nearest is by cosine similarity; ties go to the lower index. Similarities are computed in blocks of rows, so memory is
+twice that of the vectors and some 32 MB. They are computed in float64 and rounded to float32, so that equal vectors
+tie whatever the order of summation.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .threads import blas
 
 NEIGHBOURS = 10  # of overlap_at_10 and recall_at_10
 _CHUNK_BYTES = 32 << 20
-_PAIR_BYTES = 32  # of one similarity and the temporaries that compare it
-_EMBED_AT_ONCE = 256  # texts between two calls of progress
+_PAIR_BYTES = 32  # of one similarity and the temporaries of its comparisons
+_PROGRESS_STEP = 256  # texts between two calls of progress
 
 F64 = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]
@@ -32,7 +32,7 @@ Task = tuple[Sequence[str], Sequence[str], Sequence[int]]
 
 
 class Embeds(Protocol):
-    """What `evaluate` needs of a model; `rbe_gpu.load` gives one."""
+    """The methods of a model that `evaluate` calls; `rbe_gpu.load` returns one."""
 
     @property
     def embedding_size(self) -> int:
@@ -42,18 +42,18 @@ class Embeds(Protocol):
         """(len(texts), embedding_size) vectors."""
 
     def token_ids(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        """The ids of each text, as the model reads it."""
+        """The token ids of each text, as in `embed`."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How near the vectors of the same texts are in two models.
+    """Agreement between two models' vectors of the same texts.
 
     Attributes
     ----------
-    texts : how many
-    cosine_mean, cosine_p1, cosine_min : mean, 1st percentile and least of the cosines, each text to itself
-    overlap_at_10 : share of the ten nearest other texts that are the same in both models
+    texts : number of texts
+    cosine_mean, cosine_p1, cosine_min : mean, 1st percentile and minimum of the cosines between a text's two vectors
+    overlap_at_10 : fraction of the ten nearest other texts that the models have in common
     """
 
     texts: int
@@ -65,12 +65,12 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """How often a model finds the one document that answers a query.
+    """Recall of a model, where each query has one relevant document.
 
     Attributes
     ----------
-    queries, documents : how many
-    recall_at_1, recall_at_10 : share of queries whose document is the nearest, or one of the ten nearest
+    queries, documents : their numbers
+    recall_at_1, recall_at_10 : fraction of queries whose document is the nearest, or among the ten nearest
     """
 
     queries: int
@@ -81,7 +81,7 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class Quality:
-    """What one model reaches. `agreement` is with the dense model; `retrieval` is None where none was asked."""
+    """Metrics of one model. `agreement` is with the dense model; `retrieval` is None without a task."""
 
     agreement: Agreement
     retrieval: Retrieval | None
@@ -99,21 +99,21 @@ class Evaluation:
 
 
 def _unit(vectors: Any, name: str) -> F64:
-    """Vectors divided by their lengths, (count, size)."""
-    found = np.array(vectors, np.float64)
-    if found.ndim != 2:
-        raise ValueError(f"{name} has shape {found.shape}; pass (count, size), one vector per row")
-    lengths = np.linalg.norm(found, axis=1, keepdims=True)
-    infinite = ~np.isfinite(found).all(axis=1)
+    """Vectors divided by their L2 norms, (count, size)."""
+    unit = np.array(vectors, np.float64)
+    if unit.ndim != 2:
+        raise ValueError(f"{name} has shape {unit.shape}; pass (count, size), one vector per row")
+    lengths = np.linalg.norm(unit, axis=1, keepdims=True)
+    infinite = ~np.isfinite(unit).all(axis=1)
     for bad, what in ((infinite, "holds NaN or Inf"), (lengths == 0, "is zero and has no direction")):
         if bad.any():
             raise ValueError(f"{name}: vector {int(bad.argmax())} {what}")
-    found /= lengths
-    return found
+    unit /= lengths
+    return unit
 
 
 def _similarities(rows: F64, columns: F64) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Cosines of a block of rows to all columns, block by block."""
+    """Cosine similarities of a block of rows to all columns, block by block."""
     step = max(1, _CHUNK_BYTES // (_PAIR_BYTES * len(columns)))
     for start in range(0, len(rows), step):
         part = slice(start, min(start + step, len(rows)))
@@ -123,30 +123,30 @@ def _similarities(rows: F64, columns: F64) -> Iterator[tuple[slice, NDArray[np.f
 
 
 def _nearest(similar: NDArray[np.float32], part: slice) -> NDArray[np.bool_]:
-    """Which are the ten nearest others of each row, (rows, count); `similar` loses its diagonal."""
-    here = np.arange(part.start, part.stop)
-    similar[here - part.start, here] = -np.inf
+    """Mask of the ten nearest others of each row, (rows, count); the diagonal of `similar` is overwritten."""
+    diagonal = np.arange(part.start, part.stop)
+    similar[diagonal - part.start, diagonal] = -np.inf
     last = similar.shape[1] - NEIGHBOURS
     tenth = np.partition(similar, last, axis=1)[:, last, None]
     nearer = similar > tenth
-    level = similar == tenth
+    tied = similar == tenth
     left = NEIGHBOURS - nearer.sum(axis=1, keepdims=True)
-    return np.asarray(nearer | (level & (level.cumsum(axis=1, dtype=np.int32) <= left)))
+    return np.asarray(nearer | (tied & (tied.cumsum(axis=1, dtype=np.int32) <= left)))
 
 
 def _check_texts(count: int) -> None:
     if count <= NEIGHBOURS:
         raise ValueError(
-            f"{count} texts are too few for the {NEIGHBOURS} nearest others; give {NEIGHBOURS + 1} or more"
+            f"{count} texts are too few for the {NEIGHBOURS} nearest others; pass {NEIGHBOURS + 1} or more"
         )
 
 
 def agreement(dense: Any, vectors: Any) -> Agreement:
-    """Compare the vectors of the same texts from two models.
+    """Compare two models' vectors of the same texts.
 
     Parameters
     ----------
-    dense, vectors : (texts, size) floats, of any length but 0; row i of both is text i
+    dense, vectors : (texts, size) floats, of any norm but 0; row i of both is text i
 
     Raises
     ------
@@ -173,35 +173,35 @@ def agreement(dense: Any, vectors: Any) -> Agreement:
 
 
 def _check_answers(answers: Sequence[int] | NDArray[Any], queries: int, documents: int) -> NDArray[np.int64]:
-    found = np.asarray(answers)
-    if found.shape != (queries,):
-        raise ValueError(f"answers has shape {found.shape} for {queries} queries; pass one index for each")
+    indices = np.asarray(answers)
+    if indices.shape != (queries,):
+        raise ValueError(f"answers has shape {indices.shape} for {queries} queries; pass one index for each")
     if not queries:
         raise ValueError("there are no queries")
     if documents <= NEIGHBOURS:
         raise ValueError(
-            f"{documents} documents are too few for recall_at_{NEIGHBOURS}; give {NEIGHBOURS + 1} or more"
+            f"{documents} documents are too few for recall_at_{NEIGHBOURS}; pass {NEIGHBOURS + 1} or more"
         )
-    if found.dtype.kind not in "iu":
-        raise ValueError(f"answers holds {found.dtype}; pass indices of documents")
-    if int(found.min()) < 0 or int(found.max()) >= documents:
-        raise ValueError(f"answers run from {found.min()} to {found.max()}; use 0 to {documents - 1}")
-    return found.astype(np.int64)
+    if indices.dtype.kind not in "iu":
+        raise ValueError(f"answers has dtype {indices.dtype}; pass indices of documents")
+    if int(indices.min()) < 0 or int(indices.max()) >= documents:
+        raise ValueError(f"answers run from {indices.min()} to {indices.max()}; use 0 to {documents - 1}")
+    return indices.astype(np.int64)
 
 
 def retrieval(queries: Any, documents: Any, answers: Sequence[int] | NDArray[Any]) -> Retrieval:
-    """Whether each query's nearest documents include its answer.
+    """Recall at 1 and 10 of each query's answer.
 
     Parameters
     ----------
-    queries : (queries, size) floats, of any length but 0
-    documents : (documents, size) floats, of any length but 0
-    answers : (queries,) integers, the row of `documents` that answers each query
+    queries : (queries, size) floats, of any norm but 0
+    documents : (documents, size) floats, of any norm but 0
+    answers : (queries,) integers, the row in `documents` of each query's answer
 
     Raises
     ------
     ValueError
-        Sizes or counts differ, there are no queries or fewer than 11 documents, an answer is no document, or a
+        Sizes or counts differ, there are no queries or fewer than 11 documents, an answer is out of range, or a
         vector is zero or holds NaN or Inf.
     """
     q, d = _unit(queries, "queries"), _unit(documents, "documents")
@@ -211,9 +211,9 @@ def retrieval(queries: Any, documents: Any, answers: Sequence[int] | NDArray[Any
     index = np.arange(len(d))
     ranks = np.empty(len(q), np.int64)  # documents nearer than the answer
     for part, similar in _similarities(q, d):
-        level = np.take_along_axis(similar, right[part], axis=1)
-        ahead = (similar > level) | ((similar == level) & (index < right[part]))
-        ranks[part] = ahead.sum(axis=1)
+        answer = np.take_along_axis(similar, right[part], axis=1)
+        nearer = (similar > answer) | ((similar == answer) & (index < right[part]))
+        ranks[part] = nearer.sum(axis=1)
     return Retrieval(
         queries=len(q),
         documents=len(d),
@@ -234,21 +234,21 @@ def evaluate(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Embed the same texts with both models, and compare.
+    """Embed the same texts with both models and compare the vectors.
 
     Parameters
     ----------
-    compressed, dense : models, as `rbe_gpu.load` gives them
-    texts : 11 or more, for the agreement of the vectors
+    compressed, dense : models, as `rbe_gpu.load` returns them
+    texts : 11 or more, for `agreement`
     task : queries, documents and answers, such as `rbe_gpu.models.corpus.retrieval()`; None: no retrieval
-    batch_size : texts computed together
-    progress : called with what is embedded, and the texts done and to do in all
+    batch_size : texts per batch
+    progress : called with the name of the model, the number of texts embedded and their total
 
     Raises
     ------
     ValueError
-        The models give vectors of different sizes, or do not read a text as the same tokens; or `agreement` or
-        `retrieval` refuses the counts, or the vectors.
+        The models' vectors differ in size, or their token ids of a text differ; or `agreement` or `retrieval` raises
+        it for the counts or the vectors.
     """
     queries, documents, answers = ([], [], []) if task is None else task
     _check_texts(len(texts))
@@ -260,44 +260,44 @@ def evaluate(
 
     def embed(model: Embeds, name: str, part: Sequence[str]) -> NDArray[Any]:
         nonlocal done
-        found = []
-        for start in range(0, len(part), _EMBED_AT_ONCE):
-            some = part[start : start + _EMBED_AT_ONCE]
-            found.append(model.embed(some, batch_size=batch_size))
+        batches = []
+        for start in range(0, len(part), _PROGRESS_STEP):
+            some = part[start : start + _PROGRESS_STEP]
+            batches.append(model.embed(some, batch_size=batch_size))
             done += len(some)
             if progress is not None:
                 progress(name, done, total)
-        vectors = np.concatenate(found)
-        lost = ~(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
-        if lost.any():
-            text = part[int(lost.argmax())]
+        vectors = np.concatenate(batches)
+        invalid = ~(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
+        if invalid.any():
+            text = part[int(invalid.argmax())]
             raise ValueError(f"the {name} model gives NaN, Inf or a vector of zeros for {text[:60]!r}")
         return vectors
 
-    def find(model: Embeds, name: str) -> Retrieval | None:
+    def score(model: Embeds, name: str) -> Retrieval | None:
         if task is None:
             return None
         return retrieval(embed(model, name, queries), embed(model, name, documents), answers)
 
     reference = embed(dense, "dense", texts)
     return Evaluation(
-        dense=Quality(agreement(reference, reference), find(dense, "dense")),
+        dense=Quality(agreement(reference, reference), score(dense, "dense")),
         compressed=Quality(
-            agreement(reference, embed(compressed, "compressed", texts)), find(compressed, "compressed")
+            agreement(reference, embed(compressed, "compressed", texts)), score(compressed, "compressed")
         ),
     )
 
 
 def _check_pair(compressed: Embeds, dense: Embeds, texts: Sequence[str]) -> None:
-    """Two models whose vectors can be compared: same size, same tokens."""
+    """Check that the vectors of two models can be compared: same size, same tokens."""
     if compressed.embedding_size != dense.embedding_size:
         raise ValueError(
             f"the compressed model gives vectors of {compressed.embedding_size} values, the dense one of "
-            f"{dense.embedding_size}; compare with the dense model that it was made from"
+            f"{dense.embedding_size}; compare with the dense model that was compressed"
         )
     for i, (a, b) in enumerate(zip(compressed.token_ids(texts), dense.token_ids(texts), strict=True)):
         if not np.array_equal(a, b):
             raise ValueError(
-                f"the two models read text {i} as different tokens ({len(a)} and {len(b)}): another tokenizer, "
-                "or another max_seq_length; compare with the dense model that this one was made from"
+                f"the two models tokenize text {i} differently ({len(a)} and {len(b)} tokens): another tokenizer, "
+                "or another max_seq_length; compare with the dense model that was compressed"
             )

@@ -1,7 +1,7 @@
-"""The meaning of every op, in float64 NumPy, written for reading.
+"""The definition of every op in float64 NumPy, written for reading.
 
-Each function opens with its equation. Every backend is measured against these. Arguments are those of
-`rbe_gpu.ops`, without `out` and `workspace`; results are float64 unless said otherwise.
+Each docstring begins with the equation. Every backend is tested against these functions. Arguments are those of
+`rbe_gpu.ops`, without `out` and `workspace`; results are float64 unless stated otherwise.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The BERT encoder and its loader: MiniLM against float64, folders and files of every supported kind."""
+"""The BERT encoder and its loader: MiniLM against a float64 reference; every supported folder and file."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def minilm() -> BertEncoder:
     return load(real.MODEL_DIR)
 
 
-def relative(found: Any, wanted: Any) -> float:
-    difference = np.asarray(found, np.float64) - wanted
-    return float(np.linalg.norm(difference) / np.linalg.norm(wanted))
+def relative(result: Any, expected: Any) -> float:
+    difference = np.asarray(result, np.float64) - expected
+    return float(np.linalg.norm(difference) / np.linalg.norm(expected))
 
 
 def valid(count: int = 8) -> np.ndarray:
-    """Which positions of `real.batch(count)` are text, (count, seq) bool."""
+    """Mask of the positions of `real.batch(count)` that are not padding, (count, seq)."""
     ids, lengths = real.batch(count)
     return np.asarray(np.arange(ids.shape[1]) < lengths[:, None])
 
@@ -68,7 +68,7 @@ def small_config(layers: int = 1, **changes: Any) -> dict[str, Any]:
 
 
 def write_checkpoint(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """A safetensors file, as the format's own page has it; the library's NumPy side has no bfloat16."""
+    """Write a safetensors file by hand: the library's NumPy functions have no bfloat16."""
     header: dict[str, Any] = {}
     at = 0
     for name, a in tensors.items():
@@ -85,7 +85,7 @@ Folder = Callable[..., Path]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
-    """Makes a model folder: config.json, model.safetensors unless tensors is None, and MiniLM's tokenizer."""
+    """Create a model folder: config.json, model.safetensors unless tensors is None, and MiniLM's tokenizer."""
 
     def make(
         config: dict[str, Any], tensors: dict[str, np.ndarray] | None, files: tuple[str, ...] = ()
@@ -108,15 +108,15 @@ def folder(tmp_path: Path) -> Folder:
 
 def test_hidden_states_of_every_layer() -> None:
     ids, lengths = real.batch(8)
-    found = minilm().forward(ids, lengths, all_hidden_states=True)
-    wanted = real.hidden_states(8)
-    assert len(found) == len(wanted) == 7
-    for mine, theirs in zip(found, wanted, strict=True):
+    result = minilm().forward(ids, lengths, all_hidden_states=True)
+    expected = real.hidden_states(8)
+    assert len(result) == len(expected) == 7
+    for mine, theirs in zip(result, expected, strict=True):
         assert mine.shape == theirs.shape
         assert mine.dtype == np.float32
         assert relative(mine[valid()], theirs[valid()]) <= TOLERANCE
         assert not mine[~valid()].any()
-    np.testing.assert_array_equal(minilm().forward(ids, lengths), found[-1])
+    np.testing.assert_array_equal(minilm().forward(ids, lengths), result[-1])
 
 
 #: Relative Frobenius to float64, per layer one rounding of some ten results: float16 to 11 bits, bfloat16 to 8.
@@ -125,11 +125,11 @@ HALF = {"float16": 2e-3, "bfloat16": 1.5e-2}
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_half_precision_states(dtype: str) -> None:
-    """Of every layer, and the embeddings; dense weights are held in the half type, and nothing else changes."""
+    """States of every layer, and embeddings; dense weights are stored in the half type."""
     ids, lengths = real.batch(8)
     model = load(real.MODEL_DIR, dtype=dtype)
-    found = model.forward(ids, lengths, all_hidden_states=True)
-    for mine, theirs in zip(found, real.hidden_states(8), strict=True):
+    result = model.forward(ids, lengths, all_hidden_states=True)
+    for mine, theirs in zip(result, real.hidden_states(8), strict=True):
         assert mine.dtype == model.dtype
         assert relative(mine[valid()], theirs[valid()]) <= HALF[dtype]
         assert not mine[~valid()].astype(np.float32).any()
@@ -150,7 +150,7 @@ def test_half_precision_pooling(dtype: str, mode: str) -> None:
 
 
 def test_half_precision_of_compressed_weights() -> None:
-    """Compressed weights stay as they are; their tables decode to the half type."""
+    """Compressed weights are not converted; tables are decoded to the half type."""
     tensors = {
         n: rbe.compress(t, kind="vectors" if "embeddings" in n else "matrix", grade="A")
         if t.ndim == 2 and "token_type" not in n and t.shape[0] < 2000
@@ -164,7 +164,7 @@ def test_half_precision_of_compressed_weights() -> None:
     assert relative(half, plain.astype(np.float64)) <= HALF["float16"]
 
 
-def test_dtypes_of_states_that_are_not_there() -> None:
+def test_unsupported_dtype() -> None:
     with pytest.raises(ValueError, match="dtype='float64' is not supported; use one of"):
         BertEncoder(used_tensors(1), small_config(), dtype="float64")
 
@@ -177,8 +177,8 @@ def test_a_text_alone_is_the_text_in_a_batch() -> None:
         assert relative(alone[0], together[i, : lengths[i]]) <= SAME
 
 
-def test_padding_holds_anything() -> None:
-    """What stands in padded positions is never read: not even an id out of range."""
+def test_padding_is_not_read() -> None:
+    """Padded positions are never read: they may even hold an id out of range."""
     ids, lengths = real.batch(8)
     other = np.where(valid(), ids, 10**6)
     np.testing.assert_array_equal(minilm().forward(other, lengths), minilm().forward(ids, lengths))
@@ -188,7 +188,7 @@ def test_token_types() -> None:
     ids, lengths = real.batch(8)
     token_types = (np.arange(ids.shape[1]) >= 10).astype(np.int64) * np.ones_like(ids)
     model = BertEncoder(used_tensors(1), small_config())
-    found = model.forward(ids, lengths, token_types, all_hidden_states=True)[0]
+    result = model.forward(ids, lengths, token_types, all_hidden_states=True)[0]
     e = "embeddings."
     total = (
         real.weight(e + "word_embeddings.weight").astype(np.float64)[ids]
@@ -196,12 +196,12 @@ def test_token_types() -> None:
         + real.weight(e + "token_type_embeddings.weight")[token_types]
     )
     gain, bias = real.weight(e + "LayerNorm.weight"), real.weight(e + "LayerNorm.bias")
-    wanted, _ = reference.layer_norm(total, gain, bias, 1e-12)
-    assert relative(found[valid()], wanted[valid()]) <= TOLERANCE
+    expected, _ = reference.layer_norm(total, gain, bias, 1e-12)
+    assert relative(result[valid()], expected[valid()]) <= TOLERANCE
 
 
 def one_layer(x: np.ndarray, lengths: np.ndarray, activation: str) -> np.ndarray:
-    """MiniLM's first layer by the textbook, with another activation. x : (batch, seq, 384) float64."""
+    """Textbook version of MiniLM's first layer, with another activation. x : (batch, seq, 384) float64."""
 
     def dense(y: Any, name: str, act: str | None = None) -> Any:
         return reference.linear(y, real.layer(0, name + ".weight"), real.layer(0, name + ".bias"), act)
@@ -226,12 +226,12 @@ def one_layer(x: np.ndarray, lengths: np.ndarray, activation: str) -> np.ndarray
 def test_hidden_act(hidden_act: str, activation: str) -> None:
     ids, lengths = real.batch(8)
     model = BertEncoder(used_tensors(1), small_config(hidden_act=hidden_act))
-    found = model.forward(ids, lengths)
-    wanted = one_layer(real.hidden_states(8)[0], lengths, activation)
-    assert relative(found[valid()], wanted[valid()]) <= TOLERANCE
+    result = model.forward(ids, lengths)
+    expected = one_layer(real.hidden_states(8)[0], lengths, activation)
+    assert relative(result[valid()], expected[valid()]) <= TOLERANCE
 
 
-def test_forward_refuses_what_it_cannot_compute() -> None:
+def test_forward_rejects_invalid_arguments() -> None:
     model = BertEncoder(used_tensors(1), small_config())
     ids, lengths = real.batch(8)
     with pytest.raises(TypeError, match="use integers of shape"):
@@ -256,12 +256,12 @@ def test_forward_refuses_what_it_cannot_compute() -> None:
 
 def test_embeddings() -> None:
     texts = list(real.texts()[:8])
-    found = minilm().embed(texts)
-    assert found.shape == (8, 384)
-    assert found.dtype == np.float32
-    assert relative(found, pooled()) <= TOLERANCE
+    result = minilm().embed(texts)
+    assert result.shape == (8, 384)
+    assert result.dtype == np.float32
+    assert relative(result, pooled()) <= TOLERANCE
     assert relative(minilm().embed(texts, normalize=False), pooled(normalize=False)) <= TOLERANCE
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(result, axis=1), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["mean", "max", "cls"])
@@ -275,18 +275,18 @@ def test_pooling(mode: str) -> None:
 def test_joined_pooling() -> None:
     pooling = {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}
     model = BertEncoder(used_tensors(6), real.config(), real.tokenizer(), pooling, normalize=False)
-    wanted = np.concatenate([pooled("cls", False), pooled("mean", False)], axis=1)
+    expected = np.concatenate([pooled("cls", False), pooled("mean", False)], axis=1)
     assert model.embedding_size == 768
-    assert relative(model.embed(real.texts()[:8]), wanted) <= TOLERANCE
+    assert relative(model.embed(real.texts()[:8]), expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_order_and_batches(batch_size: int) -> None:
-    """Rows come in the order of the texts, whatever the batches; a generator is read once."""
+    """Rows are in the order of the texts for every batch size; a generator is consumed once."""
     texts = real.texts()[:8]
     order = [5, 0, 7, 2, 2, 6, 1]
-    found = minilm().embed((texts[i] for i in order), batch_size=batch_size)
-    assert relative(found, pooled()[order]) <= TOLERANCE
+    result = minilm().embed((texts[i] for i in order), batch_size=batch_size)
+    assert relative(result, pooled()[order]) <= TOLERANCE
 
 
 def test_workspace_serves_every_batch() -> None:
@@ -298,7 +298,7 @@ def test_workspace_serves_every_batch() -> None:
     np.testing.assert_array_equal(model.embed(real.texts()[:8], batch_size=4), first)
 
 
-def test_long_texts_are_cut_at_max_seq_length() -> None:
+def test_long_texts_are_truncated() -> None:
     long = " ".join(real.texts()[:40])
     tokenizer = Tokenizer.from_file(str(real.MODEL_DIR / "tokenizer.json"))
     tokenizer.no_padding()
@@ -312,17 +312,17 @@ def test_long_texts_are_cut_at_max_seq_length() -> None:
         (BertEncoder(used_tensors(6), real.config(), tokenizer, max_seq_length=5), 5),
     ):
         states = model.forward(np.array([[*ids[: limit - 1], ids[-1]]]))[0]
-        wanted = states.mean(axis=0)
-        found = model.embed([long], normalize=False)
-        assert relative(found[0], wanted) <= SAME
+        expected = states.mean(axis=0)
+        result = model.embed([long], normalize=False)
+        assert relative(result[0], expected) <= SAME
 
 
 def test_every_string_is_a_text() -> None:
     texts = ["", " \n\t", "naïve café 🙂", "日本語のテキスト", "e\u0301 \u200b \ufffd", "\x00", "x" * 5000]
-    found = minilm().embed(texts)
-    assert np.isfinite(found).all()
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-6)
-    for row, text in zip(found, texts, strict=True):
+    result = minilm().embed(texts)
+    assert np.isfinite(result).all()
+    np.testing.assert_allclose(np.linalg.norm(result, axis=1), 1, rtol=1e-6)
+    for row, text in zip(result, texts, strict=True):
         assert relative(minilm().embed([text])[0], row) <= SAME
     empty = minilm().forward(np.array([[101, 102]]))[0].mean(axis=0)  # [CLS] [SEP]
     assert relative(minilm().embed([""], normalize=False)[0], empty) <= SAME
@@ -353,15 +353,15 @@ def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
 @cache
 def compressed_tensors() -> dict[str, Any]:
     """Two layers of MiniLM: tables as vectors, matrices in two kinds of codes, the rest dense."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, a in used_tensors(2).items():
         if "word_embeddings" in name or "position_embeddings" in name:
-            found[name] = rbe.compress(a, codes="dense-int6", kind="vectors")
+            result[name] = rbe.compress(a, codes="dense-int6", kind="vectors")
         elif a.ndim == 2 and min(a.shape) >= 32:
-            found[name] = rbe.compress(a, codes="dense-int4" if "output" in name else "dense-int5", block=32)
+            result[name] = rbe.compress(a, codes="dense-int4" if "output" in name else "dense-int5", block=32)
         else:
-            found[name] = a
-    return found
+            result[name] = a
+    return result
 
 
 @cache
@@ -389,9 +389,9 @@ def test_compressed_model_is_the_dense_one_on_decoded_weights(compressed_file: P
     model = load(compressed_file)
     dense = BertEncoder(decoded_tensors(), small_config(2))
     ids, lengths = real.batch(8)
-    found = model.forward(ids, lengths, all_hidden_states=True)
-    wanted = dense.forward(ids, lengths, all_hidden_states=True)
-    for mine, theirs in zip(found, wanted, strict=True):
+    result = model.forward(ids, lengths, all_hidden_states=True)
+    expected = dense.forward(ids, lengths, all_hidden_states=True)
+    for mine, theirs in zip(result, expected, strict=True):
         assert relative(mine, theirs) <= TOLERANCE
     assert model.nbytes < dense.nbytes / 4
     assert model.max_seq_length == 64
@@ -401,20 +401,20 @@ def test_compressed_model_is_the_dense_one_on_decoded_weights(compressed_file: P
 
 
 def test_cache_budgets_of_a_model(compressed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where caching is cheapest: room for all and every linear weight is decoded once; for half: what fits stays.
+    """If caching is cheapest: with room for all, every linear weight is decoded once; for half, what fits is kept.
 
-    Without room, the default, nothing is decoded at all.
+    With the default budget of 0 nothing is decoded.
     """
     for algorithm, cost in (("TransformTiles", 2.0), ("DecodedPanels", 3.0), ("CachedPanels", 1.0)):
         monkeypatch.setattr(getattr(matmul_algorithms, algorithm), "cost", lambda *_, cost=cost: cost)
     ids, lengths = real.batch(8)
     linear = [t for n, t in compressed_tensors().items() if n.startswith("encoder") and len(t.shape) == 2]
     total = sum(t.dense_nbytes for t in linear)
-    wanted = load(compressed_file).forward(ids, lengths)
+    expected = load(compressed_file).forward(ids, lengths)
     for budget in (total, 0, total // 2):
         model = load(compressed_file, cache_bytes=budget)
         first = model.forward(ids, lengths)
-        assert relative(first, wanted) <= TOLERANCE
+        assert relative(first, expected) <= TOLERANCE
         panels = model.cache.misses
         if not budget:
             assert panels == model.cache.hits == model.cache.nbytes == 0
@@ -472,13 +472,13 @@ def test_damaged_compressed_models(tmp_path: Path) -> None:
 def expect_like(model: BertEncoder, tensors: dict[str, np.ndarray], tolerance: float = SAME) -> None:
     """`model` computes what float32 copies of `tensors` compute."""
     ids, lengths = real.batch(8)
-    wanted = BertEncoder({n: a.astype(np.float32) for n, a in tensors.items()}, small_config())
-    assert relative(model.forward(ids, lengths), wanted.forward(ids, lengths)) <= tolerance
+    expected = BertEncoder({n: a.astype(np.float32) for n, a in tensors.items()}, small_config())
+    assert relative(model.forward(ids, lengths), expected.forward(ids, lengths)) <= tolerance
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
 def test_half_checkpoint(folder: Folder, dtype: Any) -> None:
-    """Half weights stay half in memory; the arithmetic is that of their float32 copies."""
+    """Half-precision weights are not converted in memory; results are those of their float32 copies."""
     tensors = {n: a.astype(dtype) for n, a in used_tensors(1).items()}
     model = load(folder(small_config(), tensors))
     dense = sum(a.nbytes for a in tensors.values())
@@ -487,7 +487,7 @@ def test_half_checkpoint(folder: Folder, dtype: Any) -> None:
 
 
 def test_checkpoint_of_a_larger_model(folder: Folder) -> None:
-    """Names with `bert.`, gamma and beta, and tensors of a head are as BERT's own checkpoints have them."""
+    """Names with `bert.`, gamma and beta, and tensors of a head, as in the checkpoints of BERT."""
     tensors = used_tensors(1)
     renamed = {
         "bert."
@@ -524,7 +524,7 @@ def test_sharded_checkpoint(folder: Folder) -> None:
 
 
 def test_weights_stay_mapped() -> None:
-    """A dense model holds views of its file, and does not write to it."""
+    """The weights of a dense model are views of the mapped file, which is not written to."""
     table = minilm().word_embeddings.weight
     assert not table.flags.owndata
     assert minilm().nbytes == sum(
@@ -582,7 +582,7 @@ def test_unsupported_models(changes: dict[str, Any], message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_not_a_model(folder: Folder, tmp_path: Path) -> None:
+def test_invalid_model_folder(folder: Folder, tmp_path: Path) -> None:
     path = folder(small_config(), None)
     with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors"):
         load(path)
@@ -605,7 +605,7 @@ def test_not_a_model(folder: Folder, tmp_path: Path) -> None:
 
 
 def test_hub(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hub id goes through huggingface_hub; without it, or without the hub, one line says what to do."""
+    """A hub id is downloaded with huggingface_hub; without it, or offline, the error names the fix."""
     path = folder(small_config(), used_tensors(1))
     asked = []
 

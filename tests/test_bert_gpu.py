@@ -1,4 +1,4 @@
-"""The BERT encoder on CuPy arrays, shown on the stand-in: results."""
+"""Results of the BERT encoder on CuPy arrays, tested in host emulation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIMITS = {
     "float32": 1e-6,
     "float16": 2e-3,
     "bfloat16": 1.5e-2,
-}  # CPU and GPU round alike, but not at the same places
+}  # CPU and GPU round at different places
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def cupy() -> Iterator[Any]:
 
 @cache
 def short_texts() -> list[str]:
-    """Two of them, of 16 and 17 tokens: a thread of the stand-in is a fiber."""
+    """Two, of 16 and 17 tokens: each emulated GPU thread is a fiber."""
     return sorted(real.texts()[:40], key=len)[:2]
 
 
@@ -53,7 +53,7 @@ def test_hidden_states(cupy: Any) -> None:
     ids[0], ids[1, :3] = (101, 2023, 2003, 1037, 3231, 1012, 102), (101, 3231, 102)
     lengths, types = np.array([7, 3]), (ids > 2000).astype(np.int64)
     here, there = one_layer(), rbe.to(one_layer(), "cuda")
-    for given in ((lengths,), (lengths, types)):
-        found = there.forward(ids, *given)
-        assert isinstance(found, cupy.ndarray)
-        assert relative(found.get(), here.forward(ids, *given)) <= LIMITS["float32"]
+    for args in ((lengths,), (lengths, types)):
+        result = there.forward(ids, *args)
+        assert isinstance(result, cupy.ndarray)
+        assert relative(result.get(), here.forward(ids, *args)) <= LIMITS["float32"]

@@ -1,4 +1,4 @@
-"""evaluate: figures that can be worked out by hand, and those of the real model, dense and compressed."""
+"""evaluate: metrics that can be computed by hand, and those of the real model, dense and compressed."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ TWELVE = circle(*range(12))  # the ten nearest of each: all others but the one a
 
 def test_agreement_of_two_texts_that_change_places() -> None:
     vectors = circle(11, *range(1, 11), 0, length=3.0)  # lengths do not count
-    found = agreement(TWELVE, vectors)
-    assert found.texts == 12
+    result = agreement(TWELVE, vectors)
+    assert result.texts == 12
     # texts 0 and 11 are 11 degrees away from where they were, the others are where they were
-    assert found.cosine_mean == pytest.approx((10 + 2 * cos(radians(11))) / 12, abs=1e-7)
-    assert found.cosine_min == pytest.approx(cos(radians(11)), abs=1e-7)
+    assert result.cosine_mean == pytest.approx((10 + 2 * cos(radians(11))) / 12, abs=1e-7)
+    assert result.cosine_min == pytest.approx(cos(radians(11)), abs=1e-7)
     # the 1st percentile is 0.11 of the way from the least to the second least, which are the same
-    assert found.cosine_p1 == pytest.approx(cos(radians(11)), abs=1e-7)
+    assert result.cosine_p1 == pytest.approx(cos(radians(11)), abs=1e-7)
     # the ten texts between lose one neighbour each: the far end is now the other text
-    assert found.overlap_at_10 == (10 * 9 + 2 * 10) / 120
+    assert result.overlap_at_10 == (10 * 9 + 2 * 10) / 120
 
 
 def test_percentile_lies_between_the_least_two() -> None:
-    found = agreement(TWELVE, circle(60, *range(1, 12)))
-    assert found.cosine_min == pytest.approx(0.5, abs=1e-7)
-    assert found.cosine_p1 == pytest.approx(0.5 + 0.11 * 0.5, abs=1e-7)
+    result = agreement(TWELVE, circle(60, *range(1, 12)))
+    assert result.cosine_min == pytest.approx(0.5, abs=1e-7)
+    assert result.cosine_p1 == pytest.approx(0.5 + 0.11 * 0.5, abs=1e-7)
 
 
 def test_of_equal_cosines_the_lower_index_is_nearer() -> None:
@@ -62,13 +62,13 @@ def test_of_equal_cosines_the_lower_index_is_nearer() -> None:
 def test_retrieval_by_angles() -> None:
     documents = circle(*range(0, 120, 10), length=0.2)
     # 1 degree: documents 0, 1, 2, ... in order; 34 degrees: document 3 before document 4
-    found = retrieval(circle(1, 1, 1, 34), documents, [0, 9, 10, 4])
-    assert found == Retrieval(queries=4, documents=12, recall_at_1=0.25, recall_at_10=0.75)
+    result = retrieval(circle(1, 1, 1, 34), documents, [0, 9, 10, 4])
+    assert result == Retrieval(queries=4, documents=12, recall_at_1=0.25, recall_at_10=0.75)
 
 
 def test_retrieval_among_equal_documents() -> None:
-    found = retrieval(circle(5, 5, 5), circle(*[40] * 12), np.array([0, 9, 10], np.uint8))
-    assert found == Retrieval(3, 12, 1 / 3, 2 / 3)
+    result = retrieval(circle(5, 5, 5), circle(*[40] * 12), np.array([0, 9, 10], np.uint8))
+    assert result == Retrieval(3, 12, 1 / 3, 2 / 3)
 
 
 # --- refused ------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def spoiled(value: float) -> np.ndarray:
     [
         (TWELVE, TWELVE[:11], r"dense has shape \(12, 2\), vectors \(11, 2\)"),
         (TWELVE, np.ones((12, 3)), r"vectors \(12, 3\); pass vectors of the same texts and size"),
-        (TWELVE[:10], TWELVE[:10], "10 texts are too few for the 10 nearest others; give 11 or more"),
+        (TWELVE[:10], TWELVE[:10], "10 texts are too few for the 10 nearest others; pass 11 or more"),
         (TWELVE[:0], TWELVE[:0], "0 texts are too few"),
         (TWELVE, spoiled(np.nan), "vectors: vector 7 holds NaN or Inf"),
         (spoiled(np.inf), TWELVE, "dense: vector 7 holds NaN or Inf"),
@@ -107,7 +107,7 @@ def test_agreement_refuses(dense: np.ndarray, vectors: np.ndarray, message: str)
         (TWELVE[:1], TWELVE[:10], [0], "10 documents are too few for recall_at_10"),
         (TWELVE[:2], TWELVE, [0, 12], "answers run from 0 to 12; use 0 to 11"),
         (TWELVE[:2], TWELVE, [-1, 3], "answers run from -1 to 3"),
-        (TWELVE[:2], TWELVE, [0.0, 1.0], "answers holds float64; pass indices"),
+        (TWELVE[:2], TWELVE, [0.0, 1.0], "answers has dtype float64; pass indices"),
         (spoiled(0), TWELVE, range(12), "queries: vector 7 is zero"),
         (TWELVE, spoiled(np.nan), range(12), "documents: vector 7 holds NaN or Inf"),
     ],
@@ -143,29 +143,29 @@ def task() -> corpus.RetrievalTask:
 
 
 @pytest.fixture(scope="module")
-def found(dense: BertEncoder, compressed: BertEncoder, task: corpus.RetrievalTask) -> Evaluation:
+def result(dense: BertEncoder, compressed: BertEncoder, task: corpus.RetrievalTask) -> Evaluation:
     return evaluate(compressed, dense, TEXTS, task)
 
 
-def test_the_dense_model_agrees_with_itself(found: Evaluation) -> None:
-    assert found.dense.agreement.cosine_min == pytest.approx(1.0, abs=1e-12)
-    assert found.dense.agreement.overlap_at_10 == 1.0
-    assert found.dense.agreement.texts == len(TEXTS)
+def test_the_dense_model_agrees_with_itself(result: Evaluation) -> None:
+    assert result.dense.agreement.cosine_min == pytest.approx(1.0, abs=1e-12)
+    assert result.dense.agreement.overlap_at_10 == 1.0
+    assert result.dense.agreement.texts == len(TEXTS)
 
 
-def test_the_compressed_model_lies_between(found: Evaluation, dense: BertEncoder) -> None:
+def test_the_compressed_model_lies_between(result: Evaluation, dense: BertEncoder) -> None:
     vectors = dense.embed(TEXTS)
     shuffled = agreement(vectors, vectors[np.random.default_rng(0).permutation(len(vectors))])
-    between = found.compressed.agreement
+    between = result.compressed.agreement
     for name in ("cosine_mean", "cosine_p1", "cosine_min", "overlap_at_10"):
-        assert getattr(shuffled, name) < getattr(between, name) < getattr(found.dense.agreement, name)
+        assert getattr(shuffled, name) < getattr(between, name) < getattr(result.dense.agreement, name)
     assert between.cosine_min <= between.cosine_p1 <= between.cosine_mean
     assert between.cosine_mean > 0.9  # grade B: a tenth of each weight is lost
     assert shuffled.overlap_at_10 < 0.45  # ten of 47 others: 0.21 by chance
 
 
-def test_both_models_find_documents(found: Evaluation, task: corpus.RetrievalTask) -> None:
-    for quality in (found.dense, found.compressed):
+def test_both_models_find_documents(result: Evaluation, task: corpus.RetrievalTask) -> None:
+    for quality in (result.dense, result.compressed):
         assert quality.retrieval is not None
         assert (quality.retrieval.queries, quality.retrieval.documents) == (len(task.queries), 48)
         assert quality.retrieval.recall_at_1 <= quality.retrieval.recall_at_10
@@ -173,11 +173,11 @@ def test_both_models_find_documents(found: Evaluation, task: corpus.RetrievalTas
 
 
 def test_the_same_figures_on_every_run(
-    found: Evaluation, dense: BertEncoder, compressed: BertEncoder, task: corpus.RetrievalTask
+    result: Evaluation, dense: BertEncoder, compressed: BertEncoder, task: corpus.RetrievalTask
 ) -> None:
     calls: list[tuple[str, int, int]] = []
     again = evaluate(compressed, dense, TEXTS, task, progress=lambda *call: calls.append(call))
-    assert again == found
+    assert again == result
     total = 2 * (len(TEXTS) + len(task.queries) + len(task.documents))
     assert [done for _, done, _ in calls] == sorted({done for _, done, _ in calls})
     assert calls[-1] == ("compressed", total, total)
@@ -185,7 +185,7 @@ def test_the_same_figures_on_every_run(
 
 
 def test_blocks_of_rows_and_the_textbook(dense: BertEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sorting whole rows gives the same sets; so does any block size."""
+    """The same neighbours as by sorting whole rows, for any block size."""
     a = dense.embed(TEXTS)
     b = np.roll(a, 1, axis=1) + a
     whole = agreement(a, b), retrieval(a, b, range(len(a)))
@@ -209,7 +209,7 @@ def test_blocks_of_rows_and_the_textbook(dense: BertEncoder, monkeypatch: pytest
 
 
 class Never(BertEncoder):
-    """A model whose vectors must not be asked for."""
+    """A model whose `embed` must not be called."""
 
     def __init__(self) -> None:
         self.pooling, self.hidden_size = ("mean",), 384
@@ -234,7 +234,7 @@ def test_other_models_are_refused(dense: BertEncoder, tmp_path: Path) -> None:
         evaluate(small, dense, TEXTS)
     short = rbe.load(real.MODEL_DIR)
     short.tokenizer.enable_truncation(24)
-    with pytest.raises(ValueError, match=r"read text \d+ as different tokens \(24 and \d+\)"):
+    with pytest.raises(ValueError, match=r"tokenize text \d+ differently \(24 and \d+ tokens\)"):
         evaluate(short, dense, TEXTS)
 
 
@@ -253,7 +253,7 @@ def test_a_broken_model_is_named(dense: BertEncoder) -> None:
 
 
 def test_no_retrieval_unless_asked(dense: BertEncoder) -> None:
-    found = evaluate(dense, dense, TEXTS[:11])
-    assert found.dense.retrieval is None
-    assert found.compressed == found.dense
-    assert found.dense.agreement == Agreement(11, *map(pytest.approx, (1.0, 1.0, 1.0)), overlap_at_10=1.0)
+    result = evaluate(dense, dense, TEXTS[:11])
+    assert result.dense.retrieval is None
+    assert result.compressed == result.dense
+    assert result.dense.agreement == Agreement(11, *map(pytest.approx, (1.0, 1.0, 1.0)), overlap_at_10=1.0)

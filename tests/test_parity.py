@@ -1,7 +1,7 @@
-"""MiniLM here, in Candle and in PyTorch: the same weights, the same texts, the same hidden states.
+"""MiniLM in this package, in Candle and in PyTorch: the same weights, texts and hidden states.
 
-Candle's own Python model (`candle.models.bert`) runs in float32 and, as a second float64 oracle that shares
-no line with `tests.real`, in float64. PyTorch's part is skipped only where PyTorch is not installed.
+Candle's Python model (`candle.models.bert`) runs in float32, and in float64 as a second reference, independent of
+`tests.real`. The PyTorch test is skipped only if PyTorch is not installed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rbe_gpu.models import BertEncoder, load
 
 from . import real
 
-TOLERANCE = 1e-5  # relative Frobenius, float32 against float32 through all layers; 1e-6 is what was measured
+TOLERANCE = 1e-5  # relative Frobenius, float32 against float32 through all layers; measured 1e-6
 ORACLES = 1e-9  # float64 against float64: Candle's erf is a rational approximation
 
 
@@ -53,9 +53,9 @@ def _u32(ids: np.ndarray) -> Any:
     return candle.Tensor(ids.tolist()).to_dtype(candle.u32)
 
 
-def relative(found: Any, wanted: Any) -> float:
-    difference = np.asarray(found, np.float64) - wanted
-    return float(np.linalg.norm(difference) / np.linalg.norm(wanted))
+def relative(result: Any, expected: Any) -> float:
+    difference = np.asarray(result, np.float64) - expected
+    return float(np.linalg.norm(difference) / np.linalg.norm(expected))
 
 
 @pytest.mark.parametrize("index", range(4))
@@ -79,7 +79,7 @@ def test_candle_on_a_padded_batch() -> None:
 
 
 def test_candle_s_whole_forward() -> None:
-    """`BertModel.forward` itself, with its own attention mask."""
+    """`BertModel.forward`, with its own attention mask."""
     ids, lengths = real.batch(8)
     text = np.arange(ids.shape[1]) < lengths[:, None]
     mask = candle.Tensor(text.astype(int).tolist()).to_dtype(candle.u8)
@@ -88,7 +88,7 @@ def test_candle_s_whole_forward() -> None:
 
 
 def test_candle_in_float64_agrees_with_the_oracle() -> None:
-    """The float64 hidden states that every other test measures against."""
+    """The float64 hidden states that other tests compare with."""
     ids, lengths = real.batch(8)
     text = np.arange(ids.shape[1]) < lengths[:, None]
     for a, b in zip(real.hidden_states(8), candle_states(ids, text, double=True), strict=True):

@@ -1,15 +1,13 @@
-"""The ops: validate once, then hand over to the backend of the arrays.
+"""The ops: validate the arguments once, then call the backend of the arrays.
 
-Every function takes NumPy arrays, or CuPy arrays, or compressed weights over either, and runs where they are; an
-array of another library on a GPU (PyTorch, JAX) is taken without a copy, and the result is a CuPy array. On a GPU
-work is queued on CuPy's current stream and nothing waits for it. Activations are float32, float16 or bfloat16
-(`ml_dtypes.bfloat16`), C-contiguous, and sums are taken in float32 or better. `out=`
-receives the result and is returned; it may be the input itself for the elementwise ops and the norms.
-`workspace=` keeps scratch memory between calls.
+Every function takes NumPy arrays, or CuPy arrays, or compressed weights of either, and runs on their device. GPU
+arrays of other libraries (PyTorch, JAX) are used without a copy; the result is a CuPy array. On a GPU, kernels are
+launched on CuPy's current stream, without synchronisation. Activations are C-contiguous float32, float16 or bfloat16
+(`ml_dtypes.bfloat16`) arrays; accumulation is in float32 or better. `out=` receives the result and is returned; for
+the elementwise ops and the norms it may be the input. `workspace=` keeps scratch memory between calls.
 
-Wrong shapes are a `ValueError`, wrong array types, dtypes and devices a `TypeError`, a GPU without room a
-`MemoryError`; all name the fix.
-`rbe_gpu.reference` gives each op's exact meaning.
+Wrong shapes raise a `ValueError`, wrong array types, dtypes and devices a `TypeError`, a GPU out of memory a
+`MemoryError`; the messages name the fix. `rbe_gpu.reference` defines each op.
 """
 
 from ._attention import attention

@@ -1,4 +1,4 @@
-"""attention over padded and over packed sequences."""
+"""attention over padded or packed sequences."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def attention(
     i + off - left <= j <= i + off + right for `window=(left, right)`, -1 being no limit (FlashAttention's
     conventions). A query that sees no key gives zeros.
 
-    Sequences of unlike lengths may be packed end to end, without padding: `cu_seqlens_q[b]` is where the queries
-    of sequence b begin, `cu_seqlens_q[b + 1]` where they end, and so on for the keys (FlashAttention's varlen
-    convention). seq_q and seq_k are then each sequence's own.
+    Sequences of different lengths may be packed end to end, without padding: sequence b has the queries
+    cu_seqlens_q[b] to cu_seqlens_q[b + 1] - 1, and its keys correspondingly (FlashAttention's varlen convention).
+    seq_q and seq_k are then those of each sequence.
 
     Parameters
     ----------
@@ -48,9 +48,9 @@ def attention(
     scale : 1/sqrt(head_dim) by default
     mask : broadcastable to (batch, num_heads, seq_q, seq_k); float32 is added to the scores, bool keeps
         where True
-    lengths : (batch,) integers, valid keys of each sequence, 0 to seq_k; on a GPU they are cut to that, not checked
-    cu_seqlens_q, cu_seqlens_k : (batch + 1,) int32/int64 from 0 to total_q and total_k, never falling; those of
-        the keys are by default those of the queries. Not with `mask` or `lengths`. On a GPU they are not looked at
+    lengths : (batch,) integers, valid keys of each sequence, 0 to seq_k; on a GPU they are clamped, not checked
+    cu_seqlens_q, cu_seqlens_k : (batch + 1,) int32/int64 from 0 to total_q and total_k, nondecreasing; by default
+        cu_seqlens_k is cu_seqlens_q. Not with `mask` or `lengths`. On a GPU they are not checked
     return_lse : also return the log-sum-exp of the scores
 
     Returns
@@ -128,7 +128,7 @@ def attention(
 
 
 def _scores_mask(backend: Backend, mask: Array, shape: tuple[int, ...]) -> Array:
-    """`mask` seen as (batch, num_heads, seq_q, seq_k)."""
+    """`mask` broadcast to (batch, num_heads, seq_q, seq_k)."""
     if mask.dtype != np.float32 and mask.dtype != np.bool_:
         raise TypeError(f"mask has dtype {mask.dtype}; use float32 (added) or bool (True keeps)")
     try:

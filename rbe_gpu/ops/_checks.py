@@ -1,4 +1,4 @@
-"""What the ops check of their arguments, and the decorator that every op has."""
+"""Argument checks of the ops, and their common decorator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..dispatch import Backend, as_cupy, backend_of, device_memory_error, device
 from ..workspace import Workspace
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
-FLOAT32 = FLOATS[0]  # comparing dtypes takes 0.1 us, looking whether they are one object a quarter of it
+FLOAT32 = FLOATS[0]  # comparing dtypes takes 0.1 us, comparing identities a quarter of it
 ACTIVATIONS = (None, "relu", "gelu", "gelu_tanh", "silu")
 FLOAT_NAMES = "float32, float16 or bfloat16"
 
@@ -24,10 +24,10 @@ _R = TypeVar("_R")
 
 
 def op(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """An op whose arguments may be arrays of any library on a GPU.
+    """Let the arguments of an op be GPU arrays of any library.
 
-    `backend_of`, first in every op, refuses what is neither NumPy's nor CuPy's; only then is it worth looking whether
-    an argument is an array of another library.
+    Every op calls `backend_of` first, which raises for arrays of libraries other than NumPy and CuPy; only then are
+    the arguments converted.
     """
 
     @wraps(function)
@@ -38,8 +38,8 @@ def op(function: Callable[_P, _R]) -> Callable[_P, _R]:
             except TypeError:
                 values: Any = [as_cupy(a) for a in args]
                 named: Any = {name: as_cupy(a) for name, a in kwargs.items()}
-                given = [*args, *kwargs.values()]
-                if all(a is b for a, b in zip(given, [*values, *named.values()], strict=True)):
+                before, after = [*args, *kwargs.values()], [*values, *named.values()]
+                if all(a is b for a, b in zip(before, after, strict=True)):
                     raise
             return function(*values, **named)
         except MemoryError as error:
@@ -53,7 +53,7 @@ def op(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def is_plain(a: Array) -> bool:
-    """Whether an array is float32 and C-contiguous, as most are: a look that saves two checks by name."""
+    """Whether an array is float32 and C-contiguous: a fast path past two checks, for most calls."""
     return a.dtype is FLOAT32 and bool(a.flags.c_contiguous)
 
 
@@ -83,7 +83,7 @@ def check_rank(name: str, a: Array, least: int) -> None:
 def output(
     backend: Backend, out: Array | None, shape: tuple[int, ...], dtype: Any, name: str = "out"
 ) -> Array:
-    """`out` checked, or a new array."""
+    """`out`, checked, or a new array."""
     if out is None:
         return cast(Array, backend.xp.empty(shape, dtype))
     if type(out) is np.ndarray and out.dtype is dtype and out.shape == shape and out.flags.carray:
@@ -92,25 +92,25 @@ def output(
         raise TypeError(f"{name} has dtype {out.dtype}, expected {np.dtype(dtype)}")
     check_shape(name, out, shape, "the shape of the result")
     check_contiguous(**{name: out})
-    if not getattr(out.flags, "writeable", True):  # CuPy's always are
+    if not getattr(out.flags, "writeable", True):  # CuPy arrays always are
         raise ValueError(f"{name} is read-only; pass a writable array")
     return out
 
 
 def scratch_of(workspace: Workspace | None, a: Array) -> Workspace:
-    """Scratch memory where `a` is."""
+    """Scratch memory on the device of `a`."""
     return (workspace or Workspace()).on(device_of(a))
 
 
 def as_rows(a: Array | None, cols: int) -> Array | None:
-    """The last axis kept, all others merged. No copy: the array is contiguous."""
+    """`a` as (rows, cols), all axes but the last merged; a view, since it is contiguous."""
     if a is None or (a.ndim == 2 and a.shape[1] == cols):
         return a
     return a.reshape(-1 if cols else prod(a.shape[:-1]), cols)
 
 
 def check_rows(x: Array) -> None:
-    """x is an array, with a last axis."""
+    """x is an array of at least one axis."""
     if type(x) is not np.ndarray:
         backend_of(x=x)
     check_rank("x", x, 1)

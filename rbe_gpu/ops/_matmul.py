@@ -1,4 +1,4 @@
-"""decode, linear and embedding: the ops on weights that may be compressed."""
+"""decode, linear and embedding: the ops on weights, dense or compressed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def decode(
     Parameters
     ----------
     weight : RBEMatrix or RBEVectors
-    dtype : float32, float16 or bfloat16; ignored when `out` is given
+    dtype : float32, float16 or bfloat16; ignored if `out` is passed
     out : array of weight.shape, C-contiguous
 
     Returns
@@ -87,7 +87,7 @@ def linear(
         prepared, x = x, x.array
         workspace = prepared.workspace if workspace is None else workspace
     compressed = isinstance(weight, RBEBlocks)
-    # next to a NumPy array, a weight in the same memory decides nothing more
+    # a fast path: with x in NumPy, a compressed weight on the CPU needs no check
     beside = None if compressed and type(x) is np.ndarray and weight.device == "cpu" else weight
     backend = backend_of(x=x, weight=beside, bias=bias, residual=residual, out=out)
     checked = compressed and residual is None and is_plain(x)
@@ -109,7 +109,7 @@ def linear(
     if not checked:
         check_contiguous(x=x, residual=residual, **({} if compressed else {"weight": weight}))
     if out is not None and backend.xp.may_share_memory(out, x):
-        raise ValueError("out shares memory with x; a product cannot be written over its input")
+        raise ValueError("out shares memory with x; a matmul cannot overwrite its input")
     result = output(backend, out, shape, x.dtype)
     backend.linear(
         as_rows(x, in_features),
@@ -134,14 +134,14 @@ def embedding(
     out: Array | None = None,
     workspace: Workspace | None = None,
 ) -> Array:
-    """y[..., :] = W[ids[...], :], decoding only the rows asked for.
+    """y[..., :] = W[ids[...], :]; only the requested rows are decoded.
 
     Parameters
     ----------
-    ids : integer array of any shape, 0 <= ids < rows; otherwise an `IndexError`, or, on a GPU, where looking would
-        mean waiting for it, rows of NaN
-    weight : (rows, cols): RBEVectors (rows decode alone), RBEMatrix (with their block row) or dense
-    dtype : of the result, for a compressed weight; a dense weight keeps its own
+    ids : integer array of any shape, 0 <= ids < rows. Other ids raise an `IndexError`; on a GPU, where that would
+        need a host synchronisation, they give rows of NaN
+    weight : (rows, cols): RBEVectors (rows are decoded one by one), RBEMatrix (whole block rows are) or dense
+    dtype : of the result, for a compressed weight; a dense weight determines it
 
     Returns
     -------

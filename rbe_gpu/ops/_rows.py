@@ -34,7 +34,7 @@ def softmax(x: Array, scale: float = 1.0, mask: Array | None = None, out: Array 
     Parameters
     ----------
     x : (..., cols); the softmax runs over the last axis
-    mask : broadcastable to x; float32 is added, bool keeps where True. A row with nothing kept gives zeros.
+    mask : broadcastable to x; float32 is added, bool keeps where True. A row that is masked everywhere gives zeros.
 
     Returns
     -------
@@ -59,7 +59,7 @@ def softmax(x: Array, scale: float = 1.0, mask: Array | None = None, out: Array 
 
 
 def _rows_mask(backend: Backend, mask: Array, shape: tuple[int, ...]) -> Array:
-    """`mask` broadcast to `shape`, seen as rows."""
+    """`mask` broadcast to `shape`, as rows."""
     if mask.dtype != np.float32 and mask.dtype != np.bool_:
         raise TypeError(f"mask has dtype {mask.dtype}; use float32 (added) or bool (True keeps)")
     try:
@@ -202,7 +202,7 @@ def mean_pool(
     x : (batch, seq, cols), padded on the right; or packed (tokens, cols), with `cu_seqlens`
     lengths : (batch,) integers, tokens of each padded sequence, 0 to seq; None: seq. On a GPU they are clamped, not
         checked
-    cu_seqlens : (batch + 1,) int32/int64 from 0 to tokens, never falling: packed sequence b has the tokens
+    cu_seqlens : (batch + 1,) int32/int64 from 0 to tokens, nondecreasing: packed sequence b has the tokens
         cu_seqlens[b] to cu_seqlens[b + 1] - 1. On a GPU they are not checked
     dtype : of the result; None: that of x. Ignored when `out` is passed
 
