@@ -106,8 +106,8 @@ def _compressed(rbe: Any, quick: bool) -> Iterator[tuple[str, Any]]:
     for name, weight in _weights().items():
         kind = "vectors" if name.startswith("words") else "matrix"
         for codes in CODES[1:6:2] if quick else CODES:
-            for i, transform in enumerate(TRANSFORMS[::3] if quick else TRANSFORMS):
-                block = (32, 64, 128)[(i + len(name)) % 3]
+            for transform in TRANSFORMS[::3] if quick else TRANSFORMS:
+                block = (32, 64, 128)[(TRANSFORMS.index(transform) + len(name)) % 3]
                 for basis in (False, True):
                     arguments = _named(rbe.compress, codes)
                     m = rbe.compress(
