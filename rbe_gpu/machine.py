@@ -28,36 +28,20 @@ def cpu_name() -> str:
                 return line.partition(":")[2].strip()
     except OSError:
         pass  # not Linux
-    return _sysctl("machdep.cpu.brand_string") or platform.processor() or platform.machine()
-
-
-def _sysctl(name: str) -> str:
-    """A value of macOS's `sysctl`; empty on other systems."""
-    if sys.platform != "darwin":
-        return ""
-    return subprocess.run(["sysctl", "-n", name], capture_output=True, text=True).stdout.strip()
-
-
-def physical_cores() -> int | None:
-    """Number of physical cores; None if the system does not report it."""
+    brand = ""
     if sys.platform == "darwin":
-        count = _sysctl("hw.physicalcpu")
-        return int(count) if count.isdigit() else None
-    siblings = set()
-    for topology in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology"):
-        try:
-            siblings.add((topology / "thread_siblings_list").read_text().strip())
-        except OSError:
-            return None
-    return len(siblings) or None
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        brand = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return brand or platform.processor() or platform.machine()
 
 
-def memory_bytes() -> int | None:
-    """Bytes of physical memory; None if the system does not report it."""
+def cores_and_memory() -> tuple[int | None, int | None]:
+    """Physical cores and bytes of memory, by psutil of the extra `report`; None where it is not installed."""
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
+        import psutil
+    except ImportError:
+        return None, None
+    return psutil.cpu_count(logical=False), int(psutil.virtual_memory().total)
 
 
 def versions() -> dict[str, str | None]:
@@ -204,11 +188,16 @@ def collect() -> dict[str, Any]:
     cupy = cupy_state()
     installed = versions()
     has_kernels = kernels()
+    cores, memory = cores_and_memory()
     missing = _missing_for_gpu(devices, no_gpu, cupy)
     without = [op for op, present in has_kernels.items() if not present]
     if without:
         missing.append(
             f"no CUDA kernels in this version for {', '.join(without)}: those take NumPy arrays only"
+        )
+    if cores is None:
+        missing.append(
+            "psutil, which tells cores and memory, is not installed: pip install 'rbe-gpu[report]'"
         )
     if installed["torch"] is None:
         missing.append(
@@ -220,9 +209,9 @@ def collect() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": {
             "name": cpu_name(),
-            "cores": physical_cores(),
+            "cores": cores,
             "threads": os.cpu_count(),
-            "memory_bytes": memory_bytes(),
+            "memory_bytes": memory,
             "simd": [name for name in FEATURES if features.get(name)],
             "llvm_name": llvmlite.binding.get_host_cpu_name(),
         },

@@ -33,6 +33,14 @@ def test_info() -> None:
         assert word in shown.stdout
 
 
+def test_info_without_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine.cores_and_memory()[1]
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    info = machine.collect()
+    assert (info["cpu"]["cores"], info["cpu"]["memory_bytes"]) == (None, None)
+    assert any("rbe-gpu[report]" in line for line in info["missing"])
+
+
 def gpu(capability: tuple[int, int] = (9, 0), cuda: str = "13.0") -> dict[str, Any]:
     major, minor = capability
     return {
