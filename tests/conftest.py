@@ -35,7 +35,7 @@ import pytest
 import rbe_gpu as rbe
 from rbe_gpu import dispatch, ops, registry
 from rbe_gpu.blocks import RBEBlocks
-from rbe_gpu.gpu import _launch
+from rbe_gpu.gpu import _execute
 
 from .cases import Args
 from .host import build, stand_in
@@ -95,7 +95,7 @@ def _host(name: str, reverse: bool) -> TestBackend:
 
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            with mock.patch.object(dispatch, "CPU", launchers), _launch.executor(executor):
+            with mock.patch.object(dispatch, "CPU", launchers), _execute.executor(executor):
                 return function(*args, **kwargs)
 
         return call

@@ -16,7 +16,7 @@ import numpy as np
 
 from rbe_gpu import dispatch, ops, registry
 from rbe_gpu.blocks import RBEBlocks
-from rbe_gpu.gpu import _launch, _source
+from rbe_gpu.gpu import _execute, _source
 
 from .cases import CASES, Args, Case
 from .conftest import place
@@ -98,7 +98,7 @@ def launched(name: str, case: Case, dtype: str, data: Any) -> set[str]:
     launchers = dispatch.Backend("host", "rbe_gpu.gpu")
     with (
         mock.patch.object(dispatch, "CPU", launchers),
-        _launch.executor(lambda launches: entries.update(launch.entry for launch in launches)),
+        _execute.executor(lambda launches: entries.update(launch.entry for launch in launches)),
     ):
         call(name, case.make(data, registry.DTYPES[dtype]))
     return entries

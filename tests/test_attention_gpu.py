@@ -13,7 +13,7 @@ import pytest
 
 import rbe_gpu as rbe
 from rbe_gpu import Workspace, reference
-from rbe_gpu.gpu import _launch, decode, embedding, linear
+from rbe_gpu.gpu import _execute, decode, embedding, linear
 from rbe_gpu.gpu._launch import Launch
 from rbe_gpu.registry import relative_error
 
@@ -63,7 +63,7 @@ def device(reverse: bool = False) -> Iterator[tuple[Any, list[Launch]]]:
         launches.extend(given)
         host(given)
 
-    with stand_in.installed() as cupy, _launch.executor(run):
+    with stand_in.installed() as cupy, _execute.executor(run):
         yield cupy, launches
 
 

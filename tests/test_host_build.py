@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rbe_gpu import reference, registry
-from rbe_gpu.gpu import _launch, _source, layer_norm, silu, softmax
+from rbe_gpu.gpu import _execute, _source, layer_norm, silu, softmax
 from rbe_gpu.gpu._elements import divider
 from rbe_gpu.registry import relative_error
 
@@ -154,7 +154,7 @@ def test_gains_of_any_type(types: tuple[str, str, str], cols: int) -> None:
     )
     out = np.full_like(x, np.nan)
     tol = registry.OPS["layer_norm"].tolerances[types[0]]
-    with _launch.executor(HostExecutor()):
+    with _execute.executor(HostExecutor()):
         layer_norm.layer_norm(x, weight, bias, 1e-5, None, out, None)
         assert relative_error(out, reference.layer_norm(x, weight, bias)[0], tol.floor) <= tol.rel
         silu.silu(x, bias, out)
@@ -449,7 +449,7 @@ def test_no_kernel_leaves_its_arrays(op: str) -> None:
 
 
 def test_executor_is_put_back() -> None:
-    before = _launch._executor
-    with pytest.raises(ZeroDivisionError), _launch.executor(HostExecutor()):
+    before = _execute._executor
+    with pytest.raises(ZeroDivisionError), _execute.executor(HostExecutor()):
         raise ZeroDivisionError
-    assert _launch._executor is before
+    assert _execute._executor is before

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from rbe_gpu import dispatch, registry
-from rbe_gpu.gpu import _launch, _load, _source
+from rbe_gpu.gpu import _execute, _load, _source
 from rbe_gpu.gpu._elements import divider
 from rbe_gpu.gpu._launch import MAX_GRID, Launch
 from rbe_gpu.gpu._rows import share_rows
@@ -455,8 +455,8 @@ def launch_of(entry: str = "softmax_f32_8", device: int = 0, shared: int = 0, op
 
 
 def test_kernels_are_compiled_once_and_launched_in_order(cupy: FakeCupy) -> None:
-    _launch.run(launch_of(), launch_of("softmax_f32_16"))
-    _launch.run(launch_of())
+    _execute.run(launch_of(), launch_of("softmax_f32_16"))
+    _execute.run(launch_of())
     assert cupy.modules == [(_source.source("softmax"), ("-std=c++17",))]
     assert [name for _, name, *_ in cupy.calls] == ["softmax_f32_8", "softmax_f32_16", "softmax_f32_8"]
     _, _, grid, block, args, shared = cupy.calls[0]
@@ -469,11 +469,11 @@ def test_kernels_are_compiled_once_and_launched_in_order(cupy: FakeCupy) -> None
 @pytest.mark.usefixtures("cupy")
 def test_numpy_arrays_are_refused() -> None:
     with pytest.raises(TypeError, match=r"softmax_f32_8 got no cupy\.ndarray"):
-        _launch.run(softmax((4, 64)))
+        _execute.run(softmax((4, 64)))
 
 
 def test_launch_on_the_device_of_the_arrays(cupy: FakeCupy) -> None:
-    _launch.run(launch_of(device=1), launch_of(device=0))
+    _execute.run(launch_of(device=1), launch_of(device=0))
     assert [device for device, *_ in cupy.calls] == [1, 0]
     assert cupy.current == 0
     assert len(cupy.modules) == 2
@@ -481,15 +481,15 @@ def test_launch_on_the_device_of_the_arrays(cupy: FakeCupy) -> None:
 
 def test_shared_memory_over_48_kilobytes(cupy: FakeCupy) -> None:
     """Asked for when it is needed, and not again; more than the device has is an error."""
-    _launch.run(launch_of(shared=48 << 10))
+    _execute.run(launch_of(shared=48 << 10))
     kernel = cupy.kernels["softmax_f32_8"]
     assert kernel.max_dynamic_shared_size_bytes == 48 << 10
-    _launch.run(launch_of(shared=100_000))
+    _execute.run(launch_of(shared=100_000))
     assert kernel.max_dynamic_shared_size_bytes == 100_000
-    _launch.run(launch_of(shared=60_000))
+    _execute.run(launch_of(shared=60_000))
     assert kernel.max_dynamic_shared_size_bytes == 100_000
     with pytest.raises(RuntimeError, match="needs 232449 bytes of shared memory, GPU 0 has 232448"):
-        _launch.run(launch_of(shared=232_448 - 255))
+        _execute.run(launch_of(shared=232_448 - 255))
     assert len(cupy.calls) == 3
 
 
@@ -497,14 +497,14 @@ def test_shared_memory_over_48_kilobytes(cupy: FakeCupy) -> None:
 def test_old_gpus_are_refused(capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for fake in _installed(FakeCupy(capability), monkeypatch):
         with pytest.raises(RuntimeError, match=rf"compute capability {capability[0]}\.{capability[1]}.*7\.5"):
-            _launch.run(launch_of())
+            _execute.run(launch_of())
         assert not fake.modules
 
 
 @pytest.mark.parametrize("capability", ["75", "90", "100", "120"])
 def test_new_gpus_are_taken(capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for fake in _installed(FakeCupy(capability), monkeypatch):
-        _launch.run(launch_of())
+        _execute.run(launch_of())
         assert len(fake.calls) == 1
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rbe_gpu import reference, registry
-from rbe_gpu.gpu import _launch, _source
+from rbe_gpu.gpu import _execute, _launch, _source
 from rbe_gpu.gpu import attention as launcher
 from rbe_gpu.gpu._launch import Launch
 from rbe_gpu.gpu._params import ATTENTION
@@ -594,7 +594,7 @@ def test_no_queries_and_no_keys() -> None:
     """No launch at all, and zeros."""
     q, k, v = qkv(1, 3, 4, 1, 1, 32)
     lse = np.zeros((1, 1, 3), np.float32)
-    with _launch.executor(lambda launches: pytest.fail(f"launched {launches}")):
+    with _execute.executor(lambda launches: pytest.fail(f"launched {launches}")):
         launcher.attention(q[:, :0], k, v, False, 1.0, None, None, (-1, -1), q[:, :0].copy(), None)
         out = np.full_like(q, 7)
         launcher.attention(q, k[:, :0], v[:, :0], False, 1.0, None, None, (-1, -1), out, None, None, lse)
@@ -702,6 +702,6 @@ def test_executor_takes_the_launcher() -> None:
     """`attention` itself, with a workspace that it does not need."""
     arrays = qkv(1, 5, 6, 1, 1, 32)
     out = np.full_like(arrays[0], np.nan)
-    with _launch.executor(HostExecutor()):
+    with _execute.executor(HostExecutor()):
         launcher.attention(*arrays, True, 0.2, None, None, (-1, -1), out, None)
     assert error(out, arrays, causal=True, scale=0.2) <= 1

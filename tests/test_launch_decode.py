@@ -10,7 +10,7 @@ import pytest
 import rbe_gpu as rbe
 from rbe_gpu import Workspace, reference
 from rbe_gpu.codecs import DenseCodes
-from rbe_gpu.gpu import _launch, decode, embedding
+from rbe_gpu.gpu import _execute, decode, embedding
 from rbe_gpu.gpu._launch import MAX_GRID
 from rbe_gpu.registry import relative_error
 
@@ -164,7 +164,7 @@ def test_a_broken_decode_is_caught(name: str) -> None:
     def call() -> tuple[np.ndarray, np.ndarray]:
         m, out = compressed(form), np.full(decoded(form).shape, np.nan, F16)
         launches = decode.launches(m, out, Workspace())
-        _launch.run(*(replace(launch, grid=(1, 1, 1)) for launch in launches))  # so that tiles follow tiles
+        _execute.run(*(replace(launch, grid=(1, 1, 1)) for launch in launches))  # so that tiles follow tiles
         return out, decoded(form)
 
     assert not outcome("decode", old, new, call) <= 1e-3

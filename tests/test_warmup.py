@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from rbe_gpu import cli, warmup
-from rbe_gpu.gpu import _launch, _load, _source
+from rbe_gpu.gpu import _execute, _launch, _load, _source
 from rbe_gpu.layers import RBELinear
 from rbe_gpu.models.bert import BertEncoder
 from rbe_gpu.models.load import load
@@ -76,7 +76,7 @@ def test_ops_of_a_model_are_those_whose_kernels_a_batch_launches(
         launched[method].update(launch.op for launch in launches)
         host(launches)
 
-    with stand_in.installed() as cupy, _launch.executor(run_and_note):
+    with stand_in.installed() as cupy, _execute.executor(run_and_note):
         for method in launched:
             there = to(model, "cuda")
             for layer in products(there):

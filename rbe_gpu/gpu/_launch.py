@@ -1,14 +1,11 @@
-"""Launch: which kernel, over which grid, with which parameters; and what runs it.
+"""Launch: which kernel, over which grid, with which parameters.
 
 An op's `launches(...)` makes them from shapes, strides, dtypes and addresses alone, so that it can be read and tested
-without a GPU. `run` hands them to the executor: CuPy's current stream (`_load`), or, in the tests, the
-host build.
+without a GPU. `_execute.run` runs them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,34 +53,6 @@ class Launch:
             raise ValueError(f"{self.entry}: block={self.block} is outside 1 to {MAX_BLOCK}")
         if block_x * block_y * block_z > MAX_THREADS:
             raise ValueError(f"{self.entry}: block={self.block} has more than {MAX_THREADS} threads")
-
-
-Executor = Callable[[tuple[Launch, ...]], None]
-
-
-def _on_device(launches: tuple[Launch, ...]) -> None:
-    from . import _load
-
-    _load.run(launches)
-
-
-_executor: Executor = _on_device
-
-
-def run(*launches: Launch) -> None:
-    """Execute the launches in order: on the current stream of the arrays' device."""
-    _executor(launches)
-
-
-@contextmanager
-def executor(replacement: Executor) -> Iterator[None]:
-    """Within the block `run` calls `replacement`. For tests; not thread-safe."""
-    global _executor
-    before, _executor = _executor, replacement
-    try:
-        yield
-    finally:
-        _executor = before
 
 
 def type_of(vector: Any) -> int:

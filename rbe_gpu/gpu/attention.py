@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ._launch import SUFFIX, Launch, aligned, ceil_div, run
+from ._execute import run
+from ._launch import SUFFIX, Launch, aligned, ceil_div
 from ._params import ATTENTION
 
 _THREADS = 128

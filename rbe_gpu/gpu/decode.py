@@ -9,7 +9,8 @@ import numpy as np
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.codecs import DenseCodes, GridCodes, SparseCodes
 
-from ._launch import TYPE, WARP, Launch, aligned, ceil_div, grid_1d, run
+from ._execute import run
+from ._launch import TYPE, WARP, Launch, aligned, ceil_div, grid_1d
 from ._params import CODES, DECODE, ROWS, STARTS
 from ._struct import Params
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ._elements import BLOCK, grid, vector
-from ._launch import SUFFIX, Launch, aligned, run
+from ._execute import run
+from ._launch import SUFFIX, Launch, aligned
 from ._params import DROPOUT
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from rbe_gpu.blocks import RBEBlocks
 
 from . import decode
-from ._launch import TYPE, Launch, aligned, ceil_div, grid_1d, run
+from ._execute import run
+from ._launch import TYPE, Launch, aligned, ceil_div, grid_1d
 from ._params import COPY_ROWS, EMBEDDING, ROWS
 
 _THREADS = 256  # of the copy of dense rows

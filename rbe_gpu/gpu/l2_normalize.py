@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._launch import SUFFIX, Launch, in_chunks, run
+from ._execute import run
+from ._launch import SUFFIX, Launch, in_chunks
 from ._params import L2_NORMALIZE
 from ._rows import share_rows
 

@@ -14,7 +14,8 @@ from rbe_gpu.matmul import PreparedInput, check_method
 
 from . import decode, linear_transform
 from . import matmul_algorithms as algorithms
-from ._launch import TYPE, WARP, Launch, aligned, ceil_div, grid_1d, run, type_of
+from ._execute import run
+from ._launch import TYPE, WARP, Launch, aligned, ceil_div, grid_1d, type_of
 from ._params import (
     ABSMAX,
     ACTIVATIONS,

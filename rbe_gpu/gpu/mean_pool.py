@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._launch import SUFFIX, TYPE, WARP, Launch, aligned, ceil_div, grid_1d, run
+from ._execute import run
+from ._launch import SUFFIX, TYPE, WARP, Launch, aligned, ceil_div, grid_1d
 from ._params import MEAN_POOL
 
 _WARPS = 8  # of a block: every warp sums every eighth token

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._launch import SUFFIX, TYPE, Launch, in_chunks, run, type_of
+from ._execute import run
+from ._launch import SUFFIX, TYPE, Launch, in_chunks, type_of
 from ._params import NORM
 from ._rows import share_rows
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ._elements import map_elements
-from ._launch import Launch, run
+from ._execute import run
+from ._launch import Launch
 
 
 def launches(x: Any, bias: Any, out: Any) -> tuple[Launch, ...]:

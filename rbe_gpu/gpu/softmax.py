@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ._launch import SUFFIX, Launch, aligned, run
+from ._execute import run
+from ._launch import SUFFIX, Launch, aligned
 from ._params import SOFTMAX
 from ._rows import share_rows
 from ._struct import address

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rbe_gpu.gpu import _launch, _source
+from rbe_gpu.gpu import _execute, _source
 from rbe_gpu.gpu._launch import Launch
 from rbe_gpu.registry import relative_error
 
@@ -31,7 +31,7 @@ def outcome(op: str, old: str, new: str, call: Callable[[], tuple[np.ndarray, np
                 HostExecutor()((launch,))
 
     try:
-        with _launch.executor(execute):
+        with _execute.executor(execute):
             found, expected = call()
     except KernelError:
         return float("inf")

@@ -15,7 +15,7 @@ from unittest import mock
 
 import numpy as np
 
-from rbe_gpu.gpu import _launch
+from rbe_gpu.gpu import _execute
 from rbe_gpu.gpu._launch import Launch
 
 from . import stand_in
@@ -85,7 +85,7 @@ def captured(call: Callable[[], Any]) -> Graph:
         return stream.end_capture()
 
 
-def _execute(launches: tuple[Launch, ...]) -> None:
+def _record(launches: tuple[Launch, ...]) -> None:
     if Stream.captured is None:
         HostExecutor()(launches)
     else:
@@ -148,7 +148,7 @@ def installed() -> Iterator[tuple[Any, list[str]]]:
         if hasattr(stand_in.ndarray, n)
     }
     methods |= {"__array_ufunc__": ufunc, "astype": astype, "__setitem__": setitem}
-    with stand_in.installed() as cupy, _launch.executor(_execute):
+    with stand_in.installed() as cupy, _execute.executor(_record):
         plain = cupy.__getattr__
         cupy.__getattr__ = lambda name: watched(name, plain(name))
         cupy.asarray = watched("asarray", cupy.asarray)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rbe_gpu.gpu import _launch
+from rbe_gpu.gpu import _execute
 from rbe_gpu.gpu._launch import Launch
 from rbe_gpu.gpu._struct import address
 
@@ -103,7 +103,7 @@ def library(op: str, sanitize: bool = False) -> Library:
 
 
 class HostExecutor:
-    """`_launch.executor(HostExecutor())`: the launches of `rbe_gpu.gpu` on NumPy arrays."""
+    """`_execute.executor(HostExecutor())`: the launches of `rbe_gpu.gpu` on NumPy arrays."""
 
     def __init__(self, reverse: bool = False, sanitize: bool = False) -> None:
         self.reverse = reverse
@@ -117,5 +117,5 @@ class HostExecutor:
 @contextmanager
 def on_host(reverse: bool = False) -> Iterator[None]:
     """Within the block launches run on the host build, in ascending or descending order."""
-    with _launch.executor(HostExecutor(reverse)):
+    with _execute.executor(HostExecutor(reverse)):
         yield

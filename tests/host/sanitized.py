@@ -68,7 +68,7 @@ def main() -> None:
     from unittest import mock
 
     from rbe_gpu import dispatch, ops, registry
-    from rbe_gpu.gpu import _launch
+    from rbe_gpu.gpu import _execute, _launch
 
     from ..cases import CASES
     from . import executor
@@ -88,7 +88,7 @@ def main() -> None:
 
     launchers = dispatch.Backend("host", "rbe_gpu.gpu")
     data = Shapes()
-    with mock.patch.object(dispatch, "CPU", launchers), _launch.executor(execute):
+    with mock.patch.object(dispatch, "CPU", launchers), _execute.executor(execute):
         for name in names:
             cases = CASES[name].cases
             for i, case in enumerate(cases):

@@ -18,7 +18,7 @@ from unittest import mock
 import numpy as np
 
 from rbe_gpu import dispatch
-from rbe_gpu.gpu import _launch
+from rbe_gpu.gpu import _execute
 
 from .executor import HostExecutor
 
@@ -182,7 +182,7 @@ def installed() -> Iterator[ModuleType]:
     before = sys.modules.get("cupy")
     sys.modules["cupy"] = cupy  # by hand: mock.patch.dict would forget every module imported meanwhile
     try:
-        with mock.patch.object(dispatch, "CUDA", cuda), _launch.executor(HostExecutor()):
+        with mock.patch.object(dispatch, "CUDA", cuda), _execute.executor(HostExecutor()):
             yield cupy
     finally:
         if before is None:
