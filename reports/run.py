@@ -25,6 +25,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from rbe_gpu.models.locate import model_folder
 
+from .harness import row_names
 from .harness.memory import child_environment
 from .harness.rows import Row, Session, append_rows, read_rows, usable_cores
 
@@ -201,7 +202,7 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
         others = model.baselines(inputs, threads)
         if ONNX not in others:
             console.print("ONNX Runtime (onnxruntime and onnx) is not installed and is not measured.")
-        keep(model.compare(dense, others, texts[: model.BATCH], session))
+        keep(model.compare(dense, others, texts[: row_names.BATCH], session))
 
         models: dict[str, Any] = {DENSE: dense, **others}
         lean: dict[str, Any] = {DENSE: dense}
@@ -225,8 +226,8 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
 
         # the lean models are slow: fewer rounds show as much
         for case_name, group, least in (
-            (model.CASE, models, budget.least),
-            (model.LEAN, lean, max(2, budget.least - 2)),
+            (row_names.MODEL, models, budget.least),
+            (row_names.MODEL_LEAN, lean, max(2, budget.least - 2)),
         ):
             move, rounds = stages.begin(f"time of {case_name}", total=float(least)), count(1)
 

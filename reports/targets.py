@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from .harness import row_names
 from .harness.measure import NUMPY, ONNX, OURS, TORCH
 from .harness.rows import Row
 from .harness.text import FAILED, MISSING, PASSED, percent, times
-from .speed.cases import DENSE, linear
-from .speed.cases.model import CASE, LEAN, MEMORY
-from .speed.compression import FAST
 
 #: unit -> how a value is shown
 _SHOWN: dict[str, Callable[[float], str]] = {
@@ -134,12 +132,12 @@ _SIZES = (
     ("768x768 and 3072x768, 64 to 512 tokens", f"({SMALL}), (64|512) tokens"),
     ("4096x4096, 64 to 128 tokens", f"({LARGE}), (64|128) tokens"),
 )
-_COMPRESSED = f"{OURS} ((?!{linear.LEAN}).)*"
+_COMPRESSED = f"{OURS} ((?!{row_names.LEAN}).)*"
 
 CPU_TARGETS = (
     *(
         Target(f"linear, {kept:.0%} kept, {where}, against {TORCH}'s dense product", "linear", VS_TORCH, limit,
-               linear.sparse(kept), case)
+               row_names.sparse(kept), case)
         for kept, limits in KEPT_LIMITS.items()
         for limit, (where, case) in zip(limits, _SIZES, strict=True)
     ),
@@ -147,28 +145,29 @@ CPU_TARGETS = (
         Target(f"linear, {codes}, {shape}, one token, against {TORCH}", "linear", VS_TORCH, limit, provider,
                f"{shape}, 1 token")
         for codes, provider, shape, limit in (
-            ("4-bit codes", linear.DENSE4, "768x768", 2.0),
-            ("4-bit codes", linear.DENSE4, LARGE, 4.0),
-            ("5% kept", linear.sparse(0.05), LARGE, 5.0),
+            ("4-bit codes", row_names.DENSE4, "768x768", 2.0),
+            ("4-bit codes", row_names.DENSE4, LARGE, 4.0),
+            ("5% kept", row_names.sparse(0.05), LARGE, 5.0),
         )
     ),
     *(
         Target(f"linear, any codes and batch, {cache}, against {NUMPY} with a weight decoded once", "linear",
-               VS_NUMPY, 0.95, provider, f".*{linear.DECODED}")
-        for cache, provider in (("with a cache", _COMPRESSED), ("nothing kept", f"{OURS} .*{linear.LEAN}"))
+               VS_NUMPY, 0.95, provider, f".*{row_names.DECODED}")
+        for cache, provider in (("with a cache", _COMPRESSED), ("nothing kept", f"{OURS} .*{row_names.LEAN}"))
     ),
-    *(Target(f"{op}, against {TORCH}", op, VS_TORCH, 1.0, DENSE, "((?!, of a sum).)*")
+    *(Target(f"{op}, against {TORCH}", op, VS_TORCH, 1.0, row_names.DENSE, "((?!, of a sum).)*")
       for op in ("layer_norm", "rms_norm", "softmax", "gelu")),
-    *(Target(f"{op} of a sum, against {TORCH}'s two calls", op, VS_TORCH, 1.5, DENSE, ".*, of a sum")
+    *(Target(f"{op} of a sum, against {TORCH}'s two calls", op, VS_TORCH, 1.5, row_names.DENSE, ".*, of a sum")
       for op in ("layer_norm", "rms_norm")),
     Target(f"attention, 512 to 8192 tokens, heads of 32 and 64, causal and not, against {TORCH}'s fused attention",
-           "attention", VS_TORCH, 1.0, DENSE, r"\d+ tokens, .*"),
-    *(Target(f"MiniLM, dense, sentences per second against {baseline}", "model", metric, 1.0, DENSE, CASE)
+           "attention", VS_TORCH, 1.0, row_names.DENSE, r"\d+ tokens, .*"),
+    *(Target(f"MiniLM, dense, sentences per second against {baseline}", "model", metric, 1.0, row_names.DENSE,
+             row_names.MODEL)
       for baseline, metric in ((ONNX, VS_ONNX), (TORCH, VS_TORCH))),
-    Target(f"MiniLM, {FAST.name}, nothing decoded kept, against the dense model", "model", f"speed_vs_{DENSE}", 2.0,
-           f"{OURS} {FAST.name}", LEAN),
+    Target(f"MiniLM, {row_names.FAST}, nothing decoded kept, against the dense model", "model",
+           f"speed_vs_{row_names.DENSE}", 2.0, f"{OURS} {row_names.FAST}", row_names.MODEL_LEAN),
     Target("MiniLM, compressed: share of the dense weights that a process holds beside the stored ones", "model",
-           "dense_share", 0.05, f"{OURS}.*", MEMORY, at_most=True, unit="%"),
+           "dense_share", 0.05, f"{OURS}.*", row_names.MODEL_MEMORY, at_most=True, unit="%"),
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rbe_gpu.reports import run, targets
-from rbe_gpu.reports.harness import baselines, inputs, memory, plots, text, timing
+from rbe_gpu.reports.harness import baselines, inputs, memory, plots, row_names, text, timing
 from rbe_gpu.reports.harness.rows import COLUMNS, Results, Row, Session, append_rows, read_rows
 from rbe_gpu.reports.speed import compression, page
 from rbe_gpu.reports.speed.cases import (
@@ -287,18 +287,21 @@ def test_every_op_has_a_case(minilm, op):
 
 def test_a_product_is_measured_beside_a_weight_decoded_once_and_beside_the_original(minilm):
     first, second = load("linear")(minilm, True)
-    assert set(first.providers) > {linear.sparse(kept) for kept in linear.KEPT} | {DENSE, linear.DENSE4}
+    assert set(first.providers) > {row_names.sparse(kept) for kept in row_names.KEPT} | {
+        DENSE,
+        row_names.DENSE4,
+    }
     facts = {name: provider.facts.get(ORIGINAL_TIME) for name, provider in first.providers.items()}
     given, new = linear.ORIGINAL
     assert {name: fact for name, fact in facts.items() if fact} == {
-        linear.DENSE4: (given, "s"),
-        f"{linear.DENSE4}, no out=": (new, "s"),
+        row_names.DENSE4: (given, "s"),
+        f"{row_names.DENSE4}, no out=": (new, "s"),
     }
-    assert second.name.endswith(linear.DECODED)
+    assert second.name.endswith(row_names.DECODED)
     ours = {name: provider for name, provider in second.providers.items() if name != NUMPY}
     assert len(ours) == 2 * len(linear.FEW_FORMS)
     for name, provider in ours.items():
-        assert name.removesuffix(linear.LEAN) in linear.FEW_FORMS
+        assert name.removesuffix(row_names.LEAN) in linear.FEW_FORMS
         np.testing.assert_allclose(provider.calls[0](), provider.expected, rtol=1e-3, atol=1e-4)
 
 
@@ -360,7 +363,7 @@ def _outcome(start: str, rows: list[Row]) -> targets.Outcome:
 
 
 def test_a_target_is_judged_by_its_worst_case():
-    five = linear.sparse(0.05)
+    five = row_names.sparse(0.05)
     rows = [
         _product("768x768, 64 tokens", five, 7.0),
         _product("3072x768, 512 tokens", five, 6.0),
@@ -382,12 +385,12 @@ def test_a_target_is_judged_by_its_worst_case():
 
 
 def test_what_keeps_nothing_and_what_has_a_cache_are_judged_apart():
-    case = f"768x768, 16 tokens{linear.DECODED}"
+    case = f"768x768, 16 tokens{row_names.DECODED}"
     rows = [
         _product(case, "rbe_gpu grade A", 0.95, NUMPY),
         _product(case, "rbe_gpu grade B", 2.0, NUMPY),
-        _product(case, f"rbe_gpu grade B{linear.LEAN}", 0.94, NUMPY),
-        _product("768x768, 16 tokens", linear.DENSE4, 0.1, NUMPY),
+        _product(case, f"rbe_gpu grade B{row_names.LEAN}", 0.94, NUMPY),
+        _product("768x768, 16 tokens", row_names.DENSE4, 0.1, NUMPY),
     ]
     cached, lean = (_outcome(f"linear, any codes and batch, {w}", rows) for w in ("with", "nothing"))
     assert (cached.status, cached.case, cached.cases) == (text.PASSED, f"{case}, grade A", 2)
@@ -396,7 +399,7 @@ def test_what_keeps_nothing_and_what_has_a_cache_are_judged_apart():
 
 def test_a_share_has_a_greatest_value():
     rows = [
-        SESSION.row("model", model.MEMORY, f"rbe_gpu {n}", "dense_share", "", s)
+        SESSION.row("model", row_names.MODEL_MEMORY, f"rbe_gpu {n}", "dense_share", "", s)
         for n, s in (("a", 0.01), ("b", 0.06))
     ]
     found = _outcome("MiniLM, compressed: share", rows)
@@ -410,13 +413,13 @@ def test_every_product_that_a_target_names_is_a_case(minilm, monkeypatch):
     names: list[tuple[str, list[str], str]] = []
 
     def record(weight, bias, rows, tokens, forms, suffix="", baseline=TORCH):
-        providers = [*forms, *(f"{name}{linear.LEAN}" for name in forms)] if suffix else [*forms, DENSE]
+        providers = [*forms, *(f"{name}{row_names.LEAN}" for name in forms)] if suffix else [*forms, DENSE]
         for count in tokens:
             names.append((linear.title(rows(count), weight)[0] + suffix, providers, baseline))
         return iter(())
 
     monkeypatch.setattr(linear, "_dense_and_compressed", record)
-    monkeypatch.setattr(linear, "_decoded_once", lambda *a: record(*a, linear.DECODED, NUMPY))
+    monkeypatch.setattr(linear, "_decoded_once", lambda *a: record(*a, row_names.DECODED, NUMPY))
     assert list(linear.cases(minilm)) == []
     rows = [
         _product(case, provider, 1.0, baseline)
@@ -426,7 +429,7 @@ def test_every_product_that_a_target_names_is_a_case(minilm, monkeypatch):
     counted = [o.cases for o in targets.outcomes(rows, "cpu") if o.target.op == "linear"]
     assert (
         counted
-        == [4, 2] * len(linear.KEPT) + [1, 1, 1] + [4 * len(linear.FORMS) + 3 * len(linear.FEW_FORMS)] * 2
+        == [4, 2] * len(row_names.KEPT) + [1, 1, 1] + [4 * len(linear.FORMS) + 3 * len(linear.FEW_FORMS)] * 2
     )
 
 
@@ -512,14 +515,14 @@ def test_rows_cover_every_op_and_setting(rows):
         for metric in ("file_bytes", "bits_per_weight", "weight_error", "cosine_mean", "cosine_min",
                        "nearest_kept", "encode_time"):  # fmt: skip
             assert results.one("model", setting.name, "rbe_gpu", metric) is not None, (setting, metric)
-        for case in (model.CASE, model.LEAN):
+        for case in (row_names.MODEL, row_names.MODEL_LEAN):
             assert results.one("model", case, f"rbe_gpu {setting.name}", "time") is not None
     providers = {NUMPY, DENSE} | ({TORCH} if baselines.torch_or_none() is not None else set())
     assert {r.provider for r in rows if r.metric == "peak_memory"} == providers
     for provider in providers:
-        rate = results.one("model", model.CASE, provider, "sentences_per_second")
-        time = results.one("model", model.CASE, provider, "time")
-        assert rate.p50 == pytest.approx(model.BATCH / time.p50, rel=0.5)
+        rate = results.one("model", row_names.MODEL, provider, "sentences_per_second")
+        time = results.one("model", row_names.MODEL, provider, "time")
+        assert rate.p50 == pytest.approx(row_names.BATCH / time.p50, rel=0.5)
     assert all(np.isfinite([r.p20, r.p50, r.p80]).all() and r.p20 <= r.p50 <= r.p80 for r in rows)
 
 
@@ -540,7 +543,9 @@ def test_figures_of_the_run_hold_together(rows):
 def test_a_compressed_model_holds_no_dense_copy(rows):
     results = Results(rows)
     peak, stored, dense = (
-        results.value("model", model.MEMORY, f"rbe_gpu {compression.FAST.name}", f"{metric}_beyond_part")
+        results.value(
+            "model", row_names.MODEL_MEMORY, f"rbe_gpu {compression.FAST.name}", f"{metric}_beyond_part"
+        )
         for metric in ("peak", "stored", "dense")
     )
     assert dense == pytest.approx(4 * (5 * 12 * 384**2 + 30_000 * 384), rel=0.05)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from rbe_gpu.reports import __main__ as command
+from rbe_gpu.reports.harness import row_names
 from rbe_gpu.reports.harness.readme import Words
 from rbe_gpu.reports.harness.rows import Row, append_rows, read_rows
 from rbe_gpu.reports.harness.text import MISSING
 from rbe_gpu.reports.speed import page
-from rbe_gpu.reports.speed.cases import DENSE, OURS, TORCH, linear
-from rbe_gpu.reports.speed.cases.model import CASE, LEAN
+from rbe_gpu.reports.speed.cases import DENSE, OURS, TORCH
 from rbe_gpu.reports.speed.compression import FAST
 from rbe_gpu.reports.speed.readme import BLOCK
 
@@ -43,16 +43,16 @@ def _row(op: str, case: str, provider: str, metric: str, value: float) -> Row:
 
 
 ROWS = [
-    _row("linear", "768x768, 64 tokens", linear.sparse(0.05), f"speed_vs_{TORCH}", 5.25),
+    _row("linear", "768x768, 64 tokens", row_names.sparse(0.05), f"speed_vs_{TORCH}", 5.25),
     _row("linear", "768x768, 64 tokens", DENSE, f"speed_vs_{TORCH}", 1.125),
-    _row("model", CASE, TORCH, "sentences_per_second", 200.4),
-    _row("model", CASE, DENSE, "sentences_per_second", 210.0),
-    _row("model", CASE, f"{OURS} {FAST.name}", "sentences_per_second", 420.0),
-    _row("model", LEAN, f"{OURS} {FAST.name}", f"speed_vs_{DENSE}", 2.004),
+    _row("model", row_names.MODEL, TORCH, "sentences_per_second", 200.4),
+    _row("model", row_names.MODEL, DENSE, "sentences_per_second", 210.0),
+    _row("model", row_names.MODEL, f"{OURS} {FAST.name}", "sentences_per_second", 420.0),
+    _row("model", row_names.MODEL_LEAN, f"{OURS} {FAST.name}", f"speed_vs_{DENSE}", 2.004),
     _row("model", "dense", OURS, "file_bytes", 90.9e6),
     _row("model", "grade B", OURS, "file_bytes", 12.1e6),
     _row("model", "grade B", OURS, "cosine_mean", 0.95724),
-    _row("model", LEAN, f"{OURS} grade B", "time", 0.1443),
+    _row("model", row_names.MODEL_LEAN, f"{OURS} grade B", "time", 0.1443),
 ]
 
 

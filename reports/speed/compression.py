@@ -21,6 +21,7 @@ from rbe_gpu.models.compress import compress_model
 
 from ..harness.baselines import F32, Folder
 from ..harness.measure import OURS
+from ..harness.row_names import FAST_DENSITY
 from ..harness.rows import Row, Session
 from ..harness.weight_error import file_weight_error
 
@@ -57,7 +58,7 @@ class Setting:
 
 SETTINGS = (*(Setting(grade=g) for g in "SABC"), *(Setting(ratio=r) for r in (4, 8, 16, 50)))
 #: measured for its speed: without calibration, too few coefficients are left for useful vectors
-FAST = Setting(kept=0.12)
+FAST = Setting(kept=FAST_DENSITY)
 ALL_SETTINGS = (*SETTINGS, FAST)
 QUICK_SETTINGS = (Setting(grade="B"), Setting(ratio=16), FAST)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .. import targets
-from ..harness import page, plots
+from ..harness import page, plots, row_names
 from ..harness.measure import NUMPY, ONNX, OURS, TOLERANCE, TORCH
 from ..harness.page import Table, columns
 from ..harness.rows import Results, Row
@@ -30,7 +30,7 @@ from ..harness.text import (
     times,
 )
 from .cases import DENSE, ORIGINAL_TIME
-from .cases.model import BASELINES, CASE, LEAN
+from .cases.model import BASELINES
 from .compression import ALL_SETTINGS, SETTINGS, Setting
 from .plots import PLOTS
 
@@ -57,7 +57,7 @@ def cost_table(results: Results, settings: Iterable[Setting] = ALL_SETTINGS) -> 
     dense = value("dense", OURS, "file_bytes")
     for provider in (DENSE, *BASELINES):
         ours = provider == DENSE
-        speed = 1.0 if ours else value(CASE, DENSE, f"speed_vs_{provider}")
+        speed = 1.0 if ours else value(row_names.MODEL, DENSE, f"speed_vs_{provider}")
         mean, least, nearest = (
             1.0 if ours else value("dense", provider, m)
             for m in ("cosine_mean", "cosine_min", "nearest_kept")
@@ -65,7 +65,8 @@ def cost_table(results: Results, settings: Iterable[Setting] = ALL_SETTINGS) -> 
         table.add(
             f"dense, {OURS if ours else provider}", Rating("", "the baseline" if ours else "for comparison"),
             fixed(mean), fixed(least), percent(nearest), megabytes(dense), "1", "32", "0",
-            seconds(value(CASE, provider, "time")), "1" if ours else times(1 / speed if speed else None), "",
+            seconds(value(row_names.MODEL, provider, "time")),
+            "1" if ours else times(1 / speed if speed else None), "",
             css="base",
         )  # fmt: skip
     for setting in settings:
@@ -75,8 +76,9 @@ def cost_table(results: Results, settings: Iterable[Setting] = ALL_SETTINGS) -> 
             name, cosine_rating(mean), fixed(mean), fixed(value(name, OURS, "cosine_min")),
             percent(value(name, OURS, "nearest_kept")), megabytes(file),
             times(dense / file if file and dense else None), plain(value(name, OURS, "bits_per_weight")),
-            plain(value(name, OURS, "weight_error"), 2), seconds(value(CASE, provider, "time")),
-            times(value(CASE, provider, f"speed_vs_{DENSE}")), seconds(value(LEAN, provider, "time")),
+            plain(value(name, OURS, "weight_error"), 2), seconds(value(row_names.MODEL, provider, "time")),
+            times(value(row_names.MODEL, provider, f"speed_vs_{DENSE}")),
+            seconds(value(row_names.MODEL_LEAN, provider, "time")),
         )  # fmt: skip
     return table
 
@@ -119,10 +121,10 @@ def findings(results: Results) -> list[str]:
     speeds = [
         f"{value:.2f} times as fast as {baseline}"
         for baseline in BASELINES
-        if (value := results.value("model", CASE, DENSE, f"speed_vs_{baseline}")) is not None
+        if (value := results.value("model", row_names.MODEL, DENSE, f"speed_vs_{baseline}")) is not None
     ]
     if speeds:
-        sentences_rate = results.value("model", CASE, DENSE, "sentences_per_second")
+        sentences_rate = results.value("model", row_names.MODEL, DENSE, "sentences_per_second")
         each = "" if sentences_rate is None else f" It embeds {sentences_rate:.0f} sentences per second."
         sentences.append(f"The dense rbe_gpu model is {listed(speeds)} on the same threads.{each}")
     return sentences
@@ -227,7 +229,7 @@ def render(rows: Iterable[Row], drawn: Sequence[plots.Plot], quick: bool = False
         )
         for ours in (True, False)
     )
-    batch = results.one("model", CASE, DENSE, "time")
+    batch = results.one("model", row_names.MODEL, DENSE, "time")
     return page.render(
         "speed.html",
         results.rows,

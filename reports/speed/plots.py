@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..harness import row_names
 from ..harness.plots import (
     BLUE,
     BROAD,
@@ -30,12 +31,12 @@ from ..harness.plots import (
 )
 from ..harness.rows import Results, Row
 from ..targets import KEPT_LIMITS, LARGE, SMALL, VS_NUMPY, VS_TORCH
-from .cases import DENSE, NUMPY, ONNX, OURS, TORCH, linear
-from .cases.model import BASELINES, CASE, LEAN, MEMORY
+from .cases import DENSE, NUMPY, ONNX, OURS, TORCH
+from .cases.model import BASELINES
 from .compression import ALL_SETTINGS, SETTINGS, Setting
 
 #: whether a compressed model keeps decoded weights: (case, suffix of the label, colour)
-MODES = ((CASE, "", BLUE), (LEAN, ", lean", SKY))
+MODES = ((row_names.MODEL, "", BLUE), (row_names.MODEL_LEAN, ", lean", SKY))
 COLOURS = {DENSE: INK, OURS: BLUE, TORCH: VERMILLION, NUMPY: GREY, ONNX: GREEN}
 PERCENTILES = "with lines from the 20th to the 80th percentile"
 
@@ -155,12 +156,12 @@ def _by_mode(results: Results, metric: str) -> Iterator[tuple[str, Row, str]]:
 
 def batch_time(results: Results) -> Plot | None:
     """Time per batch of every model, dense ones first."""
-    dense = results.one("model", CASE, DENSE, "time")
+    dense = results.one("model", row_names.MODEL, DENSE, "time")
     if dense is None:
         return None
     times: list[tuple[str, Row, str]] = []
     for provider in (*reversed(BASELINES), DENSE):
-        row = results.one("model", CASE, provider, "time")
+        row = results.one("model", row_names.MODEL, provider, "time")
         if row is not None:
             times.append((f"{OURS if provider == DENSE else provider}, dense", row, COLOURS[provider]))
     times += _by_mode(results, "time")
@@ -178,7 +179,7 @@ def batch_time(results: Results) -> Plot | None:
     label_rows(axes, labels)
     axes.grid(axis="y", visible=False)
     axes.set_xlim(0, edge * 1.1)
-    axes.set_xlabel(f"milliseconds per batch of {CASE}, {rows[0].shape} (shorter is faster)")
+    axes.set_xlabel(f"milliseconds per batch of {row_names.MODEL}, {rows[0].shape} (shorter is faster)")
     text = "; ".join(f"{label} {row.p50 * 1e3:.0f} ms" for label, row, _ in times)
     return Plot(
         "batch_time", "Time per batch",
@@ -215,7 +216,7 @@ def _shown_elsewhere(op: str, case: str, provider: str) -> bool:
     """Whether `kept_speed` or `decoded_once` shows the product."""
     if op != "linear":
         return False
-    return case.endswith(linear.DECODED) or ("kept" in provider and not case.endswith(" 1 token"))
+    return case.endswith(row_names.DECODED) or ("kept" in provider and not case.endswith(" 1 token"))
 
 
 def _speed_plot(
@@ -268,7 +269,7 @@ def compressed_speed(results: Results) -> Plot | None:
 def kept_speed(results: Results) -> Plot | None:
     """Products with sparse weights against PyTorch's with the dense weight, by the share that is kept."""
     panels: dict[str, list[tuple[str, list[Row]]]] = {SMALL: [], LARGE: []}
-    columns = [*(linear.sparse(k) for k in linear.KEPT), DENSE]
+    columns = [*(row_names.sparse(k) for k in row_names.KEPT), DENSE]
     for case in results.cases("linear"):
         shape, _, tokens = case.partition(", ")
         rows = [row for c in columns if (row := results.one("linear", case, c, VS_TORCH)) is not None]
@@ -292,7 +293,7 @@ def kept_speed(results: Results) -> Plot | None:
             axes.errorbar(where + by, [r.p50 for r in rows], yerr=spread(rows), fmt=marker, color=colour,
                           markersize=6, elinewidth=1.2, label=label)  # fmt: skip
         axes.set_yscale("log")
-        axes.set_xticks(where, [*(f"{k:.0%}" for k in linear.KEPT), "dense"])
+        axes.set_xticks(where, [*(f"{k:.0%}" for k in row_names.KEPT), "dense"])
         axes.set_xlim(-0.6, len(columns) - 0.4)
         axes.set_xlabel("coefficients kept")
         axes.set_title(shape_label(" and ".join(group.split("|"))), loc="left")
@@ -322,17 +323,17 @@ def kept_speed(results: Results) -> Plot | None:
 
 def decoded_once(results: Results) -> Plot | None:
     """The algorithms that the planner picks against a product with a weight that was decoded once."""
-    cases = [c for c in results.cases("linear") if c.endswith(linear.DECODED)]
+    cases = [c for c in results.cases("linear") if c.endswith(row_names.DECODED)]
 
     def rows_of(case: str, lean: bool) -> list[Row]:
         providers = results.providers("linear", case, VS_NUMPY)
         rows = (
-            results.one("linear", case, p, VS_NUMPY) for p in providers if p.endswith(linear.LEAN) is lean
+            results.one("linear", case, p, VS_NUMPY) for p in providers if p.endswith(row_names.LEAN) is lean
         )
         return [row for row in rows if row is not None]
 
     modes = [
-        (linear.LEAN * lean, label, colour, marker, shift, [rows_of(case, lean) for case in cases])
+        (row_names.LEAN * lean, label, colour, marker, shift, [rows_of(case, lean) for case in cases])
         for lean, label, colour, marker, shift in (
             (False, "with a cache for all decoded weights", BLUE, "o", -0.15),
             (True, "nothing kept", SKY, "s", 0.15),
@@ -351,14 +352,14 @@ def decoded_once(results: Results) -> Plot | None:
         for y, rows in enumerate(by_case):
             worst = min(rows, key=lambda row: row.p50, default=None)
             if worst is not None and worst.p50 < 0.95:
-                name = worst.provider.removesuffix(linear.LEAN).removeprefix(OURS).strip()
+                name = worst.provider.removesuffix(row_names.LEAN).removeprefix(OURS).strip()
                 axes.annotate(name, (worst.p50, y + shift), xytext=(-6, 0), textcoords="offset points", ha="right",
                               va="center", fontsize=8.5, zorder=1.5)  # fmt: skip
     values = [row.p50 for *_, by_case in modes for rows in by_case for row in rows]
     ratio_axis(
         axes, values, 4, "speed, NumPy's product with the decoded weight = 1 (log scale; right is faster)"
     )
-    label_rows(axes, [shape_label(c.removesuffix(linear.DECODED)) for c in cases])
+    label_rows(axes, [shape_label(c.removesuffix(row_names.DECODED)) for c in cases])
     legend_above(axes)
     text = "; ".join(
         f"{case}{suffix or ', with a cache'}: {min(r.p50 for r in rows):.2f} to {max(r.p50 for r in rows):.2f}"
@@ -401,7 +402,7 @@ def attention_memory(results: Results) -> Plot | None:
 
 def weight_memory(results: Results) -> Plot | None:
     """Memory for the weights of a running model."""
-    dense = results.one("model", CASE, DENSE, "weights_held")
+    dense = results.one("model", row_names.MODEL, DENSE, "weights_held")
     held = [] if dense is None else [("dense", dense, INK)]
     held += _by_mode(results, "weights_held")
     if len(held) < 2:
@@ -425,15 +426,20 @@ def process_memory(results: Results) -> Plot | None:
     """What the weights of a running model add to the peak of its process."""
 
     def value(provider: str, metric: str) -> float | None:
-        return results.value("model", MEMORY, provider, f"{metric}_beyond_part")
+        return results.value("model", row_names.MODEL_MEMORY, provider, f"{metric}_beyond_part")
 
     sizes = [
         (provider.removeprefix(OURS).strip(), peak / 1e6, stored / 1e6)
-        for provider in results.providers("model", MEMORY, "peak_beyond_part")
+        for provider in results.providers("model", row_names.MODEL_MEMORY, "peak_beyond_part")
         if (peak := value(provider, "peak")) is not None and (stored := value(provider, "stored")) is not None
     ]
     dense = next(
-        (r.p50 / 1e6 for r in results.rows if (r.case, r.metric) == (MEMORY, "dense_beyond_part")), None
+        (
+            r.p50 / 1e6
+            for r in results.rows
+            if (r.case, r.metric) == (row_names.MODEL_MEMORY, "dense_beyond_part")
+        ),
+        None,
     )
     if not sizes or dense is None:
         return None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..harness import row_names
 from ..harness.measure import OURS
 from ..harness.readme import Block, Words, head, line
 from ..harness.rows import Results
 from ..harness.text import MISSING
-from .cases import DENSE, TORCH, linear
-from .cases.model import BASELINES, CASE, LEAN
+from .cases import DENSE, TORCH
+from .cases.model import BASELINES
 from .compression import FAST
 
 SHAPES = tuple(
@@ -21,7 +22,7 @@ SHAPES = tuple(
     )
     for tokens in counts
 )
-FORMS = (*(linear.sparse(kept) for kept in (0.05, 0.12, 0.25, 0.5)), linear.DENSE4, DENSE)
+FORMS = (*(row_names.sparse(kept) for kept in (0.05, 0.12, 0.25, 0.5)), row_names.DENSE4, DENSE)
 GRADES = tuple(f"grade {letter}" for letter in "SABC")
 #: metric of a grade -> format of its value
 _COLUMNS = {
@@ -73,7 +74,7 @@ def _sentences(results: Results) -> str:
     rates = {
         provider: rate
         for provider in (*BASELINES, DENSE, f"{OURS} {FAST.name}")
-        if (rate := results.value("model", CASE, provider, "sentences_per_second")) is not None
+        if (rate := results.value("model", row_names.MODEL, provider, "sentences_per_second")) is not None
     }
     return ", ".join(
         f"{provider} {rates[provider]:.0f}" for provider in sorted(rates, key=lambda p: rates[p])
@@ -81,7 +82,7 @@ def _sentences(results: Results) -> str:
 
 
 def _fast(results: Results) -> str:
-    value = results.value("model", LEAN, f"{OURS} {FAST.name}", f"speed_vs_{DENSE}")
+    value = results.value("model", row_names.MODEL_LEAN, f"{OURS} {FAST.name}", f"speed_vs_{DENSE}")
     return MISSING if value is None else f"{value:.2f}×"
 
 
@@ -92,10 +93,23 @@ def _grades(results: Results, words: Words) -> list[str]:
 
     lines = head(words["grades"])
     size = _COLUMNS["file_bytes"](results.value("model", "dense", OURS, "file_bytes") or 0.0)
-    dense = [milliseconds(case, DENSE) for case in (LEAN, CASE)]  # each in the rounds of its column
+    dense = [
+        milliseconds(case, DENSE) for case in (row_names.MODEL_LEAN, row_names.MODEL)
+    ]  # each in the rounds of its column
     lines.append(line(["dense float32", size, "32", "0", "1", "1", *dense]))
     for grade in GRADES:
         values = {metric: results.value("model", grade, OURS, metric) for metric in _COLUMNS}
         cells = [MISSING if v is None else _COLUMNS[metric](v) for metric, v in values.items()]
-        lines.append(line([grade, *cells, *(milliseconds(case, f"{OURS} {grade}") for case in (LEAN, CASE))]))
+        lines.append(
+            line(
+                [
+                    grade,
+                    *cells,
+                    *(
+                        milliseconds(case, f"{OURS} {grade}")
+                        for case in (row_names.MODEL_LEAN, row_names.MODEL)
+                    ),
+                ]
+            )
+        )
     return lines

@@ -12,6 +12,7 @@ import numpy as np
 from ...harness.baselines import F32, torch_or_none
 from ...harness.inputs import Inputs
 from ...harness.measure import NUMPY, ONNX, OURS, TORCH, Case, Provider, measure
+from ...harness.row_names import DENSE, DENSE_NEW
 from ...harness.rows import Row, Session
 from ...harness.timing import paired_times
 
@@ -35,7 +36,6 @@ OPS = (
 )  # fmt: skip
 #: metric of what the system that this project succeeds reported of itself, on a machine of its own
 ORIGINAL_TIME = "original_time"
-DENSE, DENSE_NEW = f"{OURS} dense", f"{OURS} dense, no out="
 
 
 def load(op: str) -> Callable[[Inputs, bool], Iterator[Case]]:

@@ -15,22 +15,9 @@ from rbe_gpu.blocks import RBEBlocks
 
 from ...harness.baselines import F32, torch_or_none
 from ...harness.inputs import Inputs
+from ...harness.row_names import DECODED, DENSE4, KEPT, LEAN, sparse
 from . import DENSE, DENSE_NEW, NUMPY, ORIGINAL_TIME, OURS, TORCH, Case, Provider
 
-#: share of the coefficients that a sparse weight keeps
-KEPT = (0.05, 0.12, 0.25, 0.5)
-#: end of the name of a case whose baseline multiplies with the decoded weight
-DECODED = ", decoded once"
-#: end of the name of a provider that keeps no decoded weight
-LEAN = ", nothing kept"
-
-
-def sparse(kept: float) -> str:
-    """The provider of a weight with so many of its coefficients."""
-    return f"{OURS} sparse-int8, {kept:.0%} kept"
-
-
-DENSE4 = f"{OURS} dense-int4"
 #: provider -> how the weight is compressed. A basis does not pay here; the encoder need not search for one
 CODES: dict[str, dict[str, Any]] = {
     f"{OURS} dense-int8": {"codes": "dense-int8", "basis": False},

@@ -18,20 +18,17 @@ from ...harness.baselines import TorchBert, torch_or_none
 from ...harness.inputs import Inputs
 from ...harness.measure import check
 from ...harness.memory import extra_bytes
+from ...harness.row_names import BATCH
+from ...harness.row_names import MODEL_MEMORY as MEMORY
 from ...harness.rows import Row, Session
 from ...harness.timing import Calls, paired_times, speedups
 from ...quality.quantizers import Encoder, Source, onnx_runtime
 from ..compression import Setting, vector_rows
 from . import DENSE, NUMPY, ONNX, OURS, TORCH
 
-BATCH = 32
 #: two float32 implementations of six layers, sums in another order
 TOLERANCE = 1e-4
-CASE = f"{BATCH} texts"
-#: the same with models that keep no decoded weight between batches
-LEAN = f"{CASE}, nothing kept"
 BASELINES = (TORCH, ONNX, NUMPY)
-MEMORY = "memory of the weights"
 WORDS = "embeddings.word_embeddings.weight"
 
 
