@@ -9,7 +9,7 @@
 #                 reports/results/<gpu>.csv (ARGS="--only attention,linear" runs some stages, ARGS=--list names them)
 #   make neon-check   the CPU suite on aarch64, emulated where the machine is another (an hour or two the first
 #                 time; needs qemu-user-static and mmdebstrap)
-#   make lint     ruff and mypy
+#   make lint     ruff, mypy and import-linter (the layers of the package)
 #   make clean    remove the environment, caches and the report
 #
 # PYTHON=python3.12      the Python that the environment is made with
@@ -76,6 +76,7 @@ lint: $(STAMPS)/test
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/mypy reports
+	$(BIN)/python -m tests.import_graph check
 
 clean:
 	rm -rf $(VENV) .neon rbe-report build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -9,13 +9,14 @@ for them, so both work on a copy laid out as in the wheel.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,20 +54,15 @@ def contract() -> list[tuple[str, ...]]:
 
 def edges() -> Counter[tuple[str, str]]:
     """(importer, imported) -> number of import statements, between the parts of the package that layers name."""
-    import grimp
-
     with installed_layout() as folder:
         code = (
             "import grimp, json; g = grimp.build_graph('rbe_gpu', cache_dir=None);"
             "print(json.dumps([(i, d) for i in g.modules for d in g.find_modules_directly_imported_by(i)]))"
         )
-        assert grimp
         env = {**os.environ, "PYTHONPATH": str(folder)}
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=folder, env=env, stdout=subprocess.PIPE, check=True
         )
-    import json
-
     counts: Counter[tuple[str, str]] = Counter()
     for importer, imported in json.loads(done.stdout):
         a, b = (name.split(".")[1] if "." in name else "" for name in (importer, imported))
@@ -80,7 +76,7 @@ def check() -> int:
     lint = Path(sys.executable).with_name("lint-imports")
     with installed_layout() as folder:
         env = {**os.environ, "PYTHONPATH": str(folder)}
-        command = [str(lint), "--config", str(ROOT / "pyproject.toml"), "--no-cache"]
+        command = [str(lint), str(ROOT / "pyproject.toml"), "--no-cache"]
         return subprocess.run(command, cwd=folder, env=env, check=False).returncode
 
 
@@ -103,8 +99,25 @@ def updated(page: str) -> str:
     return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
 
 
+def reduced(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The transitive reduction: without the imports of modules that are reached over another import anyway."""
+    direct: dict[str, set[str]] = {}
+    for importer, imported in pairs:
+        direct.setdefault(importer, set()).add(imported)
+
+    def below(name: str) -> set[str]:
+        return {name}.union(*(below(n) for n in direct.get(name, ())))
+
+    return sorted(
+        (importer, imported)
+        for importer, names in direct.items()
+        for imported in names
+        if not any(imported in below(other) for other in names - {imported})
+    )
+
+
 def draw() -> None:
-    """Boxes by layer, highest on top; an arrow from each module to those that it imports, as wide as their number."""
+    """Boxes by layer, highest on top, an arrow for each import of the transitive reduction; and the page's table."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -112,11 +125,11 @@ def draw() -> None:
     from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
     layers = contract()
-    width, height = 12.0, 1.15 * len(layers)
+    width, height = 12.0, 1.05 * len(layers)
     figure, axes = plt.subplots(figsize=(width, height))
     place: dict[str, tuple[float, float]] = {}
     for i, row in enumerate(layers):
-        y = height - 0.6 - 1.15 * i
+        y = height - 0.6 - 1.05 * i
         step = width / len(row)
         for k, name in enumerate(row):
             x = step * (k + 0.5)
@@ -129,15 +142,14 @@ def draw() -> None:
                 )
             )  # fmt: skip
             axes.text(x, y, name, ha="center", va="center", fontsize=10, zorder=4)
-    for (importer, imported), count in sorted(edges().items()):
-        if importer in place and imported in place:
-            (x0, y0), (x1, y1) = place[importer], place[imported]
-            arrow: Any = FancyArrowPatch(
-                (x0, y0 - 0.24), (x1, y1 + 0.24), arrowstyle="-|>", mutation_scale=8,
-                linewidth=0.5 + 0.25 * min(count, 8), color="#7f8c9b", alpha=0.7, zorder=1,
-                connectionstyle="arc3,rad=0.08",
-            )  # fmt: skip
-            axes.add_patch(arrow)
+    for importer, imported in reduced(edges()):
+        (x0, y0), (x1, y1) = place[importer], place[imported]
+        bend = 0.0 if y0 - y1 < 1.2 else 0.18  # past the boxes of the layers between
+        arrow: Any = FancyArrowPatch(
+            (x0, y0 - 0.24), (x1, y1 + 0.24), arrowstyle="-|>", mutation_scale=12, color="#5b6b7c", zorder=1,
+            connectionstyle=f"arc3,rad={bend}",
+        )  # fmt: skip
+        axes.add_patch(arrow)
     axes.set_xlim(0, width)
     axes.set_ylim(0, height)
     axes.axis("off")

@@ -50,7 +50,7 @@ CPU = {
 #: Sources that an op has beside its own: compiled when a launch asks for one of their kernels.
 FURTHER = {"linear_transform"}  # of linear, method="transform"
 GPU = {
-    *("__init__", "_load", "_launch", "_params", "_rows", "_elements", "_source", "_struct"),
+    *("__init__", "_execute", "_load", "_launch", "_params", "_rows", "_elements", "_source", "_struct"),
     "graph",
     "matmul_algorithms",
     *FURTHER,
@@ -66,7 +66,7 @@ HEADERS = {
         "linear",
         "mma",
         "reduce",
-        "rows",
+        "row_names", "rows",
         "tiles",
     ),
     *("transforms", "types", "vector_io"),
@@ -195,6 +195,13 @@ def test_op_without_a_kernel_on_a_backend_is_an_error_with_the_reason() -> None:
 def test_cli_holds_one_file_per_command() -> None:
     assert modules("rbe_gpu/cli") == CLI | COMMANDS
     assert {command.name for command in cli.app.registered_commands} == COMMANDS
+
+
+def test_no_product_file_is_longer_than_700_lines() -> None:
+    folders = ("rbe_gpu", "cpu_fallback", "cuda_src", "reports")
+    suffixes = {".py", ".cu", ".cuh"}
+    for path in (p for folder in folders for p in (ROOT / folder).rglob("*") if p.suffix in suffixes):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 700, path
 
 
 def test_report_modules() -> None:
