@@ -66,7 +66,7 @@ HEADERS = {
         "linear",
         "mma",
         "reduce",
-        "row_names", "rows",
+        "rows",
         "tiles",
     ),
     *("transforms", "types", "vector_io"),
@@ -74,7 +74,7 @@ HEADERS = {
 REPORTS = {
     "": {"__init__", "__main__", "run", "targets"},
     "harness": {
-        *("__init__", "rows", "timing", "memory", "measure", "weight_error"),
+        *("__init__", "row_names", "rows", "timing", "memory", "measure", "weight_error"),
         *("inputs", "baselines", "text", "plots", "page", "readme"),
     },
     "speed": {"__init__", "compression", "plots", "page", "readme"},
