@@ -206,12 +206,17 @@ def linear(
         return
     n, threads = x.shape[0], num_threads()
     w: Operand | DenseWeight
+    # choices are remembered: choosing takes 3 us
     if isinstance(weight, RBEBlocks):
         w = operand_of(weight)
-        run = _choice(weight, w, n, cache, method, threads)
+        key = n, threads, None if cache is None else cache.budget, method
+        choice = w.choices.get(key)
+        if choice is None or choice[1] is not costs():  # `tune` has run
+            choice = w.choices[key] = _choose(weight, n, cache, method), costs()
+        run = choice[0]
     else:
         w = DenseWeight(weight, 0)
-        run = _dense_choice(weight, n)
+        run = _DENSE_CHOICES.get((n, weight.shape[1])) or _choose_dense(weight, n)
     if not run(x, w, bias, activation, residual, out, ws, threads, weight, cache, prepared):
         # NaN, Inf and huge values: a transform would spread them over a block, or make them infinite
         panels = _decoded_panels if method == "decode" else _cached_panels
@@ -222,24 +227,15 @@ _MOST_CHOICES = 1024
 _DENSE_CHOICES: dict[tuple[int, int], Callable[..., bool]] = {}
 
 
-def _dense_choice(weight: Any, n: int) -> Callable[..., bool]:
-    """The choice of `ALGORITHMS` for a dense weight, remembered: choosing takes 3 us."""
-    key = n, weight.shape[1]
-    run = _DENSE_CHOICES.get(key)
-    if run is None:
-        if len(_DENSE_CHOICES) >= _MOST_CHOICES:
-            _DENSE_CHOICES.clear()
-        run = _DENSE_CHOICES[key] = cast(CpuMatmul, ALGORITHMS.choose(weight, n, weight.dtype)).run
-    return run
-
-
-def _choice(
-    weight: RBEBlocks, w: Operand, n: int, cache: PanelCache | None, method: str | None, threads: int
+def _choose(
+    weight: Any, n: int, cache: PanelCache | None = None, method: str | None = None
 ) -> Callable[..., bool]:
-    """The choice of `ALGORITHMS` for a compressed weight, remembered with the weight until `tune` runs."""
-    key, now = (n, threads, None if cache is None else cache.budget, method), costs()
-    known = w.choices.get(key)
-    if known is None or known[1] is not now:
-        algorithm = cast(CpuMatmul, ALGORITHMS.choose(weight, n, np.dtype(np.float32), cache, method))
-        known = w.choices[key] = algorithm.run, now
-    return known[0]
+    """What runs the algorithm that `ALGORITHMS` chooses; no dtype of x makes a difference."""
+    return cast(CpuMatmul, ALGORITHMS.choose(weight, n, np.dtype(np.float32), cache, method)).run
+
+
+def _choose_dense(weight: Any, n: int) -> Callable[..., bool]:
+    if len(_DENSE_CHOICES) >= _MOST_CHOICES:
+        _DENSE_CHOICES.clear()
+    run = _DENSE_CHOICES[n, weight.shape[1]] = _choose(weight, n)
+    return run
