@@ -30,15 +30,15 @@ def ops_of(model: BertEncoder) -> tuple[str, ...]:
 
     `linear_transform` follows `linear` if a layer with method="transform" would use it.
     """
-    found = {"embedding", "add", "layer_norm", "attention", "linear"}
+    launched = {"embedding", "add", "layer_norm", "attention", "linear"}
     if "mean" in model.pooling:
-        found.add("mean_pool")
+        launched.add("mean_pool")
     if model.normalize:
-        found.add("l2_normalize")
+        launched.add("l2_normalize")
     layers = [part for part in _layers(vars(model).values()) if isinstance(part.weight, RBEBlocks)]
     if layers:
-        found.add("decode")  # rows of tables, and panels of linear weights
-    ops = [op for op in registry.OPS if op in found]
+        launched.add("decode")  # rows of tables, and panels of linear weights
+    ops = [op for op in registry.OPS if op in launched]
     weights = [part.weight for part in layers if isinstance(part, RBELinear)]
     if any(_transform_source(weight, model.dtype) != "linear" for weight in weights):
         ops.insert(ops.index("linear") + 1, "linear_transform")

@@ -26,6 +26,7 @@ class Workspace:
     Attributes
     ----------
     arguments : arguments of kernels that point into the buffers
+    constants : small arrays that calls read, on the device of the buffers
     owners : for a buffer whose contents are reused, the object that computed them
 
     >>> ws = Workspace()
@@ -37,11 +38,11 @@ class Workspace:
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
         self.arguments = ArgumentCache()
+        self.constants = ConstantCache(device)
         self.owners: dict[str, object] = {}
         self._buffers: dict[tuple[str, str], Any] = {}
         self._views: dict[tuple[str, str, tuple[int, ...]], Any] = {}
         self._parts: dict[str, Workspace] = {}
-        self._constants: dict[str, tuple[Hashable, Any]] = {}
 
     def on(self, device: str) -> Workspace:
         """The part of this workspace for arrays of a device ("cpu", "cuda:0"): itself, if it is that one."""
@@ -89,36 +90,18 @@ class Workspace:
             self._views = {k: v for k, v in self._views.items() if k[:2] != key}
         return buffer
 
-    def constant(self, name: str, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` gives, a NumPy array, moved to where this workspace is; not to be written to.
-
-        It is kept, and made again only when another `key` is asked for under the name.
-        """
-        known = self._constants.get(name)
-        if known is not None and known[0] == key:
-            return known[1]
-        made = make()
-        if self.device != "cpu":
-            import cupy
-
-            with cupy.cuda.Device(int(self.device.partition(":")[2])):
-                made = cupy.asarray(made)
-        self._constants[name] = (key, made)
-        return made
-
     @property
     def nbytes(self) -> int:
         """Bytes held by all buffers, on every device."""
-        own = sum(int(b.nbytes) for b in self._buffers.values())
-        own += sum(int(a.nbytes) for _, a in self._constants.values())
+        own = sum(int(b.nbytes) for b in self._buffers.values()) + self.constants.nbytes
         return own + sum(part.nbytes for part in self._parts.values())
 
     def clear(self) -> None:
         """Drop every buffer. Arrays handed out before stay valid."""
         self.arguments.clear()
+        self.constants.clear()
         self.owners.clear()
         self._buffers.clear()
-        self._constants.clear()
         self._views.clear()
         self._parts.clear()
 
@@ -158,3 +141,35 @@ class ArgumentCache:
 
     def clear(self) -> None:
         self._by_buffer.clear()
+
+
+class ConstantCache:
+    """Small arrays that depend on shapes alone, such as positions, on a device."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._constants: dict[str, tuple[Hashable, Any]] = {}
+
+    def get(self, name: str, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The array of a name, not to be written to; made again if the key is not that of the last call.
+
+        make : returns a NumPy array
+        """
+        kept = self._constants.get(name)
+        if kept is not None and kept[0] == key:
+            return kept[1]
+        array = make()
+        if self._device != "cpu":
+            import cupy
+
+            with cupy.cuda.Device(int(self._device.partition(":")[2])):
+                array = cupy.asarray(array)
+        self._constants[name] = key, array
+        return array
+
+    @property
+    def nbytes(self) -> int:
+        return sum(int(array.nbytes) for _, array in self._constants.values())
+
+    def clear(self) -> None:
+        self._constants.clear()

@@ -57,17 +57,6 @@ def functions(block: int) -> NDArray[np.float32]:
     return tables
 
 
-@lru_cache
-def _functions_on(device: str, block: int) -> Any:
-    """`functions` in the memory of a device."""
-    if device == "cpu":  # host emulation
-        return functions(block)
-    import cupy
-
-    with cupy.cuda.Device(int(device.partition(":")[2])):
-        return cupy.asarray(functions(block))
-
-
 def splits(tokens: int, rows: int, depth: int) -> tuple[int, int]:
     """Values of k a split, and splits: more than one where tiles of results are too few to fill a GPU."""
     tiles = ceil_div(tokens, TILE) * ceil_div(rows, TILE)
@@ -114,7 +103,7 @@ def _basis(call: Call, weight: RBEBlocks) -> dict[str, Any]:
         return {**counts, "sums": call.features(weight), "functions": None}
     tokens, block = call.tokens, weight.block
     groups = ceil_div(tokens, TILE)
-    tables = _functions_on(call.ws.device, block)
+    tables = call.ws.constants.get(f"linear.functions.{block}", block, lambda: functions(block))
     features = call.ws.get("linear.functions", (groups, blocks, FUNCTIONS, TILE))
     params = TRANSFORM_FEATURES.fill(
         x=call.activations(), blocks=blocks, block=block, functions=tables[0], out=features

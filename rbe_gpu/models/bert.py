@@ -417,11 +417,13 @@ class BertEncoder:
             )
         if seq > limit:
             raise ValueError(f"ids have {seq} positions, the model has {limit}; truncate them")
-        positions = ws.constant(
+        positions = ws.constants.get(
             "bert.padded_positions", ids.shape, lambda: np.tile(np.arange(seq), (batch, 1))
         )
         if token_type_ids is None:
-            token_type_ids = ws.constant("bert.zero_types", ids.shape, lambda: np.zeros(ids.shape, np.int64))
+            token_type_ids = ws.constants.get(
+                "bert.zero_types", ids.shape, lambda: np.zeros(ids.shape, np.int64)
+            )
         if out is None:
             out = module_of(ids).empty((batch, seq, self.hidden_size), self.dtype)
         padded = _Batch(ids, positions, token_type_ids, {"lengths": lengths})

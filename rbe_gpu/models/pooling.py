@@ -70,7 +70,7 @@ def _first_tokens(states: Array, cu_seqlens: Array | None, ws: Workspace) -> Arr
     if cu_seqlens is not None:
         return module_of(states).minimum(cu_seqlens[:-1], len(states) - 1)
     batch, seq = states.shape[:2]
-    rows: Array = ws.constant("pooling.first", (batch, seq), lambda: np.arange(batch) * seq)
+    rows: Array = ws.constants.get("pooling.first", (batch, seq), lambda: np.arange(batch) * seq)
     return rows
 
 

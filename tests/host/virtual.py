@@ -10,6 +10,7 @@ import numpy as np
 from rbe_gpu.blocks import RBEMatrix, RBEVectors
 from rbe_gpu.codecs import DenseCodes, SparseCodes
 from rbe_gpu.gpu._launch import Launch
+from rbe_gpu.workspace import ConstantCache
 
 
 def virtual(
@@ -28,10 +29,9 @@ def virtual(
 class VirtualWorkspace:
     """Buffers of any size."""
 
-    device = "cpu"
-
     def __init__(self) -> None:
         self.owners: dict[str, object] = {}
+        self.constants = ConstantCache("cpu")
 
     def get(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
         return virtual(shape, dtype)
