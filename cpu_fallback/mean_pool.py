@@ -16,7 +16,7 @@ from ._jit import cpu_inline, cpu_kernel
 from .simd import bits, vadd, vdiv, vload, vload_n, vsplat, vstore, vstore_n
 
 _STRIP = 64  # columns that a thread sums at once: whole cache lines of every dtype, four float32 vectors
-_PARALLEL_FROM = 65536  # elements
+_PARALLEL_FROM = 131072  # elements: 12/28 us with one/two threads at 98304, 19/16 us at 196608
 _NONE = np.empty(0, np.int64)
 
 

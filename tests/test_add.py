@@ -35,11 +35,8 @@ def test_over_an_input(over: str) -> None:
 def test_any_length(dtype: type) -> None:
     """No element past the end, with one thread and with several."""
     values = real.activations(400).reshape(-1).astype(dtype)
-    for size in (1, 15, 16, 17, 8191, 140_001):
+    for size in (1, 15, 16, 17, 8191, 76_001):
         out = values[: size + 16].copy()
-        rbe.add(
-            values[:size],
-            values[size : 2 * size] if 2 * size <= values.size else values[:size],
-            out=out[:size],
-        )
+        rbe.add(values[:size], values[size : 2 * size], out=out[:size])
+        np.testing.assert_array_equal(out[:size], values[:size] + values[size : 2 * size])
         np.testing.assert_array_equal(out[size:], values[size : size + 16])

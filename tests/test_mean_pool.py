@@ -38,7 +38,7 @@ def test_bits_of_numpy(dtype: type) -> None:
 def test_padded_packed_and_alone_are_the_same(dtype: type) -> None:
     """Bit for bit, whatever the padding holds; with one thread and with several."""
     x, ends = packed(dtype)
-    padded = np.full((LENGTHS.size, 200, 384), np.nan, dtype)
+    padded = np.full((LENGTHS.size, 200, 384), np.nan, dtype)  # enough for several threads
     for b, length in enumerate(LENGTHS):
         padded[b, :length] = x[ends[b] : ends[b + 1]]
     want = rbe.mean_pool(x, cu_seqlens=ends)
