@@ -372,7 +372,7 @@ def test_a_target_is_judged_by_its_worst_case():
         _product("4096x4096, 64 tokens", five, 9.0),
         _product("4096x4096, 128 tokens", five, 7.9),
     ]
-    small, large = "linear, 5% kept, 768x768 and 3072x768", "linear, 5% kept, 4096x4096, 64 to 128"
+    small, large = "linear, density 5%, 768x768 and 3072x768", "linear, density 5%, 4096x4096, 64 to 128"
     met = _outcome(small, rows)
     assert (met.status, met.value, met.case, met.cases, met.passing) == (
         text.PASSED, 6.0, "3072x768, 512 tokens", 2, 2,
@@ -392,7 +392,7 @@ def test_what_keeps_nothing_and_what_has_a_cache_are_judged_apart():
         _product(case, f"rbe_gpu grade B{row_names.LEAN}", 0.94, NUMPY),
         _product("768x768, 16 tokens", row_names.DENSE4, 0.1, NUMPY),
     ]
-    cached, lean = (_outcome(f"linear, any codes and batch, {w}", rows) for w in ("with", "nothing"))
+    cached, lean = (_outcome(f"linear, any codes and batch, {w}", rows) for w in ("with", "no decoded"))
     assert (cached.status, cached.case, cached.cases) == (text.PASSED, f"{case}, grade A", 2)
     assert (lean.status, lean.value, lean.cases) == (text.FAILED, 0.94, 1)
 

@@ -32,3 +32,5 @@ MODEL_MEMORY = "memory of the weights"
 #: density of the setting that is measured for its speed
 FAST_DENSITY = 0.12
 FAST = f"{FAST_DENSITY:.0%} kept"
+#: how tables and texts name it
+FAST_SHOWN = f"density {FAST_DENSITY:.0%}"

@@ -213,7 +213,7 @@ def _speedups(results: Results, ops: Sequence[str], dense: bool) -> Iterator[tup
 
 
 def _shown_elsewhere(op: str, case: str, provider: str) -> bool:
-    """Whether `kept_speed` or `decoded_once` shows the product."""
+    """Whether `kept_speed` or `decoded_once` shows the case."""
     if op != "linear":
         return False
     return case.endswith(row_names.DECODED) or ("kept" in provider and not case.endswith(" 1 token"))
@@ -267,7 +267,7 @@ def compressed_speed(results: Results) -> Plot | None:
 
 
 def kept_speed(results: Results) -> Plot | None:
-    """Products with sparse weights against PyTorch's with the dense weight, by the share that is kept."""
+    """Matmuls with sparse weights against PyTorch's with the dense weight, by density."""
     panels: dict[str, list[tuple[str, list[Row]]]] = {SMALL: [], LARGE: []}
     columns = [*(row_names.sparse(k) for k in row_names.KEPT), DENSE]
     for case in results.cases("linear"):
@@ -295,7 +295,7 @@ def kept_speed(results: Results) -> Plot | None:
         axes.set_yscale("log")
         axes.set_xticks(where, [*(f"{k:.0%}" for k in row_names.KEPT), "dense"])
         axes.set_xlim(-0.6, len(columns) - 0.4)
-        axes.set_xlabel("coefficients kept")
+        axes.set_xlabel("density: share of the coefficients stored")
         axes.set_title(shape_label(" and ".join(group.split("|"))), loc="left")
         axes.legend(loc="upper right")
     values = [r.p50 for _, _, cases in shown for _, rows in cases for r in rows]
@@ -303,7 +303,7 @@ def kept_speed(results: Results) -> Plot | None:
     ticks = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
     log_axis(all_axes[0].yaxis, [t for t in ticks if low <= t <= high], ratio)
     all_axes[0].set_ylim(low, high)
-    all_axes[0].set_ylabel("speed, PyTorch's dense product = 1 (log scale)")
+    all_axes[0].set_ylabel("speed, PyTorch's dense matmul = 1 (log scale)")
     text = "; ".join(
         f"{label}: "
         + ", ".join(
@@ -313,16 +313,16 @@ def kept_speed(results: Results) -> Plot | None:
         for label, rows in cases
     )
     return Plot(
-        "kept_speed", "Products without decoding",
-        "Speed of a product with a compressed weight, from the kept coefficients alone, against PyTorch's with the "
-        "dense weight; on the right of each panel, rbe_gpu's own dense product. Medians of the ratios of paired "
+        "kept_speed", "Matmuls without decoding",
+        "Speed of a matmul with a sparse weight, in the transform domain, against PyTorch's with the "
+        "dense weight; on the right of each panel, rbe_gpu's own dense matmul. Medians of the ratios of paired "
         f"runs, {PERCENTILES}; dashes are the targets.",
         f"Dot chart of speedups. {text}.", figure, broad=True,
     )  # fmt: skip
 
 
 def decoded_once(results: Results) -> Plot | None:
-    """The algorithms that the planner picks against a product with a weight that was decoded once."""
+    """The matmul algorithms that are chosen by default, against a matmul with a weight that was decoded once."""
     cases = [c for c in results.cases("linear") if c.endswith(row_names.DECODED)]
 
     def rows_of(case: str, lean: bool) -> list[Row]:
@@ -357,7 +357,7 @@ def decoded_once(results: Results) -> Plot | None:
                               va="center", fontsize=8.5, zorder=1.5)  # fmt: skip
     values = [row.p50 for *_, by_case in modes for rows in by_case for row in rows]
     ratio_axis(
-        axes, values, 4, "speed, NumPy's product with the decoded weight = 1 (log scale; right is faster)"
+        axes, values, 4, "speed, NumPy's matmul with the decoded weight = 1 (log scale; right is faster)"
     )
     label_rows(axes, [shape_label(c.removesuffix(row_names.DECODED)) for c in cases])
     legend_above(axes)
@@ -369,8 +369,8 @@ def decoded_once(results: Results) -> Plot | None:
     )
     return Plot(
         "decoded_once", "Against decoding once",
-        "The algorithm that rbe_gpu picks against NumPy's product with a weight that was decoded before, one point "
-        "for each grade and share of kept coefficients. The worst is named where it is left of the dashed line, "
+        "The algorithm that rbe_gpu chooses, against NumPy's matmul with a weight that was decoded before, one point "
+        "for each grade and density. The worst is named where it is left of the dashed line, "
         "0.95, the target for all.",
         f"Dot chart of speedups. {text}.", figure, broad=True,
     )  # fmt: skip

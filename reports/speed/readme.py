@@ -33,27 +33,28 @@ _COLUMNS = {
     "cosine_min": lambda v: f"{v:.3f}",
 }
 ENGLISH: Words = {
-    "products": "| times as fast as PyTorch's dense product | 5% kept | 12% kept | 25% kept | 50% kept | 4-bit codes "
+    "matmuls": "| speed, PyTorch's dense matmul = 1 | density 5% | 12% | 25% | 50% | 4-bit codes "
     "| dense |",
-    "encoder": "Sentences per second, 32 texts, tokenizer included: {values}. In rounds of its own, {fast} and "
-    "nothing decoded: {ratio} of dense.",
-    "grades": "| | file | bits/weight | weight error | cosine, mean | cosine, least | 32 texts | with decoded "
+    "encoder": "Sentences per second, 32 texts, tokenizer included: {values}. Measured separately, {fast} without "
+    "decoded weights: {ratio} of dense.",
+    "grades": "| | file | bits/weight | weight error | mean cosine | lowest cosine | 32 texts | with decoded "
     "weights kept |",
     "source": "{device}; {threads} threads. Rows: [{name}](reports/results/{name}).",
 }  # fmt: skip
 KOREAN: Words = {
-    "products": "| PyTorch의 밀집 곱 대비 배속 | 5% 보존 | 12% 보존 | 25% 보존 | 50% 보존 | 4비트 코드 | 밀집 |",
-    "encoder": "초당 문장 수, 글 32개, 토크나이저 포함: {values}. 따로 잰 {fast}(풀어 둔 것 없음): dense의 {ratio}.",
-    "grades": "| | 파일 | 비트/가중치 | 가중치 오차 | 코사인 평균 | 코사인 최소 | 글 32개 | 풀어 둔 가중치를 "
-    "보관하면 |",
+    "matmuls": "| 속도(PyTorch 밀집 행렬곱 = 1) | 밀도 5% | 12% | 25% | 50% | 4비트 코드 | 밀집 |",
+    "encoder": "초당 문장 수, 글 32개, 토크나이저 포함: {values}. 디코딩한 가중치 없이 따로 잰 "
+    "{fast}: 밀집 모델의 {ratio}.",
+    "grades": "| | 파일 | 비트/가중치 | 가중치 오차 | 코사인 평균 | 코사인 최소 | 글 32개 | 디코딩한 "
+    "가중치를 보관하면 |",
     "source": "{device}, 스레드 {threads}개. 측정값: [{name}](reports/results/{name}).",
 }  # fmt: skip
 
 
 def _tables(results: Results, source: str, words: Words) -> Iterator[str]:
     first = results.rows[0]
-    yield "\n".join(_products(results, words))
-    yield words["encoder"].format(values=_sentences(results), fast=FAST.name, ratio=_fast(results))
+    yield "\n".join(_matmuls(results, words))
+    yield words["encoder"].format(values=_sentences(results), fast=row_names.FAST_SHOWN, ratio=_fast(results))
     yield "\n".join(_grades(results, words))
     yield words["source"].format(device=first.device, threads=first.threads, name=source)
 
@@ -61,8 +62,8 @@ def _tables(results: Results, source: str, words: Words) -> Iterator[str]:
 BLOCK = Block("speed", _tables, ENGLISH, KOREAN)
 
 
-def _products(results: Results, words: Words) -> list[str]:
-    lines = head(words["products"])
+def _matmuls(results: Results, words: Words) -> list[str]:
+    lines = head(words["matmuls"])
     for case in SHAPES:
         speeds = [results.value("linear", case, form, f"speed_vs_{TORCH}") for form in FORMS]
         lines.append(line([case, *(MISSING if v is None else f"{v:.2f}×" for v in speeds)]))
@@ -77,7 +78,8 @@ def _sentences(results: Results) -> str:
         if (rate := results.value("model", row_names.MODEL, provider, "sentences_per_second")) is not None
     }
     return ", ".join(
-        f"{provider} {rates[provider]:.0f}" for provider in sorted(rates, key=lambda p: rates[p])
+        f"{provider.replace(row_names.FAST, row_names.FAST_SHOWN)} {rates[provider]:.0f}"
+        for provider in sorted(rates, key=lambda p: rates[p])
     )
 
 

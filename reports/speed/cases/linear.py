@@ -84,7 +84,7 @@ def _dense_and_compressed(
     tokens: tuple[int, ...],
     codes: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[Case]:
-    """The dense weight and compressed ones, nothing decoded kept, against NumPy and PyTorch on the dense weight.
+    """The dense weight and compressed ones, no decoded weight kept, against NumPy and PyTorch on the dense weight.
 
     rows : number of tokens -> activations
     """
@@ -103,7 +103,7 @@ def _dense_and_compressed(
             providers[TORCH] = Provider([_in_torch(torch, x, weight, bias)], expected)
 
         def ours(w: Any, with_out: bool = True, x: F32 = x, out: F32 = out, ws: Any = workspace) -> Any:
-            """A product with a dense or a compressed weight, into `out` or into a new array."""
+            """A matmul with a dense or a compressed weight, into `out` or into a new array."""
             if with_out:
                 return lambda: rbe.linear(x, w, bias, out=out, workspace=ws)
             return lambda: rbe.linear(x, w, bias)
@@ -141,7 +141,7 @@ def _decoded_once(
     """The algorithm that the planner picks, with a cache that has room for all and without one, against NumPy with
     the decoded weight.
 
-    A decoded weight is a dense one, whatever it was decoded from: NumPy's product with one stands for all. Its
+    A decoded weight is a dense one, whatever it was decoded from: NumPy's matmul with one stands for all. Its
     decoding is not timed; neither is the filling of the caches, which the check of the result does.
     """
     compressed = [
