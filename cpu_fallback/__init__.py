@@ -1,1 +1,1 @@
-"""CPU kernels (Numba): one file per op, the vector intrinsics in `simd`, the compiler flags in `_jit`."""
+"""CPU kernels (Numba): one file per op, vector intrinsics in `simd` and `simd_math`, compiler flags in `_jit`."""

@@ -8,19 +8,8 @@ from ._jit import cpu_inline
 from .arrays import F32, floats_at, ints_at, load_any, longs_at, store_any
 from .fast_transform import apply_transform
 from .matmul_rows import sparse_rows
-from .simd import (
-    vadd,
-    verf,
-    vfma,
-    vload,
-    vmul,
-    vselect_less,
-    vsigmoid,
-    vsplat,
-    vstore,
-    vtanh,
-    vtranspose,
-)
+from .simd import vadd, vfma, vload, vmul, vselect_less, vsplat, vstore, vtranspose
+from .simd_math import verf, vsigmoid, vtanh
 from .unpack import vbroadcast
 
 NONE, RELU, GELU, GELU_TANH, SILU = range(5)

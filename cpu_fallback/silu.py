@@ -13,7 +13,8 @@ from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
 from ._jit import cpu_inline, cpu_kernel
-from .simd import bits, vadd, vdiv, vexp, vload, vload_n, vmax, vmul, vsplat, vstore, vstore_n
+from .simd import bits, vadd, vdiv, vload, vload_n, vmax, vmul, vsplat, vstore, vstore_n
+from .simd_math import vexp
 
 _PARALLEL_FROM = 32768  # elements: 4/6 us with one/two threads at 16384, 11/8 us at 32768
 _LOWEST = np.finfo(np.float32).min

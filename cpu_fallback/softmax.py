@@ -19,7 +19,6 @@ from ._jit import cpu_inline, cpu_kernel
 from .simd import (
     bits,
     vadd,
-    vexp_narrow,
     vlanes,
     vload,
     vload_n,
@@ -32,6 +31,7 @@ from .simd import (
     vsub,
     vsum,
 )
+from .simd_math import vexp_narrow
 
 _CHUNK = 2048  # 8 KB of scores: a quarter of a 32 KB L1 cache, and a whole row of most models
 _PARALLEL_FROM = 32768  # elements: 7/7 us with one/two threads at 16384, 25/19 us at 65536

@@ -41,7 +41,8 @@ FOLDERS = {"ops", "codecs", "layers", "models", "gpu", "cli"}
 COMMANDS = {"compress", "inspect", "embed", "eval", "report", "warmup", "tune", "info"}
 CLI = {"__init__", "__main__", "_errors", "_files", "_output"}
 CPU = {
-    *("__init__", "_jit", "_numba_internals", "_parts", "_pool", "arrays", "isa", "params", "simd", "unpack"),
+    *("__init__", "_jit", "_numba_internals", "_parts", "_pool", "arrays", "isa", "params", "unpack"),
+    *("simd", "simd_emit", "simd_math"),
     *("quantize", "feedback"),  # the encoder's loops
     *("matmul_algorithms", "matmul_costs"),
     *("matmul_tiles", "matmul_rows", "matvec", "int8_dot", "codes", "operand"),  # of linear
