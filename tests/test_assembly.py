@@ -220,13 +220,13 @@ def _compile(name: str) -> None:
 def _by_address(kernel: Any, signature: list[str], words: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
     """The kernel behind a function that takes addresses (int64) instead of 1-D arrays, and that one's signature."""
     import numba
-    from rbe_gpu.cpu_fallback import product
+    from rbe_gpu.cpu_fallback import arrays
     from rbe_gpu.cpu_fallback._jit import FASTMATH
 
     makers = {"f1": "floats_at", "l1": "longs_at", "w1": "ints_at", "u1": "bytes_at"}
     names = [f"a{i}" for i in range(len(signature))]
     arguments = [f"{makers[w]}({n})" if w in makers else n for n, w in zip(names, signature, strict=True)]
-    scope = {"kernel": kernel, **{maker: getattr(product, maker) for maker in makers.values()}}
+    scope = {"kernel": kernel, **{maker: getattr(arrays, maker) for maker in makers.values()}}
     exec(f"def called({', '.join(names)}):\n    return kernel({', '.join(arguments)})", scope)
     compiled = numba.njit(nogil=True, error_model="numpy", fastmath=set(FASTMATH))(scope["called"])
     return compiled, tuple(words["i" if w in makers else w] for w in signature)
