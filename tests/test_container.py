@@ -743,7 +743,7 @@ def test_describe(tmp_path: Path) -> None:
 
 
 def test_a_large_file_opens_fast(tmp_path: Path) -> None:
-    """50 MB of sparse codes over MiniLM's word table, tiled: every index and value is looked at."""
+    """50 MB of sparse codes over MiniLM's word table, tiled: every index and value is checked."""
     table = real.weight(WORDS)
     part = compress(
         np.ascontiguousarray(table[:2048]), codes="sparse-f16", density=0.1, kind="vectors", basis=False

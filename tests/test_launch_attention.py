@@ -414,7 +414,7 @@ def test_edges(name: str, dtype: np.dtype) -> None:
 
 
 def test_lengths_are_cut() -> None:
-    """On a GPU nobody has looked at them: below 0 is 0, above seq_k is seq_k, also beyond 32 bits."""
+    """On a GPU they are not checked on the host: below 0 is 0, above seq_k is seq_k, also beyond 32 bits."""
     arrays = qkv(6, 3, 5, 1, 1, 32)
     found = attend(arrays, lengths=np.array([-1, 6, 2**40, -(2**40), 2**32 + 1, 2]))
     np.testing.assert_array_equal(found, attend(arrays, lengths=np.array([0, 5, 5, 0, 5, 2])))
@@ -468,7 +468,7 @@ def test_very_many_packed_sequences(reverse: bool) -> None:
 )
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_wrong_ends_stay_within_the_arrays(ends: list[int], dtype: Any) -> None:
-    """On a GPU nobody has looked at them: what is computed is undefined, where it is written is not."""
+    """On a GPU they are not checked on the host: what is computed is undefined, where it is written is not."""
     q, k, v = (x[0] for x in qkv(1, 70, 70, 1, 1, 32, dtype))
     frame, sums = np.full((270, 1, 32), 7, dtype), np.full(270, 7, np.float32)
     cu = np.array(ends)

@@ -223,10 +223,10 @@ def test_rows_with_few_zeros(codes, kept, block):
 @pytest.mark.parametrize("transform", ["dct", "none"])
 @pytest.mark.parametrize("shape", [(384, 384), (66, 256), (1536, 384), (64, 320)])
 def test_few_tokens_of_any_size_with_4_bit_codes(transform, shape):
-    """Where the processor multiplies bytes, activations become whole numbers with a scale for 64 of them.
+    """With int8 dot-product instructions, activations are quantised to integers with a scale per 64 of them.
 
-    The scales reach from what float32 can hold down to groups that are zero, or too small for a scale: those take
-    the way of other processors. So do columns that do not fill a register (320).
+    The scales reach from the largest float32 down to groups that are zero or too small for a scale; those take the
+    float32 path of other processors, as do columns that do not fill a register (320).
     """
     w = np.resize(real.layer(0, "intermediate.dense.weight"), shape)
     m = rbe.compress(w, codes="dense-int4", transform=transform, basis=False)

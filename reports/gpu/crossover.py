@@ -1,6 +1,6 @@
 """linear from few tokens to many: multiplying in the transform domain beside decoded panels and cuBLAS.
 
-The number of tokens from which decoding W is the faster of the two is what a planner for GPUs needs to know.
+The number of tokens from which decoding W is faster is what the GPU's table of matmul algorithms needs.
 """
 
 from __future__ import annotations

@@ -184,7 +184,7 @@ def batch_time(results: Results) -> Plot | None:
     return Plot(
         "batch_time", "Time per batch",
         f"Medians, {PERCENTILES}; the dashed line is the dense rbe_gpu model. A compressed model has room to keep "
-        "decoded weights where the planner finds that faster (dark), or keeps nothing (light, “lean”).",
+        "decoded weights where that is estimated to be faster (dark), or keeps nothing (light, “lean”).",
         f"Bar chart. {text}.", figure,
     )  # fmt: skip
 

@@ -138,7 +138,7 @@ def _decoded_once(
     tokens: tuple[int, ...],
     forms: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[Case]:
-    """The algorithm that the planner picks, with a cache that has room for all and without one, against NumPy with
+    """The algorithm that is chosen by default, with a cache that has room for all and without one, against NumPy with
     the decoded weight.
 
     A decoded weight is a dense one, whatever it was decoded from: NumPy's matmul with one stands for all. Its
