@@ -426,8 +426,11 @@ def test_misaligned_rows_are_caught() -> None:
 
 OFF_BY_ONE = {
     "a column too many": ("if (col < end) store", "if (col <= end) store"),
-    "a row too many": ("i64 end = row < rows ? cols : 0;", "i64 end = row <= rows ? cols : 0;"),
-    "the reader": ("if (col < end) {\n      load<VEC>(x", "if (col <= end) {\n      load<VEC>(x"),
+    "a row too many": ("i64 end = row < p.rows ? cols : 0;", "i64 end = row <= p.rows ? cols : 0;"),
+    "the reader": (
+        "if (col < end) {\n      load<VEC>(static_cast<const T*>(p.x)",
+        "if (col <= end) {\n      load<VEC>(static_cast<const T*>(p.x)",
+    ),
 }
 
 
