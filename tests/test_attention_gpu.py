@@ -1,4 +1,4 @@
-"""RBEAttention on CuPy arrays, shown on the stand-in: between its two transforms, where the way decodes nothing."""
+"""RBEAttention on CuPy arrays, in host emulation: in the transform domain if its matmuls decode no panels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .test_launch_linear import LIMITS, inputs
 F32, F16, BF16 = np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 ORDERS = pytest.mark.parametrize("reverse", [False, True], ids=["ascending", "descending"])
 PARTS = ("self.query", "self.key", "self.value", "output.dense")
-# q, k, v and the heads are rounded before the result is: all that together is as much again
+# q, k, v and the heads are rounded as well as the result: that doubles the error
 LAYER_LIMITS = {dtype: limit if dtype == F32 else 2 * limit for dtype, limit in LIMITS.items()}
 
 _MATMULS = [f"linear_transform_{name}" for name in ("codes", "entries", "dense", "sparse")]
@@ -42,7 +42,7 @@ TRANSFORMS = {
 
 
 def transforms_of(launches: list[Launch]) -> dict[str, int]:
-    """How many input and output transforms of activations launches make."""
+    """The number of input and output transforms that launches compute."""
     counts = {"in": 0, "out": 0}
     for launch in launches:
         side, params = TRANSFORMS.get(launch.entry), launch.params
@@ -55,7 +55,7 @@ def transforms_of(launches: list[Launch]) -> dict[str, int]:
 
 @contextmanager
 def device(reverse: bool = False) -> Iterator[tuple[Any, list[Launch]]]:
-    """The stand-in, and the launches since the list was last cleared."""
+    """The CuPy stand-in, and the launches since the list was last cleared."""
     launches: list[Launch] = []
     host = HostExecutor(reverse)
 
@@ -87,7 +87,7 @@ def attention(
 
 
 def expected(layer: rbe.RBEAttention, x: np.ndarray, ends: list[int]) -> np.ndarray:
-    """The textbook, of packed sequences."""
+    """The reference attention of packed sequences."""
     results = []
     for a, b in pairwise(ends):
         q, k, v = (
@@ -119,7 +119,7 @@ FITTING = {
 @pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=str)
 @pytest.mark.parametrize("name", FITTING)
 def test_two_transforms(name: str, dtype: Any, reverse: bool) -> None:
-    """One of the input, that queries, keys and values share, and one of the result; and nothing is decoded."""
+    """One of the input, shared by query, key and value, and one of the result; nothing is decoded."""
     heads, size, ends, options = FITTING[name]
     layer = attention(heads, size, **options)
     x, residual = (real.activations(ends[-1], i)[:, :size].astype(dtype) for i in (3, 1))
@@ -134,16 +134,16 @@ def test_two_transforms(name: str, dtype: Any, reverse: bool) -> None:
         ordinary = there.output(there.mix(a, cu_seqlens=at))
         assert transforms_of(launches) == {"in": 2, "out": 4}
         sums = there(a, cu_seqlens=at, residual=more).get()
-    wanted = expected(layer, x, ends)
+    expected_y = expected(layer, x, ends)
     assert relative_error(y.get(), ordinary.get().astype(np.float64)) <= LAYER_LIMITS[dtype]
-    assert relative_error(y.get(), wanted) <= LAYER_LIMITS[dtype]
-    assert relative_error(sums, wanted + residual.astype(np.float64)) <= LIMITS[dtype]
+    assert relative_error(y.get(), expected_y) <= LAYER_LIMITS[dtype]
+    assert relative_error(sums, expected_y + residual.astype(np.float64)) <= LIMITS[dtype]
 
 
 @pytest.mark.parametrize("dtype", [F32, F16], ids=str)
 def test_padded_and_cross(dtype: Any) -> None:
-    """Sequences with lengths and a mask, keys of other tokens, fewer heads for them, projections that are no
-    squares, biases of another type: as on the CPU."""
+    """Sequences with lengths and a mask, cross attention, fewer key/value heads, projections that are not square,
+    biases of another dtype: as on the CPU."""
     weights, biases = dense(128, 70)
     q, k, v, o = (rbe.compress(w, block=32, **DENSE) for w in weights)
     k, v = (rbe.compress(w[:64], block=32, **DENSE) for w in weights[1:3])
@@ -154,18 +154,18 @@ def test_padded_and_cross(dtype: Any) -> None:
     context = real.activations(24, 1)[:, :70].reshape(2, 12, 70).astype(dtype)
     lengths, mask = np.array([12, 5]), np.ones((9, 12), bool)
     mask[:, 3] = False
-    wanted = layer(x.astype(F32), lengths, mask, context=context.astype(F32))
+    expected_y = layer(x.astype(F32), lengths, mask, context=context.astype(F32))
     with device() as (cupy, launches):
         there = rbe.to(layer, "cuda")
         a, b, n, m = (cupy.asarray(v) for v in (x, context, lengths, mask))
         y = there(a, n, m, context=b).get()
         assert transforms_of(launches) == {"in": 2, "out": 1}  # of x, and of context
         assert y.dtype == dtype
-    assert relative_error(y, wanted.astype(np.float64)) <= LAYER_LIMITS[dtype]
+    assert relative_error(y, expected_y.astype(np.float64)) <= LAYER_LIMITS[dtype]
 
 
 def changed(layer: rbe.RBEAttention, part: str, **options: Any) -> rbe.RBEAttention:
-    """`layer` with one projection compressed in another way, or with another method."""
+    """`layer` with one projection compressed with other options, or with another method."""
     linear = getattr(layer, part)
     if "method" in options:
         linear.method = options["method"]
@@ -195,7 +195,7 @@ ORDINARY = {
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 @pytest.mark.parametrize("why", ORDINARY)
 def test_the_ordinary_way(why: str, dtype: Any) -> None:
-    """Where it does not apply each projection is transformed back."""
+    """Where the transform domain is not supported, every projection has its output transform."""
     make, outputs = ORDINARY[why]
     layer = make()
     x = real.activations(20)[:, :96].astype(dtype)
@@ -203,8 +203,8 @@ def test_the_ordinary_way(why: str, dtype: Any) -> None:
         there = rbe.to(layer, "cuda")
         y = there(cupy.asarray(x), cu_seqlens=cupy.asarray(np.array([0, 20])))
         assert transforms_of(launches)["out"] == outputs
-    wanted = expected(layer, x, [0, 20])
-    assert relative_error(y.get(), wanted) <= LAYER_LIMITS[dtype]
+    expected_y = expected(layer, x, [0, 20])
+    assert relative_error(y.get(), expected_y) <= LAYER_LIMITS[dtype]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_the_ordinary_way(why: str, dtype: Any) -> None:
 def test_the_default_way_is_as_it_was(
     dtype: Any, tokens: int, options: dict[str, Any], cache: int | None, counts: dict[str, int], ops: set[str]
 ) -> None:
-    """A product takes panels where it did; where it did not, attention stays between the transforms."""
+    """Attention is in the transform domain unless a matmul of it decodes panels."""
     layer = attention(3, 96, method=None, **{"transform": "dct", **options})
     for part in (layer.query, layer.key, layer.value, layer.output):
         part.cache = None if cache is None else rbe.PanelCache(cache)
@@ -267,7 +267,7 @@ def test_what_is_not_finite_stays_in_its_sequence(dtype: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [F32, F16], ids=str)
 def test_steady_state(dtype: Any) -> None:
-    """The second call neither allocates nor waits, and a captured one replays."""
+    """The second call neither allocates nor synchronises, and a captured one replays."""
     layer = attention(3, 96, **{**SPARSE, "transform": "dct", "block": 32})
     x = real.activations(20)[:, :96].astype(dtype)
     with capture.installed() as (cupy, events):
@@ -298,7 +298,7 @@ def test_steady_state(dtype: Any) -> None:
 @pytest.mark.parametrize("options", [SPARSE, DENSE, {"grid": 5}], ids=["sparse", "dense", "grid"])
 @pytest.mark.parametrize("block", [32, 64, 128])
 def test_one_sided(block: int, options: dict[str, Any], reverse: bool) -> None:
-    """Coefficients out, or in: by every way and number of tokens; and decoded."""
+    """Weights without one of their transforms, with every algorithm and number of tokens; and decoded."""
     w = np.ascontiguousarray(real.layer(1, "intermediate.dense.weight")[:128, :384])
     m = (gridded if "grid" in options else rbe.compress)(w, block=block, transform="dwt", **options)
     for weight in (m.without_transform("row"), m.without_transform("col")):
