@@ -38,10 +38,11 @@ constexpr int TYPE_BF16 = 2;
 #error "compute capability 7.5 or newer is needed"
 #endif
 
+// declared once: inside functions its linkage would be that of each function
+extern __shared__ __align__(16) unsigned char rbe_dynamic_shared[];
+
 // name: T*, the dynamic shared memory of the launch, 16-byte aligned
-#define DYNAMIC_SHARED(T, name)                                       \
-  extern __shared__ __align__(16) unsigned char rbe_dynamic_shared[]; \
-  T* const name = reinterpret_cast<T*>(rbe_dynamic_shared)
+#define DYNAMIC_SHARED(T, name) T* const name = reinterpret_cast<T*>(rbe_dynamic_shared)
 
 // On the host: an error unless p is a multiple of `bytes`.
 #define CHECK_ALIGNED(p, bytes)

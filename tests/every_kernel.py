@@ -96,11 +96,12 @@ def launched(name: str, case: Case, dtype: str, data: Any) -> set[str]:
     """Names of the kernels that a case launches, without running them."""
     entries: set[str] = set()
     launchers = dispatch.Backend("host", "rbe_gpu.gpu")
+    args = case.make(data, registry.DTYPES[dtype])  # compressed with the CPU's kernels
     with (
         mock.patch.object(dispatch, "CPU", launchers),
         _execute.executor(lambda launches: entries.update(launch.entry for launch in launches)),
     ):
-        call(name, case.make(data, registry.DTYPES[dtype]))
+        call(name, args)
     return entries
 
 

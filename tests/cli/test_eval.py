@@ -152,7 +152,7 @@ def test_eval_refuses_a_model_that_reads_otherwise(
     tokenizer["normalizer"]["lowercase"] = False
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     arguments = ("--texts", texts, "--no-retrieval", "--against", other)
-    refused(run("eval", model_file, *arguments), "as different tokens", "another tokenizer")
+    refused(run("eval", model_file, *arguments), "tokenize text", "another tokenizer")
     (other / "tokenizer.json").unlink()
     refused(run("eval", model_file, *arguments), "the model has no tokenizer")
     tensors, config = load_file(model_file)
