@@ -382,6 +382,7 @@ class BertEncoder:
             )
         if batch and (int(lengths.min()) < 0 or int(lengths.max()) > seq):
             raise ValueError(f"lengths run from {lengths.min()} to {lengths.max()}; use 0 to seq={seq}")
+        lengths = lengths.astype(np.int64, copy=False)
         text = np.arange(seq) < lengths[:, None]
         types = None if token_type_ids is None else token_type_ids[text].astype(np.int64)
         packed = self._pack(ids[text].astype(np.int64), lengths, types, ws)
