@@ -15,6 +15,7 @@ from rbe_gpu.blocks import RBEBlocks, RBEVectors
 from rbe_gpu.workspace import Workspace
 
 from ._jit import cpu_kernel
+from ._pool import num_threads
 from .decode import decode_rows
 from .simd import bits, narrow, widen
 
@@ -54,7 +55,7 @@ def embedding(ids: Any, weight: Any, out: Any, ws: Workspace) -> None:
         return
     if not isinstance(weight, RBEBlocks):
         arrays = (bits(weight), ids, bits(out))
-        parts = min(numba.get_num_threads(), ids.size) if out.size >= _PARALLEL_FROM else 1
+        parts = min(num_threads(), ids.size) if out.size >= _PARALLEL_FROM else 1
         if parts > 1:
             _parallel_rows(*arrays, parts)
         else:
