@@ -16,7 +16,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ._jit import FASTMATH, cpu_inline, cpu_kernel, named_for_the_cache
+from ._disk_cache import named_for_the_cache
+from ._jit import FASTMATH, cpu_inline, cpu_kernel
 from ._numba_internals import cgutils, compiler_lock
 
 _I64 = ir.IntType(64)

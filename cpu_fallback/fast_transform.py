@@ -22,7 +22,8 @@ from numba.extending import intrinsic
 
 from rbe_gpu import transforms
 
-from ._jit import FASTMATH, source_digest
+from ._disk_cache import source_digest
+from ._jit import FASTMATH
 from ._numba_internals import cgutils
 from .simd import LANES
 

@@ -2,7 +2,7 @@
 
 An emitter appends instructions to the function that an LLVM builder is at and returns their result. Those of this
 file take a scalar or a vector of any length, and the result has the shape of the argument. Users import the module,
-not the names (`emit.add`): `_jit.imports` would take an imported name `add` for the file of that op.
+not the names (`emit.add`): `_disk_cache.imports` would take an imported name `add` for the file of that op.
 
 Instructions on which an algorithm depends carry the single flag `nsz`: Numba's fast-math pass adds `reassoc`
 only to instructions without flags, and `(t + magic) - magic` must not be simplified to `t`.

@@ -23,7 +23,7 @@ import numba
 import numpy as np
 import pytest
 from llvmlite import ir
-from rbe_gpu.cpu_fallback import _jit, isa, simd, simd_emit, simd_math
+from rbe_gpu.cpu_fallback import _disk_cache, _jit, isa, simd, simd_emit, simd_math
 from rbe_gpu.cpu_fallback._jit import cpu_kernel
 from rbe_gpu.cpu_fallback.simd import (
     element,
@@ -617,8 +617,8 @@ def test_an_edit_of_an_inlined_file_recompiles_its_users(tmp_path: Path) -> None
     """
     package = tmp_path / "package"
     package.mkdir()
-    folder = Path(_jit.__file__).parent
-    for source in (folder / "__init__.py", *_jit.sources(folder / "softmax.py")):
+    folder = Path(_disk_cache.__file__).parent
+    for source in (folder / "__init__.py", *_disk_cache.sources(folder / "softmax.py")):
         shutil.copy(source, package / source.name)
     (package / "kernel.py").write_text(_KERNEL)
     (package / "inner.py").write_text(_INNER)
@@ -651,7 +651,7 @@ def test_an_edit_of_an_inlined_file_recompiles_its_users(tmp_path: Path) -> None
     assert run()[1] == "0"
 
 
-_FILES = sorted(Path(_jit.__file__).parent.glob("*.py"))
+_FILES = sorted(Path(_disk_cache.__file__).parent.glob("*.py"))
 
 
 @pytest.mark.parametrize("file", _FILES, ids=lambda f: f.name)
@@ -661,14 +661,14 @@ def test_imports_are_at_the_head(file: Path) -> None:
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level == 1:
             names |= {node.module} if node.module else {alias.name for alias in node.names}
-    assert names <= {f.stem for f in _jit.imports(file)}
+    assert names <= {f.stem for f in _disk_cache.imports(file)}
 
 
 @pytest.mark.parametrize("file", _FILES, ids=lambda f: f.name)
 def test_sources_hold_every_function_that_a_kernel_uses(file: Path) -> None:
     """Whatever a kernel's code names, kernels and intrinsics of other files, comes from a file of its digest."""
     module = vars(importlib.import_module(f"rbe_gpu.cpu_fallback.{file.stem}"))
-    homes = {f"rbe_gpu.cpu_fallback.{source.stem}" for source in _jit.sources(file)}
+    homes = {f"rbe_gpu.cpu_fallback.{source.stem}" for source in _disk_cache.sources(file)}
     functions = [getattr(value, "py_func", value) for value in module.values()]
     for function in (f for f in functions if isinstance(f, FunctionType)):
         for name in function.__code__.co_names:
