@@ -1,7 +1,8 @@
 """l2_normalize: y[r,c] = x[r,c] / max(||x[r]||_2, eps).
 
 Squares are summed pairwise (Higham 1993, "The accuracy of floating point summation"), in the order of `numpy.sum`, so
-float32 rows have the bits of `x / numpy.maximum(numpy.linalg.norm(x, axis=1, keepdims=True), eps)`.
+float32 rows have the bits of `x / numpy.maximum(numpy.linalg.norm(x, axis=1, keepdims=True), eps)`. A row whose
+squares leave float32 is taken once more in float64 (`wide_rows`), so that every finite row has its right result.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from ._jit import cpu_inline, cpu_kernel
 from .simd import bits, element, vdiv, vload, vload_n, vsplat, vstore, vstore_n, widen
+from .wide_rows import SMALLEST, in_range, wide_value
 
 _PARALLEL_FROM = 65536  # elements: 27/35 us with one/two threads at 49152, 61/38 us at 98304
 _PAIRWISE_FROM = 128  # terms; fewer are summed in eight lanes
@@ -60,12 +62,34 @@ def _sum_of_squares(x, start, count):
 
 
 @cpu_kernel(exact=True)
-def _rows(x, cols, eps, out, first, stop):
+def _wide_row(x, eps, out, start, cols):
+    """The row that begins at `start`, in float64."""
+    total = 0.0
+    for i in range(start, start + cols):
+        value = wide_value(x, None, i)
+        total += value * value
+    norm = np.sqrt(total)
+    divisor = eps if norm < eps else norm  # NaN stays
+    for i in range(start, start + cols):
+        vstore_n(out, i, vsplat(np.float32(wide_value(x, None, i) / divisor)), 1)
+
+
+@cpu_kernel(exact=True)
+def _rows(x, cols, wide_eps, out, first, stop):
     """Rows first .. stop - 1 of the flat arrays."""
+    eps = np.float32(wide_eps)
+    # a mean square below SMALLEST is surely a norm below eps: a row of zeros need not be taken twice
+    eps_rules = wide_eps * wide_eps > 2.0 * SMALLEST * cols
+    per_col = 1.0 / cols
     for row in range(first, stop):
         start = row * cols
-        norm = np.sqrt(_sum_of_squares(x, start, cols))
-        divisor = vsplat(eps if norm < eps else norm)  # NaN stays
+        squares = _sum_of_squares(x, start, cols)
+        mean_square = np.float64(squares) * per_col
+        if not in_range(mean_square) and not (mean_square < SMALLEST and eps_rules):
+            _wide_row(x, wide_eps, out, start, cols)
+            continue
+        norm = np.sqrt(squares)
+        divisor = vsplat(eps if norm < eps else norm)
         whole = cols - cols % 16
         for i in range(start, start + whole, 16):
             vstore(out, i, vdiv(vload(x, i), divisor))
@@ -88,7 +112,7 @@ def l2_normalize(x: NDArray[Any], eps: float, out: NDArray[Any]) -> None:
     x, out : (rows, cols) float32/float16/bfloat16, one dtype, C-contiguous; `out` may be `x`
     """
     rows, cols = x.shape
-    arguments = (bits(x).reshape(-1), cols, np.float32(eps), bits(out).reshape(-1))
+    arguments = (bits(x).reshape(-1), cols, eps, bits(out).reshape(-1))
     parts = min(get_num_threads(), rows) if x.size >= _PARALLEL_FROM else 1
     if parts > 1:
         _parallel_rows(*arguments, rows, parts)

@@ -5,6 +5,8 @@ and of d^2, shift being the mean of the chunk's first 16 values. For any data (s
 count/16 times the variance, so the sums lose at most 6 bits where a sum of s^2 could lose all 24. The chunks'
 means and squares are combined in float64 (Chan, Golub and LeVeque 1979). The mean is subtracted in two
 float32 parts: at a mean of 1e4 the last place of float32 is 1e-3, which may well be the spread.
+A row whose squares leave float32, or whose spread the shift's own rounding hides, is taken once more in float64
+(`wide_rows`), so that every finite row has its right result.
 Source: Ba, Kiros and Hinton 2016, "Layer normalization".
 """
 
@@ -17,11 +19,29 @@ from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
 from ._jit import cpu_inline, cpu_kernel
-from .simd import bits, vadd, vfma, vload, vload_n, vmul, vsplat, vstore, vstore_n, vsub, vsum
+from .simd import (
+    bits,
+    element,
+    vadd,
+    vfma,
+    vload,
+    vload_n,
+    vmul,
+    vsplat,
+    vstore,
+    vstore_n,
+    vsub,
+    vsum,
+    widen,
+)
+from .wide_rows import in_range, wide_value
 
 _CHUNK = 1024
 _PARALLEL_FROM = 65536  # elements: 6/6 us with one/two threads at 32768, 11/10 us at 65536
 _ZERO = np.float32(0.0)
+# A sum of d^2 that is more than this many times that of (s - mean)^2 holds little but the shift's error: the bound is
+# 1 + 1024 / 16, see above.
+_MOST_SHIFT = 128.0
 _SIXTEENTH = np.float32(1 / 16)
 _ONES = np.ones(16, np.float32)
 
@@ -70,24 +90,51 @@ def _moments(x, residual, at, count):
 
 @cpu_inline
 def _statistics(x, residual, at, cols, eps, per_col):
-    """The mean as float32, what that rounded off times 1 / deviation, and 1 / deviation. `per_col` is 1 / cols."""
+    """The mean as float32, what that rounded off times 1 / deviation, and 1 / deviation, which is 0 if the row is for
+    `_wide_row`. `per_col` is 1 / cols."""
     count = min(_CHUNK, cols)
     shift, first, second = _moments(x, residual, at, count)
     inside = np.float64(first) * (per_col if cols <= _CHUNK else 1.0 / _CHUNK)
     mean = shift + inside
     squares = second - first * inside  # sum of (s - mean)^2
+    shifted = np.float64(second)
     for col in range(_CHUNK, cols, _CHUNK):
         count = min(_CHUNK, cols - col)
         shift, first, second = _moments(x, residual, at + col, count)
         inside = np.float64(first) / count
         between = shift + inside - mean
         squares += second - first * inside + between * between * col * (count / (col + count))
+        shifted += second
         mean += between * (count / (col + count))
     if squares < 0.0:  # a constant row, after rounding
         squares = 0.0
-    rstd = 1.0 / np.sqrt(squares * per_col + eps)
+    variance = squares * per_col + eps
+    if not in_range(variance) or shifted * per_col > _MOST_SHIFT * variance:
+        return _ZERO, _ZERO, _ZERO
+    rstd = 1.0 / np.sqrt(variance)
     high = np.float32(mean)
     return high, np.float32((np.float64(high) - mean) * rstd), np.float32(rstd)
+
+
+@cpu_kernel(exact=True)
+def _wide_row(x, weight, bias, eps, residual, out, residual_out, at, cols):
+    """The row that begins at `at`, in float64."""
+    total, squares = 0.0, 0.0
+    for i in range(at, at + cols):
+        total += wide_value(x, residual, i)
+    mean = total / cols  # of equal values it is that value: their sum is exact
+    for i in range(at, at + cols):
+        d = wide_value(x, residual, i) - mean
+        squares += d * d
+    rstd = 1.0 / np.sqrt(squares / cols + eps)
+    for col in range(cols):
+        s = wide_value(x, residual, at + col)
+        y = (s - mean) * rstd * np.float64(widen(element(weight, col)))
+        if bias is not None:
+            y += np.float64(widen(element(bias, col)))
+        if residual_out is not None:
+            vstore_n(residual_out, at + col, vsplat(np.float32(s)), 1)
+        vstore_n(out, at + col, vsplat(np.float32(y)), 1)
 
 
 @cpu_kernel
@@ -102,8 +149,12 @@ def _rows(x, weight, bias, eps, residual, out, residual_out, start, stop):
         v_mean = vsplat(high)
         v_low = vsplat(low)
         v_rstd = vsplat(rstd)
+        wide = rstd == _ZERO
         if row + 1 < stop:  # the next row's divisions and root are under way while this one is written
             high, low, rstd = _statistics(x, residual, at + cols, cols, eps, per_col)
+        if wide:
+            _wide_row(x, weight, bias, eps, residual, out, residual_out, at, cols)
+            continue
         whole = cols - cols % 16
         for col in range(0, whole, 16):
             s = _sixteen(x, residual, at + col)

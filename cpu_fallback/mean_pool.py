@@ -1,7 +1,8 @@
 """mean_pool: y[b,c] = sum_t x[t,c] / n[b] over the n[b] tokens t of sequence b; zeros where n[b] = 0.
 
 A column is summed token by token in float32, by one thread: the result of a sequence depends neither on the other
-sequences of the batch nor on the number of threads, and a padded sequence has the bits of a packed one.
+sequences of the batch nor on the number of threads, and a padded sequence has the bits of a packed one. Columns whose
+float32 sum overflows are summed once more in float64, so that the mean of finite values is finite.
 """
 
 from __future__ import annotations
@@ -13,16 +14,28 @@ from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
 from ._jit import cpu_inline, cpu_kernel
-from .simd import bits, vadd, vdiv, vload, vload_n, vsplat, vstore, vstore_n
+from .simd import bits, vadd, vdiv, vfma, vload, vload_n, vmul, vsplat, vstore, vstore_n, vsum
+from .wide_rows import wide_value
 
 _STRIP = 64  # columns that a thread sums at once: whole cache lines of every dtype, four float32 vectors
 _PARALLEL_FROM = 131072  # elements: 12/28 us with one/two threads at 98304, 19/16 us at 196608
 _NONE = np.empty(0, np.int64)
+_ZERO = np.float32(0.0)
+
+
+@cpu_kernel(exact=True)
+def _wide_strip(x, start, tokens, row, out, place, cols):
+    """The mean in `cols` columns, in float64."""
+    for col in range(cols):
+        total = 0.0
+        for i in range(start + col, start + col + tokens * row, row):
+            total += wide_value(x, None, i)
+        vstore_n(out, place + col, vsplat(np.float32(total / tokens)), 1)
 
 
 @cpu_inline
 def _strip(x, start, tokens, row, count, out, place):
-    """The mean of `tokens` rows of `row` elements from x[start] on, in 64 columns."""
+    """The mean of `tokens` rows of `row` elements from x[start] on, in 64 columns. Returns whether all are finite."""
     s0, s1, s2, s3 = vload(x, start), vload(x, start + 16), vload(x, start + 32), vload(x, start + 48)
     for i in range(start + row, start + tokens * row, row):
         s0, s1 = vadd(s0, vload(x, i)), vadd(s1, vload(x, i + 16))
@@ -31,6 +44,8 @@ def _strip(x, start, tokens, row, count, out, place):
     vstore(out, place + 16, vdiv(s1, count))
     vstore(out, place + 32, vdiv(s2, count))
     vstore(out, place + 48, vdiv(s3, count))
+    zero = vsplat(_ZERO)  # 0 * s is NaN where s is not finite
+    return vsum(vfma(s0, zero, vfma(s1, zero, vfma(s2, zero, vmul(s3, zero))))) == _ZERO
 
 
 @cpu_inline
@@ -40,6 +55,7 @@ def _narrow_strip(x, start, tokens, row, count, out, place, cols):
     for i in range(start + row, start + tokens * row, row):
         s = vadd(s, vload_n(x, i, cols))
     vstore_n(out, place, vdiv(s, count), cols)
+    return vsum(vmul(s, vsplat(_ZERO))) == _ZERO
 
 
 @cpu_kernel
@@ -61,10 +77,13 @@ def _units(x, seq, lengths, cu_seqlens, cols, out, first, stop):
             continue
         count = vsplat(np.float32(tokens))
         if width == _STRIP:
-            _strip(x, at, tokens, cols, count, out, place)
+            finite = _strip(x, at, tokens, cols, count, out, place)
         else:
+            finite = True
             for i in range(0, width, 16):
-                _narrow_strip(x, at + i, tokens, cols, count, out, place + i, min(16, width - i))
+                finite &= _narrow_strip(x, at + i, tokens, cols, count, out, place + i, min(16, width - i))
+        if not finite:
+            _wide_strip(x, at, tokens, cols, out, place, width)
 
 
 @cpu_kernel(parallel=True)

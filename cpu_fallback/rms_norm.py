@@ -1,6 +1,7 @@
 """rms_norm: y[r,c] = s[r,c] / sqrt(mean_c(s[r]^2) + eps) * weight[c], s = x + residual.
 
-One pass sums s^2, in float32 within 1024 columns and in float64 between them; a second writes.
+One pass sums s^2, in float32 within 1024 columns and in float64 between them; a second writes. A row whose squares
+leave float32 is taken once more in float64 (`wide_rows`), so that every finite row has its right result.
 Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization".
 """
 
@@ -13,7 +14,8 @@ from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
 from ._jit import cpu_inline, cpu_kernel
-from .simd import bits, vadd, vfma, vload, vload_n, vmul, vsplat, vstore, vstore_n, vsum
+from .simd import bits, element, vadd, vfma, vload, vload_n, vmul, vsplat, vstore, vstore_n, vsum, widen
+from .wide_rows import in_range, wide_value
 
 _CHUNK = 1024
 _PARALLEL_FROM = 65536  # elements: 5/6 us with one/two threads at 32768, 8/9 us at 65536
@@ -53,11 +55,28 @@ def _squares(x, residual, at, count):
 
 @cpu_inline
 def _deviation(x, residual, at, cols, eps, per_col):
-    """1 / sqrt(mean(s^2) + eps) of the row that begins at `at`. `per_col` is 1 / cols."""
+    """1 / sqrt(mean(s^2) + eps) of the row that begins at `at`, 0 if it is for `_wide_row`. `per_col` is 1 / cols."""
     squares = 0.0
     for col in range(0, cols, _CHUNK):
         squares += _squares(x, residual, at + col, min(_CHUNK, cols - col))
-    return np.float32(1.0 / np.sqrt(squares * per_col + eps))
+    mean_square = squares * per_col + eps
+    return np.float32(1.0 / np.sqrt(mean_square)) if in_range(mean_square) else _ZERO
+
+
+@cpu_kernel(exact=True)
+def _wide_row(x, weight, eps, residual, out, residual_out, at, cols):
+    """The row that begins at `at`, in float64."""
+    squares = 0.0
+    for i in range(at, at + cols):
+        s = wide_value(x, residual, i)
+        squares += s * s
+    rstd = 1.0 / np.sqrt(squares / cols + eps)
+    for col in range(cols):
+        s = wide_value(x, residual, at + col)
+        y = s * rstd * np.float64(widen(element(weight, col)))
+        if residual_out is not None:
+            vstore_n(residual_out, at + col, vsplat(np.float32(s)), 1)
+        vstore_n(out, at + col, vsplat(np.float32(y)), 1)
 
 
 @cpu_kernel
@@ -69,9 +88,12 @@ def _rows(x, weight, eps, residual, out, residual_out, start, stop):
     rstd = _deviation(x, residual, start * cols, cols, eps, per_col)
     for row in range(start, stop):
         at = row * cols
-        factor = vsplat(rstd)
+        factor, wide = vsplat(rstd), rstd == _ZERO
         if row + 1 < stop:  # the next row's division and root are under way while this one is written
             rstd = _deviation(x, residual, at + cols, cols, eps, per_col)
+        if wide:
+            _wide_row(x, weight, eps, residual, out, residual_out, at, cols)
+            continue
         whole = cols - cols % 16
         for col in range(0, whole, 16):
             s = _sixteen(x, residual, at + col)

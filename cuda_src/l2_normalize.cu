@@ -7,8 +7,8 @@
 //            grid (blocks), rows in strides of the grid
 // Shared     128 bytes, of teams larger than a warp only
 // Bytes      reads x once, writes out once: 2 sizeof(T) per element. Long rows are read twice.
-// Accuracy   the sum is float, of 32 values a thread and then a tree; of long rows it is compensated. A norm above
-//            1.8e19 overflows to Inf, as in PyTorch's normalize, and the row becomes 0.
+// Accuracy   the sum is float, of 32 values a thread and then a tree; of long rows it is compensated. A row whose squares
+//            leave the range of float is read and summed once more, in double. Subnormal results are 0.
 #include "reduce.cuh"
 #include "rows.cuh"
 #include "l2_normalize_params.h"
@@ -44,6 +44,32 @@ __device__ __forceinline__ void write(T* out, i64 start, int end, float divisor,
   }
 }
 
+// Whether a row with this sum of squares is for `wide_row`. A mean square below the range is surely a norm below eps
+// where that is not tiny: a row of zeros need not be read twice.
+__device__ __forceinline__ bool out_of_range(float sum, float eps, float cols) {
+  float mean_square = sum / cols;
+  return !in_range(mean_square) && !(mean_square < 0x1p-100f && eps > 0x1p-49f * sqrtf(cols));
+}
+
+// The row that starts at `start`, `end` columns of it, in double. All threads that take part in a team's reduction.
+template <class T>
+__device__ __forceinline__ void wide_row(const L2NormalizeParams& p, i64 start, i64 end) {
+  const T* x = static_cast<const T*>(p.x);
+  double squares = 0.0;
+#pragma unroll 1
+  for (i64 col = threadIdx.x; col < end; col += blockDim.x) {
+    double value = to_double(to_float(x[start + col]));
+    squares += value * value;
+  }
+  double norm = sqrt(team_sum(squares, blockDim.x)), eps = to_double(p.eps);
+  double divisor = norm < eps ? eps : norm;  // NaN stays
+#pragma unroll 1
+  for (i64 col = threadIdx.x; col < end; col += blockDim.x) {
+    double value = to_double(to_float(x[start + col]));
+    static_cast<T*>(p.out)[start + col] = from_float<T>(static_cast<float>(value / divisor));
+  }
+}
+
 template <class T, int VEC, int CHUNKS>
 __device__ __forceinline__ void l2_normalize_rows(const L2NormalizeParams& p) {
   const T* x = static_cast<const T*>(p.x);
@@ -56,7 +82,10 @@ __device__ __forceinline__ void l2_normalize_rows(const L2NormalizeParams& p) {
     int end = row < rows ? static_cast<int>(cols) : 0;  // a team without a row takes part in the reduction only
     float s[CHUNKS][VEC];
     load_row<VEC>(x, static_cast<const T*>(nullptr), start, end, s);
-    write(out, start, end, divisor_of(team_sum(squares(s), blockDim.x), p.eps), s);
+    float sum = team_sum(squares(s), blockDim.x);
+    bool wide = end && out_of_range(sum, p.eps, static_cast<float>(cols));
+    if (!wide) write(out, start, end, divisor_of(sum, p.eps), s);
+    if (__any_sync(ALL_LANES, wide)) wide_row<T>(p, start, wide ? cols : 0);
   }
 }
 
@@ -74,7 +103,12 @@ __device__ __forceinline__ void l2_normalize_long(const L2NormalizeParams& p) {
       load_row<VEC>(x, static_cast<const T*>(nullptr), start + first, columns_left(first, cols, step), s);
       total.add(squares(s));
     }
-    float divisor = divisor_of(team_sum(total.value(), team), p.eps);
+    float sum = team_sum(total.value(), team);
+    if (out_of_range(sum, p.eps, static_cast<float>(cols))) {
+      wide_row<T>(p, start, cols);
+      continue;
+    }
+    float divisor = divisor_of(sum, p.eps);
     for (i64 first = 0; first < cols; first += step) {
       int end = columns_left(first, cols, step);
       load_row<VEC>(x, static_cast<const T*>(nullptr), start + first, end, s);

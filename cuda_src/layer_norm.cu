@@ -13,24 +13,62 @@
 // Accuracy   Moments are sums of d = s - pivot and of d^2, with the pivot near the mean: the row's rounded mean, or
 //            of long rows the mean of their first step (8192 columns, or 2048 one by one). With a pivot so near, var = mean(d^2) -
 //            mean(d)^2 loses no digits, and s - mean = d - mean(d) is exact to the last place of the spread, where a
-//            mean of 1e4 itself has a last place of 1e-3. Long rows are summed with compensation.
+//            mean of 1e4 itself has a last place of 1e-3. Long rows are summed with compensation. A row whose squares
+//            leave the range of float, or whose spread the pivot's own rounding hides, is read and summed once more, in
+//            double. Subnormal results are 0.
 //
 // Sources: Ba, Kiros and Hinton 2016, "Layer normalization"; the shifted moments, Chan, Golub and LeVeque 1983.
 #include "reduce.cuh"
 #include "rows.cuh"
 #include "norm_params.h"
 
-// Of a row: s - mean = (s - pivot) - offset, and 1 / sqrt(var + eps).
+// Of a row: s - mean = (s - pivot) - offset, and 1 / sqrt(var + eps); wide: the row is for `wide_row`.
 struct Moments {
   float pivot, offset, inverse;
+  bool wide;
 };
 
+// mean(d^2) / var above this is little but the error of the pivot. Of the mean of a long row's first step it is up to
+// 1 + the number of steps.
+constexpr float MOST_OFF = 16.0f, MOST_OFF_LONG = 512.0f;
+
 // d: sums over the row of d and of d^2
-__device__ __forceinline__ Moments moments(float pivot, const float (&d)[2], float cols, float eps) {
-  float offset = d[0] / cols;
-  float variance = d[1] / cols - offset * offset;
-  variance = variance < 0.0f ? 0.0f : variance;  // a constant row, after rounding; NaN stays
-  return {pivot, offset, 1.0f / sqrtf(variance + eps)};
+__device__ __forceinline__ Moments moments(float pivot, const float (&d)[2], float cols, float eps, float most) {
+  float offset = d[0] / cols, square = d[1] / cols;
+  float variance = square - offset * offset;
+  variance = (variance < 0.0f ? 0.0f : variance) + eps;  // below 0: a constant row, after rounding; NaN stays
+  return {pivot, offset, 1.0f / sqrtf(variance), !in_range(variance) || square > most * variance};
+}
+
+// The row that starts at `start`, `end` columns of it, in double. All threads that take part in a team's reduction.
+template <class T>
+__device__ __forceinline__ void wide_row(const NormParams& p, i64 start, i64 end) {
+  const T* x = static_cast<const T*>(p.x);
+  const T* residual = static_cast<const T*>(p.residual);
+  double cols = static_cast<double>(p.cols), sum = 0.0, squares = 0.0;
+#pragma unroll 1
+  for (i64 col = threadIdx.x; col < end; col += blockDim.x) sum += wide_value(x, residual, start + col);
+  double mean = team_sum(sum, blockDim.x) / cols;  // of equal values it is that value: their sum is exact
+#pragma unroll 1
+  for (i64 col = threadIdx.x; col < end; col += blockDim.x) {
+    double d = wide_value(x, residual, start + col) - mean;
+    squares += d * d;
+  }
+  double inverse = 1.0 / sqrt(team_sum(squares, blockDim.x) / cols + to_double(p.eps));
+#pragma unroll 1
+  for (i64 col = threadIdx.x; col < end; col += blockDim.x) {
+    double s = wide_value(x, residual, start + col);
+    float gain[1];
+    load_vector<1, T>(p.weight, p.weight_type, col, gain);
+    double y = (s - mean) * inverse * to_double(gain[0]);
+    if (p.bias) {
+      float shift[1];
+      load_vector<1, T>(p.bias, p.bias_type, col, shift);
+      y += to_double(shift[0]);
+    }
+    if (p.residual_out) static_cast<T*>(p.residual_out)[start + col] = from_float<T>(static_cast<float>(s));
+    static_cast<T*>(p.out)[start + col] = from_float<T>(static_cast<float>(y));
+  }
 }
 
 template <class T, int VEC>
@@ -95,12 +133,14 @@ __device__ __forceinline__ void layer_norm_rows(const NormParams& p) {
     float pivot = team_sum(sum_of(s), team) / count;
     deviations(s, pivot, end, d);
     team_reduce(d, team, Add());
-    Moments m = moments(pivot, d, count, p.eps);
+    Moments m = moments(pivot, d, count, p.eps, MOST_OFF);
+    m.wide = m.wide && end;
 #pragma unroll
     for (int k = 0; k < CHUNKS; ++k) {
       int col = (k * team + threadIdx.x) * VEC;
-      if (col < end) write<T>(p, start, col, m, s[k]);
+      if (col < end && !m.wide) write<T>(p, start, col, m, s[k]);
     }
+    if (__any_sync(ALL_LANES, m.wide)) wide_row<T>(p, start, m.wide ? cols : 0);
   }
 }
 
@@ -127,7 +167,11 @@ __device__ __forceinline__ void layer_norm_long(const NormParams& p) {
     d[0] = total.value();
     d[1] = squares.value();
     team_reduce(d, team, Add());
-    Moments m = moments(pivot, d, static_cast<float>(cols), p.eps);
+    Moments m = moments(pivot, d, static_cast<float>(cols), p.eps, MOST_OFF_LONG);
+    if (m.wide) {
+      wide_row<T>(p, start, cols);
+      continue;
+    }
     for (i64 first = 0; first < cols; first += step) {
       end = columns_left(first, cols, step);
       load_row<VEC>(x, residual, start + first, end, s);

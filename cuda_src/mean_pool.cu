@@ -8,11 +8,21 @@
 // Shared     8 sums of each column: 4 KB, 8 KB of the half types
 // Bytes      reads the tokens of every sequence once, writes out once
 // Accuracy   float: 8 sums of every eighth token, added in the order of the warps. That order depends on nothing but
-//            the length, so a sequence has the same bits in every batch, padded or packed.
+//            the length, so a sequence has the same bits in every batch, padded or packed. Columns whose sum overflows
+//            are summed once more, in double.
 #include "vector_io.cuh"
 #include "mean_pool_params.h"
 
 constexpr int WARPS = 8;
+
+// The mean of `count` values, `stride` elements apart, in double.
+template <class T>
+__device__ __forceinline__ float wide_mean(const T* x, i64 count, i64 stride) {
+  double sum = 0.0;
+#pragma unroll 1
+  for (i64 t = 0; t < count; ++t) sum += to_double(to_float(x[t * stride]));
+  return static_cast<float>(sum / static_cast<double>(count));
+}
 
 template <class T, int VEC>
 __device__ __forceinline__ void mean_pool(const MeanPoolParams& p) {
@@ -47,12 +57,20 @@ __device__ __forceinline__ void mean_pool(const MeanPoolParams& p) {
     for (int i = 0; i < VEC; ++i) sums[warp][i][lane] = sum[i];
     __syncthreads();
     if (warp == 0 && col < cols) {
+      u32 overflowed = 0;  // bits of columns
 #pragma unroll
       for (int i = 0; i < VEC; ++i) {
         for (int w = 1; w < WARPS; ++w) sum[i] += sums[w][i][lane];
         sum[i] = count > 0 ? sum[i] / static_cast<float>(count) : 0.0f;
+        if (sum[i] - sum[i] != 0.0f) overflowed |= 1u << i;
       }
       store_any<VEC>(p.out, p.out_type, b * cols + col, sum);
+#pragma unroll 1
+      for (int i = 0; overflowed >> i; ++i) {
+        if (!(overflowed >> i & 1)) continue;
+        float mean[1] = {wide_mean(x + first * cols + col + i, count, cols)};
+        store_any<1>(p.out, p.out_type, b * cols + col + i, mean);
+      }
     }
     __syncthreads();  // `sums` is free again
   }

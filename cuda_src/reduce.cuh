@@ -4,12 +4,15 @@
 constexpr int MAX_WARPS = 32;  // of a block
 
 // A team is the threads that share a row: a part of a warp (1, 2, 4, ... 32 lanes), or the whole block (a
-// multiple of 32 threads). Every thread of the block calls these, with equal `team`; every thread of a team
+// multiple of 32 threads). Values are float or double. Every thread of the block calls these, with equal `team`; every thread of a team
 // gets the same bits. With teams of more than a warp each call has two barriers.
 
 struct Add {
   static constexpr float IDENTITY = 0.0f;
-  __device__ __forceinline__ float operator()(float a, float b) const { return a + b; }
+  template <class V>
+  __device__ __forceinline__ V operator()(V a, V b) const {
+    return a + b;
+  }
 };
 struct Max {  // NaN is passed over
   static constexpr float IDENTITY = MINUS_INF;
@@ -17,21 +20,21 @@ struct Max {  // NaN is passed over
 };
 
 // Each v[i] reduced over the `width` (a power of two) lanes that the lane belongs to.
-template <class Op, int N>
-__device__ __forceinline__ void warp_reduce(float (&v)[N], int width, Op op) {
+template <class V, class Op, int N>
+__device__ __forceinline__ void warp_reduce(V (&v)[N], int width, Op op) {
   for (int offset = width >> 1; offset > 0; offset >>= 1) {
 #pragma unroll
     for (int i = 0; i < N; ++i) v[i] = op(v[i], __shfl_xor_sync(ALL_LANES, v[i], offset));
   }
 }
 
-template <class Op, int N>
-__device__ __forceinline__ void team_reduce(float (&v)[N], int team, Op op) {
+template <class V, class Op, int N>
+__device__ __forceinline__ void team_reduce(V (&v)[N], int team, Op op) {
   if (team <= WARP) {
     warp_reduce(v, team, op);
     return;
   }
-  __shared__ float partial[N][MAX_WARPS];
+  __shared__ V partial[N][MAX_WARPS];
   int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   warp_reduce(v, WARP, op);
   if (lane == 0) {
@@ -45,8 +48,9 @@ __device__ __forceinline__ void team_reduce(float (&v)[N], int team, Op op) {
   __syncthreads();  // `partial` is free again
 }
 
-__device__ __forceinline__ float team_sum(float v, int team) {
-  float one[1] = {v};
+template <class V>
+__device__ __forceinline__ V team_sum(V v, int team) {
+  V one[1] = {v};
   team_reduce(one, team, Add());
   return one[0];
 }

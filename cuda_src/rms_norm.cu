@@ -10,7 +10,8 @@
 // Shared     128 bytes, of teams larger than a warp only
 // Bytes      reads x, residual and weight once, writes out and residual_out once: 2 to 4 sizeof(T) per element.
 //            Long rows are read twice.
-// Accuracy   the sum is float, of 32 values a thread and then a tree; of long rows it is compensated.
+// Accuracy   the sum is float, of 32 values a thread and then a tree; of long rows it is compensated. A row whose squares
+//            leave the range of float is read and summed once more, in double. Subnormal results are 0.
 //
 // Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization".
 #include "reduce.cuh"
@@ -38,6 +39,28 @@ __device__ __forceinline__ float squares(const float (&s)[CHUNKS][VEC]) {
   return sum;
 }
 
+// The row that starts at `start`, `end` columns of it, in double. All threads that take part in a team's reduction.
+template <class T>
+__device__ __forceinline__ void wide_row(const NormParams& p, i64 start, i64 end) {
+  const T* x = static_cast<const T*>(p.x);
+  const T* residual = static_cast<const T*>(p.residual);
+  double squares = 0.0;
+#pragma unroll 1
+  for (i64 col = threadIdx.x; col < end; col += blockDim.x) {
+    double s = wide_value(x, residual, start + col);
+    squares += s * s;
+  }
+  double factor = 1.0 / sqrt(team_sum(squares, blockDim.x) / static_cast<double>(p.cols) + to_double(p.eps));
+#pragma unroll 1
+  for (i64 col = threadIdx.x; col < end; col += blockDim.x) {
+    double s = wide_value(x, residual, start + col);
+    float gain[1];
+    load_vector<1, T>(p.weight, p.weight_type, col, gain);
+    if (p.residual_out) static_cast<T*>(p.residual_out)[start + col] = from_float<T>(static_cast<float>(s));
+    static_cast<T*>(p.out)[start + col] = from_float<T>(static_cast<float>(s * factor * to_double(gain[0])));
+  }
+}
+
 template <class T, int VEC, int CHUNKS>
 __device__ __forceinline__ void rms_norm_rows(const NormParams& p) {
   const T* x = static_cast<const T*>(p.x);
@@ -51,13 +74,15 @@ __device__ __forceinline__ void rms_norm_rows(const NormParams& p) {
     int end = row < rows ? static_cast<int>(cols) : 0;  // a team without a row takes part in the reduction only
     float s[CHUNKS][VEC];
     load_row<VEC>(x, residual, start, end, s);
-    float sum = team_sum(squares(s), team);
-    float factor = 1.0f / sqrtf(sum / static_cast<float>(cols) + p.eps);
+    float mean_square = team_sum(squares(s), team) / static_cast<float>(cols) + p.eps;
+    bool wide = end && !in_range(mean_square);
+    float factor = 1.0f / sqrtf(mean_square);
 #pragma unroll
     for (int k = 0; k < CHUNKS; ++k) {
       int col = (k * team + threadIdx.x) * VEC;
-      if (col < end) write<T>(p, start, col, factor, s[k]);
+      if (col < end && !wide) write<T>(p, start, col, factor, s[k]);
     }
+    if (__any_sync(ALL_LANES, wide)) wide_row<T>(p, start, wide ? cols : 0);
   }
 }
 
@@ -75,8 +100,12 @@ __device__ __forceinline__ void rms_norm_long(const NormParams& p) {
       load_row<VEC>(x, residual, start + first, columns_left(first, cols, step), s);
       total.add(squares(s));
     }
-    float sum = team_sum(total.value(), team);
-    float factor = 1.0f / sqrtf(sum / static_cast<float>(cols) + p.eps);
+    float mean_square = team_sum(total.value(), team) / static_cast<float>(cols) + p.eps;
+    if (!in_range(mean_square)) {
+      wide_row<T>(p, start, cols);
+      continue;
+    }
+    float factor = 1.0f / sqrtf(mean_square);
     for (i64 first = 0; first < cols; first += step) {
       int end = columns_left(first, cols, step);
       load_row<VEC>(x, residual, start + first, end, s);

@@ -36,3 +36,18 @@ __device__ __forceinline__ void load_row(const T* x, const T* residual, i64 star
     }
   }
 }
+
+// --- rows whose sums leave the range of float: the norms take them once more, in double and column by column ---
+
+// Whether a float sum of squares with this mean (and eps) is as exact as float allows: below, squares were lost to the
+// range, above, or where it is NaN, something overflowed. The same for all threads of a team.
+__device__ __forceinline__ bool in_range(float mean_square) {
+  return 0x1p-100f <= mean_square && mean_square <= 0x1p127f;
+}
+
+// s = x + residual at `at`; residual may be null.
+template <class T>
+__device__ __forceinline__ double wide_value(const T* x, const T* residual, i64 at) {
+  double s = to_double(to_float(x[at]));
+  return residual ? s + to_double(to_float(residual[at])) : s;
+}

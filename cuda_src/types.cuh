@@ -128,6 +128,14 @@ __device__ __forceinline__ bf16 from_float<bf16>(float v) {
   return {bf16_bits(v)};
 }
 
+// Exact, subnormal values included: a plain conversion takes them for 0 under -ftz=true.
+__device__ __forceinline__ double to_double(float v) {
+  u32 bits = __float_as_uint(v);
+  if (bits & 0x7f800000u) return v;
+  double magnitude = static_cast<double>(bits & 0x7fffffu) * 0x1p-149;
+  return bits >> 31 ? -magnitude : magnitude;
+}
+
 // Two values of T (f16 or bf16) in a word, the lower half first.
 template <class T>
 __device__ __forceinline__ void unpack(u32 word, float& low, float& high);

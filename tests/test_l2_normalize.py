@@ -48,9 +48,13 @@ def test_rows_do_not_depend_on_each_other() -> None:
 
 
 def test_overflow_and_underflow_of_squares() -> None:
-    """A norm beyond float32 gives 0; below eps, the row is divided by eps."""
-    x = np.array([[3e19, 4e19], [3e-25, 4e-25]], np.float32)
-    np.testing.assert_allclose(rbe.l2_normalize(x), [[0, 0], [3e-13, 4e-13]], rtol=1e-6)
+    """Squares beyond float32 give the right direction; a norm below eps divides the row by eps."""
+    x = np.array([[3e19, 4e19], [3e38, -4e-45], [3e-25, 4e-25], [3e-45, 0]], np.float32)
+    want = [[0.6, 0.8], [1, 0], [3e-13, 4e-13], [float(x[3, 0]) / 1e-12, 0]]
+    np.testing.assert_allclose(rbe.l2_normalize(x), want, rtol=1e-6)
+    np.testing.assert_allclose(
+        rbe.l2_normalize(x, eps=0.0), [[0.6, 0.8], [1, 0], [0.6, 0.8], [1, 0]], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=lambda d: np.dtype(d).name)

@@ -44,6 +44,7 @@ CPU = {
     *("__init__", "_jit", "_numba_internals", "_parts", "_pool", "arrays", "isa", "params", "unpack"),
     *("simd", "simd_emit", "simd_math"),
     *("quantize", "feedback"),  # the encoder's loops
+    "wide_rows",  # of the norms
     *("matmul_algorithms", "matmul_costs"),
     *("matmul_tiles", "matmul_rows", "matvec", "int8_dot", "codes", "operand"),  # of linear
     *("transform_in", "epilogue", "fast_transform"),

@@ -5,10 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+
 from ._launch import WARP, ceil_div, grid_1d
 
 _BLOCK = 128  # threads of a block of teams that are a warp or less
 _LONG_BLOCK = 512  # of the kernels that go through a row in steps: up to 128 registers a thread
+
+
+_TINIEST = np.finfo(np.float32).smallest_subnormal
+
+
+def float_eps(eps: float) -> np.float32:
+    """`eps` as kernels take it: an eps above 0 stays above 0, or a row of zeros would give NaN."""
+    return max(np.float32(eps), _TINIEST) if eps else np.float32(0.0)
 
 
 @dataclass(frozen=True, slots=True)

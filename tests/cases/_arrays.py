@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,3 +39,24 @@ def non_finite(rows: int, cols: int, dtype: Any) -> NDArray[Any]:
     for row, value in enumerate((np.nan, np.inf, -np.inf)):
         x[row, (7 * row + 3) % cols] = value
     return x.astype(dtype)
+
+
+def extreme_rows(data: Data, cols: int, dtype: Any) -> NDArray[Any]:
+    """Finite rows over all of a dtype's range: real values times powers of ten, the largest and the smallest numbers,
+    both in one row, rows of equal values and of values that differ in the last place."""
+    info = ml_dtypes.finfo(dtype)
+    largest, smallest = float(info.max), float(info.smallest_subnormal)
+    real = hidden(data, 1, cols, np.float32)[0].astype(np.float64)
+    signs = np.where(real < 0, -1.0, 1.0)
+    powers = (1e-43, 1e-38, 1e-30, 1e-25, 1e-20, 1e-6, 1e4, 1e17, 1e18, 1e19, 1e20, 1e30, 1e37)
+    rows = [real * p for p in powers if smallest <= p <= largest]
+    rows += [signs * largest, signs * smallest, real * (largest / np.abs(real).max()), np.full(cols, largest)]
+    mixed = signs * smallest
+    mixed[:: max(1, cols // 3)] = largest
+    one = np.zeros(cols)
+    one[cols // 2] = largest
+    near = np.full(cols, 3.0)
+    near[cols // 3] += 3.0 * float(info.eps)
+    wide = signs * np.exp2(np.linspace(np.log2(smallest), np.log2(largest), cols))
+    rows += [mixed, one, -one, one / largest * smallest, near, wide]
+    return np.clip(np.stack(rows), -largest, largest).astype(dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._arrays import COLS, bias_values, gain, hidden, non_finite
+from ._arrays import COLS, bias_values, extreme_rows, gain, hidden, non_finite
 from ._case import Args, Case, Data, ErrorCase
 from ._errors import (
     OUT_ERRORS,
@@ -49,6 +49,17 @@ def norm_args(
     return make
 
 
+def extreme_args(op: str, cols: int, residual: bool = False, **options: Any) -> Callable[[Data, Any], Args]:
+    def make(data: Data, dtype: Any) -> Args:
+        x = extreme_rows(data, cols, dtype)
+        args: Args = {"x": x, "weight": gain(data, cols, dtype), **options}
+        if residual:  # sums beyond the dtype's largest number are among them
+            args.update(residual=x.copy(), residual_out=np.full_like(x, np.nan))
+        return args
+
+    return make
+
+
 FULL = {"bias": True, "residual": True, "residual_out": True}
 
 
@@ -80,6 +91,11 @@ def norm_cases(op: str) -> tuple[Case, ...]:
             lambda data, dtype: {"x": np.zeros((2, 33), dtype), "weight": gain(data, 33, dtype)},
         ),
     ]
+    cases += [
+        Case(f"rows of any size, {cols}, eps {eps:g}", extreme_args(op, cols, eps=eps))
+        for cols, eps in ((33, 0.0), (384, 0.0), (384, 1e-5), (1500, 1e-30), (9000, 0.0))
+    ]
+    cases.append(Case("rows of any size and residual", extreme_args(op, 65, residual=True, eps=0.0)))
     if op == "layer_norm":
         cases.append(Case("no bias", norm_args(op, 3, 384)))
     return tuple(cases)

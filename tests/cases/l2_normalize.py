@@ -9,7 +9,7 @@ import numpy as np
 
 from rbe_gpu import reference
 
-from ._arrays import COLS, hidden, non_finite
+from ._arrays import COLS, extreme_rows, hidden, non_finite
 from ._case import Args, Case, Data, ErrorCase, OpCases
 from ._errors import OUT_ERRORS, RANK_ERROR, X_ERRORS
 
@@ -21,6 +21,10 @@ def _args(rows: int | tuple[int, ...], cols: int, **options: Any) -> Callable[[D
         return {"x": hidden(data, int(np.prod(lead)), cols, dtype).reshape(*lead, cols), **options}
 
     return make
+
+
+def _extreme(cols: int, eps: float) -> Callable[[Data, Any], Args]:
+    return lambda data, dtype: {"x": extreme_rows(data, cols, dtype), "eps": eps}
 
 
 CASES = OpCases(
@@ -43,6 +47,11 @@ CASES = OpCases(
             "rows of zeros, eps 0",
             lambda data, dtype: {"x": np.zeros((2, 33), dtype), "eps": 0.0},
         ),
+        *(
+            Case(f"rows of any size, {cols}, eps {eps:g}", _extreme(cols, eps))
+            for cols, eps in ((33, 0.0), (384, 0.0), (384, 1e-12), (1500, 1e-50), (9000, 0.0))
+        ),
+        Case("row of zeros, tiny eps", lambda data, dtype: {"x": np.zeros((2, 33), dtype), "eps": 1e-50}),
     ),
     valid_args=_args(3, 64),
     errors=(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from rbe_gpu import reference
 
-from ._arrays import COLS, hidden
+from ._arrays import COLS, extreme_rows, hidden
 from ._case import Args, Case, Data, ErrorCase, OpCases
 from ._errors import NO_SYNC, OUT_ERRORS, X_ERRORS, shorter, to_float64
 
@@ -47,6 +48,21 @@ def _non_finite(data: Data, dtype: Any) -> Args:
     x[0, 3, 2], x[1, 0, 19], x[2, 4, 0] = np.nan, np.inf, -np.inf
     x[3, 1, 7], x[3, 2, 7] = np.inf, -np.inf
     return {"x": x.astype(dtype)}
+
+
+def _extreme(cols: int, poison: bool) -> Callable[[Data, Any], Args]:
+    """Sequences of 20 tokens over all of a dtype's range, whose sums overflow; `poison`: one value is infinite."""
+
+    def make(data: Data, dtype: Any) -> Args:
+        rows = extreme_rows(data, cols, dtype)
+        x = np.stack([np.roll(np.resize(rows, (20, cols)), n, axis=1) for n in range(3)])
+        x[1] = np.abs(x[1])
+        x[2] = ml_dtypes.finfo(dtype).max
+        if poison:
+            x[2, 4, cols // 2] = np.inf
+        return {"x": x, "lengths": np.array([20, 13, 20])}
+
+    return make
 
 
 def _expected(args: Args) -> dict[str, NDArray[np.float64]]:
@@ -86,6 +102,8 @@ CASES = OpCases(
         Case("no tokens", _padded(2, 0, 64)),
         Case("no sequences", _packed([], 64)),
         Case("NaN and Inf", _non_finite),
+        *(Case(f"sums that overflow, {cols} columns", _extreme(cols, False)) for cols in (64, 70, 384)),
+        Case("sums that overflow, and Inf", _extreme(70, True)),
     ),
     valid_args=_padded(3, 5, 64, [5, 2, 0]),
     errors=(
