@@ -30,6 +30,7 @@ from .codecs import CODECS
 from .json_checks import (
     Fail,
     FormatError,
+    check_cost,
     check_tree,
     dump_json,
     failure,
@@ -181,7 +182,8 @@ def _open(path: str | os.PathLike[str], max_decoded_bytes: int) -> _Opened:
         fail(
             f"no {quoted(METADATA_KEY)} entry in __metadata__; this is a safetensors file without RBE weights"
         )
-    root = parse_json(file.metadata[METADATA_KEY], f"{file.path}: the {quoted(METADATA_KEY)} entry")
+    where = f"{file.path}: the {quoted(METADATA_KEY)} entry"
+    root = parse_json(file.metadata.pop(METADATA_KEY), where, file.file_bytes)
     if type(root) is not dict:
         fail(f"the {quoted(METADATA_KEY)} entry is not a JSON object")
     version = root.get("version")
@@ -480,6 +482,7 @@ class Writer:
             raise ValueError(f"{self.path}: config is not JSON ({error})") from None
         if len(head) - 8 > MAX_HEADER_BYTES:
             raise ValueError(f"{self.path}: the header takes {len(head)} bytes, more than {MAX_HEADER_BYTES}")
+        check_cost(head, len(head) + self._end, failure(str(self.path)))
         partial = self.path.with_name(f".{self.path.name[:100]}.{secrets.token_hex(8)}.partial")
         try:
             with open(partial, "xb") as file:

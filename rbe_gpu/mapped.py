@@ -94,11 +94,10 @@ class MappedFile:
             fail(
                 f"not a safetensors file, or cut short: a header of {length} bytes in {self.file_bytes} bytes"
             )
-        text = self._map[8 : 8 + length]
-        if text[:1] != b"{":
+        if length == 0 or self._map[8:9] != b"{":
             fail("not a safetensors file: the header does not start with '{'")
         self.header_bytes = 8 + length
-        header = parse_json(text, str(self.path))
+        header = parse_json(self._map[8 : 8 + length], str(self.path), self.file_bytes)
         if type(header) is not dict:
             fail("the header is not a JSON object")
         self.metadata = self._parse_metadata(header.pop("__metadata__", {}), fail)
