@@ -3,8 +3,8 @@
 `FORMAT.md` specifies every byte. `Writer` streams: it holds one tensor at a time, and the file appears under its
 name only when it is complete. `load_file` maps the file into memory and treats it as untrusted input: counts and
 indices become addresses, so every size and sum is checked, in Python integers, before an array leaves this
-module. The rules are in one function, `_blocks`, and each codec's `from_file`; the reader and the writer both
-call them.
+module. The rules of one tensor are in `stored.py` and each codec's `from_file`; the reader and the writer both call
+them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import secrets
 import struct
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import frexp, prod
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
@@ -24,28 +25,24 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import transforms
-from .blocks import RBEBlocks, RBEMatrix, RBEVectors
+from . import memory, threads
+from .blocks import RBEBlocks, RBEMatrix
 from .codecs import CODECS
 from .json_checks import (
-    Fail,
     FormatError,
     check_cost,
     check_tree,
     dump_json,
     failure,
-    json_choice,
     json_fields,
-    json_integer,
-    json_number,
     parse_json,
     quoted,
 )
 from .mapped import DTYPE_NAMES, DTYPES, MAX_HEADER_BYTES, MappedFile
+from .stored import StoredTensor, check_dense, description
 
 __all__ = [
     "FORMAT_VERSION",
-    "MAX_DECODED_BYTES",
     "FileInfo",
     "FormatError",
     "TensorInfo",
@@ -57,111 +54,15 @@ __all__ = [
 
 FORMAT_VERSION = 1
 METADATA_KEY = "rbe"
-MAX_DECODED_BYTES = 64 << 30
 
-_KINDS: dict[str, tuple[type[RBEBlocks], int]] = {"matrix": (RBEMatrix, 8), "vectors": (RBEVectors, 5)}
+_FREE_BYTES = (
+    56 << 20
+)  # of memory, beyond three times the file, that a file may take before all of it is checked
+# A stream of a few bytes may hold billions of zeros. Real ones of calibrated models hold 2 to 50 values a byte.
+_VALUES_PER_BYTE = 1024
+_FREE_VALUES = 1 << 24
+
 _CHUNK = 1 << 22  # bytes or elements read in one step
-
-
-# --- the rules of a compressed tensor -----------------------------------------------------------------
-
-
-def description(value: RBEBlocks) -> dict[str, Any]:
-    """The JSON description of a compressed tensor."""
-    return {
-        "kind": value.kind,
-        "shape": [int(n) for n in value.shape],
-        "block": int(value.block),
-        "transform": value.transform,
-        "gain": float(value.gain),
-        "basis": value.basis is not None,
-        "codes": value.codes.description(),
-    }
-
-
-def _all_finite(a: NDArray[Any]) -> bool:
-    flat = a.reshape(-1)
-    if a.dtype == np.float16:  # on bit patterns: 5 times faster than isfinite
-        bits = flat.view(np.uint16)
-        steps = (bits[i : i + _CHUNK] & 0x7C00 for i in range(0, bits.size, _CHUNK))
-        return not any(bool((step == 0x7C00).any()) for step in steps)
-    return all(bool(np.isfinite(flat[i : i + _CHUNK]).all()) for i in range(0, flat.size, _CHUNK))
-
-
-class _Sizes(NamedTuple):
-    rows_pad: int
-    cols_pad: int
-    row_blocks: int  # basis rows: blocks of a matrix, rows of vectors
-    col_blocks: int
-
-
-def _sizes(kind: str, shape: Any, block: int, fail: Fail) -> tuple[tuple[int, ...], _Sizes]:
-    lengths = (2,) if kind == "matrix" else (1, 2)
-    if type(shape) is not list or len(shape) not in lengths:
-        fail(f"shape is not a list of {' or '.join(map(str, lengths))} sizes")
-    shape = tuple(json_integer(n, 1, 2**48, "a size in shape", fail) for n in shape)
-    row_block = block if kind == "matrix" else 1
-    row_blocks = -(-(shape[0] if len(shape) == 2 else 1) // row_block)
-    col_blocks = -(-shape[-1] // block)
-    return shape, _Sizes(row_blocks * row_block, col_blocks * block, row_blocks, col_blocks)
-
-
-def _decoded_bytes(stored: Any, fail: Fail) -> int:
-    """float32 bytes of a described tensor, padding included, from its description alone."""
-    names = ("kind", "shape", "block", "transform", "gain", "basis", "codes")
-    kind, shape, block = json_fields(stored, names, "its description", fail)[:3]
-    kind = json_choice(kind, tuple(_KINDS), "kind", fail)
-    block = json_choice(block, transforms.BLOCK_SIZES, "block", fail)
-    _, sizes = _sizes(kind, shape, block, fail)
-    return 4 * sizes.rows_pad * sizes.cols_pad
-
-
-def _blocks(stored: dict[str, Any], arrays: Mapping[str, NDArray[Any]], fail: Fail) -> RBEBlocks:
-    """A compressed tensor from its description and its arrays, every rule of `FORMAT.md` checked."""
-    _decoded_bytes(stored, fail)
-    kind, block = stored["kind"], stored["block"]
-    shape, sizes = _sizes(kind, stored["shape"], block, fail)
-    transform = json_choice(stored["transform"], transforms.TRANSFORMS, "transform", fail)
-    gain = json_number(stored["gain"], "gain", fail)
-    mantissa, exponent = frexp(gain)
-    if not (mantissa == 0.5 and -149 <= exponent - 1 <= 127):
-        fail(f"gain={gain} is not a power of two that float32 holds")
-    if type(stored["basis"]) is not bool:
-        fail("basis is not true or false")
-    codes_kind = stored["codes"].get("kind") if type(stored["codes"]) is dict else None
-    codec = CODECS[json_choice(codes_kind, tuple(CODECS), "the kind of codes", fail)]
-    taken = set()
-
-    def take(
-        name: str, dtypes: tuple[str, ...], shape: tuple[int, ...] | None, finite: bool = False
-    ) -> NDArray[Any]:
-        taken.add(name)
-        if name not in arrays:
-            fail(f"the array {quoted(name)} is missing")
-        a = arrays[name]
-        if DTYPE_NAMES.get(a.dtype) not in dtypes:
-            fail(f"{name} is {DTYPE_NAMES.get(a.dtype, a.dtype)}, expected {' or '.join(dtypes)}")
-        expected = (a.size,) if shape is None else shape
-        if a.shape != expected:
-            fail(f"{name} has shape {list(a.shape)}, expected {list(expected)}")
-        if finite and not _all_finite(a):
-            fail(f"{name} holds NaN or Inf")
-        return a
-
-    make, functions = _KINDS[kind]
-    basis = None
-    if stored["basis"]:
-        basis = take("basis", ("F16",), (sizes.row_blocks, sizes.col_blocks, functions), finite=True)
-    codes = codec.from_file(stored["codes"], sizes.rows_pad, sizes.cols_pad, take, fail)
-    for name in arrays:
-        if name not in taken:
-            fail(f"the array {quoted(name)} does not belong to these codes")
-    return make(shape, block, transform, gain, basis, codes)
-
-
-def _check_dense(a: NDArray[Any], fail: Fail) -> None:
-    if a.dtype == np.bool_ and a.size and int(a.view(np.uint8).max()) > 1:
-        fail("a BOOL array holds bytes other than 0 and 1")
 
 
 # --- reading ------------------------------------------------------------------------------------------
@@ -175,7 +76,7 @@ class _Opened:
     tensors: dict[str, RBEBlocks | NDArray[Any]]
 
 
-def _open(path: str | os.PathLike[str], max_decoded_bytes: int) -> _Opened:
+def _open(path: str | os.PathLike[str], max_decoded_bytes: int | None) -> _Opened:
     file = MappedFile(path)
     fail = failure(str(file.path))
     if METADATA_KEY not in file.metadata:
@@ -196,61 +97,114 @@ def _open(path: str | os.PathLike[str], max_decoded_bytes: int) -> _Opened:
         fail("config is not a JSON object")
     if type(described) is not dict:
         fail("tensors is not a JSON object")
+    if max_decoded_bytes is None:
+        max_decoded_bytes = memory.total_bytes()
+    stored = _claims(file, described, max_decoded_bytes)
+    return _Opened(file, version, config, _tensors(file, stored))
 
-    # sizes first: no array is read in a file that would decode to more than the limit
-    owner: dict[str, tuple[str, str]] = {}  # array name -> (tensor, part)
+
+def _claims(
+    file: MappedFile, described: dict[str, Any], max_decoded_bytes: int
+) -> dict[str, tuple[StoredTensor | None, dict[str, str]]]:
+    """What the description says, before any array is read: name -> (tensor or None for a dense one, its arrays).
+
+    Every array belongs to one tensor, and what all tensors take together is within the limits.
+    """
+    owned: set[str] = set()
     array_names = ("basis", *dict.fromkeys(n for codec in CODECS.values() for n in codec.array_names))
-    decoded = 0
+    found: dict[str, tuple[StoredTensor | None, dict[str, str]]] = {}
+    decoded = decompressed = 0
+    most = _FREE_VALUES + _VALUES_PER_BYTE * file.file_bytes
     for name, stored in described.items():
-        tensor_fail = failure(f"{file.path}: tensor {quoted(name)}")
+        fail = failure(f"{file.path}: tensor {quoted(name)}")
+        tensor = None
         if type(stored) is dict and stored.get("kind") == "dense":
-            json_fields(stored, ("kind",), "the description of a dense tensor", tensor_fail)
+            json_fields(stored, ("kind",), "the description of a dense tensor", fail)
             if name not in file.entries:
-                tensor_fail("its array is missing")
+                fail("its array is missing")
             entry = file.entries[name]
             decoded += entry.stop - entry.start
-            own_arrays = [(name, "")]
+            arrays = {"": name}
         else:
-            decoded += _decoded_bytes(stored, tensor_fail)
-            own_arrays = [
-                (f"{name}.{part}", part) for part in array_names if f"{name}.{part}" in file.entries
-            ]
-        for array, part in own_arrays:
-            if array in owner:
-                tensor_fail(f"the array {quoted(array)} belongs to two tensors")
-            owner[array] = (name, part)
+            tensor = StoredTensor(stored, fail)
+            decoded += tensor.decoded_bytes
+            decompressed += tensor.cost.decompressed
+            arrays = {part: f"{name}.{part}" for part in array_names if f"{name}.{part}" in file.entries}
+        for array in arrays.values():
+            if array in owned:
+                fail(f"the array {quoted(array)} belongs to two tensors")
+            owned.add(array)
             entry = file.entries[array]
             if entry.start % DTYPES[entry.dtype].itemsize:
-                tensor_fail(f"the array {quoted(array)} is not aligned to its dtype")
+                fail(f"the array {quoted(array)} is not aligned to its dtype")
         if decoded > max_decoded_bytes:
-            tensor_fail(f"decodes to more than the limit of {max_decoded_bytes} bytes (max_decoded_bytes)")
+            fail(f"decodes to more than the limit of {max_decoded_bytes} bytes (max_decoded_bytes)")
+        if decompressed > most:
+            fail(
+                f"its stream claims more values than the {most} that a file of {file.file_bytes} bytes may hold"
+            )
+        found[name] = tensor, arrays
     for array in file.entries:
-        if array not in owner:
-            fail(f"the array {quoted(array)} belongs to no tensor")
+        if array not in owned:
+            failure(str(file.path))(f"the array {quoted(array)} belongs to no tensor")
+    return found
 
-    parts: dict[str, dict[str, NDArray[Any]]] = {name: {} for name in described}
-    for array, (name, part) in owner.items():
-        parts[name][part] = file.array(array)
-    tensors: dict[str, RBEBlocks | NDArray[Any]] = {}
-    for name, stored in described.items():
-        tensor_fail = failure(f"{file.path}: tensor {quoted(name)}")
-        if stored["kind"] == "dense":
-            tensors[name] = parts[name][""]
-            _check_dense(parts[name][""], tensor_fail)
-        else:
-            tensors[name] = _blocks(stored, parts[name], tensor_fail)
-    return _Opened(file, version, config, tensors)
+
+def _tensors(
+    file: MappedFile, stored: dict[str, tuple[StoredTensor | None, dict[str, str]]]
+) -> dict[str, RBEBlocks | NDArray[Any]]:
+    """The tensors, everything checked. What they take is compared with the memory that is available first."""
+    costs = [tensor.cost for tensor, _ in stored.values() if tensor is not None]
+    kept = sum(cost.kept for cost in costs)
+    working = sorted((cost.working for cost in costs), reverse=True)
+    workers = _reading_threads(sum(cost.decompressed for cost in costs))
+    available = memory.available_bytes()
+    if kept + sum(working[:workers]) > available:
+        workers = 1
+    needed = kept + sum(working[:workers])
+    if needed > available:
+        raise MemoryError(f"{file.path} takes {needed} bytes of memory to load, {available} are available")
+
+    def read(item: tuple[str, tuple[StoredTensor | None, dict[str, str]]]) -> RBEBlocks | NDArray[Any]:
+        name, (tensor, names) = item
+        arrays = {part: file.array(array) for part, array in names.items()}
+        if tensor is not None:
+            return tensor.blocks(arrays)
+        check_dense(arrays[""], failure(f"{file.path}: tensor {quoted(name)}"))
+        return arrays[""]
+
+    if needed > 3 * file.file_bytes + _FREE_BYTES:  # a false file is refused before it has taken that much
+        for tensor, names in stored.values():
+            if tensor is not None:
+                tensor.check({part: file.array(array) for part, array in names.items()})
+    if workers == 1:
+        return dict(zip(stored, map(read, stored.items()), strict=True))
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            return dict(zip(stored, pool.map(read, stored.items()), strict=True))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _reading_threads(decompressed: int) -> int:
+    """Threads that read tensors: several where streams are long."""
+    if decompressed < _CHUNK:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(threads.asked or cores, 4)
 
 
 def load_file(
-    path: str | os.PathLike[str], *, max_decoded_bytes: int = MAX_DECODED_BYTES
+    path: str | os.PathLike[str], *, max_decoded_bytes: int | None = None
 ) -> tuple[dict[str, RBEBlocks | NDArray[Any]], dict[str, Any]]:
     """Open a file. Returns its tensors, as views of the mapped file (grid codes: unpacked from it), and its config.
 
     Parameters
     ----------
     path : a file written by `save_file`, `Writer` or another writer of `FORMAT.md`
-    max_decoded_bytes : refuse a file whose tensors would take more as dense float32, padding included
+    max_decoded_bytes : refuse a file whose tensors would take more as dense float32, padding included; None: more
+        than the memory of the machine, or of the process's control group
 
     Returns
     -------
@@ -260,6 +214,8 @@ def load_file(
     ------
     FormatError
         Any defect of the file; nothing of it is returned.
+    MemoryError
+        The file is valid so far, and takes more memory than is available.
     OSError
         The file cannot be opened.
     """
@@ -304,7 +260,7 @@ class FileInfo:
         return self.dense_bytes / self.file_bytes
 
 
-def describe(path: str | os.PathLike[str], *, max_decoded_bytes: int = MAX_DECODED_BYTES) -> FileInfo:
+def describe(path: str | os.PathLike[str], *, max_decoded_bytes: int | None = None) -> FileInfo:
     """The contents of a file, after the same checks as `load_file`."""
     opened = _open(path, max_decoded_bytes)
     rows = tuple(tensor_info(name, value) for name, value in opened.tensors.items())
@@ -450,12 +406,12 @@ class Writer:
                 fail("one of its transforms is switched off; save the matrix that it was made from")
             parts = {part: _host(a, f"{name}.{part}") for part, a in value.arrays.items()}
             stored = description(value)
-            value.codes.check_read_back(_blocks(stored, parts, fail).codes, fail)
+            value.codes.check_read_back(StoredTensor(stored, fail).blocks(parts).codes, fail)
             arrays = {f"{name}.{part}": a for part, a in parts.items()}
         else:
             arrays = {name: _host(value, name)}
             stored = {"kind": "dense"}
-            _check_dense(arrays[name], fail)
+            check_dense(arrays[name], fail)
         for array in arrays:
             if array in self._arrays:
                 raise ValueError(f"{self.path}: the array {quoted(array)} is there already")

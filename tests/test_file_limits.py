@@ -10,7 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 
+from rbe_gpu import memory
+from rbe_gpu.codecs import entropy
 from rbe_gpu.container import FormatError, load_file, save_file
 
 from .bounded import limit, readings
@@ -120,3 +123,212 @@ def test_the_writer_refuses_a_header_that_a_reader_refuses(tmp_path: Path) -> No
     with pytest.raises(FormatError, match="brackets, commas and colons: too many for a file"):
         save_file(tmp_path / "a", tensors)
     assert not list(tmp_path.iterdir())
+
+
+# --- streams and sizes ----------------------------------------------------------------------------------
+
+
+def frame(blocks: list[tuple[int, int]], size: int | None = None, single_segment: bool = True) -> bytes:
+    """A zstd frame of repeated bytes: blocks (byte, count); `size` is what its header claims.
+
+    Not single_segment: a window of 1 MiB.
+    """
+    total = sum(n for _, n in blocks)
+    out = [struct.pack("<IB", 0xFD2FB528, 0xE0 if single_segment else 0xC0)]
+    out.append(b"" if single_segment else bytes([10 << 3]))
+    out.append(struct.pack("<Q", total if size is None else size))
+    runs = [(byte, min(131072, n - at)) for byte, n in blocks for at in range(0, n, 131072)]
+    for i, (byte, n) in enumerate(runs):
+        out.append((n << 3 | 2 | (i + 1 == len(runs))).to_bytes(3, "little") + bytes([byte]))
+    return b"".join(out)
+
+
+class Grid:
+    """A grid tensor of one class (n integers a byte), every byte of it `rank`, and its escapes 128 (a zero)."""
+
+    def __init__(self, rows: int, cols: int, n: int, rank: int = 0, bits: int = 8, more: int = 0) -> None:
+        count = -(-rows * cols // n)
+        blocks = [(n - 1, cols), (rank, count)]
+        if rank == 255:
+            blocks.append((128, count * n))
+        if more:
+            blocks.append((0, more))
+        self.stream = frame(blocks, single_segment=False)
+        self.shape, self.bits = [rows, cols], bits
+
+    def description(self) -> dict[str, object]:
+        codes = {"kind": "grid", "bits": self.bits, "shrink": 0.0, "row_scale": False}
+        return {
+            "kind": "vectors", "shape": self.shape, "block": 32, "transform": "none", "gain": 1.0, "basis": False,
+            "codes": codes,
+        }  # fmt: skip
+
+    def arrays(self) -> dict[str, tuple[str, list[int], bytes]]:
+        scale = bytes(2 * self.shape[1])
+        return {
+            "col_scale": ("F16", [self.shape[1]], scale),
+            "stream": ("U8", [len(self.stream)], self.stream),
+        }
+
+
+class Sparse:
+    """Sparse float16 values; `entries` and `shape` are claims."""
+
+    def __init__(
+        self, shape: list[int], kind: str, entries: int, arrays: dict[str, tuple[str, list[int], bytes]]
+    ) -> None:
+        self._shape, self._kind, self._entries, self._arrays = shape, kind, entries, arrays
+
+    def description(self) -> dict[str, object]:
+        codes = {
+            "kind": "sparse", "value_kind": "f16", "index_kind": self._kind, "group": 0, "dead_zone": 0.0,
+            "entries": self._entries,
+        }  # fmt: skip
+        return {
+            "kind": "vectors", "shape": self._shape, "block": 32, "transform": "none", "gain": 1.0, "basis": False,
+            "codes": codes,
+        }  # fmt: skip
+
+    def arrays(self) -> dict[str, tuple[str, list[int], bytes]]:
+        return self._arrays
+
+
+def file_of(*tensors: Grid | Sparse) -> bytes:
+    header: dict[str, object] = {}
+    described, payload = {}, []
+    arrays = {f"t{i}.{part}": a for i, t in enumerate(tensors) for part, a in t.arrays().items()}
+    at = 0
+    for name in sorted(arrays, key=lambda name: arrays[name][0] == "U8"):
+        dtype, shape, raw = arrays[name]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(raw)]}
+        payload.append(raw)
+        at += len(raw)
+    described = {f"t{i}": t.description() for i, t in enumerate(tensors)}
+    header["__metadata__"] = {"rbe": json.dumps({"version": 1, "config": {}, "tensors": described})}
+    text = json.dumps(header)
+    return header_file(text + " " * (-len(text) % 8)) + b"".join(payload)
+
+
+def empty_rows(rows: int, entries: int) -> Sparse:
+    """Rows without an entry, 2 bytes each."""
+    arrays = {
+        "value": ("F16", [entries], bytes(2 * entries)),
+        "index": ("U8", [entries], bytes(entries)),
+        "count": ("U16", [rows], bytes(2 * rows)),
+    }
+    return Sparse([rows, 32], "delta", entries, arrays)
+
+
+def full_bitmap(rows: int, entries: int) -> Sparse:
+    arrays = {
+        "value": ("F16", [entries], bytes(2 * entries)),
+        "index": ("U8", [rows, 4], bytes(4 * rows)),
+    }
+    return Sparse([rows, 32], "bitmap", entries, arrays)
+
+
+MOST = 1 << 24  # values of streams that any file may hold
+REFUSED: dict[str, Callable[[], bytes]] = {
+    "512M zeros": lambda: file_of(Grid(1 << 24, 32, 8)),
+    "512M zeros of 2 bits": lambda: file_of(Grid(1 << 24, 32, 8, bits=2)),
+    "512M zeros, a byte each": lambda: file_of(Grid(1 << 24, 32, 1)),
+    "512M zeros and as many bytes more": lambda: file_of(Grid(1 << 24, 32, 8, more=1 << 29)),
+    "512M escaped zeros": lambda: file_of(Grid(1 << 24, 32, 8, rank=255)),
+    "long rows": lambda: file_of(Grid(1, 1 << 20, 8), Grid(1 << 13, 1 << 20, 8)),
+    "40 tensors of 1M zeros": lambda: file_of(*(Grid(1 << 15, 32, 8) for _ in range(40))),
+    "a byte too many": lambda: file_of(Grid(MOST // 32, 32, 8, more=1)),
+    "16 MB too many": lambda: file_of(Grid(MOST // 32, 32, 1, more=MOST)),
+    "integers that take more bits": lambda: file_of(Grid(MOST // 32, 32, 1, rank=200, bits=2)),
+    "escaped integers, and a byte too many": lambda: file_of(Grid(MOST // 32, 32, 1, rank=255, more=1)),
+    "escaped tuples, and a byte too many": lambda: file_of(Grid(MOST // 32, 32, 8, rank=255, more=1)),
+    "a good tensor, then a bad one": lambda: file_of(Grid(MOST // 64, 32, 8), Grid(MOST // 64, 32, 8, more=1)),
+    "a good tensor, then one of other counts": lambda: file_of(Grid(MOST // 32, 32, 8), empty_rows(32, 1)),
+    "rows without entries": lambda: file_of(empty_rows(4 << 20, 1)),
+    "rows without entries, twice": lambda: file_of(empty_rows(2 << 20, 0), empty_rows(2 << 20, 1)),
+    "a bitmap without a bit": lambda: file_of(full_bitmap(2 << 20, 1)),
+    "a claim of 2^40 rows": lambda: file_of(empty_rows(32, 0), Sparse([1 << 40, 32], "delta", 0, {})),
+    "a claim of 2^28 full rows": lambda: file_of(Sparse([1 << 27, 32], "full", 32 << 27, {})),
+}  # fmt: skip
+
+
+def test_streams_and_sizes(tmp_path: Path) -> None:
+    files = []
+    for name, make in REFUSED.items():
+        files.append(tmp_path / name)
+        files[-1].write_bytes(make())
+    check(files, lambda size: 10)
+
+
+def test_what_streams_may_hold_loads_in_bounded_memory(tmp_path: Path) -> None:
+    """16M zeros of 17 kB: 4 MB of codes, and what decoding them takes."""
+    file = tmp_path / "a"
+    file.write_bytes(file_of(Grid(MOST // 32, 32, 8, bits=2)))
+    (reading,) = readings("load_file", [file])
+    assert reading.message is None
+    assert reading.nbytes < 4 * MOST + (16 << 20)
+
+
+def test_a_window_larger_than_a_decoder_must_have(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    grid = Grid(MOST // 64, 32, 1)
+    grid.stream = frame([(0, 32), (0, MOST // 2)])
+    file.write_bytes(file_of(grid))
+    with pytest.raises(FormatError, match="the frame has a window of 8388640 bytes, more than 8388608"):
+        load_file(file)
+
+
+def test_tensors_that_do_not_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(file_of(Grid(1024, 32, 1)))
+    monkeypatch.setattr(memory, "available_bytes", lambda: 100_000)
+    with pytest.raises(MemoryError, match=r"takes \d+ bytes of memory to load, 100000 are available"):
+        load_file(file)
+    monkeypatch.undo()
+    load_file(file)
+
+
+def test_the_limit_of_decoding_is_the_memory_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(file_of(empty_rows(1024, 0)))
+    monkeypatch.setattr(memory, "total_bytes", lambda: 4 * 1024 * 32)
+    load_file(file)
+    monkeypatch.setattr(memory, "total_bytes", lambda: 4 * 1024 * 32 - 1)
+    with pytest.raises(FormatError, match="decodes to more than the limit of 131071 bytes"):
+        load_file(file)
+    load_file(file, max_decoded_bytes=4 * 1024 * 32)
+
+
+def test_checking_a_stream_is_decoding_it(tmp_path: Path) -> None:
+    """`check_stream` accepts and refuses what `decompress_columns` does, with the same message."""
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for rows, cols, bits in ((1, 32, 8), (7, 64, 3), (33, 32, 8), (50, 96, 5)):
+        half = 1 << (bits - 1)
+        q = np.clip(np.rint(rng.normal(0, half / 3, (rows, cols))), -half, half - 1).astype(np.int8)
+        q[:, ::3] = 0
+        stream = entropy.compress_integers(q)
+        entropy.check_stream(stream, rows, cols, bits)
+        content = zstandard.ZstdDecompressor().decompress(stream.data)
+        for _ in range(300):
+            damaged = bytearray(content)
+            for _ in range(rng.integers(1, 4)):
+                at = int(rng.integers(cols) if rng.random() < 0.2 else rng.integers(len(damaged)))
+                damaged[at] = rng.choice([0, 1, 7, 127, 200, 254, 255])
+            if rng.random() < 0.3:
+                damaged = damaged[: int(rng.integers(1, len(damaged)))] + bytes(int(rng.integers(4)))
+            frame = np.frombuffer(zstandard.compress(bytes(damaged)), np.uint8)
+            messages = []
+            for function in (entropy.check_stream, entropy.decompress_columns):
+                try:
+                    function(frame, rows, cols, bits)
+                    messages.append("")
+                except entropy.StreamError as error:
+                    messages.append(str(error))
+            # an integer that a rank stands for and a wrong size: which is met first differs
+            if not all(" are not of " in m or "follow" in m or "too few" in m for m in messages):
+                assert messages[0] == messages[1]
+            assert bool(messages[0]) == bool(messages[1])
+            outcomes.add(" ".join(word for word in messages[1].split() if not word.strip("-").isdecimal()))
+    assert len(outcomes) >= 6, outcomes

@@ -26,6 +26,8 @@ PACKAGE = {
     "feedback": "codes chosen by what they do to a layer's outputs",
     "evaluate": "a compressed model beside its dense one, in figures",
     "container": "blocks <-> .rbe.safetensors",
+    "stored": "one tensor of a file, every rule checked",
+    "memory": "how much the machine has, and how much is available",
     "json_checks": "strict JSON and checks of its values",
     "mapped": "arrays straight from a file",
     "transfer": "arrays, weights, layers and models between devices",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,19 @@ class Take(Protocol):
     def __call__(
         self, name: str, dtypes: tuple[str, ...], shape: tuple[int, ...] | None, finite: bool = False
     ) -> NDArray[Any]: ...
+
+
+class LoadCost(NamedTuple):
+    """Bytes that loading codes takes beyond the mapped file, at most.
+
+    kept : as long as the codes live
+    working : only while they are made
+    decompressed : values that come out of an entropy coder, and so may be many more than the file has bytes
+    """
+
+    kept: int
+    working: int
+    decompressed: int
 
 
 class Codes(ABC):
@@ -74,6 +87,19 @@ class Codes(ABC):
         FormatError
             Through `fail` or `take`: anything that `FORMAT.md` does not allow.
         """
+
+    @classmethod
+    def check_file(cls, stored: Any, rows: int, cols: int, take: Take, fail: Fail) -> None:
+        """The checks of `from_file`, keeping nothing. Called first where `load_cost` is far more than the file.
+
+        Override it where `from_file` takes much memory before all is checked.
+        """
+        cls.from_file(stored, rows, cols, take, fail)
+
+    @classmethod
+    def load_cost(cls, stored: Any, rows: int, cols: int) -> LoadCost:
+        """Memory for `from_file` beyond the mapped arrays; `stored` has not been checked. By default none."""
+        return LoadCost(0, 0, 0)
 
     @classmethod
     @abstractmethod

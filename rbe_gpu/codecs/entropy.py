@@ -12,16 +12,23 @@ zstd (RFC 8878) has a maintained library in every language and is in Python's st
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import product
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import zstandard
 
 LENGTHS = tuple(range(1, 9))  # integers of one byte
 ESCAPE = 255  # the byte of a tuple that has no rank
 LOWEST, HIGHEST = -128, 127
+MAX_WINDOW = (
+    1 << 23
+)  # bytes that a decoder of a frame must remember: RFC 8878 asks for this much of every decoder
 
 _REACH = {1: 127, 2: 9, 3: 4, 4: 2, 5: 2, 6: 2, 7: 1, 8: 1}  # largest magnitude in the 255 first tuples
 _GROUPS = 24  # columns are joined into classes by groups: at most 25 * 24 / 2 joins are compared
@@ -178,6 +185,8 @@ def _compressor() -> zstandard.ZstdCompressor:
 
     The optimal parser compares each match with literals; 64 hash entries leave it little but runs of one byte.
     """
+    import zstandard  # here and below: importing it takes 10 ms, and only grid codes need it
+
     parameters = zstandard.ZstdCompressionParameters(
         strategy=zstandard.STRATEGY_BTOPT,
         window_log=20,
@@ -214,6 +223,8 @@ def compress_integers(q: NDArray[np.int8]) -> NDArray[np.uint8]:
         parts.append(_rank(run, length))
         escaped.append(_escaped(run, parts[-1]))
     parts.append(np.concatenate(escaped))
+    import zstandard
+
     packer = _compressor().compressobj(size=sum(p.size for p in parts))
     out = []
     for part in parts:
@@ -224,20 +235,54 @@ def compress_integers(q: NDArray[np.int8]) -> NDArray[np.uint8]:
     return np.frombuffer(b"".join(out), np.uint8)
 
 
-def _content(stream: NDArray[np.uint8], largest: int) -> NDArray[np.uint8]:
-    """The content of the frame, whose size is checked before anything is decompressed."""
-    data = stream.data
-    if stream[:4].tobytes() != zstandard.FRAME_HEADER:  # skippable frames have other ones
+class _Classes(NamedTuple):
+    """What the class bytes of a stream say: for every class that occurs, in rising order."""
+
+    columns: list[NDArray[np.int64]]  # its columns
+    lengths: list[int]  # integers of one byte
+    ranks: list[int]  # number of its bytes
+
+    @classmethod
+    def of(cls, classes: NDArray[np.uint8], rows: int) -> _Classes:
+        used = sorted(set(classes.tobytes()))
+        columns = [np.flatnonzero(classes == c) for c in used]
+        lengths = [c % 8 + 1 for c in used]
+        ranks = [-(-len(k) * rows // n) for k, n in zip(columns, lengths, strict=True)]
+        return cls(columns, lengths, ranks)
+
+
+def _frame(stream: NDArray[np.uint8], largest: int) -> tuple[bytes, int]:
+    """The frame, copied (the file under it may change), and the size of its content."""
+    import zstandard
+
+    data = stream.tobytes()
+    if data[:4] != zstandard.FRAME_HEADER:  # skippable frames have other ones
         raise StreamError("not one zstd frame (it does not start as one)")
     try:
-        size = zstandard.get_frame_parameters(data).content_size
-        if size == zstandard.CONTENTSIZE_UNKNOWN:
-            raise StreamError("the frame does not give its size")
-        if not 0 < size <= largest:
-            raise StreamError(f"the frame holds {size} bytes, expected at most {largest}")
+        header = zstandard.get_frame_parameters(data)
+    except zstandard.ZstdError as error:
+        raise StreamError(_zstd_message(error)) from None
+    if header.content_size == zstandard.CONTENTSIZE_UNKNOWN:
+        raise StreamError("the frame does not give its size")
+    if not 0 < header.content_size <= largest:
+        raise StreamError(f"the frame holds {header.content_size} bytes, expected at most {largest}")
+    if header.window_size > MAX_WINDOW:
+        raise StreamError(f"the frame has a window of {header.window_size} bytes, more than {MAX_WINDOW}")
+    return data, header.content_size
+
+
+def _zstd_message(error: Exception) -> str:
+    return f"not one zstd frame ({' '.join(str(error).split())[:120]})"
+
+
+def _content(data: bytes, size: int) -> NDArray[np.uint8]:
+    """The content of the frame, of the size that its header gives."""
+    import zstandard
+
+    try:
         content = zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise StreamError(f"not one zstd frame ({' '.join(str(error).split())[:120]})") from None
+        raise StreamError(_zstd_message(error)) from None
     except MemoryError:
         raise StreamError("the frame does not fit into memory") from None
     if len(content) != size:
@@ -245,8 +290,50 @@ def _content(stream: NDArray[np.uint8], largest: int) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8)
 
 
-def decompress_integers(stream: NDArray[np.uint8], rows: int, cols: int, bits: int) -> NDArray[np.int8]:
-    """The integers of a stream.
+def _largest_content(rows: int, cols: int) -> int:
+    """Bytes of content that no stream exceeds: every tuple escaped, and each class padded."""
+    return cols + 2 * rows * cols + 8 * 256
+
+
+def _check_range(low: int, high: int, bits: int) -> None:
+    half = 1 << (bits - 1)
+    if low < -half or high >= half:
+        raise StreamError(f"integers from {low} to {high} are not of {bits} bits")
+
+
+@lru_cache(maxsize=8)
+def _pairs(length: int) -> NDArray[np.unsignedinteger]:
+    """The integers of two neighbouring bytes by their little-endian value: (65536,) uint16 or uint32, length 1 or 2.
+
+    Half as many look-ups: 0.7 ns for each byte, and 1.6 one by one.
+    """
+    table = _with_escape(length)
+    both = np.concatenate([np.tile(table, (256, 1)), np.repeat(table, 256, axis=0)], axis=1)
+    return np.ascontiguousarray(both).view(f"<u{2 * length}")[:, 0]
+
+
+def _with_escape(length: int) -> NDArray[np.int8]:
+    """`tuples`, and zeros in the place of the escape: (256, length)."""
+    return np.concatenate([tuples(length), np.zeros((1, length), np.int8)])
+
+
+def _expand(ranks: NDArray[np.uint8], length: int) -> NDArray[np.int8]:
+    """The tuples of these ranks, (ranks, length) int8; zeros for an escape."""
+    if length > 2:
+        return np.take(_with_escape(length), ranks, axis=0)
+    table = _pairs(length)
+    even = np.zeros(ranks.size + ranks.size % 2, np.uint8)
+    even[: ranks.size] = ranks
+    indices = even.view("<u2")
+    out = np.empty(indices.size, table.dtype)
+    step = 1 << 15  # indices, which NumPy converts to 8 bytes each: they stay in the cache
+    for start in range(0, indices.size, step):
+        np.take(table, indices[start : start + step], out=out[start : start + step], mode="clip")
+    return out.view(np.int8)[: ranks.size * length].reshape(-1, length)
+
+
+def decompress_columns(stream: NDArray[np.uint8], rows: int, cols: int, bits: int) -> NDArray[np.uint8]:
+    """The integers of a stream plus 2^(bits-1), column by column.
 
     Parameters
     ----------
@@ -256,28 +343,25 @@ def decompress_integers(stream: NDArray[np.uint8], rows: int, cols: int, bits: i
 
     Returns
     -------
-    (rows, cols) int8, column-major
+    (cols, rows rounded up to a multiple of 8) uint8; what is beyond the rows is undefined
 
     Raises
     ------
     StreamError
         Anything that `FORMAT.md` does not allow.
     """
-    content = _content(stream, cols + 2 * rows * cols + 8 * 256)
+    content = _content(*_frame(stream, _largest_content(rows, cols)))
     if content.size < cols:
         raise StreamError(f"{content.size} bytes are too few for the classes of {cols} columns")
-    classes = content[:cols]
-    used, members = np.unique(classes, return_counts=True)
-    codes_of = [-(-int(m) * rows // (int(c) % 8 + 1)) for c, m in zip(used, members, strict=True)]
-    at, end = cols, cols + sum(codes_of)
+    classes = _Classes.of(content[:cols], rows)
+    at, end = cols, cols + sum(classes.ranks)
     if content.size < end:
         raise StreamError(f"{content.size} bytes, but the classes take {end}")
-    by_column = np.empty((cols, rows), np.int8)
-    for c, codes in zip(used, codes_of, strict=True):
-        columns = np.flatnonzero(classes == c)
-        length = int(c) % 8 + 1
-        ranks = content[at : at + codes]
-        run = np.take(np.concatenate([tuples(length), np.zeros((1, length), np.int8)]), ranks, axis=0)
+    padded = np.empty((cols, -(-rows // 8) * 8), np.int8)
+    by_column = padded[:, :rows]
+    for columns, length, count in zip(*classes, strict=True):
+        ranks = content[at : at + count]
+        run = _expand(ranks, length)
         escaped = np.flatnonzero(ranks == ESCAPE)
         if escaped.size:
             raw = content[end : end + escaped.size * length]
@@ -286,11 +370,88 @@ def decompress_integers(stream: NDArray[np.uint8], rows: int, cols: int, bits: i
             run[escaped] = (raw ^ np.uint8(0x80)).view(np.int8).reshape(-1, length)
             end += raw.size
         by_column[columns] = run.reshape(-1)[: columns.size * rows].reshape(columns.size, rows)
-        at += codes
+        at += count
     if end != content.size:
         raise StreamError(f"{content.size - end} bytes follow the escaped integers")
-    half = 1 << (bits - 1)
-    low, high = int(by_column.min()), int(by_column.max())
-    if low < -half or high >= half:
-        raise StreamError(f"integers from {low} to {high} are not of {bits} bits")
-    return np.asarray(by_column.T)
+    _check_range(int(by_column.min()), int(by_column.max()), bits)
+    codes = padded.view(np.uint8)
+    codes += np.uint8(1 << (bits - 1))
+    return codes
+
+
+def decompress_integers(stream: NDArray[np.uint8], rows: int, cols: int, bits: int) -> NDArray[np.int8]:
+    """The integers of a stream, (rows, cols) int8, column-major; see `decompress_columns`."""
+    codes = decompress_columns(stream, rows, cols, bits)
+    codes -= np.uint8(1 << (bits - 1))
+    return np.asarray(codes.view(np.int8)[:, :rows].T)
+
+
+# --- checking a stream without keeping it ----------------------------------------------------------------
+
+
+def check_stream(stream: NDArray[np.uint8], rows: int, cols: int, bits: int) -> None:
+    """The checks of `decompress_columns` in little memory, whatever the stream claims to hold.
+
+    Some 10 MB beyond the stream and its classes. Takes the parameters of `decompress_columns`.
+
+    Raises
+    ------
+    StreamError
+        As `decompress_columns`.
+    """
+    import zstandard
+
+    data, size = _frame(stream, _largest_content(rows, cols))
+    if size < cols:
+        raise StreamError(f"{size} bytes are too few for the classes of {cols} columns")
+    # a content size that is wrong, or bytes behind the frame, are left to `decompress_columns`
+    with zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).stream_reader(data) as reader:
+        counts = np.zeros(256, np.int64)
+        for part in _read(reader, cols):
+            counts += np.bincount(part, minlength=256)
+        escaped = []
+        low, high, end = HIGHEST, LOWEST, cols
+        used = [c for c in range(256) if counts[c]]
+        end += sum(-(-int(counts[c]) * rows // (c % 8 + 1)) for c in used)
+        if size < end:
+            raise StreamError(f"{size} bytes, but the classes take {end}")
+        for c in used:
+            length = c % 8 + 1
+            integers = int(counts[c]) * rows
+            whole, rest = divmod(integers, length)
+            ranks = np.zeros(256, np.int64)
+            for part in _read(reader, whole):
+                ranks += np.bincount(part, minlength=256)
+            used_tuples = tuples(length)[np.flatnonzero(ranks[:ESCAPE])]
+            last = b"".join(p.tobytes() for p in _read(reader, 1)) if rest else b""
+            if last and last[0] != ESCAPE:
+                used_tuples = np.append(used_tuples, tuples(length)[last[0]][:rest])
+            if used_tuples.size:
+                low, high = min(low, int(used_tuples.min())), max(high, int(used_tuples.max()))
+            escaped.append((int(ranks[ESCAPE]) * length, rest if last[:1] == b"\xff" else 0, length))
+        end += sum(n + (length if rest else 0) for n, rest, length in escaped)
+        if size < end:
+            raise StreamError(f"{size} bytes are too few for the escaped integers")
+        for count, rest, length in escaped:
+            for part in (*_read(reader, count), *_read(reader, rest)):
+                low, high = min(low, int(part.min()) - 128), max(high, int(part.max()) - 128)
+            for _ in _read(reader, length - rest if rest else 0):
+                pass
+    if size > end:
+        raise StreamError(f"{size - end} bytes follow the escaped integers")
+    _check_range(low, high, bits)
+
+
+def _read(reader: zstandard.ZstdDecompressionReader, count: int) -> Iterator[NDArray[np.uint8]]:
+    """The next `count` bytes, a part at a time."""
+    import zstandard
+
+    while count:
+        try:
+            part = reader.read(min(count, _CHUNK))
+        except zstandard.ZstdError as error:
+            raise StreamError(_zstd_message(error)) from None
+        if not part:
+            raise StreamError("not one zstd frame (it ends before its content)")
+        count -= len(part)
+        yield np.frombuffer(part, np.uint8)

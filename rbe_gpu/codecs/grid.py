@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..json_checks import Fail, json_choice, json_fields, json_number
 from . import entropy, packing
-from .base import Array, Codes, Take, on_host
+from .base import Array, Codes, LoadCost, Take, on_host
 
 GRID_BITS = tuple(range(2, 9))
 _CHUNK = 1 << 20  # integers packed at a time
@@ -135,6 +135,32 @@ class GridCodes(Codes):
 
     @classmethod
     def from_file(cls, stored: Any, rows: int, cols: int, take: Take, fail: Fail) -> GridCodes:
+        bits, shrink, has_row_scale = cls._parameters(stored, fail)
+        row_scale = take("row_scale", ("F16",), (rows,), finite=True) if has_row_scale else None
+        col_scale = take("col_scale", ("F16",), (cols,), finite=True)
+        stream = take("stream", ("U8",), None)
+        try:
+            codes = entropy.decompress_columns(stream, rows, cols, bits)
+        except entropy.StreamError as error:
+            fail(f"stream: {error}")
+        value = packing.pack_columns(codes, bits, rows)
+        if row_scale is None:  # only now: rows is no longer a claim
+            row_scale = np.ones(rows, np.float16)
+        return cls(bits, shrink, value, row_scale, col_scale, stream)
+
+    @classmethod
+    def check_file(cls, stored: Any, rows: int, cols: int, take: Take, fail: Fail) -> None:
+        bits, _, has_row_scale = cls._parameters(stored, fail)
+        if has_row_scale:
+            take("row_scale", ("F16",), (rows,), finite=True)
+        take("col_scale", ("F16",), (cols,), finite=True)
+        try:
+            entropy.check_stream(take("stream", ("U8",), None), rows, cols, bits)
+        except entropy.StreamError as error:
+            fail(f"stream: {error}")
+
+    @staticmethod
+    def _parameters(stored: Any, fail: Fail) -> tuple[int, float, bool]:
         names = ("kind", "bits", "shrink", "row_scale")
         _, bits, shrink, has_row_scale = json_fields(stored, names, "codes", fail)
         bits = json_choice(bits, GRID_BITS, "bits", fail)
@@ -143,16 +169,15 @@ class GridCodes(Codes):
             fail(f"shrink={shrink} is not a float32 of 0 or more and less than 0.5")
         if type(has_row_scale) is not bool:
             fail("row_scale is not true or false")
-        row_scale: NDArray[Any] = np.ones(rows, np.float16)
-        if has_row_scale:
-            row_scale = take("row_scale", ("F16",), (rows,), finite=True)
-        col_scale = take("col_scale", ("F16",), (cols,), finite=True)
-        stream = take("stream", ("U8",), None)
-        try:
-            q = entropy.decompress_integers(stream, rows, cols, bits)
-        except entropy.StreamError as error:
-            fail(f"stream: {error}")
-        return cls(bits, shrink, pack_integers(q, bits), row_scale, col_scale, stream)
+        return bits, shrink, has_row_scale
+
+    @classmethod
+    def load_cost(cls, stored: Any, rows: int, cols: int) -> LoadCost:
+        bits = stored.get("bits")
+        packed = rows * packing.packed_bytes(cols, bits if bits in GRID_BITS else max(GRID_BITS))
+        # working: the content of the frame, a class, and all columns, with rows rounded up
+        working = 4 * (rows + 7) * cols + 16 * cols
+        return LoadCost(packed + 2 * rows, working, rows * cols)
 
     @classmethod
     def header_bound(cls, rows: int, cols: int) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:

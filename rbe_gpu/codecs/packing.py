@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 RUN = 32  # codes per run
 PLANES = (8, 4, 2, 1)
 MAX_BITS = 12
+_CHUNK = 1 << 18  # codes that are packed together: they fit a level-2 cache
 
 
 def planes_of(bits: int) -> tuple[int, ...]:
@@ -56,6 +57,49 @@ def pack(codes: NDArray[Any], bits: int) -> NDArray[np.uint8]:
             out[..., start : start + 4 * w] |= plane[..., 4 * w * field : 4 * w * (field + 1)] << (field * w)
         start += 4 * w
     return out.reshape(*lead, runs * 4 * bits)
+
+
+def pack_columns(codes: NDArray[np.uint8], bits: int, rows: int) -> NDArray[np.uint8]:
+    """Pack unsigned codes that are held column by column; `pack` of the transposed codes, several times faster.
+
+    Eight rows at a time: a 64-bit word holds the codes of eight rows of a column, and shifting it and masking its
+    bytes takes a field of all of them.
+
+    Parameters
+    ----------
+    codes : (cols, rows rounded up to a multiple of 8) uint8, C-contiguous, below 2**bits; cols is a multiple of 32
+    bits : 1 to 8
+    rows : rows in use
+
+    Returns
+    -------
+    (rows, packed_bytes(cols, bits)) uint8
+    """
+    runs = len(codes) // RUN
+    words = codes.view(np.uint64).reshape(runs, RUN, -1)
+    out = np.empty((rows, packed_bytes(len(codes), bits)), np.uint8)
+    step = max(1, _CHUNK // len(codes) // 8)
+    for at in range(0, words.shape[2], step):
+        part = words[:, :, at : at + step]
+        planes = np.empty((runs, 4 * bits, part.shape[2]), np.uint64)
+        start, below = 0, bits
+        for w in planes_of(bits):
+            below -= w
+            plane = planes[:, start : start + 4 * w]
+            mask = np.uint64(((1 << w) - 1) * 0x0101010101010101)
+            for field in range(8 // w):
+                x = part[:, 4 * w * field : 4 * w * (field + 1)] >> np.uint64(below)
+                x &= mask
+                x <<= np.uint64(field * w)
+                if field:
+                    plane |= x
+                else:
+                    plane[...] = x
+            start += 4 * w
+        first = 8 * at
+        count = min(8 * part.shape[2], rows - first)
+        out[first : first + count] = planes.reshape(-1, part.shape[2]).view(np.uint8)[:, :count].T
+    return out
 
 
 def unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint16]:

@@ -19,6 +19,7 @@ from .base import (
     Array,
     Codes,
     EncodeConfig,
+    LoadCost,
     Sample,
     Take,
     total_nbytes,
@@ -28,7 +29,7 @@ SPARSE_BITS = tuple(range(1, 9))
 INDEX_KINDS = ("full", "bitmap", "delta")
 MAX_GAP = 256  # delta index: two stored positions of a row, or the row's start, are at most this far apart
 
-_CHUNK = 1 << 22  # bytes or elements read in one step
+_CHUNK = 1 << 20  # bytes or rows read in one step
 _FLOAT_BITS = {"f16": 16, "f32": 32}
 
 
@@ -127,29 +128,13 @@ class SparseCodes(Codes):
                 fail(f"dead_zone={dead_zone} is not a float32 of 0 or more")
             value = take("value", ("U8",), (packing.packed_bytes(entries, int(value_kind[3:])),))
             scale = take("scale", ("F16",), (-(-entries // group),), finite=True)
-        index = count = None
-        if index_kind == "full":
-            if entries != rows * cols:
-                fail(f"entries={entries}, but a full index has {rows * cols}")
-            row_start = np.arange(rows + 1, dtype=np.int64) * cols
-        elif index_kind == "bitmap":
-            index = take("index", ("U8",), (rows, cols // 8))
-            row_start = _row_start(_row_bits(index), entries, fail)
-        else:
-            index = take("index", ("U8",), (entries,))
-            count = take("count", ("U16", "U32"), (rows,))
-            if int(count.max()) > cols:
-                fail(f"count holds {int(count.max())}, but a row has {cols} columns")
-            row_start = _row_start(count.astype(np.int64), entries, fail)
-            used = np.flatnonzero(count)
-            if used.size:
-                skipped = np.add.reduceat(index, row_start[used], dtype=np.int64)
-                past = (
-                    skipped + count[used] > cols
-                )  # the last entry of a row is in column skipped + count - 1
-                if past.any():
-                    fail(f"index leaves the {cols} columns in row {int(used[past.argmax()])}")
+        index, count, row_start = _positions(index_kind, entries, rows, cols, take, fail)
         return cls(value_kind, index_kind, group, value, scale, index, count, dead_zone, row_start)
+
+    @classmethod
+    def load_cost(cls, stored: Any, rows: int, cols: int) -> LoadCost:
+        # row_start; the copies of index and count are no larger than the file
+        return LoadCost(8 * (rows + 1), 0, 0)
 
     @classmethod
     def header_bound(cls, rows: int, cols: int) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
@@ -178,25 +163,63 @@ class SparseCodes(Codes):
             yield SparseConfig(bits)
 
 
-def _row_start(counts: NDArray[np.int64], entries: int, fail: Fail) -> NDArray[np.int64]:
-    start = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=start[1:])
-    if int(start[-1]) != entries:
-        fail(f"its rows hold {int(start[-1])} entries, the description says {entries}")
-    return start
+def _positions(
+    kind: str, entries: int, rows: int, cols: int, take: Take, fail: Fail
+) -> tuple[NDArray[Any] | None, NDArray[Any] | None, NDArray[np.int64]]:
+    """`index`, `count` and `row_start` of a file. They become addresses, so they are copied, then checked."""
+    index = count = None
+    if kind == "full":
+        if entries != rows * cols:
+            fail(f"entries={entries}, but a full index has {rows * cols}")
+        return None, None, np.arange(0, entries + 1, cols, dtype=np.int64)
+    if kind == "bitmap":
+        index = take("index", ("U8",), (rows, cols // 8))
+        words = index.view(np.uint16)
+    else:
+        index = take("index", ("U8",), (entries,))
+        count = take("count", ("U16", "U32"), (rows,))
+        if int(count.max()) > cols:
+            fail(f"count holds {int(count.max())}, but a row has {cols} columns")
+    step = _CHUNK if count is not None else max(1, _CHUNK // words.shape[1])
+
+    def counts(first: int) -> NDArray[np.int64]:
+        part = slice(first, first + step)
+        if count is not None:
+            return count[part].astype(np.int64)
+        return np.asarray(_POPCOUNT[words[part]].sum(axis=1, dtype=np.int64))
+
+    total = 0
+    for first in range(0, rows, step):
+        in_rows = counts(first)
+        start, total = total, total + int(in_rows.sum())
+        if count is not None and total <= entries:
+            _check_columns(index[start:total], in_rows, first, cols, fail)  # type: ignore[index]
+    if total != entries:
+        fail(f"its rows hold {total} entries, the description says {entries}")
+    row_start = np.zeros(rows + 1, np.int64)  # up to four times the size of count, and so after the checks
+    for first in range(0, rows, step):
+        row_start[first + 1 : first + 1 + step] = counts(first)
+    np.cumsum(row_start, out=row_start)
+    return index, count, row_start
+
+
+def _check_columns(
+    index: NDArray[np.uint8], counts: NDArray[np.int64], first: int, cols: int, fail: Fail
+) -> None:
+    """The entries of some rows, the first of them `first`, must be in the columns. index : the gaps before them."""
+    used = np.flatnonzero(counts)
+    if not used.size:
+        return
+    starts = np.cumsum(counts[used]) - counts[used]
+    skipped = np.add.reduceat(index, starts, dtype=np.int64)
+    past = skipped + counts[used] > cols  # the last entry of a row is in column skipped + count - 1
+    if past.any():
+        fail(f"index leaves the {cols} columns in row {first + int(used[past.argmax()])}")
 
 
 _POPCOUNT = np.unpackbits(np.arange(65536, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1).sum(
     axis=1, dtype=np.uint8
 )
-
-
-def _row_bits(index: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Set bits per row of a bitmap (rows, bytes); bytes is even. (rows,) int64."""
-    words = index.view(np.uint16)
-    step = max(1, _CHUNK // max(words.shape[1], 1))
-    sums = [_POPCOUNT[words[i : i + step]].sum(axis=1, dtype=np.int64) for i in range(0, len(words), step)]
-    return np.concatenate(sums)
 
 
 # --- encoding -----------------------------------------------------------------------------------------
