@@ -218,6 +218,12 @@ def load_file(
         The file is valid so far, and takes more memory than is available.
     OSError
         The file cannot be opened.
+
+    Notes
+    -----
+    Positions and counts, which kernels use as addresses, are copied from the file: nothing that is written to the
+    file later makes a kernel read elsewhere. Values stay views; a file that changes changes them, and one that is
+    truncated ends the process (SIGBUS). Replace a file by renaming another one to its name, as `save_file` does.
     """
     opened = _open(path, max_decoded_bytes)
     return opened.tensors, opened.config

@@ -80,7 +80,8 @@ class Codes(ABC):
     def from_file(cls: type[C], stored: Any, rows: int, cols: int, take: Take, fail: Fail) -> C:
         """The codes of a (rows, cols) coefficient matrix from their description and arrays.
 
-        Both are untrusted input: every count and index that becomes an address is checked here.
+        Both are untrusted input: every count and index that becomes an address is checked here, and copied before
+        that (`np.array(take(...))`), because a mapped file may change later.
 
         Raises
         ------

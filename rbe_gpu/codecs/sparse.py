@@ -173,11 +173,11 @@ def _positions(
             fail(f"entries={entries}, but a full index has {rows * cols}")
         return None, None, np.arange(0, entries + 1, cols, dtype=np.int64)
     if kind == "bitmap":
-        index = take("index", ("U8",), (rows, cols // 8))
+        index = np.array(take("index", ("U8",), (rows, cols // 8)))
         words = index.view(np.uint16)
     else:
-        index = take("index", ("U8",), (entries,))
-        count = take("count", ("U16", "U32"), (rows,))
+        index = np.array(take("index", ("U8",), (entries,)))
+        count = np.array(take("count", ("U16", "U32"), (rows,)))
         if int(count.max()) > cols:
             fail(f"count holds {int(count.max())}, but a row has {cols} columns")
     step = _CHUNK if count is not None else max(1, _CHUNK // words.shape[1])
