@@ -7,7 +7,11 @@ of them changes the name and no stale code is found, while the kernels of other 
 (`*.nbi`, `*.nbc` in `__pycache__` or `NUMBA_CACHE_DIR`) are never read again and may be deleted at any time.
 Constants from outside this folder (`rbe_gpu.packing.RUN`, which the file format fixes) are not covered.
 
-Two processes may fill the cache at once: every compiled form has a file of its own (`unshared`); of two indices
+Where neither NUMBA_CACHE_DIR, nor this folder, nor a cache folder of the user can be written, kernels are kept in a
+temporary folder that is the user's alone. A cache that cannot be read or written at all, or that is damaged, costs
+compilations; a warning of one line says so, once per process (`_numba_internals._KernelCache`).
+
+Two processes may fill the cache at once: every compiled form has a file of its own (`kept_as`); of two indices
 written at once one is lost, which costs a compilation.
 """
 
@@ -22,7 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ._numba_internals import renamed
+from ._numba_internals import kept_as
 
 _FOLDER = Path(__file__).parent
 _PACKAGE = _FOLDER.name
@@ -75,4 +79,4 @@ def source_digest(file: Path) -> str:
 def named_for_the_cache(function: Callable[..., Any], form: str = "") -> AbstractContextManager[None]:
     """Name a function for the disk cache: its own name, which `form` of it, and the digest of its sources."""
     digest = source_digest(Path(function.__code__.co_filename))
-    return renamed(function, f"{function.__qualname__}{form}.{digest}")
+    return kept_as(function, f"{function.__qualname__}{form}.{digest}")

@@ -13,7 +13,6 @@ from typing import Any
 import numba
 
 from ._disk_cache import named_for_the_cache
-from ._numba_internals import unshared
 from ._pool import gated
 
 FASTMATH = frozenset({"nsz", "arcp", "contract", "afn", "reassoc"})
@@ -48,7 +47,7 @@ def cpu_kernel(
                 parallel=parallel,
                 fastmath=False if exact else set(FASTMATH),
             )(kernel)
-            return gated(unshared(compiled)) if parallel else unshared(compiled)
+            return gated(compiled) if parallel else compiled
 
     return compile_kernel if function is None else compile_kernel(function)
 

@@ -5,7 +5,8 @@ above, when the tests pass on the new version (`tests/test_threads.py`, `test_pa
 file).
 
     what                                  why
-    renamed, unshared                     the disk cache knows one source file per kernel, and numbers its files
+    kept_as, _KernelCache                 the disk cache knows one source file per kernel, numbers its files, and
+                                          raises where it finds no folder or no room
     link_loops                            the parallel loops of our kernels go through the gate of `_pool`
     start_threads, renew_locks, ...       the threading layer, and its locks in a forked process
     target_context                        what `isa` selects
@@ -15,17 +16,23 @@ file).
 
 from __future__ import annotations
 
+import os
+import stat
+import tempfile
 import threading
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from importlib import import_module
 from typing import Any
 
 import llvmlite.binding as llvm
 import numba
 import numba.np.ufunc.parallel as layers
-from numba.core import cgutils, registry
+from numba.core import caching, ccallback, cgutils, registry
+from numba.core import dispatcher as dispatcher_module
 from numba.core.compiler_lock import global_compiler_lock as compiler_lock
 from numba.np.arrayobj import populate_array
 
@@ -39,27 +46,122 @@ def target_context() -> Any:
 
 # --- the disk cache -------------------------------------------------------------------------------------
 
-
-@contextmanager
-def renamed(function: Callable[..., Any], name: str) -> Iterator[None]:
-    """Another `__qualname__` for a while: Numba names a function's files after it, when it is decorated."""
-    plain_name = function.__qualname__
-    function.__qualname__ = name
-    try:
-        yield
-    finally:
-        function.__qualname__ = plain_name
+_warned = False
 
 
-def unshared(dispatcher: Any) -> Any:
-    """Let no two compilations of a function write one file of the disk cache; returns the dispatcher.
+def _warn_once(message: str) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        text = f"{message}; set NUMBA_CACHE_DIR to a writable folder"
+        warnings.warn_explicit(text, RuntimeWarning, "rbe_gpu", 1)  # one line: no source line belongs to it
+
+
+@cache
+def _temporary_folder() -> str:
+    """A folder that outlives the process, for the user alone: what it holds will be run.
+
+    Raises
+    ------
+    OSError : there is no folder for temporary files, or somebody else has made this one
+    """
+    getuid = getattr(os, "getuid", int)  # Windows has a temporary folder for each user
+    folder = os.path.join(tempfile.gettempdir(), f"rbe_gpu-kernels-{getuid()}")
+    with suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    status = os.lstat(folder)
+    if os.name != "nt" and (status.st_uid != getuid() or stat.S_IMODE(status.st_mode) != 0o700):
+        raise PermissionError(f"{folder} is not this user's alone")
+    return folder
+
+
+class _TemporaryLocator(caching.UserWideCacheLocator):  # type: ignore[misc]
+    """The last resort where neither the package's folder nor a cache folder of the user can be written."""
+
+    def __init__(self, function: Callable[..., Any], file: str) -> None:
+        super().__init__(function, file)
+        self._cache_path = os.path.join(_temporary_folder(), self.get_suitable_cache_subpath(file))
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Any], file: str) -> Any:
+        try:
+            locator = super().from_function(function, file)
+        except OSError:
+            return None
+        if locator is not None:
+            _warn_once(
+                f"no cache folder of Numba's can be written: kernels are kept in {_temporary_folder()}"
+            )
+        return locator
+
+
+class _KernelFiles(caching.CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = (*caching.CacheImpl._locator_classes, _TemporaryLocator)
+
+
+class _KernelCache(caching.FunctionCache):  # type: ignore[misc]
+    """The disk cache of one function. What cannot be read or written is compiled, and said once.
 
     Numba numbers the files of a function's compiled forms 1, 2, ... Two processes that fill the cache at once take
-    the same number for different forms, and a third that loads one then calls the other.
+    the same number for different forms, and a third that loads one then calls the other. Here every file has a name
+    of its own.
     """
-    file = dispatcher._cache._cache_file
-    file._data_name = lambda number: f"{file._index_name}.{uuid.uuid4().hex[:16]}.nbc"
-    return dispatcher
+
+    _impl_class = _KernelFiles
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        file = self._cache_file
+        file._data_name = lambda number: f"{file._index_name}.{uuid.uuid4().hex[:16]}.nbc"
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        try:
+            return super().load_overload(signature, context)
+        except OSError as error:  # files of another user
+            _warn_once(f"the kernels kept in {self.cache_path} cannot be read ({error}): they are compiled")
+        except Exception as error:  # whatever `pickle` makes of a damaged file
+            _warn_once(
+                f"the kernels kept in {self.cache_path} are damaged ({error!r}): they are compiled anew"
+            )
+            with suppress(OSError):
+                self.flush()
+        return None
+
+    def save_overload(self, signature: Any, compiled: Any) -> None:
+        try:
+            super().save_overload(signature, compiled)
+        except OSError as error:  # a full disk, files of another user
+            _warn_once(f"kernels cannot be kept in {self.cache_path} ({error}): every process compiles them")
+
+
+def _cache_of(function: Callable[..., Any]) -> Any:
+    """The disk cache of a function, or none at all where there is no folder for it."""
+    try:
+        return _KernelCache(function)
+    except RuntimeError as error:
+        _warn_once(f"kernels are kept nowhere, every process compiles them ({error})")
+        return caching.NullCache()
+
+
+@contextmanager
+def kept_as(function: Callable[..., Any], name: str) -> Iterator[None]:
+    """A while in which functions that are decorated for the disk cache have a `_KernelCache`; this one under `name`.
+
+    Numba names a function's files after its `__qualname__`, when it is decorated.
+    """
+    plain_name = function.__qualname__
+    with compiler_lock:
+        modules = (dispatcher_module, ccallback)
+        before = [module.FunctionCache for module in modules]
+        function.__qualname__ = name
+        for module in modules:
+            module.FunctionCache = _cache_of
+        try:
+            yield
+        finally:
+            function.__qualname__ = plain_name
+            for module, plain_cache in zip(modules, before, strict=True):
+                module.FunctionCache = plain_cache
 
 
 # --- the threading layer --------------------------------------------------------------------------------
