@@ -76,7 +76,12 @@ def source_digest(file: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def named_for_the_cache(function: Callable[..., Any], form: str = "") -> AbstractContextManager[None]:
-    """Name a function for the disk cache: its own name, which `form` of it, and the digest of its sources."""
-    digest = source_digest(Path(function.__code__.co_filename))
+def named_for_the_cache(
+    function: Callable[..., Any], form: str = "", home: Path | None = None
+) -> AbstractContextManager[None]:
+    """Name a function for the disk cache: its own name, which `form` of it, and the digest of its sources.
+
+    home : the file that the sources are those of; None: the function's own
+    """
+    digest = source_digest(home or Path(function.__code__.co_filename))
     return kept_as(function, f"{function.__qualname__}{form}.{digest}")

@@ -8,46 +8,41 @@ finite nonsense instead of what the reference gives.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
 
 from ._disk_cache import named_for_the_cache
-from ._pool import gated
 
 FASTMATH = frozenset({"nsz", "arcp", "contract", "afn", "reassoc"})
 
 
 def cpu_kernel(
-    function: Callable[..., Any] | None = None, *, parallel: bool = False, exact: bool = False
+    function: Callable[..., Any] | None = None, *, exact: bool = False, home: Path | None = None
 ) -> Callable[..., Any]:
     """Compile a function that Python calls: cached on disk, without the interpreter lock.
 
     Parameters
     ----------
     function : callable
-        The kernel, so that both `@cpu_kernel` and `@cpu_kernel(parallel=True)` work.
-    parallel : bool
-        Make `numba.prange` loops parallel, on the threads that `_pool` allows.
+        The kernel, so that both `@cpu_kernel` and `@cpu_kernel(exact=True)` work. `_parts.in_parts` runs it on
+        several threads.
     exact : bool
         No fast-math at all: every rounding as written.
+    home : Path
+        The file whose edits make a new kernel; None: the function's own.
 
     Notes
     -----
-    Division by zero gives Inf or NaN (`error_model="numpy"`), never an exception. A vector of `simd` cannot
-    cross into a `prange` body: keep vector code in a `@cpu_inline` function that the body calls.
+    Division by zero gives Inf or NaN (`error_model="numpy"`), never an exception.
     """
 
     def compile_kernel(kernel: Callable[..., Any]) -> Callable[..., Any]:
-        with named_for_the_cache(kernel):
-            compiled = numba.njit(
-                cache=True,
-                nogil=True,
-                error_model="numpy",
-                parallel=parallel,
-                fastmath=False if exact else set(FASTMATH),
+        with named_for_the_cache(kernel, home=home):
+            return numba.njit(
+                cache=True, nogil=True, error_model="numpy", fastmath=False if exact else set(FASTMATH)
             )(kernel)
-            return gated(compiled) if parallel else compiled
 
     return compile_kernel if function is None else compile_kernel(function)
 

@@ -7,8 +7,8 @@ file).
     what                                  why
     kept_as, _KernelCache                 the disk cache knows one source file per kernel, numbers its files, and
                                           raises where it finds no folder or no room
-    link_loops                            the parallel loops of our kernels go through the gate of `_pool`
-    start_threads, renew_locks, ...       the threading layer, and its locks in a forked process
+    share_function                        kernels on several threads without a parallel loop of Numba's
+    start_threads, renew_locks, ...       Numba's number of threads, and its locks in a forked process
     target_context                        what `isa` selects
     compiler_lock                         one Python thread compiles at a time
     cgutils, populate_array               code generation: what Numba's own intrinsics are written with
@@ -25,16 +25,18 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from importlib import import_module
 from typing import Any
 
-import llvmlite.binding as llvm
-import numba
 import numba.np.ufunc.parallel as layers
+from llvmlite import ir
+from numba import types
 from numba.core import caching, ccallback, cgutils, registry
 from numba.core import dispatcher as dispatcher_module
 from numba.core.compiler_lock import global_compiler_lock as compiler_lock
+from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
+
+_I64 = ir.IntType(64)
 
 __all__ = ["cgutils", "compiler_lock", "populate_array"]
 
@@ -166,9 +168,6 @@ def kept_as(function: Callable[..., Any], name: str) -> Iterator[None]:
 
 # --- the threading layer --------------------------------------------------------------------------------
 
-_SYMBOL = "numba_parallel_for"
-_MODULES = {"omp": "omppool", "tbb": "tbbpool", "workqueue": "workqueue"}
-
 #: Numba's number of threads in this process.
 NUM_THREADS: int = layers.NUM_THREADS
 
@@ -178,11 +177,9 @@ def threads_started() -> bool:
     return bool(layers._is_initialized)
 
 
-def start_threads() -> Any:
-    """Start Numba's threads; the module of the threading layer, with the addresses `parallel_for` and
-    `set_num_threads`."""
+def start_threads() -> None:
+    """Start Numba's threading layer, so that `num_threads` can be asked."""
     layers._launch_threads()
-    return import_module(f"numba.np.ufunc.{_MODULES[numba.threading_layer()]}")
 
 
 def num_threads() -> int:
@@ -196,35 +193,44 @@ def renew_locks() -> None:
     layers._backend_init_process_lock = None  # made anew where it is needed
 
 
-_linked: int | None = None  # what the symbol names now
+# --- calling a compiled function by its address ---------------------------------------------------------
 
 
-@contextmanager
-def _linking(address: int, layer: Any) -> Iterator[None]:
-    """The symbol names `address` while code is linked; under Numba's lock, so that no other code is."""
-    global _linked
-    with compiler_lock:
-        before = layer.parallel_for if _linked is None else _linked
-        _linked = address
-        llvm.add_symbol(_SYMBOL, _linked)
-        try:
-            yield
-        finally:
-            _linked = before
-            llvm.add_symbol(_SYMBOL, _linked)
+@intrinsic
+def share_function(typingctx, kernel, count, grain, parts, args):
+    """share_function(kernel, count, grain, parts, (a, b, ...)) -> (address, params).
 
-
-def link_loops(dispatcher: Any, address: int, layer: Any) -> Any:
-    """Let the `prange` loops of a dispatcher call the function at `address` instead of `layer.parallel_for`.
-
-    Numba's compiled code finds the layer by a symbol, which names `address` only while the dispatcher compiles or
-    loads from the cache: other Numba code of the process stays as it is. Returns the dispatcher.
+    The C function at `address`, called with (part, params, 0), calls kernel(a, b, ..., start, stop) for the part's
+    share of 0 .. count, whose start is a multiple of `grain`. The arguments are on the stack of the calling function.
+    `kernel` must not raise.
     """
-    compile_for: Callable[..., Any] = dispatcher.compile
+    if not isinstance(kernel, types.Dispatcher) or not isinstance(args, types.BaseTuple):
+        return None
+    kernel_signature = kernel.get_call_type(typingctx, (*args.types, types.int64, types.int64), {})
 
-    def compile_linked(signature: Any) -> Any:
-        with _linking(address, layer):
-            return compile_for(signature)
+    def codegen(context, builder, signature, values):
+        compiled = kernel.dispatcher.get_compile_result(kernel_signature)
+        context.add_linking_libs([compiled.library])
+        memory = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, values[1:]))
+        name = builder.module.get_unique_name("rbe_gpu.share")
+        kind = ir.FunctionType(ir.VoidType(), [_I64, memory.type, _I64])
+        function = ir.Function(builder.module, kind, name)
+        function.linkage = "internal"
+        inner = ir.IRBuilder(function.append_basic_block())
+        part = function.args[0]
+        count_, grain_, parts_, args_ = cgutils.unpack_tuple(inner, inner.load(function.args[1]), 4)
+        grains = inner.sdiv(inner.sub(inner.add(count_, grain_), _I64(1)), grain_)
+        start, end = (
+            inner.mul(inner.sdiv(inner.mul(grains, p), parts_), grain_)
+            for p in (part, inner.add(part, _I64(1)))
+        )
+        stop = inner.select(inner.icmp_signed("<", end, count_), end, count_)
+        context.call_internal_no_propagate(
+            inner, compiled.fndesc, kernel_signature,
+            [*cgutils.unpack_tuple(inner, args_, len(args.types)), start, stop],
+        )  # fmt: skip
+        inner.ret_void()
+        pair = [builder.ptrtoint(function, _I64), builder.ptrtoint(memory, _I64)]
+        return context.make_tuple(builder, signature.return_type, pair)
 
-    dispatcher.compile = compile_linked
-    return dispatcher
+    return types.UniTuple(types.int64, 2)(kernel, types.int64, types.int64, types.int64, args), codegen

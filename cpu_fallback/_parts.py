@@ -1,34 +1,33 @@
-"""run_parts(kernel, count, params): kernel(part, params) for part = 0 .. count - 1, on the threads of the pool.
+"""run_parts(kernel, count, params): kernel(part, params, 0) for part = 0 .. count - 1, on the threads of the pool.
 
-A parallel loop of Numba's compiles what it calls four times over: by itself, in the loop's body, in the body's
-wrapper, and in the function around the loop. For a kernel of a thousand lines of vector code that is most of
-its first call. Here the loop is compiled once for all such kernels, and calls them by their address.
+`in_parts` is the same for a kernel of rows or elements, whose parts are equal shares. Threads call a kernel by its
+address, so that it is compiled once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from ._atomics import atomic_add, atomic_load, call_symbol, pause_once, yield_core
 from ._disk_cache import named_for_the_cache
 from ._jit import FASTMATH, cpu_inline, cpu_kernel
-from ._numba_internals import cgutils, compiler_lock
+from ._numba_internals import compiler_lock, share_function
+from ._workers import RUN
 
-_I64 = ir.IntType(64)
 #: int64 elements of a part's counter for `next_unit`: a cache line of its own.
 SHARE = 8
-#: The instruction of a waiting loop, by the name of the architecture.
-_HINTS = {
-    "x86_64": ("llvm.x86.sse2.pause", []),
-    "aarch64": ("llvm.aarch64.hint", [ir.IntType(32)(1)]),
-    "arm64": ("llvm.aarch64.hint", [ir.IntType(32)(1)]),
-}
+#: A grain of `in_parts` for elements: whole cache lines of every dtype.
+LINE = 64
+#: Turns of `wait_for` between two offers of the core to other threads: some 20 us.
+YIELD_EVERY = 1024
 
 
 def part_kernel(function: Callable[..., Any], struct: np.dtype[Any]) -> Callable[..., int]:
@@ -101,50 +100,26 @@ def record_at(typingctx, address, struct):
     return struct.dtype(types.int64, struct), codegen
 
 
-@intrinsic
-def count_up(typingctx, array, index):
-    """count_up(array, index) -> array[index]++ atomically; whoever sees the count (`wait_for`) sees what was written
-    before it."""
-    if not isinstance(array, types.Array) or array.dtype != types.int64:
-        return None
-
-    def codegen(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.atomic_rmw("add", builder.gep(data, [args[1]]), _I64(1), "acq_rel")
-
-    return types.int64(array, types.int64), codegen
+@cpu_inline
+def count_up(array, index):
+    """array[index]++ atomically; who sees the count (`wait_for`) sees what was written before it."""
+    return atomic_add(array, index, np.int64(1))
 
 
-@intrinsic
-def wait_for(typingctx, array, index, count):
-    """wait_for(array, index, count): until array[index] has been counted up to `count`.
+@cpu_inline
+def wait_for(array, index, count):
+    """Wait until array[index] has been counted up to `count`.
 
     For work that other threads have claimed: they end it whatever this one does. Work that nobody has claimed must
-    not be waited for, since parts may run one after the other.
+    not be waited for, since parts may run one after the other. A long wait offers the core to other threads: one of
+    them may be what is waited for.
     """
-    if not isinstance(array, types.Array) or array.dtype != types.int64:
-        return None
-
-    def codegen(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        pointer = builder.gep(data, [args[1]])
-        test, idle = builder.append_basic_block("wait.test"), builder.append_basic_block("wait.idle")
-        done = builder.append_basic_block("wait.done")
-        builder.branch(test)
-        builder.position_at_end(test)
-        counted = builder.load_atomic(pointer, "acquire", 8)
-        builder.cbranch(builder.icmp_signed("<", counted, args[2]), idle, done)
-        builder.position_at_end(idle)
-        hint = _HINTS.get(builder.module.triple.partition("-")[0])
-        if hint is not None:
-            name, operands = hint
-            kind = ir.FunctionType(ir.VoidType(), [o.type for o in operands])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), operands)
-        builder.branch(test)
-        builder.position_at_end(done)
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64, types.int64), codegen
+    turns = 0
+    while atomic_load(array, index) < count:
+        pause_once()
+        turns += 1
+        if turns % YIELD_EVERY == 0:
+            yield_core()
 
 
 @cpu_inline
@@ -165,21 +140,46 @@ def next_unit(counters, units, part, parts):
     return units
 
 
-@intrinsic
-def call_part(typingctx, kernel, part, params):
-    """call_part(kernel, part, params): the part kernel at address `kernel` with the struct at address `params`."""
+@cpu_inline
+def run_shares(kernel, count, grain, parts, args):
+    """kernel(*args, start, stop) for `parts` equal shares of 0 .. count, on the threads of the pool.
 
-    def codegen(context, builder, signature, args):
-        null = ir.IntType(8).as_pointer()
-        function = ir.FunctionType(ir.VoidType(), [_I64, null, null])
-        callee = builder.inttoptr(args[0], function.as_pointer())
-        builder.call(callee, [args[1], builder.inttoptr(args[2], null), ir.Constant(null, None)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), codegen
+    kernel : a `cpu_kernel` that does not raise
+    grain : every start is a multiple of it
+    args : a tuple
+    """
+    function, params = share_function(kernel, count, grain, parts, args)
+    call_symbol(RUN, (function, np.int64(parts), params))
 
 
-@cpu_kernel(parallel=True)
+# of the function below, each in its own copy
+_kernel: Any = None
+_grain = 1
+
+
+def _in_parts(count, parts, *args):
+    run_shares(_kernel, count, _grain, parts, args)
+
+
+def in_parts(kernel: Any, grain: int = 1) -> Any:
+    """A compiled function (count, parts, *args) that calls kernel(*args, start, stop) for equal shares of 0 .. count.
+
+    A parallel loop of Numba's would compile what it calls again, in the loop's body, in the body's wrapper and in the
+    function around the loop. It also takes and gives back the interpreter lock at every call.
+
+    Parameters
+    ----------
+    kernel : a `cpu_kernel` that does not raise
+    grain : every start is a multiple of it, for instance `LINE`
+    """
+    function = kernel.py_func
+    # a copy with its own globals: the disk cache does not know a closure over a kernel again
+    run = FunctionType(_in_parts.__code__, {**globals(), "_kernel": kernel, "_grain": grain}, "in_parts")
+    run.__qualname__ = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}.in_parts"
+    run.__module__ = __name__
+    return cpu_kernel(run, home=Path(function.__code__.co_filename))
+
+
+@cpu_kernel
 def run_parts(kernel, count, params):
-    for part in numba.prange(count):
-        call_part(kernel, part, params)
+    call_symbol(RUN, (np.int64(kernel), np.int64(count), np.int64(params)))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
 from ._jit import cpu_kernel
+from ._parts import LINE, in_parts
+from ._pool import num_threads
 from .simd import bits, vadd, vload, vload_n, vstore, vstore_n
 
 _PARALLEL_FROM = 65536  # elements: 8/14 us with one/two threads at 32768, 18/15 us at 65536
@@ -23,11 +24,7 @@ def _span(x, residual, out, start, stop):
         vstore_n(out, whole, vadd(vload_n(x, whole, count), vload_n(residual, whole, count)), count)
 
 
-@cpu_kernel(parallel=True)
-def _parallel_spans(x, residual, out, parts):
-    share = (x.size + 64 * parts - 1) // (64 * parts) * 64  # whole cache lines
-    for part in prange(parts):
-        _span(x, residual, out, part * share, min((part + 1) * share, x.size))
+_in_parts = in_parts(_span, LINE)
 
 
 def add(x: NDArray[Any], residual: NDArray[Any], out: NDArray[Any]) -> None:
@@ -38,8 +35,8 @@ def add(x: NDArray[Any], residual: NDArray[Any], out: NDArray[Any]) -> None:
     x, residual, out : (count,) float32/float16/bfloat16, one dtype, C-contiguous; `out` may be one of the others
     """
     arrays = (bits(x), bits(residual), bits(out))
-    parts = get_num_threads() if x.size >= _PARALLEL_FROM else 1
+    parts = num_threads() if x.size >= _PARALLEL_FROM else 1
     if parts > 1:
-        _parallel_spans(*arrays, parts)
+        _in_parts(x.size, parts, *arrays)
     else:
         _span(*arrays, 0, x.size)

@@ -21,17 +21,17 @@ from math import ceil
 from typing import Any
 
 import ml_dtypes
-import numba
 import numpy as np
 from numba import carray, types
 from numpy.typing import NDArray
 
 from . import params
+from ._atomics import atomic_add
 from ._jit import cpu_inline, cpu_kernel
 from ._parts import part_kernel, pointer, pointer_like, record_at, run_parts
+from ._pool import num_threads
 from .arrays import floats_at, longs_at
 from .simd import (
-    claim,
     element,
     vadd,
     vblock,
@@ -339,7 +339,7 @@ def _tiles(part, p, like):
     width = (head_dim + 15) // 16 * 16
     # Threads take the next tile when they are done with one: tiles differ in size, and cores in what else they do.
     while True:
-        turn = claim(counter)
+        turn = atomic_add(counter, 0, np.int64(1))
         if turn >= count:
             break
         task = tasks[turn]
@@ -501,7 +501,7 @@ def attention(
     width = ceil(head_dim / 16) * 16
     size = 2 * width * tile + 3 * tile + KEY_TILE * (2 * width + tile) + 512
     get = np.empty if workspace is None else partial(workspace.get, "attention")
-    scratch = get((numba.get_num_threads(), size), np.float32)
+    scratch = get((num_threads(), size), np.float32)
     kept = mask is not None and mask.dtype == bool
     mask_strides = (0, 0, 0, 0) if mask is None else tuple(s // mask.itemsize for s in mask.strides)
     left, right = window

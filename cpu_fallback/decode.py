@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from rbe_gpu import transforms
@@ -20,6 +19,8 @@ from rbe_gpu.codecs.packing import RUN
 from rbe_gpu.workspace import Workspace
 
 from ._jit import cpu_inline, cpu_kernel
+from ._parts import in_parts
+from ._pool import num_threads
 from .simd import bits, narrow, vload, vstore, widen
 from .unpack import add_scaled, multiply_1x32, multiply_4x32, multiply_4x64, unpack_run
 
@@ -35,12 +36,12 @@ _NO_PHI = np.empty((0, 1, 1), np.float32)
 # --- codes to coefficients ----------------------------------------------------------------------------
 
 
-@cpu_kernel(parallel=True)
-def _dense_rows(value, scale, width, group, gain, rows, first, out):
+@cpu_kernel
+def _dense_rows(value, scale, width, group, gain, rows, first, out, begin, end):
     """out[i] = gain * scale * (u - (2^b - 1) / 2) for stored row rows[i], or first + i where rows is None."""
     middle = np.float32((1 << width) - 1) * _HALF
     cols, row_bytes = out.shape[1], value.shape[1]
-    for i in numba.prange(out.shape[0]):
+    for i in range(begin, end):
         row = first + i
         if rows is not None:
             row = rows[i]
@@ -50,12 +51,15 @@ def _dense_rows(value, scale, width, group, gain, rows, first, out):
             unpack_run(value, at, width, s, -s * middle, out, i * cols + run * RUN)
 
 
-@cpu_kernel(parallel=True)
-def _grid_rows(value, row_scale, col_scale, width, shrink, gain, rows, first, out):
+_dense_rows_in_parts = in_parts(_dense_rows)
+
+
+@cpu_kernel
+def _grid_rows(value, row_scale, col_scale, width, shrink, gain, rows, first, out, begin, end):
     """out[i, c] = gain * row_scale * col_scale[c] * (q - sign(q) * shrink), q = u - 2^(b - 1)."""
     half = np.float32(1 << (width - 1))
     cols, row_bytes = out.shape[1], value.shape[1]
-    for i in numba.prange(out.shape[0]):
+    for i in range(begin, end):
         row = first + i
         if rows is not None:
             row = rows[i]
@@ -70,6 +74,9 @@ def _grid_rows(value, row_scale, col_scale, width, shrink, gain, rows, first, ou
             nearer = shrink if q > _ZERO else -shrink
             nearer = nearer if q != _ZERO else _ZERO
             line[c] = s * widen(col_scale[c]) * (q - nearer)
+
+
+_grid_rows_in_parts = in_parts(_grid_rows)
 
 
 @cpu_inline
@@ -99,53 +106,61 @@ def _scatter(values, offset, start, stop, kind, index, row, gain, out):
             out[column] = gain * widen(values[offset + e])
 
 
-@cpu_kernel(parallel=True)
-def _sparse_float_rows(value, kind, index, row_start, gain, rows, first, out):
+@cpu_kernel
+def _sparse_float_rows(value, kind, index, row_start, gain, rows, first, out, begin, end):
     """out[i, column(e)] = gain * value[e] for the entries e of the row; zero elsewhere."""
-    for i in numba.prange(out.shape[0]):
+    for i in range(begin, end):
         row = first + i
         if rows is not None:
             row = rows[i]
         _scatter(value, 0, row_start[row], row_start[row + 1], kind, index, row, gain, out[i])
 
 
-@cpu_kernel(parallel=True)
+_sparse_float_rows_in_parts = in_parts(_sparse_float_rows)
+
+
+@cpu_kernel
 def _sparse_int_rows(
-    value, scale, width, group, dead_zone, kind, index, row_start, gain, rows, first, scratch, out
+    value, scale, width, group, dead_zone, kind, index, row_start, gain, rows, first, scratch, out, begin, end
 ):
-    """The same for b-bit values: sign * (dead_zone + scale * (m + 1/2)); scratch holds one row per thread."""
+    """The same for b-bit values: sign * (dead_zone + scale * (m + 1/2)); scratch holds one row per part."""
     half = np.float32(1 << (width - 1))
-    length = scratch.shape[1]
-    for i in numba.prange(out.shape[0]):
-        row = first + i
-        if rows is not None:
-            row = rows[i]
-        start, stop = row_start[row], row_start[row + 1]
-        base = start // RUN * RUN
-        thread = numba.get_thread_id()
-        for run in range(base // RUN, (stop + RUN - 1) // RUN):
-            unpack_run(
-                value, run * 4 * width, width, _ONE, _ZERO, scratch, thread * length + run * RUN - base
-            )
-        values = scratch[thread]
-        for e in range(start, stop):
-            u = values[e - base]
-            s = widen(scale[e // group])
-            m = u - half if u >= half else half - _ONE - u
-            v = dead_zone + s * (m + _HALF)
-            values[e - base] = v if u >= half else -v
-        _scatter(values, -base, start, stop, kind, index, row, gain, out[i])
+    parts, length = scratch.shape
+    for part in range(begin, end):
+        values = scratch[part]
+        for i in range(out.shape[0] * part // parts, out.shape[0] * (part + 1) // parts):
+            row = first + i
+            if rows is not None:
+                row = rows[i]
+            start, stop = row_start[row], row_start[row + 1]
+            base = start // RUN * RUN
+            for run in range(base // RUN, (stop + RUN - 1) // RUN):
+                unpack_run(
+                    value, run * 4 * width, width, _ONE, _ZERO, scratch, part * length + run * RUN - base
+                )
+            for e in range(start, stop):
+                u = values[e - base]
+                s = widen(scale[e // group])
+                m = u - half if u >= half else half - _ONE - u
+                v = dead_zone + s * (m + _HALF)
+                values[e - base] = v if u >= half else -v
+            _scatter(values, -base, start, stop, kind, index, row, gain, out[i])
+
+
+_sparse_int_rows_in_parts = in_parts(_sparse_int_rows)
 
 
 def _expand_dense(weight: RBEBlocks, codes: Any, rows: Any, first: int, out: Any, ws: Workspace) -> None:
     gain = np.float32(weight.gain)
-    _dense_rows(codes.value, bits(codes.scale), codes.bits, codes.group, gain, rows, first, out)
+    _dense_rows_in_parts(
+        out.shape[0], num_threads(), codes.value, bits(codes.scale), codes.bits, codes.group, gain, rows, first, out
+    )  # fmt: skip
 
 
 def _expand_grid(weight: RBEBlocks, codes: Any, rows: Any, first: int, out: Any, ws: Workspace) -> None:
-    _grid_rows(
-        codes.value, bits(codes.row_scale), bits(codes.col_scale), codes.bits, np.float32(codes.shrink),
-        np.float32(weight.gain), rows, first, out,
+    _grid_rows_in_parts(
+        out.shape[0], num_threads(), codes.value, bits(codes.row_scale), bits(codes.col_scale), codes.bits,
+        np.float32(codes.shrink), np.float32(weight.gain), rows, first, out,
     )  # fmt: skip
 
 
@@ -153,12 +168,14 @@ def _expand_sparse(weight: RBEBlocks, codes: Any, rows: Any, first: int, out: An
     gain, kind = np.float32(weight.gain), _INDEX_KIND[codes.index_kind]
     index = _NO_BYTES if codes.index is None else np.atleast_2d(codes.index)
     if codes.scale is None:
-        _sparse_float_rows(bits(codes.value), kind, index, codes.row_start, gain, rows, first, out)
+        _sparse_float_rows_in_parts(
+            out.shape[0], num_threads(), bits(codes.value), kind, index, codes.row_start, gain, rows, first, out
+        )  # fmt: skip
         return
-    scratch = ws.get("decode.values", (numba.get_num_threads(), weight.cols_pad + 2 * RUN))
-    _sparse_int_rows(
-        codes.value, bits(codes.scale), codes.bits, codes.group, np.float32(codes.dead_zone), kind, index,
-        codes.row_start, gain, rows, first, scratch, out,
+    scratch = ws.get("decode.values", (num_threads(), weight.cols_pad + 2 * RUN))
+    _sparse_int_rows_in_parts(
+        scratch.shape[0], scratch.shape[0], codes.value, bits(codes.scale), codes.bits, codes.group,
+        np.float32(codes.dead_zone), kind, index, codes.row_start, gain, rows, first, scratch, out,
     )  # fmt: skip
 
 
@@ -217,40 +234,50 @@ def _rows_transform(s, c, c_at, c_step, block, out):
                 )
 
 
-@cpu_kernel(parallel=True)
-def _synthesise_blocks(c, s, s_t, block, scratch):
-    """c_IJ = S c_IJ S^T in place, a block at a time; scratch holds a block per thread, in the first cache."""
+@cpu_kernel
+def _synthesise_blocks(c, s, s_t, block, scratch, begin, end):
+    """c_IJ = S c_IJ S^T in place, a block at a time; scratch holds a block per part, in the first cache."""
     cols = c.shape[1]
     per_row = cols // block
-    for tile in numba.prange(c.shape[0] // block * per_row):
-        at = tile // per_row * block * cols + tile % per_row * block
-        own = numba.get_thread_id() * block * block
-        _rows_transform(s, c, at, cols, block, (scratch, own))
-        _times_transposed(scratch, own, block, s_t, block, block, c, at, cols)
+    tiles, parts = c.shape[0] // block * per_row, scratch.shape[0]
+    for part in range(begin, end):
+        own = part * block * block
+        for tile in range(tiles * part // parts, tiles * (part + 1) // parts):
+            at = tile // per_row * block * cols + tile % per_row * block
+            _rows_transform(s, c, at, cols, block, (scratch, own))
+            _times_transposed(scratch, own, block, s_t, block, block, c, at, cols)
 
 
-@cpu_kernel(parallel=True)
-def _synthesise_runs(c, s_t, block, scratch):
+_synthesise_blocks_in_parts = in_parts(_synthesise_blocks)
+
+
+@cpu_kernel
+def _synthesise_runs(c, s_t, block, scratch, begin, end):
     """c[i, J] = c[i, J] S^T in place, 16 rows of one block column at a time."""
     rows, cols = c.shape
     per_row = cols // block
-    for tile in numba.prange((rows + 15) // 16 * per_row):
-        row = tile // per_row * 16
-        count = min(16, rows - row)
-        at = row * cols + tile % per_row * block
-        own = numba.get_thread_id() * block * block
-        for i in range(count):
-            for k in range(0, block, 16):
-                vstore(scratch, own + i * block + k, vload(c, at + i * cols + k))
-        _times_transposed(scratch, own, block, s_t, count, block, c, at, cols)
+    tiles, parts = (rows + 15) // 16 * per_row, scratch.shape[0]
+    for part in range(begin, end):
+        own = part * block * block
+        for tile in range(tiles * part // parts, tiles * (part + 1) // parts):
+            row = tile // per_row * 16
+            count = min(16, rows - row)
+            at = row * cols + tile % per_row * block
+            for i in range(count):
+                for k in range(0, block, 16):
+                    vstore(scratch, own + i * block + k, vload(c, at + i * cols + k))
+            _times_transposed(scratch, own, block, s_t, count, block, c, at, cols)
 
 
-@cpu_kernel(parallel=True)
-def _epilogue(block_rows, params, gain, phi, rows, first, row_block, out):
+_synthesise_runs_in_parts = in_parts(_synthesise_runs)
+
+
+@cpu_kernel
+def _epilogue(block_rows, params, gain, phi, rows, first, row_block, out, begin, end):
     """out[i, c] = block_rows[i, c] + gain * sum_k p[I, J, k] Phi[k, row in block, column in block]."""
     cols = out.shape[1]
     size = phi.shape[2]
-    for i in numba.prange(out.shape[0]):
+    for i in range(begin, end):
         source = block_rows[i]
         if params.shape[0] > 0:
             row = first + i
@@ -265,12 +292,22 @@ def _epilogue(block_rows, params, gain, phi, rows, first, row_block, out):
             out[i, c] = narrow(out, source[c])
 
 
-@cpu_kernel(parallel=True)
-def convert(source, out):
-    """out[r, c] = source[r, c] in the storage type of `out`; both (rows, cols)."""
-    for r in numba.prange(out.shape[0]):
+_epilogue_in_parts = in_parts(_epilogue)
+
+
+@cpu_kernel
+def _convert(source, out, begin, end):
+    for r in range(begin, end):
         for c in range(out.shape[1]):
             out[r, c] = narrow(out, widen(source[r, c]))
+
+
+_convert_in_parts = in_parts(_convert)
+
+
+def convert(source: Any, out: Any) -> None:
+    """out[r, c] = source[r, c] in the storage type of `out`; both (rows, cols)."""
+    _convert_in_parts(out.shape[0], num_threads(), source, out)
 
 
 def _basis_arguments(weight: RBEBlocks) -> tuple[Any, Any]:
@@ -305,15 +342,17 @@ def decode_rows(weight: RBEBlocks, rows: Any, first: int, count: int, out: Any, 
         s = transforms.cast_synthesis(weight.transform, block)
         across = weight.col_transform
         s_t = transforms.cast_synthesis(across, block, transposed=True)
-        scratch = ws.get("decode.block", (numba.get_num_threads(), block * block))
+        scratch = ws.get("decode.block", (num_threads(), block * block))
         if not weight.row_transformed:
-            _synthesise_runs(buffer, s_t, block, scratch)
+            _synthesise_runs_in_parts(scratch.shape[0], scratch.shape[0], buffer, s_t, block, scratch)
         else:
-            _synthesise_blocks(buffer, s, s_t, block, scratch)
+            _synthesise_blocks_in_parts(scratch.shape[0], scratch.shape[0], buffer, s, s_t, block, scratch)
     if buffer is not out:
         params, phi = _basis_arguments(weight)
         gain = np.float32(weight.gain)
-        _epilogue(buffer, params, gain, phi, rows, first, weight.row_block, bits(out))
+        _epilogue_in_parts(
+            out.shape[0], num_threads(), buffer, params, gain, phi, rows, first, weight.row_block, bits(out)
+        )
 
 
 def panel_rows(weight: RBEBlocks) -> int:

@@ -12,10 +12,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
 from ._jit import cpu_inline, cpu_kernel
+from ._parts import in_parts
+from ._pool import num_threads
 from .simd import bits, vadd, vload, vload_n, vstore, vstore_n, widen
 
 _BLOCKS = 256  # words and values of a chunk: 8 KB, in the L1 cache
@@ -84,12 +85,7 @@ def _span(x, threshold, scale, key0, key1, offset, residual, out, start, stop):
             vstore_n(out, at + whole, y, count - whole)
 
 
-@cpu_kernel(parallel=True)
-def _parallel_spans(x, threshold, scale, key0, key1, offset, residual, out, parts):
-    share = (x.size + _CHUNK * parts - 1) // (_CHUNK * parts) * _CHUNK
-    for part in prange(parts):
-        start, stop = part * share, min((part + 1) * share, x.size)
-        _span(x, threshold, scale, key0, key1, offset, residual, out, start, stop)
+_in_parts = in_parts(_span, _CHUNK)
 
 
 def dropout(
@@ -116,8 +112,8 @@ def dropout(
         None if residual is None else bits(residual),
         bits(out),
     )
-    parts = get_num_threads() if x.size >= _PARALLEL_FROM else 1
+    parts = num_threads() if x.size >= _PARALLEL_FROM else 1
     if parts > 1:
-        _parallel_spans(*arguments, parts)
+        _in_parts(x.size, parts, *arguments)
     else:
         _span(*arguments, 0, x.size)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from rbe_gpu.blocks import RBEBlocks, RBEVectors
 from rbe_gpu.workspace import Workspace
 
 from ._jit import cpu_kernel
+from ._parts import in_parts
 from ._pool import num_threads
 from .decode import decode_rows
 from .simd import bits, narrow, widen
@@ -32,17 +32,13 @@ def _rows(table, ids, out, start, stop):
             out[i, c] = table[row, c]
 
 
-@cpu_kernel(parallel=True)
-def _parallel_rows(table, ids, out, parts):
-    rows = out.shape[0]
-    for part in numba.prange(parts):
-        _rows(table, ids, out, rows * part // parts, rows * (part + 1) // parts)
+_in_parts = in_parts(_rows)
 
 
-@cpu_kernel(parallel=True)
+@cpu_kernel
 def _place(rows, ids, positions, first, out):
     """out[positions[i]] = rows[ids[positions[i]] - first], float32 to the storage type of `out`."""
-    for i in numba.prange(positions.shape[0]):
+    for i in range(positions.shape[0]):
         position = positions[i]
         row = ids[position] - first
         for c in range(out.shape[1]):
@@ -57,7 +53,7 @@ def embedding(ids: Any, weight: Any, out: Any, ws: Workspace) -> None:
         arrays = (bits(weight), ids, bits(out))
         parts = min(num_threads(), ids.size) if out.size >= _PARALLEL_FROM else 1
         if parts > 1:
-            _parallel_rows(*arrays, parts)
+            _in_parts(ids.size, parts, *arrays)
         else:
             _rows(*arrays, 0, ids.size)
     elif isinstance(weight, RBEVectors):

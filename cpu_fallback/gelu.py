@@ -11,10 +11,11 @@ from math import pi, sqrt
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
 from ._jit import cpu_inline, cpu_kernel
+from ._parts import LINE, in_parts
+from ._pool import num_threads
 from .simd import bits, vadd, vdiv, vfma, vload, vload_n, vmax, vmul, vsplat, vstore, vstore_n
 from .simd_math import vexp, vgelu
 
@@ -59,11 +60,7 @@ def _span(x, bias, tanh, out, start, stop):
         at += count
 
 
-@cpu_kernel(parallel=True)
-def _parallel_spans(x, bias, tanh, out, parts):
-    share = (x.size + 64 * parts - 1) // (64 * parts) * 64  # whole cache lines
-    for part in prange(parts):
-        _span(x, bias, tanh, out, part * share, min((part + 1) * share, x.size))
+_in_parts = in_parts(_span, LINE)
 
 
 def gelu(x: NDArray[Any], bias: NDArray[Any] | None, approximate: str, out: NDArray[Any]) -> None:
@@ -76,8 +73,8 @@ def gelu(x: NDArray[Any], bias: NDArray[Any] | None, approximate: str, out: NDAr
     approximate : "none" (erf) or "tanh"
     """
     arrays = (bits(x), None if bias is None else bits(bias), approximate == "tanh", bits(out))
-    parts = get_num_threads() if x.size >= _PARALLEL_FROM else 1
+    parts = num_threads() if x.size >= _PARALLEL_FROM else 1
     if parts > 1:
-        _parallel_spans(*arrays, parts)
+        _in_parts(x.size, parts, *arrays)
     else:
         _span(*arrays, 0, x.size)

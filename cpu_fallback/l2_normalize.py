@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
 from ._jit import cpu_inline, cpu_kernel
+from ._parts import in_parts
+from ._pool import num_threads
 from .simd import bits, element, vdiv, vload, vload_n, vsplat, vstore, vstore_n, widen
 from .wide_rows import SMALLEST, in_range, wide_value
 
@@ -98,10 +99,7 @@ def _rows(x, cols, wide_eps, out, first, stop):
             vstore_n(out, start + whole, vdiv(vload_n(x, start + whole, left), divisor), left)
 
 
-@cpu_kernel(parallel=True, exact=True)
-def _parallel_rows(x, cols, eps, out, rows, parts):
-    for part in prange(parts):
-        _rows(x, cols, eps, out, rows * part // parts, rows * (part + 1) // parts)
+_in_parts = in_parts(_rows)
 
 
 def l2_normalize(x: NDArray[Any], eps: float, out: NDArray[Any]) -> None:
@@ -113,8 +111,8 @@ def l2_normalize(x: NDArray[Any], eps: float, out: NDArray[Any]) -> None:
     """
     rows, cols = x.shape
     arguments = (bits(x).reshape(-1), cols, eps, bits(out).reshape(-1))
-    parts = min(get_num_threads(), rows) if x.size >= _PARALLEL_FROM else 1
+    parts = min(num_threads(), rows) if x.size >= _PARALLEL_FROM else 1
     if parts > 1:
-        _parallel_rows(*arguments, rows, parts)
+        _in_parts(rows, parts, *arguments)
     else:
         _rows(*arguments, 0, rows)

@@ -15,10 +15,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
 from ._jit import cpu_inline, cpu_kernel
+from ._parts import in_parts
+from ._pool import num_threads
 from .simd import (
     bits,
     element,
@@ -175,12 +176,7 @@ def _rows(x, weight, bias, eps, residual, out, residual_out, start, stop):
             vstore_n(out, at + whole, y, left)
 
 
-@cpu_kernel(parallel=True)
-def _parallel_rows(x, weight, bias, eps, residual, out, residual_out, parts):
-    rows = x.shape[0]
-    for part in prange(parts):
-        start, stop = rows * part // parts, rows * (part + 1) // parts
-        _rows(x, weight, bias, eps, residual, out, residual_out, start, stop)
+_in_parts = in_parts(_rows)
 
 
 def layer_norm(
@@ -209,8 +205,8 @@ def layer_norm(
         bits(out),
         None if residual_out is None else bits(residual_out),
     )
-    parts = min(get_num_threads(), x.shape[0]) if x.size >= _PARALLEL_FROM else 1
+    parts = min(num_threads(), x.shape[0]) if x.size >= _PARALLEL_FROM else 1
     if parts > 1:
-        _parallel_rows(*arrays, parts)
+        _in_parts(x.shape[0], parts, *arrays)
     else:
         _rows(*arrays, 0, x.shape[0])

@@ -20,7 +20,7 @@ from rbe_gpu.cache import PanelCache
 from rbe_gpu.matmul import PreparedInput, check_method
 from rbe_gpu.workspace import Workspace
 
-from ._pool import most_threads, num_threads
+from ._pool import num_threads
 from .decode import convert, decode_rows, panel_rows
 from .matmul_algorithms import (
     CachedPanels,
@@ -111,7 +111,7 @@ def _matvec(
 ) -> bool:  # fmt: skip
     """Token by token. Nothing is written where x has NaN, Inf or huge values and the weight is compressed."""
     n, in_features = x.shape
-    threads = most_threads()  # its scratch memory is that of the thread that computes
+    threads = num_threads()
 
     def make(buffer: Any) -> MatvecCall:
         operand = w if isinstance(w, Operand) else w.operand()

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from . import params
+from ._atomics import call_address
 from ._jit import cpu_inline
-from ._parts import SHARE, call_part, next_unit, part_kernel, record_at, run_parts, wait_for
+from ._parts import SHARE, next_unit, part_kernel, record_at, run_parts, wait_for
 from .arrays import F32, bytes_at, floats_at, ints_at, longs_at
 from .codes import BITMAP, RUN, basis_entries, code_rows, count_bits, entry_columns, entry_values, expand
 from .epilogue import epilogue
@@ -164,7 +165,7 @@ def _activations_ready(p, part):
     """
     if p.transform_in == 0:
         return True
-    call_part(p.transform_in_kernel, part, p.transform_in)
+    call_address(p.transform_in_kernel, (part, p.transform_in, np.int64(0)))
     a = record_at(p.transform_in, _TRANSFORM_IN)
     state = longs_at(a.state)
     wait_for(state, DONE, a.units)

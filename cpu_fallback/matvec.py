@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from rbe_gpu import transforms
@@ -19,7 +18,7 @@ from rbe_gpu.codecs.packing import RUN
 
 from . import params
 from ._jit import cpu_inline, cpu_kernel
-from ._parts import record_at
+from ._parts import record_at, run_shares
 from .arrays import (
     BF16,
     ENCODING,
@@ -219,7 +218,7 @@ def _transform(x, x_at, matrix, block, out, at):
 
 
 @cpu_inline
-def _unit(params_at, int8, unit, blocks, thread):
+def _unit(params_at, int8, unit, blocks, part):
     """One block of rows for one token."""
     p = record_at(params_at, _MATVEC)
     w, o = p.weight, p.output
@@ -227,12 +226,12 @@ def _unit(params_at, int8, unit, blocks, thread):
     token, first = unit // blocks, unit % blocks * block
     rows = min(block, w.rows_padded - first)
     x, x_at = floats_at(p.x), token * columns
-    c, at = floats_at(p.lines), thread * p.lines_stride
+    c, at = floats_at(p.lines), part * p.lines_stride
     if w.row_start != 0:
         row_start = longs_at(w.row_start)
         start, stop = row_start[first], row_start[first + rows]
         values, offsets, starts = floats_at(p.entry_value), ints_at(p.entry_offset), longs_at(p.entry_start)
-        entries_at, starts_at = thread * p.entry_stride, thread * p.entry_start_stride
+        entries_at, starts_at = part * p.entry_stride, part * p.entry_start_stride
         entry_values(w, start, stop, values, entries_at)
         index = bytes_at(w.index)
         for r in range(rows):
@@ -308,7 +307,17 @@ def _transform_block(p, token, j):
     return vsum(finite) == _ZERO
 
 
-@cpu_kernel(parallel=True)
+@cpu_kernel
+def _part(params_at, int8, units, parts, begin, end):
+    """The units of parts begin .. end, each with its own scratch memory."""
+    p = record_at(params_at, _MATVEC)
+    blocks = units // p.tokens
+    for part in range(begin, end):
+        for unit in range(units * part // parts, units * (part + 1) // parts):
+            _unit(params_at, int8, unit, blocks, part)
+
+
+@cpu_kernel
 def matvec(params_at):
     """out = activation(x W^T + bias) + residual for a few tokens; params_at : address of a `params.MATVEC`.
 
@@ -339,8 +348,7 @@ def matvec(params_at):
                     total = vadd(total, vload(x, token * columns + k))
                 sums[token * groups + g] = vsum(total)
     blocks = (w.rows_padded + p.block - 1) // p.block
-    for unit in numba.prange(tokens * blocks):
-        _unit(params_at, int8, unit, blocks, numba.get_thread_id())
+    run_shares(_part, p.parts, 1, p.parts, (params_at, int8, tokens * blocks, p.parts))
     return True
 
 
@@ -373,6 +381,7 @@ class MatvecCall:
             in_features=in_features,
             block=block,
             columns=columns,
+            parts=threads,
             synthesis_in=_synthesis(w.transform_in, block, False),
             synthesis_out=_synthesis(w.synthesis_out, block, True),
             x=x,

@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
 from ._jit import cpu_inline, cpu_kernel
+from ._parts import in_parts
+from ._pool import num_threads
 from .simd import bits, vadd, vdiv, vfma, vload, vload_n, vmul, vsplat, vstore, vstore_n, vsum
 from .wide_rows import wide_value
 
@@ -86,11 +87,7 @@ def _units(x, seq, lengths, cu_seqlens, cols, out, first, stop):
             _wide_strip(x, at, tokens, cols, out, place, width)
 
 
-@cpu_kernel(parallel=True)
-def _parallel_units(x, seq, lengths, cu_seqlens, cols, out, units, parts):
-    for part in prange(parts):
-        start, stop = units * part // parts, units * (part + 1) // parts
-        _units(x, seq, lengths, cu_seqlens, cols, out, start, stop)
+_in_parts = in_parts(_units)
 
 
 def mean_pool(
@@ -118,8 +115,8 @@ def mean_pool(
         bits(out).reshape(-1),
     )
     units = batch * -(-cols // _STRIP)
-    parts = min(get_num_threads(), units) if x.size >= _PARALLEL_FROM else 1
+    parts = min(num_threads(), units) if x.size >= _PARALLEL_FROM else 1
     if parts > 1:
-        _parallel_units(*arguments, units, parts)
+        _in_parts(units, parts, *arguments)
     else:
         _units(*arguments, 0, units)

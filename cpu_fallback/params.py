@@ -85,6 +85,7 @@ TILES = _struct(
 #: One to a few tokens: `matvec`.
 MATVEC = _struct(
     ("weight", WEIGHT), ("output", OUTPUT), ("input", INPUT), "tokens", "in_features", "block", "columns",
+    "parts",  # that units are divided among, each with scratch memory of its own
     "synthesis_in", "synthesis_out",  # float32 (block, block), 0 for none
     "x",  # (tokens, columns) float32: transformed activations
     "groups",  # of a row, with a scale each

@@ -7,10 +7,13 @@ candidates below max(t) / h, then the least-squares scale for these codes, twice
 
 from __future__ import annotations
 
-import numba
+from typing import Any
+
 import numpy as np
 
 from ._jit import cpu_inline, cpu_kernel
+from ._parts import in_parts
+from ._pool import num_threads
 from .simd import narrow, widen
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
@@ -79,21 +82,14 @@ def _best_scale(t, count, half, grid):
     return best
 
 
-@cpu_kernel(parallel=True)
-def quantize_rows(c, width, group, dead_zone, scale, codes, error):
-    """Codes and scales of the rows of c, and each row's squared error.
-
-    c : (rows, cols) float32; width : bits; dead_zone : float32
-    scale : (rows, ceil(cols / group)) uint16, float16 bits, written
-    codes : (rows, cols) uint16, written; a (0, 0) array asks for the error only
-    error : (rows,) float64, written
-    """
+@cpu_kernel
+def _quantize_rows(c, width, group, dead_zone, scale, codes, error, begin, end):
     cols = c.shape[1]
     half = np.float32(1 << (width - 1))
     top = half - _ONE
     grid = _GRID_COARSE if width <= 4 else (_GRID_MIDDLE if width <= 8 else _GRID_FINE)
     store = codes.shape[0] > 0
-    for r in numba.prange(c.shape[0]):
+    for r in range(begin, end):
         t = np.empty(_MAX_GROUP, np.float32)
         row_error = np.float64(0)
         for g in range(scale.shape[1]):
@@ -118,15 +114,24 @@ def quantize_rows(c, width, group, dead_zone, scale, codes, error):
         error[r] = row_error
 
 
-@cpu_kernel(parallel=True)
-def mark_kept(c, threshold, max_gap, keep):
-    """keep[r, c] = |c| > threshold; where two kept columns (or the row's start) are more than `max_gap`
-    apart, the largest coefficient of the far half of the gap is kept too. max_gap = 0: no limit.
+_quantize_rows_in_parts = in_parts(_quantize_rows)
 
-    c : (rows, cols) float32; keep : (rows, cols) uint8, written
+
+def quantize_rows(c: Any, width: Any, group: Any, dead_zone: Any, scale: Any, codes: Any, error: Any) -> None:
+    """Codes and scales of the rows of c, and each row's squared error.
+
+    c : (rows, cols) float32; width : bits; dead_zone : float32
+    scale : (rows, ceil(cols / group)) uint16, float16 bits, written
+    codes : (rows, cols) uint16, written; a (0, 0) array asks for the error only
+    error : (rows,) float64, written
     """
+    _quantize_rows_in_parts(c.shape[0], num_threads(), c, width, group, dead_zone, scale, codes, error)
+
+
+@cpu_kernel
+def _mark_kept(c, threshold, max_gap, keep, begin, end):
     cols = c.shape[1]
-    for r in numba.prange(c.shape[0]):
+    for r in range(begin, end):
         for k in range(cols):
             keep[r, k] = np.uint8(1) if abs(c[r, k]) > threshold else np.uint8(0)
         if max_gap > 0:
@@ -144,23 +149,38 @@ def mark_kept(c, threshold, max_gap, keep):
                 previous = k
 
 
-@cpu_kernel(parallel=True)
-def row_counts(keep, count):
-    """count[r] = number of ones of keep[r]. keep : (rows, cols) uint8; count : (rows,) int64."""
-    for r in numba.prange(keep.shape[0]):
+_mark_kept_in_parts = in_parts(_mark_kept)
+
+
+def mark_kept(c: Any, threshold: Any, max_gap: Any, keep: Any) -> None:
+    """keep[r, c] = |c| > threshold; where two kept columns (or the row's start) are more than `max_gap`
+    apart, the largest coefficient of the far half of the gap is kept too. max_gap = 0: no limit.
+
+    c : (rows, cols) float32; keep : (rows, cols) uint8, written
+    """
+    _mark_kept_in_parts(c.shape[0], num_threads(), c, threshold, max_gap, keep)
+
+
+@cpu_kernel
+def _row_counts(keep, count, begin, end):
+    for r in range(begin, end):
         total = np.int64(0)
         for k in range(keep.shape[1]):
             total += np.int64(keep[r, k])
         count[r] = total
 
 
-@cpu_kernel(parallel=True)
-def collect(c, keep, row_start, value, skipped):
-    """Kept coefficients in stored order, and the columns skipped before each (modulo 256).
+_row_counts_in_parts = in_parts(_row_counts)
 
-    value : (entries,) float32; skipped : (entries,) uint8
-    """
-    for r in numba.prange(c.shape[0]):
+
+def row_counts(keep: Any, count: Any) -> None:
+    """count[r] = number of ones of keep[r]. keep : (rows, cols) uint8; count : (rows,) int64."""
+    _row_counts_in_parts(keep.shape[0], num_threads(), keep, count)
+
+
+@cpu_kernel
+def _collect(c, keep, row_start, value, skipped, begin, end):
+    for r in range(begin, end):
         e = row_start[r]
         previous = -1
         for k in range(c.shape[1]):
@@ -169,3 +189,14 @@ def collect(c, keep, row_start, value, skipped):
                 skipped[e] = np.uint8((k - previous - 1) & 255)
                 previous = k
                 e += 1
+
+
+_collect_in_parts = in_parts(_collect)
+
+
+def collect(c: Any, keep: Any, row_start: Any, value: Any, skipped: Any) -> None:
+    """Kept coefficients in stored order, and the columns skipped before each (modulo 256).
+
+    value : (entries,) float32; skipped : (entries,) uint8
+    """
+    _collect_in_parts(c.shape[0], num_threads(), c, keep, row_start, value, skipped)

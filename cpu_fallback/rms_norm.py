@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
 from ._jit import cpu_inline, cpu_kernel
+from ._parts import in_parts
+from ._pool import num_threads
 from .simd import bits, element, vadd, vfma, vload, vload_n, vmul, vsplat, vstore, vstore_n, vsum, widen
 from .wide_rows import in_range, wide_value
 
@@ -108,12 +109,7 @@ def _rows(x, weight, eps, residual, out, residual_out, start, stop):
             vstore_n(out, at + whole, vmul(vmul(s, factor), vload_n(weight, whole, left)), left)
 
 
-@cpu_kernel(parallel=True)
-def _parallel_rows(x, weight, eps, residual, out, residual_out, parts):
-    rows = x.shape[0]
-    for part in prange(parts):
-        start, stop = rows * part // parts, rows * (part + 1) // parts
-        _rows(x, weight, eps, residual, out, residual_out, start, stop)
+_in_parts = in_parts(_rows)
 
 
 def rms_norm(
@@ -140,8 +136,8 @@ def rms_norm(
         bits(out),
         None if residual_out is None else bits(residual_out),
     )
-    parts = min(get_num_threads(), x.shape[0]) if x.size >= _PARALLEL_FROM else 1
+    parts = min(num_threads(), x.shape[0]) if x.size >= _PARALLEL_FROM else 1
     if parts > 1:
-        _parallel_rows(*arrays, parts)
+        _in_parts(x.shape[0], parts, *arrays)
     else:
         _rows(*arrays, 0, x.shape[0])

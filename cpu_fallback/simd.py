@@ -514,19 +514,3 @@ def vblock(
         rows, vectors, types.boolean, index, a, index, index, index, b, index, index, c, index, index
     )
     return result, codegen
-
-
-# --- threads ----------------------------------------------------------------------------------------------
-
-
-@intrinsic
-def claim(typingctx, counter):
-    """claim(counter) -> int64: counter[0], which grows by one in the same step, whatever other threads do."""
-    if not isinstance(counter, types.Array) or counter.dtype != types.int64:
-        return None
-
-    def codegen(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.atomic_rmw("add", data, ir.IntType(64)(1), "monotonic")
-
-    return types.int64(counter), codegen

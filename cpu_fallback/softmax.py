@@ -12,10 +12,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
 from ._jit import cpu_inline, cpu_kernel
+from ._parts import in_parts
+from ._pool import num_threads
 from .simd import (
     bits,
     vadd,
@@ -166,11 +167,7 @@ def _rows(x, scale, added, keep, out, start, stop):
             _write(s, 0, count, inverse, out, row * cols + col)
 
 
-@cpu_kernel(parallel=True)
-def _parallel_rows(x, scale, added, keep, out, parts):
-    rows = x.shape[0]
-    for part in prange(parts):
-        _rows(x, scale, added, keep, out, rows * part // parts, rows * (part + 1) // parts)
+_in_parts = in_parts(_rows)
 
 
 def softmax(x: NDArray[Any], scale: float, mask: NDArray[Any] | None, out: NDArray[Any]) -> None:
@@ -182,8 +179,8 @@ def softmax(x: NDArray[Any], scale: float, mask: NDArray[Any] | None, out: NDArr
     mask : (rows, cols) float32 (added) or bool (True keeps), any strides, or None
     """
     added, keep = (None, mask) if mask is not None and mask.dtype == np.bool_ else (mask, None)
-    parts = min(get_num_threads(), x.shape[0]) if x.size >= _PARALLEL_FROM else 1
+    parts = min(num_threads(), x.shape[0]) if x.size >= _PARALLEL_FROM else 1
     if parts > 1:
-        _parallel_rows(bits(x), scale, added, keep, bits(out), parts)
+        _in_parts(x.shape[0], parts, bits(x), scale, added, keep, bits(out))
     else:
         _rows(bits(x), scale, added, keep, bits(out), 0, x.shape[0])

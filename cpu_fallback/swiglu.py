@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
 from ._jit import cpu_inline, cpu_kernel
+from ._parts import LINE, in_parts
+from ._pool import num_threads
 from .simd import bits, vadd, vdiv, vload, vload_n, vmax, vmul, vsplat, vstore, vstore_n
 from .simd_math import vexp
 
@@ -57,11 +58,7 @@ def _span(x, bias, out, start, stop):
         at += count
 
 
-@cpu_kernel(parallel=True)
-def _parallel_spans(x, bias, out, parts):
-    share = (out.size + 64 * parts - 1) // (64 * parts) * 64  # whole cache lines
-    for part in prange(parts):
-        _span(x, bias, out, part * share, min((part + 1) * share, out.size))
+_in_parts = in_parts(_span, LINE)
 
 
 def swiglu(x: NDArray[Any], bias: NDArray[Any] | None, out: NDArray[Any]) -> None:
@@ -74,8 +71,8 @@ def swiglu(x: NDArray[Any], bias: NDArray[Any] | None, out: NDArray[Any]) -> Non
     out : (rows, n), dtype of x, C-contiguous, no memory shared with x
     """
     arrays = (bits(x), None if bias is None else bits(bias), bits(out))
-    parts = get_num_threads() if out.size >= _PARALLEL_FROM else 1
+    parts = num_threads() if out.size >= _PARALLEL_FROM else 1
     if parts > 1:
-        _parallel_spans(*arrays, parts)
+        _in_parts(out.size, parts, *arrays)
     else:
         _span(*arrays, 0, out.size)

@@ -6,8 +6,8 @@ set, and later what `set_num_threads` sets. Numba's limit is `NUMBA_NUM_THREADS`
 Matmuls that this package computes with NumPy's BLAS use the same number of threads (`with blas:`, through
 threadpoolctl). Other uses of BLAS in the program are not affected.
 
-Kernels called while another Python thread runs one, and kernels of a forked process, run on the calling thread only;
-see `rbe_gpu.cpu_fallback._pool`.
+Kernels called from several Python threads at once share the threads. In a forked process the limit is 1 at first: its
+siblings usually need the other cores. See `rbe_gpu.cpu_fallback._workers`.
 """
 
 from __future__ import annotations
@@ -60,8 +60,6 @@ def set_num_threads(count: int) -> None:
         `count` is not an integer.
     ValueError
         `count` is outside that range.
-    RuntimeError
-        `count` is more than 1 in a forked process, whose kernels run on the calling thread.
     """
     if isinstance(count, bool):
         raise TypeError("count is a bool; pass a number of threads")
@@ -72,16 +70,11 @@ def set_num_threads(count: int) -> None:
             f"count={count} is outside 1 to {pool.MOST}, the threads that Numba has; "
             "to have more, set NUMBA_NUM_THREADS before Numba is imported"
         )
-    if count > 1 and pool.alone():
-        raise RuntimeError(
-            f"count={count}: this process was forked, and kernels of a forked process run on one thread; "
-            'start processes with multiprocessing\'s "spawn" or "forkserver" to have more'
-        )
     pool.set_limit(count)
 
 
 def get_num_threads() -> int:
-    """Number of threads that a kernel called from this thread may use; 1 in a forked process."""
+    """Number of threads that a kernel called from this thread may use."""
     return int(_pool().num_threads())
 
 

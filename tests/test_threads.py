@@ -20,6 +20,7 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
+from numba import types
 from threadpoolctl import ThreadpoolController
 
 import rbe_gpu as rbe
@@ -73,22 +74,34 @@ def several_ops() -> list[bytes]:
 
 
 def who(parts: int = 64) -> list[int]:
-    """The numbers of the threads that computed the parts of a kernel."""
+    """The threads that computed the parts of a kernel, each of which takes a millisecond or more."""
     from rbe_gpu.cpu_fallback._jit import cpu_kernel
+    from rbe_gpu.cpu_fallback._parts import in_parts
 
     found = np.full(parts, -1, np.int64)
     if "who" not in _KERNELS:
-        _KERNELS["who"] = cpu_kernel(parallel=True)(_who)
-    _KERNELS["who"](found)
+        _KERNELS["who"] = in_parts(cpu_kernel(_who_share))
+    _KERNELS["who"](parts, rbe.get_num_threads(), found)
     return sorted(set(found.tolist()))
 
 
 _KERNELS: dict[str, Any] = {}
 
 
+_this_thread = types.ExternalFunction("pthread_self", types.int64())
+_wait = types.ExternalFunction("usleep", types.int32(types.int32))
+
+
+def _who_share(found: Any, start: int, stop: int) -> None:
+    for i in range(start, stop):
+        found[i] = _this_thread()
+        _wait(1000)
+
+
 def _who(found: Any) -> None:
     for i in numba.prange(found.size):
-        found[i] = numba.get_thread_id()
+        found[i] = _this_thread()
+        _wait(1000)
 
 
 # --- how many -----------------------------------------------------------------------------------------
@@ -161,7 +174,7 @@ def numbas_own_setting() -> None:
     assert rbe.get_num_threads() == 2
     assert in_thread(rbe.get_num_threads) == 3
     rbe.set_num_threads(1)
-    assert who() == [0]
+    assert len(who()) == 1
     rbe.set_num_threads(4)
     numba.set_num_threads(4)
     assert rbe.get_num_threads() == 4
@@ -175,11 +188,11 @@ def test_numbas_own_setting() -> None:
 
 def numba_code_of_others() -> None:
     rbe.set_num_threads(1)
-    assert who() == [0]
+    assert len(who()) == 1
     found = np.zeros(64, np.int64)
     numba.njit(parallel=True)(_who)(found)
     assert len(set(found.tolist())) == 4
-    assert who() == [0]
+    assert len(who()) == 1
 
 
 def test_numba_code_of_others_is_left_alone() -> None:
@@ -257,6 +270,68 @@ def threads_at_once() -> None:
 @pytest.mark.parametrize("layer", LAYERS)
 def test_python_threads_at_once(layer: str) -> None:
     passes(threads_at_once, NUMBA_THREADING_LAYER=layer)
+
+
+def helpers_never_come() -> None:
+    from rbe_gpu.cpu_fallback import _workers
+
+    want = several_ops()
+    rbe.set_num_threads(1)
+    # the counters promise three helpers, of which none is awake: what a busy machine looks like to a caller
+    _workers._state[_workers._LIMIT] = 4
+    _workers._state[_workers._SLEEPING] = -100
+    assert several_ops() == want
+
+
+def test_a_caller_waits_only_for_claimed_parts() -> None:
+    passes(helpers_never_come)
+
+
+def _calls_at_once(model: Any, calls: list[Any], threads: int, count: int) -> list[object]:
+    """`count` calls of `model.embed` in each of some threads at once; what went wrong."""
+    want = [model.embed(call) for call in calls]
+    ready = threading.Barrier(threads)
+    wrong: list[object] = []
+
+    def work(start: int) -> None:
+        ready.wait()
+        try:
+            for i in range(start, start + count):
+                if not np.array_equal(model.embed(calls[i % len(calls)]), want[i % len(calls)]):
+                    wrong.append(i % len(calls))
+        except Exception as error:
+            wrong.append(error)
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return wrong
+
+
+def one_model_in_many_threads() -> None:
+    from rbe_gpu.models.bert import BertEncoder
+
+    from . import real
+
+    tensors: dict[str, Any] = {
+        n: real.weight(n) for n in real.weight_names() if "layer." not in n or "layer.0." in n
+    }
+    for name in [n for n, t in tensors.items() if "layer.0." in n and t.ndim == 2]:
+        tensors[name] = rbe.compress(tensors[name], codes="dense-int4")
+    lines = real.texts()[:6]
+    calls = [lines[i : i + n] for n in (1, 2, 4) for i in range(0, len(lines) - n + 1, 2)]
+    for cache_bytes in (0, 1 << 20):
+        config = {**real.config(), "num_hidden_layers": 1}
+        model = BertEncoder(tensors, config, real.tokenizer(), cache_bytes=cache_bytes)
+        wrong = _calls_at_once(model, calls, threads=8, count=100)
+        assert not wrong, wrong
+
+
+def test_one_model_in_many_threads() -> None:
+    """1,600 calls from eight threads, with and without a panel cache: the bits of one thread."""
+    passes(one_model_in_many_threads)
 
 
 # --- forked processes ---------------------------------------------------------------------------------
@@ -350,16 +425,16 @@ def forked_while_numbas_locks_are_held() -> None:
 
 
 def number_of_a_forked_process() -> None:
-    rbe.gelu(np.ones((512, 512), np.float32))
+    want = several_ops()
 
-    def task() -> str:
-        rbe.set_num_threads(1)
-        with pytest.raises(RuntimeError, match="this process was forked") as caught:
-            rbe.set_num_threads(2)
-        return str(caught.value)
+    def task() -> tuple[int, int, int, list[bytes]]:
+        alone = len(who())
+        rbe.set_num_threads(3)
+        return alone, rbe.get_num_threads(), len(who()), several_ops()
 
-    assert 'multiprocessing\'s "spawn"' in child(task)
-    rbe.set_num_threads(2)
+    assert child(task) == (1, 3, 3, want)
+    assert rbe.get_num_threads() == 4
+    assert several_ops() == want
 
 
 FORKS = (
@@ -381,6 +456,7 @@ def test_fork(function: Callable[[], None], layer: str) -> None:
 
 @needs_fork
 def test_number_of_a_forked_process() -> None:
+    """A child has one thread, and starts others when it is told to."""
     passes(number_of_a_forked_process)
 
 

@@ -43,7 +43,8 @@ FOLDERS = {"ops", "codecs", "layers", "models", "gpu", "cli"}
 COMMANDS = {"compress", "inspect", "embed", "eval", "report", "warmup", "tune", "info"}
 CLI = {"__init__", "__main__", "_errors", "_files", "_output"}
 CPU = {
-    *("__init__", "_jit", "_numba_internals", "_parts", "_pool", "arrays", "isa", "params", "unpack"),
+    *("__init__", "_jit", "_disk_cache", "_numba_internals", "arrays", "isa", "params", "unpack"),
+    *("_atomics", "_workers", "_pool", "_parts"),  # threads
     *("simd", "simd_emit", "simd_math"),
     *("quantize", "feedback"),  # the encoder's loops
     "wide_rows",  # of the norms
