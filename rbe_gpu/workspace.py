@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable
 from math import prod
 from typing import Any
@@ -104,6 +105,19 @@ class Workspace:
         self._buffers.clear()
         self._views.clear()
         self._parts.clear()
+
+
+class ThreadWorkspaces(threading.local):
+    """A workspace for each Python thread that asks; it is freed when the thread ends.
+
+    A copy, also a pickled one, starts empty.
+    """
+
+    def __init__(self) -> None:
+        self.own = Workspace()
+
+    def __reduce__(self) -> tuple[type[ThreadWorkspaces], tuple[()]]:
+        return ThreadWorkspaces, ()
 
 
 class ArgumentCache:

@@ -26,7 +26,7 @@ from ..cache import PanelCache
 from ..dispatch import device_memory_errors, device_of, module_of
 from ..layers import RBEFFN, RBEAttention, RBEEmbedding, RBELayerNorm, RBELinear
 from ..transforms import BLOCK_SIZES, DEFAULT_BLOCK
-from ..workspace import Workspace
+from ..workspace import ThreadWorkspaces, Workspace
 from .pooling import cu_seqlens_of, pool_into, to_host
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class BertEncoder:
 
     Notes
     -----
-    Not thread-safe: batches share the workspace.
+    Several Python threads may use one model at once: each has a workspace of its own.
     """
 
     def __init__(
@@ -238,7 +238,7 @@ class BertEncoder:
         self.normalize = normalize
         self.max_seq_length: int = min(max_seq_length or positions, positions)
         self.cache = PanelCache(cache_bytes)
-        self.workspace = Workspace()
+        self._workspaces = ThreadWorkspaces()
         self.tokenizer = deepcopy(
             tokenizer
         )  # 50 ms; two models may share one and truncate to different lengths
@@ -308,6 +308,11 @@ class BertEncoder:
             self.embedding_norm,
         )
         return sum(e.nbytes for e in embeddings) + sum(part.nbytes for layer in self.layers for part in layer)
+
+    @property
+    def workspace(self) -> Workspace:
+        """Scratch memory of calls from this Python thread that bring none."""
+        return self._workspaces.own
 
     @property
     def embedding_size(self) -> int:
