@@ -200,6 +200,8 @@ def after_fork() -> None:
 
 def _stop() -> None:
     """Let the helpers end before the interpreter frees the code that they run."""
+    if not _helpers:  # nor may the code be run where it was compiled for another machine
+        return
     _end_code.ctypes(len(_helpers))
     for helper in _helpers:
         helper.join(1.0)
