@@ -14,14 +14,14 @@ from __future__ import annotations
 import os
 import warnings
 
-from rbe_gpu import threads
+from rbe_gpu import forks, threads
 
 from . import _numba_internals as internals
 from . import _workers
 
 #: As many threads as Numba has.
 MOST = internals.NUM_THREADS
-_forked = threads.forked and internals.threads_started()
+_forked = forks.happened and internals.threads_started()
 internals.start_threads()
 
 

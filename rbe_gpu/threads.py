@@ -25,20 +25,18 @@ from threadpoolctl import ThreadpoolController
 VARIABLE = "RBE_NUM_THREADS"
 
 
-def _from_environment() -> int | None:
+def from_environment() -> int | None:
     """The value of `RBE_NUM_THREADS`, or None if it is not set."""
     text = os.environ.get(VARIABLE, "").strip()
     if not text:
         return None
-    if not text.isdecimal() or int(text) < 1:
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
         raise ValueError(f"{VARIABLE}={text!r} is not a number of threads; set it to 1 or more, or unset it")
     return int(text)
 
 
-#: `RBE_NUM_THREADS` when the package was imported, or None.
-asked = _from_environment()
-#: Whether this process was forked from one that had imported the package.
-forked = False
+#: `RBE_NUM_THREADS` when this module was imported, or None.
+asked = from_environment()
 
 
 @cache
@@ -123,8 +121,6 @@ blas = _Blas()
 
 def _after_fork() -> None:
     """In the child process: the parent's other threads do not exist, so their locks would never be released."""
-    global forked
-    forked = True
     blas.reset()
 
 

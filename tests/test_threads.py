@@ -135,7 +135,7 @@ def test_environment(layer: str) -> None:
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
 def test_environment_makes_sense(value: str) -> None:
     env = {**os.environ, "RBE_NUM_THREADS": value}
-    command = [sys.executable, "-c", "import rbe_gpu"]
+    command = [sys.executable, "-c", "import rbe_gpu; rbe_gpu.get_num_threads()"]
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert f"ValueError: RBE_NUM_THREADS={value!r} is not a number of threads" in done.stderr

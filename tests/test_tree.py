@@ -37,6 +37,7 @@ PACKAGE = {
     "warmup": "a model's kernels before its first batch",
     "matmul": "what a matmul algorithm is, and how a backend chooses one",
     "tuning": "measures the CPU's cost model of matmul",
+    "forks": "whether this process is a fork of one that imported the package",
     "threads": "how many threads kernels and BLAS use",
 }
 FOLDERS = {"ops", "codecs", "layers", "models", "gpu", "cli"}
