@@ -15,6 +15,8 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from rbe_gpu import output
+
 FEW_TOKENS = 4  # multiplied one by one
 DENSE_ROWS_DENSITY = 0.65  # above this density, sparse rows are expanded and multiplied as dense rows
 
@@ -77,9 +79,7 @@ def store(measured: MatmulCosts) -> None:
     """Write the numbers of this machine to `costs_file`, and use them from now on."""
     file = costs_file()
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps({"machine": machine(), **asdict(measured)}, indent=2) + "\n")
-    part.replace(file)
+    output.write_text(file, json.dumps({"machine": machine(), **asdict(measured)}, indent=2) + "\n")
     costs.cache_clear()
 
 

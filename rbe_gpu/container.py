@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import struct
 import tempfile
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import memory, threads
+from . import memory, output, threads
 from .blocks import RBEBlocks, RBEMatrix
 from .codecs import CODECS
 from .json_checks import (
@@ -347,15 +346,6 @@ def _host(a: Any, name: str) -> NDArray[Any]:
     return a if a.flags.c_contiguous else np.ascontiguousarray(a).reshape(a.shape)
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 class Writer:
     """Write a file one tensor at a time.
 
@@ -365,9 +355,10 @@ class Writer:
     ...     writer.add("pooler.bias", bias)
 
     Arrays go to an unnamed temporary file in the folder of `path` (as large as the result); leaving the `with`
-    block writes them in order after the header, syncs, and renames the result to `path`. After an exception no
-    file is left behind, and an existing file at `path` is unchanged. The same tensors and config give the same
-    bytes, in whatever order they are added.
+    block writes them in order after the header, syncs, and renames the result to `path` (`output.replacing`:
+    symbolic links are followed, a pipe is written as it is). After an exception no file is left behind, and an
+    existing file at `path` is unchanged. The same tensors and config give the same bytes, in whatever order they are
+    added.
 
     Attributes
     ----------
@@ -383,12 +374,11 @@ class Writer:
         self._end = 0
 
     def __enter__(self) -> Writer:
-        if self.path.is_dir():
-            raise IsADirectoryError(f"{self.path} is a folder; name a file")
-        folder = self.path.parent
-        if not folder.is_dir():
-            raise FileNotFoundError(f"the folder {folder} does not exist; make it first")
-        self._spool = tempfile.TemporaryFile(dir=folder)  # closed in __exit__
+        place = output.destination(self.path)
+        if not place.through:
+            output.sweep(place.path.parent)
+        with output.naming(self.path):
+            self._spool = tempfile.TemporaryFile(dir=None if place.through else place.path.parent)
         return self
 
     def add(self, name: str, value: RBEBlocks | NDArray[Any]) -> None:
@@ -425,7 +415,8 @@ class Writer:
             raise ValueError(f"{self.path}: the tensor {quoted(name)} is there already")
         for array, a in arrays.items():
             self._arrays[array] = _Spooled(DTYPE_NAMES[a.dtype], a.shape, self._end, a.nbytes)
-            self._spool.write(a.reshape(-1).view(np.uint8).data)
+            with output.naming(self.path):
+                self._spool.write(a.reshape(-1).view(np.uint8).data)
             self._end += a.nbytes
         self._tensors[name] = stored
 
@@ -445,22 +436,13 @@ class Writer:
         if len(head) - 8 > MAX_HEADER_BYTES:
             raise ValueError(f"{self.path}: the header takes {len(head)} bytes, more than {MAX_HEADER_BYTES}")
         check_cost(head, len(head) + self._end, failure(str(self.path)))
-        partial = self.path.with_name(f".{self.path.name[:100]}.{secrets.token_hex(8)}.partial")
-        try:
-            with open(partial, "xb") as file:
-                file.write(head)
-                for name in _payload_order(self._arrays):
-                    array = self._arrays[name]
-                    spool.seek(array.at)
-                    for start in range(0, array.nbytes, _CHUNK):
-                        file.write(spool.read(min(_CHUNK, array.nbytes - start)))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, self.path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-        _sync_folder(self.path.parent)
+        with output.replacing(self.path) as file:
+            file.write(head)
+            for name in _payload_order(self._arrays):
+                array = self._arrays[name]
+                spool.seek(array.at)
+                for start in range(0, array.nbytes, _CHUNK):
+                    file.write(spool.read(min(_CHUNK, array.nbytes - start)))
 
     def __exit__(
         self,
@@ -470,7 +452,7 @@ class Writer:
     ) -> None:
         spool, self._spool = self._spool, None
         assert spool is not None
-        with spool:
+        with output.naming(self.path), spool:  # closing it writes what is buffered
             if kind is None:
                 self._commit(spool)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from rbe_gpu import output
 from rbe_gpu.models.locate import model_folder
 
 from .harness import row_names
@@ -250,7 +250,7 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
         keep(model.memory(inputs, session, {s: files[s] for s in measured}, Path(scratch)))
         stages.begin("plots and page")
         page.write(read_rows(results), out, quick)
-        shutil.copyfile(results, out / page.FILE)
+        output.write_text(out / page.FILE, results.read_text(encoding="utf-8"))
         stages.done()
     minutes, seconds = divmod(int(time.perf_counter() - stages.started), 60)
     print(f"{out / 'index.html'} written in {minutes} min {seconds} s; its rows are in {out / page.FILE}.")

@@ -27,6 +27,7 @@ PACKAGE = {
     "evaluate": "a compressed model beside its dense one, in figures",
     "container": "blocks <-> .rbe.safetensors",
     "stored": "one tensor of a file, every rule checked",
+    "output": "files that are written: complete or not at all",
     "memory": "how much the machine has, and how much is available",
     "json_checks": "strict JSON and checks of its values",
     "mapped": "arrays straight from a file",

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
+from .. import output
 from ._errors import fail
 
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite the output file if it exists.")]
 
 
-def check_output(out: Path, force: bool) -> None:
-    """Fail before any work if the output file cannot be created, or exists and `force` is not set."""
-    if out.is_dir():
-        fail(f"{out} is a folder; name a file")
-    if not out.parent.is_dir():
-        fail(f"the folder {out.parent} does not exist; make it first")
-    if out.exists() and not force:
+def check_output(out: Path, force: bool) -> Path:
+    """Fail before any work if the output cannot be written, or is a file that exists and `force` is not set.
+
+    Returns the path to write: `out`, or standard output for `-`.
+    """
+    path = Path("/dev/stdout") if str(out) == "-" else out
+    place = output.destination(path)
+    if not place.through and place.path.exists() and not force:
         fail(f"{out} exists; pass --force to replace it")
-    if not os.access(out.parent, os.W_OK | os.X_OK):
-        fail(f"no permission to write in {out.parent}")
+    return path
+
+
+def message_stream(out: Path) -> TextIO:
+    """Where to say what was written to `out`: not where it was written."""
+    return sys.stderr if output.destination(out).descriptor == 1 else sys.stdout
 
 
 def read_lines(path: Path) -> list[str]:
@@ -47,16 +51,12 @@ def read_texts(path: Path) -> list[str]:
 
 
 def save_npy(out: Path, array: Any) -> None:
-    """Write a .npy file atomically."""
+    """Write a .npy file; see `output.replacing`."""
     import numpy as np
+    from numpy.lib import format as npy
 
-    partial = out.with_name(f".{out.name[:100]}.{secrets.token_hex(8)}.partial")
-    try:
-        with open(partial, "xb") as file:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, out)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    array = np.ascontiguousarray(array)
+    with output.replacing(out) as file:
+        # not np.save: on a full disk that raises "4096 requested and 2016 written"
+        npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(array))
+        file.write(memoryview(array).cast("B") if array.size else b"")

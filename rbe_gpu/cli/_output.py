@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -44,12 +44,13 @@ def new_table(*columns: str, title: str | None = None) -> Table:
     return table
 
 
-def show(*parts: Table | str) -> None:
-    """Print tables and lines of text."""
+def show(*parts: Table | str, file: TextIO | None = None) -> None:
+    """Print tables and lines of text, on standard output or another stream."""
     from rich.console import Console
 
+    stream = sys.stdout if file is None else file
     # a pipe has no width: do not wrap lines there
-    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
+    console = Console(width=None if stream.isatty() else 200, markup=False, highlight=False, file=stream)
     for part in parts:
         console.print(part)
 

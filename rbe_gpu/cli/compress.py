@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from ._errors import errors_on_one_line, fail
-from ._files import Force, check_output, read_texts
+from ._files import Force, check_output, message_stream, read_texts
 from ._output import Json, escaped, new_table, print_json, progress_bar, show, size
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ CALIBRATION_TEXTS = 768  # number of docstrings for --calibrate docstrings
 
 def command(
     source: Annotated[Path, typer.Argument(readable=False, help="A model folder or a .safetensors file.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: NAME.rbe.safetensors.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The file to write: NAME.rbe.safetensors; - for stdout.")
+    ],
     grade: Annotated[
         str | None,
         typer.Option(help="Target relative error of each matrix: S 0.001, A 0.01, B 0.1, C 0.3."),
@@ -85,7 +87,10 @@ def command(
     with errors_on_one_line():
         if not source.exists():
             fail(f"{source} does not exist")
-        check_output(out, force)
+        out = check_output(out, force)
+        messages = message_stream(out)
+        if as_json and messages is not sys.stdout:
+            fail("--json and the file both go to standard output; name a file")
         from ..models.compress import compress_model
 
         texts = None if calibrate is None else calibration_texts(calibrate)
@@ -109,7 +114,7 @@ def command(
         if as_json:
             print_json(_as_dict(summary, seconds))
         else:
-            _show(summary, seconds)
+            _show(summary, seconds, messages)
 
 
 def calibration_texts(source: str) -> list[str]:
@@ -150,7 +155,7 @@ def _as_dict(summary: CompressSummary, seconds: float) -> dict[str, Any]:
     }
 
 
-def _show(summary: CompressSummary, seconds: float) -> None:
+def _show(summary: CompressSummary, seconds: float, stream: TextIO) -> None:
     table = new_table("tensor", ">shape", "codes", ">bytes", ">bits/weight", ">relative error")
     for row in summary.rows:
         if row.kind != "dense":
@@ -170,6 +175,7 @@ def _show(summary: CompressSummary, seconds: float) -> None:
         f"({size(summary.dense_bytes)}), {summary.ratio / 2:.2f} times than float16; "
         f"{summary.bits_per_weight:.2f} bits/weight, relative error {summary.relative_error:.4f}, "
         f"{seconds:.1f} s",
+        file=stream,
     )
     for note in summary.notes:
         print(f"rbe-gpu: note: {note}", file=sys.stderr)

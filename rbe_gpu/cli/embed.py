@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from ._errors import errors_on_one_line
-from ._files import Force, check_output, read_lines, save_npy
+from ._errors import errors_on_one_line, fail
+from ._files import Force, check_output, message_stream, read_lines, save_npy
 from ._output import Json, print_json
 
 
@@ -19,14 +19,19 @@ def command(
     texts: Annotated[
         Path, typer.Argument(readable=False, help="A UTF-8 file, one text per line; - for stdin.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The .npy file to write: one row per line.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The .npy file to write, one row per line; - for stdout.")
+    ],
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per batch.")] = 32,
     as_json: Json = False,
     force: Force = False,
 ) -> None:
     """Embed each line of a text file; row i of the output is the embedding of line i."""
     with errors_on_one_line():
-        check_output(out, force)
+        out = check_output(out, force)
+        messages = message_stream(out)
+        if as_json and messages is not sys.stdout:
+            fail("--json and the vectors both go to standard output; name a file")
         lines = read_lines(texts)
         import rich
 
@@ -52,4 +57,5 @@ def command(
                 }
             )
         else:
-            print(f"{out}: {len(lines)} x {vectors.shape[1]} float32, {seconds:.2f} s, {rate:.0f} texts/s")
+            line = f"{out}: {len(lines)} x {vectors.shape[1]} float32, {seconds:.2f} s, {rate:.0f} texts/s"
+            print(line, file=messages)

@@ -20,6 +20,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from rbe_gpu import output
+
 from .. import targets
 from ..harness.memory import child_environment
 from ..harness.rows import Row, read_rows
@@ -234,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_stage(chosen.stage, options)
     results = run_all(chosen.names, options)
     text = summary(results, rows_of(chosen.rows))
-    (chosen.out / "summary.txt").write_text(text + "\n", encoding="utf-8")
+    output.write_text(chosen.out / "summary.txt", text + "\n")
     print(text)
     return 0 if all(one["status"] == PASSED for one in results) else 1
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rbe_gpu import output
+
 from ..harness.text import FAILED, PASSED
 
 __all__ = ["CANNOT_RUN", "FAILED", "PASSED", "STOPPED", "Options", "Result", "finish", "read", "start"]
@@ -78,9 +80,7 @@ class Result:
     def write(self) -> None:
         self.seconds = time.perf_counter() - self._began
         held = {name: getattr(self, name) for name in ("stage", "status", "seconds", "lines", "facts")}
-        scratch = self.path.with_suffix(".part")
-        scratch.write_text(json.dumps(held, indent=1), encoding="utf-8")
-        scratch.replace(self.path)
+        output.write_text(self.path, json.dumps(held, indent=1))
 
 
 def read(path: Path) -> dict[str, Any] | None:

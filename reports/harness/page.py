@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
+from rbe_gpu import output
+
 from .plots import Plot
 from .rows import Row
 from .text import GONE, MISSING, RATINGS, Rating
@@ -121,7 +123,7 @@ def write(out: Path, name: str, source: str, plots: Iterable[Plot]) -> Path:
             old.unlink()
     for plot in plots:
         plot.png(folder / f"{plot.name}.png")
-    (out / name).write_text(source, encoding="utf-8")
+    output.write_text(out / name, source)
     link(out)
     return out / name
 
@@ -137,4 +139,4 @@ def link(out: Path) -> None:
             inside = f'<a href="{other}">{words}</a>' if (out / other).exists() else ""
             source = page.read_text(encoding="utf-8")
             source = re.sub(r"(?s)(<!-- pages -->).*?(<!-- /pages -->)", rf"\g<1>{inside}\g<2>", source)
-            page.write_text(source, encoding="utf-8")
+            output.write_text(page, source)

@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
+from rbe_gpu import output
+
 from .rows import Results, Row
 
 #: Okabe and Ito's palette, distinguishable with every common colour blindness
@@ -81,8 +83,8 @@ class Plot:
 
     def png(self, path: Path) -> None:
         """A picture on white."""
-        with matplotlib.rc_context(STYLE):
-            self.figure.savefig(path, dpi=160, facecolor="white")
+        with matplotlib.rc_context(STYLE), output.replacing(path) as file:
+            self.figure.savefig(file, format="png", dpi=160, facecolor="white")
 
 
 def draw(plots: Iterable[Callable[[Results], Plot | None]], results: Results) -> list[Plot]:

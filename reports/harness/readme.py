@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rbe_gpu import output
+
 from .rows import Results, Row
 
 _SOURCE = re.compile(r"\(reports/results/([^/)\s]+\.csv)\)")
@@ -99,7 +101,7 @@ class Block:
         except ValueError as error:
             raise ValueError(f"{readme}: {error}") from None
         if after != before:
-            readme.write_text(after, encoding="utf-8")
+            output.write_text(readme, after)
         return after != before
 
 

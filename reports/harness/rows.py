@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rbe_gpu import __version__, machine
+from rbe_gpu import __version__, machine, output
 
 PACKAGES = ("numpy", "numba", "llvmlite", "ml_dtypes", "tokenizers", "safetensors", "torch", "onnxruntime")
 
@@ -48,8 +48,11 @@ COLUMNS = tuple(f.name for f in fields(Row))
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
     """Append rows to a CSV file; a new file gets the header line."""
-    new = not path.exists() or path.stat().st_size == 0
-    with path.open("a", newline="", encoding="utf-8") as f:
+    place = output.destination(path)
+    if place.through:
+        raise OSError(f"{path} is not a file that rows can be read from again; name another one")
+    new = not place.path.exists() or place.path.stat().st_size == 0
+    with place.path.open("a", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
         if new:
             writer.writeheader()

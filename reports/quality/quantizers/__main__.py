@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rbe_gpu import output
 from rbe_gpu.models import corpus
 from rbe_gpu.models.locate import model_folder
 
@@ -78,10 +80,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name} is not installed: {command}")
     print(f"{len(rows)} settings, {len(texts)} texts, {time.perf_counter() - start:.0f} s")
     if options.csv:
-        with options.csv.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, _COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+        output.write_text(options.csv, table.getvalue())
     return 0
 
 
