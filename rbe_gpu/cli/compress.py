@@ -70,6 +70,13 @@ def command(
             help="Calibrate on a file of texts, one per line, or on Python's own docstrings ('docstrings').",
         ),
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="With --calibrate: continue a run to the same file that was killed or interrupted.",
+        ),
+    ] = False,
     as_json: Json = False,
     force: Force = False,
 ) -> None:
@@ -84,6 +91,8 @@ def command(
         raise typer.BadParameter(f"{' and '.join(set_targets)} are both given; give one target")
     if not set_targets and codes is None:
         raise typer.BadParameter("give a target: --grade, --ratio, --rmse or --density, or --codes alone")
+    if resume and calibrate is None:
+        raise typer.BadParameter("--resume goes with --calibrate", param_hint="--resume")
     with errors_on_one_line():
         if not source.exists():
             fail(f"{source} does not exist")
@@ -108,6 +117,7 @@ def command(
                 basis="auto" if basis is None else basis,
                 codes=codes,
                 calibrate=texts,
+                resume=resume,
                 progress=progress,
             )
         seconds = time.perf_counter() - start

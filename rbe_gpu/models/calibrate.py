@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ from ..threads import blas
 from ..transforms import DEFAULT_BLOCK
 from ..workspace import Workspace
 from .bert import BertEncoder, block_of
+from .journal import NoJournal
 from .pooling import cu_seqlens_of
 
 F32 = NDArray[np.float32]
@@ -301,7 +303,13 @@ def _dense_pass(
     return geometries
 
 
-def _measure(model: BertEncoder, weights: dict[str, _Weight], parts: list[_Batch], report: Progress) -> None:
+def _measure(
+    model: BertEncoder,
+    weights: dict[str, _Weight],
+    parts: list[_Batch],
+    report: Progress,
+    journal: NoJournal,
+) -> None:
     """Set each weight's sensitivity: quantise it alone, run the remaining model, divide by the squared step.
 
     The step of a linear weight counts in output error (its geometry's level), so that weights compare.
@@ -325,21 +333,35 @@ def _measure(model: BertEncoder, weights: dict[str, _Weight], parts: list[_Batch
         if name not in weights:
             continue
         weight = weights[name]
-        step = weight.step_for(_PROBE_BITS)
-        assert weight.scales is not None
-        probe = quantize_table(values, step, weight.scales).decode()
-        x = [_embed(model, {**tables, name: probe}, p.ids, p.lengths) for p in parts]
-        weight.sensitivity = finish(x, 0) / step**2
+
+        def table(name: str = name, values: F32 = values, weight: _Weight = weight) -> float:
+            step = weight.step_for(_PROBE_BITS)
+            assert weight.scales is not None
+            probe = quantize_table(values, step, weight.scales).decode()
+            x = [_embed(model, {**tables, name: probe}, p.ids, p.lengths) for p in parts]
+            return finish(x, 0) / step**2
+
+        weight.sensitivity = journal.value(f"sensitivity of {name}", table)
         report("sensitivity", done := done + 1, len(weights))
     for index, layer in enumerate(layers):
         for name, linear in layer.linears.items():
             weight = weights[name]
-            assert weight.geometry is not None
-            step = weight.step_for(_PROBE_BITS)
-            decoded = quantize_matrix(weight.values, weight.geometry, step).decode()
-            probed = layer.with_linears({name: RBELinear(decoded, linear.bias, linear.activation)})
-            x = [probed.run(a, p.lengths) for a, p in zip(states[index], parts, strict=True)]
-            weight.sensitivity = finish(x, index + 1) / step**2
+
+            def matrix(
+                name: str = name,
+                linear: RBELinear = linear,
+                weight: _Weight = weight,
+                layer: _Layer = layer,
+                index: int = index,
+            ) -> float:
+                assert weight.geometry is not None
+                step = weight.step_for(_PROBE_BITS)
+                decoded = quantize_matrix(weight.values, weight.geometry, step).decode()
+                probed = layer.with_linears({name: RBELinear(decoded, linear.bias, linear.activation)})
+                x = [probed.run(a, p.lengths) for a, p in zip(states[index], parts, strict=True)]
+                return finish(x, index + 1) / step**2
+
+            weight.sensitivity = journal.value(f"sensitivity of {name}", matrix)
             report("sensitivity", done := done + 1, len(weights))
 
 
@@ -398,10 +420,13 @@ class Calibration:
         weight = self._weights.get(name) or self._weights.get(name.removesuffix(".weight"))
         return None if weight is None else weight.values
 
-    def compress(self, budget: float, *, progress: Progress | None = None) -> CalibrationResult:
+    def compress(
+        self, budget: float, *, progress: Progress | None = None, journal: NoJournal | None = None
+    ) -> CalibrationResult:
         """Compress the weights into `budget` bytes, everything counted, layer after layer.
 
         progress : called with (stage, done, total)
+        journal : keeps what is finished; see `rbe_gpu.models.journal`
 
         Raises
         ------
@@ -416,9 +441,16 @@ class Calibration:
                 name: w if w.scales is None else replace(w, scales=np.ones_like(w.scales))
                 for name, w in weights.items()
             }
-        steps = _steps_for(list(weights.values()), budget)
-        planned = {name: w.nbytes(steps[name]) for name, w in weights.items()}
-        return _compress_all(self.model, self._parts, self._layers, weights, steps, planned, budget, report)
+        journal = journal or NoJournal()
+
+        def plan() -> list[dict[str, float]]:
+            steps = _steps_for(list(weights.values()), budget)
+            return [steps, {name: w.nbytes(steps[name]) for name, w in weights.items()}]
+
+        steps, planned = journal.value("steps and bytes", plan)
+        return _compress_all(
+            self.model, self._parts, self._layers, weights, steps, planned, budget, report, journal
+        )
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -434,6 +466,7 @@ def calibrate(
     transform: str = TRANSFORM,
     block: int | None = None,
     progress: Progress | None = None,
+    journal: NoJournal | None = None,
 ) -> Calibration:
     """Run text through a dense model, and measure the sensitivity of the sentence vectors to each weight.
 
@@ -445,6 +478,7 @@ def calibrate(
     transform : an orthonormal transform
     block : its block size; None as in `rbe_gpu.compress_model`
     progress : called with (stage, done, total)
+    journal : keeps what is finished; see `rbe_gpu.models.journal`
 
     Returns
     -------
@@ -487,7 +521,7 @@ def calibrate(
         for name, linear in layer.linears.items():
             values, geo = _linear_weight(linear), geometries[name]
             weights[name] = _Weight(name, values, target_coefficients(values, geo), geo)
-    _measure(model, weights, batches(model, texts[:_PROBE_TEXTS]), report)
+    _measure(model, weights, batches(model, texts[:_PROBE_TEXTS]), report, journal or NoJournal())
     return Calibration(model, texts, weights, layers)
 
 
@@ -500,6 +534,7 @@ def _compress_all(
     planned: dict[str, float],
     left: float,
     report: Progress,
+    journal: NoJournal,
 ) -> CalibrationResult:
     """Compress the tables, then layer after layer on the outputs of the layers compressed already.
 
@@ -519,11 +554,15 @@ def _compress_all(
         weight = weights[name]
         assert weight.scales is not None
         scales = weight.scales
-        tensors[name] = weight.fitted(
-            lambda step, w=weight, s=scales: quantize_table(w.values, step, s),  # type: ignore[misc]
-            steps[name],
-            min(_TOLERANCE * planned[name], left - least_of_others(name)),
-        )
+        limit = min(_TOLERANCE * planned[name], left - least_of_others(name))
+
+        def table(weight: _Weight = weight, scales: F32 = scales, limit: float = limit) -> dict[str, Any]:
+            def quantized(step: float) -> Any:
+                return quantize_table(weight.values, step, scales)
+
+            return {weight.name: weight.fitted(quantized, steps[weight.name], limit)}
+
+        tensors.update(journal.tensors(name, table))
         lossy[name] = tensors[name].decode()
         left -= tensors[name].nbytes
         spent[name] = tensors[name].bits_per_weight
@@ -537,35 +576,44 @@ def _compress_all(
         nonlocal done, left
         names = layer.names[key]
         moments = Moments(layer.linears[names[0]].in_features)
-        for dense, compressed in inputs:
-            moments.add(dense, compressed)
+        finished = all(journal.has(name) for name in names)
+        for dense, compressed in inputs:  # a generator, which computes the layer's outputs too
+            if not finished:
+                moments.add(dense, compressed)
         first = weights[names[0]].geometry
         assert first is not None
-        geo = geometry(moments, first.transform, first.block)
-        for name in names:
+        geo = first if finished else geometry(moments, first.transform, first.block)
+
+        def encoded(name: str, share: float, limit: float, last: bool) -> dict[str, Any]:
             weight, linear = weights[name], layer.linears[name]
             now = _Weight(name, weight.values, target_coefficients(weight.values, geo), geo)
             # the planned bits, corrected for the excess or saving of earlier weights; the step is chosen anew, from
             # the moments of the compressed model
-            share = left / sum(planned[n] for n in planned if n not in spent)
             bits = 8 * (planned[name] * share - now.overhead) / now.coefficients.size
             step = now.step_for(bits)
+            matrix = now.fitted(lambda step: quantize_matrix(weight.values, geo, step), step, limit)
+            if last and matrix.nbytes > limit:
+                raise ValueError(
+                    f"the weights take {matrix.nbytes - limit:.0f} bytes more than the target leaves, however few "
+                    "bits they get; use a lower ratio"
+                )
+            bias = corrected_bias(
+                weight.values, matrix.decode(), np.asarray(linear.bias, np.float32), moments
+            )
+            return {name + ".weight": matrix, name + ".bias": bias}
+
+        for name in names:
+            share = left / sum(planned[n] for n in planned if n not in spent)
             # an excess of the last weight cannot be compensated
             last = len(spent) + 1 == len(weights)
             limit = left if last else min(_TOLERANCE * planned[name] * share, left - least_of_others(name))
-            matrix = now.fitted(lambda step, w=weight, g=geo: quantize_matrix(w.values, g, step), step, limit)  # type: ignore[misc]
-            if last and matrix.nbytes > left:
-                raise ValueError(
-                    f"the weights take {matrix.nbytes - left:.0f} bytes more than the target leaves, however few "
-                    "bits they get; use a lower ratio"
-                )
+            tensors.update(journal.tensors(name, partial(encoded, name, share, limit, last)))
+            matrix = tensors[name + ".weight"]
             left -= matrix.nbytes
             spent[name] = matrix.bits_per_weight
-            decoded = matrix.decode()
-            tensors[name + ".weight"] = matrix
-            bias = np.asarray(linear.bias, np.float32)
-            tensors[name + ".bias"] = corrected_bias(weight.values, decoded, bias, moments)
-            lossy_linears[name] = RBELinear(decoded, tensors[name + ".bias"], linear.activation)
+            lossy_linears[name] = RBELinear(
+                matrix.decode(), tensors[name + ".bias"], layer.linears[name].activation
+            )
             report("encoding", done := done + 1, len(weights))
         return layer.with_linears(lossy_linears)
 

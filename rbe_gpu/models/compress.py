@@ -13,7 +13,9 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from math import floor, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,14 +23,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import transforms
+from .. import dispatch, output, transforms
 from ..blocks import RBEBlocks
 from ..codecs import CODECS
 from ..container import METADATA_KEY, Writer, header
 from ..encode import GRADES, compress
+from ..json_checks import dump_json
 from ..mapped import MappedFile
-from ..threads import blas
+from ..threads import blas, get_num_threads
 from .bert import block_of, canonical_name, tensor_shapes
+from .journal import Journal, NoJournal, digest
 from .load import load_folder, read_json, read_max_seq_length, read_modules
 
 if TYPE_CHECKING:
@@ -316,6 +320,7 @@ def compress_model(
     basis: bool | str = "auto",
     codes: str | None = None,
     calibrate: Sequence[str] | Calibration | None = None,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> CompressSummary:
     """Compress a model folder, or a bare safetensors file, into one file.
@@ -339,6 +344,8 @@ def compress_model(
         model folder with a tokenizer. Codes are then chosen for the least error of the outputs
         (`rbe_gpu.models.calibrate`), bits are allocated by sensitivity, biases and norms are corrected, and the
         whole encoder is in memory. `basis` and `codes` do not apply.
+    resume : with texts to calibrate on: continue a run that was killed or interrupted, from the results that it left
+        in the folder `.NAME.journal` beside `out`; the file has the bytes of a run without interruption
     progress : called after each tensor with its name, and the dense bytes done and to do in all
 
     Raises
@@ -347,7 +354,10 @@ def compress_model(
         A file is missing, or `out` cannot be written.
     ValueError
         A file is no safetensors file or model folder, a weight holds NaN or Inf (the message names it), the
-        target is not one, or cannot be reached.
+        target is not one, or cannot be reached; `resume` without texts, or the results are of another model, texts,
+        options or versions.
+    BlockingIOError
+        `resume`, and another process is writing them.
     """
     options: dict[str, Any] = {"grade": grade, "rmse": rmse, "density": density, "codes": codes}
     _check_target({**options, "ratio": ratio}, block)
@@ -372,15 +382,23 @@ def compress_model(
         else _share(opened, kind_by_name, ratio, block or transforms.DEFAULT_BLOCK, config, total)
     )
     encoded: Mapping[str, Any] = {}
+    kept = ExitStack()
     if calibrate is not None:
         if budget is None or codes is not None:
             raise ValueError("calibrate= needs ratio= as its target, and no codes=")
-        encoded = _calibrated(source, calibrate, budget, kind_by_name, opened, transform, block, progress)
+        with ExitStack() as stack:
+            journal = _journal(opened, out, calibrate, (ratio, transform, block), resume, stack)
+            encoded = _calibrated(
+                source, calibrate, budget, kind_by_name, opened, transform, block, progress, journal
+            )
+            kept = stack.pop_all()
+    elif resume:
+        raise ValueError("resume= goes with calibrate=")
 
     rows: list[TensorRow] = []
     done = 0
     squared_error = energy = 0.0
-    with Writer(out) as writer:
+    with kept, Writer(out) as writer:
         writer.config = config
         if opened.tokenizer is not None:
             writer.add(TOKENIZER_ARRAY, opened.tokenizer)
@@ -439,6 +457,7 @@ def _calibrated(
     transform: str | None,
     block: int | None,
     progress: Progress | None,
+    journal: NoJournal,
 ) -> Mapping[str, Any]:
     """The calibrated weights of the encoder, by checkpoint name without `bert.`, within their part of the budget."""
     from .calibrate import TRANSFORM, Calibration
@@ -461,12 +480,58 @@ def _calibrated(
                 )
     else:
         calibration = run(
-            load_folder(source), texts, transform=transform or TRANSFORM, block=block, progress=report
+            load_folder(source),
+            texts,
+            transform=transform or TRANSFORM,
+            block=block,
+            progress=report,
+            journal=journal,
         )
     used = dict(tensor_shapes(calibration.model.config))
     calibrated = {canonical_name(n) for n, kind in kind_by_name.items() if kind != "dense"} & set(used)
     share = sum(4 * prod(used[name]) for name in calibrated) / budget.dense_bytes
-    return calibration.compress(budget.nbytes * share, progress=report).tensors
+    return calibration.compress(budget.nbytes * share, progress=report, journal=journal).tensors
+
+
+def _journal(
+    opened: _Source,
+    out: Path,
+    texts: Sequence[str] | Calibration,
+    options: tuple[Any, ...],
+    resume: bool,
+    stack: ExitStack,
+) -> NoJournal:
+    """Where a calibrated run keeps what is finished; nowhere if another process does for the same output."""
+    from .. import __version__
+
+    place = output.destination(out)
+    if isinstance(texts, str) or not isinstance(texts, Sequence) or place.through:
+        if resume:
+            raise ValueError("resume= goes with texts to calibrate on, and an output file")
+        return NoJournal()
+    parts: list[bytes | str | memoryview] = [dump_json(opened.config)]
+    parts.append(b"" if opened.tokenizer is None else opened.tokenizer.tobytes())
+    for name in sorted(opened.files):
+        array = opened.files[name].array(name)
+        parts += [f"{name} {array.dtype} {array.shape}", array.reshape(-1).view(np.uint8).data]
+    isa = dispatch.CPU.module("isa").active()
+    identity = {
+        "model": digest(*parts),
+        "texts": digest(*texts),
+        "ratio, transform or block": list(options),
+        "version": {
+            "rbe_gpu": __version__,
+            **{name: version(name) for name in ("numpy", "numba", "zstandard")},
+        },
+        "number of threads": get_num_threads(),
+        "processor": [isa.cpu, *sorted(isa.features)],
+    }
+    try:
+        return stack.enter_context(Journal(place.path, identity, resume))
+    except BlockingIOError:
+        if resume:
+            raise
+        return NoJournal()
 
 
 def _check_target(options: Mapping[str, Any], block: int | None) -> None:
