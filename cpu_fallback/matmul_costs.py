@@ -6,17 +6,22 @@ that it runs on, and stores them in the user's cache folder.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
+import stat
 from dataclasses import asdict, dataclass, fields
 from functools import cache
+from math import inf
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_cache_path
 
 from rbe_gpu import output
 
+_LARGEST_FILE = 1 << 16  # bytes
 FEW_TOKENS = 4  # multiplied one by one
 DENSE_ROWS_DENSITY = 0.65  # above this density, sparse rows are expanded and multiplied as dense rows
 
@@ -62,17 +67,50 @@ def costs_file() -> Path:
 
 @cache
 def costs() -> MatmulCosts:
-    """This machine's numbers; the built-in ones if it was not tuned, or with another processor."""
+    """This machine's numbers; the built-in ones if it was not tuned, or with another processor or version."""
     try:
-        stored = json.loads(costs_file().read_text())
-        if stored.pop("machine") != machine():
-            return MatmulCosts()
-        names = {f.name for f in fields(MatmulCosts)}
-        if set(stored) != names or not all(isinstance(v, int | float) and v > 0 for v in stored.values()):
-            return MatmulCosts()
-        return MatmulCosts(**stored)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        stored = read_costs_file(costs_file())
+    except (OSError, ValueError):
         return MatmulCosts()
+    if stored is None or stored.pop("machine") != machine():
+        return MatmulCosts()
+    return MatmulCosts(**stored)
+
+
+def read_costs_file(file: Path) -> dict[str, Any] | None:
+    """The numbers of a file, and their machine; None if there is no file, or an empty one.
+
+    Raises
+    ------
+    OSError
+        It cannot be read, or is not a regular file.
+    ValueError
+        It is not one that this version of `rbe-gpu tune` writes.
+    """
+    what = f"{file} is not a file of this version's `rbe-gpu tune`"
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    if str(file) == os.devnull:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(file))
+    if status.st_size > _LARGEST_FILE:
+        raise ValueError(what)
+    text = file.read_bytes()
+    if not text:
+        return None
+    try:
+        stored = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(what) from None
+    names = {f.name for f in fields(MatmulCosts)}
+    if not isinstance(stored, dict) or set(stored) != {"machine", *names}:
+        raise ValueError(what)
+    if not all(type(stored[name]) in (int, float) and 0 < stored[name] < inf for name in names):
+        raise ValueError(f"{what}: its numbers are not all positive")
+    return stored
 
 
 def store(measured: MatmulCosts) -> None:
