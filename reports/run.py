@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import count
@@ -30,6 +32,7 @@ from .harness.memory import child_environment
 from .harness.rows import Row, Session, append_rows, read_rows, usable_cores
 
 EXTRA = ("matplotlib", "jinja2")  # packages of the extra `report` that pages and plots import
+PATIENCE = 20.0  # seconds that the measuring process has to clean up after an interrupt
 QUICK_TEXTS = 64  # of a quick run; as many documents, a quarter of them with a query
 #: environment variables from which each library reads its number of threads when it is loaded
 THREAD_VARIABLES = (
@@ -84,6 +87,10 @@ class Stages:
             self.current = None
 
 
+class AlreadyReported(ChildProcessError):
+    """The measuring failed, and its process has printed why."""
+
+
 def main(out: Path = Path("rbe-report"), quick: bool = False, model: Path | None = None) -> None:
     """Measure everything and write `out/index.html`, `out/results.csv` and `out/plots/`.
 
@@ -96,10 +103,11 @@ def main(out: Path = Path("rbe-report"), quick: bool = False, model: Path | None
     Raises
     ------
     FileNotFoundError : no model, or the extra `report` is not installed; the message says how to get it
-    ChildProcessError : the measuring failed; its own message is above
+    AlreadyReported : the measuring failed, and its process has said why
+    ChildProcessError : its process was killed
     """
     if _run(out, model, ["--quick"] if quick else []):
-        raise ChildProcessError(f"no report was written to {out}; the error is above")
+        raise AlreadyReported(f"no report was written to {out}; the error is above")
 
 
 def quality(
@@ -119,14 +127,12 @@ def quality(
     Raises
     ------
     FileNotFoundError : no model, or the extra `report` is not installed; the message says how to get it
-    ChildProcessError : the measuring failed; its own message is above
+    AlreadyReported : the measuring failed, and its process has said why
+    ChildProcessError : its process was killed
     """
     flags = ["--quality", *["--quick"] * quick, *["--resume"] * resume]
     if _run(out, model, flags):
-        raise ChildProcessError(
-            f"no page of quality was written to {out}; the error is above. What was measured is kept: continue with "
-            "rbe-gpu report --quality --resume"
-        )
+        raise AlreadyReported(f"no page of quality was written to {out}; the error is above")
 
 
 def require_extra() -> None:
@@ -146,11 +152,29 @@ def _run(out: Path, model: Path | None, flags: list[str]) -> int:
     """Run this module as a command, in a process with equal threads. Returns its exit status."""
     require_extra()
     folder = model_folder(model)
-    threads = int(os.environ.get("RBE_THREADS", usable_cores()))
-    command = [sys.executable, "-m", "rbe_gpu.reports.run", "--out", str(out), "--model", str(folder)]
+    threads = _threads()
+    command = [sys.executable, "-m", "rbe_gpu.cli._measure", "--out", str(out), "--model", str(folder)]
     command += ["--threads", str(threads), *flags]
     environment = child_environment(**dict.fromkeys(THREAD_VARIABLES, str(threads)))
-    return subprocess.run(command, env=environment).returncode
+    with subprocess.Popen(command, env=environment) as child:
+        try:
+            status = child.wait()
+        except BaseException:  # an interrupt: the child removes its scratch folder
+            child.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=PATIENCE)
+            child.kill()
+            raise
+    if status < 0:
+        raise ChildProcessError(f"the measuring process was ended by {signal.Signals(-status).name}")
+    return status
+
+
+def _threads() -> int:
+    text = os.environ.get("RBE_THREADS") or str(usable_cores())
+    if not text.isdecimal() or not 1 <= int(text[:9]) <= 4096:
+        raise ValueError(f"RBE_THREADS={text!r} is not a number of threads; set it to 1 or more, or unset it")
+    return int(text)
 
 
 def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console) -> None:
@@ -299,8 +323,9 @@ def _say(console: Console, what: str) -> None:
     console.print(what, markup=False, highlight=False, soft_wrap=True)
 
 
-def _command() -> int:
-    parser = argparse.ArgumentParser(prog="python -m rbe_gpu.reports.run")
+def command() -> None:
+    """The measuring process: as its arguments say."""
+    parser = argparse.ArgumentParser(prog="python -m rbe_gpu.cli._measure")
     parser.add_argument("--out", type=Path, default=Path("rbe-report"))
     parser.add_argument("--model", type=Path)
     parser.add_argument("--threads", type=int, default=usable_cores())
@@ -309,19 +334,22 @@ def _command() -> int:
     parser.add_argument("--resume", action="store_true")
     chosen = parser.parse_args()
     console = Console(stderr=True)
+    folder = model_folder(chosen.model)
     try:
-        folder = model_folder(chosen.model)
-        if chosen.quality:
-            measure_quality(chosen.out, folder, chosen.threads, chosen.quick, chosen.resume, console)
-        else:
-            measure(chosen.out, folder, chosen.threads, chosen.quick, console)
-    except (OSError, ValueError, RuntimeError) as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+        _measure(chosen, folder, console)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # of a file that was open already
+            where = f"{chosen.out} or the scratch folder {tempfile.gettempdir()}"
+            raise OSError(error.errno, error.strerror, where) from error
+        raise
 
 
-if __name__ == "__main__":
-    sys.exit(_command())
+def _measure(chosen: argparse.Namespace, folder: Path, console: Console) -> None:
+    if not chosen.quality:
+        measure(chosen.out, folder, chosen.threads, chosen.quick, console)
+        return
+    try:
+        measure_quality(chosen.out, folder, chosen.threads, chosen.quick, chosen.resume, console)
+    except (ValueError, RuntimeError) as error:
+        further = "what was measured is kept: continue with rbe-gpu report --quality --resume"
+        raise ValueError(f"{error}; {further}") from error

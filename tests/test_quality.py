@@ -756,9 +756,10 @@ def test_a_run_goes_on_and_writes_its_page(measured, folder, tmp_path, monkeypat
 def test_a_run_that_fails_keeps_its_rows_and_says_how_to_go_on(measured, folder, tmp_path, capfd):
     """In a process of its own; the rows here are of fewer texts than a run's."""
     copy(measured, tmp_path / "quality.csv")
-    with pytest.raises(ChildProcessError, match="--quality --resume"):
+    with pytest.raises(run.AlreadyReported, match="no page of quality was written"):
         run.quality(tmp_path, quick=True, model=folder, resume=True)
-    assert "start anew" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert re.search("start anew.*continue with rbe-gpu report --quality --resume\n$", said)
     assert read_rows(tmp_path / "quality.csv") == read_rows(measured)
     assert not (tmp_path / "quality.html").exists()
 

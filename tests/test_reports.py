@@ -629,4 +629,4 @@ def test_a_failed_run_says_so(tmp_path, capfd):
         (broken / name).write_text("{}")
     with pytest.raises(ChildProcessError, match="no report was written"):
         run.main(tmp_path / "out", quick=True, model=broken)
-    assert re.match(r"error: .*tokenizer\.json is not a tokenizer", capfd.readouterr().err)
+    assert re.match(r"rbe-gpu: .*tokenizer\.json is not a tokenizer", capfd.readouterr().err)

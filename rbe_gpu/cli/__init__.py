@@ -1,53 +1,35 @@
 """The `rbe-gpu` command, one module per subcommand.
 
 Tables and messages are for people; `--json` prints one JSON document and nothing else on standard output. Progress
-bars go to standard error, and only to a terminal. Exit codes: 0 success, 1 invalid input or a missing requirement
-(with a one-line message), 2 usage error, 130 interrupted. Each command imports what it needs when it runs, so that
-`--help` is fast.
+bars go to standard error, and only to a terminal. Errors and warnings are one line each on standard error. Exit
+codes:
+
+    0    success
+    1    the command line is right, but a file, the machine or the output is not; an error of rbe-gpu itself
+    2    usage: an option, an argument or an environment variable is wrong, whatever the files hold
+    130  interrupted (SIGINT, SIGTERM or SIGHUP)
+
+This module imports next to nothing, so that an interrupt is handled from the start; `_app` has the commands, and
+each of them imports what it needs when it runs.
 """
 
 from __future__ import annotations
 
-import signal
-from typing import Annotated, Any, NoReturn
-
-import typer
-
-from .. import __version__
-from . import compress, embed, eval, info, inspect, report, tune, warmup
-
-app = typer.Typer(
-    name="rbe-gpu",
-    help="Compress transformer models, run them and measure them.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for module in (compress, inspect, embed, eval, report, warmup, tune, info):
-    app.command(module.__name__.rpartition(".")[2])(module.command)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"rbe-gpu {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Compress transformer models, run them and measure them."""
+from . import _signals
 
 
 def main() -> None:
     """Entry point of `rbe-gpu`."""
+    _signals.start()
+    from . import _app, _streams
 
-    def interrupt(*_: Any) -> NoReturn:
-        raise KeyboardInterrupt
+    _streams.open_closed()
+    _signals.end(_app.run())
 
-    signal.signal(signal.SIGTERM, interrupt)  # a terminated run cleans up as an interrupted one does
-    app()
+
+def __getattr__(name: str) -> object:
+    if name == "app":
+        from ._app import app
+
+        return app
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,8 @@
-"""Files that commands read and write."""
+"""Files that commands write."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -31,23 +32,15 @@ def message_stream(out: Path) -> TextIO:
     return sys.stderr if output.destination(out).descriptor == 1 else sys.stdout
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file; `-` is standard input."""
-    raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from None
-    lines = text.replace("\r\n", "\n").split("\n")
-    return lines[:-1] if lines[-1] == "" else lines
-
-
-def read_texts(path: Path) -> list[str]:
-    """The non-blank lines of a file."""
-    texts = [line for line in read_lines(path) if line.strip()]
-    if not texts:
-        fail(f"{path} holds no text")
-    return texts
+def check_folder(out: Path) -> None:
+    """Fail before any work if the output folder cannot be made or written to."""
+    if out.exists() and not out.is_dir():
+        fail(f"{out} is a file; name a folder")
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        fail(f"{out} cannot be made: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        fail(f"no permission to write in {existing}")
 
 
 def save_npy(out: Path, array: Any) -> None:

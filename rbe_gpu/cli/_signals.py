@@ -23,7 +23,7 @@ _PATIENCE = 3  # the signal that ends a process which the first one has not ende
 
 _handled = False  # in a test that calls a command, signals are the test's
 _quiet = False
-_count = 0
+_count, _last = 0, 0  # signals that have raised or would have, and the number of the last one
 
 
 def _handle(handler: Any) -> None:
@@ -43,8 +43,8 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt. A second signal would end the clean-up and is ignored."""
-    global _count
-    _count += 1
+    global _count, _last
+    _count, _last = _count + 1, number
     if _count >= _PATIENCE:
         os._exit(INTERRUPTED)
     if _count == 1:
@@ -52,11 +52,15 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _unraisable(problem: Any) -> None:
-    """An exception that a destructor or a callback of C code has lost: an interrupt comes again after its end."""
+    """An exception that a destructor or a callback of C code has lost: an interrupt comes again soon after."""
     global _count
     if problem.exc_type is KeyboardInterrupt and _count:
+        from threading import Timer
+
         _count = 0
-        signal.raise_signal(signal.SIGINT)
+        again = Timer(0.01, os.kill, (os.getpid(), _last))  # here it would be lost once more
+        again.daemon = True
+        again.start()
     else:
         sys.__unraisablehook__(problem)
 

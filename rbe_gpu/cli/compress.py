@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from ._errors import errors_on_one_line, fail
-from ._files import Force, check_output, message_stream, read_texts
+from ._errors import about, fail, usage, writes
+from ._files import Force, check_output, message_stream
+from ._inputs import check_apart, check_model, read_texts
+from ._options import compression, number
 from ._output import Json, escaped, new_table, print_json, progress_bar, show, size
+from ._signals import cleaning_up
 
 if TYPE_CHECKING:
     from ..models.compress import CompressSummary
@@ -30,15 +34,20 @@ def command(
     ] = None,
     ratio: Annotated[
         float | None,
-        typer.Option(help="Minimum compression ratio: float32 bytes of the model / bytes of the file."),
+        typer.Option(
+            callback=number(1.0),
+            help="Minimum compression ratio: float32 bytes of the model / bytes of the file.",
+        ),
     ] = None,
     rmse: Annotated[
         float | None,
-        typer.Option(help="Maximum root mean square error of each matrix."),
+        typer.Option(callback=number(above=True), help="Maximum root mean square error of each matrix."),
     ] = None,
     density: Annotated[
         float | None,
-        typer.Option(help="Density: the fraction of the coefficients to store."),
+        typer.Option(
+            callback=number(most=1.0, above=True), help="Density: the fraction of the coefficients to store."
+        ),
     ] = None,
     block: Annotated[
         int | None,
@@ -88,43 +97,54 @@ def command(
     targets = {"--grade": grade, "--ratio": ratio, "--rmse": rmse, "--density": density}
     set_targets = [name for name, value in targets.items() if value is not None]
     if len(set_targets) > 1:
-        raise typer.BadParameter(f"{' and '.join(set_targets)} are both given; give one target")
+        usage("give one target", *set_targets)
     if not set_targets and codes is None:
-        raise typer.BadParameter("give a target: --grade, --ratio, --rmse or --density, or --codes alone")
-    if resume and calibrate is None:
-        raise typer.BadParameter("--resume goes with --calibrate", param_hint="--resume")
-    with errors_on_one_line():
-        if not source.exists():
-            fail(f"{source} does not exist")
-        out = check_output(out, force)
-        messages = message_stream(out)
-        if as_json and messages is not sys.stdout:
-            fail("--json and the file both go to standard output; name a file")
-        from ..models.compress import compress_model
+        usage("give a target: --grade, --ratio, --rmse or --density, or --codes alone")
+    if calibrate is not None:
+        if ratio is None:
+            usage("calibration needs --ratio as its target", "--calibrate")
+        for option, value in (("--codes", codes), ("--basis/--no-basis", basis)):
+            if value is not None:
+                usage(f"calibration chooses these itself; leave {option} out", "--calibrate")
+    elif resume:
+        usage("it goes with --calibrate", "--resume")
+    compression(grade, density, block, transform, codes)
+    if not os.path.lexists(source):
+        fail(f"{source} does not exist")
+    check_model(str(source))
+    out = check_output(out, force)
+    messages = message_stream(out)
+    if as_json and messages is not sys.stdout:
+        usage("both go to standard output; name a file", "--json", "--out")
+    check_apart(out, source, None if calibrate is None else Path(calibrate))
+    writes(out)
+    from ..models.compress import compress_model
+    from ..threads import get_num_threads
 
-        texts = None if calibrate is None else calibration_texts(calibrate)
-        start = time.perf_counter()
-        with progress_bar("compressing") as progress:
-            summary = compress_model(
-                source,
-                out,
-                grade=grade,
-                ratio=ratio,
-                rmse=rmse,
-                density=density,
-                block=block,
-                transform=transform,
-                basis="auto" if basis is None else basis,
-                codes=codes,
-                calibrate=texts,
-                resume=resume,
-                progress=progress,
-            )
-        seconds = time.perf_counter() - start
-        if as_json:
-            print_json(_as_dict(summary, seconds))
-        else:
-            _show(summary, seconds, messages)
+    texts = None if calibrate is None else calibration_texts(calibrate)
+    get_num_threads()  # imports Numba before there is anything to clean up
+    start = time.perf_counter()
+    with cleaning_up(), progress_bar("compressing") as progress, about(source):
+        summary = compress_model(
+            source,
+            out,
+            grade=grade,
+            ratio=ratio,
+            rmse=rmse,
+            density=density,
+            block=block,
+            transform=transform,
+            basis="auto" if basis is None else basis,
+            codes=codes,
+            calibrate=texts,
+            resume=resume,
+            progress=progress,
+        )
+    seconds = time.perf_counter() - start
+    if as_json:
+        print_json(_as_dict(summary, seconds))
+    else:
+        _show(summary, seconds, messages)
 
 
 def calibration_texts(source: str) -> list[str]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ._errors import errors_on_one_line, fail
-from ._files import Force, check_output, message_stream, read_lines, save_npy
+from ._errors import about, fail, usage, writes
+from ._files import Force, check_output, message_stream, save_npy
+from ._inputs import check_apart, check_model, read_lines
 from ._output import Json, print_json
+from ._signals import cleaning_up
 
 
 def command(
@@ -22,40 +24,64 @@ def command(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="The .npy file to write, one row per line; - for stdout.")
     ],
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts per batch.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, max=10**6, help="Texts per batch.")] = 32,
     as_json: Json = False,
     force: Force = False,
 ) -> None:
     """Embed each line of a text file; row i of the output is the embedding of line i."""
-    with errors_on_one_line():
-        out = check_output(out, force)
-        messages = message_stream(out)
-        if as_json and messages is not sys.stdout:
-            fail("--json and the vectors both go to standard output; name a file")
-        lines = read_lines(texts)
-        import rich
+    check_model(model)
+    out = check_output(out, force)
+    messages = message_stream(out)
+    if as_json and messages is not sys.stdout:
+        usage("both go to standard output; name a file", "--json", "--out")
+    check_apart(out, Path(model).expanduser(), texts)
+    writes(out)
+    lines = read_lines(texts)
+    import rich
 
-        from ..models.load import load
+    from ..models.load import load
 
-        rich.reconfigure(stderr=True)
-        start = time.perf_counter()
+    rich.reconfigure(stderr=True)
+    start = time.perf_counter()
+    with about(model):
         encoder = load(model)
         loaded = time.perf_counter()
         vectors = encoder.embed(lines, batch_size=batch_size, show_progress=sys.stderr.isatty())
-        seconds = time.perf_counter() - loaded
+    _check_finite(vectors, model, str(texts))
+    seconds = time.perf_counter() - loaded
+    with cleaning_up():
         save_npy(out, vectors)
-        rate = len(lines) / seconds if lines and seconds > 0 else 0.0
-        if as_json:
-            print_json(
-                {
-                    "out": str(out),
-                    "texts": len(lines),
-                    "embedding_size": int(vectors.shape[1]),
-                    "load_seconds": loaded - start,
-                    "embed_seconds": seconds,
-                    "texts_per_second": rate,
-                }
-            )
-        else:
-            line = f"{out}: {len(lines)} x {vectors.shape[1]} float32, {seconds:.2f} s, {rate:.0f} texts/s"
-            print(line, file=messages)
+    rate = len(lines) / seconds if lines and seconds > 0 else 0.0
+    if as_json:
+        print_json(
+            {
+                "out": str(out),
+                "texts": len(lines),
+                "embedding_size": int(vectors.shape[1]),
+                "load_seconds": loaded - start,
+                "embed_seconds": seconds,
+                "texts_per_second": rate,
+            }
+        )
+    else:
+        line = f"{out}: {len(lines)} x {vectors.shape[1]} float32, {seconds:.2f} s, {rate:.0f} texts/s"
+        print(line, file=messages)
+
+
+def _check_finite(vectors: Any, model: str, texts: str) -> None:
+    """Refuse embeddings that hold NaN or Inf, and name the tensor that they come from."""
+    import numpy as np
+
+    finite = np.isfinite(vectors).all(axis=1)
+    if finite.all():
+        return
+    from ..models.load import read_checkpoint
+
+    line = int(np.argmin(finite)) + 1
+    message = f"the embedding of line {line} of {texts} holds NaN or Inf"
+    if Path(model).expanduser().is_dir():
+        for name, array in read_checkpoint(Path(model).expanduser()).items():
+            if not np.isfinite(np.asarray(array, np.float32)).all():
+                message += f", as its tensor {name} does; repair the checkpoint"
+                break
+    fail(f"{model}: {message}")

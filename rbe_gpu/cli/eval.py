@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -12,11 +13,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ._errors import errors_on_one_line, fail
-from ._files import read_texts
+from ._errors import about, fail, usage
+from ._inputs import check_model, read_texts
 from ._output import Json, escaped, new_table, print_json, progress_bar, show, size
 
 EVALUATION_TEXTS = 512  # number of held-out docstrings
+FEWEST = 11  # texts, and documents to search: each has ten others
 
 
 def command(
@@ -40,7 +42,7 @@ def command(
         typer.Option("--retrieval/--no-retrieval", help="Also measure retrieval of docstrings."),
     ] = True,
     documents: Annotated[
-        int | None, typer.Option(min=1, help="Number of documents to search. Default: all.")
+        int | None, typer.Option(min=FEWEST, max=10**9, help="Number of documents to search. Default: all.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -49,53 +51,61 @@ def command(
     Cosine similarity and top-10 overlap compare the two models' embeddings of the same texts. In retrieval, the query
     is the first paragraph of a held-out docstring and the document to find is the rest of it, among all docstrings.
     """
-    with errors_on_one_line():
-        if not file.exists():
-            fail(f"{file} does not exist")
-        if file.is_dir():
-            fail(f"{file} is a folder; name a .rbe.safetensors file")
-        if documents is not None and not retrieval:
-            raise typer.BadParameter("--documents is for retrieval, and --no-retrieval is given")
-        if against is not None and Path(against).expanduser().is_file():
-            fail(f"{against} is a file; --against takes the folder or the hub id of the dense model")
-        from ..models import corpus
-        from ..models.load import download, load
+    if documents is not None and not retrieval:
+        usage("leave one of them out: documents are searched by retrieval", "--documents", "--no-retrieval")
+    if not os.path.lexists(file):
+        fail(f"{file} does not exist")
+    if file.is_dir():
+        fail(f"{file} is a folder; name a .rbe.safetensors file")
+    for source in (str(file), *([] if against is None else [against])):
+        check_model(source)
+    if against is not None and Path(against).expanduser().is_file():
+        fail(f"{against} is a file; --against takes the folder or the hub id of the dense model")
+    from ..models import corpus
+    from ..models.load import download, load
 
-        lines = corpus.held_out(EVALUATION_TEXTS) if texts is None else read_texts(texts)
+    lines = [] if texts is None else read_texts(texts)
+    if texts is not None and len(lines) < FEWEST:
+        fail(
+            f"{texts}: {len(lines)} texts are too few to compare each with its 10 nearest; pass {FEWEST} or more"
+        )
+    with about(file):
         model = load(file)
         source = str(source_folder(file)) if against is None else against
+    with about(source):
         dense = load(source)
-        folder = Path(source).expanduser()
-        folder = folder if folder.is_dir() else download(source)
-        from ..evaluate import evaluate
+    folder = Path(source).expanduser()
+    folder = folder if folder.is_dir() else download(source)
+    from ..evaluate import evaluate
 
-        task = corpus.retrieval(documents=documents) if retrieval else None
-        start = time.perf_counter()
-        with progress_bar("evaluating") as progress:
-            evaluation = evaluate(model, dense, lines, task, progress=progress)
-        seconds = time.perf_counter() - start
-        sizes = {"dense": checkpoint_bytes(folder), "compressed": file.stat().st_size}
-        result = {
-            "file": str(file),
-            "against": source,
-            "texts": "docstrings" if texts is None else str(texts),
-            "python": platform.python_version(),
-            "seconds": seconds,
-            **{
-                name: {
-                    "file_bytes": sizes[name],
-                    "ratio": sizes["dense"] / sizes[name],
-                    "resident_bytes": encoder.nbytes,
-                    "cache_bytes": encoder.cache.nbytes,
-                    **asdict(getattr(evaluation, name)),
-                }
-                for name, encoder in (("dense", dense), ("compressed", model))
-            },
-        }
-        if as_json:
-            print_json(result)
-        else:
-            _show(result)
+    lines = lines or corpus.held_out(EVALUATION_TEXTS)
+    task = corpus.retrieval(documents=documents) if retrieval else None
+    start = time.perf_counter()
+    with progress_bar("evaluating") as progress, about(f"{file} and {source}"):
+        evaluation = evaluate(model, dense, lines, task, progress=progress)
+    seconds = time.perf_counter() - start
+    sizes = {"dense": checkpoint_bytes(folder), "compressed": file.stat().st_size}
+    result = {
+        "file": str(file),
+        "against": source,
+        "texts": "docstrings" if texts is None else str(texts),
+        "python": platform.python_version(),
+        "seconds": seconds,
+        **{
+            name: {
+                "file_bytes": sizes[name],
+                "ratio": sizes["dense"] / sizes[name],
+                "resident_bytes": encoder.nbytes,
+                "cache_bytes": encoder.cache.nbytes,
+                **asdict(getattr(evaluation, name)),
+            }
+            for name, encoder in (("dense", dense), ("compressed", model))
+        },
+    }
+    if as_json:
+        print_json(result)
+    else:
+        _show(result)
 
 
 def source_folder(file: Path) -> Path:

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from ._errors import errors_on_one_line
+from ._errors import about, usage
+from ._files import check_folder
+from ._signals import cleaning_up
 
 
 def command(
@@ -32,11 +34,27 @@ def command(
 ) -> None:
     """Measure speed, memory, size and quality on this machine, and write an HTML page."""
     if resume and not quality:
-        raise typer.BadParameter("--resume goes with --quality", param_hint="--resume")
-    with errors_on_one_line():
-        # by name: the package never imports the reports
-        run = import_module("rbe_gpu.reports.run")
-        if quality:
-            run.quality(out=out, quick=quick, model=model, resume=resume)
-        else:
-            run.main(out=out, quick=quick, model=model)
+        usage("it goes with --quality", "--resume")
+    check_folder(out)
+    # by name: the package never imports the reports
+    run = import_module("rbe_gpu.reports.run")
+    run.require_extra()
+    _check_model(model)
+    with cleaning_up():
+        try:
+            if quality:
+                run.quality(out=out, quick=quick, model=model, resume=resume)
+            else:
+                run.main(out=out, quick=quick, model=model)
+        except run.AlreadyReported:
+            raise typer.Exit(1) from None
+
+
+def _check_model(model: Path | None) -> None:
+    """Fail before any work if the model cannot be loaded."""
+    from ..models.load import load
+    from ..models.locate import model_folder
+
+    folder = model_folder(model)
+    with about(folder):
+        load(folder)

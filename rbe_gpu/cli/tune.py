@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from ._errors import errors_on_one_line
+from ._errors import writes
+from ._files import check_folder
 from ._output import Json, new_table, print_json, show
+from ._signals import cleaning_up
 
 
 def command(as_json: Json = False) -> None:
     """Measure the cost model of the CPU's linear layers on this machine (about 20 seconds)."""
     from ..tuning import costs_file, machine, tune
 
-    with errors_on_one_line():
+    check_folder(costs_file().parent)
+    writes(costs_file())
+    with cleaning_up():
         costs = tune()
     if as_json:
         print_json({"file": str(costs_file()), "machine": machine(), **asdict(costs)})

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ._errors import errors_on_one_line, fail, one_line
+from ._errors import about, fail, one_line, usage
+from ._inputs import check_model
 from ._output import Json, new_table, print_json, show
 
 
@@ -15,12 +16,15 @@ def command(
         str, typer.Argument(metavar="MODEL", help="A .rbe.safetensors file of a model, a folder or a hub id.")
     ],
     device: Annotated[
-        int | None, typer.Option(min=0, help="Index of the GPU in CUDA's order. Default: the current one.")
+        int | None,
+        typer.Option(min=0, max=1023, help="Index of the GPU in CUDA's order. Default: the current one."),
     ] = None,
     arch: Annotated[
         list[int] | None,
         typer.Option(
-            help="Only check that the kernels compile for an architecture (75, 90, ...). Needs no GPU."
+            min=75,
+            max=999,
+            help="Only check that the kernels compile for an architecture (75, 90, ...). Needs no GPU.",
         ),
     ] = None,
     as_json: Json = False,
@@ -31,32 +35,33 @@ def command(
     and GPU architecture. Two batches of one text then run, to compile CuPy's own kernels too.
     """
     if arch and device is not None:
-        raise typer.BadParameter("--arch compiles for no GPU of this machine; leave --device out")
-    with errors_on_one_line():
-        from .. import warmup
+        usage("leave one of them out: --arch compiles for no GPU of this machine", "--arch", "--device")
+    check_model(source)
+    from .. import warmup
 
-        try:
+    try:
+        with about(source):
             result = warmup.compiled_only(source, arch) if arch else warmup.warm(source, device)
-        except (ImportError, RuntimeError) as error:  # no CuPy, no GPU, no NVRTC, or too old a GPU
-            fail(one_line(error))
-        if as_json:
-            print_json(result)
-            return
-        table = new_table("op", *(f">sm_{a['architecture']}" for a in result["compiled"]))
-        for op in result["ops"]:
-            table.add_row(op, *(f"{a['seconds'][op]:.2f} s" for a in result["compiled"]))
-        sums = (f"{sum(a['seconds'].values()):.2f} s" for a in result["compiled"])
-        table.add_row("all", *sums)
-        if arch:
-            show(
-                table,
-                "nothing is kept: CuPy keeps kernels only where their GPU is; run rbe-gpu warmup there too",
-            )
-            return
-        first, second = result["first_batch_seconds"], result["second_batch_seconds"]
+    except (ImportError, RuntimeError) as error:  # no CuPy, no GPU, no NVRTC, or too old a GPU
+        fail(one_line(error))
+    if as_json:
+        print_json(result)
+        return
+    table = new_table("op", *(f">sm_{a['architecture']}" for a in result["compiled"]))
+    for op in result["ops"]:
+        table.add_row(op, *(f"{a['seconds'][op]:.2f} s" for a in result["compiled"]))
+    sums = (f"{sum(a['seconds'].values()):.2f} s" for a in result["compiled"])
+    table.add_row("all", *sums)
+    if arch:
         show(
             table,
-            f"{result['device']}: {result['name']}; kept in {result['cache']}",
-            f"weights moved in {result['move_seconds']:.2f} s; first batch {1e3 * first:.1f} ms, second "
-            f"{1e3 * second:.1f} ms ({result['tokens']} tokens)",
+            "nothing is kept: CuPy keeps kernels only where their GPU is; run rbe-gpu warmup there too",
         )
+        return
+    first, second = result["first_batch_seconds"], result["second_batch_seconds"]
+    show(
+        table,
+        f"{result['device']}: {result['name']}; kept in {result['cache']}",
+        f"weights moved in {result['move_seconds']:.2f} s; first batch {1e3 * first:.1f} ms, second "
+        f"{1e3 * second:.1f} ms ({result['tokens']} tokens)",
+    )

@@ -105,6 +105,13 @@ USAGE: tuple[tuple[str, str], ...] = (
     (f"{CALIBRATE} {{texts}} --basis", "leave --basis/--no-basis out"),
     (f"{CALIBRATE} {{texts}} --no-basis", "leave --basis/--no-basis out"),
     (f"{CALIBRATE}", "--calibrate"),
+    (f"{COMPRESS} --grade A --resume", "--resume: it goes with --calibrate"),
+    # standard output
+    (
+        f"{COMPRESS.replace('{here}/out', '-')} --grade A --json",
+        "--json and --out: both go to standard output",
+    ),
+    (f"{EMBED.replace('{here}/out', '-')} --json", "--json and --out: both go to standard output"),
     # embed
     (f"{EMBED} --batch-size 0", "--batch-size"),
     (f"{EMBED} --batch-size -3", "--batch-size"),
@@ -181,7 +188,7 @@ DATA: tuple[tuple[str, str], ...] = (
     ("compress {model} -o '' --grade A", "is a folder; name a file"),
     ("compress {model} -o / --grade A", "is a folder; name a file"),
     ("compress {model} -o {texts} --grade A", "exists; pass --force to replace it"),
-    ("compress {model} -o {texts}/out --grade A", "texts.txt does not exist; make it first"),
+    ("compress {model} -o {texts}/out --grade A", "texts.txt/out: Not a directory"),
     ("compress {model} -o {model}/model.safetensors --grade A -f", "is a file of the model"),
     ("compress {model} -o {model}/tokenizer.json --grade A -f", "tokenizer.json is a file of the model"),
     (f"{CALIBRATE} {{texts}} -o {{texts}} -f", "texts.txt is the file of texts"),

@@ -27,7 +27,7 @@ def process(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]
     """Run the command in a subprocess."""
     command = [sys.executable, "-m", "rbe_gpu.cli", *map(str, arguments)]
     return subprocess.run(
-        command, capture_output=True, text=True, env=ENV, timeout=120, check=False, **options
+        command, capture_output=True, text=True, env=ENV, timeout=300, check=False, **options
     )
 
 

@@ -36,13 +36,14 @@ def places(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, model_f
 
 
 def snapshot(places: dict[str, Path]) -> list[tuple[str, int, int]]:
-    """Every file with its size and time."""
+    """Every folder, and every file with its size and time."""
 
     def walk(folder: Path) -> Iterator[tuple[str, int, int]]:
         for place, folders, files in os.walk(folder):
-            for name in (*folders, *files):
+            for name in files:
                 status = os.lstat(Path(place, name))
                 yield str(Path(place, name)), status.st_size, status.st_mtime_ns
+            yield from ((str(Path(place, name)), 0, 0) for name in folders)
 
     return sorted(
         entry for folder in (places["bad"].parent, places["model"].parent) for entry in walk(folder)

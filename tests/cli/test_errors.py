@@ -93,7 +93,8 @@ def test_an_internal_error_is_one_line_and_its_traceback_on_request(
     [
         ("the model has no tensor 'a'", "m: the model has no tensor 'a'"),
         ("m: the model has no tensor 'a'", "m: the model has no tensor 'a'"),
-        ("m/config.json has no sizes", "m: m/config.json has no sizes"),
+        ("m/config.json has no sizes", "m/config.json has no sizes"),
+        ("model m2 has no sizes", "m: model m2 has no sizes"),
         ("config.json of m has no sizes", "config.json of m has no sizes"),
     ],
 )

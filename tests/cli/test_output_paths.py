@@ -79,7 +79,9 @@ def test_standard_output(
             assert np.load(io.BytesIO(done.stdout)).shape == (2, 96)
         else:
             assert done.stdout == model_file.read_bytes()
-        refused(run(*command, "-o", out, "--json"), "both go to standard output; name a file")
+        result = run(*command, "-o", out, "--json")
+        assert result.exit_code == 2
+        assert "--json and --out: both go to standard output; name a file" in result.stderr
 
 
 def test_a_failed_write_names_the_file(tmp_path: Path, embed: list[Any], compress: list[Any]) -> None:

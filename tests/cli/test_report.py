@@ -11,16 +11,18 @@ import pytest
 from .command import refused, run
 
 
-def test_report_calls_the_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_calls_the_reports(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rbe_gpu.reports import run as reports
 
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(reports, "main", lambda **options: calls.append(options))
     assert run("report", "--out", tmp_path / "r", "--quick").exit_code == 0
-    assert run("report", "--out", tmp_path / "r", "--model", tmp_path).exit_code == 0
+    assert run("report", "--out", tmp_path / "r", "--model", model_folder).exit_code == 0
     assert calls == [
         {"out": tmp_path / "r", "quick": True, "model": None},
-        {"out": tmp_path / "r", "quick": False, "model": tmp_path},
+        {"out": tmp_path / "r", "quick": False, "model": model_folder},
     ]
 
 
