@@ -129,7 +129,7 @@ def quantize_rows(c: Any, width: Any, group: Any, dead_zone: Any, scale: Any, co
 
 
 @cpu_kernel
-def _mark_kept(c, threshold, max_gap, keep, begin, end):
+def _mark_stored(c, threshold, max_gap, keep, begin, end):
     cols = c.shape[1]
     for r in range(begin, end):
         for k in range(cols):
@@ -149,16 +149,16 @@ def _mark_kept(c, threshold, max_gap, keep, begin, end):
                 previous = k
 
 
-_mark_kept_in_parts = in_parts(_mark_kept)
+_mark_stored_in_parts = in_parts(_mark_stored)
 
 
-def mark_kept(c: Any, threshold: Any, max_gap: Any, keep: Any) -> None:
-    """keep[r, c] = |c| > threshold; where two kept columns (or the row's start) are more than `max_gap`
-    apart, the largest coefficient of the far half of the gap is kept too. max_gap = 0: no limit.
+def mark_stored(c: Any, threshold: Any, max_gap: Any, keep: Any) -> None:
+    """keep[r, c] = |c| > threshold; where two marked columns (or the row's start) are more than `max_gap`
+    apart, the largest coefficient of the far half of the gap is marked too. max_gap = 0: no limit.
 
     c : (rows, cols) float32; keep : (rows, cols) uint8, written
     """
-    _mark_kept_in_parts(c.shape[0], num_threads(), c, threshold, max_gap, keep)
+    _mark_stored_in_parts(c.shape[0], num_threads(), c, threshold, max_gap, keep)
 
 
 @cpu_kernel
@@ -195,7 +195,7 @@ _collect_in_parts = in_parts(_collect)
 
 
 def collect(c: Any, keep: Any, row_start: Any, value: Any, skipped: Any) -> None:
-    """Kept coefficients in stored order, and the columns skipped before each (modulo 256).
+    """Marked coefficients in stored order, and the columns skipped before each (modulo 256).
 
     value : (entries,) float32; skipped : (entries,) uint8
     """

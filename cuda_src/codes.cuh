@@ -107,9 +107,9 @@ __device__ __forceinline__ void find_starts(const Codes& c, i64 row, int block, 
     int count = static_cast<int>(c.cols / 32), each = block / 32;
     for (int first = 0; first < count; first += WARP) {
       int at = first + lane;
-      int kept = at < count ? __popc(words[at]) : 0;
-      int sum = warp_prefix(kept);
-      if (at < count && at % each == 0) starts[at / each] = make_uint2(static_cast<u32>(carry + sum - kept), 0);
+      int own = at < count ? __popc(words[at]) : 0;
+      int sum = warp_prefix(own);
+      if (at < count && at % each == 0) starts[at / each] = make_uint2(static_cast<u32>(carry + sum - own), 0);
       carry += __shfl_sync(ALL_LANES, sum, WARP - 1);
     }
     if (lane == 0) starts[blocks] = make_uint2(static_cast<u32>(carry), 0);

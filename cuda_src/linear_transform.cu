@@ -10,8 +10,8 @@
 //   linear_transform_codes    dense and grid codes, f16 x^: unpacked to f16 tiles in shared memory, tensor cores
 //   linear_transform_entries  the same of sparse codes: a tile is laid out from bitmaps and entries
 //   linear_transform_dense    dense and grid codes, float x^: unpacked to float tiles, FMA
-//   linear_transform_sparse   sparse codes, float x^: entries as (value, 16-bit offset) in shared memory, FMA for what is
-//                             kept and nothing else
+//   linear_transform_sparse   sparse codes, float x^: entries as (value, 16-bit offset) in shared memory, FMA for stored
+//                             entries alone
 // linear_transform_bitmap makes bitmaps of delta positions; linear_transform_epilogue ends it where k was split.
 //
 // Arrays     x: (tokens, in), out and residual: (tokens, out), row-major; bias: (out). x^: f16 (tokens, K), or float
@@ -160,23 +160,23 @@ extern "C" __global__ void __launch_bounds__(256) linear_transform_bitmap(Bitmap
   }
 }
 
-// The kept columns k ... k + 31 of a row as bits.
-__device__ __forceinline__ u32 kept_columns(const Codes& c, i64 row, i64 rows, i64 k) {
+// Which of the columns k ... k + 31 of a row are stored, as bits.
+__device__ __forceinline__ u32 stored_columns(const Codes& c, i64 row, i64 rows, i64 k) {
   if (row >= rows || k >= c.cols) return 0;
   return c.index_kind == INDEX_FULL ? ALL_LANES : reinterpret_cast<const u32*>(c.index)[(row * c.cols + k) / 32];
 }
-// How many columns of a row before k are kept, and the row's first entry.
+// The first entry of a row at column k or after it.
 __device__ __forceinline__ i64 first_entry(const Codes& c, i64 row, i64 rows, i64 k) {
   if (row >= rows) return 0;
   if (c.index_kind == INDEX_FULL) return row * c.cols + k;
   i64 e = c.row_start[row];
-  for (i64 col = 0; col < k; col += 32) e += __popc(kept_columns(c, row, rows, col));
+  for (i64 col = 0; col < k; col += 32) e += __popc(stored_columns(c, row, rows, col));
   return e;
 }
 __device__ __forceinline__ int bits_below(u32 word, int bit) { return __popc(word & ((1u << bit) - 1u)); }
 
 // Sparse codes as a tile of halves: a warp has 16 rows, lane l % 16 knows where row l stands and which of the columns
-// 32 (l / 16) on are kept; then, row by row, a lane has two columns.
+// 32 (l / 16) on are stored; then, row by row, a lane has two columns.
 struct EntryLoader {
   i64 next;  // first entry of the step after
   u32 word;
@@ -186,7 +186,7 @@ struct EntryLoader {
     next = first_entry(c, row(first), rows, k);
   }
   __device__ __forceinline__ void load(const Codes& c, i64 first, i64 rows, i64 k) {
-    word = kept_columns(c, row(first), rows, k + threadIdx.x % WARP / 16 * 32);
+    word = stored_columns(c, row(first), rows, k + threadIdx.x % WARP / 16 * 32);
     int count = __popc(word);
     next += count + __shfl_xor_sync(ALL_LANES, count, 16);
   }
@@ -426,7 +426,7 @@ __device__ __forceinline__ void matmul_sparse(const TransformMatmulParams& p) {
   cp_async_commit();
   int turn = 0;
   for (i64 k = place.begin; k < place.end; k += STEP, turn ^= 1) {
-    u32 word = kept_columns(codes, row, rows, k);
+    u32 word = stored_columns(codes, row, rows, k);
     __syncwarp();  // the list is free
 #pragma unroll 4
     for (int r = 0; r < ROWS; ++r) {

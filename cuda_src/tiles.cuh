@@ -8,14 +8,14 @@ __device__ __forceinline__ void load_sparse_row(const Codes& c, const uint2* sta
                                                 float* tile) {
   int lane = threadIdx.x % WARP;
   if (c.index_kind != INDEX_DELTA) {
-    i64 at = row * c.cols + block_col * B;  // of the first coefficient, were all kept
+    i64 at = row * c.cols + block_col * B;  // of the first coefficient, were all stored
     i64 e = at;
     if (c.index_kind == INDEX_BITMAP) e = c.row_start[row] + starts[block_col].x;
 #pragma unroll
     for (int k = 0; k < B; k += WARP) {
       u32 word = c.index_kind == INDEX_FULL ? ALL_LANES : reinterpret_cast<const u32*>(c.index)[(at + k) / 32];
-      bool kept = word >> lane & 1u;
-      float v = kept ? entry_value(c, e + __popc(word & ((1u << lane) - 1u))) : 0.0f;
+      bool stored = word >> lane & 1u;
+      float v = stored ? entry_value(c, e + __popc(word & ((1u << lane) - 1u))) : 0.0f;
       tile[tile_at<B>(r, k + lane)] = v;
       e += __popc(word);
     }

@@ -53,7 +53,7 @@ def coefficients(weight: RBEBlocks) -> F64:
 
 
 def sparse_values(codes: SparseCodes) -> F64:
-    """The kept values of sparse codes in stored order, (entries,)."""
+    """The values of sparse codes in stored order, (entries,)."""
     if codes.value_kind in ("f32", "f16"):
         return np.asarray(codes.value, np.float64)
     assert codes.scale is not None

@@ -127,7 +127,7 @@ def _array_bytes(row: Row) -> float:
 VS_TORCH, VS_NUMPY, VS_ONNX = (f"speed_vs_{baseline}" for baseline in (TORCH, NUMPY, ONNX))
 SMALL, LARGE = "768x768|3072x768", "4096x4096"
 #: density -> target speedup over PyTorch's dense matmul, of small and large weights
-KEPT_LIMITS = {0.05: (6.0, 8.0), 0.12: (3.5, 5.0), 0.25: (2.0, 2.2), 0.5: (1.1, 1.1)}
+DENSITY_LIMITS = {0.05: (6.0, 8.0), 0.12: (3.5, 5.0), 0.25: (2.0, 2.2), 0.5: (1.1, 1.1)}
 _SIZES = (
     ("768x768 and 3072x768, 64 to 512 tokens", f"({SMALL}), (64|512) tokens"),
     ("4096x4096, 64 to 128 tokens", f"({LARGE}), (64|128) tokens"),
@@ -136,9 +136,9 @@ _COMPRESSED = f"{OURS} ((?!{row_names.LEAN}).)*"
 
 CPU_TARGETS = (
     *(
-        Target(f"linear, density {kept:.0%}, {where}, against {TORCH}'s dense matmul", "linear", VS_TORCH, limit,
-               row_names.sparse(kept), case)
-        for kept, limits in KEPT_LIMITS.items()
+        Target(f"linear, density {density:.0%}, {where}, against {TORCH}'s dense matmul", "linear", VS_TORCH, limit,
+               row_names.sparse(density), case)
+        for density, limits in DENSITY_LIMITS.items()
         for limit, (where, case) in zip(limits, _SIZES, strict=True)
     ),
     *(

@@ -81,7 +81,7 @@ def test_positions_take_the_smaller_form(weight):
     assert rbe.compress(weight, density=1.0).codes.index_kind == "full"
 
 
-def test_kept_are_the_largest(weight):
+def test_the_largest_are_stored(weight):
     m = rbe.compress(weight, density=0.3, codes="sparse-f32", transform="none")
     magnitudes = np.sort(np.abs(weight).reshape(-1))
     threshold = magnitudes[-round(0.3 * weight.size)]

@@ -254,7 +254,7 @@ def test_a_grade_holds_for_every_tensor(tmp_path: Path, model_folder: Path, grad
     assert max(row.relative_error for row in summary.rows) > limit / 3
 
 
-def test_rmse_and_kept(tmp_path: Path, model_folder: Path) -> None:
+def test_rmse_and_density(tmp_path: Path, model_folder: Path) -> None:
     compress_model(model_folder, tmp_path / "m", rmse=0.005)
     source = cut_tensors()
     for name, value in load_file(tmp_path / "m")[0].items():

@@ -125,7 +125,7 @@ def test_linear(device: Device, inputs: Inputs, result: Result) -> None:
 
 
 def test_crossover(device: Device, inputs: Inputs, result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = [("dense-int4", "float16"), ("sparse-int4, 12% kept", "float32")]
+    chosen = [("dense-int4", "float16"), ("sparse-int4, density 12%", "float32")]
     assert set(chosen) < set(crossover.series())
     monkeypatch.setattr(crossover, "series", lambda: iter(chosen))
     crossover.measure(device, inputs, result)
@@ -542,7 +542,7 @@ def test_latency(device: Device, tmp_path: Path, result: Result, monkeypatch: py
     )
     latency.measure(device, Options(tmp_path, tmp_path, real.MODEL_DIR), result)
     assert result.status == stage.FAILED
-    assert result.lines[-1] == "nothing kept: no GPU can be used"
+    assert result.lines[-1] == "empty kernel cache: no GPU can be used"
 
 
 # --- the command --------------------------------------------------------------------------------------

@@ -146,7 +146,7 @@ def test_same_bits_on_one_block() -> None:
 
 
 BROKEN_DECODE = {
-    "an entry too late": ("static_cast<u32>(carry + sum - kept)", "static_cast<u32>(carry + sum)", "dct f16 bitmap"),
+    "an entry too late": ("static_cast<u32>(carry + sum - own)", "static_cast<u32>(carry + sum)", "dct f16 bitmap"),
     "a column too far": ("int column = -1, done = 0;", "int column = 0, done = 0;", "dct f16 delta basis"),
     "a barrier before the transform": (
         "tiles, source);\n    __syncthreads();", "tiles, source);", "dct int2 b64"

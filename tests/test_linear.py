@@ -209,12 +209,12 @@ def test_errors():
 
 
 @pytest.mark.parametrize("codes", ["sparse-int3", "sparse-int8", "sparse-f16", "sparse-f32"])
-@pytest.mark.parametrize(("kept", "block"), [(0.5, 64), (0.7, 32), (0.95, 128), (1.0, 64)])
-def test_rows_with_few_zeros(codes, kept, block):
+@pytest.mark.parametrize(("density", "block"), [(0.5, 64), (0.7, 32), (0.95, 128), (1.0, 64)])
+def test_rows_with_few_zeros(codes, density, block):
     """Bitmaps, and codes of every coefficient, are multiplied as dense rows from some share on."""
     w = np.ascontiguousarray(real.layer(0, "intermediate.dense.weight")[:200, :300])
-    m = rbe.compress(w, density=kept, codes=codes, block=block, basis=block == 64)
-    assert operand_of(m).densified == (kept > 0.65)
+    m = rbe.compress(w, density=density, codes=codes, block=block, basis=block == 64)
+    assert operand_of(m).densified == (density > 0.65)
     for tokens in (2, 17, 70):
         x = np.ascontiguousarray(real.activations(tokens)[:, :300])
         assert relative(rbe.linear(x, m, method="transform"), reference.linear(x, m)) < 2e-6

@@ -169,8 +169,8 @@ def test_the_decoded_product(form: str, tokens: int, dtype: Any, reverse: bool) 
 @pytest.mark.parametrize("codes", ["sparse-int4", "dense-int5"])
 def test_every_transform(transform: str, block: int, codes: str) -> None:
     w = real.layer(1, "attention.self.key.weight")[:70, :330]
-    kept = {"density": 0.2} if codes.startswith("sparse") else {}
-    m = rbe.compress(w, codes=codes, transform=transform, block=block, basis=block == 64, **kept)
+    density = {"density": 0.2} if codes.startswith("sparse") else {}
+    m = rbe.compress(w, codes=codes, transform=transform, block=block, basis=block == 64, **density)
     for dtype in (F32, F16):
         x = inputs(18, m.cols, dtype)
         out = np.full((18, 70), np.nan, dtype)

@@ -287,7 +287,7 @@ def test_every_op_has_a_case(minilm, op):
 
 def test_a_product_is_measured_beside_a_weight_decoded_once_and_beside_the_original(minilm):
     first, second = load("linear")(minilm, True)
-    assert set(first.providers) > {row_names.sparse(kept) for kept in row_names.KEPT} | {
+    assert set(first.providers) > {row_names.sparse(density) for density in row_names.DENSITIES} | {
         DENSE,
         row_names.DENSE4,
     }
@@ -429,7 +429,9 @@ def test_every_product_that_a_target_names_is_a_case(minilm, monkeypatch):
     counted = [o.cases for o in targets.outcomes(rows, "cpu") if o.target.op == "linear"]
     assert (
         counted
-        == [4, 2] * len(row_names.KEPT) + [1, 1, 1] + [4 * len(linear.FORMS) + 3 * len(linear.FEW_FORMS)] * 2
+        == [4, 2] * len(row_names.DENSITIES)
+        + [1, 1, 1]
+        + [4 * len(linear.FORMS) + 3 * len(linear.FEW_FORMS)] * 2
     )
 
 
@@ -513,7 +515,7 @@ def test_rows_cover_every_op_and_setting(rows):
     results = Results(rows)
     for setting in compression.QUICK_SETTINGS:
         for metric in ("file_bytes", "bits_per_weight", "weight_error", "cosine_mean", "cosine_min",
-                       "nearest_kept", "encode_time"):  # fmt: skip
+                       "nearest_same", "encode_time"):  # fmt: skip
             assert results.one("model", setting.name, "rbe_gpu", metric) is not None, (setting, metric)
         for case in (row_names.MODEL, row_names.MODEL_LEAN):
             assert results.one("model", case, f"rbe_gpu {setting.name}", "time") is not None
@@ -613,7 +615,7 @@ def test_measured_settings_have_every_figure(rows):
 
 def test_plots_are_pictures(report, rows):
     drawn = {p.name for p in plots.draw(PLOTS, Results(rows))}
-    without_torch = {"kept_speed"} if baselines.torch_or_none() is None else set()
+    without_torch = {"density_speed"} if baselines.torch_or_none() is None else set()
     assert drawn == {make.__name__ for make in PLOTS} - without_torch
     for name in drawn:
         picture = (report / "plots" / f"{name}.png").read_bytes()

@@ -200,7 +200,7 @@ def _show(summary: CompressSummary, seconds: float, stream: TextIO) -> None:
     dense_count = sum(row.kind == "dense" for row in summary.rows)
     show(
         table,
-        f"{dense_count} other tensors stay dense: {size(summary.kept_dense_bytes)}",
+        f"{dense_count} other tensors stay dense: {size(summary.other_dense_bytes)}",
         f"{summary.path}: {size(summary.file_bytes)}, {summary.ratio:.2f} times smaller than float32 "
         f"({size(summary.dense_bytes)}), {summary.ratio / 2:.2f} times than float16; "
         f"{summary.bits_per_weight:.2f} bits/weight, relative error {summary.relative_error:.4f}, "

@@ -161,7 +161,7 @@ def _show(result: dict[str, Any]) -> None:
     row("file", lambda c: size(c["file_bytes"]))
     row("times smaller", lambda c: f"{c['ratio']:.2f}")
     row("weights in memory", lambda c: size(c["resident_bytes"]))
-    row("decoded panels kept", lambda c: size(c["cache_bytes"]))
+    row("cached panels", lambda c: size(c["cache_bytes"]))
     row("cosine to dense, mean", lambda c: f"{c['agreement']['cosine_mean']:.4f}")
     row("cosine to dense, 1st percentile", lambda c: f"{c['agreement']['cosine_p1']:.4f}")
     row("cosine to dense, least", lambda c: f"{c['agreement']['cosine_min']:.4f}")

@@ -296,7 +296,7 @@ def quantize_sparse(c: F32, value_kind: str, group: int, density: float) -> Spar
     keep = np.empty((rows, cols), np.uint8)
     count = np.empty(rows, np.int64)
     # a delta index needs gaps below 256 and fills longer ones; it is used if it is still the smaller one then
-    quantize.mark_kept(c, np.float32(threshold), MAX_GAP, keep)
+    quantize.mark_stored(c, np.float32(threshold), MAX_GAP, keep)
     quantize.row_counts(keep, count)
     entries = int(count.sum())
     if entries == rows * cols:
@@ -305,7 +305,7 @@ def quantize_sparse(c: F32, value_kind: str, group: int, density: float) -> Spar
         index_kind = "delta"
     else:
         index_kind = "bitmap"
-        quantize.mark_kept(c, np.float32(threshold), 0, keep)
+        quantize.mark_stored(c, np.float32(threshold), 0, keep)
         quantize.row_counts(keep, count)
         entries = int(count.sum())
     row_start = np.zeros(rows + 1, np.int64)

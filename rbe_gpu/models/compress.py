@@ -99,7 +99,7 @@ class CompressSummary:
         return 32.0 / self.ratio if self.dense_bytes else 0.0
 
     @property
-    def kept_dense_bytes(self) -> int:
+    def other_dense_bytes(self) -> int:
         return sum(row.nbytes for row in self.rows if row.kind == "dense")
 
 
@@ -556,7 +556,7 @@ def _provenance(source: _Source, options: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": source.path.resolve().name,
         "bytes": source.nbytes,
-        # files name a density "kept"
+        # the key "kept" is that of the format's first files, whose bytes stay as they are (tests/golden_files.json)
         "target": {k.replace("density", "kept"): v for k, v in options.items() if v is not None},
         "rbe_gpu": __version__,
     }

@@ -13,6 +13,7 @@ from statistics import median
 
 from ..harness.inputs import Inputs
 from ..harness.measure import OURS
+from ..harness.row_names import DENSITIES
 from ..harness.timing import speedups
 from .device import Device, attempt
 from .stage import Result
@@ -21,15 +22,14 @@ from .weights import QUICK_SHAPE, Linear, LinearSetup, Weights
 SHAPE = (4096, 4096)
 TOKENS = (1, 4, 16, 64, 256, 1024)
 QUICK_TOKENS = (1, 16, 40)
-KEPT = (0.05, 0.12, 0.25, 0.5)
 PROVIDERS = {method: f"{OURS} {method}" for method in ("transform", "decode")}
 
 
 def series() -> Iterator[tuple[str, str]]:
     """Codes and dtypes: every one is measured at every number of tokens."""
-    for codes in ("dense-int4", *(f"sparse-int4, {kept:.0%} kept" for kept in KEPT)):
+    for codes in ("dense-int4", *(f"sparse-int4, density {density:.0%}" for density in DENSITIES)):
         yield codes, "float16"
-    yield "sparse-int4, 12% kept", "float32"
+    yield "sparse-int4, density 12%", "float32"
 
 
 def cases(codes: str, dtype: str, quick: bool = False) -> Iterator[Linear]:

@@ -16,7 +16,7 @@ from ..harness.memory import child_environment
 from .device import Device, open_device
 from .stage import FAILED, PASSED, STOPPED, Options, Result, finish, start
 
-CASES = ("nothing kept", "kernels kept")
+CASES = ("empty kernel cache", "filled kernel cache")
 
 
 def command(model: Path) -> list[str]:

@@ -16,6 +16,7 @@ from rbe_gpu.blocks import RBEMatrix
 
 from ..harness.inputs import Inputs
 from ..harness.measure import OURS, TORCH, Case, Provider
+from ..harness.row_names import DENSITIES
 from ..harness.timing import Calls
 from .device import COPY, Device, attempt, sampled
 from .stage import Result
@@ -26,13 +27,13 @@ CODES: dict[str, dict[str, Any]] = {
     "dense-int4, no transform": {"codes": "dense-int4", "transform": "none", "block": 64, "basis": False},
     "dense-int8": {"codes": "dense-int8", "transform": "dct", "block": 64, "basis": False},
     **{
-        f"sparse-int4, {kept:.0%} kept": {
-            "codes": "sparse-int4", "density": kept, "transform": "dct", "block": 64, "basis": False
+        f"sparse-int4, density {density:.0%}": {
+            "codes": "sparse-int4", "density": density, "transform": "dct", "block": 64, "basis": False
         }
-        for kept in (0.05, 0.12, 0.25, 0.5)
+        for density in DENSITIES
     },
 }  # fmt: skip
-DECODED = (*(name for name in CODES if not name.startswith("sparse")), "sparse-int4, 25% kept")
+DECODED = (*(name for name in CODES if not name.startswith("sparse")), "sparse-int4, density 25%")
 SHAPES = ((4096, 4096), (11008, 4096), (8192, 8192))  # (out_features, in_features)
 QUICK_SHAPE = (256, 384)
 TOKENS = (1, 4, 16, 64, 512, 2048)
@@ -147,7 +148,7 @@ def linears(quick: bool = False) -> Iterator[Linear]:
         for tokens in QUICK_TOKENS if quick else TOKENS:
             yield Linear(shape, tokens, "dense-int4")
     for tokens in QUICK_TOKENS if quick else (1, 16, 512):
-        for codes in ("dense-int8", "sparse-int4, 25% kept"):
+        for codes in ("dense-int8", "sparse-int4, density 25%"):
             yield Linear(QUICK_SHAPE if quick else SHAPES[0], tokens, codes)
 
 

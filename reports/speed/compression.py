@@ -34,20 +34,20 @@ class Setting:
 
     grade: str | None = None
     ratio: int | None = None
-    kept: float | None = None
+    density: float | None = None
 
     @property
     def name(self) -> str:
         """The name in rows and tables."""
-        if self.kept is not None:
-            return f"{self.kept:.0%} kept"
+        if self.density is not None:
+            return f"density {self.density:.0%}"
         return f"grade {self.grade}" if self.grade else f"ratio {self.ratio}"
 
     @property
     def options(self) -> dict[str, Any]:
         """Arguments of `compress_model`."""
-        if self.kept is not None:
-            return {"density": self.kept, "codes": "sparse-int8", "basis": False}
+        if self.density is not None:
+            return {"density": self.density, "codes": "sparse-int8", "basis": False}
         return {"grade": self.grade, "ratio": self.ratio}
 
     @property
@@ -58,7 +58,7 @@ class Setting:
 
 SETTINGS = (*(Setting(grade=g) for g in "SABC"), *(Setting(ratio=r) for r in (4, 8, 16, 50)))
 #: measured for its speed: without calibration, too few coefficients are left for useful vectors
-FAST = Setting(kept=FAST_DENSITY)
+FAST = Setting(density=FAST_DENSITY)
 ALL_SETTINGS = (*SETTINGS, FAST)
 QUICK_SETTINGS = (Setting(grade="B"), Setting(ratio=16), FAST)
 
@@ -127,6 +127,6 @@ def vector_rows(dense: F32, vectors: F32, case: str, session: Session, provider:
     cosines = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
     same = float((nearest(dense) == nearest(vectors)).mean())
     for metric, value in (
-        ("cosine_mean", float(cosines.mean())), ("cosine_min", float(cosines.min())), ("nearest_kept", same),
+        ("cosine_mean", float(cosines.mean())), ("cosine_min", float(cosines.min())), ("nearest_same", same),
     ):  # fmt: skip
         yield session.row("model", case, provider, metric, "", value, shape=f"{len(dense)} texts")

@@ -60,7 +60,7 @@ def cost_table(results: Results, settings: Iterable[Setting] = ALL_SETTINGS) -> 
         speed = 1.0 if ours else value(row_names.MODEL, DENSE, f"speed_vs_{provider}")
         mean, least, nearest = (
             1.0 if ours else value("dense", provider, m)
-            for m in ("cosine_mean", "cosine_min", "nearest_kept")
+            for m in ("cosine_mean", "cosine_min", "nearest_same")
         )
         table.add(
             f"dense, {OURS if ours else provider}", Rating("", "the baseline" if ours else "for comparison"),
@@ -74,7 +74,7 @@ def cost_table(results: Results, settings: Iterable[Setting] = ALL_SETTINGS) -> 
         file, mean = value(name, OURS, "file_bytes"), value(name, OURS, "cosine_mean")
         table.add(
             name, cosine_rating(mean), fixed(mean), fixed(value(name, OURS, "cosine_min")),
-            percent(value(name, OURS, "nearest_kept")), megabytes(file),
+            percent(value(name, OURS, "nearest_same")), megabytes(file),
             times(dense / file if file and dense else None), plain(value(name, OURS, "bits_per_weight")),
             plain(value(name, OURS, "weight_error"), 2), seconds(value(row_names.MODEL, provider, "time")),
             times(value(row_names.MODEL, provider, f"speed_vs_{DENSE}")),

@@ -30,7 +30,7 @@ from ..harness.plots import (
     spread,
 )
 from ..harness.rows import Results, Row
-from ..targets import KEPT_LIMITS, LARGE, SMALL, VS_NUMPY, VS_TORCH
+from ..targets import DENSITY_LIMITS, LARGE, SMALL, VS_NUMPY, VS_TORCH
 from .cases import DENSE, NUMPY, ONNX, OURS, TORCH
 from .cases.model import BASELINES
 from .compression import ALL_SETTINGS, SETTINGS, Setting
@@ -213,10 +213,10 @@ def _speedups(results: Results, ops: Sequence[str], dense: bool) -> Iterator[tup
 
 
 def _shown_elsewhere(op: str, case: str, provider: str) -> bool:
-    """Whether `kept_speed` or `decoded_once` shows the case."""
+    """Whether `density_speed` or `decoded_once` shows the case."""
     if op != "linear":
         return False
-    return case.endswith(row_names.DECODED) or ("kept" in provider and not case.endswith(" 1 token"))
+    return case.endswith(row_names.DECODED) or ("density" in provider and not case.endswith(" 1 token"))
 
 
 def _speed_plot(
@@ -266,10 +266,10 @@ def compressed_speed(results: Results) -> Plot | None:
     )  # fmt: skip
 
 
-def kept_speed(results: Results) -> Plot | None:
+def density_speed(results: Results) -> Plot | None:
     """Matmuls with sparse weights against PyTorch's with the dense weight, by density."""
     panels: dict[str, list[tuple[str, list[Row]]]] = {SMALL: [], LARGE: []}
-    columns = [*(row_names.sparse(k) for k in row_names.KEPT), DENSE]
+    columns = [*(row_names.sparse(k) for k in row_names.DENSITIES), DENSE]
     for case in results.cases("linear"):
         shape, _, tokens = case.partition(", ")
         rows = [row for c in columns if (row := results.one("linear", case, c, VS_TORCH)) is not None]
@@ -285,7 +285,7 @@ def kept_speed(results: Results) -> Plot | None:
     styles = ((BLUE, "o"), (SKY, "s"), (VERMILLION, "v"), (GREEN, "D"))
     for axes, (number, group, cases) in zip(all_axes, shown, strict=True):
         axes.axhline(1.0, color=INK, linewidth=1.4)
-        for x, limits in enumerate(KEPT_LIMITS.values()):
+        for x, limits in enumerate(DENSITY_LIMITS.values()):
             axes.plot((x - 0.32, x + 0.32), (limits[number],) * 2, color=INK, linewidth=1.6, linestyle=(0, (2, 1)),
                       label="" if x else "target")  # fmt: skip
         shift = 0.09 * (np.arange(len(cases)) - (len(cases) - 1) / 2)
@@ -293,7 +293,7 @@ def kept_speed(results: Results) -> Plot | None:
             axes.errorbar(where + by, [r.p50 for r in rows], yerr=spread(rows), fmt=marker, color=colour,
                           markersize=6, elinewidth=1.2, label=label)  # fmt: skip
         axes.set_yscale("log")
-        axes.set_xticks(where, [*(f"{k:.0%}" for k in row_names.KEPT), "dense"])
+        axes.set_xticks(where, [*(f"{k:.0%}" for k in row_names.DENSITIES), "dense"])
         axes.set_xlim(-0.6, len(columns) - 0.4)
         axes.set_xlabel("density: share of the coefficients stored")
         axes.set_title(shape_label(" and ".join(group.split("|"))), loc="left")
@@ -313,7 +313,7 @@ def kept_speed(results: Results) -> Plot | None:
         for label, rows in cases
     )
     return Plot(
-        "kept_speed", "Matmuls without decoding",
+        "density_speed", "Matmuls without decoding",
         "Speed of a matmul with a sparse weight, in the transform domain, against PyTorch's with the "
         "dense weight; on the right of each panel, rbe_gpu's own dense matmul. Medians of the ratios of paired "
         f"runs, {PERCENTILES}; dashes are the targets.",
@@ -336,7 +336,7 @@ def decoded_once(results: Results) -> Plot | None:
         (row_names.LEAN * lean, label, colour, marker, shift, [rows_of(case, lean) for case in cases])
         for lean, label, colour, marker, shift in (
             (False, "with a cache for all decoded weights", BLUE, "o", -0.15),
-            (True, "nothing kept", SKY, "s", 0.15),
+            (True, "no cache", SKY, "s", 0.15),
         )
     ]
     if not any(modes[0][-1]):
@@ -464,6 +464,6 @@ def process_memory(results: Results) -> Plot | None:
 
 
 PLOTS: tuple[Callable[[Results], Plot | None], ...] = (
-    quality_bytes, error_bits, batch_time, weight_memory, process_memory, kept_speed, decoded_once, compressed_speed,
-    op_speed, attention_memory,
+    quality_bytes, error_bits, batch_time, weight_memory, process_memory, density_speed, decoded_once,
+    compressed_speed, op_speed, attention_memory,
 )  # fmt: skip

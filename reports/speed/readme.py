@@ -22,7 +22,7 @@ SHAPES = tuple(
     )
     for tokens in counts
 )
-FORMS = (*(row_names.sparse(kept) for kept in (0.05, 0.12, 0.25, 0.5)), row_names.DENSE4, DENSE)
+FORMS = (*(row_names.sparse(density) for density in row_names.DENSITIES), row_names.DENSE4, DENSE)
 GRADES = tuple(f"grade {letter}" for letter in "SABC")
 #: metric of a grade -> format of its value
 _COLUMNS = {
@@ -38,7 +38,7 @@ ENGLISH: Words = {
     "encoder": "Sentences per second, 32 texts, tokenizer included: {values}. Measured separately, {fast} without "
     "decoded weights: {ratio} of dense.",
     "grades": "| | file | bits/weight | weight error | mean cosine | lowest cosine | 32 texts | with decoded "
-    "weights kept |",
+    "weights cached |",
     "source": "{device}; {threads} threads. Rows: [{name}](reports/results/{name}).",
 }  # fmt: skip
 KOREAN: Words = {
@@ -54,7 +54,7 @@ KOREAN: Words = {
 def _tables(results: Results, source: str, words: Words) -> Iterator[str]:
     first = results.rows[0]
     yield "\n".join(_matmuls(results, words))
-    yield words["encoder"].format(values=_sentences(results), fast=row_names.FAST_SHOWN, ratio=_fast(results))
+    yield words["encoder"].format(values=_sentences(results), fast=row_names.FAST, ratio=_fast(results))
     yield "\n".join(_grades(results, words))
     yield words["source"].format(device=first.device, threads=first.threads, name=source)
 
@@ -78,8 +78,7 @@ def _sentences(results: Results) -> str:
         if (rate := results.value("model", row_names.MODEL, provider, "sentences_per_second")) is not None
     }
     return ", ".join(
-        f"{provider.replace(row_names.FAST, row_names.FAST_SHOWN)} {rates[provider]:.0f}"
-        for provider in sorted(rates, key=lambda p: rates[p])
+        f"{provider} {rates[provider]:.0f}" for provider in sorted(rates, key=lambda p: rates[p])
     )
 
 

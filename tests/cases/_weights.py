@@ -44,14 +44,14 @@ class Weight:
     block: int
     transform: str
     codes: str
-    kept: float | None
+    density: float | None
     basis: bool
 
     @property
     def name(self) -> str:
-        kept = "" if self.kept is None else f" kept {self.kept:g}"
+        density = "" if self.density is None else f" density {self.density:g}"
         basis = " basis" if self.basis else ""
-        return f"{self.kind} {self.source} {self.transform} {self.block} {self.codes}{kept}{basis}"
+        return f"{self.kind} {self.source} {self.transform} {self.block} {self.codes}{density}{basis}"
 
     def blocks(self, data: Data) -> RBEBlocks:
         settings = {
@@ -60,8 +60,8 @@ class Weight:
             "codes": self.codes,
             "basis": self.basis,
         }
-        if self.kept is not None:
-            settings["density"] = self.kept
+        if self.density is not None:
+            settings["density"] = self.density
         return _compressed(data, self.source, self.kind, tuple(settings.items()))
 
 
@@ -77,9 +77,9 @@ def _weights() -> tuple[Weight, ...]:
         weights.append(Weight("64x384", "matrix", 64, "dct", f"dense-int{bits}", None, bits % 2 == 0))
         weights.append(Weight("words 30x384", "vectors", 64, "dct", f"dense-int{bits}", None, bits % 2 == 1))
     for values in ("f32", "f16", "int8", "int4"):
-        for kept in (0.04, 0.3, 1.0):  # delta, bitmap and full index
-            weights.append(Weight("100x150", "matrix", 32, "dct", f"sparse-{values}", kept, False))
-            weights.append(Weight("words 30x384", "vectors", 64, "dct", f"sparse-{values}", kept, True))
+        for density in (0.04, 0.3, 1.0):  # delta, bitmap and full index
+            weights.append(Weight("100x150", "matrix", 32, "dct", f"sparse-{values}", density, False))
+            weights.append(Weight("words 30x384", "vectors", 64, "dct", f"sparse-{values}", density, True))
     for source in ("33x65", "1x384"):
         weights.append(Weight(source, "matrix", 64, "dct", "dense-int4", None, True))
         weights.append(Weight(source, "vectors", 32, "dct", "sparse-int2", 0.2, False))

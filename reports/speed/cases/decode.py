@@ -27,7 +27,7 @@ def cases(inputs: Inputs, quick: bool = False) -> Iterator[Case]:
     sparse = rbe.compress(weight, codes="sparse-int8", density=0.12, basis=False)
     if not quick:
         providers = {k: v for k, v in _providers(sparse, weight).items() if k != NUMPY}
-        yield Case("decode", f"{rows}x{cols}, sparse-int8, 12% kept", f"({rows}, {cols})", providers)
+        yield Case("decode", f"{rows}x{cols}, sparse-int8, density 12%", f"({rows}, {cols})", providers)
 
 
 def _providers(m: RBEBlocks, weight: F32) -> dict[str, Provider]:

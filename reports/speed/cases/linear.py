@@ -15,19 +15,19 @@ from rbe_gpu.blocks import RBEBlocks
 
 from ...harness.baselines import F32, torch_or_none
 from ...harness.inputs import Inputs
-from ...harness.row_names import DECODED, DENSE4, KEPT, LEAN, sparse
+from ...harness.row_names import DECODED, DENSE4, DENSITIES, LEAN, sparse
 from . import DENSE, DENSE_NEW, NUMPY, ORIGINAL_TIME, OURS, TORCH, Case, Provider
 
 #: provider -> how the weight is compressed. A basis does not pay here; the encoder need not search for one
 CODES: dict[str, dict[str, Any]] = {
     f"{OURS} dense-int8": {"codes": "dense-int8", "basis": False},
     DENSE4: {"codes": "dense-int4", "basis": False},
-    **{sparse(k): {"codes": "sparse-int8", "density": k, "basis": False} for k in KEPT},
+    **{sparse(d): {"codes": "sparse-int8", "density": d, "basis": False} for d in DENSITIES},
 }
 #: the same for what must never be slower than the decoded weight
 FORMS: dict[str, dict[str, Any]] = {
     **{f"{OURS} grade {g}": {"grade": g, "basis": False} for g in "SABC"},
-    **{sparse(k): CODES[sparse(k)] for k in KEPT},
+    **{sparse(d): CODES[sparse(d)] for d in DENSITIES},
 }
 FEW_FORMS = (f"{OURS} grade B", sparse(0.12))
 #: seconds of the original system's 768 x 768 layer, with an output buffer and without; it named no number of tokens
@@ -84,7 +84,7 @@ def _dense_and_compressed(
     tokens: tuple[int, ...],
     codes: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[Case]:
-    """The dense weight and compressed ones, no decoded weight kept, against NumPy and PyTorch on the dense weight.
+    """The dense weight and compressed ones, no decoded weight cached, against NumPy and PyTorch on the dense weight.
 
     rows : number of tokens -> activations
     """
