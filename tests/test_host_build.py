@@ -21,6 +21,7 @@ from . import real
 from .cases import CASES
 from .host import build, sanitized
 from .host.executor import HostExecutor, KernelError, Library, library
+from .host.mutants import replaced
 
 FRAGMENTS = (Path(__file__).parent / "host" / "fragments.cu").read_text(encoding="utf-8")
 CUDA_SRC = Path(__file__).parent.parent / "cuda_src"
@@ -31,12 +32,6 @@ ORDERS = pytest.mark.parametrize("reverse", [False, True], ids=["ascending", "de
 @lru_cache
 def compiled(text: str, *defines: str) -> Library:
     return Library(build.build(_source.expand("test.cu", text), defines=defines))
-
-
-def replaced(text: str, old: str, new: str) -> str:
-    """`text` with its one `old` exchanged."""
-    assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in the source"
-    return text.replace(old, new)
 
 
 def launch(

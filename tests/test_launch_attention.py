@@ -647,7 +647,6 @@ BROKEN = {
         "__syncthreads();  // all of the shared memory is free: the outputs first",
         "// the outputs first",
     ),
-    "queries stay, no masks": ("queries stay", "if (!whole) mask_scores", "if (false) mask_scores"),
     "queries stay, no rescaling": ("queries stay", "o[r][n][0] *= factor;", ""),
     "queries stay, not transposed": ("queries stay", "ldmatrix_transposed(b, v_tile", "ldmatrix(b, v_tile"),
     "float, no wait": ("float", f"cp_async_wait<0>();\n    {FLOAT_KEYS}", FLOAT_KEYS),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -17,7 +16,6 @@ from rbe_gpu.registry import relative_error
 
 from . import real
 from .compressed import FORMS, compressed, decoded
-from .host.broken import outcome
 from .host.executor import on_host
 from .host.virtual import VirtualWorkspace, entries, matrix, sizes, virtual
 
@@ -196,32 +194,3 @@ def test_panels_are_kept_in_the_cache(dtype: Any, monkeypatch: pytest.MonkeyPatc
         assert relative_error(out, reference.linear(x, w)) <= LIMITS[np.dtype(dtype)]
         assert cache.hits == hits
     assert cache.misses == 4
-
-
-# --- broken copies ------------------------------------------------------------------------------------
-
-
-def linear_once(form: str, tokens: int) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
-    def call() -> tuple[np.ndarray, np.ndarray]:
-        x = inputs(tokens, compressed(form).cols, F16)
-        out = np.full((tokens, compressed(form).rows), np.nan, F16)
-        linear.linear(x, compressed(form), None, None, None, out, Workspace(), None)
-        return out, reference.linear(x, decoded(form))
-
-    return call
-
-
-BROKEN_LINEAR = {
-    "the wait for the copies": ("      cp_async_wait<0>();\n", "      cp_async_wait<1>();\n", 35),
-    "the barrier of a step": (
-        "      __syncthreads();  // this stage is complete, and the other is free\n",
-        "",
-        9,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BROKEN_LINEAR)
-def test_a_broken_linear_is_caught(name: str) -> None:
-    old, new, tokens = BROKEN_LINEAR[name]
-    assert not outcome("linear", old, new, linear_once("dct int2 b64", tokens)) <= 5e-3

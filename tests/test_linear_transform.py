@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +18,6 @@ from rbe_gpu.registry import relative_error
 from . import real
 from .compressed import FORMS, compressed, decoded, relative
 from .host import capture
-from .host.broken import outcome
 from .host.executor import on_host
 from .host.virtual import VirtualWorkspace, entries, matrix, sizes, vectors, virtual
 from .test_launch_linear import LIMITS, inputs
@@ -264,36 +262,3 @@ def test_projections_share_what_is_made_of_x(
     limit = 1e-5 if dtype == F32 else 4e-3
     for y, values in ((first, x), (second, x[:, ::-1])):
         assert relative(y.astype(np.float64), layer(values.astype(F32)).astype(np.float64)) <= limit
-
-
-# --- broken copies ------------------------------------------------------------------------------------
-
-
-def once(form: str, dtype: Any) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
-    def call() -> tuple[np.ndarray, np.ndarray]:
-        x = inputs(18, compressed(form).cols, dtype)
-        out = np.full((18, compressed(form).rows), np.nan, dtype)
-        linear.linear(x, compressed(form), None, None, None, out, Workspace(), None, "transform")
-        return out, reference.linear(x, decoded(form))
-
-    return call
-
-
-BROKEN = {
-    "the barrier of a step of entries": (
-        "    __syncthreads();  // this stage of x^ is complete, and the other is free\n",
-        "",
-        F32,
-    ),
-    "the entries before a column": (
-        "- (lane < 16 ? __popc(low) : 0)",
-        "- __popc(low)",
-        F16,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_copy_is_caught(name: str) -> None:
-    old, new, dtype = BROKEN[name]
-    assert not outcome("linear_transform", old, new, once("none int4 delta", dtype)) <= 5e-3

@@ -148,6 +148,14 @@ def test_op_has_its_place_on_the_page_of_kernels(op: str) -> None:
     assert f"| `{op}` |" in page or f"\n## {op}\n" in page
 
 
+def test_every_cuda_source_has_a_mutant() -> None:
+    """A mistake in it that a case of the op catches (tests/test_mutants.py)."""
+    from .cases import CASES
+
+    sources = {mutant.source or op for op in registry.OPS for mutant in CASES[op].mutants}
+    assert sources == modules("cuda_src", ".cu")
+
+
 def test_ops_are_the_public_functions_of_ops() -> None:
     assert {n for n, f in vars(ops).items() if callable(f) and not n.startswith("_")} == set(registry.OPS)
 

@@ -58,6 +58,28 @@ class ErrorCase:
     not_on_gpu: str = ""
 
 
+@dataclass(frozen=True)
+class Mutant:
+    """A mistake in the op's CUDA source that the op's cases must catch.
+
+    Attributes
+    ----------
+    name : the mistake
+    old, new : a text that the source, with its headers inlined, has once, and what replaces it
+    case, dtype : the case whose result must be wrong
+    source : the file in `cuda_src`, without its suffix; "" for that of the op
+    one_block : launch a grid of one block, which then goes through all of the work
+    """
+
+    name: str
+    old: str
+    new: str
+    case: str
+    dtype: str = "float32"
+    source: str = ""
+    one_block: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class OpCases:
     """All cases of an op.
@@ -69,6 +91,7 @@ class OpCases:
     expected : float64 results by name: "out", those of the op's `outputs` that it also writes, and what it returns
         after "out" if asked to
     valid_args : a valid call that `errors` change
+    mutants : at least one, of what is particular to the op's kernels
     """
 
     op: str
@@ -77,6 +100,7 @@ class OpCases:
     cases: tuple[Case, ...]
     valid_args: Callable[[Data, np.dtype[Any]], Args]
     errors: tuple[ErrorCase, ...]
+    mutants: tuple[Mutant, ...]
 
     def invalid_args(self, case: ErrorCase, data: Data) -> Args:
         """The arguments of a refused call."""

@@ -10,7 +10,7 @@ import numpy as np
 from rbe_gpu import reference
 
 from ._arrays import COLS, hidden
-from ._case import Args, Case, Data, ErrorCase, OpCases
+from ._case import Args, Case, Data, ErrorCase, Mutant, OpCases
 from ._errors import OUT_ERRORS, RESIDUAL_ERRORS, X_ERRORS, as_float16
 
 
@@ -51,5 +51,9 @@ CASES = OpCases(
             "residual broadcast", {"residual": lambda a: a[0].copy()}, ValueError, "residual has shape"
         ),
         *OUT_ERRORS,
+    ),
+    mutants=(
+        Mutant("the last elements", "for (; at < count; ++at)", "for (++at; at < count; ++at)", "3 x 33"),
+        Mutant("the sum", "v[i] += r[i];", "v[i] = r[i];", "65 x 1537", "float16"),
     ),
 )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rbe_gpu import reference
 
-from ._case import Args, Case, Data, ErrorCase, OpCases
+from ._case import Args, Case, Data, ErrorCase, Mutant, OpCases
 from ._errors import (
     NO_SYNC,
     OUT_ERRORS,
@@ -302,5 +302,8 @@ CASES = OpCases(
             "cu_seqlens_k of fewer", _packed(cu_seqlens_k=np.array([0, 14])), ValueError, "cu_seqlens_k"
         ),
         *OUT_ERRORS,
+    ),
+    mutants=(
+        Mutant("masks", "if (!whole) mask_scores<8>", "if (false) mask_scores<8>", "causal", "float16"),
     ),
 )

@@ -6,7 +6,7 @@ import numpy as np
 
 from rbe_gpu import reference
 
-from ._case import FLOATS, Case, ErrorCase, OpCases
+from ._case import FLOATS, Case, ErrorCase, Mutant, OpCases
 from ._errors import (
     OUT_ERRORS,
     to_float64,
@@ -31,5 +31,32 @@ CASES = OpCases(
         ErrorCase("dtype float64", {"dtype": np.dtype(np.float64)}, TypeError, "float64"),
         ErrorCase("out float64", {"out": to_float64}, TypeError, "float64"),
         *OUT_ERRORS[1:],
+    ),
+    mutants=(
+        Mutant(
+            "first entry of a block",
+            "static_cast<u32>(carry + sum - own)",
+            "static_cast<u32>(carry + sum)",
+            "matrix 384x384 dct 32 sparse-int4 density 0.25",
+        ),
+        Mutant(
+            "first column",
+            "int column = -1, done = 0;",
+            "int column = 0, done = 0;",
+            "matrix 384x384 dwt-db2 128 sparse-f16 density 0.05 basis",
+        ),
+        Mutant(
+            "the barrier before the transform",
+            "tiles, source);\n    __syncthreads();",
+            "tiles, source);",
+            "matrix 384x384 dct 64 dense-int4 basis",
+        ),
+        Mutant(
+            "the barrier before the next tile",
+            "    __syncthreads();  // the tiles are free again\n",
+            "",
+            "matrix 384x384 dwt-db2 128 sparse-f16 density 0.05 basis",
+            one_block=True,
+        ),
     ),
 )

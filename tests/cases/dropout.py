@@ -10,7 +10,7 @@ import numpy as np
 from rbe_gpu import reference
 
 from ._arrays import COLS, hidden
-from ._case import Args, Case, Data, ErrorCase, OpCases
+from ._case import Args, Case, Data, ErrorCase, Mutant, OpCases
 from ._errors import (
     OUT_ERRORS,
     RESIDUAL_ERRORS,
@@ -74,5 +74,15 @@ CASES = OpCases(
         ErrorCase("offset too large", {"offset": 2**64}, ValueError, "offset"),
         *RESIDUAL_ERRORS,
         *OUT_ERRORS,
+    ),
+    mutants=(
+        Mutant(
+            "blocks of random numbers",
+            "p.offset + static_cast<u64>((at + i) / 4)",
+            "p.offset + static_cast<u64>(at / 4)",
+            "65 x 384",
+            "float16",
+        ),
+        Mutant("carry", "c1 = static_cast<u32>(counter >> 32), c2", "c1 = 0, c2", "offset across 2^32"),
     ),
 )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rbe_gpu import reference
 
-from ._case import FLOATS, Args, Case, Data, ErrorCase, OpCases
+from ._case import FLOATS, Args, Case, Data, ErrorCase, Mutant, OpCases
 from ._errors import (
     NO_SYNC,
     OUT_ERRORS,
@@ -79,5 +79,15 @@ CASES = OpCases(
         ErrorCase("weight 1-D", {"weight": lambda a: a[0].copy()}, ValueError, "weight has shape"),
         ErrorCase("weight strided", {"weight": strided}, ValueError, "contiguous"),
         *OUT_ERRORS,
+    ),
+    mutants=(
+        Mutant("row of a table", "row * p.units + i % p.units", "row * p.units", "dense"),
+        Mutant(
+            "the barrier before the next tiles",
+            "    __syncthreads();  // the tiles are free again\n",
+            "",
+            "matrix 384x384 dct 64 dense-int4 basis ids (2, 33)",
+            one_block=True,
+        ),
     ),
 )

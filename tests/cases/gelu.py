@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rbe_gpu import reference
 
-from ._case import Case, ErrorCase, OpCases
+from ._case import Case, ErrorCase, Mutant, OpCases
 from ._elementwise import ERRORS, element_args, element_cases, non_finite_pairs
 
 CASES = OpCases(
@@ -19,4 +19,8 @@ CASES = OpCases(
     ),
     valid_args=element_args(3, 64, bias=True),
     errors=(*ERRORS, ErrorCase("approximate", {"approximate": "erf"}, ValueError, "approximate")),
+    mutants=(
+        Mutant("erf", "erff(t * INVERSE_SQRT_2)", "erff(t)", "3 x 65"),
+        Mutant("tanh", "0.044715f;", "0.44715f;", "tanh 3 x 65"),
+    ),
 )

@@ -10,7 +10,7 @@ import numpy as np
 from rbe_gpu import reference
 
 from ._arrays import COLS, extreme_rows, hidden, non_finite
-from ._case import Args, Case, Data, ErrorCase, OpCases
+from ._case import Args, Case, Data, ErrorCase, Mutant, OpCases
 from ._errors import OUT_ERRORS, RANK_ERROR, X_ERRORS
 
 
@@ -60,5 +60,21 @@ CASES = OpCases(
         ErrorCase("eps negative", {"eps": -1e-5}, ValueError, "eps"),
         ErrorCase("eps NaN", {"eps": float("nan")}, ValueError, "eps"),
         *OUT_ERRORS,
+    ),
+    mutants=(
+        Mutant("the sum", "sum += x[k][i] * x[k][i];", "sum = x[k][i] * x[k][i];", "3 x 384", "float16"),
+        Mutant(
+            "range",
+            "return !in_range(mean_square) && !(",
+            "return false && !(",
+            "rows of any size, 384, eps 0",
+        ),
+        Mutant("eps", "return norm < eps ? eps : norm;", "return norm;", "eps larger than every norm"),
+        Mutant(
+            "the last column",
+            "int end = row < rows ? static_cast<int>(cols) : 0;",
+            "int end = row < rows ? static_cast<int>(cols) - 1 : 0;",
+            "3 x 65",
+        ),
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rbe_gpu import reference
 
-from ._case import OpCases
+from ._case import Mutant, OpCases
 from ._errors import (
     BIAS_ERRORS,
 )
@@ -17,4 +17,13 @@ CASES = OpCases(
     cases=norm_cases("layer_norm"),
     valid_args=norm_args("layer_norm", 3, 64, **FULL),
     errors=(*ERRORS, *BIAS_ERRORS),
+    mutants=(
+        Mutant(
+            "columns past the end",
+            "if (static_cast<int>(k * blockDim.x + threadIdx.x) * VEC < end) {",
+            "{",
+            "3 x 65",
+        ),
+        Mutant("residual", "if (residual) {", "if (false) {", "residual and residual_out"),
+    ),
 )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rbe_gpu import reference
 
 from ._arrays import ROWS, bias_values, hidden, non_finite
-from ._case import Args, Case, Data, ErrorCase, OpCases
+from ._case import Args, Case, Data, ErrorCase, Mutant, OpCases
 from ._errors import (
     BIAS_ERRORS,
     OUT_ERRORS,
@@ -146,5 +146,36 @@ CASES = OpCases(
         *BIAS_ERRORS,
         *RESIDUAL_ERRORS,
         *OUT_ERRORS,
+    ),
+    mutants=(
+        Mutant(
+            "the wait for the copies",
+            "      cp_async_wait<0>();\n",
+            "      cp_async_wait<1>();\n",
+            "matrix 384x384 dct 64 dense-int4 basis rows 65",
+            "float16",
+        ),
+        Mutant(
+            "the barrier of a step",
+            "      __syncthreads();  // this stage is complete, and the other is free\n",
+            "",
+            "matrix 384x384 dct 64 dense-int4 basis rows 65",
+            "float16",
+        ),
+        Mutant(
+            "the barrier of a step of entries",
+            "    __syncthreads();  // this stage of x^ is complete, and the other is free\n",
+            "",
+            "matrix 384x384 dct 32 sparse-int4 density 0.25 rows 65, transform",
+            source="linear_transform",
+        ),
+        Mutant(
+            "entries before a column",
+            "- (lane < 16 ? __popc(low) : 0)",
+            "- __popc(low)",
+            "matrix 384x384 dct 32 sparse-int4 density 0.25 rows 65, transform",
+            "float16",
+            source="linear_transform",
+        ),
     ),
 )

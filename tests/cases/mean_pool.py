@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rbe_gpu import reference
 
 from ._arrays import COLS, extreme_rows, hidden
-from ._case import Args, Case, Data, ErrorCase, OpCases
+from ._case import Args, Case, Data, ErrorCase, Mutant, OpCases
 from ._errors import NO_SYNC, OUT_ERRORS, X_ERRORS, shorter, to_float64
 
 
@@ -141,5 +141,27 @@ CASES = OpCases(
         ),
         ErrorCase("out float64", {"out": to_float64}, TypeError, "float64"),
         *OUT_ERRORS[1:],
+    ),
+    mutants=(
+        Mutant("tokens of a warp", "t += WARPS)", "t += WARPS + 1)", "one sequence of 300 tokens"),
+        Mutant(
+            "padding",
+            "count = p.lengths[b] < seq ? p.lengths[b] : seq;",
+            "count = seq;",
+            "padded, 384 columns",
+        ),
+        Mutant(
+            "the barrier before the sums",
+            "    __syncthreads();\n    if (warp == 0 && col < cols) {",
+            "    if (warp == 0 && col < cols) {",
+            "packed, 384 columns",
+        ),
+        Mutant(
+            "the barrier behind the sums",
+            "    __syncthreads();  // `sums` is free again\n",
+            "",
+            "packed, 384 columns",
+            one_block=True,
+        ),
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rbe_gpu import reference
 
-from ._case import OpCases
+from ._case import Mutant, OpCases
 from ._norm import ERRORS, FULL, norm_args, norm_cases, norm_expected
 
 CASES = OpCases(
@@ -14,4 +14,15 @@ CASES = OpCases(
     cases=norm_cases("rms_norm"),
     valid_args=norm_args("rms_norm", 3, 64, **FULL),
     errors=ERRORS,
+    mutants=(
+        Mutant(
+            "the first barrier of a sum", "  __syncthreads();\n#pragma unroll", "#pragma unroll", "65 x 1536"
+        ),
+        Mutant(
+            "residual_out",
+            "if (p.residual_out) store<VEC>",
+            "if (false) store<VEC>",
+            "residual and residual_out",
+        ),
+    ),
 )

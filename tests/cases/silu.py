@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rbe_gpu import reference
 
-from ._case import OpCases
+from ._case import Mutant, OpCases
 from ._elementwise import ERRORS, element_args, element_cases
 
 CASES = OpCases(
@@ -14,4 +14,10 @@ CASES = OpCases(
     cases=element_cases(),
     valid_args=element_args(3, 64, bias=True),
     errors=ERRORS,
+    mutants=(
+        Mutant("the last elements", "for (; at < p.count; ++at)", "for (++at; at < p.count; ++at)", "3 x 33"),
+        Mutant(
+            "columns of the bias", "at - quotient(chunk, p.by_cols) * p.cols, b", "0, b", "bias, 65 x 1537"
+        ),
+    ),
 )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rbe_gpu import reference
 
 from ._arrays import COLS, hidden, non_finite
-from ._case import Args, Case, Data, ErrorCase, OpCases
+from ._case import Args, Case, Data, ErrorCase, Mutant, OpCases
 from ._errors import (
     OUT_ERRORS,
     RANK_ERROR,
@@ -89,5 +89,13 @@ CASES = OpCases(
         ErrorCase("mask float64", {"mask": np.ones((3, 64))}, TypeError, "mask has dtype"),
         ErrorCase("mask int32", {"mask": np.ones((3, 64), np.int32)}, TypeError, "mask has dtype"),
         *OUT_ERRORS,
+    ),
+    mutants=(
+        Mutant(
+            "the first barrier of a sum", "  __syncthreads();\n#pragma unroll", "#pragma unroll", "65 x 1536"
+        ),
+        Mutant(
+            "a row of -inf", "float base = top == MINUS_INF ? 0.0f : top;", "float base = top;", "row of -inf"
+        ),
     ),
 )
