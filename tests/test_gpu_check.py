@@ -84,15 +84,7 @@ def measured(device: Device) -> rows.Results:
 
 def test_bandwidth(device: Device, inputs: Inputs, result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = [c for c in bandwidth.cases() if c.cols == 768 or (c.cols == 4096 and c.dtype == "float16")]
-    assert {c.op for c in chosen} >= {
-        "layer_norm",
-        "rms_norm",
-        "softmax",
-        "gelu",
-        "silu",
-        "swiglu",
-        "dropout",
-    }
+    assert {c.op for c in chosen} == set(bandwidth.OURS_OF)
     monkeypatch.setattr(bandwidth, "QUICK_NBYTES", 1 << 13)
     monkeypatch.setattr(bandwidth, "cases", lambda: iter(chosen))
     bandwidth.measure(device, inputs, result)
@@ -254,10 +246,13 @@ def test_buffers_are_more_than_the_cache(device: Device) -> None:
         (bandwidth.Pass("softmax", 1024, "float16"), 2 * (1 << 20)),
         (bandwidth.Pass("layer_norm", 1024, "float32", residual=True), 4 * (1 << 20)),
         (bandwidth.Pass("swiglu", 1024, "float16"), 3 * (1 << 19)),
+        (bandwidth.Pass("add", 1024, "float16"), 3 * (1 << 20)),
+        (bandwidth.Pass("mean_pool", 1024, "float16"), (1 << 20) + (1 << 13)),
+        (bandwidth.Pass("embedding", 1024, "float16"), 2 * (1 << 20)),
     ],
 )
-def test_bytes_that_must_move(case: bandwidth.Pass, moved: int) -> None:
-    assert case.moved(case.shape(1 << 20)) == moved
+def test_bytes_that_must_move(case: bandwidth.Pass, moved: int, inputs: Inputs) -> None:
+    assert bandwidth.host_operands(case, bandwidth.Arrays(inputs), 1 << 20).moved == moved
 
 
 def test_flops_of_attention() -> None:

@@ -114,6 +114,9 @@ def modules(folder: str, suffix: str = ".py") -> set[str]:
     return {path.stem for path in (ROOT / folder).glob(f"*{suffix}")}
 
 
+#: Ops that a module of `reports/gpu` of their own measures; `bandwidth` has all others.
+GPU_MODULES = {"attention": "attention", "decode": "weights", "linear": "weights"}
+
 OPS = pytest.mark.parametrize("op", registry.OPS)
 
 
@@ -154,6 +157,15 @@ def test_every_cuda_source_has_a_mutant() -> None:
 
     sources = {mutant.source or op for op in registry.OPS for mutant in CASES[op].mutants}
     assert sources == modules("cuda_src", ".cu")
+
+
+def test_every_op_is_measured_on_a_gpu() -> None:
+    from rbe_gpu.reports.gpu import bandwidth
+
+    for ops_of in ({case.op for case in bandwidth.cases()}, set(bandwidth.OURS_OF), set(bandwidth.TORCH_OF)):
+        assert ops_of == set(registry.OPS) - GPU_MODULES.keys()
+    for module in GPU_MODULES.values():
+        assert (ROOT / "reports" / "gpu" / f"{module}.py").is_file()
 
 
 def test_ops_are_the_public_functions_of_ops() -> None:

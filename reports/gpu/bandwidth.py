@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ QUICK_NBYTES = 1 << 18
 SAMPLE = 16  # rows that are compared with the float64 reference
 TORCH_TOLERANCE = 5e-3  # PyTorch adds in float32 and rounds once more in places
 EPS = 1e-5
+TOKENS = 128  # of a sequence of mean_pool
 
 
 @dataclass(frozen=True)
@@ -39,19 +40,17 @@ class Pass:
     def name(self) -> str:
         return f"{self.cols} columns" + (", residual" if self.residual else "")
 
-    def shape(self, nbytes: int) -> tuple[int, int]:
-        return max(1, nbytes // (self.cols * registry.DTYPES[self.dtype].itemsize)), self.cols
+    def shape(self, nbytes: int) -> tuple[int, ...]:
+        """That of x, of about so many bytes."""
+        rows = max(1, nbytes // (self.cols * registry.DTYPES[self.dtype].itemsize))
+        return (max(1, rows // TOKENS), TOKENS, self.cols) if self.op == "mean_pool" else (rows, self.cols)
 
-    def moved(self, shape: tuple[int, int]) -> int:
-        """Bytes that must cross the memory bus: each input read once, each output written once."""
-        size: int = shape[0] * shape[1] * registry.DTYPES[self.dtype].itemsize
-        if self.op == "swiglu":
-            return size + size // 2
-        return size * (4 if self.residual else 2)
+    def result_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape[0], self.cols // 2 if self.op == "swiglu" else self.cols
 
 
 def cases() -> Iterator[Pass]:
-    for op in ("layer_norm", "rms_norm", "softmax"):
+    for op in ("layer_norm", "rms_norm", "softmax", "l2_normalize"):
         for dtype in ("float16", "float32"):
             for cols in (768, 1024, 4096, 16384):
                 yield Pass(op, cols, dtype)
@@ -59,7 +58,7 @@ def cases() -> Iterator[Pass]:
     yield Pass("softmax", 131072, "float16")
     for op in ("layer_norm", "rms_norm"):
         yield Pass(op, 4096, "float16", residual=True)
-    for op in ("gelu", "silu", "swiglu", "dropout"):
+    for op in ("gelu", "silu", "swiglu", "dropout", "add", "mean_pool", "embedding"):
         yield Pass(op, 4096, "float16")
 
 
@@ -71,7 +70,7 @@ class Arrays:
         self._gain = inputs.folder.tensor("encoder.layer.2.output.LayerNorm.weight")
         self._bias = inputs.folder.tensor("encoder.layer.2.output.LayerNorm.bias")
 
-    def rows(self, shape: tuple[int, int], dtype: str, shift: int = 0) -> NDArray[Any]:
+    def rows(self, shape: tuple[int, ...], dtype: str, shift: int = 0) -> NDArray[Any]:
         return np.resize(np.roll(self._sums, shift).astype(registry.DTYPES[dtype]), shape)
 
     def gain(self, cols: int, dtype: str) -> NDArray[Any]:
@@ -83,19 +82,33 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Operands:
-    """x (rows, cols) and what an op needs beside it, all on the host, of CuPy or of PyTorch."""
+    """x (rows, cols), of mean_pool (batch, seq, cols), and what an op needs beside it, all on the host, of CuPy or of
+    PyTorch.
+    """
 
     x: Any
-    gain: Any
-    bias: Any
+    out: Any
+    gain: Any = None
+    bias: Any = None
     residual: Any = None
     residual_out: Any = None
-    out: Any = None
+    ids: Any = None
 
     @property
     def fused(self) -> dict[str, Any]:
         """Keyword arguments of an addition before the norm."""
         return {} if self.residual is None else {"residual": self.residual, "residual_out": self.residual_out}
+
+    @property
+    def moved(self) -> int:
+        """Bytes that must cross the memory bus: each large input read once, each output written once."""
+        large = (self.x, self.out, self.residual, self.residual_out)
+        return sum(a.nbytes for a in large if a is not None)
+
+    def moved_to(self, to: Callable[[NDArray[Any]], Any]) -> Operands:
+        """Copies of all arrays."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: to(a) for name, a in arrays.items() if a is not None})
 
     @property
     def summed(self) -> Any:
@@ -111,6 +124,10 @@ OURS_OF: dict[str, Callable[[Operands], Any]] = {
     "silu": lambda a: rbe.silu(a.x, out=a.out),
     "swiglu": lambda a: rbe.swiglu(a.x, out=a.out),
     "dropout": lambda a: rbe.dropout(a.x, RATE, SEED, out=a.out),
+    "add": lambda a: rbe.add(a.x, a.residual, out=a.out),
+    "l2_normalize": lambda a: rbe.l2_normalize(a.x, out=a.out),
+    "mean_pool": lambda a: rbe.mean_pool(a.x, out=a.out),
+    "embedding": lambda a: rbe.embedding(a.ids, a.x, out=a.out),
 }
 #: eager PyTorch, as its documentation shows it: (torch.nn.functional, operands)
 TORCH_OF: dict[str, Callable[[Any, Operands], Any]] = {
@@ -121,11 +138,33 @@ TORCH_OF: dict[str, Callable[[Any, Operands], Any]] = {
     "silu": lambda f, a: f.silu(a.x),
     "swiglu": lambda f, a: f.silu(a.x[:, : a.x.shape[1] // 2]) * a.x[:, a.x.shape[1] // 2 :],
     "dropout": lambda f, a: f.dropout(a.x, RATE),
+    "add": lambda f, a: a.x + a.residual,
+    "l2_normalize": lambda f, a: f.normalize(a.x, dim=-1),
+    "mean_pool": lambda f, a: a.x.mean(1),
+    "embedding": lambda f, a: f.embedding(a.ids, a.x),
 }
+
+
+def host_operands(op: Pass, arrays: Arrays, nbytes: int) -> Operands:
+    """The operands of an op, of real values; x has about `nbytes`."""
+    shape = op.shape(nbytes)
+    x = arrays.rows(shape, op.dtype)
+    a = Operands(x, np.zeros(op.result_shape(shape), x.dtype))
+    if op.op in ("layer_norm", "rms_norm"):
+        a = replace(a, gain=arrays.gain(op.cols, op.dtype), bias=arrays.bias(op.cols, op.dtype))
+    if op.residual or op.op == "add":
+        a = replace(a, residual=arrays.rows(shape, op.dtype, 777))
+    if op.residual:
+        a = replace(a, residual_out=np.zeros_like(x))
+    if op.op == "embedding":  # every row once
+        a = replace(a, ids=np.random.default_rng(SEED).permutation(shape[0]))
+    return a
 
 
 def _expected(op: str, a: Operands, sample: list[int]) -> NDArray[np.float64]:
     """The sampled rows, in float64."""
+    if op == "embedding":
+        return reference.embedding(a.ids[sample], a.x)
     x, residual = a.x[sample], None if a.residual is None else a.residual[sample]
     if op == "layer_norm":
         return reference.layer_norm(x, a.gain, a.bias, EPS, residual)[0]
@@ -137,7 +176,7 @@ def _expected(op: str, a: Operands, sample: list[int]) -> NDArray[np.float64]:
             raise ValueError(f"{x.shape[1]} columns are not whole blocks of Philox")
         rows = zip(sample, x, strict=True)
         return np.stack([reference.dropout(row, RATE, SEED, i * words) for i, row in rows])
-    expected: NDArray[np.float64] = getattr(reference, op)(x)
+    expected: NDArray[np.float64] = getattr(reference, op)(x, *(() if residual is None else (residual,)))
     return expected
 
 
@@ -151,25 +190,11 @@ def measure(device: Device, inputs: Inputs, result: Result) -> None:
 
 
 def one(device: Device, op: Pass, arrays: Arrays, nbytes: int) -> None:
-    shape = op.shape(nbytes)
-    x, gain, bias = (
-        arrays.rows(shape, op.dtype),
-        arrays.gain(op.cols, op.dtype),
-        arrays.bias(op.cols, op.dtype),
-    )
-    host = Operands(x, gain, bias, arrays.rows(shape, op.dtype, 777) if op.residual else None)
-    result = np.zeros((shape[0], op.cols // 2 if op.op == "swiglu" else op.cols), x.dtype)
-
-    def operands(to: Callable[[NDArray[Any]], Any]) -> Operands:
-        """The operands in memory of their own."""
-        a = Operands(to(x), to(gain), to(bias), out=to(result))
-        if host.residual is None:
-            return a
-        return replace(a, residual=to(host.residual), residual_out=to(np.zeros_like(x)))
-
-    sets = [operands(device.array) for _ in range(device.copies(x.nbytes))]
-    copies = [a.out if result.shape == shape else device.array(np.zeros_like(x)) for a in sets]
-    sample = sampled(shape[0], SAMPLE)
+    host = host_operands(op, arrays, nbytes)
+    shape, x_bytes = host.x.shape, host.x.nbytes
+    sets = [host.moved_to(device.array) for _ in range(device.copies(x_bytes))]
+    copies = [a.out if a.out.shape == shape else device.array(np.zeros_like(host.x)) for a in sets]
+    sample = sampled(len(host.out), SAMPLE)
     expected = _expected(op.op, host, sample)
     tol = registry.OPS[op.op].tolerances[op.dtype]
     providers = {
@@ -178,11 +203,11 @@ def one(device: Device, op: Pass, arrays: Arrays, nbytes: int) -> None:
     }
     if device.torch is not None and op.dtype != "bfloat16":
         call, f = TORCH_OF[op.op], device.torch.nn.functional
-        calls = [partial(call, f, operands(device.tensor)) for _ in sets]
+        calls = [partial(call, f, host.moved_to(device.tensor)) for _ in sets]
         providers[TORCH] = Provider(calls, None if op.op == "dropout" else expected, TORCH_TOLERANCE)
     case = Case(op.op, op.name, str(shape), providers, op.dtype, sample, baselines=())
     times = device.measure(case)
-    moved = {p: 2 * x.nbytes if p == COPY else op.moved(shape) for p in times}
+    moved = {p: 2 * x_bytes if p == COPY else host.moved for p in times}
     bandwidth = {p: [moved[p] / t for t in seconds] for p, seconds in times.items()}
     device.rows(case, "bandwidth", "B/s", bandwidth)
     ratios = [a / b for a, b in zip(bandwidth[OURS], bandwidth[COPY], strict=True)]

@@ -69,7 +69,7 @@ STAGES = {
     for s in (
         Stage("conformance", "the table of every op's cases on CuPy arrays", 420, _stage("conformance")),
         Stage("minilm", "an encoder against the CPU and Candle", 180, _stage("minilm")),
-        Stage("bandwidth", "row and elementwise ops beside a copy", 150, _measured("bandwidth")),
+        Stage("bandwidth", "row and elementwise ops beside a copy", 180, _measured("bandwidth")),
         Stage("decode", "bytes written beside a copy", 120, _measured("weights", "measure_decode")),
         Stage("attention", "FLOP/s beside PyTorch's backends", 180, _measured("attention")),
         Stage("linear", "4-bit weights beside cuBLAS", 240, _measured("weights", "measure_linear")),

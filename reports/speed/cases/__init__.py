@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from rbe_gpu import registry
+
 from ...harness.baselines import F32, torch_or_none
 from ...harness.inputs import Inputs
 from ...harness.measure import NUMPY, ONNX, OURS, TORCH, Case, Provider, measure
@@ -30,10 +32,7 @@ __all__ = [
     "measure_case",
 ]
 
-OPS = (
-    "decode", "linear", "embedding", "attention", "layer_norm", "rms_norm", "softmax", "l2_normalize", "mean_pool",
-    "gelu", "silu", "swiglu", "dropout", "add",
-)  # fmt: skip
+OPS = tuple(registry.OPS)
 #: metric of what the system that this project succeeds reported of itself, on a machine of its own
 ORIGINAL_TIME = "original_time"
 
