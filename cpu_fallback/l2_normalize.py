@@ -10,9 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from ._jit import cpu_inline, cpu_kernel
+from . import simd_emit as emit
+from ._jit import cpu_kernel
+from ._numba_internals import cgutils
 from ._parts import in_parts
 from ._pool import num_threads
 from .simd import bits, element, vdiv, vload, vload_n, vsplat, vstore, vstore_n, widen
@@ -22,10 +27,46 @@ _PARALLEL_FROM = 65536  # elements: 27/35 us with one/two threads at 49152, 61/3
 _PAIRWISE_FROM = 128  # terms; fewer are summed in eight lanes
 
 
-@cpu_inline(exact=True)
-def _square(x, at):
-    value = widen(element(x, at))
-    return value * value
+def _lanes(first: int, count: int) -> ir.Constant:
+    """The lanes first, first + 2, ... below `count`, for a shuffle."""
+    lanes = [emit.I32(lane) for lane in range(first, count, 2)]
+    return ir.Constant(ir.VectorType(emit.I32, len(lanes)), lanes)
+
+
+@intrinsic
+def _sum_of_eights(typingctx, x, start, count):  # type: ignore[no-untyped-def]
+    """_sum_of_eights(x, start, count) -> float32: the sum of x[i]^2 for start <= i < start + count, a multiple of 8.
+
+    Eight sums of every eighth term, then ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7)).
+    """
+    if not isinstance(x, types.Array):
+        return None
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        storage = signature.args[0].dtype
+        loaded = ir.VectorType(emit.F32 if storage == types.float32 else emit.I16, 8)
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+
+        def squares(at: ir.Value) -> ir.Value:
+            pointer = builder.bitcast(builder.gep(data, [at]), loaded.as_pointer())
+            value = builder.load(pointer, align=storage.bitwidth // 8)
+            value = emit.widen(context, builder, storage, value)
+            return emit.mul(builder, value, value)
+
+        sums = cgutils.alloca_once_value(builder, squares(args[1]))
+        eight = ir.Constant(args[1].type, 8)
+        first, stop = builder.add(args[1], eight), builder.add(args[1], args[2])
+        with cgutils.for_range_slice(builder, first, stop, eight) as (at, _):
+            builder.store(emit.add(builder, builder.load(sums), squares(at)), sums)
+        total = builder.load(sums)
+        while total.type.count > 1:
+            even, odd = (
+                builder.shuffle_vector(total, total, _lanes(first, total.type.count)) for first in (0, 1)
+            )
+            total = emit.add(builder, even, odd)
+        return builder.extract_element(total, emit.I32(0))
+
+    return types.float32(x, types.intp, types.intp), codegen
 
 
 @cpu_kernel(exact=True)  # every rounding as written
@@ -34,31 +75,11 @@ def _sum_of_squares(x, start, count):
     if count > _PAIRWISE_FROM:
         half = count // 2 // 8 * 8
         return _sum_of_squares(x, start, half) + _sum_of_squares(x, start + half, count - half)
-    total = np.float32(0.0)
     whole = count // 8 * 8
-    if whole:
-        s0, s1, s2, s3 = (
-            _square(x, start),
-            _square(x, start + 1),
-            _square(x, start + 2),
-            _square(x, start + 3),
-        )
-        s4, s5, s6, s7 = (
-            _square(x, start + 4),
-            _square(x, start + 5),
-            _square(x, start + 6),
-            _square(x, start + 7),
-        )
-        for i in range(start + 8, start + whole, 8):
-            s0, s1, s2, s3 = (
-                s0 + _square(x, i), s1 + _square(x, i + 1), s2 + _square(x, i + 2), s3 + _square(x, i + 3)
-            )  # fmt: skip
-            s4, s5, s6, s7 = (
-                s4 + _square(x, i + 4), s5 + _square(x, i + 5), s6 + _square(x, i + 6), s7 + _square(x, i + 7)
-            )  # fmt: skip
-        total = ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
+    total = _sum_of_eights(x, start, whole) if whole else np.float32(0.0)
     for i in range(start + whole, start + count):
-        total += _square(x, i)
+        value = widen(element(x, i))
+        total += value * value
     return total
 
 

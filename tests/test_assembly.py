@@ -1,10 +1,12 @@
-"""The machine code of the hot loops: packed FMAs at full width for AVX2, AVX-512, NEON; byte dot products for VNNI.
+"""The machine code of the hot loops: packed FMAs, or what a loop has in their place, at full width for AVX2, AVX-512
+and NEON; byte dot products for VNNI.
 
 Each target gets a process of its own, in which Numba compiles the kernels for that instruction set
 (`isa.select(name, compile_only=True)`) and nothing is executed: every target compiles on every host.
 
-A kernel's hot loop is the innermost one with the most packed FMAs. It must hold as many as the table says, and no
-call, no single FMA and, but for what `KERNELS` excepts, no access to the stack: a sum or a constant that was spilled.
+A kernel's hot loop is the innermost one with the most packed instructions of its kind. It must hold as many as the
+table says, and no call, no single instruction of that kind and, but for what `KERNELS` excepts, no access to the
+stack: a sum or a constant that was spilled.
 """
 
 from __future__ import annotations
@@ -26,24 +28,40 @@ from rbe_gpu.cpu_fallback import isa
 
 @dataclass(frozen=True)
 class Target:
-    """How packed and single FMAs, and accesses to the stack, look in the assembly of an instruction set."""
+    """How packed and single instructions of a kind, and accesses to the stack, look in an instruction set's code."""
 
-    packed: str
-    single: str
+    packed: dict[str, str]
+    single: dict[str, str]
     stack: str
 
 
-_X86_SINGLE = r"vfn?m(?:add|sub)\d+ss\s"
+_X86 = {"fma": r"vfn?m(?:add|sub)\d+", "add": "vadd", "div": "vdiv"}
+_X86_SINGLE = {kind: rf"{name}ss\s" for kind, name in _X86.items()}
 _X86_STACK = r"%[yz]mm\d+, .*\(%r[sb]p\)|\(%r[sb]p\), %[yz]mm"
+_FADD, _FADD_S = r"fadd\s+v\d+\.4s", r"fadd\s+s\d+"
+_WORDS = r"vpmuludq\s.*"  # products of words, 64 bits each
+
+
+def _x86(register: str) -> Target:
+    packed = {kind: rf"{name}ps\s.*%{register}" for kind, name in _X86.items()}
+    return Target(
+        {**packed, "add of 8": r"vaddps\s.*%ymm", "words": rf"{_WORDS}%{register}"},
+        {**_X86_SINGLE, "add of 8": _X86_SINGLE["add"], "words": rf"{_WORDS}%xmm"},
+        _X86_STACK,
+    )
+
+
 #: by the names of `isa.ISAS`
 TARGETS = {
-    "avx2": Target(r"vfn?m(?:add|sub)\d+ps\s.*%ymm", _X86_SINGLE, _X86_STACK),
-    "avx512": Target(r"vfn?m(?:add|sub)\d+ps\s.*%zmm", _X86_SINGLE, _X86_STACK),
+    "avx2": _x86("ymm"),
+    "avx512": _x86("zmm"),
     "neon": Target(
-        r"fml[as]\s+v\d+\.4s", r"fn?m(?:add|sub)\s+s\d+", r"(?:ldr|str|ldp|stp)\s+q\d+.*\[(?:sp|x29)"
+        {"fma": r"fml[as]\s+v\d+\.4s", "add": _FADD, "add of 8": _FADD, "div": r"fdiv\s+v\d+\.4s"},
+        {"fma": r"fn?m(?:add|sub)\s+s\d+", "add": _FADD_S, "add of 8": _FADD_S, "div": r"fdiv\s+s\d+"},
+        r"(?:ldr|str|ldp|stp)\s+q\d+.*\[(?:sp|x29)",
     ),
-    # what counts here are sums of four byte products
-    "avx512-vnni": Target(r"vpdpbusd\s.*%zmm", r"vpdpbusd\s.*%[xy]mm", _X86_STACK),
+    # sums of four byte products
+    "avx512-vnni": Target({"bytes": r"vpdpbusd\s.*%zmm"}, {"bytes": r"vpdpbusd\s.*%[xy]mm"}, _X86_STACK),
 }
 
 
@@ -55,8 +73,9 @@ class Kernel:
     ----------
     place : "module.function" in cpu_fallback
     signature : one word per argument: f1, f2 (float32 arrays), l1, w1, u1 (int64, int32, uint8 arrays),
-        f (float64), s (float32), i, b, none
-    least : packed FMAs in the hot loop, in the order of `TARGETS`; 0, or nothing, where the kernel is not used
+        f (float64), s (float32), i, u, U (int64, uint32, uint64), b, none
+    least : packed instructions in the hot loop, in the order of `TARGETS`; 0, or nothing: not for that target
+    kind : of these instructions, a key of `Target.packed`
     spills : targets on which the hot loop may go to the stack: LLVM unrolls loops twofold, and the constants of two
         polynomials are more than 16 registers of 8 floats or 32 of 4 hold beside their vectors
     by_address : the 1-D arrays are made from addresses, as the kernel's callers make them; arrays that belong to
@@ -66,38 +85,72 @@ class Kernel:
     place: str
     signature: str
     least: tuple[int, ...]
+    kind: str = "fma"
     spills: str = ""
     by_address: bool = False
 
     def least_on(self, target: str) -> int:
         return dict(zip(TARGETS, self.least, strict=False)).get(target, 0)
 
+    @property
+    def name(self) -> str:
+        return f"{self.place} {self.signature}"
 
-KERNELS = (
-    # four vectors of tokens for an entry
-    Kernel("matmul_rows.sparse_rows", "i l1 i i w1 i f1 f1 i i b f1 i i", (8, 4, 16), by_address=True),
-    # 4 rows x 4 vectors where there are 32 registers of 16 floats, else 4 rows x 1
-    Kernel("matmul_rows.dense_rows", "i i f1 i i f1 i i b f1 i i", (8, 16, 16), by_address=True),
-    # one token: 4 vectors, 32 codes, or entries spread over 32 columns at a time
-    Kernel("matvec._float_row", "f1 i i f1 i", (8, 4, 16), by_address=True),
-    Kernel("matvec._int_row", "u1 i i f1 i i i f1 i f1 i", (4, 2, 8), by_address=True),
-    Kernel("matvec._bitmap_row", "f1 i u1 i i f1 i", (0, 2, 0), by_address=True),
-    # 4 rows x 3 digits x 2 halves of bytes; and what other machines have of it compiles
-    Kernel("int8_dot.digit_rows", "i u1 i f1 i i u1 s f1 i", (0, 0, 0, 24), by_address=True),
-    # 4 rows x 2 halves of a vector; 4 rows x 4 vectors; 4 rows x 4 quarters
-    Kernel("attention._matmul", "i i b i f1 i i i i i i i", (8, 16, 16)),
-    # exp: 8 FMAs a vector, of 2, 1 and 4 registers
-    Kernel("attention._softmax_step", "f1 i i i i i i i b b i i i", (16, 8, 32), spills="avx2 neon"),
-    Kernel("softmax._rows", "f2 f none none f2 i i", (16, 8, 32), spills="avx2 neon"),
+
+#: by op
+KERNELS: dict[str, tuple[Kernel, ...]] = {
+    # 4 rows x 4 vectors, for which AVX2 and NEON lack registers
+    "decode": (
+        Kernel(
+            "unpack.multiply_4x64",
+            "f1 i i f1 i i i f1 i i",
+            (32, 16, 64),
+            spills="avx2 neon",
+            by_address=True,
+        ),
+    ),
+    "linear": (
+        # four vectors of tokens for an entry
+        Kernel("matmul_rows.sparse_rows", "i l1 i i w1 i f1 f1 i i b f1 i i", (8, 4, 16), by_address=True),
+        # 4 rows x 4 vectors where there are 32 registers of 16 floats, else 4 rows x 1
+        Kernel("matmul_rows.dense_rows", "i i f1 i i f1 i i b f1 i i", (8, 16, 16), by_address=True),
+        # one token: 4 vectors, 32 codes, or entries spread over 32 columns at a time
+        Kernel("matvec._float_row", "f1 i i f1 i", (8, 4, 16), by_address=True),
+        Kernel("matvec._int_row", "u1 i i f1 i i i f1 i f1 i", (4, 2, 8), by_address=True),
+        Kernel("matvec._bitmap_row", "f1 i u1 i i f1 i", (0, 2, 0), by_address=True),
+        # 4 rows x 3 digits x 2 halves of bytes; and what other machines have of it compiles
+        Kernel("int8_dot.digit_rows", "i u1 i f1 i i u1 s f1 i", (0, 0, 0, 24), "bytes", by_address=True),
+    ),
+    "attention": (
+        # 4 rows x 2 halves of a vector; 4 rows x 4 vectors; 4 rows x 4 quarters
+        Kernel("attention._matmul", "i i b i f1 i i i i i i i", (8, 16, 16)),
+        # exp: 8 FMAs a vector, of 2, 1 and 4 registers
+        Kernel("attention._softmax_step", "f1 i i i i i i i b b i i i", (16, 8, 32), spills="avx2 neon"),
+    ),
+    "softmax": (Kernel("softmax._rows", "f2 f none none f2 i i", (16, 8, 32), spills="avx2 neon"),),
     # one FMA a vector for the squares, two for the result
-    Kernel("layer_norm._rows", "f2 f1 f1 f none f2 none i i", (4, 2, 8)),
-    Kernel("layer_norm._rows", "f2 f1 f1 f f2 f2 f2 i i", (4, 2, 8), spills="neon"),
-    Kernel("rms_norm._rows", "f2 f1 f none f2 none i i", (4, 2, 8)),
+    "layer_norm": (
+        Kernel("layer_norm._rows", "f2 f1 f1 f none f2 none i i", (4, 2, 8)),
+        Kernel("layer_norm._rows", "f2 f1 f1 f f2 f2 f2 i i", (4, 2, 8), spills="neon"),
+    ),
+    "rms_norm": (Kernel("rms_norm._rows", "f2 f1 f none f2 none i i", (4, 2, 8)),),
+    # 8 lanes, whatever the width of the registers; unrolled four times on x86, the result
+    "l2_normalize": (
+        Kernel("l2_normalize._sum_of_squares", "f1 i i", (1, 1, 2), "add of 8"),
+        Kernel("l2_normalize._rows", "f1 i s f1 i i", (8, 4, 4), "div"),
+    ),
+    # four vectors of columns, of 2, 1 and 4 registers
+    "mean_pool": (Kernel("mean_pool._units", "f1 i l1 l1 i f1 i i", (8, 4, 16), "add"),),
     # 14 FMAs a vector; exp and a division
-    Kernel("gelu._span", "f2 none b f2 i i", (28, 14, 56), spills="avx2 neon"),
-    Kernel("silu._span", "f2 none f2 i i", (16, 8, 32), spills="avx2 neon"),
-    Kernel("swiglu._span", "f2 none f2 i i", (16, 8, 32), spills="avx2 neon"),
-)
+    "gelu": (Kernel("gelu._span", "f2 none b f2 i i", (28, 14, 56), spills="avx2 neon"),),
+    "silu": (Kernel("silu._span", "f2 none f2 i i", (16, 8, 32), spills="avx2 neon"),),
+    "swiglu": (Kernel("swiglu._span", "f2 none f2 i i", (16, 8, 32), spills="avx2 neon"),),
+    # two products a round of Philox, of which the last needs one less; NEON multiplies them one by one
+    "dropout": (Kernel("dropout._span", "f1 u s u u U none f1 i i", (19, 19, 0), "words", spills="avx2"),),
+    "add": (Kernel("add._span", "f1 f1 f1 i i", (2, 1, 4), "add"),),
+}
+#: ops without a loop of arithmetic of their own, and why
+WITHOUT = {"embedding": "copies rows, and decodes those of compressed weights with the kernels of decode"}
 
 
 _LABEL = re.compile(r"(\.LBB\d+_\d+|[\w.$@]+):")
@@ -178,9 +231,9 @@ def loops(assembly: str) -> Iterator[str]:
                 yield "\n".join(line for name in blocks if name in body for line in blocks[name].lines)
 
 
-def hot_loop(assembly: str, target: Target) -> str:
-    """The innermost loop with the most packed FMAs."""
-    return max(loops(assembly), key=lambda loop: len(re.findall(target.packed, loop)), default="")
+def hot_loop(assembly: str, packed: str) -> str:
+    """The innermost loop with the most instructions that match the pattern `packed`."""
+    return max(loops(assembly), key=lambda loop: len(re.findall(packed, loop)), default="")
 
 
 # --- in a process of its own ------------------------------------------------------------------------------
@@ -200,11 +253,13 @@ def _compile(name: str) -> None:
         "f": types.float64,
         "s": types.float32,
         "i": types.int64,
+        "u": types.uint32,
+        "U": types.uint64,
         "b": types.boolean,
         "none": types.none,
     }
-    found = {}
-    for kernel in KERNELS:
+    assembly = {}
+    for kernel in (kernel for kernels in KERNELS.values() for kernel in kernels):
         if name == "avx512-vnni" and not kernel.least_on(name):
             continue  # the same there as with AVX-512 alone
         module, function = kernel.place.split(".")
@@ -213,8 +268,8 @@ def _compile(name: str) -> None:
         if kernel.by_address:
             dispatcher, signature = _by_address(dispatcher, kernel.signature.split(), words)
         dispatcher.compile(signature)
-        found[f"{kernel.place} {kernel.signature}"] = dispatcher.inspect_asm(signature)
-    json.dump(found, sys.stdout)
+        assembly[kernel.name] = dispatcher.inspect_asm(signature)
+    json.dump(assembly, sys.stdout)
 
 
 def _by_address(kernel: Any, signature: list[str], words: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
@@ -265,16 +320,18 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, st
 
 @pytest.mark.parametrize(
     ("name", "kernel"),
-    [(n, k) for n in TARGETS for k in KERNELS if k.least_on(n)],
+    [(n, k) for n in TARGETS for kernels in KERNELS.values() for k in kernels if k.least_on(n)],
     ids=lambda v: v if isinstance(v, str) else f"{v.place}-{v.signature.replace(' ', '_')}",
 )
-def test_packed_fma(compiled: dict[str, dict[str, str]], name: str, kernel: Kernel) -> None:
-    target = TARGETS[name]
-    loop = hot_loop(compiled[name][f"{kernel.place} {kernel.signature}"], target)
-    least = kernel.least_on(name)
-    packed = len(re.findall(target.packed, loop))
-    assert packed >= least, f"{packed} packed FMAs in the hot loop, not {least}:\n{loop}"
-    assert not re.search(target.single, loop), loop
+def test_hot_loop(compiled: dict[str, dict[str, str]], name: str, kernel: Kernel) -> None:
+    target, least = TARGETS[name], kernel.least_on(name)
+    pattern = target.packed[kernel.kind]
+    loop = hot_loop(compiled[name][kernel.name], pattern)
+    packed = len(re.findall(pattern, loop))
+    assert packed >= least, (
+        f"{packed} packed instructions ({kernel.kind}) in the hot loop, not {least}:\n{loop}"
+    )
+    assert not re.search(target.single[kernel.kind], loop), loop
     assert not re.search(r"\bcall\w*\s|\bbl\s", loop), loop
     if name not in kernel.spills:
         assert not re.search(target.stack, loop), loop

@@ -159,6 +159,14 @@ def test_every_cuda_source_has_a_mutant() -> None:
     assert sources == modules("cuda_src", ".cu")
 
 
+def test_every_op_has_a_hot_loop_whose_machine_code_is_checked() -> None:
+    """Or a reason why not."""
+    from . import test_assembly
+
+    assert set(test_assembly.KERNELS) == set(registry.OPS) - test_assembly.WITHOUT.keys()
+    assert all(test_assembly.KERNELS.values())
+
+
 def test_every_op_is_measured_on_a_gpu() -> None:
     from rbe_gpu.reports.gpu import bandwidth
 
