@@ -193,7 +193,10 @@ def expand(weight: RBEBlocks, rows: Any, first: int, out: Any, ws: Workspace) ->
     out : (n, cols_pad) float32
     """
     codes = weight.codes
-    EXPAND[type(codes)](weight, codes, rows, first, out, ws)
+    kernel = EXPAND.get(type(codes))
+    if kernel is None:
+        raise NotImplementedError(f"no CPU kernel decodes {codes.kind} codes; add it to EXPAND in {__name__}")
+    kernel(weight, codes, rows, first, out, ws)
 
 
 # --- coefficients to rows -----------------------------------------------------------------------------

@@ -31,10 +31,12 @@ from rbe_gpu.matmul import (
 from ._pool import num_threads
 from .decode import panel_rows
 from .matmul_costs import DENSE_ROWS_DENSITY, FEW_TOKENS, MatmulCosts, costs
+from .operand import CODE_FIELDS
 
 _MANY = (False, "too many tokens to multiply one by one")
 _FEW = (False, "so few tokens are multiplied one by one")
 _BASIS = (False, "the weight has a basis")
+_UNREAD = (False, "no matmul kernel reads the codes of the weight (CODE_FIELDS in cpu_fallback/operand.py)")
 
 
 class CpuMatmul(MatmulAlgorithm):
@@ -87,6 +89,8 @@ class TransformMatvec(CpuMatmul):
     def supports(self, weight: Weight, tokens: int, dtype: Any) -> tuple[bool, str]:
         if not isinstance(weight, RBEBlocks):
             return NOT_COMPRESSED
+        if type(weight.codes) not in CODE_FIELDS:
+            return _UNREAD
         if weight.basis is not None:
             return _BASIS
         return SUPPORTED if _one_by_one(weight, tokens) else _MANY
@@ -103,6 +107,8 @@ class TransformTiles(CpuMatmul):
     def supports(self, weight: Weight, tokens: int, dtype: Any) -> tuple[bool, str]:
         if not isinstance(weight, RBEBlocks):
             return NOT_COMPRESSED
+        if type(weight.codes) not in CODE_FIELDS:
+            return _UNREAD
         return _FEW if _one_by_one(weight, tokens) else SUPPORTED
 
     def cost(self, weight: Weight, tokens: int, dtype: Any, cache: PanelCache | None) -> float:

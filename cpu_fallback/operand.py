@@ -13,7 +13,7 @@ import numpy as np
 
 from rbe_gpu import transforms
 from rbe_gpu.blocks import RBEBlocks, RBEMatrix
-from rbe_gpu.codecs import DenseCodes, GridCodes, SparseCodes
+from rbe_gpu.codecs import Codes, DenseCodes, GridCodes, SparseCodes
 
 from . import codes, params
 from .arrays import ENCODING, F16, F32, GRID, INT, address
@@ -125,24 +125,25 @@ class DenseWeight:
         return Operand(fields, sparse=False, block=64, rows_padded=rows, columns=columns)
 
 
-def _code_fields(weight: RBEBlocks) -> dict[str, Any]:
-    """The fields that say how the coefficients are stored."""
-    stored = weight.codes
-    if isinstance(stored, SparseCodes):
-        return {
-            "kind": {"f32": F32, "f16": F16}.get(stored.value_kind, INT),
-            "index_kind": _INDEX[stored.index_kind],
-            "scale": address(stored.scale),
-            "index": address(stored.index),
-            "row_start": address(stored.row_start),
-            "bits": stored.bits,
-            "group": stored.group,
-            "row_bytes": weight.cols_pad // 8,
-            "dead_zone": stored.dead_zone,
-        }
-    if isinstance(stored, DenseCodes):
-        return {"kind": INT, "scale": address(stored.scale), "bits": stored.bits, "group": stored.group}
-    assert isinstance(stored, GridCodes)
+def _sparse_fields(weight: RBEBlocks, stored: Any) -> dict[str, Any]:
+    return {
+        "kind": {"f32": F32, "f16": F16}.get(stored.value_kind, INT),
+        "index_kind": _INDEX[stored.index_kind],
+        "scale": address(stored.scale),
+        "index": address(stored.index),
+        "row_start": address(stored.row_start),
+        "bits": stored.bits,
+        "group": stored.group,
+        "row_bytes": weight.cols_pad // 8,
+        "dead_zone": stored.dead_zone,
+    }
+
+
+def _dense_fields(weight: RBEBlocks, stored: Any) -> dict[str, Any]:
+    return {"kind": INT, "scale": address(stored.scale), "bits": stored.bits, "group": stored.group}
+
+
+def _grid_fields(weight: RBEBlocks, stored: Any) -> dict[str, Any]:
     return {
         "kind": GRID,
         "scale": address(stored.row_scale),
@@ -150,6 +151,15 @@ def _code_fields(weight: RBEBlocks) -> dict[str, Any]:
         "bits": stored.bits,
         "shrink": stored.shrink,
     }
+
+
+#: codec -> the fields of `params.WEIGHT` that say how the coefficients are stored: (weight, codes). A codec that is
+#: not here is multiplied with decoded panels
+CODE_FIELDS: dict[type[Codes], Callable[[RBEBlocks, Any], dict[str, Any]]] = {
+    DenseCodes: _dense_fields,
+    GridCodes: _grid_fields,
+    SparseCodes: _sparse_fields,
+}
 
 
 def _basis_fields(weight: RBEBlocks, basis: tuple[int, bool], features: int) -> dict[str, Any]:
@@ -171,7 +181,8 @@ def _basis_fields(weight: RBEBlocks, basis: tuple[int, bool], features: int) -> 
 
 
 def _operand(weight: RBEBlocks) -> Operand:
-    fields = _code_fields(weight)
+    code_fields = CODE_FIELDS.get(type(weight.codes))
+    fields = {} if code_fields is None else code_fields(weight, weight.codes)
     basis, features = None, 0
     if weight.basis is not None:
         basis = (weight.block, not isinstance(weight, RBEMatrix))

@@ -112,10 +112,15 @@ class MatmulAlgorithms:
         cache: PanelCache | None = None,
         method: str | None = None,
     ) -> MatmulAlgorithm:
-        """The cheapest algorithm that can run."""
+        """The cheapest algorithm that can run; `NotImplementedError` with the reasons where none can."""
         supported = self.supported(weight, tokens, dtype, cache, method)
         if len(supported) == 1:
             return supported[0]
+        if not supported:
+            reasons = {
+                a.supports(weight, tokens, dtype)[1]: None for a in self._candidates(weight, cache, method)
+            }
+            raise NotImplementedError(f"method={method!r} cannot multiply this weight: {'; '.join(reasons)}")
         return min(supported, key=lambda a: a.cost(weight, tokens, dtype, cache))
 
     def plan(

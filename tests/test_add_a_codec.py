@@ -9,12 +9,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from rbe_gpu.cpu_fallback import decode
 
 import rbe_gpu as rbe
 from rbe_gpu import codecs, transforms
 from rbe_gpu.codecs import packing
 from rbe_gpu.codecs.base import Codes, EncodeConfig, Sample, Take
 from rbe_gpu.container import describe
+from rbe_gpu.gpu import decode as launcher
 from rbe_gpu.json_checks import Fail, FormatError, json_fields
 
 from . import real
@@ -96,8 +98,6 @@ def _expand(weight: Any, codes: Any, rows: Any, first: int, out: np.ndarray, ws:
 
 @pytest.fixture
 def ternary(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    from rbe_gpu.cpu_fallback import decode
-
     codecs.register(TernaryCodes)
     monkeypatch.setitem(decode.EXPAND, TernaryCodes, _expand)
     yield
@@ -134,6 +134,27 @@ def test_compress_save_load_decode(weight: np.ndarray, tmp_path: Path) -> None:
     assert describe(tmp_path / "a").tensors[0].codes == "ternary"
     np.testing.assert_allclose(loaded.decode(), decoded(m), atol=1e-6)
     np.testing.assert_array_equal(rbe.embedding(np.array([129, 0]), loaded), loaded.decode()[[129, 0]])
+
+
+@pytest.mark.usefixtures("ternary")
+def test_linear_multiplies_decoded_panels(weight: np.ndarray) -> None:
+    """With a kernel for `decode` alone; what needs kernels of its own says so."""
+    m = rbe.compress(weight, codes="ternary", basis=False)
+    for tokens in (1, 3, 65):
+        x = np.resize(real.activations(65), (tokens, 200))
+        np.testing.assert_allclose(rbe.linear(x, m), x @ decoded(m).T, atol=1e-4)
+        assert rbe.RBELinear(m).plan(tokens).algorithm == "decode"
+        with pytest.raises(NotImplementedError, match=r"method='transform' cannot .*operand\.py"):
+            rbe.linear(x, m, method="transform")
+    with pytest.raises(NotImplementedError, match="no CUDA kernel decodes ternary codes"):
+        launcher.launches(m, np.empty(m.shape, np.float32), rbe.Workspace())
+
+
+def test_a_codec_without_a_kernel_is_an_error_that_says_so(weight: np.ndarray, monkeypatch: Any) -> None:
+    m = rbe.compress(weight, codes="dense-int4")
+    monkeypatch.setattr(decode, "EXPAND", {})
+    with pytest.raises(NotImplementedError, match="no CPU kernel decodes dense codes"):
+        m.decode()
 
 
 @pytest.mark.usefixtures("ternary")

@@ -42,8 +42,7 @@ def codes_params(weight: RBEBlocks, bitmap: Any = None) -> Params:
         stored |= {"group": codes.group, "scale": codes.scale, "offset": 0.0}
     elif isinstance(codes, GridCodes):
         stored |= {"scale": codes.row_scale, "col_scale": codes.col_scale, "offset": codes.shrink}
-    else:
-        assert isinstance(codes, SparseCodes)
+    elif isinstance(codes, SparseCodes):
         stored |= {
             "group": codes.group,
             "index_kind": INDEX_KINDS[codes.index_kind if bitmap is None else "bitmap"],
@@ -52,6 +51,8 @@ def codes_params(weight: RBEBlocks, bitmap: Any = None) -> Params:
             "row_start": codes.row_start,
             "offset": codes.dead_zone,
         }
+    else:
+        raise NotImplementedError(f"no CUDA kernel decodes {codes.kind} codes; cuda_src/codes.cuh has none")
     return CODES.fill(
         kind=CODE_KINDS[codes.kind], bits=codes.bits, value=codes.value, cols=weight.cols_pad, **stored
     )
