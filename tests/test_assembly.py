@@ -137,7 +137,7 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
     # 8 lanes, whatever the width of the registers; unrolled four times on x86, the result
     "l2_normalize": (
         Kernel("l2_normalize._sum_of_squares", "f1 i i", (1, 1, 2), "add of 8"),
-        Kernel("l2_normalize._rows", "f1 i s f1 i i", (8, 4, 4), "div"),
+        Kernel("l2_normalize._rows", "f1 i f f1 i i", (8, 4, 4), "div"),
     ),
     # four vectors of columns, of 2, 1 and 4 registers
     "mean_pool": (Kernel("mean_pool._units", "f1 i l1 l1 i f1 i i", (8, 4, 16), "add"),),

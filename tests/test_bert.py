@@ -23,6 +23,7 @@ from rbe_gpu import reference
 from rbe_gpu.container import save_file
 from rbe_gpu.models import BertEncoder, load
 from rbe_gpu.models.bert import POOLING
+from rbe_gpu.models.load import ARCHITECTURES, Architecture
 
 from . import real
 
@@ -398,6 +399,27 @@ def test_compressed_model_is_the_dense_one_on_decoded_weights(compressed_file: P
     assert not model.normalize
     states = dense.forward(np.array([[101, 102]]))[0]
     assert relative(model.embed([""])[0], states[0]) <= TOLERANCE
+
+
+def test_an_architecture_is_an_entry_of_the_table(
+    folder: Folder, compressed_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its config is checked before its tensors are read, from a folder and from a compressed file."""
+    seen: list[Any] = []
+    made = Architecture(seen.append, lambda tensors, config, *options: (sorted(tensors), config, options))
+    monkeypatch.setitem(ARCHITECTURES, "bert", made)
+    path = folder(small_config(1), {"pooler.dense.bias": np.zeros(3, np.float32)})
+    tensors, config, options = load(path, 7, "float16")
+    assert seen == [config] == [small_config(1)]
+    assert tensors == ["pooler.dense.bias"]
+    assert options[-2:] == (7, "float16")
+    tensors, config, options = load(compressed_file)
+    assert config == small_config(2)
+    assert options[1:] == ({"pooling_mode_cls_token": True}, False, 64, 0, "float32")
+    for model_type in ("another", ["bert"], None):
+        (path / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
+        with pytest.raises(ValueError, match=r"model_type .*; supported: bert"):
+            load(path)
 
 
 def test_cache_budgets_of_a_model(compressed_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import rbe_gpu
 from rbe_gpu import cli, dispatch, ops, reference, registry
 
 ROOT = Path(__file__).parent.parent
@@ -178,6 +179,14 @@ def test_every_op_is_measured_on_a_gpu() -> None:
 
 def test_ops_are_the_public_functions_of_ops() -> None:
     assert {n for n, f in vars(ops).items() if callable(f) and not n.startswith("_")} == set(registry.OPS)
+    assert set(registry.OPS) <= set(rbe_gpu.__all__)
+
+
+def test_launches_of_every_op_are_tested_at_large_sizes() -> None:
+    from .test_launch import LAUNCHES
+
+    files = {op for op in registry.OPS if (ROOT / "tests" / f"test_launch_{op}.py").is_file()}
+    assert set(LAUNCHES) | files | {"embedding"} == set(registry.OPS)  # embedding: test_launch_decode.py
 
 
 def test_package_modules() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -21,6 +22,31 @@ _MAX_TOKENIZER = 64 << 20  # bytes of tokenizer.json after decompression
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ("*.json", "*.safetensors", "vocab.txt")
 _HUB_SKIP = ("onnx/*", "openvino/*")
+
+
+class Architecture(NamedTuple):
+    """How a model of one `model_type` is made.
+
+    Attributes
+    ----------
+    check_config : raises a ValueError for a config.json that `model` does not support
+    model : (tensors, config, tokenizer, pooling, normalize, max_seq_length, cache_bytes, dtype), as `BertEncoder`
+    """
+
+    check_config: Callable[[Mapping[str, Any]], None]
+    model: Callable[..., BertEncoder]
+
+
+#: by model_type of config.json
+ARCHITECTURES = {"bert": Architecture(check_config, BertEncoder)}
+
+
+def architecture(config: Mapping[str, Any]) -> Architecture:
+    """The architecture that a config.json names."""
+    model_type = config.get("model_type", "bert")
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+        raise ValueError(f"config.json has model_type {model_type!r}; supported: {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[model_type]
 
 
 def load(source: str | Path, cache_bytes: int = 0, dtype: str = "float32") -> BertEncoder:
@@ -80,10 +106,11 @@ def download(name: str) -> Path:
 def load_folder(folder: Path, cache_bytes: int = 0, dtype: str = "float32") -> BertEncoder:
     """A dense model from a local folder, its weights memory-mapped."""
     config = read_json(folder / "config.json", "it is not a model folder")
-    check_config(config)
+    made = architecture(config)
+    made.check_config(config)
     pooling, normalize = read_modules(folder)
     tokenizer = folder / "tokenizer.json"
-    return BertEncoder(
+    return made.model(
         read_checkpoint(folder),
         config,
         Tokenizer.from_file(str(tokenizer)) if tokenizer.is_file() else None,
@@ -194,8 +221,9 @@ def load_compressed(path: Path, cache_bytes: int = 0, dtype: str = "float32") ->
     config = stored.get("config") if isinstance(stored, dict) else None
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds tensors but no model; read it with rbe_gpu.load_file")
+    made = architecture(config)
     packed = tensors.pop("tokenizer.json.zlib", None)
-    return BertEncoder(
+    return made.model(
         tensors,
         config,
         None if packed is None else _tokenizer(packed, path),
