@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import html.parser
 import json
 import re
 import shutil
@@ -34,6 +33,7 @@ from typer.testing import CliRunner
 from rbe_gpu.cli import app
 
 from . import real
+from .html_page import checked
 
 ROOT = Path(__file__).parent.parent
 READMES = ("README.md", "README.ko.md")
@@ -390,39 +390,6 @@ def test_where_the_basis_pays():
 # --- the page and its plots -----------------------------------------------------------------------------------
 
 
-class _Page(html.parser.HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.ids: list[str] = []
-        self.links: list[str] = []
-        self.tables = self.captions = self.plots = self.bare_headers = 0
-        self.widths: list[list[int]] = []
-
-    def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
-        self.tables += tag == "table"
-        self.captions += tag == "caption"
-        self.bare_headers += tag == "th" and "scope" not in found
-        if tag == "table":
-            self.widths.append([])
-        if tag == "tr":
-            self.widths[-1].append(0)
-        if tag in ("td", "th"):
-            self.widths[-1][-1] += int(found.get("colspan", 1))
-        if found.get("role") == "img":
-            self.plots += 1
-            assert len(found["aria-label"]) > 40
-        if "id" in found:
-            self.ids.append(found["id"])
-        self.links += [found[a] for a in ("href", "xlink:href", "src") if a in found]
-
-
-def parsed(source: str) -> _Page:
-    seen = _Page()
-    seen.feed(source)
-    return seen
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("quality") / "report"
@@ -435,18 +402,9 @@ def written(tmp_path_factory) -> Path:
 
 def test_page_is_complete_accessible_and_needs_nothing_else(written):
     source = (written / "quality.html").read_text(encoding="utf-8")
-    seen = parsed(source)
-    assert seen.tables == seen.captions == 8
-    assert seen.bare_headers == 0
+    seen = checked(source, (style.INK, style.GRID, style.PAPER))
+    assert seen.tables == 8
     assert seen.plots == len(plots.PLOTS)
-    assert all(len(set(widths)) == 1 for widths in seen.widths), "every row is as wide as its head"
-    assert len(seen.ids) == len(set(seen.ids)), "ids of inline drawings must not collide"
-    assert {link[1:] for link in seen.links} <= set(seen.ids)
-    assert all(link.startswith("#") for link in seen.links)
-    assert "<script" not in source
-    assert "@import" not in source
-    for colour in (style.INK, style.GRID, style.PAPER):
-        assert colour not in source.split("</style>")[1], "drawings take the page's colours"
     headings = [re.search(rf'id="{name}"', source).start() for name in (
         "findings", "costs", "linear", "against-linear", "whole", "against-whole", "ablation", "method",
     )]  # fmt: skip
@@ -475,7 +433,7 @@ def test_what_was_not_measured_is_said_and_not_made_up():
     assert source.count(MISSING) > 100
     assert "No plot" in source
     assert "Few texts:" in source
-    assert all(len(set(widths)) == 1 for widths in parsed(source).widths)
+    checked(source, ())
     with pytest.raises(ValueError, match="no rows"):
         page.render([], [])
 

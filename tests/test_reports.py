@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import html.parser
 import re
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from rbe_gpu.models import corpus
 from rbe_gpu.models.locate import model_folder
 
 from . import real
+from .html_page import checked
 
 SESSION = Session(
     2, "a processor (2 cores)", "python 3.11, numpy 2.0", "0123456789ab", "2030-01-02T03:04:05Z"
@@ -555,42 +555,11 @@ def test_a_compressed_model_holds_no_dense_copy(rows):
     assert stored * 0.8 < peak < stored + 0.05 * dense
 
 
-class _Page(html.parser.HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.ids: list[str] = []
-        self.links: list[str] = []
-        self.open: list[str] = []
-        self.tables = self.captions = self.plots = 0
-        self.bare_headers = 0
-
-    def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
-        self.tables += tag == "table"
-        self.captions += tag == "caption"
-        self.bare_headers += tag == "th" and "scope" not in found
-        if found.get("role") == "img":
-            self.plots += 1
-            assert len(found["aria-label"]) > 40
-        if "id" in found:
-            self.ids.append(found["id"])
-        self.links += [found[a] for a in ("href", "xlink:href", "src") if a in found]
-
-
 def test_page_is_complete_accessible_and_needs_nothing_else(report, rows):
     source = (report / "index.html").read_text(encoding="utf-8")
-    seen = _Page()
-    seen.feed(source)
-    assert seen.tables == seen.captions > len(OPS)
-    assert seen.bare_headers == 0
+    seen = checked(source, (plots.INK, plots.GRID, plots.PAPER))
+    assert seen.tables > len(OPS)
     assert seen.plots == len(list((report / "plots").glob("*.png"))) == len(plots.draw(PLOTS, Results(rows)))
-    assert len(seen.ids) == len(set(seen.ids)), "ids of inline drawings must not collide"
-    assert all(link.startswith("#") for link in seen.links)
-    assert {link[1:] for link in seen.links} <= set(seen.ids)
-    assert "@import" not in source
-    assert "<script" not in source
-    for colour in (plots.INK, plots.GRID, plots.PAPER):
-        assert colour not in source.split("</style>")[1], "drawings take the page's colours"
     for target in targets.CPU_TARGETS:
         assert f'<th scope="row">{html.escape(target.name).replace("&#x27;", "&#39;")}</th>' in source
     for setting in compression.ALL_SETTINGS:
