@@ -34,7 +34,7 @@ NOT_DENSE = (False, "the weight is compressed")
 
 
 class MatmulAlgorithm(ABC):
-    """One way for a backend to compute a matmul.
+    """A matmul algorithm of a backend.
 
     Attributes
     ----------

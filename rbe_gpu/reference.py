@@ -87,7 +87,7 @@ def dense(weight: Any) -> F64:
     return decode(weight) if isinstance(weight, RBEBlocks) else np.asarray(weight, np.float64)
 
 
-# --- products and look-ups ----------------------------------------------------------------------------
+# --- matmul and look-ups ------------------------------------------------------------------------------
 
 
 def linear(x: Any, weight: Any, bias: Any = None, activation: str | None = None, residual: Any = None) -> F64:

@@ -254,7 +254,7 @@ class BasisTerms:
     """The basis functions of a block as a sum of products of functions of one coordinate.
 
     Phi_k(y, x) = sum over the terms t with `param[t]` = k of `factor[t]` f_row[t](y) f_column[t](x), so that
-    the basis part of a product costs `len(param)` multiplications per block, token and set of parameters, not
+    the basis part of a matmul costs `len(param)` multiplications per block, token and set of parameters, not
     B * B.
 
     Attributes
@@ -286,8 +286,8 @@ def basis_terms(size: int, vectors: bool = False) -> BasisTerms:
     t = block_axis(size)
     plain = np.stack([np.ones(size), t * t, np.cos(np.pi * t), np.cos(2 * np.pi * t)])
     value, vector = np.linalg.eigh(basis_2d(size)[1])
-    kept = np.abs(value) > 1e-7 * np.abs(value).max()
-    value, vector = value[kept], vector[:, kept].T
+    large = np.abs(value) > 1e-7 * np.abs(value).max()
+    value, vector = value[large], vector[:, large].T
     # (row, column, parameter): 1 | x^2 and y^2 | cos pi x | cos pi y | cos 2 pi x | cos 2 pi y | the product
     terms = [(0, 0, 0), (0, 1, 2), (1, 0, 2), (0, 2, 3), (2, 0, 4), (0, 3, 5), (3, 0, 6), (2, 2, 7)]
     rows = [(*term, 1.0) for term in terms] + [(4 + i, 4 + i, 1, v) for i, v in enumerate(value)]

@@ -132,7 +132,10 @@ def quality(
     """
     flags = ["--quality", *["--quick"] * quick, *["--resume"] * resume]
     if _run(out, model, flags):
-        raise AlreadyReported(f"no page of quality was written to {out}; the error is above")
+        raise AlreadyReported(
+            f"no page of quality was written to {out}; the error is above. What was measured is saved: continue with "
+            "rbe-gpu report --quality --resume"
+        )
 
 
 def require_extra() -> None:

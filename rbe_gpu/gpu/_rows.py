@@ -35,10 +35,10 @@ def share_rows(rows: int, cols: int, itemsize: int, in_chunks: bool, threads: in
     """Teams of threads for `rows` rows of `cols` columns.
 
     A thread of `_8`, `_16` and `_32` holds that many columns in registers, in chunks of 16 bytes. One of
-    `_single_8` takes them one by one, where the arrays do not allow `in_chunks` or rows are no whole number of
-    chunks. As long as 32 columns a thread suffice a team is 1 to 32 lanes, several to a block of 128 threads,
-    since that needs no barrier; above, the team is a block of whole warps, up to `threads` (the launch bounds
-    of `_32` and `_single_8`). Longer rows go to `_long`, a block each.
+    `_single_8` takes them one by one, where the arrays do not allow `in_chunks` or the row size is not a
+    multiple of 16 bytes. As long as 32 columns a thread suffice a team is 1 to 32 lanes, several to a block of
+    128 threads, since that needs no barrier; above, the team is a block of whole warps, up to `threads` (the
+    launch bounds of `_32` and `_single_8`). Longer rows go to `_long`, a block each.
     """
     vector = 16 // itemsize
     sizes: tuple[int, ...]

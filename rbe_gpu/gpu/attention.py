@@ -18,7 +18,7 @@ _MOST = 2**31 - 1024  # queries or keys: the kernels count them, and tiles of th
 _LOG2_E = 1 / log(2)
 _MOST_BATCH = 65535  # of the grid's second side
 
-# what becomes of the products q.k: MASK_... of attention.cu
+# how scores are masked: MASK_... of attention.cuh
 _NONE, _SCALED, _ADDED, _KEEP = range(4)
 _ALIGNED_INPUT, _ALIGNED_OUTPUT = 1, 2
 

@@ -1,6 +1,6 @@
 """The projections of an attention that stays in the transform domain of its weights.
 
-An orthonormal transform S changes no product of a query and a key, and the input transform of the output projection
+An orthonormal transform S changes no score of a query and a key, and the input transform of the output projection
 undoes the output transform of the values:
 
     (S^T q) . (S^T k) = q . k                               block by block of a head

@@ -135,7 +135,7 @@ def block_of(name: str, config: Mapping[str, Any], transform: str, block: int | 
     """The block size of a matrix: `block`, or a default if that is None.
 
     The default is 64; of an attention projection with a transform it is the largest size up to 64 that divides
-    head_dim, so that a head is a whole number of blocks and `RBEAttention` can stay in the transform domain.
+    head_dim, so that head_dim is a multiple of it and `RBEAttention` can stay in the transform domain.
     """
     if block is None and transform != "none" and _PROJECTION.match(canonical_name(name)):
         hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")

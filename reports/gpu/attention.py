@@ -50,7 +50,7 @@ class Attention:
 
     @property
     def flops(self) -> float:
-        """Two products of 2 seq^2 head_dim each, of which a causal mask leaves half, as FlashAttention counts."""
+        """Two matmuls of 2 seq^2 head_dim each, of which a causal mask leaves half, as FlashAttention counts."""
         return 4.0 * self.batch * self.num_heads * self.seq**2 * self.head_dim / (2 if self.causal else 1)
 
 

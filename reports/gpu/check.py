@@ -185,7 +185,7 @@ def summary(results: Iterable[dict[str, Any]], rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
-RESULTS = Path(__file__).parents[1] / "results"  # where rows are kept
+RESULTS = Path(__file__).parents[1] / "results"  # where rows are committed
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:

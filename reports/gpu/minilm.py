@@ -22,7 +22,7 @@ from .pack import TEXTS, Batch, candle_states, stored_states
 from .stage import FAILED, PASSED, Options, Result
 
 TOLERANCE = 1e-5  # float32 against float32 through all layers, as between the CPU and Candle
-COMPRESSED_TOLERANCE = 5e-5  # the same, each product within 5e-6 of the decoded weight's
+COMPRESSED_TOLERANCE = 5e-5  # the same, each matmul within 5e-6 of the decoded weight's
 COSINE = 1 - 1e-6  # of sentence vectors
 
 

@@ -153,7 +153,7 @@ def linears(quick: bool = False) -> Iterator[Linear]:
 
 
 def measure_linear(device: Device, inputs: Inputs, result: Result) -> None:
-    """Compressed and dense products of ours beside PyTorch's (cuBLAS) of the decoded weight."""
+    """Our matmuls with compressed and dense weights beside PyTorch's (cuBLAS) with the decoded weight."""
     weights = Weights(inputs)
     for case in linears(device.quick):
         attempt(
@@ -182,7 +182,7 @@ def one_linear(device: Device, size: Linear, weights: Weights) -> None:
 
 
 class LinearSetup:
-    """The arrays of a product and its providers: ours with any method, and PyTorch's with the decoded weight."""
+    """The arrays of a matmul and its providers: ours with any method, and PyTorch's with the decoded weight."""
 
     def __init__(self, device: Device, size: Linear, weights: Weights) -> None:
         self.device, self.size, self.weights = device, size, weights
@@ -196,24 +196,24 @@ class LinearSetup:
         self._packed = [rbe.to(m, "cuda") for _ in range(device.copies(m.resident_nbytes))]
 
     def call(self, weight: Any, **options: Any) -> Callable[[], Any]:
-        """Our product with a weight on the GPU."""
+        """Our matmul with a weight on the GPU."""
         return partial(rbe.linear, self._x, weight, out=self._out, workspace=self._workspace, **options)
 
     def provider(
         self, calls: Calls, dense: NDArray[Any], allowed: float | None = None, **more: Any
     ) -> Provider:
-        """A provider whose result is checked against the product with a dense weight, in float64."""
+        """A provider whose result is checked against the matmul with a dense weight, in float64."""
         tol = registry.OPS["linear"].tolerances[self.size.dtype]
         rel, floor = (tol.rel, tol.floor) if allowed is None else (allowed, 0.0)
         return Provider(calls, reference.linear(self.x[self.sample], dense), rel, floor, **more)
 
     def ours(self, facts: Mapping[str, tuple[float, str]] | None = None, **options: Any) -> Provider:
-        """Our product with the compressed weight."""
+        """Our matmul with the compressed weight."""
         whole = self.weights.decoded(self.size.shape, self.size.codes, "float32")
         return self.provider([self.call(w, **options) for w in self._packed], whole, facts=facts or {})
 
     def torch(self) -> dict[str, Provider]:
-        """PyTorch's product (cuBLAS) with the decoded weight; empty where PyTorch is not there."""
+        """PyTorch's matmul (cuBLAS) with the decoded weight; empty where PyTorch is not there."""
         torch = self.device.torch
         if torch is None:
             return {}

@@ -231,7 +231,7 @@ class NumpyBert(_Bert):
         self.weight = folder.tensor
 
     def linear(self, x: F32, weight: F32, bias: F32) -> F32:
-        # one product of two matrices: NumPy makes one per text of a three-dimensional operand
+        # one matmul: NumPy makes one per text of a three-dimensional operand
         y: F32 = x.reshape(-1, x.shape[-1]) @ weight.T
         y += bias
         return y.reshape(*x.shape[:-1], len(weight))

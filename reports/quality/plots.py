@@ -65,13 +65,13 @@ def short(setting: str) -> str:
 
 def frontier(points: Sequence[Point], value: Value) -> list[Point]:
     """The points that no other with as few bytes is as good as; `value` is better when it is less."""
-    best, kept = np.inf, []
+    best, front = np.inf, []
     for p in sorted(points, key=lambda p: (p.bytes, np.inf if value(p) is None else value(p))):
         v = value(p)
         if v is not None and v < best:
             best = v
-            kept.append(p)
-    return kept
+            front.append(p)
+    return front
 
 
 # --- charts of points -------------------------------------------------------------------------------------

@@ -28,9 +28,7 @@ from ..harness.weight_error import file_weight_error
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to compress the model: a grade for every tensor, a ratio for the whole file, or a share of the
-    coefficients.
-    """
+    """How the model is compressed: a grade for every tensor, a ratio for the whole file, or a density."""
 
     grade: str | None = None
     ratio: int | None = None
@@ -64,7 +62,7 @@ QUICK_SETTINGS = (Setting(grade="B"), Setting(ratio=16), FAST)
 
 
 def warm_up(weight: F32) -> None:
-    """Compile the encoder and the decoder (once per machine; kept on disk), so that no timing includes it."""
+    """Compile the encoder and the decoder (once per machine; cached on disk), so that no timing includes it."""
     part = np.ascontiguousarray(weight[:128, :128])
     for kind in ("matrix", "vectors"):
         for options in ({"grade": "B"}, {"ratio": 8}, {"ratio": 40}, {"codes": "dense-int8"}):

@@ -35,7 +35,7 @@ from .cases import DENSE, NUMPY, ONNX, OURS, TORCH
 from .cases.model import BASELINES
 from .compression import ALL_SETTINGS, SETTINGS, Setting
 
-#: whether a compressed model keeps decoded weights: (case, suffix of the label, colour)
+#: whether a compressed model caches decoded weights: (case, suffix of the label, colour)
 MODES = ((row_names.MODEL, "", BLUE), (row_names.MODEL_LEAN, ", lean", SKY))
 COLOURS = {DENSE: INK, OURS: BLUE, TORCH: VERMILLION, NUMPY: GREY, ONNX: GREEN}
 PERCENTILES = "with lines from the 20th to the 80th percentile"
@@ -183,8 +183,8 @@ def batch_time(results: Results) -> Plot | None:
     text = "; ".join(f"{label} {row.p50 * 1e3:.0f} ms" for label, row, _ in times)
     return Plot(
         "batch_time", "Time per batch",
-        f"Medians, {PERCENTILES}; the dashed line is the dense rbe_gpu model. A compressed model has room to keep "
-        "decoded weights where that is estimated to be faster (dark), or keeps nothing (light, “lean”).",
+        f"Medians, {PERCENTILES}; the dashed line is the dense rbe_gpu model. A compressed model has room to cache "
+        "decoded weights where that is estimated to be faster (dark), or has no cache (light, “lean”).",
         f"Bar chart. {text}.", figure,
     )  # fmt: skip
 
@@ -416,8 +416,8 @@ def weight_memory(results: Results) -> Plot | None:
     text = "; ".join(f"{label}: {size:.1f} MB" for label, size, _ in sizes)
     return Plot(
         "weight_memory", "Memory for weights",
-        "A compressed model that may keep decoded linear weights (dark) needs the memory of those that it keeps "
-        "beside that of the compressed ones; one that keeps nothing (light, “lean”) the compressed weights alone.",
+        "A compressed model that may cache decoded linear weights (dark) needs the memory of those in the cache "
+        "beside that of the compressed ones; one without a cache (light, “lean”) the compressed weights alone.",
         f"Bar chart. {text}.", figure,
     )  # fmt: skip
 

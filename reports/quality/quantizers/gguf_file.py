@@ -4,7 +4,7 @@ A file holds what llama.cpp's converter puts in one for a BERT encoder: the voca
 and the norms; the pooler's dense layer is left out. What is stored how follows llama.cpp:
 
 - matrices of the linear layers and the word table are quantised; position and type tables, norms and biases are
-  float32, always;
+  float32, alvariants;
 - a type whose blocks do not divide a row falls back: types with blocks of 256 to Q4_0 (TQ1_0, TQ2_0, Q2_K, Q3_K),
   Q5_0 (Q4_K), Q5_1 (Q5_K), Q8_0 (Q6_K) or IQ4_NL (every IQ type). Rows of 384 are not multiples of 256, so of a
   MiniLM only `ffn_down` (rows of 1536) really is a K-quant or a ternary type.
@@ -247,10 +247,10 @@ def baselines(source: Source, version: str) -> Iterator[Baseline]:
     """Every type of the package on linear layers and word table alike, as llama.cpp's `--pure` would."""
     gguf = package()
     for kind in TYPES_OF_PACKAGE:
-        ways = {"": plan(source, kind)}
+        variants = {"": plan(source, kind)}
         if gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0] == BLOCK:
-            ways[" across rows"] = dict.fromkeys((*source.linears, WORDS), kind)
-        for suffix, types in ways.items():
+            variants[" across rows"] = dict.fromkeys((*source.linears, WORDS), kind)
+        for suffix, types in variants.items():
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / _FILE
                 start = time.perf_counter()

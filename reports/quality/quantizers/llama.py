@@ -1,7 +1,7 @@
 """llama.cpp's own quantisers, through the shared libraries of `llama-cpp-python`.
 
-Three ways, all with an importance matrix (the mean square of each column of a layer's input, over calibration text)
-unless the setting says otherwise:
+Three variants, all with an importance matrix (the mean square of each column of a layer's input, over calibration
+text) unless the setting says otherwise:
 
 - a mixture (Q4_K_M, ...): `llama_model_quantize` makes the whole file and chooses a type per tensor. The word table
   gets Q8_0: llama.cpp takes it for the output layer's twin, gives it Q6_K, and rows of 384 fall back from that;

@@ -189,7 +189,7 @@ def quanto_settings() -> dict[str, Quantise]:
 
 
 def torchao(config: Callable[[], Any]) -> Quantise:
-    """A weight-only configuration of torchao; what it decodes is read off its product with the unit matrix."""
+    """A weight-only configuration of torchao; the decoded weight is its matmul with the unit matrix."""
 
     def quantise(weight: F32) -> Stored:
         torch = _torch()

@@ -121,7 +121,7 @@ def memory(
     """Peak memory of a process that runs a model, beyond that of one that runs a small part of it.
 
     The part has one layer, and of the words those that occur. Both processes compute the same batch with the same
-    kernels and the same scratch memory; the one has five layers and most of the vocabulary more. A model that kept
+    kernels and the same scratch memory; the one has five layers and most of the vocabulary more. A model that cached
     decoded weights, or decoded all of them for a moment, would show the dense bytes of those.
 
     files : setting -> compressed file, None -> the dense model's folder
