@@ -198,6 +198,16 @@ def _trailing_zeros(typingctx, word):  # type: ignore[no-untyped-def]
 
 
 @cpu_inline
+def _scaled(stored, first, stop, gain, out, at):
+    """out[at : at + stop - first] = gain * stored[first : stop]."""
+    factor, whole = vsplat(gain), first + (stop - first) // 16 * 16
+    for e in range(first, whole, 16):
+        vstore(out, at + e - first, vmul(factor, vload(stored, e)))
+    for e in range(whole, stop):
+        out[at + e - first] = gain * widen(element(stored, e))
+
+
+@cpu_inline
 def entry_values(w, first, stop, out, at):
     """out[at + e - base] = the value of entry e, first <= e < stop; base = first rounded down to a run of 32.
 
@@ -218,13 +228,9 @@ def entry_values(w, first, stop, out, at):
                 t = vload(out, run_at + 16 * part)
                 vstore(out, run_at + 16 * part, vfma(t, s, vselect_less(t, zero, negative, positive)))
     elif kind == F16:
-        halves = halves_at(w.value)
-        for e in range(first, stop):
-            out[at + e - base] = gain * widen(element(halves, e))
+        _scaled(halves_at(w.value), first, stop, gain, out, at + first - base)
     else:
-        floats = floats_at(w.value)
-        for e in range(first, stop):
-            out[at + e - base] = gain * element(floats, e)
+        _scaled(floats_at(w.value), first, stop, gain, out, at + first - base)
 
 
 @cpu_inline
@@ -236,8 +242,8 @@ def entry_columns(w, row_start, row, step, panel, panels, out, at, start, start_
     panel : columns of a panel, a multiple of 32. Up to 16 elements behind the last are written too.
     """
     kind, row_bytes, positions = w.index_kind, w.row_bytes, bytes_at(w.index)
-    first = row_start[row]
-    count, stream = row_start[row + 1] - first, row_start[w.rows_padded]
+    first = element(row_start, row)
+    count, stream = element(row_start, row + 1) - first, element(row_start, w.rows_padded)
     start[start_at] = at
     if kind == FULL:
         for i in range(count):
@@ -291,8 +297,20 @@ def entry_columns(w, row_start, row, step, panel, panels, out, at, start, start_
 
 
 @cpu_inline
+def _widened(stored, start, row_values, rows, cols, out, at, out_row):
+    """out[r, c] = stored[start + r * row_values + c], r < rows, c < cols."""
+    whole = cols // 16 * 16
+    for r in range(rows):
+        row, out_at = start + r * row_values, at + r * out_row
+        for c in range(0, whole, 16):
+            vstore(out, out_at + c, vload(stored, row + c))
+        for c in range(whole, cols):
+            out[out_at + c] = widen(element(stored, row + c))
+
+
+@cpu_inline
 def code_rows(w, first, rows, column, cols, out, at, out_row):
-    """out[r, c] = coefficient [first + r, column + c], r < rows, c < cols, both of whole runs of 32 columns."""
+    """out[r, c] = coefficient [first + r, column + c], r < rows, c < cols; of packed codes, whole runs of 32."""
     kind, width, gain, row_values = w.kind, w.bits, w.gain, w.row_values
     if kind == INT:
         group, stream, scales = w.group, bytes_at(w.value), halves_at(w.scale)
@@ -322,15 +340,9 @@ def code_rows(w, first, rows, column, cols, out, at, out_row):
                     step = vmul(s, vload(columns, column + c + 16 * part))
                     vstore(out, out_at + 16 * part, vmul(step, vsub(q, towards)))
     elif kind == F16:
-        halves = halves_at(w.value)
-        for r in range(rows):
-            for c in range(cols):
-                out[at + r * out_row + c] = widen(element(halves, (first + r) * row_values + column + c))
+        _widened(halves_at(w.value), first * row_values + column, row_values, rows, cols, out, at, out_row)
     elif kind == BF16:
-        bfloats = bfloats_at(w.value)
-        for r in range(rows):
-            for c in range(cols):
-                out[at + r * out_row + c] = widen(element(bfloats, (first + r) * row_values + column + c))
+        _widened(bfloats_at(w.value), first * row_values + column, row_values, rows, cols, out, at, out_row)
 
 
 @cpu_inline
@@ -349,12 +361,12 @@ def basis_entries(w, first, rows, row_functions, depth, step, start, start_at, o
         for f in range(row_functions):
             start[start_at + r * row_functions + f] = e
             t_first = t
-            while t < terms and term_row[t] == f:
+            while t < terms and element(term_row, t) == f:
                 t += 1
             for j in range(blocks):
                 for term in range(t_first, t):
-                    p = widen(element(halves, ((first + r) * blocks + j) * count + term_param[term]))
-                    out_value[e] = gain * p * term_factor[term]
-                    out_offset[e] = np.int32((depth + j * features + term_column[term]) * step)
+                    param = ((first + r) * blocks + j) * count + element(term_param, term)
+                    out_value[e] = gain * widen(element(halves, param)) * element(term_factor, term)
+                    out_offset[e] = np.int32((depth + j * features + element(term_column, term)) * step)
                     e += 1
     start[start_at + rows * row_functions] = e

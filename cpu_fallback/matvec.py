@@ -229,15 +229,16 @@ def _unit(params_at, int8, unit, blocks, part):
     c, at = floats_at(p.lines), part * p.lines_stride
     if w.row_start != 0:
         row_start = longs_at(w.row_start)
-        start, stop = row_start[first], row_start[first + rows]
+        start, stop = element(row_start, first), element(row_start, first + rows)
         values, offsets, starts = floats_at(p.entry_value), ints_at(p.entry_offset), longs_at(p.entry_start)
         entries_at, starts_at = part * p.entry_stride, part * p.entry_start_stride
         entry_values(w, start, stop, values, entries_at)
         index = bytes_at(w.index)
         for r in range(rows):
             row = first + r
-            count = row_start[row + 1] - row_start[row]
-            e_at = entries_at + row_start[row] - start // RUN * RUN
+            row_first = element(row_start, row)
+            count = element(row_start, row + 1) - row_first
+            e_at = entries_at + row_first - start // RUN * RUN
             if w.index_kind == BITMAP and wide_registers():
                 byte = row * w.row_bytes
                 c[at + r] = _bitmap_row(values, e_at, index, byte, byte + w.row_bytes, x, x_at)
