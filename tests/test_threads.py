@@ -74,7 +74,7 @@ def several_ops() -> list[bytes]:
 
 
 def who(parts: int = 64) -> list[int]:
-    """The threads that computed the parts of a kernel, each of which takes a millisecond or more."""
+    """The threads that computed the parts of a kernel, each of which takes five milliseconds or more."""
     from rbe_gpu.cpu_fallback._jit import cpu_kernel
     from rbe_gpu.cpu_fallback._parts import in_parts
 
@@ -95,13 +95,13 @@ _wait = types.ExternalFunction("usleep", types.int32(types.int32))
 def _who_share(found: Any, start: int, stop: int) -> None:
     for i in range(start, stop):
         found[i] = _this_thread()
-        _wait(1000)
+        _wait(5000)
 
 
 def _who(found: Any) -> None:
     for i in numba.prange(found.size):
         found[i] = _this_thread()
-        _wait(1000)
+        _wait(5000)
 
 
 # --- how many -----------------------------------------------------------------------------------------
