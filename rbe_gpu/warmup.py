@@ -17,7 +17,6 @@ from .gpu import _load, _source
 from .layers import RBEFFN, RBEAttention, RBEEmbedding, RBELinear
 from .matmul import algorithms_of
 from .models.bert import BertEncoder
-from .models.load import load
 from .transfer import to
 
 TEXT = "Interest rates rose for the third time this year, and the bank expects one more step before winter."
@@ -77,7 +76,7 @@ def _timed(function: Any, *args: Any) -> float:
     return time.perf_counter() - start
 
 
-def compiled_only(source: str, architectures: Sequence[int]) -> dict[str, Any]:
+def compiled_only(model: BertEncoder, architectures: Sequence[int]) -> dict[str, Any]:
     """Compile a model's kernels for each architecture, without storing them. Needs no GPU.
 
     Returns
@@ -89,7 +88,7 @@ def compiled_only(source: str, architectures: Sequence[int]) -> dict[str, Any]:
     ImportError : CuPy, whose NVRTC compiles, is not installed
     RuntimeError : NVRTC does not support an architecture, or a source does not compile
     """
-    ops = _with_kernels(ops_of(load(source)))
+    ops = _with_kernels(ops_of(model))
     try:
         import cupy  # noqa: F401
     except ImportError:
@@ -103,13 +102,23 @@ def compiled_only(source: str, architectures: Sequence[int]) -> dict[str, Any]:
     return {"ops": list(ops), "compiled": compiled}
 
 
-def warm(source: str, device: int | None = None) -> dict[str, Any]:
+def gpu_named(device: int | None) -> str:
+    """`"cuda:N"` of a CUDA device number; of CuPy's current device for None.
+
+    Raises
+    ------
+    ImportError : CuPy is not installed
+    ValueError : no such GPU
+    """
+    return canonical_device("cuda" if device is None else f"cuda:{device}")
+
+
+def warm(model: BertEncoder, where: str) -> dict[str, Any]:
     """Compile a model's kernels on a GPU, move the model there and run two batches of one text.
 
     Parameters
     ----------
-    source : as `rbe_gpu.load` takes it
-    device : CUDA device number; None: CuPy's current device
+    where : the GPU, as `gpu_named` says it
 
     Returns
     -------
@@ -119,12 +128,8 @@ def warm(source: str, device: int | None = None) -> dict[str, Any]:
 
     Raises
     ------
-    ImportError : CuPy is not installed
-    ValueError : no such GPU
     RuntimeError : the GPU is too old
     """
-    where = canonical_device("cuda" if device is None else f"cuda:{device}")
-    model = load(source)
     ops = _with_kernels(ops_of(model))
     import cupy
 

@@ -749,11 +749,11 @@ def test_flags_of_the_command(tmp_path, monkeypatch):
         return CliRunner().invoke(app, ["report", "--out", str(tmp_path), *arguments])
 
     assert report("--quality").exit_code == 0
-    assert report("--quality", "--resume", "--quick", "--model", str(tmp_path)).exit_code == 0
+    assert report("--quality", "--resume", "--quick", "--model", str(real.MODEL_DIR)).exit_code == 0
     assert report().exit_code == 0
     assert calls == [
         {"out": tmp_path, "quick": False, "model": None, "resume": False},
-        {"out": tmp_path, "quick": True, "model": tmp_path, "resume": True},
+        {"out": tmp_path, "quick": True, "model": real.MODEL_DIR, "resume": True},
         "main",
     ]
     refused = report("--resume")

@@ -38,10 +38,13 @@ def command(
         usage("leave one of them out: --arch compiles for no GPU of this machine", "--arch", "--device")
     check_model(source)
     from .. import warmup
+    from ..models.load import load
 
     try:
+        where = None if arch else warmup.gpu_named(device)
         with about(source):
-            result = warmup.compiled_only(source, arch) if arch else warmup.warm(source, device)
+            model = load(source)
+        result = warmup.compiled_only(model, arch or ()) if where is None else warmup.warm(model, where)
     except (ImportError, RuntimeError) as error:  # no CuPy, no GPU, no NVRTC, or too old a GPU
         fail(one_line(error))
     if as_json:
