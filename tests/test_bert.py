@@ -519,7 +519,7 @@ def test_checkpoint_of_a_larger_model(folder: Folder) -> None:
     renamed["cls.predictions.bias"] = np.zeros(30522, np.float32)
     model = load(folder(small_config(), renamed))
     expect_like(model, tensors, 0.0)
-    assert model.normalize
+    assert not model.normalize
     assert model.pooling == ("mean",)
     assert model.max_seq_length == 512
 
@@ -570,9 +570,11 @@ def test_sentence_transformers_files(folder: Folder) -> None:
     with pytest.raises(ValueError, match="Dense module"):
         load(path)
     (path / "modules.json").write_text("{}")
-    (path / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode_lasttoken": True}))
+    with pytest.raises(ValueError, match=r"modules\.json is not a list"):
+        load(path)
+    (path / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode": "first"}))
     (path / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(ValueError, match="turns on pooling_mode_lasttoken"):
+    with pytest.raises(ValueError, match='pooling_mode="first"; needs one or several of cls, max'):
         load(path)
     (path / "1_Pooling/config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"1_Pooling has no config\.json"):

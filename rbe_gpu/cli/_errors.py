@@ -127,7 +127,8 @@ def _reported(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError) and error.filename == "/dev/stdout":
         return 1  # as of what is printed
     if isinstance(error, Failure | OSError | ValueError | MemoryError):
-        unnamed = isinstance(error, OSError) and error.filename is None
+        # of the operating system, not a message of ours
+        unnamed = isinstance(error, OSError) and error.errno is not None and error.filename is None
         _say(f"{printable(str(_output))}: {one_line(error)}" if unnamed and _output else one_line(error))
         return error.code if isinstance(error, Failure) else 1
     if os.environ.get(TRACEBACK):

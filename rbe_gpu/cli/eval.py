@@ -115,7 +115,8 @@ def source_folder(file: Path) -> Path:
     name, the size of its weights and its config.json: all three must match.
     """
     from ..container import describe
-    from ..models.load import read_json
+    from ..models.folder import weights_folder
+    from ..models.json_files import read_json
     from ..models.locate import model_folder
 
     config = describe(file).config
@@ -127,10 +128,10 @@ def source_folder(file: Path) -> Path:
     with suppress(FileNotFoundError):  # the package is not installed
         candidates.append(model_folder())
     for folder in candidates:
-        if (folder / "config.json").is_file() and read_json(folder / "config.json") == config.get("config"):
-            with suppress(FileNotFoundError):  # a folder without weights
-                if checkpoint_bytes(folder) == nbytes:
-                    return folder
+        with suppress(FileNotFoundError):  # no folder, or one without weights
+            same = read_json(weights_folder(folder) / "config.json") == config.get("config")
+            if same and checkpoint_bytes(folder) == nbytes:
+                return folder
     fail(
         f"the model that {file} was made from ({escaped(name)}, {nbytes} bytes) is neither beside it nor here; "
         "pass its folder or hub id with --against"
@@ -139,8 +140,10 @@ def source_folder(file: Path) -> Path:
 
 def checkpoint_bytes(folder: Path) -> int:
     """Size of a folder's weight files: model.safetensors, or the shards that its index lists."""
-    from ..models.load import read_json
+    from ..models.folder import weights_folder
+    from ..models.json_files import read_json
 
+    folder = weights_folder(folder)
     single = folder / "model.safetensors"
     if single.is_file():
         return single.stat().st_size

@@ -27,7 +27,11 @@ from ..dispatch import device_memory_errors, device_of, module_of
 from ..layers import RBEFFN, RBEAttention, RBEEmbedding, RBELayerNorm, RBELinear
 from ..transforms import BLOCK_SIZES, DEFAULT_BLOCK
 from ..workspace import ThreadWorkspaces, Workspace
-from .pooling import cu_seqlens_of, pool_into, to_host
+from .checkpoint import check_distinct, check_shapes
+from .folder import POOLING as POOLING
+from .folder import check_extra, check_pooling
+from .pooling import cu_seqlens_of, pool_into, to_host, without_first
+from .settings import check_keys
 
 if TYPE_CHECKING:
     from .graph import EncoderGraph
@@ -37,17 +41,13 @@ Tensors = Mapping[str, "Array | RBEBlocks"]
 
 ACTIVATIONS = {
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
     "silu": "silu",
     "swish": "silu",
-}
-POOLING = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
 }
 _SIZES = (
     "vocab_size",
@@ -75,20 +75,14 @@ def check_config(config: Mapping[str, Any]) -> None:
         raise ValueError(f"config.json has model_type {model_type!r}; only 'bert' is supported")
     for name in _SIZES:
         value = config.get(name)
-        if not isinstance(value, int) or value < 1:
+        if type(value) is not int or value < 1:
             raise ValueError(f"config.json has {name}={value!r}; needs a positive integer")
     if config["hidden_size"] % config["num_attention_heads"]:
         raise ValueError(
             f"config.json has hidden_size={config['hidden_size']}, not a multiple of "
             f"num_attention_heads={config['num_attention_heads']}"
         )
-    position = config.get("position_embedding_type", "absolute")
-    if position != "absolute":
-        raise ValueError(
-            f"config.json has position_embedding_type {position!r}; only 'absolute' is supported"
-        )
-    if config.get("is_decoder"):
-        raise ValueError("config.json has is_decoder=true; only encoders are supported")
+    check_keys(config, "config.json")
     eps = config.get("layer_norm_eps", 1e-12)
     if not isinstance(eps, int | float) or not 0 <= eps < 1:
         raise ValueError(f"config.json has layer_norm_eps={eps!r}; needs a number from 0 to 1")
@@ -145,18 +139,12 @@ def block_of(name: str, config: Mapping[str, Any], transform: str, block: int | 
     return block or DEFAULT_BLOCK
 
 
-def pooling_modes(pooling: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The modes that a 1_Pooling/config.json enables, in the order of concatenation; ("mean",) for None."""
-    if pooling is None:
-        return ("mean",)
-    if not isinstance(pooling, Mapping):
-        raise ValueError(f"the pooling config is a {type(pooling).__name__}, expected an object")
-    enabled = [name for name, value in pooling.items() if name.startswith("pooling_mode") and value is True]
-    unknown = [name for name in enabled if name not in POOLING]
-    if unknown or not enabled:
-        reason = f"turns on {', '.join(unknown)}" if unknown else "turns on no mode"
-        raise ValueError(f"the pooling config {reason}; use {', '.join(POOLING)}")
-    return tuple(mode for name, mode in POOLING.items() if name in enabled)
+def check_tensors(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> None:
+    """Raise a ValueError if tensors with these names and shapes are not those of the encoder; others are ignored."""
+    names = [(name, canonical_name(name)) for name in shapes]
+    used = {"embeddings", "encoder"}
+    check_distinct((name, short) for name, short in names if short.partition(".")[0] in used)
+    check_shapes({short: tuple(shapes[name]) for name, short in names}, tensor_shapes(config))
 
 
 @dataclass(frozen=True)
@@ -185,7 +173,7 @@ class BertEncoder:
         ignored
     config : config.json
     tokenizer : a `tokenizers.Tokenizer`, or None if only `forward` is used. It is copied.
-    pooling : 1_Pooling/config.json (mean, cls, max; several are concatenated), or None for the mean
+    pooling : 1_Pooling/config.json, or None for the mean
     normalize : whether embeddings are divided by their L2 norm
     max_seq_length : texts are truncated to this many tokens, at most max_position_embeddings
     cache_bytes : memory for decoded float32 panels of compressed linear weights. With 0 nothing is cached: matmuls
@@ -195,9 +183,14 @@ class BertEncoder:
     dtype : of the hidden states: "float32", "float16" or "bfloat16"; accumulation is always float32. For a half type
         dense matrices are converted to it, as tensor cores need; for "float32" they keep the dtype of the checkpoint.
         Biases and norms are always float32
+    prompts : name -> text that `embed` puts before texts; "query" and "document" are always there, perhaps empty
+    default_prompt_name : the prompt of `embed` if none is given
+    truncate_dim : vectors of `embed` keep this many first columns
 
     Attributes
     ----------
+    pooling : modes of pooling, concatenated in this order
+    include_prompt : whether the tokens of the prompt are pooled too
     cache : PanelCache, with `hits`, `misses` and `nbytes`
     nbytes : bytes of the weights in memory, without `cache` and `workspace`
     workspace : scratch memory, kept between batches
@@ -217,16 +210,15 @@ class BertEncoder:
         max_seq_length: int | None = None,
         cache_bytes: int = 0,
         dtype: str = "float32",
+        prompts: Mapping[str, str | None] | None = None,
+        default_prompt_name: str | None = None,
+        truncate_dim: int | None = None,
     ) -> None:
         check_config(config)
         if dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r} is not supported; use one of {tuple(DTYPES)}")
+        check_tensors({name: tensor.shape for name, tensor in tensors.items()}, config)
         named = {canonical_name(name): tensor for name, tensor in tensors.items()}
-        for name, shape in tensor_shapes(config):
-            if name not in named:
-                raise ValueError(f"the model has no tensor {name!r}")
-            if tuple(named[name].shape) != shape:
-                raise ValueError(f"{name} has shape {tuple(named[name].shape)}, config.json says {shape}")
         positions = config["max_position_embeddings"]
         if max_seq_length is not None and (not isinstance(max_seq_length, int) or max_seq_length < 1):
             raise ValueError(f"max_seq_length={max_seq_length!r} is not a positive integer")
@@ -234,8 +226,11 @@ class BertEncoder:
         self.config = dict(config)
         self.dtype = DTYPES[dtype]
         self.hidden_size: int = config["hidden_size"]
-        self.pooling = pooling_modes(pooling)
+        self.pooling, self.include_prompt = check_pooling(pooling)
         self.normalize = normalize
+        self.prompts = check_extra(prompts, default_prompt_name, truncate_dim)
+        self.default_prompt_name = default_prompt_name
+        self.truncate_dim = truncate_dim
         self.max_seq_length: int = min(max_seq_length or positions, positions)
         self.cache = PanelCache(cache_bytes)
         self._workspaces = ThreadWorkspaces()
@@ -243,8 +238,14 @@ class BertEncoder:
             tokenizer
         )  # 50 ms; two models may share one and truncate to different lengths
         if self.tokenizer is not None:
+            special = self.tokenizer.num_special_tokens_to_add(False)
+            if self.max_seq_length <= special:
+                raise ValueError(
+                    f"max_seq_length={self.max_seq_length} leaves no room for text beside {special} special tokens"
+                )
+            truncation = self.tokenizer.truncation or {"direction": "right"}
             self.tokenizer.no_padding()
-            self.tokenizer.enable_truncation(self.max_seq_length)
+            self.tokenizer.enable_truncation(self.max_seq_length, direction=truncation["direction"])
         self._build(named)
 
     def _build(self, named: Tensors) -> None:
@@ -316,7 +317,12 @@ class BertEncoder:
 
     @property
     def embedding_size(self) -> int:
-        """Columns of `embed`: hidden_size for each pooling mode."""
+        """Columns of `embed`: those of `pool`, or `truncate_dim` of them."""
+        return min(self.pooled_size, self.truncate_dim or self.pooled_size)
+
+    @property
+    def pooled_size(self) -> int:
+        """Columns of `pool`: hidden_size for each pooling mode."""
         return self.hidden_size * len(self.pooling)
 
     @property
@@ -495,6 +501,7 @@ class BertEncoder:
         normalize: bool | None = None,
         out: Array | None = None,
         workspace: Workspace | None = None,
+        skipped: int = 0,
     ) -> Array:
         """Vectors of texts from their hidden states.
 
@@ -505,20 +512,22 @@ class BertEncoder:
         states : (batch, seq, hidden), with the `lengths` (batch,) of the texts or None; or packed (tokens, hidden),
             with `cu_seqlens` (batch + 1,)
         normalize : divide by the L2 norm; None: as the model is configured
-        out : (batch, embedding_size), float32 or dtype of states
+        out : (batch, pooled_size), float32 or dtype of states
         workspace : scratch memory; None: the model's own
+        skipped : tokens of each text that were left out before its first one, which count in the positions of
+            "weightedmean"
 
         Returns
         -------
-        (batch, embedding_size), float32 or dtype of `out`. A text without tokens has mean and maximum 0; its "cls" is
+        (batch, pooled_size), float32 or dtype of `out`. A text without tokens has mean and maximum 0; its "cls" is
         undefined.
         """
         ws = (workspace or self.workspace).on(device_of(states, "states"))
         batch = states.shape[0] if cu_seqlens is None else cu_seqlens.size - 1
         if out is None:
-            out = cast(Array, module_of(states).empty((batch, self.embedding_size), np.float32))
+            out = cast(Array, module_of(states).empty((batch, self.pooled_size), np.float32))
         if batch:
-            pool_into(states, lengths, cu_seqlens, self.pooling, out, ws)
+            pool_into(states, lengths, cu_seqlens, self.pooling, out, ws, skipped)
             if self.normalize if normalize is None else normalize:
                 ops.l2_normalize(out, out=out)
         return out
@@ -536,6 +545,8 @@ class BertEncoder:
         batch_size: int = 32,
         normalize: bool | None = None,
         show_progress: bool = False,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
     ) -> F32:
         """One vector per text, in the order of `texts`.
 
@@ -546,18 +557,29 @@ class BertEncoder:
         ----------
         texts : strings; they are truncated to `max_seq_length` tokens
         batch_size : texts per batch
-        normalize : divide by the L2 norm; None: as the model is configured
+        normalize : divide by the L2 norm, after truncation to `truncate_dim`; None: before it, if the model is
+            configured so
         show_progress : show a progress bar on the terminal
+        prompt_name : of a text in `prompts`, which is put before each text; None: `default_prompt_name`
+        prompt : the text to put before each text itself; "" for none
 
         Returns
         -------
         (len(texts), embedding_size) float32
+
+        Raises
+        ------
+        ValueError
+            A text is not valid Unicode, or has tokens that are not in the table of word embeddings; there is no such
+            prompt.
         """
         if isinstance(texts, str | bytes):
             raise TypeError("texts is one string; pass a list of strings ([text])")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} is not positive")
-        sequences = self.token_ids(list(texts))
+        prompt = self.resolve_prompt(prompt, prompt_name)
+        sequences = self.token_ids(list(texts), prompt)
+        skipped = 0 if self.include_prompt or not prompt else self._prompt_length(prompt)
         order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
         out = np.empty((len(sequences), self.embedding_size), np.float32)
         ws = self.workspace.on(self.device)
@@ -572,13 +594,46 @@ class BertEncoder:
             lengths = np.array([len(sequences[i]) for i in rows], np.int64)
             packed = self._pack(ids, lengths, None, ws)
             *_, states = self._states(packed, ws)
-            vectors = to_host(self.pool(states, **packed.sequences, normalize=normalize))
+            pooled = packed.sequences
+            if skipped:
+                states, lengths, cu_seqlens = without_first(skipped, states, lengths)
+                pooled = {"cu_seqlens": self._placed("bert.cu_seqlens", cu_seqlens, ws)}
+            # normalized here, but after truncation if the caller asks for it
+            vectors = to_host(
+                self.pool(states, **pooled, normalize=None if normalize is None else False, skipped=skipped)
+            )
             vectors[lengths == 0] = 0
-            out[rows] = vectors
+            out[rows] = vectors[:, : self.embedding_size]
+        if normalize:
+            ops.l2_normalize(out, out=out)
         return out
 
-    def token_ids(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        """The ids of each text, special tokens included, truncated to `max_seq_length`."""
+    def resolve_prompt(self, prompt: str | None = None, prompt_name: str | None = None) -> str:
+        """What `embed` puts before texts: `prompt`, or the prompt of that name, or the default; "" for none."""
+        if prompt is not None and prompt_name is not None:
+            raise ValueError("prompt and prompt_name are both given; give one")
+        for name, value in (("prompt", prompt), ("prompt_name", prompt_name)):
+            if not isinstance(value, str | None):
+                raise TypeError(f"{name} is a {type(value).__name__}; pass a string")
+        if prompt is not None:
+            return prompt
+        chosen = self.default_prompt_name if prompt_name is None else prompt_name
+        if chosen is None:
+            return ""
+        if chosen not in self.prompts:
+            raise ValueError(
+                f"the model has no prompt {chosen!r}; it has {', '.join(map(repr, self.prompts))}"
+            )
+        return self.prompts[chosen]
+
+    def _prompt_length(self, prompt: str) -> int:
+        """Tokens of a prompt: with the special tokens before it, without those behind it."""
+        encoding = self.tokenizer.encode(prompt)
+        behind = bool(encoding.special_tokens_mask and encoding.special_tokens_mask[-1])
+        return len(encoding.ids) - behind
+
+    def token_ids(self, texts: Sequence[str], prompt: str = "") -> list[NDArray[np.int32]]:
+        """The ids of each text with a prompt before it, special tokens included, truncated to `max_seq_length`."""
         if self.tokenizer is None:
             raise ValueError(
                 "the model has no tokenizer; add tokenizer.json to its folder, or use forward(ids)"
@@ -588,8 +643,22 @@ class BertEncoder:
                 raise TypeError(f"texts[{i}] is a {type(text).__name__}; pass strings")
         ids: list[NDArray[np.int32]] = []
         for start in range(0, len(texts), _TOKENIZER_BATCH):
-            encodings = self.tokenizer.encode_batch_fast(texts[start : start + _TOKENIZER_BATCH])
+            batch = texts[start : start + _TOKENIZER_BATCH]
+            if prompt:
+                batch = [prompt + text for text in batch]
+            try:
+                encodings = self.tokenizer.encode_batch_fast(batch)
+            except TypeError:  # half of a surrogate pair
+                _check_unicode(texts, prompt)
+                raise
             ids.extend(np.array(e.ids, np.int32) for e in encodings)
+        rows = self.config["vocab_size"]
+        for i, text_ids in enumerate(ids):
+            if text_ids.size and int(text_ids.max()) >= rows:
+                raise ValueError(
+                    f"texts[{i}] has a token with id {text_ids.max()}, but the word embeddings have {rows} rows; use "
+                    "the tokenizer that the model was trained with"
+                )
         return ids
 
     def __repr__(self) -> str:
@@ -600,3 +669,13 @@ class BertEncoder:
             f"{'+'.join(self.pooling)} pooling, {self.dtype.name} states, {self.nbytes / 1e6:.1f} MB of weights, "
             f"cache of {self.cache.budget / 1e6:.1f} MB)"
         )
+
+
+def _check_unicode(texts: Sequence[str], prompt: str) -> None:
+    for name, text in (("the prompt", prompt), *((f"texts[{i}]", text) for i, text in enumerate(texts))):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{name} is not valid Unicode: it holds half of a surrogate pair at character {error.start}"
+            ) from None

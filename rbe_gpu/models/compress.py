@@ -32,8 +32,10 @@ from ..json_checks import dump_json
 from ..mapped import MappedFile
 from ..threads import blas, get_num_threads
 from .bert import block_of, canonical_name, tensor_shapes
+from .folder import check_pooling, read_folder
 from .journal import Journal, NoJournal, digest
-from .load import load_folder, read_json, read_max_seq_length, read_modules
+from .load import architecture, load_folder, open_checkpoint
+from .tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     from .calibrate import Calibration
@@ -131,58 +133,36 @@ def _open_source(path: Path) -> _Source:
 
 
 def _open_folder(folder: Path) -> _Source:
-    config = read_json(folder / "config.json", "it is not a model folder")
-    files = _shards(folder)
-    pooling, normalize = read_modules(folder)
-    positions = config.get("max_position_embeddings")
-    length = read_max_seq_length(folder, config) if type(positions) is int else None
+    """A model folder, checked as `load` does: the result can be loaded."""
+    settings = read_folder(folder)
+    config = settings.config
+    made = architecture(config)
+    made.check_config(config)
+    files = open_checkpoint(settings.weights, _FLOATS, read_only=True)
+    made.check_tensors({name: tuple(file.entries[name].shape) for name, file in files.items()}, config)
+    check_pooling(settings.pooling)
     model = {
         "model_type": config.get("model_type"),
         "config": config,
-        "pooling": pooling,
-        "normalize": normalize,
-        "max_seq_length": length,
+        "pooling": settings.pooling,
+        "normalize": settings.normalize,
+        "max_seq_length": settings.max_seq_length,
+        **settings.extra,
     }
     tokenizer, notes = None, []
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        text = path.read_bytes()
+    text = settings.tokenizer
+    if text is not None:
+        path = settings.weights / "tokenizer.json"
         if len(text) > MAX_TOKENIZER_BYTES:
             raise ValueError(
                 f"{path} has {len(text)} bytes; a model file holds {MAX_TOKENIZER_BYTES} at most"
             )
+        read_tokenizer(text, path)
         tokenizer = np.frombuffer(zlib.compress(text, 9), np.uint8)
     else:
         notes.append(f"{folder} has no tokenizer.json: the result can run on token ids, but not on text")
     nbytes = sum(file.file_bytes for file in {id(f): f for f in files.values()}.values())
     return _Source(folder, files, model, tokenizer, tuple(notes), nbytes)
-
-
-def _shards(folder: Path) -> dict[str, MappedFile]:
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        file = MappedFile(single, read_only=True)
-        return dict.fromkeys(file.entries, file)
-    if not index.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no model.safetensors; convert other checkpoints with the safetensors library first"
-        )
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise ValueError(f"{index} has no weight_map")
-    opened: dict[str, MappedFile] = {}
-    files = {}
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not shard or Path(shard).name != shard:
-            raise ValueError(f"{index} names {shard!r}; shards are files of the same folder")
-        if shard not in opened:
-            if not (folder / shard).is_file():
-                raise FileNotFoundError(f"{folder} has no {shard}, which {index.name} names")
-            opened[shard] = MappedFile(folder / shard, read_only=True)
-        if name not in opened[shard].entries:
-            raise ValueError(f"{folder / shard} has no tensor {name}, which {index.name} places there")
-        files[name] = opened[shard]
-    return files
 
 
 def kind_of(name: str, dtype: str, shape: tuple[int, ...]) -> str:
@@ -330,9 +310,8 @@ def compress_model(
 
     Parameters
     ----------
-    source : a folder with config.json and model.safetensors (or model.safetensors.index.json and its shards),
-        and if present tokenizer.json, modules.json, 1_Pooling/config.json and
-        sentence_bert_config.json; or a .safetensors file
+    source : a model folder that `rbe_gpu.load` reads (docs/models.md), whose settings are stored too; or a
+        .safetensors file
     out : the file to write, by custom `<name>.rbe.safetensors`
     ratio : for the whole model: dense float32 bytes of all its float tensors / bytes of the file, at least
         this. The compressed tensors all get the same ratio.

@@ -31,7 +31,7 @@ class EncoderGraph:
     ----------
     ids, lengths : (batch, seq) and (batch,) int64 CuPy arrays, the inputs of the next replay
     states : (batch, seq, hidden), dtype of the model; positions of padding are undefined
-    vectors : (batch, embedding_size), dtype of the model, normalized if the model is configured so
+    vectors : (batch, pooled_size), dtype of the model, normalized if the model is configured so
     """
 
     def __init__(self, model: BertEncoder, batch: int, seq: int) -> None:
@@ -43,6 +43,10 @@ class EncoderGraph:
             raise ValueError(
                 "pooling by the maximum reads lengths on the host, which a graph cannot capture; use embed"
             )
+        if unsupported := set(model.pooling) - {"mean", "cls"}:
+            raise ValueError(
+                f"pooling by {', '.join(sorted(unsupported))} cannot be captured in a graph; use embed"
+            )
         import cupy
 
         self._model = model
@@ -52,7 +56,7 @@ class EncoderGraph:
             self.ids: Any = cupy.zeros((batch, seq), np.int64)
             self.lengths: Any = cupy.asarray(np.full(batch, seq, np.int64))
             self.states: Any = cupy.empty((batch, seq, model.hidden_size), model.dtype)
-            self.vectors: Any = cupy.empty((batch, model.embedding_size), model.dtype)
+            self.vectors: Any = cupy.empty((batch, model.pooled_size), model.dtype)
         self._graph = Graph(self._compute, number)
 
     def _compute(self) -> None:

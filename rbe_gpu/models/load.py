@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from ..blocks import RBEBlocks
 from ..container import load_file
 from ..mapped import MappedFile
-from .bert import BertEncoder, check_config
+from . import bert
+from .checkpoint import FLOATS, check_finite, check_names
+from .folder import check_extra, read_folder
+from .json_files import read_json
+from .tokenizer import check_ids, read_tokenizer
 
-_FLOATS = ("F32", "F16", "BF16")
 _MAX_TOKENIZER = 64 << 20  # bytes of tokenizer.json after decompression
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ("*.json", "*.safetensors", "vocab.txt")
@@ -30,15 +31,20 @@ class Architecture(NamedTuple):
     Attributes
     ----------
     check_config : raises a ValueError for a config.json that `model` does not support
-    model : (tensors, config, tokenizer, pooling, normalize, max_seq_length, cache_bytes, dtype), as `BertEncoder`
+    model : (tensors, config, tokenizer, pooling, normalize, max_seq_length, cache_bytes, dtype), as `BertEncoder`;
+        and by name, where the model has them: prompts, default_prompt_name, truncate_dim
+    check_tensors : raises a ValueError if tensors with these names and shapes are not those of a config
     """
 
     check_config: Callable[[Mapping[str, Any]], None]
-    model: Callable[..., BertEncoder]
+    model: Callable[..., bert.BertEncoder]
+    check_tensors: Callable[[Mapping[str, tuple[int, ...]], Mapping[str, Any]], object] = (
+        lambda shapes, config: None
+    )
 
 
 #: by model_type of config.json
-ARCHITECTURES = {"bert": Architecture(check_config, BertEncoder)}
+ARCHITECTURES = {"bert": Architecture(bert.check_config, bert.BertEncoder, bert.check_tensors)}
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
@@ -49,7 +55,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     return ARCHITECTURES[model_type]
 
 
-def load(source: str | Path, cache_bytes: int = 0, dtype: str = "float32") -> BertEncoder:
+def load(source: str | Path, cache_bytes: int = 0, dtype: str = "float32") -> bert.BertEncoder:
     """Load a model.
 
     Parameters
@@ -103,139 +109,115 @@ def download(name: str) -> Path:
 # --- a model folder -----------------------------------------------------------------------------------
 
 
-def load_folder(folder: Path, cache_bytes: int = 0, dtype: str = "float32") -> BertEncoder:
+def load_folder(folder: Path, cache_bytes: int = 0, dtype: str = "float32") -> bert.BertEncoder:
     """A dense model from a local folder, its weights memory-mapped."""
-    config = read_json(folder / "config.json", "it is not a model folder")
-    made = architecture(config)
-    made.check_config(config)
-    pooling, normalize = read_modules(folder)
-    tokenizer = folder / "tokenizer.json"
+    settings = read_folder(folder)
+    made = architecture(settings.config)
+    made.check_config(settings.config)
+    tokenizer = settings.tokenizer
     return made.model(
-        read_checkpoint(folder),
-        config,
-        Tokenizer.from_file(str(tokenizer)) if tokenizer.is_file() else None,
-        pooling,
-        normalize,
-        read_max_seq_length(folder, config),
+        read_checkpoint(settings.weights),
+        settings.config,
+        None if tokenizer is None else read_tokenizer(tokenizer, settings.weights / "tokenizer.json"),
+        settings.pooling,
+        settings.normalize,
+        settings.max_seq_length,
         cache_bytes,
         dtype,
+        **settings.extra,
     )
 
 
-def read_json(path: Path, missing: str = "it is needed") -> dict[str, Any]:
-    """A JSON object from a file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} has no {path.name}; {missing}")
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a JSON {type(value).__name__}, needs an object")
-    return value
-
-
-def read_modules(folder: Path) -> tuple[dict[str, Any] | None, bool]:
-    """Pooling config and normalization of modules.json. Without the file: mean pooling, normalized."""
-    path = folder / "modules.json"
-    if not path.is_file():
-        return None, True
-    try:
-        modules = json.loads(path.read_text("utf-8"))
-        steps = [(str(m["type"]).rpartition(".")[2], str(m["path"])) for m in modules]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is not a list of modules: {error!r}") from None
-    pooling, normalize = None, False
-    for kind, where in steps:
-        if kind == "Pooling":
-            pooling = read_json(folder / where / "config.json")
-        elif kind == "Normalize":
-            normalize = True
-        elif kind != "Transformer":
-            raise ValueError(
-                f"{path} has a {kind} module; only Transformer, Pooling and Normalize are supported"
-            )
-    return pooling, normalize
-
-
-def read_max_seq_length(folder: Path, config: dict[str, Any]) -> int:
-    """Length to truncate texts to: of sentence_bert_config.json, tokenizer_config.json, or all positions."""
-    positions = int(config["max_position_embeddings"])
-    for file, key in (
-        ("sentence_bert_config.json", "max_seq_length"),
-        ("tokenizer_config.json", "model_max_length"),
-    ):
-        if (folder / file).is_file():
-            value = read_json(folder / file).get(key)
-            if isinstance(value, int | float) and value >= 1:
-                return min(int(value), positions)
-    return positions
-
-
 def read_checkpoint(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """A folder's float tensors, memory-mapped: model.safetensors, or the shards that its index names."""
-    index = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return map_safetensors(single)
-    if not index.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no model.safetensors; checkpoints in other formats are not read (convert it with "
-            "safetensors first)"
-        )
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise ValueError(f"{index} has no weight_map")
-    shards: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
-    tensors = {}
-    for name, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file:
-            raise ValueError(f"{index} names {file!r}; shards are files of the same folder")
-        if file not in shards:
-            if not (folder / file).is_file():
-                raise FileNotFoundError(f"{folder} has no {file}, which {index.name} names")
-            shards[file] = map_safetensors(folder / file)
-        if name in shards[file]:
-            tensors[name] = shards[file][name]
-    return tensors
+    """A folder's float tensors, memory-mapped: model.safetensors, or the shards that its index names.
 
-
-def map_safetensors(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """The float32, float16 and bfloat16 tensors of a safetensors file, as views of the mapped file."""
-    file = MappedFile(path)
+    Raises
+    ------
+    ValueError
+        The checkpoint is quantised, or a weight is no float or holds NaN or Inf; the message names the tensor.
+    """
     tensors = {}
-    for name, entry in file.entries.items():
-        if entry.dtype in _FLOATS:
+    for name, file in open_checkpoint(folder).items():
+        if file.entries[name].dtype in FLOATS:
             tensor = file.array(name)
+            check_finite(tensor, name, file.path)
             # the format allows unaligned payloads, the kernels do not
             tensors[name] = tensor if tensor.flags.aligned else tensor.copy()
     return tensors
 
 
+def open_checkpoint(
+    folder: Path, floats: tuple[str, ...] = FLOATS, read_only: bool = False
+) -> dict[str, MappedFile]:
+    """The mapped file of every tensor of a folder, by name.
+
+    floats : dtypes of weights that are accepted
+    """
+    files = dict(_files(folder, read_only))
+    dtypes: dict[Path, dict[str, str]] = {}
+    for name, file in files.items():
+        dtypes.setdefault(file.path, {})[name] = file.entries[name].dtype
+    for path, of_file in dtypes.items():
+        check_names(of_file, path, floats)
+    return files
+
+
+def _files(folder: Path, read_only: bool) -> Iterator[tuple[str, MappedFile]]:
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if single.is_file():
+        file = MappedFile(single, read_only=read_only)
+        yield from dict.fromkeys(file.entries, file).items()
+        return
+    if not index.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no model.safetensors; convert other checkpoints with the safetensors library first"
+        )
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{index} has no weight_map")
+    opened: dict[str, MappedFile] = {}
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not shard or Path(shard).name != shard:
+            raise ValueError(f"{index} names {shard!r}; shards are files of the same folder")
+        if shard not in opened:
+            if not (folder / shard).is_file():
+                raise FileNotFoundError(f"{folder} has no {shard}, which {index.name} names")
+            opened[shard] = MappedFile(folder / shard, read_only=read_only)
+        if name not in opened[shard].entries:
+            raise ValueError(f"{folder / shard} has no tensor {name}, which {index.name} places there")
+        yield name, opened[shard]
+
+
 # --- a compressed file --------------------------------------------------------------------------------
 
 
-def load_compressed(path: Path, cache_bytes: int = 0, dtype: str = "float32") -> BertEncoder:
+def load_compressed(path: Path, cache_bytes: int = 0, dtype: str = "float32") -> bert.BertEncoder:
     """A model from a `.rbe.safetensors` file, with the tokenizer that it holds."""
     tensors, stored = load_file(path)
     config = stored.get("config") if isinstance(stored, dict) else None
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds tensors but no model; read it with rbe_gpu.load_file")
     made = architecture(config)
+    made.check_config(config)
     packed = tensors.pop("tokenizer.json.zlib", None)
+    extra = {
+        name: stored[name] for name in ("prompts", "default_prompt_name", "truncate_dim") if name in stored
+    }
+    check_extra(**extra, where=path)
     return made.model(
         tensors,
         config,
-        None if packed is None else _tokenizer(packed, path),
+        None if packed is None else _tokenizer(packed, config, path),
         stored.get("pooling"),
         bool(stored.get("normalize", True)),
         stored.get("max_seq_length"),
         cache_bytes,
         dtype,
+        **extra,
     )
 
 
-def _tokenizer(packed: RBEBlocks | np.ndarray[Any, Any], path: Path) -> Any:
+def _tokenizer(packed: RBEBlocks | np.ndarray[Any, Any], config: Mapping[str, Any], path: Path) -> Any:
     """The tokenizer of a compressed file: zlib of tokenizer.json, as a uint8 array."""
     if isinstance(packed, RBEBlocks) or packed.dtype != np.uint8:
         raise ValueError(f"{path}: tokenizer.json.zlib is not an array of uint8")
@@ -246,7 +228,6 @@ def _tokenizer(packed: RBEBlocks | np.ndarray[Any, Any], path: Path) -> Any:
         raise ValueError(f"{path}: tokenizer.json.zlib is damaged: {error}") from None
     if not stream.eof:
         raise ValueError(f"{path}: tokenizer.json.zlib is cut off, or larger than {_MAX_TOKENIZER >> 20} MiB")
-    try:
-        return Tokenizer.from_str(text.decode("utf-8"))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise ValueError(f"{path}: tokenizer.json.zlib holds no tokenizer: {error}") from None
+    where = f"{path}: tokenizer.json.zlib"
+    check_ids(text, config, where)
+    return read_tokenizer(text, where)

@@ -143,7 +143,7 @@ _OTHER_FILES: dict[str, Change] = {
     "model-modules-outside": _json("modules.json", lambda m: m[1].update(path="../../elsewhere")),
     "model-pooling-missing": _without("1_Pooling/config.json"),
     "model-pooling-list": _text("1_Pooling/config.json", "[]"),
-    "model-pooling-none": _text("1_Pooling/config.json", '{"word_embedding_dimension": 96}'),
+    "model-pooling-none": _text("1_Pooling/config.json", '{"pooling_mode": "none"}'),
     "model-pooling-deep": _text("1_Pooling/config.json", DEEP),
     "model-length-deep": _text("sentence_bert_config.json", DEEP),
     "model-length-list": _text("sentence_bert_config.json", "[]"),

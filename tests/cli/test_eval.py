@@ -146,9 +146,7 @@ def test_eval_refuses_a_model_that_reads_otherwise(
     """Another tokenizer, no tokenizer, and a file that is no model or names no source."""
     texts = write_texts(tmp_path / "t.txt", 12)
     other = shutil.copytree(model_folder, tmp_path / "other")
-    tokenizer = json.loads((other / "tokenizer.json").read_text("utf-8"))
-    tokenizer["normalizer"]["lowercase"] = False
-    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (other / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     arguments = ("--texts", texts, "--no-retrieval", "--against", other)
     refused(run("eval", model_file, *arguments), "tokenize text", "another tokenizer")
     (other / "tokenizer.json").unlink()

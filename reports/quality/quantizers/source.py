@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from rbe_gpu.models.bert import BertEncoder, canonical_name, tensor_shapes
-from rbe_gpu.models.load import read_checkpoint, read_max_seq_length, read_modules
+from rbe_gpu.models.folder import read_folder
+from rbe_gpu.models.load import read_checkpoint
+from rbe_gpu.models.tokenizer import read_tokenizer
 
 from ...harness.baselines import F32, Folder
 
@@ -106,14 +107,17 @@ class Source:
         if unknown := [name for name in replaced if name not in self.tensors]:
             raise KeyError(f"the model has no {', '.join(unknown)}")
         path = self.folder.path
-        pooling, normalize = read_modules(path)
+        settings = read_folder(path)
+        if settings.tokenizer is None:
+            raise FileNotFoundError(f"{path} has no tokenizer.json")
         return BertEncoder(
             {**self.tensors, **replaced},
             self.config,
-            Tokenizer.from_file(str(path / "tokenizer.json")),
-            pooling,
-            normalize,
-            read_max_seq_length(path, self.config),
+            read_tokenizer(settings.tokenizer, path / "tokenizer.json"),
+            settings.pooling,
+            settings.normalize,
+            settings.max_seq_length,
+            **settings.extra,
         )
 
     def only_linears(self, replaced: Mapping[str, F32]) -> BertEncoder:
