@@ -271,10 +271,15 @@ def silu(x: Any, bias: Any = None) -> F64:
 
 
 def swiglu(x: Any, bias: Any = None) -> F64:
-    """y = silu(t[..., :n]) * t[..., n:], t = x + bias, n half of the last axis."""
+    """y = silu(t[..., :n]) * t[..., n:], t = x + bias, n half of the last axis.
+
+    silu of a finite number other than 0 is not 0, also where exp leaves the range of float64: times Inf it is Inf.
+    """
     t = _biased(x, bias)
     n = t.shape[-1] // 2
-    return silu(t[..., :n]) * t[..., n:]
+    gate, up = t[..., :n], t[..., n:]
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(np.where(np.isinf(up) & np.isfinite(gate), gate * up, silu(gate) * up))
 
 
 ACTIVATIONS: dict[str | None, Any] = {

@@ -59,6 +59,12 @@ def attention(
     the keys that query i sees, -inf where it sees none, float32 (batch, num_heads, seq_q), packed (num_heads,
     total_q).
 
+    Notes
+    -----
+    Scores are float32. One is off by at most head_dim 2^-24 scale sum_d |q[i,d] k[j,d]|, typically by 2^-24 of its
+    own size, and a weight by e to that power: 6e-7 of it at scores of 10, 6e-4 at 10,000. No later step makes it
+    larger, and none can mend it. Scores above 3.4e38 are infinite, and give NaN.
+
     References
     ----------
     Dao 2023, "FlashAttention-2"; Milakov and Gimelshein 2018, "Online normalizer calculation for softmax".
