@@ -192,7 +192,7 @@ DEFAULT = ("cpu", "host", "host-reverse")
 #: The slowest test files, slowest first: with several processes they start before the others.
 LONG = (
     *("conformance", "host_build", "nvrtc", "bert", "reports", "calibrate_model", "threads"),
-    *("launch_attention", "attention", "quality", "layers", "assembly", "graph", "hostile_files"),
+    *("launch_attention", "attention", "quality", "layers", "assembly", "graph", "reader"),
     *("gpu_check", "cupy_arrays", "eval", "simd", "linear_transform", "bert_gpu"),
 )
 
