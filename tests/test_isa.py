@@ -17,10 +17,11 @@ _SOFTMAX = """
 import re
 import numpy as np
 import rbe_gpu as rbe
-from rbe_gpu.cpu_fallback import isa, softmax
 
 x = np.arange(96, dtype=np.float32).reshape(2, 48) % 7
 y = rbe.softmax(x)
+from rbe_gpu.cpu_fallback import isa, softmax  # only now: nothing else may have to be imported first
+
 e = np.exp(x.astype(np.float64))
 assert np.abs(y - e / e.sum(axis=1, keepdims=True)).max() < 1e-6
 code = "".join(softmax._rows.inspect_asm().values())
