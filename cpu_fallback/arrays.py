@@ -19,7 +19,7 @@ from ._numba_internals import populate_array
 from .simd import vload, vload_n, vsplat, vstore, vstore_n
 
 _ZERO = np.float32(0)
-_FLOAT32 = np.dtype(np.float32)
+_FLOAT32, _BYTES = np.dtype(np.float32), np.dtype(np.uint8)
 
 #: How a stored value is encoded: floats of three types, b-bit codes with scales, integers on a grid.
 F32, F16, BF16, INT, GRID = range(5)
@@ -77,11 +77,11 @@ def _pointer(a):  # type: ignore[no-untyped-def]
 def address(a: Any) -> int:
     """Where an array's values begin; 0 for None.
 
-    `a.ctypes.data` takes a microsecond, and a matmul asks three times; Numba takes a sixth of it.
+    `a.ctypes.data` takes a microsecond, and a matmul asks three times; Numba takes a third of it.
     """
     if a is None:
         return 0
-    if a.dtype is _FLOAT32 and type(a) is np.ndarray:
+    if (a.dtype is _FLOAT32 or a.dtype is _BYTES) and type(a) is np.ndarray:
         return int(_pointer(a))
     return int(a.__array_interface__["data"][0])
 

@@ -30,7 +30,7 @@ from ._atomics import atomic_add
 from ._jit import cpu_inline, cpu_kernel
 from ._parts import part_kernel, pointer, pointer_like, record_at, run_parts
 from ._pool import num_threads
-from .arrays import floats_at, longs_at
+from .arrays import address, floats_at, longs_at
 from .simd import (
     element,
     vadd,
@@ -65,7 +65,7 @@ _LOWEST = np.finfo(np.float32).min
 _TINY = np.finfo(np.float32).tiny
 _NO_LIMIT = 1 << 40
 _ADDED, _KEPT = 1, 2  # kinds of masks
-_ATTENTION, _SEQUENCE = params.ATTENTION, params.SEQUENCE
+_ATTENTION, _SEQUENCE = params.ATTENTION.dtype, params.SEQUENCE.dtype
 _WORDS = _ATTENTION.itemsize // 8
 
 
@@ -508,10 +508,10 @@ def attention(
     # The arrays stay alive until run_parts has returned; the struct holds their addresses.
     params_at, *_arrays = _schedule(
         (
-            *map(_address, (q, k, v, out)),
-            0 if kept else _address(mask),
-            _address(mask) if kept else 0,
-            _address(lse),
+            *map(address, (q, k, v, out)),
+            0 if kept else address(mask),
+            address(mask) if kept else 0,
+            address(lse),
         ),
         (*packed, *q.strides, *packed, *k.strides, *packed, *v.strides, *packed, *out.strides, q.itemsize),
         mask_strides,
@@ -528,7 +528,3 @@ def attention(
         scratch,
     )
     run_parts(_tiles_of(_ELEMENTS[q.dtype]), scratch.shape[0], params_at)
-
-
-def _address(array: NDArray[Any] | None) -> int:
-    return 0 if array is None else int(array.__array_interface__["data"][0])

@@ -107,11 +107,10 @@ def _as_float32(a: Any, name: str, ws: Workspace) -> Any:
 
 def _matvec(
     x: Any, w: Operand | DenseWeight, bias: Any, activation: str | None, residual: Any, out: Any, ws: Workspace,
-    *_: Any,
+    threads: int, *_: Any,
 ) -> bool:  # fmt: skip
     """Token by token. Nothing is written where x has NaN, Inf or huge values and the weight is compressed."""
     n, in_features = x.shape
-    threads = num_threads()
 
     def make(buffer: Any) -> MatvecCall:
         operand = w if isinstance(w, Operand) else w.operand()
@@ -171,7 +170,7 @@ def _cached_panels(
         else:
             panel = cache.panel(weight, start, stop, decode, panel)
         if a is None:
-            _matvec(x, DenseWeight(panel, start), bias, activation, residual, out, ws)
+            _matvec(x, DenseWeight(panel, start), bias, activation, residual, out, ws, threads)
         else:
             _multiply(a, DenseWeight(panel, start), bias, activation, residual, out, ws, threads)
     return True

@@ -17,11 +17,11 @@ from . import params
 from ._atomics import call_address
 from ._jit import cpu_inline
 from ._parts import SHARE, next_unit, part_kernel, record_at, run_parts, wait_for
-from .arrays import F32, bytes_at, floats_at, ints_at, longs_at
+from .arrays import F32, address, bytes_at, floats_at, ints_at, longs_at
 from .codes import BITMAP, RUN, basis_entries, code_rows, count_bits, entry_columns, entry_values, expand
 from .epilogue import epilogue
 from .matmul_rows import dense_rows, sparse_rows
-from .operand import Operand, output_fields
+from .operand import MatmulCall, Operand
 from .simd import vload, vstore
 from .transform_in import DONE, NOT_FINITE, TRANSFORM_IN, Activations
 
@@ -30,7 +30,7 @@ _UNITS = 4  # of work for a thread, at least, where there are rows for them
 _PANEL = 256  # columns of dense codes multiplied at a time
 _ENTRIES = 48 << 10  # entries of a unit: 400 kB of positions and values in the second-level cache
 
-_TRANSFORM_IN = params.TRANSFORM_IN
+_TILES, _TRANSFORM_IN = params.TILES.dtype, params.TRANSFORM_IN.dtype
 
 
 @cpu_inline
@@ -206,13 +206,13 @@ def _dense_part(part, p, like):
         unit = next_unit(counters, units, part, p.parts)
 
 
-_SPARSE, _DENSE = part_kernel(_sparse_part, params.TILES), part_kernel(_dense_part, params.TILES)
+_SPARSE, _DENSE = part_kernel(_sparse_part, _TILES), part_kernel(_dense_part, _TILES)
 
 
-class TilesCall:
+class TilesCall(MatmulCall):
     """The filled struct of a matmul: which rows and columns a unit takes, and where its scratch memory lies."""
 
-    __slots__ = ("_output", "buffer", "counters", "operand", "params", "params_at", "sparse", "transform_in")
+    __slots__ = ("counters", "sparse", "transform_in")
 
     def __init__(self, w: Operand, a: Activations, threads: int, buffer: Any) -> None:
         block, width = w.block, a.width
@@ -244,16 +244,15 @@ class TilesCall:
             ("corner", "corner_stride", 256 + (block * width if w.transform_out else 0), 4),
         )
         shares = 8 * threads * SHARE
-        self.buffer = buffer(shares + threads * sum(count * size for *_, count, size in scratch))
-        self.counters = self.buffer[:shares].view(np.int64)
+        memory = buffer(shares + threads * sum(count * size for *_, count, size in scratch))
+        self.counters, counters_at = memory[:shares].view(np.int64), address(memory)
         fields: dict[str, int] = {}
-        at = self.counters.ctypes.data + shares
+        at = counters_at + shares
         for name, stride, count, size in scratch:
             assert count * size % 64 == 0
             fields[name], fields[stride] = at, count
             at += threads * count * size
-        self.params = params.make(
-            params.TILES,
+        record = params.TILES.record(
             weight=w.params.item(),
             x=a.address,
             tokens=a.n,
@@ -267,18 +266,12 @@ class TilesCall:
             panel=panel,
             panels=panels,
             group_tiles=group_tiles,
-            counters=self.counters.ctypes.data,
+            counters=counters_at,
             parts=threads,
             **fields,
         )
-        self.params_at = self.params.ctypes.data
-        self._output, self.transform_in = self.params["output"], self.params["transform_in"]
-        self.sparse = sparse
-        self.operand = w  # its id is part of the call's key: it stays taken
-
-    def set_output(self, bias: Any, activation: str | None, residual: Any, out: Any) -> None:
-        """What the next run adds and where it stores; bias is float32 or None."""
-        self._output[0] = output_fields(bias, activation, residual, out)
+        super().__init__(w, params.TILES, record, memory)
+        self.sparse, self.transform_in = sparse, record["transform_in"]
 
 
 def matmul_tiles(call: TilesCall, a: Activations, threads: int) -> None:

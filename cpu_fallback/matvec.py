@@ -39,7 +39,7 @@ from .arrays import (
 from .codes import BITMAP, count_bits, entry_columns, entry_values, expand
 from .epilogue import activate
 from .int8_dot import COLUMNS_OF_CODES, DIGIT_BYTES, digit_rows, has_int8_dot, to_digits
-from .operand import Operand, output_fields
+from .operand import MatmulCall, Operand
 from .simd import (
     element,
     vadd,
@@ -60,7 +60,8 @@ from .transform_in import HEADROOM
 from .unpack import multiply_1x32, multiply_1x64, run_codes, vbroadcast
 
 _ZERO, _HALF = np.float32(0), np.float32(0.5)
-_MATVEC = params.MATVEC
+_MATVEC = params.MATVEC.dtype
+_INPUT_AT = params.MATVEC.offset("input")
 
 
 @cpu_inline
@@ -353,10 +354,10 @@ def matvec(params_at):
     return True
 
 
-class MatvecCall:
+class MatvecCall(MatmulCall):
     """The filled struct of such a matmul, and its memory."""
 
-    __slots__ = ("_input", "_output", "buffer", "operand", "params", "params_at")
+    __slots__ = ()
 
     def __init__(self, w: Operand, n: int, in_features: int, threads: int, buffer: Any) -> None:
         block = w.block
@@ -369,14 +370,13 @@ class MatvecCall:
         if not w.sparse and (w["kind"], w["bits"], group) == (INT, 4, 64) and columns % COLUMNS_OF_CODES == 0:
             digits = columns // COLUMNS_OF_CODES * DIGIT_BYTES + 4 * groups
         floats = -(-n * (columns + groups + digits // 4) // 16) * 16
-        self.buffer = buffer(4 * floats + threads * (4 * lines + 8 * entries + 64))
-        x = self.buffer.ctypes.data
+        scratch = buffer(4 * floats + threads * (4 * lines + 8 * entries + 64))
+        x = address(scratch)
         sums = x + 4 * n * columns
         at = x + 4 * floats
         entry_value = at + threads * 4 * lines
         entry_offset = entry_value + threads * 4 * entries
-        self.params = params.make(
-            params.MATVEC,
+        record = params.MATVEC.record(
             weight=w.params.item(),
             tokens=n,
             in_features=in_features,
@@ -398,17 +398,11 @@ class MatvecCall:
             entry_start=entry_offset + threads * 4 * entries,
             entry_start_stride=8,
         )
-        self.params_at = self.params.ctypes.data
-        self._input, self._output = self.params["input"], self.params["output"]
-        self.operand = w
+        super().__init__(w, params.MATVEC, record, scratch)
 
     def set_input(self, x: Any) -> None:
         """Read x (n, in_features) at the next call."""
-        self._input[0] = address(x), ENCODING[x.dtype]
-
-    def set_output(self, bias: Any, activation: str | None, residual: Any, out: Any) -> None:
-        """What the next run adds and where it stores; bias is float32 or None."""
-        self._output[0] = output_fields(bias, activation, residual, out)
+        params.pack_input(self._bytes, _INPUT_AT, address(x), ENCODING[x.dtype])
 
 
 def _synthesis(transform: str, block: int, transposed: bool) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from rbe_gpu import transforms
 from rbe_gpu.blocks import RBEBlocks, RBEMatrix
 from rbe_gpu.codecs import Codes, DenseCodes, GridCodes, SparseCodes
+from rbe_gpu.kernel_struct import Struct
 
 from . import codes, params
 from .arrays import ENCODING, F16, F32, GRID, INT, address
@@ -112,8 +113,7 @@ class DenseWeight:
 
     def operand(self) -> Operand:
         rows, columns = self.weight.shape
-        fields = params.make(
-            params.WEIGHT,
+        fields = params.WEIGHT.record(
             value=address(self.weight),
             kind=ENCODING[self.weight.dtype],
             rows=rows,
@@ -190,8 +190,7 @@ def _operand(weight: RBEBlocks) -> Operand:
         fields.update(_basis_fields(weight, basis, features))
     sparse = isinstance(weight.codes, SparseCodes)
     return Operand(
-        params.make(
-            params.WEIGHT,
+        params.WEIGHT.record(
             value=address(weight.codes.value),
             rows=weight.rows,
             rows_padded=weight.rows_pad,
@@ -228,15 +227,31 @@ def operand_of(weight: RBEBlocks) -> Operand:
     return operand
 
 
-def output_fields(
-    bias: Any, activation: str | None, residual: Any, out: Any
-) -> tuple[int, int, int, int, int, int, int]:
-    """The fields of `params.OUTPUT`. The arrays must live until the kernel has run.
+class MatmulCall:
+    """The filled struct of a matmul kernel, and the memory that it points to.
 
-    bias : float32 or None
+    Parameters
+    ----------
+    operand : of the weight
+    struct, record : of `params`
+    buffer : scratch memory
+
+    Attributes
+    ----------
+    params_at : address of the record
     """
-    residual_kind = 0 if residual is None else ENCODING[residual.dtype]
-    return (
-        address(bias), ACTIVATIONS[activation], address(residual), residual_kind, address(out), ENCODING[out.dtype],
-        out.shape[1],
-    )  # fmt: skip
+
+    __slots__ = ("_bytes", "_output_at", "buffer", "operand", "params", "params_at")
+
+    def __init__(self, operand: Operand, struct: Struct, record: Any, buffer: Any) -> None:
+        self.operand = operand  # kept: its id is part of the key of the call
+        self.params, self.buffer = record, buffer
+        self._bytes, self._output_at = record.view(np.uint8), struct.offset("output")
+        self.params_at = address(self._bytes)
+
+    def set_output(self, bias: Any, activation: str | None, residual: Any, out: Any) -> None:
+        """What the next run adds and where it stores; the arrays must live until then. bias : float32 or None"""
+        params.pack_output(
+            self._bytes, self._output_at, address(bias), ACTIVATIONS[activation], address(residual),
+            0 if residual is None else ENCODING[residual.dtype], address(out), ENCODING[out.dtype], out.shape[1],
+        )  # fmt: skip

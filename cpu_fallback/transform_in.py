@@ -9,7 +9,7 @@ Transforms work on blocks of features (`fast_transform`); a block's basis featur
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -44,10 +44,15 @@ def sparse_rows_of(a: Any) -> SparseRows:
 NO_ROWS: SparseRows = (np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
 
 
-@lru_cache(maxsize=64)
-def _feature_rows(basis: tuple[int, bool] | None) -> SparseRows:
-    """Rows that turn a block of activations into its basis features; basis = (block, is it of vectors)."""
-    return NO_ROWS if basis is None else sparse_rows_of(transforms.basis_terms(*basis).functions)
+@cache
+def _features(basis: tuple[int, bool] | None) -> tuple[SparseRows, dict[str, int]]:
+    """Rows that turn a block of activations into its basis features, and their fields of `params.TRANSFORM_IN`.
+
+    basis : (block, is it of vectors)
+    """
+    rows = NO_ROWS if basis is None else sparse_rows_of(transforms.basis_terms(*basis).functions)
+    names = ("feature_start", "feature_offset", "feature_value")
+    return rows, {"features": len(rows[0]) - 1, **dict(zip(names, map(address, rows), strict=True))}
 
 
 @cpu_inline
@@ -133,7 +138,8 @@ def _transform_in_part(part, p, like):
         unit = next_unit(counters, p.units, part, p.parts)
 
 
-TRANSFORM_IN = part_kernel(_transform_in_part, params.TRANSFORM_IN)
+TRANSFORM_IN = part_kernel(_transform_in_part, params.TRANSFORM_IN.dtype)
+_INPUT_AT = params.TRANSFORM_IN.offset("input")
 
 
 class Activations:
@@ -144,7 +150,7 @@ class Activations:
     """
 
     __slots__ = (
-        "_input", "address", "buffer", "columns", "depth", "finite", "n", "params", "params_at", "pending", "state",
+        "_bytes", "address", "buffer", "columns", "depth", "finite", "n", "params", "params_at", "pending", "state",
         "transform", "width",
     )  # fmt: skip
 
@@ -161,10 +167,9 @@ class Activations:
         self.n, self.transform = n, transform
         self.width = min(TILE, -(-n // 16) * 16)
         blocks = -(-in_features // block)
-        rows = _feature_rows(basis)
-        features = len(rows[0]) - 1
+        features = _features(basis)[1]
         self.columns = blocks * block
-        self.depth = blocks * (block + features)
+        self.depth = blocks * (block + features["features"])
         self.finite, self.pending = True, True
         scratch_stride = block * self.width + 256
         tiles = -(-n // self.width)
@@ -172,19 +177,14 @@ class Activations:
         scratch_end = 4 * (floats + threads * scratch_stride)
         state_end = scratch_end + 8 * (threads + 1) * SHARE
         self.buffer = buffer(state_end)
-        self.address = self.buffer.ctypes.data
+        self.address = address(self.buffer)
         self.state = self.buffer[scratch_end:state_end].view(np.int64)
-        feature_start, feature_offset, feature_value = (a.ctypes.data for a in rows)
-        self.params = params.make(
-            params.TRANSFORM_IN,
+        self.params = params.TRANSFORM_IN.record(
             tokens=n,
             in_features=in_features,
             block=block,
             transform=transform_address(transform, block, True),
-            features=features,
-            feature_start=feature_start,
-            feature_offset=feature_offset,
-            feature_value=feature_value,
+            **features,
             out=self.address,
             depth=self.depth,
             width=self.width,
@@ -194,15 +194,10 @@ class Activations:
             parts=threads,
             state=self.address + scratch_end,
         )
-        self.params_at = self.params.ctypes.data
-        self._input = self.params["input"]
-
-    @property
-    def input(self) -> int:
-        """Address of the array that was read last, or is to be."""
-        return int(self._input[0]["x"])
+        self._bytes = self.params.view(np.uint8)
+        self.params_at = address(self._bytes)
 
     def set_input(self, x: Any) -> None:
         """Read x (n, in_features) at the next matmul."""
-        self._input[0] = address(x), ENCODING[x.dtype]
+        params.pack_input(self._bytes, _INPUT_AT, address(x), ENCODING[x.dtype])
         self.pending = True

@@ -1,25 +1,34 @@
-"""Kernel parameters with names: a struct, defined once for the launcher in Python and the kernel in CUDA.
+"""Kernel parameters with names: a struct, defined once for the code that fills it and for the kernel that reads it.
 
-`Struct("SoftmaxParams", x="const void*", rows="i64")` fills the struct by name and renders its C text. A kernel takes
-the fields one by one, by a macro of that text, and puts them back into the struct at its first line: one parameter by
-value costs registers (NVRTC 13.5, sm_90: attention_f16_128 spills 52 bytes, linear_mma_codes 16).
+    SOFTMAX = Struct("SoftmaxParams", x="const void*", rows="i64")
+
+- A CPU kernel gets the address of `SOFTMAX.record(x=..., rows=...)`, an array of one record, and reads the fields by
+  name: a Numba record, not a copy.
+- A CUDA kernel gets the fields of `SOFTMAX.fill(x=..., rows=...)` one by one, by a macro of the text that
+  `SOFTMAX.text()` renders, and puts them back into the struct at its first line. The struct by value, as the one
+  parameter, costs registers (NVRTC 13.5, sm_90: attention_f16_128 and attention_bf16_128 spill 52 bytes, three
+  kernels of linear 16). So Python and CUDA share no layout that a `static_assert` could check. They share names,
+  order and types: `tests/test_launch_params.py` compiles every struct from its parameters.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-#: By the names that the kernels use.
+#: By the names that the CUDA kernels use.
 _INTEGERS: dict[str, Callable[[int], Any]] = {
     "int": np.int32,
     "u32": np.uint32,
     "i64": np.int64,
     "u64": np.uint64,
 }
+#: Codes of the module `struct` for the fields of a record; an address is an int64.
+_CODES = {"int": "i", "u32": "I", "i64": "q", "u64": "Q", "float": "f"}
 _NULL = np.uint64(0)  # CuPy would take None for no parameter at all
 
 
@@ -62,12 +71,15 @@ class Struct:
 
     Attributes
     ----------
+    dtype : of a record, aligned as a C compiler aligns the struct
     leaves : places of the fields that are no structs, "codes.cols" for those of a nested struct
     types : their C types
     """
 
+    dtype: np.dtype[np.void]
     leaves: dict[str, int]
     types: tuple[str, ...]
+    _format: str
 
     def __init__(self, name: str, /, **fields: str | Struct) -> None:
         self.name = name
@@ -83,6 +95,36 @@ class Struct:
                 types.append(kind)
         self.leaves = {leaf: i for i, leaf in enumerate(leaves)}
         self.types = tuple(types)
+        codes = {f: k if isinstance(k, Struct) else _CODES.get(k, "q") for f, k in fields.items()}
+        kinds = {f: c.dtype if isinstance(c, Struct) else c for f, c in codes.items()}
+        self.dtype = np.dtype(list(kinds.items()), align=True)
+        # aligned as C does: the struct itself, and its end, as its widest field
+        edge = f"0{'q' if self.dtype.alignment == 8 else 'i'}"
+        inner = "".join(c._format if isinstance(c, Struct) else c for c in codes.values())
+        self._format = edge + inner + edge
+        self._pack = struct.Struct(self._format).pack
+        self._zeros = {f: (0,) * len(k.leaves) if isinstance(k, Struct) else 0 for f, k in fields.items()}
+
+    def record(self, **values: Any) -> np.ndarray[Any, np.dtype[np.void]]:
+        """An array of one record with these fields: numbers, addresses for pointers, tuples of leaves for structs.
+
+        Fields that are not named are zero. Raises `TypeError` for a field that the struct does not have.
+        """
+        if unknown := values.keys() - self.fields.keys():
+            raise TypeError(f"{self.name}: unknown fields {sorted(unknown)}")
+        row: list[Any] = []
+        for field, zero in self._zeros.items():
+            value = values.get(field, zero)
+            if isinstance(value, tuple):
+                row += value
+            else:
+                row.append(value)
+        # assigning to a record of NumPy's takes five times as long
+        return np.frombuffer(bytearray(self._pack(*row)), self.dtype)
+
+    def offset(self, field: str) -> int:
+        """Bytes in front of a field of a record."""
+        return int(self.dtype.fields[field][1])  # type: ignore[index]
 
     def fill(self, **values: Any) -> Params:
         """The struct with every field set: arrays or None for pointers, numbers, Params for nested structs.

@@ -23,7 +23,7 @@ from rbe_gpu.gpu import _execute, _load, _source
 from rbe_gpu.gpu._elements import divider
 from rbe_gpu.gpu._launch import MAX_GRID, Launch
 from rbe_gpu.gpu._rows import share_rows
-from rbe_gpu.gpu._struct import Struct
+from rbe_gpu.kernel_struct import Struct
 
 from .host.executor import KernelError, library
 from .host.virtual import virtual

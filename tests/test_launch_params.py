@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rbe_gpu.gpu._params import HEADERS
-from rbe_gpu.gpu._struct import Struct
+from rbe_gpu.kernel_struct import Struct
 
 from .host import build
 

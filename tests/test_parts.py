@@ -5,17 +5,15 @@ import threading
 import numba
 import numpy as np
 import pytest
-from rbe_gpu.cpu_fallback import params
 from rbe_gpu.cpu_fallback._parts import SHARE, count_up, next_unit, part_kernel, run_parts, wait_for
 from rbe_gpu.cpu_fallback.arrays import longs_at
 
 import rbe_gpu as rbe
+from rbe_gpu.kernel_struct import Struct
 
 #: counters (2, parts, SHARE); done: the count of the first phase; marks (units) of the first phase, and what the
 #: second phase saw of them
-_PHASES = np.dtype(
-    [(n, np.int64) for n in ("units", "parts", "counters", "done", "marks", "seen")], align=True
-)
+_PHASES = Struct("Phases", units="i64", parts="i64", counters="i64*", done="i64*", marks="i64*", seen="i64*")
 
 
 def _two_phases(part, p, like):
@@ -36,16 +34,14 @@ def _two_phases(part, p, like):
         unit = next_unit(second, units, part, parts)
 
 
-_kernel = part_kernel(_two_phases, _PHASES)
+_kernel = part_kernel(_two_phases, _PHASES.dtype)
 
 
 def _run(units, parts):
     counters, done = np.zeros((2, parts, SHARE), np.int64), np.zeros(1, np.int64)
     marks, seen = np.zeros(units, np.int64), np.zeros(units, np.int64)
     arrays = {"counters": counters, "done": done, "marks": marks, "seen": seen}
-    filled = params.make(
-        _PHASES, units=units, parts=parts, **{name: a.ctypes.data for name, a in arrays.items()}
-    )
+    filled = _PHASES.record(units=units, parts=parts, **{name: a.ctypes.data for name, a in arrays.items()})
     run_parts(_kernel(), parts, filled.ctypes.data)
     assert (marks == 1).all()
     assert (seen == units).all()
@@ -95,7 +91,7 @@ def _nothing(part, p, like):
 
 def test_threads_that_come_at_once_compile_once():
     address, name, start, found = (
-        part_kernel(_nothing, _PHASES),
+        part_kernel(_nothing, _PHASES.dtype),
         _nothing.__qualname__,
         threading.Barrier(4),
         [],

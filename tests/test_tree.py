@@ -37,6 +37,7 @@ PACKAGE = {
     "workspace": "scratch memory kept between calls",
     "machine": "what this machine has, and what is missing",
     "warmup": "a model's kernels before its first batch",
+    "kernel_struct": "parameters of kernels with names, defined once for Python, Numba and CUDA",
     "matmul": "what a matmul algorithm is, and how a backend chooses one",
     "tuning": "measures the CPU's cost model of matmul",
     "forks": "whether this process is a fork of one that imported the package",
@@ -61,7 +62,7 @@ CPU = {
 #: Sources that an op has beside its own: compiled when a launch asks for one of their kernels.
 FURTHER = {"linear_transform"}  # of linear, method="transform"
 GPU = {
-    *("__init__", "_execute", "_load", "_launch", "_params", "_rows", "_elements", "_source", "_struct"),
+    *("__init__", "_execute", "_load", "_launch", "_params", "_rows", "_elements", "_source"),
     "graph",
     "matmul_algorithms",
     *FURTHER,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+from ..kernel_struct import Params
 from ._launch import SUFFIX, Launch, ceil_div, grid_1d, in_chunks, type_of
 from ._params import DIVIDER, ELEMENTWISE
-from ._struct import Params
 
 BLOCK = (256, 1, 1)
 

@@ -1,13 +1,14 @@
 """The parameters of every CUDA kernel: one struct per kernel family.
 
 `HEADERS` says which of them stand in which header; `_source` puts the text in the place of `#include "..._params.h"`,
-so that there is nothing to keep in step. Constants (`*_type`, `activation`, `kind`, ...) are those of the CUDA
-sources.
+so that there is nothing to keep in step. A kernel takes the fields one by one, since the struct by value costs
+registers (figures in `rbe_gpu/kernel_struct.py`): there is no common layout that a `static_assert` could check.
+Constants (`*_type`, `activation`, `kind`, ...) are those of the CUDA sources.
 """
 
 from __future__ import annotations
 
-from ._struct import Struct
+from ..kernel_struct import Struct
 
 _POINTER, _OUTPUT, _FLOATS, _FLOATS_OUT = "const void*", "void*", "const float*", "float*"
 

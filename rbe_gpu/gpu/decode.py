@@ -9,10 +9,10 @@ import numpy as np
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.codecs import DenseCodes, GridCodes, SparseCodes
 
+from ..kernel_struct import Params
 from ._execute import run
 from ._launch import TYPE, WARP, Launch, aligned, ceil_div, grid_1d
 from ._params import CODES, DECODE, ROWS, STARTS
-from ._struct import Params
 
 #: Constants of codes.cuh and transforms.cuh.
 CODE_KINDS = {"dense": 0, "grid": 1, "sparse": 2}

@@ -12,6 +12,7 @@ from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.cache import PanelCache
 from rbe_gpu.matmul import PreparedInput, check_method
 
+from ..kernel_struct import Params, address
 from . import decode, linear_transform
 from . import matmul_algorithms as algorithms
 from ._execute import run
@@ -29,7 +30,6 @@ from ._params import (
     SPLIT_K,
     SPLIT_K_EPILOGUE,
 )
-from ._struct import Params, address
 
 _ACTIVATION = {
     name: i for i, name in enumerate((None, "relu", "gelu", "gelu_tanh", "silu"))

@@ -12,6 +12,7 @@ from rbe_gpu import transforms
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.codecs import SparseCodes
 
+from ..kernel_struct import Params
 from . import decode
 from ._launch import WARP, ceil_div
 from ._params import (
@@ -23,7 +24,6 @@ from ._params import (
     TRANSFORM_MATMUL,
     TRANSFORM_SUM,
 )
-from ._struct import Params
 
 if TYPE_CHECKING:
     from .linear import Call

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from ..kernel_struct import address
 from ._execute import run
 from ._launch import SUFFIX, Launch, aligned
 from ._params import SOFTMAX
 from ._rows import share_rows
-from ._struct import address
 
 _THREADS = 1024  # launch bounds of the kernels over rows in registers
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from rbe_gpu.gpu import _execute
 from rbe_gpu.gpu._launch import Launch
-from rbe_gpu.gpu._struct import address
+from rbe_gpu.kernel_struct import address
 
 from . import build
 
