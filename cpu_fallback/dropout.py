@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import cpu_inline, cpu_kernel
+from ._jit import cpu_kernel
 from ._parts import in_parts
 from ._pool import num_threads
 from .simd import bits, vadd, vload, vload_n, vstore, vstore_n, widen
+from .stack import stack_array
 
 _BLOCKS = 256  # words and values of a chunk: 8 KB, in the L1 cache
 _CHUNK = 4 * _BLOCKS
@@ -32,7 +33,7 @@ _32 = np.uint64(32)
 _ZERO = np.float32(0.0)
 
 
-@cpu_inline
+@cpu_kernel  # a function of its own: inlined, it spills three constants of its loop with AVX-512
 def _philox_words(words, counter, key0, key1):
     """words[4b + lane] = lane of the Philox4x32-10 block with counter `counter` + b, b < 256."""
     for b in range(_BLOCKS):
@@ -61,8 +62,8 @@ def _philox_words(words, counter, key0, key1):
 @cpu_kernel
 def _span(x, threshold, scale, key0, key1, offset, residual, out, start, stop):
     """Elements start..stop; `start` is a multiple of 4."""
-    words = np.empty(_CHUNK, np.uint32)
-    values = np.empty(_CHUNK, np.float32)
+    words = stack_array(_CHUNK, np.uint32)
+    values = stack_array(_CHUNK, np.float32)
     for at in range(start, stop, _CHUNK):
         count = min(_CHUNK, stop - at)
         _philox_words(words, offset + np.uint64(at >> 2), key0, key1)

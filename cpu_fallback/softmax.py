@@ -33,10 +33,12 @@ from .simd import (
     vsum,
 )
 from .simd_math import vexp_narrow
+from .stack import stack_array
 
 _CHUNK = 2048  # 8 KB of scores: a quarter of a 32 KB L1 cache, and a whole row of most models
 _PARALLEL_FROM = 32768  # elements: 7/7 us with one/two threads at 16384, 25/19 us at 65536
 _GROUP = 32  # short rows at a time
+_SCRATCH = _CHUNK + _GROUP
 _ZERO = np.float32(0.0)
 _MINUS_INF = np.float32(-np.inf)
 
@@ -144,7 +146,7 @@ def _short_rows(x, scale, added, keep, out, start, stop, s):
 def _rows(x, scale, added, keep, out, start, stop):
     cols = x.shape[1]
     scale = np.float32(scale)
-    s = np.empty(_CHUNK + _GROUP, np.float32)
+    s = stack_array(_SCRATCH, np.float32)
     if cols <= _CHUNK:
         _short_rows(x, scale, added, keep, out, start, stop, s)
         return

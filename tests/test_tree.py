@@ -55,6 +55,7 @@ CPU = {
     *("simd", "simd_emit", "simd_math"),
     *("quantize", "feedback"),  # the encoder's loops
     "wide_rows",  # of the norms
+    "stack",  # of dropout and softmax
     *("matmul_algorithms", "matmul_costs"),
     *("matmul_tiles", "matmul_rows", "matvec", "int8_dot", "codes", "operand"),  # of linear
     *("transform_in", "epilogue", "fast_transform"),
