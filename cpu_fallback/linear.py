@@ -17,11 +17,13 @@ import numpy as np
 
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.cache import PanelCache
-from rbe_gpu.matmul import PreparedInput, check_method
+from rbe_gpu.matmul import PreparedInput, check_activation_bits, check_method
 from rbe_gpu.workspace import Workspace
 
 from ._pool import num_threads
 from .decode import convert, decode_rows, panel_rows
+from .int8_matvec import Int8MatvecCall, int8_matvec
+from .int8_tiles import Int8Activations, Int8TilesCall, int8_tiles
 from .matmul_algorithms import (
     CachedPanels,
     CpuMatmul,
@@ -29,6 +31,8 @@ from .matmul_algorithms import (
     DecodedPanels,
     DenseMatvec,
     DenseTiles,
+    Int8Matvec,
+    Int8Tiles,
     TransformMatvec,
     TransformTiles,
 )
@@ -176,6 +180,45 @@ def _cached_panels(
     return True
 
 
+def _int8_matvec(
+    x: Any, w: Operand, bias: Any, activation: str | None, residual: Any, out: Any, ws: Workspace, threads: int,
+    *_: Any,
+) -> bool:  # fmt: skip
+    """Token by token, activations rounded to int8."""
+    n, in_features = x.shape
+
+    def make(buffer: Any) -> Int8MatvecCall:
+        return Int8MatvecCall(w, n, in_features, threads, buffer)
+
+    call: Int8MatvecCall = ws.arguments.get(ws, "linear", (w.key, n, "int8 few", threads), make)
+    call.set_output(_as_float32(bias, "linear.bias", ws), activation, residual, out)
+    call.set_input(x)
+    int8_matvec(call.params_at)
+    return True
+
+
+def _int8_tiles(
+    x: Any, w: Operand, bias: Any, activation: str | None, residual: Any, out: Any, ws: Workspace, threads: int,
+    *_: Any,
+) -> bool:  # fmt: skip
+    """Tiles of tokens, activations rounded to int8."""
+    n, in_features = x.shape
+
+    def make_input(buffer: Any) -> Int8Activations:
+        return Int8Activations(w, n, in_features, threads, buffer)
+
+    a: Int8Activations = ws.arguments.get(ws, "linear.int8", (w.key, n, threads), make_input)
+    a.set_input(x)
+
+    def make(buffer: Any) -> Int8TilesCall:
+        return Int8TilesCall(a, threads, buffer)
+
+    call: Int8TilesCall = ws.arguments.get(ws, "linear", (w.key, n, "int8", a.params_at, threads), make)
+    call.set_output(_as_float32(bias, "linear.bias", ws), activation, residual, out)
+    int8_tiles(call, threads)
+    return True
+
+
 ALGORITHMS = CpuMatmulAlgorithms(
     DenseMatvec(_matvec),
     DenseTiles(_dense_tiles),
@@ -183,6 +226,8 @@ ALGORITHMS = CpuMatmulAlgorithms(
     TransformTiles(_transform_tiles),
     DecodedPanels(_decoded_panels),
     CachedPanels(_cached_panels),
+    Int8Matvec(_int8_matvec),
+    Int8Tiles(_int8_tiles),
 )
 
 
@@ -197,10 +242,13 @@ def linear(
     cache: PanelCache | None,
     method: str | None = None,
     prepared: PreparedInput | None = None,
+    activation_bits: int | None = None,
 ) -> None:
     """x (n, in), weight (out, in), residual and out (n, out); prepared : of x."""
     if method is not None:
         check_method(method, cache)
+    if activation_bits is not None:
+        check_activation_bits(activation_bits)
     if not out.size:
         return
     n, threads = x.shape[0], num_threads()
@@ -208,12 +256,14 @@ def linear(
     # choices are remembered: choosing takes 3 us
     if isinstance(weight, RBEBlocks):
         w = operand_of(weight)
-        key = n, threads, None if cache is None else cache.budget, method
+        key = n, threads, None if cache is None else cache.budget, method, activation_bits
         choice = w.choices.get(key)
         if choice is None or choice[1] is not costs():  # `tune` has run
-            choice = w.choices[key] = _choose(weight, n, cache, method), costs()
+            choice = w.choices[key] = _choose(weight, n, cache, method, activation_bits), costs()
         run = choice[0]
     else:
+        if activation_bits is not None:
+            _choose(weight, n, activation_bits=activation_bits)  # raises: no algorithm takes a dense weight
         w = DenseWeight(weight, 0)
         run = _DENSE_CHOICES.get((n, weight.shape[1])) or _choose_dense(weight, n)
     if not run(x, w, bias, activation, residual, out, ws, threads, weight, cache, prepared):
@@ -227,10 +277,15 @@ _DENSE_CHOICES: dict[tuple[int, int], Callable[..., bool]] = {}
 
 
 def _choose(
-    weight: Any, n: int, cache: PanelCache | None = None, method: str | None = None
+    weight: Any,
+    n: int,
+    cache: PanelCache | None = None,
+    method: str | None = None,
+    activation_bits: int | None = None,
 ) -> Callable[..., bool]:
     """What runs the algorithm that `ALGORITHMS` chooses; no dtype of x makes a difference."""
-    return cast(CpuMatmul, ALGORITHMS.choose(weight, n, np.dtype(np.float32), cache, method)).run
+    chosen = ALGORITHMS.choose(weight, n, np.dtype(np.float32), cache, method, activation_bits)
+    return cast(CpuMatmul, chosen).run
 
 
 def _choose_dense(weight: Any, n: int) -> Callable[..., bool]:

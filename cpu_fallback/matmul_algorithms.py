@@ -18,7 +18,7 @@ from typing import Any
 
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.cache import PanelCache
-from rbe_gpu.codecs import SparseCodes
+from rbe_gpu.codecs import DenseCodes, GridCodes, SparseCodes
 from rbe_gpu.matmul import (
     NOT_COMPRESSED,
     NOT_DENSE,
@@ -30,12 +30,17 @@ from rbe_gpu.matmul import (
 
 from ._pool import num_threads
 from .decode import panel_rows
-from .matmul_costs import DENSE_ROWS_DENSITY, FEW_TOKENS, MatmulCosts, costs
+from .matmul_costs import DENSE_ROWS_DENSITY, FEW_TOKENS, INT8_FEW_TOKENS, MatmulCosts, costs
 from .operand import CODE_FIELDS
 
 _MANY = (False, "too many tokens to multiply one by one")
 _FEW = (False, "so few tokens are multiplied one by one")
 _BASIS = (False, "the weight has a basis")
+_NOT_INT8 = (False, "only dense and grid codes are multiplied with int8 activations")
+_WIDE = (False, "the codes have more than 8 bits")
+_SHRINK = (False, "the grid's values are shrunk towards zero (shrink > 0): calibrate again")
+_LONG = (False, "its rows are so long that int32 sums could overflow")
+_INT8_COLUMNS = (1 << 31) // (2 * 255 * 128)
 _UNREAD = (False, "no matmul kernel reads the codes of the weight (CODE_FIELDS in cpu_fallback/operand.py)")
 
 
@@ -141,6 +146,58 @@ class CachedPanels(CpuMatmul):
         return 1e-9 * _panels(weight, tokens, num_threads(), costs(), held)
 
 
+def _int8_support(weight: Weight) -> tuple[bool, str]:
+    """Whether products with int8 activations can be made of a weight's codes."""
+    if not isinstance(weight, RBEBlocks):
+        return NOT_COMPRESSED
+    codes = weight.codes
+    if not isinstance(codes, DenseCodes | GridCodes):
+        return _NOT_INT8
+    if codes.bits > 8:
+        return _WIDE
+    if isinstance(codes, GridCodes) and codes.shrink:
+        return _SHRINK
+    if weight.basis is not None:
+        return _BASIS
+    return SUPPORTED if weight.cols_pad <= _INT8_COLUMNS else _LONG
+
+
+def _has_int8_matvec(weight: RBEBlocks) -> bool:
+    return isinstance(weight.codes, GridCodes) and weight.row_transform == weight.col_transform == "none"
+
+
+class Int8Matvec(CpuMatmul):
+    """Grid codes without a transform times int8 activations, token by token."""
+
+    name, method, activation_bits = "int8_matvec", "transform", 8
+
+    def supports(self, weight: Weight, tokens: int, dtype: Any) -> tuple[bool, str]:
+        supported = _int8_support(weight)
+        if not supported[0]:
+            return supported
+        assert isinstance(weight, RBEBlocks)
+        return SUPPORTED if _has_int8_matvec(weight) and tokens <= INT8_FEW_TOKENS else _MANY
+
+    def cost(self, weight: Weight, tokens: int, dtype: Any, cache: PanelCache | None) -> float:
+        return 1e-9 * _int8(weight, tokens, num_threads(), costs())
+
+
+class Int8Tiles(CpuMatmul):
+    """Dense or grid codes times int8 activations, tiles of up to 64 tokens."""
+
+    name, method, activation_bits = "int8_tiles", "transform", 8
+
+    def supports(self, weight: Weight, tokens: int, dtype: Any) -> tuple[bool, str]:
+        supported = _int8_support(weight)
+        if not supported[0]:
+            return supported
+        assert isinstance(weight, RBEBlocks)
+        return _FEW if _has_int8_matvec(weight) and tokens <= INT8_FEW_TOKENS else SUPPORTED
+
+    def cost(self, weight: Weight, tokens: int, dtype: Any, cache: PanelCache | None) -> float:
+        return 1e-9 * _int8(weight, tokens, num_threads(), costs())
+
+
 class CpuMatmulAlgorithms(MatmulAlgorithms):
     def favors_transform_domain(
         self,
@@ -149,11 +206,17 @@ class CpuMatmulAlgorithms(MatmulAlgorithms):
         dtype: Any,
         cache: PanelCache | None = None,
         method: str | None = None,
+        activation_bits: int | None = None,
     ) -> bool:
         """Without a cache always: panels, too, are decoded faster without one of the transforms. What a cache holds
         has them.
         """
         return isinstance(weight, RBEBlocks) and cache is None
+
+
+def _int8(weight: Any, tokens: int, threads: int, c: MatmulCosts) -> float:
+    """Products with int8 activations take a third of those of floats; nothing else could run for them."""
+    return c.call + weight.rows_pad * weight.cols_pad * -(-tokens // 16) * c.dense / (3 * threads)
 
 
 # --- nanoseconds --------------------------------------------------------------------------------------

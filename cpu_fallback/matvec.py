@@ -270,6 +270,15 @@ def _unit(params_at, int8, unit, blocks, part):
         _transform(c, at, floats_at(p.synthesis_out), block, c, at + block)
         at += block
     rows = min(rows, w.rows - first)
+    store_results(w, o, token, first, rows, c, at)
+
+
+@cpu_inline
+def store_results(w, o, token, first, rows, c, at):
+    """out[token, row] = activation(c[r] + bias[row]) + residual for row = first + r, r < rows; c : from `at` on.
+
+    w, o : records of `WEIGHT` and `OUTPUT`
+    """
     for r in range(0, rows, 16):
         count = min(16, rows - r)
         y = vload_n(c, at + r, count)

@@ -20,6 +20,7 @@ from . import codes, params
 from .arrays import ENCODING, F16, F32, GRID, INT, address
 from .epilogue import ACTIVATIONS
 from .fast_transform import transform_address
+from .int8_exceptions import Exceptions, find_exceptions
 from .matmul_costs import DENSE_ROWS_DENSITY, MatmulCosts
 from .transform_in import NO_ROWS, SparseRows, sparse_rows_of
 
@@ -60,6 +61,7 @@ class Operand:
     transform_out: int = 0
     row_start: Any = None
     choices: dict[Any, tuple[Callable[..., bool], MatmulCosts]] = field(default_factory=dict)
+    _exceptions: list[Exceptions] = field(default_factory=list)
     _entry_rooms: dict[int, int] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> int:
@@ -79,6 +81,12 @@ class Operand:
             and self["index_kind"] != codes.DELTA
             and self.entries > DENSE_ROWS_DENSITY * self.rows_padded * self.columns
         )
+
+    def int8_exceptions(self, panel: int) -> Exceptions:
+        """What the int8 matmul, which takes `panel` columns at a time, adds to cut codes; found once."""
+        if not self._exceptions:
+            self._exceptions.append(find_exceptions(self.params, self.rows_padded, self.columns, panel))
+        return self._exceptions[0]
 
     @property
     def key(self) -> int:

@@ -101,6 +101,52 @@ MATVEC = Struct(
     entry_start="i64*", entry_start_stride="i64",
 )  # fmt: skip
 
+#: Activations to int8 in tiles of tokens: `int8_input`.
+INT8_INPUT = Struct(
+    "Int8Input",
+    input=INPUT, tokens="i64", in_features="i64", block="i64",
+    transform=_POINTER,  # the function, 0 for none
+    column_scale="const f16*",  # (columns), 0 for none
+    columns="i64",
+    depth="i64",  # columns rounded up to 64
+    group="i64",  # columns of a sum of activations
+    groups="i64", width="i64",
+    out="u8*",  # int8 (tiles, depth / 4, width, 4)
+    scale=_FLOATS_OUT,  # (tiles, width)
+    sums="i32*",  # (tiles, groups, width)
+    ones="const u8*",  # (columns), then 64 zeros
+    scratch="u8*", scratch_stride="i64",
+    units="i64", parts="i64",
+    state="i64*",  # units done, then counters of parts
+)  # fmt: skip
+
+#: Codes times int8 activations in tiles of tokens: `int8_tiles`.
+INT8_TILES = Struct(
+    "Int8Tiles",
+    weight=WEIGHT, output=OUTPUT,
+    input=_POINTER,  # `INT8_INPUT`
+    input_kernel=_POINTER,  # that is still to be run, else 0
+    offset="i64",  # what is added to a code before it is multiplied
+    base_bits="i64",  # of codes where products are added in int16
+    block="i64", transform_out=_POINTER, unit_rows="i64", panel="i64", group_tiles="i64",
+    sums="void*", sums_stride="i64",  # i32 or float (group_tiles, unit_rows, width)
+    group_sums="i32*", group_sums_stride="i64",  # (unit_rows, width): of one group and tile
+    lines="u8*", lines_stride="i64",  # (unit_rows, panel)
+    entries=_INTS, entry_start=_INTS,  # `int8_exceptions.Exceptions`
+    corner=_FLOATS_OUT, corner_stride="i64",
+    counters="i64*", parts="i64",
+)  # fmt: skip
+
+#: Grid codes times the int8 activations of one to a few tokens: `int8_matvec`.
+INT8_MATVEC = Struct(
+    "Int8Matvec",
+    weight=WEIGHT, output=OUTPUT, input=INPUT, tokens="i64", in_features="i64", block="i64", columns="i64",
+    z="u8*",  # int8 (tokens, columns)
+    scale=_FLOATS_OUT,  # (tokens)
+    lines=_FLOATS_OUT, lines_stride="i64",  # (tokens, block)
+    parts="i64",
+)  # fmt: skip
+
 #: Attention over tiles of queries: `attention`. Distances between sequences, rows and heads are in elements.
 ATTENTION = Struct(
     "Attention",

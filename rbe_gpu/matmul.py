@@ -26,6 +26,8 @@ from .dispatch import Backend, as_cupy, device_of
 from .workspace import Workspace
 
 METHODS = ("transform", "decode", "cache")
+#: None: activations as they are; 8: rounded to int8, token by token
+ACTIVATION_BITS = (None, 8)
 Weight = Array | RBEBlocks
 
 SUPPORTED = (True, "")
@@ -40,10 +42,12 @@ class MatmulAlgorithm(ABC):
     ----------
     name : unique within the backend
     method : the value of `method=` that selects the algorithm; None for algorithms of dense weights
+    activation_bits : 8 for algorithms that round activations to int8; None for those that do not
     """
 
     name: str
     method: str | None
+    activation_bits: int | None = None
 
     @abstractmethod
     def supports(self, weight: Weight, tokens: int, dtype: Any) -> tuple[bool, str]:
@@ -77,12 +81,17 @@ class MatmulAlgorithms:
         self._algorithms = algorithms
         self._dense = tuple(a for a in algorithms if a.method is None)
         compressed = tuple(a for a in algorithms if a.method is not None)
-        self._compressed: dict[tuple[str | None, bool], tuple[MatmulAlgorithm, ...]] = {
-            (method, has_cache): tuple(
-                a for a in compressed if method in (None, a.method) and (has_cache or a.method != "cache")
+        self._compressed: dict[tuple[str | None, bool, int | None], tuple[MatmulAlgorithm, ...]] = {
+            (method, has_cache, bits): tuple(
+                a
+                for a in compressed
+                if method in (None, a.method)
+                and (has_cache or a.method != "cache")
+                and a.activation_bits == bits
             )
             for method in (None, *METHODS)
             for has_cache in (False, True)
+            for bits in ACTIVATION_BITS
         }
 
     def __iter__(self) -> Iterator[MatmulAlgorithm]:
@@ -95,14 +104,21 @@ class MatmulAlgorithms:
         dtype: Any,
         cache: PanelCache | None = None,
         method: str | None = None,
+        activation_bits: int | None = None,
     ) -> list[MatmulAlgorithm]:
         """The algorithms that can run; with `method`, those that it selects."""
-        return [a for a in self._candidates(weight, cache, method) if a.supports(weight, tokens, dtype)[0]]
+        return [
+            a
+            for a in self._candidates(weight, cache, method, activation_bits)
+            if a.supports(weight, tokens, dtype)[0]
+        ]
 
     def _candidates(
-        self, weight: Weight, cache: PanelCache | None, method: str | None
+        self, weight: Weight, cache: PanelCache | None, method: str | None, activation_bits: int | None
     ) -> tuple[MatmulAlgorithm, ...]:
-        return self._compressed[method, cache is not None] if isinstance(weight, RBEBlocks) else self._dense
+        if isinstance(weight, RBEBlocks):
+            return self._compressed[method, cache is not None, activation_bits]
+        return self._dense if activation_bits is None else self._compressed[None, False, activation_bits]
 
     def choose(
         self,
@@ -111,16 +127,20 @@ class MatmulAlgorithms:
         dtype: Any,
         cache: PanelCache | None = None,
         method: str | None = None,
+        activation_bits: int | None = None,
     ) -> MatmulAlgorithm:
         """The cheapest algorithm that can run; `NotImplementedError` with the reasons where none can."""
-        supported = self.supported(weight, tokens, dtype, cache, method)
+        supported = self.supported(weight, tokens, dtype, cache, method, activation_bits)
         if len(supported) == 1:
             return supported[0]
         if not supported:
             reasons = {
-                a.supports(weight, tokens, dtype)[1]: None for a in self._candidates(weight, cache, method)
+                a.supports(weight, tokens, dtype)[1]: None
+                for a in self._candidates(weight, cache, method, activation_bits)
             }
-            raise NotImplementedError(f"method={method!r} cannot multiply this weight: {'; '.join(reasons)}")
+            wanted = f"method={method!r}" if activation_bits is None else f"activation_bits={activation_bits}"
+            why = "; ".join(reasons) or "this backend has no algorithm for that"
+            raise NotImplementedError(f"{wanted} cannot multiply this weight: {why}")
         return min(supported, key=lambda a: a.cost(weight, tokens, dtype, cache))
 
     def plan(
@@ -130,11 +150,13 @@ class MatmulAlgorithms:
         dtype: Any,
         cache: PanelCache | None = None,
         method: str | None = None,
+        activation_bits: int | None = None,
     ) -> MatmulPlan:
         """The choice as `choose` makes it, and the costs of all algorithms that could run without `method`."""
         check_method(method, cache)
-        chosen = self.choose(weight, tokens, dtype, cache, method)
-        supported = self.supported(weight, tokens, dtype, cache)
+        check_activation_bits(activation_bits)
+        chosen = self.choose(weight, tokens, dtype, cache, method, activation_bits)
+        supported = self.supported(weight, tokens, dtype, cache, None, activation_bits)
         costs = {a.name: a.cost(weight, tokens, dtype, cache) for a in supported}
         return MatmulPlan(chosen.name, chosen.method, costs)
 
@@ -145,11 +167,12 @@ class MatmulAlgorithms:
         dtype: Any,
         cache: PanelCache | None = None,
         method: str | None = None,
+        activation_bits: int | None = None,
     ) -> bool:
         """Whether leaving out one of the transforms of `weight` makes the matmul cheaper."""
         return (
             isinstance(weight, RBEBlocks)
-            and self.choose(weight, tokens, dtype, cache, method).method == "transform"
+            and self.choose(weight, tokens, dtype, cache, method, activation_bits).method == "transform"
         )
 
 
@@ -219,3 +242,9 @@ def check_method(method: str | None, cache: PanelCache | None) -> None:
         raise ValueError(f"unknown method {method!r}; use one of {METHODS}, or None")
     if method == "cache" and cache is None:
         raise ValueError("method='cache' needs a cache: pass cache=PanelCache(bytes)")
+
+
+def check_activation_bits(activation_bits: int | None) -> None:
+    """Raise `ValueError` unless `activation_bits` is None or 8."""
+    if activation_bits not in ACTIVATION_BITS:
+        raise ValueError(f"activation_bits={activation_bits!r}; use one of {ACTIVATION_BITS}")

@@ -99,6 +99,61 @@ def linear(x: Any, weight: Any, bias: Any = None, activation: str | None = None,
     return np.asarray(y if residual is None else y + np.asarray(residual, np.float64))
 
 
+def int8_activations(x: Any, scales: Any) -> tuple[Any, Any]:
+    """z = round(127 x s / a), a = max |x s| of a token: int8 activations, and a token's scale a / 127.
+
+    All in float32, one operation after the other, ties to even: z is defined bit by bit. A token with a value that is
+    not finite has z = 0 and scale NaN.
+
+    Parameters
+    ----------
+    x : (tokens, columns) float32, through the weight's input transform
+    scales : (columns,) float32, the column scales of grid codes, or ones
+
+    Returns
+    -------
+    z : (tokens, columns) int8
+    scale : (tokens,) float32
+    """
+    scaled = np.asarray(x, np.float32) * np.asarray(scales, np.float32)
+    finite = np.isfinite(scaled).all(axis=1)
+    scaled[~finite] = 0
+    absmax = np.maximum(np.abs(scaled).max(axis=1, initial=0), np.float32(1e-30))
+    z = np.rint(scaled * (np.float32(127) / absmax)[:, None]).astype(np.int8)
+    return z, np.where(finite, absmax / np.float32(127), np.float32(np.nan))
+
+
+def linear_int8(
+    x: Any, weight: RBEBlocks, bias: Any = None, activation: str | None = None, residual: Any = None
+) -> F64:
+    """`linear` of (tokens, in_features) with int8 activations; the sums over columns are exact.
+
+    Grid codes: y^[r] = gain row_scale[r] scale[t] sum_k q[r, k] z[k, t]. Dense codes: the same of q + 1/2, with a
+    scale for every group of columns. The weight's output transform follows.
+    """
+    b, codes = weight.block, weight.codes
+    assert isinstance(codes, GridCodes | DenseCodes)
+    x = np.asarray(x, np.float32)
+    x = np.pad(x, ((0, 0), (0, weight.cols_pad - x.shape[1])))
+    s = transforms.synthesis(weight.transform, b)
+    if weight.col_transformed:
+        x = np.asarray((x.reshape(len(x), -1, b) @ s).reshape(x.shape), np.float32)
+    q = packing.unpack(codes.value, codes.bits, weight.cols_pad).astype(np.float64) - 2 ** (codes.bits - 1)
+    if isinstance(codes, GridCodes):
+        z, scale = int8_activations(x, codes.col_scale)
+        y = (z.astype(np.float64) @ q.T) * codes.row_scale.astype(np.float64)
+    else:
+        z, scale = int8_activations(x, np.ones(weight.cols_pad))
+        steps = np.repeat(codes.scale.astype(np.float64), codes.group, axis=1)[:, : weight.cols_pad]
+        y = z.astype(np.float64) @ ((q + 0.5) * steps).T
+    y = weight.gain * y * scale.astype(np.float64)[:, None]
+    if weight.row_transformed:
+        y = (y.reshape(len(y), -1, b) @ s.T).reshape(y.shape)
+    y = y[:, : weight.rows] + (0 if bias is None else np.asarray(bias, np.float64))
+    y = np.asarray(ACTIVATIONS[activation](y), np.float64)
+    return np.asarray(y if residual is None else y + np.asarray(residual, np.float64))
+
+
 def embedding(ids: Any, weight: Any) -> F64:
     """y[..., :] = W[ids[...], :]."""
     return np.asarray(dense(weight)[np.asarray(ids)])

@@ -104,7 +104,7 @@ _ALL = (
     Op(
         name="linear",
         signature="linear(x, weight, bias=None, activation=None, residual=None, out=None, workspace=None, "
-        "cache=None, method=None)",
+        "cache=None, method=None, activation_bits=None)",
         equation="y = activation(x W^T + bias) + residual",
         output="(*x.shape[:-1], out_features), dtype of x",
         tolerances=_tolerances(

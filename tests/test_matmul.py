@@ -24,7 +24,7 @@ from rbe_gpu.gpu import linear as gpu
 from rbe_gpu.matmul import METHODS, MatmulAlgorithms
 
 from . import real
-from .compressed import FORMS, compressed, relative
+from .compressed import FORMS, compressed, gridded, relative
 
 F32 = np.dtype(np.float32)
 DTYPES = {"float32": F32, "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -106,14 +106,18 @@ def test_every_algorithm_runs_or_gives_a_reason(algorithms: MatmulAlgorithms):
     assert len(set(names)) == len(names)
     cache = rbe.PanelCache(1 << 20)
     used = set()
-    for m in (np.zeros((64, 64), np.float32), *map(compressed, FORMS)):
+    grid = gridded(np.ones((64, 64), np.float32), 4, shrink=0.0, transform="none")
+    for m in (np.zeros((64, 64), np.float32), grid, *map(compressed, FORMS)):
         for tokens in (1, 4, 5, 16, 17, 33, 500):
             for dtype in DTYPES.values():
                 supported = algorithms.supported(m, tokens, dtype, cache)
                 assert supported
+                rounded = algorithms.supported(m, tokens, dtype, activation_bits=8)
                 for algorithm in algorithms:
                     runs, reason = algorithm.supports(m, tokens, dtype)
-                    assert runs == (algorithm in supported)
+                    assert runs == (
+                        algorithm in (supported if algorithm.activation_bits is None else rounded)
+                    )
                     assert runs == (not reason)
                     if runs:
                         used.add(algorithm.name)

@@ -34,6 +34,9 @@ def test_all_structs_are_tested() -> None:
         "MATVEC",
         "ATTENTION",
         "SEQUENCE",
+        "INT8_INPUT",
+        "INT8_TILES",
+        "INT8_MATVEC",
     }
 
 

@@ -58,6 +58,14 @@ CPU = {
     "stack",  # of dropout and softmax
     *("matmul_algorithms", "matmul_costs"),
     *("matmul_tiles", "matmul_rows", "matvec", "int8_dot", "codes", "operand"),  # of linear
+    *(
+        "int8_tiles",
+        "int8_matvec",
+        "int8_input",
+        "int8_codes",
+        "int8_exceptions",
+        "int8_simd",
+    ),  # of int8 activations
     *("transform_in", "epilogue", "fast_transform"),
 }
 #: Sources that an op has beside its own: compiled when a launch asks for one of their kernels.

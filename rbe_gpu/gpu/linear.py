@@ -10,7 +10,7 @@ import numpy as np
 from rbe_gpu import transforms
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.cache import PanelCache
-from rbe_gpu.matmul import PreparedInput, check_method
+from rbe_gpu.matmul import PreparedInput, check_activation_bits, check_method
 
 from ..kernel_struct import Params, address
 from . import decode, linear_transform
@@ -463,11 +463,12 @@ def launches(
     cache: PanelCache | None = None,
     method: str | None = None,
     prepared: PreparedInput | None = None,
+    activation_bits: int | None = None,
 ) -> tuple[Launch, ...]:
     """The launches of `linear` for at least one result."""
     check_method(method, cache)
     call = Call(x, bias, activation, residual, out, ws, cache, prepared, [])
-    algorithm: Any = ALGORITHMS.choose(weight, call.tokens, x.dtype, cache, method)
+    algorithm: Any = ALGORITHMS.choose(weight, call.tokens, x.dtype, cache, method, activation_bits)
     algorithm.add_launches(call, weight)
     return tuple(call.launches)
 
@@ -483,6 +484,7 @@ def linear(
     cache: PanelCache | None,
     method: str | None = None,
     prepared: PreparedInput | None = None,
+    activation_bits: int | None = None,
 ) -> None:
     """Write activation(x W^T + bias) + residual to `out`.
 
@@ -497,8 +499,14 @@ def linear(
     cache : keeps decoded panels, where an algorithm decodes any
     method : restricts the choice of the algorithm for a compressed weight (`rbe_gpu.matmul`)
     prepared : of x
+    activation_bits : 8 rounds activations to int8, where an algorithm does
     """
+    check_activation_bits(activation_bits)
     if out.size:
-        run(*launches(x, weight, bias, activation, residual, out, ws, cache, method, prepared))
+        run(
+            *launches(
+                x, weight, bias, activation, residual, out, ws, cache, method, prepared, activation_bits
+            )
+        )
     else:
         check_method(method, cache)

@@ -97,16 +97,24 @@ class RBEAttention:
         output_bias: Array | None = None,
         cache: PanelCache | int | None = None,
         method: str | None = None,
+        activation_bits: int | None = None,
         **options: Any,
     ) -> RBEAttention:
         """Compress the four weights: grade=, ratio=, rmse=, density=, block=, transform=, basis=, codes= are passed
         to `rbe_gpu.compress`. Without any of them the weights stay dense. The four projections share `cache`, and
-        each has this `method` (`RBELinear`).
+        each has this `method` and `activation_bits` (`RBELinear`).
         """
         shared = PanelCache(cache) if isinstance(cache, int) else cache
         pairs = ((query, query_bias), (key, key_bias), (value, value_bias), (output, output_bias))
         q, k, v, o = (
-            RBELinear(compressed(w, "matrix", options), b, cache=shared, method=method) for w, b in pairs
+            RBELinear(
+                compressed(w, "matrix", options),
+                b,
+                cache=shared,
+                method=method,
+                activation_bits=activation_bits,
+            )
+            for w, b in pairs
         )
         return cls(q, k, v, o, num_heads, num_kv_heads, causal, window, scale)
 
@@ -160,7 +168,9 @@ class RBEAttention:
         for part, count in (
             (self.query, tokens), (self.key, context_tokens), (self.value, context_tokens), (self.output, tokens)
         ):  # fmt: skip
-            if not algorithms.favors_transform_domain(part.weight, count, x.dtype, part.cache, part.method):
+            if not algorithms.favors_transform_domain(
+                part.weight, count, x.dtype, part.cache, part.method, part.activation_bits
+            ):
                 return self
         return self._transform_domain() or self
 

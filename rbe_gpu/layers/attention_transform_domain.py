@@ -45,6 +45,7 @@ class TransformDomainAttention:
             output.bias,
             output.activation,
             method=output.method,
+            activation_bits=output.activation_bits,
         )
 
     def is_made_of(self, query: RBELinear, key: RBELinear, value: RBELinear, output: RBELinear) -> bool:
@@ -74,14 +75,18 @@ class TransformDomainAttention:
 
 
 def _state(*projections: RBELinear) -> tuple[Any, ...]:
-    return tuple(v for p in projections for v in (p.weight, p.bias, p.activation, p.method))
+    return tuple(
+        v for p in projections for v in (p.weight, p.bias, p.activation, p.method, p.activation_bits)
+    )
 
 
 def _to_coefficients(linear: RBELinear) -> RBELinear:
     """The projection without its output transform."""
     weight = cast(RBEMatrix, linear.weight)
     bias = None if linear.bias is None else _transformed(linear.bias, weight)
-    return RBELinear(weight.without_transform("row"), bias, method=linear.method)
+    return RBELinear(
+        weight.without_transform("row"), bias, method=linear.method, activation_bits=linear.activation_bits
+    )
 
 
 def _transformed(bias: Array, weight: RBEMatrix) -> Array:

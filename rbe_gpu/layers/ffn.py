@@ -55,10 +55,14 @@ class RBEFFN:
         if gate is not None and gate.weight.shape != up.weight.shape:
             raise ValueError(f"gate has shape {tuple(gate.weight.shape)}, up has {tuple(up.weight.shape)}")
         fused = None if activation == "swiglu" else activation
-        self.up = RBELinear(up.weight, up.bias, fused, up.cache, up.method)
-        self.gate = (
-            None if gate is None else RBELinear(gate.weight, gate.bias, "silu", gate.cache, gate.method)
-        )
+
+        def with_activation(linear: RBELinear, activation: str | None) -> RBELinear:
+            return RBELinear(
+                linear.weight, linear.bias, activation, linear.cache, linear.method, linear.activation_bits
+            )
+
+        self.up = with_activation(up, fused)
+        self.gate = None if gate is None else with_activation(gate, "silu")
         self.down = down
         self.activation = activation
         self.intermediate_size = width
@@ -76,11 +80,13 @@ class RBEFFN:
         gate_bias: Array | None = None,
         cache: PanelCache | int | None = None,
         method: str | None = None,
+        activation_bits: int | None = None,
         **options: Any,
     ) -> RBEFFN:
         """Compress the weights, `up` and `gate` (intermediate, hidden) stacked as one matrix: grade=, ratio=,
         rmse=, density=, block=, transform=, basis=, codes= are passed to `rbe_gpu.compress`. Without any of them they
-        stay dense. All matmuls of the layer share `cache`, and each has this `method` (`RBELinear`).
+        stay dense. All matmuls of the layer share `cache`, and each has this `method` and `activation_bits`
+        (`RBELinear`).
         """
         if (gate is None) != (activation != "swiglu"):
             raise ValueError("activation='swiglu' and gate= belong together; pass both or neither")
@@ -93,11 +99,11 @@ class RBEFFN:
             if up_bias is not None:
                 up_bias = np.concatenate([gate_bias, up_bias])
         shared = PanelCache(cache) if isinstance(cache, int) else cache
-        return cls(
-            RBELinear(compressed(up, "matrix", options), up_bias, cache=shared, method=method),
-            RBELinear(compressed(down, "matrix", options), down_bias, cache=shared, method=method),
-            activation=activation,
+        up_linear, down_linear = (
+            RBELinear(compressed(w, "matrix", options), b, None, shared, method, activation_bits)
+            for w, b in ((up, up_bias), (down, down_bias))
         )
+        return cls(up_linear, down_linear, activation=activation)
 
     @property
     def nbytes(self) -> int:

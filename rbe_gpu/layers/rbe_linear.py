@@ -11,7 +11,7 @@ from ..blocks import Array, RBEBlocks
 from ..cache import PanelCache
 from ..dispatch import backend_of
 from ..encode import compress
-from ..matmul import METHODS, MatmulPlan, PreparedInput, algorithms_of
+from ..matmul import METHODS, MatmulPlan, PreparedInput, algorithms_of, check_activation_bits
 from ..workspace import Workspace
 
 
@@ -45,6 +45,7 @@ class RBELinear:
         share one), a budget in bytes for a cache of this layer alone, or None
     method : "transform", "decode" or "cache" restricts the choice of the matmul algorithm for every batch
         (`rbe_gpu.matmul`); None leaves it to the cost model (`plan`)
+    activation_bits : 8 rounds x to int8, token by token (`rbe_gpu.linear`); None: x as it is
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class RBELinear:
         activation: str | None = None,
         cache: PanelCache | int | None = None,
         method: str | None = None,
+        activation_bits: int | None = None,
     ) -> None:
         backend_of(weight=weight, bias=bias)
         if len(weight.shape) != 2:
@@ -71,6 +73,8 @@ class RBELinear:
         if method not in (None, *METHODS):
             raise ValueError(f"unknown method {method!r}; use one of {METHODS}, or None")
         self.method = method
+        check_activation_bits(activation_bits)
+        self.activation_bits = activation_bits
 
     @classmethod
     def from_dense(
@@ -80,12 +84,13 @@ class RBELinear:
         activation: str | None = None,
         cache: PanelCache | int | None = None,
         method: str | None = None,
+        activation_bits: int | None = None,
         **options: Any,
     ) -> RBELinear:
         """Compress `weight`: grade=, ratio=, rmse=, density=, block=, transform=, basis=, codes= are passed to
         `rbe_gpu.compress`. Without any of them the weight stays dense. The bias always stays dense.
         """
-        return cls(compressed(weight, "matrix", options), bias, activation, cache, method)
+        return cls(compressed(weight, "matrix", options), bias, activation, cache, method, activation_bits)
 
     @property
     def in_features(self) -> int:
@@ -121,6 +126,7 @@ class RBELinear:
             workspace=workspace,
             cache=self.cache,
             method=self.method,
+            activation_bits=self.activation_bits,
         )
 
     def plan(self, batch: int, dtype: Any = np.float32) -> MatmulPlan:
@@ -134,11 +140,14 @@ class RBELinear:
         if not isinstance(self.weight, RBEBlocks):
             raise TypeError(f"{describe(self.weight)} has no plan; only compressed weights have")
         algorithms = algorithms_of(backend_of(weight=self.weight))
-        return algorithms.plan(self.weight, batch, np.dtype(dtype), self.cache, self.method)
+        return algorithms.plan(
+            self.weight, batch, np.dtype(dtype), self.cache, self.method, self.activation_bits
+        )
 
     def __repr__(self) -> str:
         activation = "" if self.activation is None else f", {self.activation}"
         bias = "" if self.bias is None else ", bias"
+        bias += "" if self.activation_bits is None else ", int8 activations"
         return (
             f"RBELinear({self.in_features} -> {self.out_features}{bias}{activation}, {describe(self.weight)})"
         )

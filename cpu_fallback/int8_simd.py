@@ -1,0 +1,504 @@
+"""Sums of products of 8-bit codes and 8-bit activations, in int32 and without any rounding.
+
+    x86, VNNI      vpdpbusd    four products are added to an int32
+    aarch64        sdot        the same, with the extension dotprod
+    x86            vpmaddubsw  two products are added to an int16, which vpmaddwd adds to an int32
+    elsewhere      products in int32, as LLVM lowers them
+
+All give the same integers. The instructions of x86 multiply unsigned bytes with signed ones: a code q is multiplied
+as q + offset, and the offset times the activations' sum is subtracted afterwards.
+
+An int16 overflows: with vpmaddubsw, codes are cut to `BASE_BITS`, so that 1, 2, 4 or 8 products can be added before
+they are widened. What a code lacks then is an exception, a product of its own. Few codes of a weight are large.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, models, register_model
+
+from . import simd_emit as emit
+from ._numba_internals import cgutils
+from .isa import Isa, isa_of
+from .simd import LANES, V_F32, vec16
+
+_I8, _I16, _I32, _I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+#: Columns of a pass of the inner loops: a run of packed codes.
+RUN = 32
+_WORDS = RUN // 4  # of four columns
+_MAGIC = (
+    12582912.0  # 1.5 * 2^23: adding it rounds to the nearest integer, even in a tie, which fills the low bits
+)
+V_RUN = ir.VectorType(_I8, RUN)
+
+
+class RunType(types.Type):
+    """Numba type of 32 bytes in registers."""
+
+    def __init__(self) -> None:
+        super().__init__(name="run_uint8")
+
+
+class SumsType(types.Type):
+    """Numba type of eight int32 sums in registers."""
+
+    def __init__(self) -> None:
+        super().__init__(name="sums_int32")
+
+
+run_type, sums_type = RunType(), SumsType()
+V_SUMS = ir.VectorType(_I32, _WORDS)
+
+
+@register_model(RunType)
+class _RunModel(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: types.Type) -> None:
+        super().__init__(dmm, fe_type, V_RUN)
+
+
+@register_model(SumsType)
+class _SumsModel(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: types.Type) -> None:
+        super().__init__(dmm, fe_type, V_SUMS)
+
+
+#: Bits that codes are cut to where products are added in int16.
+BASE_BITS = (4, 5, 6, 7)
+#: Products of such codes that an int16 takes: 2 * steps * (2^bits - 1) * 127 <= 32767.
+_STEPS = {4: 8, 5: 4, 6: 2, 7: 1}
+
+
+def _adds_four(isa: Isa) -> bool:
+    return isa.has("avx512f", "avx512vnni") or isa.has("dotprod")
+
+
+def needs_base(isa: Isa) -> bool:
+    """Whether codes are cut to `BASE_BITS`: products are added in int16."""
+    return isa.has("ssse3") and not _adds_four(isa)
+
+
+@intrinsic
+def int16_sums(typingctx):
+    """int16_sums() -> bool, known when the kernel is compiled: `needs_base`."""
+
+    def codegen(context, builder, signature, args):
+        return ir.IntType(1)(needs_base(isa_of(context)))
+
+    return types.boolean(), codegen
+
+
+@intrinsic
+def many_registers(typingctx):
+    """many_registers() -> bool, known when the kernel is compiled: 32 of them, wide enough for 16 sums each."""
+
+    def codegen(context, builder, signature, args):
+        isa = isa_of(context)
+        return ir.IntType(1)(isa.vector_bits == 512 and not needs_base(isa))
+
+    return types.boolean(), codegen
+
+
+def _splat(value: int, typ: ir.VectorType) -> ir.Constant:
+    return ir.Constant(typ, [value] * typ.count)
+
+
+def _pointer(
+    context: Any, builder: ir.IRBuilder, array: Any, value: Any, offset: Any, to: ir.Type
+) -> ir.Value:
+    data = context.make_array(array)(context, builder, value).data
+    return builder.bitcast(builder.gep(data, [offset]), to.as_pointer())
+
+
+class _Products:
+    """Products on an instruction set, in registers of `lanes` int32."""
+
+    def __init__(self, builder: ir.IRBuilder, isa: Isa, widest: int = 512) -> None:
+        self.builder = builder
+        self.vnni = isa.has("avx512f", "avx512vnni")
+        self.sdot = isa.has("dotprod")
+        self.pairs = needs_base(isa)
+        self.ssse3 = isa.has("ssse3")
+        bits = min(isa.vector_bits, widest)
+        if bits == 512 and not isa.has("avx512bw"):
+            bits = 256
+        if bits == 256 and not isa.has("avx2"):
+            bits = 128
+        self.lanes = bits // 32
+        self.words = ir.VectorType(_I32, self.lanes)
+        self.halves = ir.VectorType(_I16, 2 * self.lanes)
+        self.bytes = ir.VectorType(_I8, 4 * self.lanes)
+
+    def _call(self, name: str, result: ir.Type, *args: ir.Value) -> ir.Value:
+        function = cgutils.get_or_insert_function(
+            self.builder.module, ir.FunctionType(result, [a.type for a in args]), name
+        )
+        return self.builder.call(function, args)
+
+    def broadcast(self, word: ir.Value) -> ir.Value:
+        """An int32 in every lane, as bytes."""
+        undefined = ir.Constant(self.words, ir.Undefined)
+        first = self.builder.insert_element(undefined, word, _I32(0))
+        every = self.builder.shuffle_vector(first, undefined, _splat(0, self.words))
+        return self.builder.bitcast(every, self.bytes)
+
+    def pair_products(self, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
+        """Sums of two products, int16 lanes."""
+        name = {4: "ssse3.pmadd.ub.sw.128", 8: "avx2.pmadd.ub.sw", 16: "avx512.pmaddubs.w.512"}[self.lanes]
+        return self._call(f"llvm.x86.{name}", self.halves, unsigned, signed)
+
+    def widened(self, pairs: ir.Value, factor: int | ir.Value = 1) -> ir.Value:
+        """Neighbours of int16 lanes times `factor`, added: int32 lanes."""
+        name = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}[self.lanes]
+        factors = _splat(factor, self.halves) if isinstance(factor, int) else factor
+        return self._call(f"llvm.x86.{name}", self.words, pairs, factors)
+
+    def add(self, total: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
+        """total + sums of four products each, int32 lanes; unsigned : at most 127 where there is only sdot."""
+        b = self.builder
+        if self.vnni:
+            args = total, b.bitcast(unsigned, self.words), b.bitcast(signed, self.words)
+            return self._call(f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}", self.words, *args)
+        if self.sdot:
+            return self._call("llvm.aarch64.neon.sdot.v4i32.v16i8", self.words, total, unsigned, signed)
+        if self.pairs:
+            return b.add(total, self.widened(self.pair_products(unsigned, signed)))
+        return b.add(total, self._plain(b.zext, unsigned, signed))
+
+    def add_signed(self, total: ir.Value, q: ir.Value, z: ir.Value) -> ir.Value:
+        """total + sums of four products of signed bytes each; z : not -128."""
+        b = self.builder
+        if self.sdot:
+            return self._call("llvm.aarch64.neon.sdot.v4i32.v16i8", self.words, total, q, z)
+        if not self.ssse3:
+            return b.add(total, self._plain(b.sext, q, z))
+        # |q| is at most 128 as an unsigned byte; two products stay below 2^15
+        negative = b.icmp_signed("<", q, _splat(0, self.bytes))
+        absolute = b.select(negative, b.neg(q), q)
+        signs = {4: "ssse3.psign.b.128", 8: "avx2.psign.b"}[self.lanes]
+        return self.add(total, absolute, self._call(f"llvm.x86.{signs}", self.bytes, z, q))
+
+    def _plain(self, extend: Any, a: ir.Value, signed: ir.Value) -> ir.Value:
+        b, wide = self.builder, ir.VectorType(_I32, 4 * self.lanes)
+        product = b.mul(extend(a, wide), b.sext(signed, wide))
+        for _ in range(2):
+            lanes = ir.VectorType(_I32, product.type.count // 2)
+            even, odd = (
+                b.shuffle_vector(
+                    product, product, ir.Constant(lanes, [2 * i + f for i in range(lanes.count)])
+                )
+                for f in (0, 1)
+            )
+            product = b.add(even, odd)
+        return product
+
+
+@intrinsic(prefer_literal=True)
+def int8_block(
+    typingctx, rows, vectors, base_bits, runs, codes, codes_at, codes_row, x, x_at, x_step, c, c_at, c_row,
+    entries, entry_start, start_at,
+):  # fmt: skip
+    """c[r, t] += sum_k u[r, k] z[k, t] + exceptions, r < rows, t < 16 * vectors, k < 32 * runs, sums in registers.
+
+    Parameters
+    ----------
+    rows, vectors, base_bits : integer literals; base_bits : of the codes where products are added in int16
+    codes : uint8; u[r, k] is at codes_at + r codes_row + k
+    x : uint8, the bits of int8; z[k, t] is at x_at + k // 4 * x_step + 4 t + k % 4
+    c : int32; c[r, t] is at c_at + r c_row + t
+    entries : int32, three for each exception: the place of its four columns, four codes of one sign, and the sign.
+        Those of row r are entry_start[start_at + r] to the next start
+    """
+    literals = all(isinstance(a, types.IntegerLiteral) for a in (rows, vectors, base_bits))
+    if not literals or any(not isinstance(a, types.Array) for a in (codes, x, c, entries, entry_start)):
+        return None
+    num_rows, num_vectors, steps = rows.literal_value, vectors.literal_value, _STEPS[base_bits.literal_value]
+
+    def codegen(context, builder, signature, args):
+        (runs, codes, codes_at, codes_row, x, x_at, x_step, c, c_at, c_row, entries, entry_start,
+         start_at) = args[3:]  # fmt: skip
+        types_of = signature.args
+        b, make = builder, _Products(builder, isa_of(context))
+        parts = range(num_vectors * LANES // make.lanes)
+
+        def load(index: int, array: ir.Value, at: ir.Value, to: ir.Type) -> ir.Value:
+            return b.load(_pointer(context, b, types_of[index], array, at, to), align=1)
+
+        def line(at: ir.Value) -> list[ir.Value]:
+            """Activations of four columns."""
+            return [load(7, x, b.add(at, _I64(4 * make.lanes * part)), make.bytes) for part in parts]
+
+        def place(r: int, part: int) -> ir.Value:
+            at = b.add(b.add(c_at, b.mul(c_row, _I64(r))), _I64(make.lanes * part))
+            return _pointer(context, b, types_of[10], c, at, make.words)
+
+        places = [[place(r, part) for part in parts] for r in range(num_rows)]
+        sums = [[cgutils.alloca_once_value(b, b.load(p, align=4)) for p in row] for row in places]
+
+        def add_to(r: int, part: int, value: ir.Value) -> None:
+            b.store(b.add(b.load(sums[r][part]), value), sums[r][part])
+
+        with cgutils.for_range(b, runs) as loop:
+            column = b.mul(loop.index, _I64(RUN))
+            x_first = b.add(x_at, b.mul(b.mul(loop.index, _I64(_WORDS)), x_step))
+            rows_at = [b.add(b.add(codes_at, b.mul(codes_row, _I64(r))), column) for r in range(num_rows)]
+            pairs: list[list[Any]] = []
+            for word in range(_WORDS):
+                if word % steps == 0:
+                    pairs = [[None for _ in parts] for _ in range(num_rows)]
+                z = line(b.add(x_first, b.mul(x_step, _I64(word))))
+                for r in range(num_rows):
+                    u = make.broadcast(load(4, codes, b.add(rows_at[r], _I64(4 * word)), _I32))
+                    for part in parts:
+                        if make.pairs:
+                            product, old = make.pair_products(u, z[part]), pairs[r][part]
+                            pairs[r][part] = product if old is None else b.add(old, product)
+                        else:
+                            total = b.load(sums[r][part])
+                            b.store(make.add(total, u, z[part]), sums[r][part])
+                if make.pairs and word % steps == steps - 1:
+                    for r in range(num_rows):
+                        for part in parts:
+                            add_to(r, part, make.widened(pairs[r][part]))
+        if make.pairs:
+            for r in range(num_rows):
+                first, stop = (
+                    b.zext(load(14, entry_start, b.add(start_at, _I64(r + i)), _I32), _I64) for i in range(2)
+                )
+                with cgutils.for_range(b, b.sub(stop, first)) as loop:
+                    at = b.mul(b.add(first, loop.index), _I64(3))
+                    place, word, sign = (load(13, entries, b.add(at, _I64(i)), _I32) for i in range(3))
+                    z = line(b.add(x_at, b.mul(b.zext(place, _I64), x_step)))
+                    u = make.broadcast(word)
+                    signs = b.bitcast(make.broadcast(sign), make.halves)
+                    for part in parts:
+                        add_to(r, part, make.widened(make.pair_products(u, z[part]), signs))
+        for row, start in zip(sums, places, strict=True):
+            for total, p in zip(row, start, strict=True):
+                b.store(b.load(total), p, align=4)
+        return context.get_dummy_value()
+
+    i = types.intp
+    result = types.void(rows, vectors, base_bits, i, codes, i, i, x, i, i, c, i, i, entries, entry_start, i)
+    return result, codegen
+
+
+@intrinsic(prefer_literal=True)
+def unpack_bytes(typingctx, bits, packed, at):
+    """unpack_bytes(bits, packed, at) -> run: the 32 codes of `bits` bits (a literal) at byte `at`, as bytes."""
+    if not isinstance(bits, types.IntegerLiteral) or not isinstance(packed, types.Array):
+        return None
+    width = bits.literal_value
+
+    def codegen(context, builder, signature, args):
+        _, packed, at = args
+        result, start = None, 0
+        for plane in (w for w in (8, 4, 2, 1) if width & w):
+            size = 4 * plane
+            source = _pointer(
+                context,
+                builder,
+                signature.args[1],
+                packed,
+                builder.add(at, _I64(start)),
+                ir.VectorType(_I8, size),
+            )
+            raw = builder.load(source, align=1)
+            every = builder.shuffle_vector(
+                raw, raw, ir.Constant(ir.VectorType(_I32, RUN), [k % size for k in range(RUN)])
+            )
+            if plane < 8:
+                # fields of 4 * plane codes lie in lanes of their own, so bits that cross into a byte are masked off
+                lane = 32 if plane == 1 else 64
+                lanes = ir.VectorType(ir.IntType(lane), 8 * RUN // lane)
+                shifts = [lane // 8 * i // size * plane for i in range(lanes.count)]
+                every = builder.lshr(builder.bitcast(every, lanes), ir.Constant(lanes, shifts))
+                every = builder.bitcast(every, V_RUN)
+                every = builder.and_(every, _splat((1 << plane) - 1, V_RUN))
+            above = None if result is None else builder.shl(result, _splat(plane, V_RUN))
+            result = every if above is None else builder.or_(above, every)
+            start += size
+        return result
+
+    return run_type(bits, packed, types.intp), codegen
+
+
+@intrinsic
+def store_run(typingctx, run, offset, out, at):
+    """store_run(run, offset, out, at): the 32 codes minus `offset`, modulo 256, to bytes `at` on."""
+    if run != run_type or not isinstance(out, types.Array):
+        return None
+
+    def codegen(context, builder, signature, args):
+        run, offset, out, at = args
+        value = builder.sub(run, _every_byte(builder, offset))
+        builder.store(value, _pointer(context, builder, signature.args[2], out, at, V_RUN), align=1)
+        return context.get_dummy_value()
+
+    return types.void(run, types.int64, out, types.intp), codegen
+
+
+def _cut(builder: ir.IRBuilder, run: ir.Value, offset: ir.Value, half: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Codes q = run - offset cut to -half ... half - 1, plus half; and what they lack."""
+    b, half = builder, _every_byte(builder, half)
+    q = b.sub(run, _every_byte(b, offset))
+    high, low = b.sub(half, _splat(1, V_RUN)), b.neg(half)
+    cut = b.select(b.icmp_signed("<", q, high), q, high)
+    cut = b.select(b.icmp_signed(">", cut, low), cut, low)
+    return b.add(cut, half), b.sub(q, cut)
+
+
+@intrinsic
+def store_cut_run(typingctx, run, offset, half, out, at):
+    """store_cut_run(run, offset, half, out, at): codes q = run - offset, cut to -half ... half - 1, plus half."""
+    if run != run_type or not isinstance(out, types.Array):
+        return None
+
+    def codegen(context, builder, signature, args):
+        run, offset, half, out, at = args
+        cut, _ = _cut(builder, run, offset, half)
+        builder.store(cut, _pointer(context, builder, signature.args[3], out, at, V_RUN), align=1)
+        return context.get_dummy_value()
+
+    i = types.int64
+    return types.void(run, i, i, out, i), codegen
+
+
+@intrinsic
+def cut_run(typingctx, run, offset, half, rest, at):
+    """cut_run(run, offset, half, rest, at) -> bool: whether codes q = run - offset lack something when they are cut.
+
+    Stores what positive codes lack to bytes `at` on, and behind these 32 what negative ones lack.
+    """
+    if run != run_type or not isinstance(rest, types.Array):
+        return None
+
+    def codegen(context, builder, signature, args):
+        run, offset, half, rest, at = args
+        b, none = builder, _splat(0, V_RUN)
+        _, lacking = _cut(b, run, offset, half)
+        for side, value in enumerate((lacking, b.neg(lacking))):
+            above = b.select(b.icmp_signed(">", value, none), value, none)
+            place = b.add(at, _I64(RUN * side))
+            b.store(above, _pointer(context, b, signature.args[3], rest, place, V_RUN), align=1)
+        whole = b.bitcast(lacking, ir.IntType(8 * RUN))
+        return b.icmp_unsigned("!=", whole, whole.type(0))
+
+    i = types.int64
+    return types.boolean(run, i, i, rest, i), codegen
+
+
+def _every_byte(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    undefined = ir.Constant(V_RUN, ir.Undefined)
+    first = builder.insert_element(undefined, builder.trunc(value, _I8), _I32(0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_I32, RUN), [0] * RUN))
+
+
+@intrinsic
+def store_rounded(typingctx, vector, out, at):
+    """store_rounded(vector, out, at): 16 floats up to 127.5 to the nearest int8, even in a tie, at bytes `at` on."""
+    if vector != vec16 or not isinstance(out, types.Array):
+        return None
+
+    def codegen(context, builder, signature, args):
+        vector, out, at = args
+        rounded = emit.add(builder, vector, emit.const(_MAGIC, V_F32))
+        words = builder.bitcast(rounded, ir.VectorType(_I32, LANES))
+        target = _pointer(context, builder, signature.args[1], out, at, ir.VectorType(_I8, LANES))
+        builder.store(builder.trunc(words, ir.VectorType(_I8, LANES)), target, align=1)
+        return context.get_dummy_value()
+
+    return types.void(vector, out, types.intp), codegen
+
+
+@intrinsic
+def sums_to_floats(typingctx, c, at, z, z_at, offset, factor):
+    """sums_to_floats(c, at, z, z_at, offset, factor) -> vec16: factor (c - offset z) + (factor - 1) z, in int32.
+
+    c, z : int32 arrays, 16 from `at` and `z_at` on: sums of (q + offset) times activations, and of activations.
+    factor : 1, or 2 for codes q + 1/2 times two
+    """
+    if not isinstance(c, types.Array) or not isinstance(z, types.Array):
+        return None
+
+    def codegen(context, builder, signature, args):
+        c, at, z, z_at, offset, factor = args
+        words = ir.VectorType(_I32, LANES)
+
+        def every(value: ir.Value) -> ir.Value:
+            undefined = ir.Constant(words, ir.Undefined)
+            first = builder.insert_element(undefined, builder.trunc(value, _I32), _I32(0))
+            return builder.shuffle_vector(first, undefined, _splat(0, words))
+
+        total, sums = (
+            builder.load(_pointer(context, builder, signature.args[k], a, place, words), align=4)
+            for k, a, place in ((0, c, at), (2, z, z_at))
+        )
+        factor = every(factor)
+        total = builder.mul(factor, builder.sub(total, builder.mul(every(offset), sums)))
+        total = builder.add(total, builder.mul(builder.sub(factor, _splat(1, words)), sums))
+        return builder.sitofp(total, V_F32)
+
+    i = types.int64
+    return vec16(c, i, z, i, i, i), codegen
+
+
+@intrinsic
+def no_sums(typingctx):
+    """no_sums() -> sums: zeros."""
+
+    def codegen(context, builder, signature, args):
+        return _splat(0, V_SUMS)
+
+    return sums_type(), codegen
+
+
+@intrinsic
+def add_products(typingctx, sums, run, offset, z, at):
+    """add_products(sums, run, offset, z, at) -> sums: plus codes minus `offset` times the 32 int8 from `at` on."""
+    if (sums, run) != (sums_type, run_type) or not isinstance(z, types.Array):
+        return None
+
+    def codegen(context, builder, signature, args):
+        sums, run, offset, z, at = args
+        b, make = builder, _Products(builder, isa_of(context), 256)
+        q = b.sub(run, _every_byte(b, offset))
+        codes = b.load(_pointer(context, b, signature.args[3], z, at, V_RUN), align=1)
+        if make.lanes == _WORDS:
+            return make.add_signed(sums, q, codes)
+        parts = []
+        for first in range(0, _WORDS, make.lanes):
+
+            def part(vector: ir.Value, scale: int, first: int = first) -> ir.Value:
+                lanes = [scale * first + i for i in range(scale * make.lanes)]
+                return b.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes))
+
+            parts.append(make.add_signed(part(sums, 1), part(q, 4), part(codes, 4)))
+        return b.shuffle_vector(*parts, ir.Constant(ir.VectorType(_I32, _WORDS), list(range(_WORDS))))
+
+    i = types.int64
+    return sums_type(sums, run, i, z, i), codegen
+
+
+@intrinsic
+def sum_of(typingctx, sums):
+    """sum_of(sums) -> int32: of the eight lanes."""
+    if sums != sums_type:
+        return None
+
+    def codegen(context, builder, signature, args):
+        x = args[0]
+        while x.type.count > 1:
+            half = x.type.count // 2
+            low, high = (
+                builder.shuffle_vector(
+                    x, x, ir.Constant(ir.VectorType(_I32, half), list(range(first, first + half)))
+                )
+                for first in (0, half)
+            )
+            x = builder.add(low, high)
+        return builder.extract_element(x, _I32(0))
+
+    return types.int32(sums), codegen
