@@ -28,7 +28,8 @@ def to(value: _T, device: str) -> _T:
 
     Returns
     -------
-    The same type; arrays are NumPy's on "cpu" and CuPy's on a GPU. Moved layers and models share no mutable state
+    The same type; a model whose linear layers take int8 activations takes them as they are on a GPU, which has no
+    such kernels. Arrays are NumPy's on "cpu" and CuPy's on a GPU. Moved layers and models share no mutable state
     with the originals: they start with an empty cache and workspace.
 
     Raises
@@ -57,6 +58,8 @@ class _Move:
 
         if isinstance(value, RBEBlocks):
             return value.to(self.device)
+        if isinstance(value, BertEncoder) and value.int8_activations and self.device != "cpu":
+            return self._parts(value.with_int8_activations(()))
         if isinstance(value, (*_LAYERS, BertEncoder)):
             return self._parts(value)
         return move_array(value, self.device)

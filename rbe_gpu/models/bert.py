@@ -10,9 +10,8 @@ The texts of a batch are packed end to end, without padding; a text has the same
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,11 +22,11 @@ from numpy.typing import NDArray
 from .. import ops
 from ..blocks import Array, RBEBlocks
 from ..cache import PanelCache
-from ..dispatch import device_memory_errors, device_of, module_of
+from ..dispatch import CPU, device_memory_errors, device_of, module_of
 from ..layers import RBEFFN, RBEAttention, RBEEmbedding, RBELayerNorm, RBELinear
-from ..transforms import BLOCK_SIZES, DEFAULT_BLOCK
+from ..matmul import algorithms_of
 from ..workspace import ThreadWorkspaces, Workspace
-from .checkpoint import check_distinct, check_shapes
+from .bert_tensors import ATTENTION_WEIGHTS, FFN_WEIGHTS, canonical_name, check_tensors, linear_weights
 from .folder import POOLING as POOLING
 from .folder import check_extra, check_pooling
 from .pooling import cu_seqlens_of, pool_into, to_host, without_first
@@ -64,7 +63,6 @@ DTYPES = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-_PROJECTION = re.compile(r"encoder\.layer\.\d+\.attention\.(self\.(query|key|value)|output\.dense)\b")
 _TOKENIZER_BATCH = 1024  # texts: the encodings of the tokenizer take far more memory than ids
 
 
@@ -91,60 +89,17 @@ def check_config(config: Mapping[str, Any]) -> None:
         raise ValueError(f"config.json has hidden_act {activation!r}; use one of {tuple(ACTIVATIONS)}")
 
 
-def tensor_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor that the encoder reads, named as in checkpoints (without `bert.`).
-
-    A generator, since a config from an untrusted file may claim any number of layers.
-    """
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    yield "embeddings.word_embeddings.weight", (config["vocab_size"], hidden)
-    yield "embeddings.position_embeddings.weight", (config["max_position_embeddings"], hidden)
-    yield "embeddings.token_type_embeddings.weight", (config["type_vocab_size"], hidden)
-    yield "embeddings.LayerNorm.weight", (hidden,)
-    yield "embeddings.LayerNorm.bias", (hidden,)
-    for i in range(config["num_hidden_layers"]):
-        layer = f"encoder.layer.{i}."
-        for name in ("self.query", "self.key", "self.value", "output.dense"):
-            yield f"{layer}attention.{name}.weight", (hidden, hidden)
-            yield f"{layer}attention.{name}.bias", (hidden,)
-        yield f"{layer}intermediate.dense.weight", (inner, hidden)
-        yield f"{layer}intermediate.dense.bias", (inner,)
-        yield f"{layer}output.dense.weight", (hidden, inner)
-        yield f"{layer}output.dense.bias", (hidden,)
-        for name in ("attention.output", "output"):
-            yield f"{layer}{name}.LayerNorm.weight", (hidden,)
-            yield f"{layer}{name}.LayerNorm.bias", (hidden,)
-
-
-def canonical_name(name: str) -> str:
-    """A checkpoint's name in the form of `tensor_shapes`: no `bert.`; `weight`, `bias` for `gamma`, `beta`."""
-    name = name.removeprefix("bert.")
-    for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
-        if name.endswith(old):
-            name = name.removesuffix(old) + new
-    return name
-
-
-def block_of(name: str, config: Mapping[str, Any], transform: str, block: int | None) -> int:
-    """The block size of a matrix: `block`, or a default if that is None.
-
-    The default is 64; of an attention projection with a transform it is the largest size up to 64 that divides
-    head_dim, so that head_dim is a multiple of it and `RBEAttention` can stay in the transform domain.
-    """
-    if block is None and transform != "none" and _PROJECTION.match(canonical_name(name)):
-        hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
-        if isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
-            sizes = (b for b in BLOCK_SIZES if b <= DEFAULT_BLOCK and hidden // heads % b == 0)
-            return max(sizes, default=DEFAULT_BLOCK)
-    return block or DEFAULT_BLOCK
-
-
-def check_tensors(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> None:
-    """Raise a ValueError if tensors with these names and shapes are not those of the encoder; others are ignored."""
-    names = [(name, canonical_name(name)) for name in shapes]
-    used = {"embeddings", "encoder"}
-    check_distinct((name, short) for name, short in names if short.partition(".")[0] in used)
-    check_shapes({short: tuple(shapes[name]) for name, short in names}, tensor_shapes(config))
+def check_int8_activations(names: Collection[str], named: Tensors, config: Mapping[str, Any]) -> None:
+    """Raise a ValueError for a name that is no linear weight, or whose weight does not take int8 activations."""
+    unknown = set(names) - set(linear_weights(config))
+    if unknown:
+        raise ValueError(f"int8_activations names {min(unknown)!r}, which is no linear weight of the model")
+    for name in sorted(names):
+        weight = named[name]
+        try:
+            algorithms_of(CPU).choose(weight, 64, np.dtype(np.float32), activation_bits=8)
+        except NotImplementedError as error:
+            raise ValueError(f"{name} takes no int8 activations: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -186,6 +141,8 @@ class BertEncoder:
     prompts : name -> text that `embed` puts before texts; "query" and "document" are always there, perhaps empty
     default_prompt_name : the prompt of `embed` if none is given
     truncate_dim : vectors of `embed` keep this many first columns
+    int8_activations : names of the linear weights whose inputs are rounded to int8 (`rbe_gpu.linear`), as in
+        `linear_weights`; compressed ones, on the CPU
 
     Attributes
     ----------
@@ -213,6 +170,7 @@ class BertEncoder:
         prompts: Mapping[str, str | None] | None = None,
         default_prompt_name: str | None = None,
         truncate_dim: int | None = None,
+        int8_activations: Collection[str] = (),
     ) -> None:
         check_config(config)
         if dtype not in DTYPES:
@@ -246,6 +204,8 @@ class BertEncoder:
             truncation = self.tokenizer.truncation or {"direction": "right"}
             self.tokenizer.no_padding()
             self.tokenizer.enable_truncation(self.max_seq_length, direction=truncation["direction"])
+        self.int8_activations = frozenset(map(canonical_name, int8_activations))
+        check_int8_activations(self.int8_activations, named, config)
         self._build(named)
 
     def _build(self, named: Tensors) -> None:
@@ -268,6 +228,7 @@ class BertEncoder:
                 matrix(name + ".weight"),
                 vector(name + ".bias"),
                 cache=self.cache if self.cache.budget else None,
+                activation_bits=8 if name + ".weight" in self.int8_activations else None,
             )
 
         eps = float(self.config.get("layer_norm_eps", 1e-12))
@@ -298,6 +259,61 @@ class BertEncoder:
                     norm(at + "output"),
                 )
             )
+
+    def tensors(self) -> dict[str, Array | RBEBlocks]:
+        """The tensors of the model, named as in `tensor_shapes`, with the dtypes that it computes with."""
+        named: dict[str, Array | RBEBlocks] = {
+            "embeddings.word_embeddings.weight": self.word_embeddings.weight,
+            "embeddings.position_embeddings.weight": self.position_embeddings.weight,
+            "embeddings.token_type_embeddings.weight": self.token_type_embeddings.weight,
+        }
+
+        def add_norm(name: str, norm: RBELayerNorm) -> None:
+            named[f"{name}.LayerNorm.weight"], named[f"{name}.LayerNorm.bias"] = norm.weight, norm.bias
+
+        add_norm("embeddings", self.embedding_norm)
+        for i, (attention, attention_norm, ffn, ffn_norm) in enumerate(self.layers):
+            at = f"encoder.layer.{i}."
+            for part, attributes in ((attention, ATTENTION_WEIGHTS), (ffn, FFN_WEIGHTS)):
+                for attribute, name in attributes.items():
+                    linear = getattr(part, attribute)
+                    named[at + name], named[at + name.removesuffix("weight") + "bias"] = (
+                        linear.weight,
+                        linear.bias,
+                    )
+            add_norm(at + "attention.output", attention_norm)
+            add_norm(at + "output", ffn_norm)
+        return named
+
+    def with_tensors(self, tensors: Tensors) -> BertEncoder:
+        """The same model with some tensors replaced, and no int8 activations."""
+        model = copy(self)
+        model.int8_activations = frozenset()
+        model.cache, model._workspaces = PanelCache(self.cache.budget), ThreadWorkspaces()
+        model._build({**self.tensors(), **{canonical_name(name): tensor for name, tensor in tensors.items()}})
+        return model
+
+    def with_int8_activations(self, names: Collection[str]) -> BertEncoder:
+        """The same model, with the same weights, cache and tokenizer, with int8 activations for the linear weights of
+        these names alone.
+        """
+        names = frozenset(map(canonical_name, names))
+        model = copy(self)
+        model.int8_activations, model._workspaces = names, ThreadWorkspaces()
+        model.layers = []
+        weights: dict[str, Any] = {}
+        for i, (attention, attention_norm, ffn, ffn_norm) in enumerate(self.layers):
+            attention, ffn = copy(attention), copy(ffn)
+            for part, attributes in ((attention, ATTENTION_WEIGHTS), (ffn, FFN_WEIGHTS)):
+                for attribute, name in attributes.items():
+                    name = f"encoder.layer.{i}.{name}"
+                    linear = copy(getattr(part, attribute))
+                    linear.activation_bits = 8 if name in names else None
+                    setattr(part, attribute, linear)
+                    weights[name] = linear.weight
+            model.layers.append((attention, attention_norm, ffn, ffn_norm))
+        check_int8_activations(names, weights, self.config)
+        return model
 
     @property
     def nbytes(self) -> int:

@@ -41,7 +41,9 @@ from ..layers import RBEAttention, RBELayerNorm, RBELinear
 from ..threads import blas
 from ..transforms import DEFAULT_BLOCK
 from ..workspace import Workspace
-from .bert import BertEncoder, block_of
+from .bert import BertEncoder
+from .bert_tensors import block_of
+from .int8_choice import int8_weights
 from .journal import NoJournal
 from .pooling import cu_seqlens_of
 
@@ -407,6 +409,7 @@ class Calibration:
     ) -> None:
         self.model = model
         self.texts = len(texts)
+        self._probe = list(texts[:_PROBE_TEXTS])
         self._parts = batches(model, texts)
         self._weights = weights
         self._layers = layers
@@ -419,6 +422,10 @@ class Calibration:
         """The dense weight of that name in a checkpoint; None where it is not one that is compressed."""
         weight = self._weights.get(name) or self._weights.get(name.removesuffix(".weight"))
         return None if weight is None else weight.values
+
+    def int8_activations(self, tensors: Mapping[str, Any]) -> list[str]:
+        """The linear weights whose inputs may be rounded to int8 (`int8_choice`), of the model with these tensors."""
+        return int8_weights(self.model.with_tensors(tensors), self._probe)
 
     def compress(
         self, budget: float, *, progress: Progress | None = None, journal: NoJournal | None = None

@@ -31,7 +31,7 @@ from ..encode import GRADES, compress
 from ..json_checks import dump_json
 from ..mapped import MappedFile
 from ..threads import blas, get_num_threads
-from .bert import block_of, canonical_name, tensor_shapes
+from .bert_tensors import block_of, canonical_name, linear_weights, tensor_shapes
 from .folder import check_pooling, read_folder
 from .journal import Journal, NoJournal, digest
 from .load import architecture, load_folder, open_checkpoint
@@ -354,6 +354,10 @@ def compress_model(
     if not total:
         raise ValueError(f"{source} has no float tensors; there is nothing to compress")
     config = {**opened.config, "source": _provenance(opened, {**options, "ratio": ratio})}
+    if calibrate is not None:  # room for every name in the header; what is measured replaces them
+        config["int8_activations"] = list(
+            linear_weights(opened.config.get("config", {"num_hidden_layers": 0}))
+        )
     transform_name = transform or "dct"
     budget = (
         None
@@ -367,7 +371,7 @@ def compress_model(
             raise ValueError("calibrate= needs ratio= as its target, and no codes=")
         with ExitStack() as stack:
             journal = _journal(opened, out, calibrate, (ratio, transform, block), resume, stack)
-            encoded = _calibrated(
+            encoded, config["int8_activations"] = _calibrated(
                 source, calibrate, budget, kind_by_name, opened, transform, block, progress, journal
             )
             kept = stack.pop_all()
@@ -437,8 +441,10 @@ def _calibrated(
     block: int | None,
     progress: Progress | None,
     journal: NoJournal,
-) -> Mapping[str, Any]:
-    """The calibrated weights of the encoder, by checkpoint name without `bert.`, within their part of the budget."""
+) -> tuple[Mapping[str, Any], list[str]]:
+    """The calibrated weights of the encoder, by checkpoint name without `bert.`, within their part of the budget; and
+    the names of those that take int8 activations.
+    """
     from .calibrate import TRANSFORM, Calibration
     from .calibrate import calibrate as run
 
@@ -469,7 +475,9 @@ def _calibrated(
     used = dict(tensor_shapes(calibration.model.config))
     calibrated = {canonical_name(n) for n, kind in kind_by_name.items() if kind != "dense"} & set(used)
     share = sum(4 * prod(used[name]) for name in calibrated) / budget.dense_bytes
-    return calibration.compress(budget.nbytes * share, progress=report, journal=journal).tensors
+    tensors = calibration.compress(budget.nbytes * share, progress=report, journal=journal).tensors
+    report("int8", 0, 1)
+    return tensors, calibration.int8_activations(tensors)
 
 
 def _journal(

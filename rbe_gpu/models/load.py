@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from ..blocks import RBEBlocks
 from ..container import load_file
 from ..mapped import MappedFile
 from . import bert
+from .bert_tensors import check_tensors, linear_weights
 from .checkpoint import FLOATS, check_finite, check_names
 from .folder import check_extra, read_folder
 from .json_files import read_json
@@ -32,8 +33,9 @@ class Architecture(NamedTuple):
     ----------
     check_config : raises a ValueError for a config.json that `model` does not support
     model : (tensors, config, tokenizer, pooling, normalize, max_seq_length, cache_bytes, dtype), as `BertEncoder`;
-        and by name, where the model has them: prompts, default_prompt_name, truncate_dim
+        and by name, where the model has them: prompts, default_prompt_name, truncate_dim, int8_activations
     check_tensors : raises a ValueError if tensors with these names and shapes are not those of a config
+    linear_weights : the names of the weights of linear layers, of a config.json
     """
 
     check_config: Callable[[Mapping[str, Any]], None]
@@ -41,10 +43,11 @@ class Architecture(NamedTuple):
     check_tensors: Callable[[Mapping[str, tuple[int, ...]], Mapping[str, Any]], object] = (
         lambda shapes, config: None
     )
+    linear_weights: Callable[[Mapping[str, Any]], Iterable[str]] = lambda config: ()
 
 
 #: by model_type of config.json
-ARCHITECTURES = {"bert": Architecture(bert.check_config, bert.BertEncoder, bert.check_tensors)}
+ARCHITECTURES = {"bert": Architecture(bert.check_config, bert.BertEncoder, check_tensors, linear_weights)}
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
@@ -55,7 +58,9 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     return ARCHITECTURES[model_type]
 
 
-def load(source: str | Path, cache_bytes: int = 0, dtype: str = "float32") -> bert.BertEncoder:
+def load(
+    source: str | Path, cache_bytes: int = 0, dtype: str = "float32", activations: str | None = None
+) -> bert.BertEncoder:
     """Load a model.
 
     Parameters
@@ -67,6 +72,8 @@ def load(source: str | Path, cache_bytes: int = 0, dtype: str = "float32") -> be
         a Hugging Face id such as "sentence-transformers/all-MiniLM-L6-v2" (`pip install rbe-gpu[hub]`).
     cache_bytes : memory for decoded panels of compressed weights; 0: none are cached. See `BertEncoder`.
     dtype : of the hidden states (and of dense weights, if it is a half type): "float32", "float16" or "bfloat16"
+    activations : "int8" rounds the inputs of all linear layers to int8 (`rbe_gpu.linear`), which needs compressed
+        weights; "float" of none; None of those that a calibrated file names, because they lose little by it
 
     Raises
     ------
@@ -77,15 +84,15 @@ def load(source: str | Path, cache_bytes: int = 0, dtype: str = "float32") -> be
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return load_folder(path, cache_bytes, dtype)
+        return load_folder(path, cache_bytes, dtype, activations)
     if path.is_file():
-        return load_compressed(path, cache_bytes, dtype)
+        return load_compressed(path, cache_bytes, dtype, activations)
     name = str(source)
     if not _HUB_ID.fullmatch(name) or name.endswith((".safetensors", ".json", ".bin")):
         raise FileNotFoundError(
             f"{name} does not exist; pass a model folder, a .rbe.safetensors file or a hub id"
         )
-    return load_folder(download(name), cache_bytes, dtype)
+    return load_folder(download(name), cache_bytes, dtype, activations)
 
 
 def download(name: str) -> Path:
@@ -109,7 +116,21 @@ def download(name: str) -> Path:
 # --- a model folder -----------------------------------------------------------------------------------
 
 
-def load_folder(folder: Path, cache_bytes: int = 0, dtype: str = "float32") -> bert.BertEncoder:
+def _int8_activations(
+    made: Architecture, activations: str | None, config: Mapping[str, Any], measured: Any = ()
+) -> dict[str, Collection[str]]:
+    """`int8_activations` of a model, as the caller or else the file says; nothing for none."""
+    if activations not in (None, "int8", "float"):
+        raise ValueError(f'activations={activations!r}; use "int8", "float" or None')
+    if not isinstance(measured, list | tuple) or not all(isinstance(name, str) for name in measured):
+        raise ValueError("int8_activations is not a list of names")
+    names = tuple(made.linear_weights(config)) if activations == "int8" else measured
+    return {"int8_activations": names} if names and activations != "float" else {}
+
+
+def load_folder(
+    folder: Path, cache_bytes: int = 0, dtype: str = "float32", activations: str | None = None
+) -> bert.BertEncoder:
     """A dense model from a local folder, its weights memory-mapped."""
     settings = read_folder(folder)
     made = architecture(settings.config)
@@ -125,6 +146,7 @@ def load_folder(folder: Path, cache_bytes: int = 0, dtype: str = "float32") -> b
         cache_bytes,
         dtype,
         **settings.extra,
+        **_int8_activations(made, activations, settings.config),
     )
 
 
@@ -191,7 +213,9 @@ def _files(folder: Path, read_only: bool) -> Iterator[tuple[str, MappedFile]]:
 # --- a compressed file --------------------------------------------------------------------------------
 
 
-def load_compressed(path: Path, cache_bytes: int = 0, dtype: str = "float32") -> bert.BertEncoder:
+def load_compressed(
+    path: Path, cache_bytes: int = 0, dtype: str = "float32", activations: str | None = None
+) -> bert.BertEncoder:
     """A model from a `.rbe.safetensors` file, with the tokenizer that it holds."""
     tensors, stored = load_file(path)
     config = stored.get("config") if isinstance(stored, dict) else None
@@ -214,6 +238,7 @@ def load_compressed(path: Path, cache_bytes: int = 0, dtype: str = "float32") ->
         cache_bytes,
         dtype,
         **extra,
+        **_int8_activations(made, activations, config, stored.get("int8_activations", ())),
     )
 
 
