@@ -22,7 +22,7 @@ from .int8_codes import run_bytes
 from .int8_simd import BASE_BITS, RUN, cut_run, needs_base
 
 #: Time of four columns of a row and 64 tokens, by the bits: relative, measured on AVX2 (Zen 3).
-_TIME = {4: 1.0, 5: 1.0, 6: 1.13, 7: 1.4}
+_TIME = {5: 1.0, 6: 1.13, 7: 1.4}
 #: Time of an exception: that of four columns, and what it takes to find them.
 _EXCEPTION = 1.5
 _WEIGHT = params.WEIGHT.dtype

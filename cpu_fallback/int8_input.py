@@ -30,34 +30,31 @@ DONE, _COUNTERS = 0, SHARE  # elements of `state`
 
 
 @cpu_inline
-def quantize_row(x, kind, at, count, column_scale, columns, out, out_at):
+def quantize_row(x, kind, at, count, column_scale, columns, line, line_at, out, out_at):
     """A token's activations to int8 at bytes out_at on; returns its scale.
 
     x : address; `count` values of a kind, from element `at` on
     column_scale : address of float16, 0 for none
     columns : a multiple of 16; those behind `count` become 0
+    line : float32, from line_at on room for the columns
     """
     zero = vsplat(_ZERO)
     top, finite = zero, zero
     for k in range(0, columns, 16):
-        line = load_any(x, kind, at + k, count - k)
+        values = load_any(x, kind, at + k, count - k)
         if column_scale != 0:
-            line = vmul(line, vload(halves_at(column_scale), k))
-        top = vmax(vmax(line, vsub(zero, line)), top)
-        finite = vfma(line, zero, finite)
+            values = vmul(values, vload(halves_at(column_scale), k))
+        vstore(line, line_at + k, values)
+        top = vmax(vmax(values, vsub(zero, values)), top)
+        finite = vfma(values, zero, finite)
     absmax = max(vmaxval(top), SMALLEST)
     usable = vsum(finite) == _ZERO  # 0 * x is NaN where x is not finite
     # of vectors, which fast-math leaves alone: a division by 127 must not become a multiplication
-    levels, top = vsplat(LEVELS), vsplat(absmax)
-    factor = vdiv(levels, top) if usable else zero
+    levels, largest = vsplat(LEVELS), vsplat(absmax)
+    factor = vdiv(levels, largest)
     for k in range(0, columns, 16):
-        line = zero
-        if usable:
-            line = load_any(x, kind, at + k, count - k)
-            if column_scale != 0:
-                line = vmul(line, vload(halves_at(column_scale), k))
-        store_rounded(vmul(line, factor), out, out_at + k)
-    return vmaxval(vdiv(top, levels)) if usable else _NAN
+        store_rounded(vmul(vload(line, line_at + k), factor) if usable else zero, out, out_at + k)
+    return vmaxval(vdiv(largest, levels)) if usable else _NAN
 
 
 @cpu_inline
@@ -88,7 +85,8 @@ def _quantize_tokens(p, unit, part):
     count = min(TOKENS, p.tokens - first)
     own = p.scratch + part * p.scratch_stride
     lines, scales = bytes_at(own), floats_at(p.scale)
-    rows_at = own + TOKENS * depth
+    line = floats_at(own + TOKENS * depth)
+    rows_at = own + TOKENS * depth + 4 * columns
     if p.transform != 0:
         rows = floats_at(rows_at)
         _transform_rows(p, first, count, rows, 0, rows, TOKENS * columns)
@@ -98,7 +96,7 @@ def _quantize_tokens(p, unit, part):
             x, kind, at, values = rows_at, np.int64(F32), i * columns, columns
         if i >= count:
             values = np.int64(0)
-        scale = quantize_row(x, kind, at, values, p.column_scale, columns, lines, i * depth)
+        scale = quantize_row(x, kind, at, values, p.column_scale, columns, line, 0, lines, i * depth)
         scales[tile * width + token + i] = scale
     out = p.out + tile * depth * width
     for k in range(0, depth // 4, 16):  # words of four columns, as floats
@@ -116,7 +114,7 @@ def _sum_groups(p, tile, token, out):
         at = (tile * p.groups + g) * width + token
         vstore(floats_at(p.sums), at, zero)
         int8_block(
-            1, 1, 4, runs, bytes_at(p.ones), 0, 0, bytes_at(out), column * width + 4 * token, 4 * width,
+            1, 1, 5, runs, bytes_at(p.ones), 0, 0, bytes_at(out), column * width + 4 * token, 4 * width,
             ints_at(p.sums), at, 0, ints_at(p.ones), ints_at(p.ones + p.columns), 0,
         )  # fmt: skip
 

@@ -86,18 +86,12 @@ def int8_matvec(params_at):
     """Run a call; params_at : address of a `params.INT8_MATVEC`."""
     p = record_at(params_at, _MATVEC)
     w = p.weight
-    scale, z = floats_at(p.scale), bytes_at(p.z)
+    scale, z, line = floats_at(p.scale), bytes_at(p.z), floats_at(p.line)
     for t in range(p.tokens):
         scale[t] = quantize_row(
-            p.input.x,
-            p.input.kind,
-            t * p.in_features,
-            p.in_features,
-            w.column_scale,
-            p.columns,
-            z,
+            p.input.x, p.input.kind, t * p.in_features, p.in_features, w.column_scale, p.columns, line, 0, z,
             t * p.columns,
-        )
+        )  # fmt: skip
     blocks = (w.rows_padded + p.block - 1) // p.block
     run_shares(_part, p.parts, 1, p.parts, (params_at, blocks, p.parts))
 
@@ -110,7 +104,9 @@ class Int8MatvecCall(MatmulCall):
     def __init__(self, w: Operand, n: int, in_features: int, threads: int, buffer: Any) -> None:
         z_bytes = -(-n * w.columns // 64) * 64
         scale_bytes = -(-4 * n // 64) * 64
-        scratch = buffer(z_bytes + scale_bytes + 4 * threads * n * w.block)
+        line = z_bytes + scale_bytes
+        lines = line + -(-4 * w.columns // 64) * 64
+        scratch = buffer(lines + 4 * threads * n * w.block)
         z = address(scratch)
         record = params.INT8_MATVEC.record(
             weight=w.params.item(),
@@ -120,7 +116,8 @@ class Int8MatvecCall(MatmulCall):
             columns=w.columns,
             z=z,
             scale=z + z_bytes,
-            lines=z + z_bytes + scale_bytes,
+            line=z + line,
+            lines=z + lines,
             lines_stride=n * w.block,
             parts=threads,
         )

@@ -8,7 +8,7 @@
 All give the same integers. The instructions of x86 multiply unsigned bytes with signed ones: a code q is multiplied
 as q + offset, and the offset times the activations' sum is subtracted afterwards.
 
-An int16 overflows: with vpmaddubsw, codes are cut to `BASE_BITS`, so that 1, 2, 4 or 8 products can be added before
+An int16 overflows: with vpmaddubsw, codes are cut to `BASE_BITS`, so that 1, 2 or 4 products can be added before
 they are widened. What a code lacks then is an exception, a product of its own. Few codes of a weight are large.
 """
 
@@ -66,9 +66,10 @@ class _SumsModel(models.PrimitiveModel):
 
 
 #: Bits that codes are cut to where products are added in int16.
-BASE_BITS = (4, 5, 6, 7)
-#: Products of such codes that an int16 takes: 2 * steps * (2^bits - 1) * 127 <= 32767.
-_STEPS = {4: 8, 5: 4, 6: 2, 7: 1}
+BASE_BITS = (5, 6, 7)
+#: Products of such codes that an int16 takes: 2 * steps * (2^bits - 1) * 127 <= 32767. With 8 of 4 bits there is
+#: no gain over 4 of 5 bits: loads take as long (Zen 3).
+_STEPS = {5: 4, 6: 2, 7: 1}
 
 
 def _adds_four(isa: Isa) -> bool:
@@ -92,11 +93,11 @@ def int16_sums(typingctx):
 
 @intrinsic
 def many_registers(typingctx):
-    """many_registers() -> bool, known when the kernel is compiled: 32 of them, wide enough for 16 sums each."""
+    """many_registers() -> bool, known when the kernel is compiled: 32 of them, and none for sums of int16."""
 
     def codegen(context, builder, signature, args):
         isa = isa_of(context)
-        return ir.IntType(1)(isa.vector_bits == 512 and not needs_base(isa))
+        return ir.IntType(1)(isa.vector_registers == 32 and not needs_base(isa))
 
     return types.boolean(), codegen
 
@@ -240,28 +241,25 @@ def int8_block(
         def add_to(r: int, part: int, value: ir.Value) -> None:
             b.store(b.add(b.load(sums[r][part]), value), sums[r][part])
 
-        with cgutils.for_range(b, runs) as loop:
-            column = b.mul(loop.index, _I64(RUN))
-            x_first = b.add(x_at, b.mul(b.mul(loop.index, _I64(_WORDS)), x_step))
-            rows_at = [b.add(b.add(codes_at, b.mul(codes_row, _I64(r))), column) for r in range(num_rows)]
-            pairs: list[list[Any]] = []
-            for word in range(_WORDS):
-                if word % steps == 0:
-                    pairs = [[None for _ in parts] for _ in range(num_rows)]
-                z = line(b.add(x_first, b.mul(x_step, _I64(word))))
+        unrolled = steps if make.pairs else 1
+        with cgutils.for_range(b, b.mul(runs, _I64(_WORDS // unrolled))) as loop:
+            pairs: list[list[Any]] = [[None for _ in parts] for _ in range(num_rows)]
+            for step in range(unrolled):
+                word = b.add(b.mul(loop.index, _I64(unrolled)), _I64(step))
+                z = line(b.add(x_at, b.mul(x_step, word)))
                 for r in range(num_rows):
-                    u = make.broadcast(load(4, codes, b.add(rows_at[r], _I64(4 * word)), _I32))
+                    at = b.add(b.add(codes_at, b.mul(codes_row, _I64(r))), b.mul(word, _I64(4)))
+                    u = make.broadcast(load(4, codes, at, _I32))
                     for part in parts:
                         if make.pairs:
                             product, old = make.pair_products(u, z[part]), pairs[r][part]
                             pairs[r][part] = product if old is None else b.add(old, product)
                         else:
-                            total = b.load(sums[r][part])
-                            b.store(make.add(total, u, z[part]), sums[r][part])
-                if make.pairs and word % steps == steps - 1:
-                    for r in range(num_rows):
-                        for part in parts:
-                            add_to(r, part, make.widened(pairs[r][part]))
+                            b.store(make.add(b.load(sums[r][part]), u, z[part]), sums[r][part])
+            for r, row in enumerate(pairs):
+                for part, total in enumerate(row):
+                    if total is not None:
+                        add_to(r, part, make.widened(total))
         if make.pairs:
             for r in range(num_rows):
                 first, stop = (

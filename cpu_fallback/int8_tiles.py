@@ -26,7 +26,7 @@ from .int8_input import DONE, INT8_INPUT, TOKENS
 from .int8_simd import RUN, int8_block, int16_sums, many_registers, sums_to_floats
 from .matmul_rows import TILE
 from .operand import MatmulCall, Operand
-from .simd import element, vfma, vload, vmul, vsplat, vstore, widen
+from .simd import element, vfma, vload, vmul, vsplat, vstore, wide_registers, widen
 
 _INT8_INPUT, _INPUT_AT = params.INT8_INPUT.dtype, params.INT8_INPUT.offset("input")
 _GROUP_TILES = 8
@@ -44,15 +44,15 @@ def _rows(
     """c[r, t] += sum_k u[r, k] z[k, t]; base_bits : a literal. Rows up to a multiple of four may be written."""
     if many_registers():
         for r in range(0, nrows, 4):
-            if vectors == 4:
+            if vectors == 4 and wide_registers():
                 int8_block(
-                    4, 4, 4, runs, lines, at + r * row, row, x, x_at, x_step, c, c_at + r * width, width, entries,
+                    4, 4, 5, runs, lines, at + r * row, row, x, x_at, x_step, c, c_at + r * width, width, entries,
                     starts, s_at + r,
                 )
             else:
                 for v in range(vectors):
                     int8_block(
-                        4, 1, 4, runs, lines, at + r * row, row, x, x_at + 64 * v, x_step, c,
+                        4, 1, 5, runs, lines, at + r * row, row, x, x_at + 64 * v, x_step, c,
                         c_at + r * width + 16 * v, width, entries, starts, s_at + r,
                     )
     elif vectors == 4:
@@ -76,14 +76,12 @@ def _multiply(p, a, panel, r0, nrows, runs, part, x_at, vectors, c, c_at):
     lines, at, row, width, step = bytes_at(p.lines), part * p.lines_stride, p.panel, a.width, 4 * a.width
     x, n, starts = bytes_at(a.out), ints_at(p.entries), ints_at(p.entry_start)
     s = panel * (p.weight.rows_padded + 4) + r0
-    if int16_sums() and p.base_bits == 5:
-        _rows(5, nrows, runs, lines, at, row, x, x_at, step, vectors, c, c_at, width, n, starts, s)
-    elif int16_sums() and p.base_bits == 6:
+    if int16_sums() and p.base_bits == 6:
         _rows(6, nrows, runs, lines, at, row, x, x_at, step, vectors, c, c_at, width, n, starts, s)
     elif int16_sums() and p.base_bits == 7:
         _rows(7, nrows, runs, lines, at, row, x, x_at, step, vectors, c, c_at, width, n, starts, s)
     else:
-        _rows(4, nrows, runs, lines, at, row, x, x_at, step, vectors, c, c_at, width, n, starts, s)
+        _rows(5, nrows, runs, lines, at, row, x, x_at, step, vectors, c, c_at, width, n, starts, s)
 # fmt: on
 
 
@@ -204,7 +202,7 @@ class Int8Activations:
         depth = -(-columns // 64) * 64
         group = columns if w["kind"] == GRID else w["group"]
         groups = -(-columns // group)
-        scratch = TOKENS * depth
+        scratch = TOKENS * depth + 4 * columns
         if w.transform_in != "none":
             scratch += 4 * TOKENS * (columns + 2 * block)
         tokens = self.tiles * self.width

@@ -90,6 +90,7 @@ ISAS = {
         Isa("avx512", _X86, "x86-64-v4", _AVX512),
         Isa("avx512-vnni", _X86, "icelake-server", _AVX512 | {"avx512vnni"}),
         Isa("neon", _ARM, "generic", frozenset({"neon"})),
+        Isa("neon-dotprod", _ARM, "generic", frozenset({"neon", "dotprod"})),
     )
 }
 

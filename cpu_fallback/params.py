@@ -143,6 +143,7 @@ INT8_MATVEC = Struct(
     weight=WEIGHT, output=OUTPUT, input=INPUT, tokens="i64", in_features="i64", block="i64", columns="i64",
     z="u8*",  # int8 (tokens, columns)
     scale=_FLOATS_OUT,  # (tokens)
+    line=_FLOATS_OUT,  # (columns): of one token
     lines=_FLOATS_OUT, lines_stride="i64",  # (tokens, block)
     parts="i64",
 )  # fmt: skip

@@ -184,4 +184,20 @@ __device__ __forceinline__ void layer_norm_long(const NormParams& p) {
   }
 }
 
-NORM_KERNELS(layer_norm, NormParams)
+// The names are explained in softmax.cu.
+#define ENTRY(name, body, threads, T, VEC, CHUNKS)                                                                 \
+  extern "C" __global__ void __launch_bounds__(threads, 1) name(NormParams_PARAMETERS) { \
+    const NormParams p = NormParams_VALUES; \
+    body<T, VEC, CHUNKS>(p);                                                                           \
+  }
+#define ENTRIES(type, T)                                                               \
+  ENTRY(layer_norm_##type##_8, layer_norm_rows, 1024, T, VECTOR<T>, 8 / VECTOR<T>)     \
+  ENTRY(layer_norm_##type##_16, layer_norm_rows, 1024, T, VECTOR<T>, 16 / VECTOR<T>)   \
+  ENTRY(layer_norm_##type##_32, layer_norm_rows, 512, T, VECTOR<T>, 32 / VECTOR<T>)   \
+  ENTRY(layer_norm_##type##_single_8, layer_norm_rows, 512, T, 1, 8)                  \
+  ENTRY(layer_norm_##type##_long, layer_norm_long, 512, T, VECTOR<T>, 16 / VECTOR<T>)             \
+  ENTRY(layer_norm_##type##_single_long, layer_norm_long, 512, T, 1, 4)
+
+ENTRIES(f32, float)
+ENTRIES(f16, f16)
+ENTRIES(bf16, bf16)

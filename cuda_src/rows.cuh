@@ -51,22 +51,3 @@ __device__ __forceinline__ double wide_value(const T* x, const T* residual, i64 
   double s = to_double(to_float(x[at]));
   return residual ? s + to_double(to_float(residual[at])) : s;
 }
-
-// The entry points of a norm, named as softmax.cu explains: op_rows with rows in registers, op_long with rows of any
-// length. Bounds of one block: without the 1 ptxas spills a few registers to fit another block.
-#define NORM_ENTRY(name, Params, body, threads, T, VEC, CHUNKS)                                   \
-  extern "C" __global__ void __launch_bounds__(threads, 1) name(Params##_PARAMETERS) {            \
-    const Params p = Params##_VALUES;                                                             \
-    body<T, VEC, CHUNKS>(p);                                                                      \
-  }
-#define NORM_ENTRIES(op, Params, type, T)                                                         \
-  NORM_ENTRY(op##_##type##_8, Params, op##_rows, 1024, T, VECTOR<T>, 8 / VECTOR<T>)               \
-  NORM_ENTRY(op##_##type##_16, Params, op##_rows, 1024, T, VECTOR<T>, 16 / VECTOR<T>)             \
-  NORM_ENTRY(op##_##type##_32, Params, op##_rows, 512, T, VECTOR<T>, 32 / VECTOR<T>)              \
-  NORM_ENTRY(op##_##type##_single_8, Params, op##_rows, 512, T, 1, 8)                             \
-  NORM_ENTRY(op##_##type##_long, Params, op##_long, 512, T, VECTOR<T>, 16 / VECTOR<T>)            \
-  NORM_ENTRY(op##_##type##_single_long, Params, op##_long, 512, T, 1, 4)
-#define NORM_KERNELS(op, Params)                                                                  \
-  NORM_ENTRIES(op, Params, f32, float)                                                            \
-  NORM_ENTRIES(op, Params, f16, f16)                                                              \
-  NORM_ENTRIES(op, Params, bf16, bf16)

@@ -38,15 +38,23 @@ class Target:
 _X86 = {"fma": r"vfn?m(?:add|sub)\d+", "add": "vadd", "div": "vdiv"}
 _X86_SINGLE = {kind: rf"{name}ss\s" for kind, name in _X86.items()}
 _X86_STACK = r"%[yz]mm\d+, .*\(%r[sb]p\)|\(%r[sb]p\), %[yz]mm"
+_NEON_STACK = r"(?:ldr|str|ldp|stp)\s+q\d+.*\[(?:sp|x29)"
 _FADD, _FADD_S = r"fadd\s+v\d+\.4s", r"fadd\s+s\d+"
 _WORDS = r"vpmuludq\s.*"  # products of words, 64 bits each
 
 
 def _x86(register: str) -> Target:
     packed = {kind: rf"{name}ps\s.*%{register}" for kind, name in _X86.items()}
+    packed |= {"add of 8": r"vaddps\s.*%ymm", "words": rf"{_WORDS}%{register}"}
     return Target(
-        {**packed, "add of 8": r"vaddps\s.*%ymm", "words": rf"{_WORDS}%{register}"},
-        {**_X86_SINGLE, "add of 8": _X86_SINGLE["add"], "words": rf"{_WORDS}%xmm"},
+        {**packed, "pairs": rf"vpmaddubsw\s.*%{register}", "byte pairs": r"vpmaddubsw\s.*%ymm"},
+        {
+            **_X86_SINGLE,
+            "add of 8": _X86_SINGLE["add"],
+            "words": rf"{_WORDS}%xmm",
+            "pairs": r"vpmaddubsw\s.*%xmm",
+            "byte pairs": r"vpmaddubsw\s.*%xmm",
+        },
         _X86_STACK,
     )
 
@@ -58,11 +66,16 @@ TARGETS = {
     "neon": Target(
         {"fma": r"fml[as]\s+v\d+\.4s", "add": _FADD, "add of 8": _FADD, "div": r"fdiv\s+v\d+\.4s"},
         {"fma": r"fn?m(?:add|sub)\s+s\d+", "add": _FADD_S, "add of 8": _FADD_S, "div": r"fdiv\s+s\d+"},
-        r"(?:ldr|str|ldp|stp)\s+q\d+.*\[(?:sp|x29)",
+        _NEON_STACK,
     ),
     # sums of four byte products
     "avx512-vnni": Target({"bytes": r"vpdpbusd\s.*%zmm"}, {"bytes": r"vpdpbusd\s.*%[xy]mm"}, _X86_STACK),
+    "neon-dotprod": Target({"bytes": r"sdot\s+v\d+\.4s"}, {"bytes": r"sdot\s+v\d+\.2s"}, _NEON_STACK),
 }
+
+
+#: the arguments of `int8_block`, behind its literals
+_INT8_BLOCK = "{} i u1 i i u1 i i w1 i i w1 w1 i"
 
 
 @dataclass(frozen=True)
@@ -72,8 +85,8 @@ class Kernel:
     Attributes
     ----------
     place : "module.function" in cpu_fallback
-    signature : one word per argument: f1, f2 (float32 arrays), l1, w1, u1 (int64, int32, uint8 arrays),
-        f (float64), s (float32), i, u, U (int64, uint32, uint64), b, none
+    signature : one word per argument: f1, f2 (float32 arrays), l1, w1, u1 (int64, int32, uint8 arrays), f (float64),
+        s (float32), i, u, U (int64, uint32, uint64), b, none, or a number for itself
     least : packed instructions in the hot loop, in the order of `TARGETS`; 0, or nothing: not for that target
     kind : of these instructions, a key of `Target.packed`
     spills : targets on which the hot loop may go to the stack: LLVM unrolls loops twofold, and the constants of two
@@ -120,6 +133,18 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
         Kernel("matvec._bitmap_row", "f1 i u1 i i f1 i", (0, 2, 0), by_address=True),
         # 4 rows x 3 digits x 2 halves of bytes; and what other machines have of it compiles
         Kernel("int8_dot.digit_rows", "i u1 i f1 i i u1 s f1 i", (0, 0, 0, 24), "bytes", by_address=True),
+        # int8 activations: a row x 64 tokens, 4 products before they are widened; eight sums of int16 and of int32
+        Kernel(
+            "int8_simd.int8_block", _INT8_BLOCK.format("1 4 5"), (32, 16), "pairs", "avx2", by_address=True
+        ),
+        # 4 rows x 64 tokens, or x 16, in 32 registers
+        Kernel("int8_simd.int8_block", _INT8_BLOCK.format("4 4 5"), (0, 0, 0, 16), "bytes", by_address=True),
+        Kernel(
+            "int8_simd.int8_block", _INT8_BLOCK.format("4 1 5"), (0, 0, 0, 0, 16), "bytes", by_address=True
+        ),
+        # one token, 32 columns at a time; four tokens
+        Kernel("int8_matvec._dot_1", "u1 i i i u1 i", (1, 1), "byte pairs", by_address=True),
+        Kernel("int8_matvec._dot_4", "u1 i i i u1 i", (4, 4), "byte pairs", by_address=True),
     ),
     "attention": (
         # 4 rows x 2 halves of a vector; 4 rows x 4 vectors; 4 rows x 4 quarters
@@ -260,12 +285,13 @@ def _compile(name: str) -> None:
     }
     assembly = {}
     for kernel in (kernel for kernels in KERNELS.values() for kernel in kernels):
-        if name == "avx512-vnni" and not kernel.least_on(name):
-            continue  # the same there as with AVX-512 alone
+        if name in ("avx512-vnni", "neon-dotprod") and not kernel.least_on(name):
+            continue  # the same there as without the extension
         module, function = kernel.place.split(".")
         dispatcher = getattr(import_module(f"rbe_gpu.cpu_fallback.{module}"), function)
-        signature = tuple(words[word] for word in kernel.signature.split())
-        if kernel.by_address:
+        if not kernel.by_address:
+            signature = tuple(words[word] for word in kernel.signature.split())
+        else:
             dispatcher, signature = _by_address(dispatcher, kernel.signature.split(), words)
         dispatcher.compile(signature)
         assembly[kernel.name] = dispatcher.inspect_asm(signature)
@@ -279,12 +305,16 @@ def _by_address(kernel: Any, signature: list[str], words: dict[str, Any]) -> tup
     from rbe_gpu.cpu_fallback._jit import FASTMATH
 
     makers = {"f1": "floats_at", "l1": "longs_at", "w1": "ints_at", "u1": "bytes_at"}
-    names = [f"a{i}" for i in range(len(signature))]
-    arguments = [f"{makers[w]}({n})" if w in makers else n for n, w in zip(names, signature, strict=True)]
+    names = [f"a{i}" for i, w in enumerate(signature) if not w.isdigit()]
+    places = iter(names)
+    arguments = [
+        w if w.isdigit() else f"{makers[w]}({next(places)})" if w in makers else next(places)
+        for w in signature
+    ]
     scope = {"kernel": kernel, **{maker: getattr(arrays, maker) for maker in makers.values()}}
     exec(f"def called({', '.join(names)}):\n    return kernel({', '.join(arguments)})", scope)
     compiled = numba.njit(nogil=True, error_model="numpy", fastmath=set(FASTMATH))(scope["called"])
-    return compiled, tuple(words["i" if w in makers else w] for w in signature)
+    return compiled, tuple(words["i" if w in makers else w] for w in signature if not w.isdigit())
 
 
 if __name__ == "__main__":

@@ -264,7 +264,7 @@ def test_base_bits_follow_the_codes() -> None:
         assert found(_compressed("grid5 none", _weight())).base_bits == 0
         return
     w = _weight(384, 384)
-    assert found(gridded(w, 4, shrink=0.0, transform="none")).base_bits == 4
+    assert found(gridded(w, 4, shrink=0.0, transform="none")).base_bits == 5
     codes = np.where(np.arange(384 * 384).reshape(384, 384) % 3 == 0, 50, 1).astype(np.int8)
     m = rbe.RBEMatrix(
         (384, 384), 64, "none", 1.0, None, GridCodes.from_integers(codes, np.ones(384), np.ones(384))
