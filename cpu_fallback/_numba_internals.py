@@ -11,6 +11,7 @@ file).
     start_threads, renew_locks, ...       Numba's number of threads, and its locks in a forked process
     target_context                        what `isa` selects
     compiler_lock                         one Python thread compiles at a time
+    during_compilation                    what a user is told who waits for it
     cgutils, populate_array               code generation: what Numba's own intrinsics are written with
 """
 
@@ -30,7 +31,7 @@ from typing import Any
 import numba.np.ufunc.parallel as layers
 from llvmlite import ir
 from numba import types
-from numba.core import caching, ccallback, cgutils, registry
+from numba.core import caching, ccallback, cgutils, event, registry
 from numba.core import dispatcher as dispatcher_module
 from numba.core.compiler_lock import global_compiler_lock as compiler_lock
 from numba.extending import intrinsic
@@ -44,6 +45,24 @@ __all__ = ["cgutils", "compiler_lock", "populate_array"]
 def target_context() -> Any:
     """The context that Numba compiles for the CPU with."""
     return registry.cpu_target.target_context
+
+
+class _CompileListener(event.Listener):  # type: ignore[misc]
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def on_start(self, event: Any) -> None:
+        self._call()
+
+    def on_end(self, event: Any) -> None:
+        self._call()
+
+
+@contextmanager
+def during_compilation(call: Callable[[], None]) -> Iterator[None]:
+    """Call a function whenever the compilation of one begins or ends; kernels in the disk cache are not compiled."""
+    with event.install_listener("numba:compile", _CompileListener(call)):
+        yield
 
 
 # --- the disk cache -------------------------------------------------------------------------------------

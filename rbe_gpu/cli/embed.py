@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ._compiling import announced
 from ._errors import about, fail, usage, writes
 from ._files import Force, check_output, message_stream, save_npy
 from ._inputs import check_apart, check_model, read_lines
@@ -34,12 +35,21 @@ def command(
     prompt: Annotated[
         str | None, typer.Option(help="A text to put before each line; '' for none, whatever the model says.")
     ] = None,
+    activations: Annotated[
+        str | None,
+        typer.Option(
+            metavar="int8|float",
+            help="Round the inputs of all linear layers to int8, or of none. Default: of those that the file names.",
+        ),
+    ] = None,
     as_json: Json = False,
     force: Force = False,
 ) -> None:
     """Embed each line of a text file; row i of the output is the embedding of line i."""
     if prompt is not None and prompt_name is not None:
         usage("give one of them", "--prompt", "--prompt-name")
+    if activations not in (None, "int8", "float"):
+        usage("use int8 or float", "--activations")
     check_model(model)
     out = check_output(out, force)
     messages = message_stream(out)
@@ -54,8 +64,8 @@ def command(
 
     rich.reconfigure(stderr=True)
     start = time.perf_counter()
-    with about(model):
-        encoder = load(model)
+    with about(model), announced():
+        encoder = load(model, activations=activations)
         loaded = time.perf_counter()
         vectors = encoder.embed(
             lines,

@@ -120,6 +120,8 @@ USAGE: tuple[tuple[str, str], ...] = (
     (f"{EMBED} --batch-size many", "--batch-size"),
     (f"{EMBED} --batch-size {10**30}", "--batch-size"),
     (f"{EMBED} --grade A", "--grade"),
+    (f"{EMBED} --activations int4", "--activations"),
+    (f"{EMBED} --activations", "--activations"),
     # eval
     (f"{EVAL} --documents 60", "--documents and --no-retrieval"),
     ("eval {file} --documents 0", "--documents"),

@@ -38,6 +38,28 @@ def test_embed_from_standard_input(tmp_path: Path, model_file: Path) -> None:
     assert json.loads(result.stdout)["embedding_size"] == 96
 
 
+def test_int8_activations(tmp_path: Path) -> None:
+    """A file of 8-bit codes, of which no layer is named: as it is, and with all layers rounded."""
+    model, texts = tmp_path / "m.rbe.safetensors", tmp_path / "t.txt"
+    done = run(
+        "compress", real.MODEL_DIR, "-o", model, "--codes", "dense-int8", "--transform", "none", "--no-basis"
+    )
+    assert done.exit_code == 0, done.stderr
+    texts.write_text("\n".join(real.texts()[:3]))
+    vectors = {}
+    for activations in ("int8", "float", None):
+        option = () if activations is None else ("--activations", activations)
+        result = run("embed", model, texts, "-o", tmp_path / "v.npy", "-f", *option)
+        assert result.exit_code == 0, result.stderr
+        vectors[activations] = np.load(tmp_path / "v.npy")
+    np.testing.assert_array_equal(vectors[None], vectors["float"])
+    cosines = (vectors["int8"] * vectors["float"]).sum(axis=1)
+    assert cosines.min() > 0.97
+    assert cosines.max() < 0.99999
+    refusal = run("embed", real.MODEL_DIR, texts, "-o", tmp_path / "v.npy", "-f", "--activations", "int8")
+    refused(refusal, "takes no int8 activations: ", "the weight is dense")
+
+
 def test_embed_nothing(tmp_path: Path, model_file: Path) -> None:
     (tmp_path / "t.txt").touch()
     result = run("embed", model_file, tmp_path / "t.txt", "-o", tmp_path / "v.npy")
