@@ -30,6 +30,8 @@ F64 = NDArray[np.float64]
 F32 = NDArray[np.float32]
 
 DAMPING = 0.01  # of the mean diagonal of H: regularises directions that the texts never used
+#: With fewer rows than this, means are corrected in proportion to the rows
+_ROWS_OF_MEANS = 256
 _RUN = 64  # columns between two updates of the remaining ones by one matrix product
 _TOP = 127
 #: Shift of the rounding thresholds and of the reconstruction points, in grid steps, by bits per coefficient.
@@ -111,7 +113,9 @@ def geometry(moments: Moments, transform: str = "dct", block: int = 64) -> Geome
     n = moments.features
     pad = -n % block
     h = moments.compressed / moments.count
-    damp = DAMPING * float(np.trace(h)) / n
+    # fewer rows than features leave directions that no text used
+    few = max(1.0, n / moments.count)
+    damp = DAMPING * few**2 * float(np.trace(h)) / n
     if damp <= 0.0:
         raise ValueError("the texts never used this layer (its inputs are all zero)")
     h[np.arange(n), np.arange(n)] += damp
@@ -243,15 +247,16 @@ def quantize_table(
 
 
 def corrected_bias(weight: F32, decoded: F32, bias: F32, moments: Moments) -> F32:
-    """The bias that preserves the mean output: b + E[x W^T] - E[x' W'^T]."""
+    """The bias that preserves the mean output: b + E[x W^T] - E[x' W'^T], for few rows less than that."""
     mean = (
         weight.astype(np.float64) @ moments.mean_dense - decoded.astype(np.float64) @ moments.mean_compressed
     )
-    return (bias + mean / moments.count).astype(np.float32)
+    return (bias + mean / max(moments.count, _ROWS_OF_MEANS)).astype(np.float32)
 
 
 def affine_fit(dense: Sequence[F32], compressed: Sequence[F32]) -> tuple[F64, F64]:
-    """Per feature the a and b of least sum (dense - a * compressed - b)^2, over all rows.
+    """Per feature the a and b of least sum (dense - a * compressed - b)^2, over all rows; for few rows
+    a part of the way there from a = 1, b = 0.
 
     dense, compressed : batches of (n, features) float32
     """
@@ -263,8 +268,9 @@ def affine_fit(dense: Sequence[F32], compressed: Sequence[F32]) -> tuple[F64, F6
         centred = c - x
         xx += np.einsum("nf,nf->f", centred, centred)
         xy += np.einsum("nf,nf->f", centred, d - y)
-    a = np.where(xx > 0, xy / np.where(xx > 0, xx, 1), 1.0)
-    return a, y - a * x
+    seen = min(1.0, count / _ROWS_OF_MEANS)
+    a = 1.0 + seen * (np.where(xx > 0, xy / np.where(xx > 0, xx, 1), 1.0) - 1.0)
+    return a, seen * (y - a * x)
 
 
 def _power_of_two(value: float) -> float:

@@ -72,6 +72,40 @@ def test_calibration_fits_its_bytes_and_beats_plain_compression(two_layers, text
     np.testing.assert_array_equal(dense.embed(held_out), vectors)  # the model is left as it was
 
 
+def test_one_text_is_no_worse_than_none(folder, texts, tmp_path):
+    """And there is a warning. What one text cannot tell is left as it is without calibration."""
+    dense = rbe.load(folder)
+    vectors = dense.embed(texts[1])
+    scores = {}
+    rbe.compress_model(folder, tmp_path / "plain", ratio=6)
+    with pytest.warns(UserWarning, match=r"1 different text\(s\) with \d+ tokens, which gains little"):
+        rbe.compress_model(folder, tmp_path / "calibrated", ratio=6, calibrate=texts[0][:1] * 3)
+    for name in ("plain", "calibrated"):
+        scores[name] = _cosine(rbe.load(tmp_path / name).embed(texts[1]), vectors)
+    assert scores["calibrated"] >= scores["plain"]
+
+
+def test_plain_compression_where_calibration_of_few_texts_loses(folder, texts, tmp_path, monkeypatch):
+    """The comparison is on vectors: weights that calibration spoils are not written."""
+    from rbe_gpu.models import calibrate as module
+
+    def spoilt(self, budget, *, progress=None, journal=None):
+        result = compress(self, budget, progress=progress, journal=journal)
+        name = "encoder.layer.0.output.dense.bias"
+        bias = result.tensors[name] + np.linspace(-9, 9, 384, dtype=np.float32)
+        return module.CalibrationResult({**result.tensors, name: bias}, result.bits)
+
+    compress = module.Calibration.compress
+    monkeypatch.setattr(module.Calibration, "compress", spoilt)
+    calibration = rbe.calibrate(rbe.load(folder), texts[0][:2])
+    assert calibration.few
+    summary = rbe.compress_model(folder, tmp_path / "m", ratio=6, calibrate=calibration)
+    assert not any(row.codes.startswith("grid") for row in summary.rows)
+    assert summary.ratio >= 6
+    dense = rbe.load(folder).embed(texts[1])
+    assert _cosine(rbe.load(tmp_path / "m").embed(texts[1]), dense) > 0.98
+
+
 def test_the_same_texts_give_the_same_bytes(folder, texts, tmp_path):
     files = [tmp_path / f"{i}.rbe.safetensors" for i in range(2)]
     for file in files:

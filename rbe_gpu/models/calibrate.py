@@ -12,6 +12,7 @@ is found by bisection on the entropy of the codes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -55,6 +56,9 @@ POSITIONS = "embeddings.position_embeddings.weight"
 #: With calibration and entropy coding a transform gains less than it costs to make heavy-tailed weights Gaussian
 #: (MiniLM, 2.2 bits: cosine 0.957 without, 0.954 with).
 TRANSFORM = "none"
+#: Tokens of all different texts below which calibration gains little: there is a warning, and `compress_model`
+#: compares the result with plain compression. 40 paragraphs have 2,000.
+FEW_TOKENS = 2048
 _TOKENS = 4096  # tokens computed together
 _PROBE_TEXTS = 64  # texts that sensitivities are measured on
 _PLAN_TEXTS = 192  # texts for the moments of the allocation; quantisation uses all
@@ -96,8 +100,8 @@ class CalibrationResult:
 
 
 def batches(model: BertEncoder, texts: Sequence[str]) -> list[_Batch]:
-    """Texts as packed ids, sorted by length."""
-    sequences = sorted(model.token_ids(texts), key=len)
+    """Texts with the default prompt as packed ids, sorted by length."""
+    sequences = sorted(model.token_ids(texts, model.resolve_prompt()), key=len)
     parts: list[_Batch] = []
     start = 0
     while start < len(sequences):
@@ -400,7 +404,8 @@ class Calibration:
     Attributes
     ----------
     model : the dense model; unchanged
-    texts : how many were used
+    texts : how many different ones were used
+    few : whether they have fewer than FEW_TOKENS tokens
     sensitivity : name -> loss of the sentence vectors (1 - cosine) per squared step, as measured
     """
 
@@ -411,6 +416,7 @@ class Calibration:
         self.texts = len(texts)
         self._probe = list(texts[:_PROBE_TEXTS])
         self._parts = batches(model, texts)
+        self.few = sum(part.ids.size for part in self._parts) < FEW_TOKENS
         self._weights = weights
         self._layers = layers
 
@@ -480,7 +486,9 @@ def calibrate(
     Parameters
     ----------
     model : a dense `BertEncoder` with a tokenizer (`rbe_gpu.load(folder)`)
-    texts : what to calibrate on; some hundreds suffice. Leave out the texts that quality is evaluated on.
+    texts : what to calibrate on; some hundreds suffice, a repeated one counts once. Leave out the texts that quality
+        is evaluated on. Fewer than FEW_TOKENS tokens: there is a warning, and what they cannot tell is left as it is
+        without calibration (`rbe_gpu.feedback`).
     tables : compress the embedding tables too, in the same budget
     transform : an orthonormal transform
     block : its block size; None as in `rbe_gpu.compress_model`
@@ -507,6 +515,14 @@ def calibrate(
         raise ValueError("no texts to calibrate on")
     if model.tokenizer is None:
         raise ValueError("the model has no tokenizer, so no text can run through it")
+    texts = list(dict.fromkeys(texts))
+    tokens = sum(map(len, model.token_ids(texts, model.resolve_prompt())))
+    if tokens < FEW_TOKENS:
+        warnings.warn(
+            f"calibrating on {len(texts)} different text(s) with {tokens} tokens, which gains little or nothing; use "
+            f"some hundreds of texts, and {FEW_TOKENS} tokens at the least",
+            stacklevel=3,
+        )
     report: Progress = progress or _silent
     layers = [_Layer(model, i, Workspace()) for i in range(len(model.layers))]
     for layer in layers:
