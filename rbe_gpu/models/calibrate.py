@@ -405,7 +405,7 @@ class Calibration:
     ----------
     model : the dense model; unchanged
     texts : how many different ones were used
-    few : whether they have fewer than FEW_TOKENS tokens
+    few : whether they have fewer than FEW_TOKENS tokens, or than FEW_TOKENS / 8 different ones
     sensitivity : name -> loss of the sentence vectors (1 - cosine) per squared step, as measured
     """
 
@@ -416,7 +416,7 @@ class Calibration:
         self.texts = len(texts)
         self._probe = list(texts[:_PROBE_TEXTS])
         self._parts = batches(model, texts)
-        self.few = sum(part.ids.size for part in self._parts) < FEW_TOKENS
+        self.few = _are_few(np.concatenate([part.ids for part in self._parts]))
         self._weights = weights
         self._layers = layers
 
@@ -464,6 +464,11 @@ class Calibration:
         return _compress_all(
             self.model, self._parts, self._layers, weights, steps, planned, budget, report, journal
         )
+
+
+def _are_few(ids: NDArray[Any]) -> bool:
+    """Whether texts with these token ids, all different, say too little: 40 that are alike but for a number do."""
+    return ids.size < FEW_TOKENS or np.unique(ids).size < FEW_TOKENS // 8
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -516,11 +521,11 @@ def calibrate(
     if model.tokenizer is None:
         raise ValueError("the model has no tokenizer, so no text can run through it")
     texts = list(dict.fromkeys(texts))
-    tokens = sum(map(len, model.token_ids(texts, model.resolve_prompt())))
-    if tokens < FEW_TOKENS:
+    ids = np.concatenate(model.token_ids(texts, model.resolve_prompt()))
+    if _are_few(ids):
         warnings.warn(
-            f"calibrating on {len(texts)} different text(s) with {tokens} tokens, which gains little or nothing; use "
-            f"some hundreds of texts, and {FEW_TOKENS} tokens at the least",
+            f"calibrating on {len(texts)} different text(s) with {ids.size} tokens, which gains little or nothing; "
+            f"use some hundreds of texts of different words, and {FEW_TOKENS} tokens at the least",
             stacklevel=3,
         )
     report: Progress = progress or _silent

@@ -7,6 +7,8 @@ whatever the files hold (exit code 2), those of `DATA` because of the files (exi
 
 from __future__ import annotations
 
+from .bad_inputs import CONVERTED, MODEL_FOLDERS
+
 COMPRESS = "compress {model} -o {here}/out"
 CALIBRATE = "compress {model} -o {here}/out --ratio 4 --calibrate"
 EMBED = "embed {file} {texts} -o {here}/out"
@@ -113,6 +115,8 @@ USAGE: tuple[tuple[str, str], ...] = (
     ),
     (f"{EMBED.replace('{here}/out', '-')} --json", "--json and --out: both go to standard output"),
     # embed
+    (f"{EMBED} --prompt a --prompt-name query", "--prompt and --prompt-name: give one of them"),
+    (f"{EMBED} --prompt", "--prompt"),
     (f"{EMBED} --batch-size 0", "--batch-size"),
     (f"{EMBED} --batch-size -3", "--batch-size"),
     (f"{EMBED} --batch-size 1.5", "--batch-size"),
@@ -222,6 +226,15 @@ DATA: tuple[tuple[str, str], ...] = (
     ("embed {bad}/binary {texts} -o {here}/out", "binary: not a safetensors file"),
     ("embed {model}/model.safetensors {texts} -o {here}/out", "without RBE weights"),
     ("embed {model}/config.json {texts} -o {here}/out", "config.json: not a safetensors file"),
+    (f"{EMBED} --prompt-name passage", "the model has no prompt 'passage'; it has 'query', 'document'"),
+    (f"{EMBED} --prompt '\udcff'", "the prompt is not valid Unicode"),
+    *((f"embed {{bad}}/{name} {{texts}} -o {{here}}/out", name) for name in MODEL_FOLDERS),
+    *(
+        (f"compress {{bad}}/{name} -o {{here}}/out --grade B", name)
+        for name in MODEL_FOLDERS
+        if name not in CONVERTED
+    ),
+    *((f"{CALIBRATE.replace('{model}', f'{{bad}}/{name}')} {{texts}}", name) for name in CONVERTED),
     # inspect
     ("inspect {bad}/absent", "absent: No such file or directory"),
     ("inspect ''", "not a regular file"),

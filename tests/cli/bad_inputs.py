@@ -220,3 +220,8 @@ _TENSORS: dict[str, Callable[[Tensors], Tensors]] = {
     "model-no-tensors": lambda tensors: {},
     "model-only-integers": lambda tensors: {"embeddings.position_ids": tensors["embeddings.position_ids"]},
 }
+
+#: names of the model folders that `build` makes
+MODEL_FOLDERS = (*_CONFIGS, *_TOKENIZERS, *_OTHER_FILES, *_TENSORS)
+#: what `compress` accepts of them without `--calibrate`: it converts float64
+CONVERTED = ("model-float64", "model-float64-query")
