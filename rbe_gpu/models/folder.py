@@ -119,6 +119,8 @@ def _read_modules(folder: Path) -> tuple[Path, dict[str, Any], bool]:
         for name in ("type", "path"):
             if not isinstance(module.get(name), str):
                 fail(path, name, module.get(name), "a text")
+        if not isinstance(module.get("name", ""), str):
+            fail(path, "name", module["name"], "a text")
         if module.get("name") in names:
             raise ValueError(f"{path} has two modules with the name {shown(module.get('name'))}")
         names.add(module.get("name", len(names)))
@@ -137,7 +139,7 @@ def _read_modules(folder: Path) -> tuple[Path, dict[str, Any], bool]:
             normalize = True
         elif kind != "Dropout":  # does nothing outside of training
             raise ValueError(
-                f"{path} has a {kind} module; only Transformer, Pooling, Normalize and Dropout are supported"
+                f"{path} has the module {quoted(kind)}; only Transformer, Pooling, Normalize and Dropout are supported"
             )
         kinds.append(kind)
     if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= {"Normalize", "Dropout"}:
@@ -150,7 +152,7 @@ def _read_modules(folder: Path) -> tuple[Path, dict[str, Any], bool]:
 
 def _relative(name: str, path: Path) -> PurePosixPath:
     windows = PureWindowsPath(name)
-    if windows.anchor or ".." in windows.parts or "\0" in name:
+    if windows.anchor or ".." in windows.parts or not name.isprintable():
         fail(path, "path", name, "a folder inside the model's")
     return PurePosixPath(*windows.parts)
 

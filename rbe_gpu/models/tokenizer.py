@@ -321,14 +321,20 @@ def _added_tokens(
 ) -> list[dict[str, Any]]:
     """The added tokens of tokenizer.json, and those of its vocabulary that the other files call special."""
     added = given.get("added_tokens") or []
-    if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
+    if not isinstance(added, list) or not all(
+        isinstance(token, dict) and isinstance(token.get("content"), str) and type(token.get("id")) is int
+        for token in added
+    ):
         fail(path, "added_tokens", added, "a list of tokens")
-    contents = {token.get("content"): token for token in added}
+    contents = {token["content"]: token for token in added}
     decoder = tokenizer_config.get("added_tokens_decoder")
     if decoder is not None:
         _check_decoder(decoder, added, folder / "tokenizer_config.json", path)
     vocabulary = given["model"].get("vocab")
     vocabulary = vocabulary if isinstance(vocabulary, dict) else {}
+    for word, number in vocabulary.items():
+        if type(number) is not int:
+            raise ValueError(f"{path} has the token {quoted(word)} with id {shown(number)}; needs an integer")
     for name, number in ({} if decoder is not None else read_optional(folder / "added_tokens.json")).items():
         if contents.get(name, {}).get("id", vocabulary.get(name)) != number:
             raise ValueError(

@@ -131,6 +131,8 @@ FOLDERS: dict[str, Bad] = {
     "layer norm": _modules(lambda m: m[2].update(type="sentence_transformers.models.LayerNorm"), "LayerNorm"),
     "router": _modules(lambda m: m[0].update(type="sentence_transformers.models.Router"), "Router"),
     "module of another library": _modules(lambda m: m[2].update(type="custom.Normalize"), "custom.Normalize"),
+    "name that is a list": _modules(lambda m: m[2].update(name=[2]), "name"),
+    "path of two lines": _modules(lambda m: m[1].update(path="1\n_Pooling"), "path"),
     "type that is a number": _modules(lambda m: m[0].update(type=7), "type=7"),
     "path outside": _modules(lambda m: m[1].update(path="../1_Pooling"), "path", "../1_Pooling"),
     "path from the root": _modules(lambda m: m[1].update(path="/tmp"), "path", "/tmp"),
@@ -189,6 +191,9 @@ FOLDERS: dict[str, Bad] = {
     ),
     "id of 2^31": _tokenizer(lambda t: t["model"]["vocab"].update(zebra=2**31 - 1), "zebra", "30522 rows"),
     "negative id": _tokenizer(lambda t: t["model"]["vocab"].update(zebra=-1), "zebra", "30522 rows"),
+    "added token without text": _tokenizer(lambda t: t["added_tokens"][0].update(content={}), "added_tokens"),
+    "added token without id": _tokenizer(lambda t: t["added_tokens"][0].pop("id"), "added_tokens"),
+    "id that is a text": _tokenizer(lambda t: t["model"]["vocab"].update(the="7"), "the", "integer"),
     "added id beyond the table": _tokenizer(
         lambda t: t["added_tokens"].append({**t["added_tokens"][0], "content": "<e1>", "id": 30522}), "<e1>"
     ),
