@@ -9,6 +9,8 @@
 #                 reports/results/<gpu>.csv (ARGS="--only attention,linear" runs some stages, ARGS=--list names them)
 #   make neon-check   the CPU suite on aarch64, emulated where the machine is another (an hour or two the first
 #                 time; needs qemu-user-static and mmdebstrap)
+#   make fuzz     coverage-guided fuzzing of the reader, of model folders and of the command line, FUZZ_SECONDS each
+#                 (20); inputs that fail are left in .fuzz/. Needs an interpreter that atheris has a wheel for
 #   make lint     ruff, mypy and import-linter (the layers of the package)
 #   make clean    remove the environment, caches and the report
 #
@@ -22,6 +24,7 @@
 #                        has the CPU build of PyTorch
 # CUDA=cuda12            the CuPy for `make gpu-check`, as the driver allows (default: cuda13). PyTorch takes part where
 #                        it has CUDA: VENV=.venv-gpu keeps it apart from the CPU's
+# FUZZ_SECONDS=3600      how long `make fuzz` runs each target
 # OUT=folder  ARGS="..." where the report goes, and further arguments to `rbe-gpu report` (e.g. --quick)
 
 PYTHON ?= python3
@@ -31,6 +34,7 @@ PIP_ARGS ?=
 OUT ?= rbe-report
 ARGS ?=
 JOBS ?= 2
+FUZZ_SECONDS ?= 20
 LLAMA ?= llama-cpp-python
 CUDA ?= cuda13
 # pip never takes the CUDA build for a requirement that says +cpu; other systems' ordinary build is the CPU one
@@ -43,7 +47,7 @@ PIP := $(BIN)/python -m pip install --quiet $(PIP_ARGS)
 # a stamp says that a group of packages is installed; a change of pyproject.toml installs again
 STAMPS := $(VENV)/.stamps
 
-.PHONY: report quality test test-avx2 gpu-check lint clean neon-check
+.PHONY: report quality test test-avx2 gpu-check fuzz lint clean neon-check
 .DELETE_ON_ERROR:
 
 report: $(STAMPS)/report $(STAMPS)/model $(STAMPS)/baselines-$(BASELINES)
@@ -71,6 +75,11 @@ ARM := $(filter aarch64 arm64,$(shell uname -m))
 neon-check: $(STAMPS)/venv $(if $(ARM),$(STAMPS)/test $(STAMPS)/model)
 	@PYTHON=$(BIN)/python tests/neon_check.sh $(ARGS)
 
+fuzz: $(STAMPS)/test $(STAMPS)/model $(STAMPS)/fuzz
+	for target in reader folder command_line; do \
+	  $(BIN)/python -m tests.fuzz $$target --seconds $(FUZZ_SECONDS) $(ARGS) || exit 1; \
+	done
+
 lint: $(STAMPS)/test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -79,7 +88,7 @@ lint: $(STAMPS)/test
 	$(BIN)/python -m tests.import_graph check
 
 clean:
-	rm -rf $(VENV) .neon rbe-report build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .neon .fuzz rbe-report build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMPS)/venv:
@@ -101,6 +110,12 @@ $(STAMPS)/report: pyproject.toml | $(STAMPS)/package
 $(STAMPS)/test: pyproject.toml | $(STAMPS)/package
 	@echo "installing what the tests need"
 	$(PIP) --editable '.[test]'
+	@touch $@
+
+$(STAMPS)/fuzz: pyproject.toml | $(STAMPS)/package
+	@echo "installing atheris, to fuzz with"
+	@$(PIP) --only-binary atheris --editable '.[fuzz]' || { \
+	  echo "atheris has no wheel for this interpreter: make fuzz needs another (PYTHON=python3.11)."; exit 1; }
 	@touch $@
 
 # --no-deps: the package wants sentence-transformers, of which nothing is used here

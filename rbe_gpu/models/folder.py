@@ -139,7 +139,8 @@ def _read_modules(folder: Path) -> tuple[Path, dict[str, Any], bool]:
             normalize = True
         elif kind != "Dropout":  # does nothing outside of training
             raise ValueError(
-                f"{path} has the module {quoted(kind)}; only Transformer, Pooling, Normalize and Dropout are supported"
+                f"{path} has the module {quoted(kind)}; only Transformer, Pooling, Normalize and Dropout are "
+                "supported"
             )
         kinds.append(kind)
     if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= {"Normalize", "Dropout"}:

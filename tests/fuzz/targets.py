@@ -1,0 +1,272 @@
+"""What is fuzzed: how inputs are made, and what must hold for each."""
+
+from __future__ import annotations
+
+import os
+import random
+import shlex
+import shutil
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from . import budget, mutate
+from .budget import allowed
+
+DECODED = 1 << 24  # bytes that an accepted file may decode to
+_TEXTS = ("A text.", "Another one, with more words than the first has")
+_MESSAGE = 2000  # characters
+
+
+class Target(ABC):
+    """One function under test. `folder` is scratch space that `run` may fill."""
+
+    #: modules that are instrumented for coverage; kernels are compiled from their bytecode, and are not
+    modules: tuple[str, ...]
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seeds = self.make_seeds()
+
+    @abstractmethod
+    def make_seeds(self) -> list[bytes]:
+        """Inputs to start from, made of real weights."""
+
+    @abstractmethod
+    def mutated(self, data: bytes, rng: random.Random, own: mutate.Bytes) -> bytes:
+        """Another input."""
+
+    @abstractmethod
+    def run(self, data: bytes) -> None:
+        """Try an input; raises where something does not hold."""
+
+    def warm(self, seed: bytes) -> None:
+        """Run a seed without limits: imports, and kernels that are compiled, are not the input's cost."""
+        with mock.patch.object(budget, "SECONDS", float("inf")), mock.patch.object(budget, "BYTES", 1 << 40):
+            self.run(seed)
+
+
+def _check_message(error: BaseException, start: str = "") -> None:
+    message = str(error)
+    assert message.startswith(start), message
+    assert message, type(error)
+    assert "\n" not in message, message
+    assert len(message) < _MESSAGE, message[:200]
+
+
+class Reader(Target):
+    """`load_file`: a `FormatError` on one line, or tensors that decode."""
+
+    modules = (
+        "rbe_gpu.container", "rbe_gpu.mapped", "rbe_gpu.stored", "rbe_gpu.json_checks", "rbe_gpu.memory",
+        "rbe_gpu.codecs", "rbe_gpu.transforms",
+    )  # fmt: skip
+    words = (
+        "kind", "codes", "dense", "sparse", "grid", "matrix", "vectors", "transform", "dct", "dwt", "none",
+        "hadamard", "dwt-haar", "dwt-bior3.1", "bits", "block", "shape", "basis", "gain", "group", "index",
+        "bitmap", "delta", "full", "value", "f32", "f16", "int8", "int4", "scale", "version", "tensors",
+        "config", "F32", "F16", "BF16", "U8", "U16", "I64", "BOOL", "dtype", "data_offsets",
+        "__metadata__", "rbe",
+    )  # fmt: skip
+
+    def make_seeds(self) -> list[bytes]:
+        from rbe_gpu.container import save_file
+
+        from ..compressed import FORMS, compressed
+        from ..hostile.parts import valid_bytes
+
+        seeds = [valid_bytes()]
+        for form in FORMS:
+            save_file(self.folder / "seed", {"w": compressed(form)})
+            seeds.append((self.folder / "seed").read_bytes())
+        return [seed for seed in seeds if len(seed) < 60_000]
+
+    def mutated(self, data: bytes, rng: random.Random, own: mutate.Bytes) -> bytes:
+        return mutate.mutate_safetensors(data, rng, own, self.words)
+
+    def run(self, data: bytes) -> None:
+        import numpy as np
+
+        from rbe_gpu.blocks import RBEBlocks
+        from rbe_gpu.container import FormatError, load_file
+
+        path = self.folder / "input"
+        path.write_bytes(data)
+        with allowed(len(data), DECODED):
+            try:
+                tensors, _ = load_file(path, max_decoded_bytes=DECODED)
+            except FormatError as error:
+                _check_message(error, str(path))
+                return
+            with np.errstate(all="ignore"):
+                for value in tensors.values():
+                    value.decode() if isinstance(value, RBEBlocks) else value.tobytes()
+
+
+class Folder(Target):
+    """`load` of a model folder, and `embed` where it loads: a ValueError or an OSError on one line, or vectors."""
+
+    modules = ("rbe_gpu.models", "rbe_gpu.mapped", "rbe_gpu.json_checks")
+    words = (
+        "model_type", "bert", "Pooling", "Normalize", "Transformer", "Dense", "path", "type",
+        "pooling_mode_mean_tokens", "pooling_mode_cls_token", "max_seq_length", "do_lower_case", "model",
+        "vocab", "WordPiece", "unk_token", "[UNK]", "post_processor", "normalizer", "pre_tokenizer",
+        "added_tokens", "decoder", "truncation", "padding", "id", "special", "content", "hidden_act",
+        "gelu", "absolute", "position_embedding_type",
+    )  # fmt: skip
+
+    def make_seeds(self) -> list[bytes]:
+        from ..test_compress_model import make_model
+        from .tiny import make_tiny
+
+        make_model(self.folder / "model")
+        make_tiny(self.folder / "model", self.folder / "tiny")
+        names = sorted(
+            str(p.relative_to(self.folder / "tiny")) for p in (self.folder / "tiny").rglob("*") if p.is_file()
+        )
+        return [mutate.pack({name: (self.folder / "tiny" / name).read_bytes() for name in names})]
+
+    def mutated(self, data: bytes, rng: random.Random, own: mutate.Bytes) -> bytes:
+        files = mutate.unpack(data)
+        if not files:
+            return self.seeds[0]
+        name = rng.choice(sorted(files))
+        if rng.random() < 0.02:
+            del files[name]
+        elif name.endswith(".safetensors"):
+            files[name] = mutate.mutate_safetensors(files[name], rng, own, self.words)
+        else:
+            files[name] = mutate.mutate_text(files[name], rng, own, self.words)
+        return mutate.pack(files)
+
+    def run(self, data: bytes) -> None:
+        import numpy as np
+
+        import rbe_gpu as rbe
+
+        folder = self.folder / "input"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name, raw in mutate.unpack(data).items():
+            path = folder / name
+            if len(name) > 100 or not path.resolve().is_relative_to(folder) or "\0" in name:
+                return
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(raw)
+            except OSError:
+                return
+        with allowed(len(data), DECODED):
+            try:
+                model = rbe.load(folder)
+                with np.errstate(all="ignore"):
+                    vectors = model.embed(_TEXTS)
+            except (ValueError, OSError) as error:
+                _check_message(error)
+                return
+        assert vectors.shape == (len(_TEXTS), model.embedding_size)
+
+
+class CommandLine(Target):
+    """`rbe-gpu`: exit code 0, 1 or 2; for 1 and 2 one line on standard error, and no file left behind.
+
+    The arguments are lines of the input. Slashes stand for nothing, so that no file outside `folder` is named;
+    commands that measure the machine for minutes are left out.
+    """
+
+    modules = ("rbe_gpu.cli",)
+    slow = frozenset(("report", "tune", "warmup", "docstrings"))
+    seconds = 20.0  # of a command that does its work
+
+    def make_seeds(self) -> list[bytes]:
+        from ..cli import bad_inputs
+        from ..cli.bad_command_lines import DATA, USAGE
+        from ..test_compress_model import make_model
+
+        for name in ("bad", "here", "model"):
+            (self.folder / name).mkdir(exist_ok=True)
+        make_model(self.folder / "model")
+        (self.folder / "texts").write_text("a text\nand another one\n", "utf-8")
+        self._command(
+            ["compress", str(self.folder / "model"), "-o", str(self.folder / "file"), "--codes", "dense-int6"]
+        )
+        bad_inputs.build(self.folder / "bad", self.folder / "model", self.folder / "file")
+        good = (
+            *("inspect {file}", "inspect {file} --json", "info", "--help", "--version"),
+            "embed {file} {texts} -o {here}/out",
+            "compress {model} -o {here}/out --grade B",
+            "eval {file} --against {model} --no-retrieval",
+        )
+        lines = [line for line, _ in (*USAGE, *DATA) if len(line) < 2000] + list(good)
+        self.dictionary = sorted({word for line in lines for word in shlex.split(line)})
+        return ["\n".join(shlex.split(line)).encode("utf-8", "surrogatepass") for line in lines]
+
+    def mutated(self, data: bytes, rng: random.Random, own: mutate.Bytes) -> bytes:
+        words = data.split(b"\n")
+        at = rng.randrange(len(words) + 1)
+        kind = rng.randrange(6)
+        if kind <= 1:
+            words.insert(at, os.fsencode(rng.choice(self.dictionary)))
+        elif kind == 2 and at < len(words):
+            del words[at]
+        elif kind == 3 and at < len(words):
+            words[at] = own(words[at], len(words[at]) + 40)
+        elif at < len(words):
+            words[at] = os.fsencode(rng.choice(self.dictionary))
+        return b"\n".join(words)
+
+    def arguments(self, data: bytes) -> list[str] | None:
+        """The command line of an input, or None for one that is left out."""
+        words = [os.fsdecode(word) for word in data.replace(b"\0", b"").split(b"\n")]
+        if any(name in word for name in self.slow for word in words):
+            return None
+        if "eval" in words and "--no-retrieval" not in words:
+            return None
+        places = {
+            f"{{{name}}}": str(self.folder / name) for name in ("bad", "here", "model", "file", "texts")
+        }
+        made = []
+        for word in words:
+            start = next((place for place in places if word.startswith(place)), "")
+            rest = word[len(start) :].replace("..", "_").replace("~", "_")
+            under = rest[:1] == "/" and bool(start)
+            made.append(places.get(start, "") + ("/" if under else "") + rest[under:].replace("/", "_"))
+        return made
+
+    def run(self, data: bytes) -> None:
+        arguments = self.arguments(data)
+        if arguments is None:
+            return
+        if arguments[:1] == ["compress"] and any(word.startswith("--cal") for word in arguments):
+            return  # seconds of work
+        here = self.folder / "here"
+        os.chdir(here)
+        with allowed(len(data), DECODED, self.seconds):
+            result = self._command(arguments)
+        left = os.listdir(here)
+        for name in left:
+            path = here / name
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        assert result.exit_code in (0, 1, 2), result.exit_code
+        if result.exit_code:
+            lines = result.stderr.splitlines()
+            assert lines, "nothing on standard error"
+            assert all(line.startswith("rbe-gpu: ") for line in lines), result.stderr
+            assert sum(not line.startswith("rbe-gpu: warning: ") for line in lines) == 1, result.stderr
+            assert "internal error" not in result.stderr, result.stderr
+            assert not left, left
+
+    @staticmethod
+    def _command(arguments: list[str]) -> Any:
+        from typer.testing import CliRunner
+
+        from rbe_gpu import cli
+
+        result = CliRunner().invoke(cli.app, arguments)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+
+TARGETS: dict[str, type[Target]] = {"reader": Reader, "folder": Folder, "command_line": CommandLine}
