@@ -13,6 +13,7 @@ import pytest
 
 import rbe_gpu as rbe
 from rbe_gpu import reference
+from rbe_gpu.codecs import GridCodes
 from rbe_gpu.layers import (
     RBEFFN,
     RBEAttention,
@@ -429,6 +430,16 @@ def test_cache_from_a_number(x: np.ndarray) -> None:
     assert layer.cache is not None
     assert (layer.cache.budget, layer.cache.hits, layer.cache.misses) == (1 << 20, 1, 1)
     assert layer.nbytes == layer.weight.nbytes  # the cache is counted by itself
+
+
+def test_bytes_are_those_in_memory() -> None:
+    """A file compresses grid codes further: with one large integer, all have 8 bits in memory."""
+    q = np.zeros((64, 64), np.int8)
+    q[0, 0] = 127
+    codes = GridCodes.from_integers(q, np.ones(64), np.ones(64))
+    layer = RBELinear(rbe.RBEMatrix((64, 64), 64, "none", 1.0, None, codes))
+    assert layer.nbytes == 64 * 64 + 2 * 2 * 64
+    assert layer.weight.nbytes < 300
 
 
 # --- construction -------------------------------------------------------------------------------------

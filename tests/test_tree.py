@@ -47,7 +47,7 @@ FOLDERS = {"ops", "codecs", "layers", "models", "gpu", "cli"}
 COMMANDS = {"compress", "inspect", "embed", "eval", "report", "warmup", "tune", "info"}
 CLI = {
     *("__init__", "__main__", "_app", "_environment", "_errors", "_files", "_inputs", "_measure", "_options"),
-    *("_output", "_signals", "_streams"),
+    *("_compiling", "_output", "_signals", "_streams"),
 }
 CPU = {
     *("__init__", "_jit", "_disk_cache", "_numba_internals", "arrays", "isa", "params", "unpack"),

@@ -120,7 +120,7 @@ class RBEAttention:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weights, as they are stored."""
+        """Bytes of all weights in memory."""
         return self.query.nbytes + self.key.nbytes + self.value.nbytes + self.output.nbytes
 
     def __call__(

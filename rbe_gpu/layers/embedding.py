@@ -10,7 +10,7 @@ from .. import ops
 from ..blocks import Array, RBEBlocks
 from ..dispatch import backend_of
 from ..workspace import Workspace
-from .rbe_linear import compressed, describe
+from .rbe_linear import compressed, describe, resident_nbytes
 
 
 class RBEEmbedding:
@@ -47,8 +47,8 @@ class RBEEmbedding:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the table, as it is stored."""
-        return int(self.weight.nbytes)
+        """Bytes of the table in memory."""
+        return resident_nbytes(self.weight)
 
     def __call__(self, ids: Array, out: Array | None = None, workspace: Workspace | None = None) -> Array:
         """ids : integers of any shape, 0 <= ids < rows. Returns (*ids.shape, cols)."""

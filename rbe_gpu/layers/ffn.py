@@ -107,7 +107,7 @@ class RBEFFN:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weights, as they are stored."""
+        """Bytes of all weights in memory."""
         return self.up.nbytes + self.down.nbytes + (0 if self.gate is None else self.gate.nbytes)
 
     def __call__(

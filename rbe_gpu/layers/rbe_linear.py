@@ -33,6 +33,11 @@ def describe(weight: Array | RBEBlocks | None) -> str:
     return f"dense({'x'.join(map(str, weight.shape))}, {weight.dtype})"
 
 
+def resident_nbytes(weight: Array | RBEBlocks) -> int:
+    """Bytes of a weight in memory. Grid codes, which a file compresses further, take more there."""
+    return int(weight.resident_nbytes if isinstance(weight, RBEBlocks) else weight.nbytes)
+
+
 class RBELinear:
     """y = activation(x W^T + bias) + residual.
 
@@ -102,8 +107,8 @@ class RBELinear:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weight, as it is stored, and of the bias, without the cache (`cache.nbytes`)."""
-        return int(self.weight.nbytes) + (0 if self.bias is None else int(self.bias.nbytes))
+        """Bytes of the weight and the bias in memory, without the cache (`cache.nbytes`)."""
+        return resident_nbytes(self.weight) + (0 if self.bias is None else int(self.bias.nbytes))
 
     def __call__(
         self,
