@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,16 @@ def test_a_text_has_the_same_vector_alone_and_in_a_batch(model: BertEncoder) -> 
     for i, text in enumerate(TEXTS):
         alone = rounded.embed([text])[0]
         np.testing.assert_allclose(alone, together[i], rtol=0, atol=1e-6)
+
+
+def test_several_threads_use_one_model(model: BertEncoder) -> None:
+    rounded = model.with_int8_activations(list(linear_weights(model.config)))
+    expected = [rounded.embed(TEXTS[:count]) for count in (1, 2, 3, 4)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            vectors = pool.map(lambda count: rounded.embed(TEXTS[:count]), (1, 2, 3, 4))
+            for there, here in zip(vectors, expected, strict=True):
+                np.testing.assert_array_equal(there, here)
 
 
 def test_a_file_says_which_layers(file: Path) -> None:
