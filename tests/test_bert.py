@@ -567,7 +567,7 @@ def test_sentence_transformers_files(folder: Folder) -> None:
     assert not load(path).normalize
     dense = {"type": "sentence_transformers.models.Dense", "path": "2_Dense"}
     (path / "modules.json").write_text(json.dumps([*modules[:2], dense]))
-    with pytest.raises(ValueError, match="Dense module"):
+    with pytest.raises(ValueError, match='the module "Dense"'):
         load(path)
     (path / "modules.json").write_text("{}")
     with pytest.raises(ValueError, match=r"modules\.json is not a list"):
