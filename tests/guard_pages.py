@@ -4,8 +4,8 @@
 
 Every case of the ops, with every input array (those of compressed weights too) placed so that its last byte is the
 last of a page and the next page is inaccessible: a kernel that reads or writes one byte too far ends the process with
-SIGSEGV, and Python's fault handler prints where. Results are written to `out=` in memory of the same kind; the bytes in
-front of it, and of each input, are checked afterwards. Prints the number of calls and arrays.
+SIGSEGV, and Python's fault handler prints where. Results are written to `out=` in memory of the same kind; the bytes
+in front of it, and of each input, are checked afterwards. Prints the number of calls and arrays.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ class Pages:
         """Raise an AssertionError if something was written in front of an array."""
         for memory, start, size in self._kept:
             before = np.frombuffer(memory, np.uint8, size)[:start]
-            assert (before == _CANARY).all(), f"bytes {np.flatnonzero(before != _CANARY) - start} were written"
+            assert (before == _CANARY).all(), (
+                f"bytes {np.flatnonzero(before != _CANARY) - start} were written"
+            )
 
 
 def guarded(value: Any, copy: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]) -> Any:

@@ -1,4 +1,4 @@
-"""No CPU kernel reads or writes past an array: `tests.guard_pages`, in a process of its own, which SIGSEGV would end."""
+"""No CPU kernel reads or writes past an array: `tests.guard_pages`, in a process that SIGSEGV would end."""
 
 from __future__ import annotations
 
