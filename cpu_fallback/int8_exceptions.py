@@ -2,8 +2,10 @@
 
 Codes are cut to a number of bits (`int8_simd`): fewer bits let more products be added before they are widened, but
 leave more exceptions. What four codes of a row lack is an exception, multiplied like them; one of positive and one of
-negative parts where both are there. They take 2 to 10% of the bytes of calibrated codes, and as much as the codes
-where all sizes of 8-bit codes are as frequent.
+negative parts where both are there.
+
+Of MiniLM at ratio 8 they take 7.7% of the bytes of the linear layers' codes (half of the weights less than 5.4%, one
+44%), and as much as the codes where all sizes of 8-bit codes are as frequent.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from .int8_codes import rows_of_bytes
 from .int8_input import DONE, INT8_INPUT, TOKENS
 from .int8_simd import RUN, int8_block, int16_sums, many_registers, sums_to_floats
 from .matmul_rows import TILE
+from .matmul_tiles import scratch_memory
 from .operand import MatmulCall, Operand
 from .simd import element, vfma, vload, vmul, vsplat, vstore, wide_registers, widen
 
@@ -261,36 +262,26 @@ class Int8TilesCall(MatmulCall):
         rows = block * max(1, min(blocks * groups // (_UNITS * threads), _MOST_ROWS // block))
         grid = w["kind"] == GRID
         panel = min(_PANEL if grid else w["group"], w.columns)
-        # field of the address, field of the stride, elements of a thread, bytes of an element
         scratch = (
             ("sums", "sums_stride", group_tiles * rows * width, 4),
             ("group_sums", "group_sums_stride", 0 if grid else rows * width, 4),
             ("lines", "lines_stride", rows * panel, 1),
             ("corner", "corner_stride", 256 + (block * width if w.transform_out else 0), 4),
         )
-        shares = 8 * threads * SHARE
-        memory = buffer(shares + threads * sum(count * size for *_, count, size in scratch))
-        self.counters, counters_at = memory[:shares].view(np.int64), address(memory)
-        fields: dict[str, int] = {}
-        at = counters_at + shares
-        for name, stride, count, size in scratch:
-            assert count * size % 64 == 0
-            fields[name], fields[stride] = at, count
-            at += threads * count * size
-        found = w.int8_exceptions(panel)
+        memory, self.counters, fields = scratch_memory(scratch, threads, buffer)
+        exceptions = w.int8_exceptions(panel)
         record = params.INT8_TILES.record(
             weight=w.params.item(),
             input=a.params_at,
-            offset=_offset(w["bits"], found.base_bits),
-            base_bits=found.base_bits,
-            entries=address(found.entries),
-            entry_start=address(found.starts),
+            offset=_offset(w["bits"], exceptions.base_bits),
+            base_bits=exceptions.base_bits,
+            entries=address(exceptions.entries),
+            entry_start=address(exceptions.starts),
             block=block,
             transform_out=w.transform_out,
             unit_rows=rows,
             panel=panel,
             group_tiles=group_tiles,
-            counters=counters_at,
             parts=threads,
             **fields,
         )

@@ -209,6 +209,25 @@ def _dense_part(part, p, like):
 _SPARSE, _DENSE = part_kernel(_sparse_part, _TILES), part_kernel(_dense_part, _TILES)
 
 
+Scratch = tuple[tuple[str, str, int, int], ...]
+
+
+def scratch_memory(scratch: Scratch, threads: int, buffer: Any) -> tuple[Any, Any, dict[str, int]]:
+    """The memory of a call: the counters of units (int64), and the fields of the struct that point into it.
+
+    scratch : field of an address, field of its stride, elements of a thread, bytes of an element
+    """
+    shares = 8 * threads * SHARE
+    memory = buffer(shares + threads * sum(count * size for *_, count, size in scratch))
+    fields = {"counters": address(memory)}
+    at = fields["counters"] + shares
+    for name, stride, count, size in scratch:
+        assert count * size % 64 == 0
+        fields[name], fields[stride] = at, count
+        at += threads * count * size
+    return memory, memory[:shares].view(np.int64), fields
+
+
 class TilesCall(MatmulCall):
     """The filled struct of a matmul: which rows and columns a unit takes, and where its scratch memory lies."""
 
@@ -231,7 +250,6 @@ class TilesCall(MatmulCall):
         starts = rows * panels + 1 if sparse else rows if w.sparse else 0
         basis, basis_starts = w.basis_room(rows)
         tiles_kept = 1 if sparse else group_tiles
-        # field of the address, field of the stride, elements of a thread, bytes of an element
         scratch = (
             ("sums", "sums_stride", tiles_kept * rows // block * (block + w.sum_features) * width, 4),
             ("lines", "lines_stride", 0 if sparse or w.read_in_place else rows * panel, 4),
@@ -243,15 +261,7 @@ class TilesCall(MatmulCall):
             ("basis_start", "basis_start_stride", basis_starts, 8),
             ("corner", "corner_stride", 256 + (block * width if w.transform_out else 0), 4),
         )
-        shares = 8 * threads * SHARE
-        memory = buffer(shares + threads * sum(count * size for *_, count, size in scratch))
-        self.counters, counters_at = memory[:shares].view(np.int64), address(memory)
-        fields: dict[str, int] = {}
-        at = counters_at + shares
-        for name, stride, count, size in scratch:
-            assert count * size % 64 == 0
-            fields[name], fields[stride] = at, count
-            at += threads * count * size
+        memory, self.counters, fields = scratch_memory(scratch, threads, buffer)
         record = params.TILES.record(
             weight=w.params.item(),
             x=a.address,
@@ -266,7 +276,6 @@ class TilesCall(MatmulCall):
             panel=panel,
             panels=panels,
             group_tiles=group_tiles,
-            counters=counters_at,
             parts=threads,
             **fields,
         )
