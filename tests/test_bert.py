@@ -406,7 +406,12 @@ def test_an_architecture_is_an_entry_of_the_table(
 ) -> None:
     """Its config is checked before its tensors are read, from a folder and from a compressed file."""
     seen: list[Any] = []
-    made = Architecture(seen.append, lambda tensors, config, *options: (sorted(tensors), config, options))
+
+    def model(tensors: Any, config: Any, *options: Any, copy_tokenizer: bool) -> tuple[Any, ...]:
+        assert not copy_tokenizer  # `load` has just made it
+        return sorted(tensors), config, options
+
+    made = Architecture(seen.append, model)
     monkeypatch.setitem(ARCHITECTURES, "bert", made)
     path = folder(small_config(1), {"pooler.dense.bias": np.zeros(3, np.float32)})
     tensors, config, options = load(path, 7, "float16")

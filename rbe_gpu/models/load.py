@@ -33,7 +33,8 @@ class Architecture(NamedTuple):
     ----------
     check_config : raises a ValueError for a config.json that `model` does not support
     model : (tensors, config, tokenizer, pooling, normalize, max_seq_length, cache_bytes, dtype), as `BertEncoder`;
-        and by name, where the model has them: prompts, default_prompt_name, truncate_dim, int8_activations
+        and by name copy_tokenizer and, where the model has them, prompts, default_prompt_name, truncate_dim and
+        int8_activations
     check_tensors : raises a ValueError if tensors with these names and shapes are not those of a config
     linear_weights : the names of the weights of linear layers, of a config.json
     """
@@ -145,6 +146,7 @@ def load_folder(
         settings.max_seq_length,
         cache_bytes,
         dtype,
+        copy_tokenizer=False,
         **settings.extra,
         **_int8_activations(made, activations, settings.config),
     )
@@ -237,6 +239,7 @@ def load_compressed(
         stored.get("max_seq_length"),
         cache_bytes,
         dtype,
+        copy_tokenizer=False,
         **extra,
         **_int8_activations(made, activations, config, stored.get("int8_activations", ())),
     )

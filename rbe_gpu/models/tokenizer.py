@@ -8,7 +8,6 @@ Both are done here on the JSON, so that a compressed file holds one tokenizer th
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,8 @@ _BERT_SPECIAL = {
 _SPECIAL = (*_BERT_SPECIAL, "bos_token", "eos_token")
 #: a letter of Old Church Slavonic, which takes the unknown token
 _UNKNOWN = "a \ua66e"
-_LONG_NUMBER = re.compile(rb"[0-9]{8}")
+_LONG_NUMBER = b"0" * 8
+_DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
@@ -127,7 +127,7 @@ def check_ids(text: bytes, config: Mapping[str, Any], where: object) -> None:
     The time and memory of making it grow with the largest id, which a small file can state. Ids of less than 8 digits
     are not refused here, but when a text has them.
     """
-    if not _LONG_NUMBER.search(text):
+    if _LONG_NUMBER not in text.translate(_DIGITS_TO_ZERO):  # 1 ms; a regular expression takes 10
         return  # 10 ms to parse; ids below 10^8 cost little
     try:
         value = json.loads(text)
