@@ -31,6 +31,7 @@ from .folder import POOLING as POOLING
 from .folder import check_extra, check_pooling
 from .pooling import cu_seqlens_of, pool_into, to_host, without_first
 from .settings import check_keys
+from .tokenizer import tokenizer_errors
 
 if TYPE_CHECKING:
     from .graph import EncoderGraph
@@ -645,7 +646,8 @@ class BertEncoder:
 
     def _prompt_length(self, prompt: str) -> int:
         """Tokens of a prompt: with the special tokens before it, without those behind it."""
-        encoding = self.tokenizer.encode(prompt)
+        with tokenizer_errors("the tokenizer does not take the prompt"):
+            encoding = self.tokenizer.encode(prompt)
         behind = bool(encoding.special_tokens_mask and encoding.special_tokens_mask[-1])
         return len(encoding.ids) - behind
 
@@ -664,9 +666,10 @@ class BertEncoder:
             if prompt:
                 batch = [prompt + text for text in batch]
             try:
-                encodings = self.tokenizer.encode_batch_fast(batch)
-            except TypeError:  # half of a surrogate pair
-                _check_unicode(texts, prompt)
+                with tokenizer_errors("the tokenizer does not take these texts"):
+                    encodings = self.tokenizer.encode_batch_fast(batch)
+            except ValueError:
+                _check_unicode(texts, prompt)  # half of a surrogate pair
                 raise
             ids.extend(np.array(e.ids, np.int32) for e in encodings)
         rows = self.config["vocab_size"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,13 @@ def tokenizer_json(
     if not isinstance(given.get("model"), dict):
         fail(path, "model", given.get("model"), "an object")
     _check_ids(given, config, path)
-    made = dict(given)
+    added = _added_tokens(given, folder, tokenizer_config, special, path)
+    made = {**given, "added_tokens": added}
     if kind in _BERT:
         made["normalizer"] = _bert_normalizer(given, tokenizer_config, path, where)
-        _check_bert(given, special, path)
+        _check_bert(given, special, added, path)
     elif kind in _UNIGRAM and given["model"].get("type") != "Unigram":
         fail(path, "model.type", given["model"].get("type"), f"Unigram, as the tokenizer_class is {name}")
-    made["added_tokens"] = _added_tokens(given, folder, tokenizer_config, special, path)
     if lower:
         made["normalizer"] = _lowercase_first(made["normalizer"])
     _set_sides(made, given, tokenizer_config, path, where)
@@ -109,16 +110,42 @@ def tokenizer_json(
 
 def read_tokenizer(text: bytes, where: object) -> Tokenizer:
     """A `tokenizers.Tokenizer` from the bytes of a tokenizer.json."""
-    try:
+    what = f"{where} holds no tokenizer"
+    with tokenizer_errors(what):
         tokenizer = Tokenizer.from_str(text.decode("utf-8"))
+        processor = tokenizer.post_processor
+        template = {} if processor is None else json.loads(processor.__getstate__())
+    _check_template(template, where)
+    with tokenizer_errors(what):
         encoding = tokenizer.encode(_UNKNOWN)
-    except Exception as error:  # tokenizers raises plain Exception
-        raise ValueError(f"{where} holds no tokenizer: {error}") from None
     if any(encoding.type_ids):
         raise ValueError(
             f"{where} has a post_processor with token types other than 0, which are not supported"
         )
     return tokenizer
+
+
+@contextmanager
+def tokenizer_errors(what: str) -> Iterator[None]:
+    """Raise what tokenizers raises, plain Exceptions and panics of its Rust code, as a ValueError: "what: reason"."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{what}: {' '.join(str(error).split())[:300]}") from None
+
+
+def _check_template(processor: Mapping[str, Any], where: object) -> None:
+    """Refuse a template of special tokens that makes tokenizers panic, which writes a backtrace to standard error."""
+    for step in processor.get("processors", ()):  # of a Sequence
+        _check_template(step, where)
+    for piece in processor.get("single", ()):  # of a TemplateProcessing
+        if piece.get("Sequence", {}).get("id", "A") != "A":
+            fail(where, "post_processor.single", piece, "the Sequence A alone")
+        token = piece.get("SpecialToken", {}).get("id")
+        if token is not None and token not in processor["special_tokens"]:
+            fail(where, "post_processor.single", piece, "a token of its special_tokens")
 
 
 def check_ids(text: bytes, config: Mapping[str, Any], where: object) -> None:
@@ -196,7 +223,9 @@ def _bert_normalizer(
     return {"type": "BertNormalizer", "clean_text": True, **options}
 
 
-def _check_bert(given: Mapping[str, Any], special: Mapping[str, Any], path: Path) -> None:
+def _check_bert(
+    given: Mapping[str, Any], special: Mapping[str, Any], added: list[dict[str, Any]], path: Path
+) -> None:
     """Refuse what BertTokenizer would replace by something else."""
     model = given["model"]
     for name, value in (
@@ -210,31 +239,36 @@ def _check_bert(given: Mapping[str, Any], special: Mapping[str, Any], path: Path
     splitter = given.get("pre_tokenizer")
     if splitter is not None and splitter != {"type": "BertPreTokenizer"}:
         fail(path, "pre_tokenizer", splitter, "BertPreTokenizer, as BertTokenizer sets it")
-    ends = [_content(special[name]) for name in ("cls_token", "sep_token")]
+    vocabulary = model.get("vocab")
+    ids = {token["content"]: token["id"] for token in added} | (
+        vocabulary if isinstance(vocabulary, dict) else {}
+    )
+    ends = [[name, ids.get(name)] for name in (_content(special[key]) for key in ("cls_token", "sep_token"))]
     if _template(given.get("post_processor")) != ends:
+        (first, first_id), (last, last_id) = ends
         fail(
             path,
             "post_processor",
             given.get("post_processor"),
-            f"{quoted(ends[0])} before and {quoted(ends[1])} behind the text, with token type 0, as BertTokenizer "
-            "sets it (cls_token, sep_token)",
+            f"{quoted(first)} (id {first_id}) before and {quoted(last)} (id {last_id}) behind the text, with token "
+            "type 0, as BertTokenizer sets it (cls_token, sep_token)",
         )
 
 
 def _template(processor: Any) -> list[Any] | None:
-    """The tokens that a post processor puts around a text, [before, behind]; None for other ones."""
+    """[token, id] that a post processor puts before and behind a text; None for other ones."""
     if not isinstance(processor, dict):
         return None
     if processor.get("type") == "BertProcessing":
-        pairs = [processor.get("cls"), processor.get("sep")]
-        return [pair[0] for pair in pairs if isinstance(pair, list) and pair]
+        return [processor.get("cls"), processor.get("sep")]
     steps = processor.get("single")
     if processor.get("type") != "TemplateProcessing" or not isinstance(steps, list) or len(steps) != 3:
         return None
     try:
         tokens = [step["SpecialToken"] for step in (steps[0], steps[2])]
         types = [*(token["type_id"] for token in tokens), steps[1]["Sequence"]["type_id"]]
-        return [token["id"] for token in tokens] if types == [0, 0, 0] else None
+        special = processor["special_tokens"]
+        return [[t["id"], *special[t["id"]]["ids"]] for t in tokens] if types == [0, 0, 0] else None
     except (KeyError, TypeError):
         return None
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+from .budget import Tally
 from .targets import TARGETS, Target
 
 _HANG = 60  # seconds of real time after which libFuzzer ends a run; `budget` measures processor time
 _MEMORY_MB = 4096
+_TALLY = "tally"
 _MEMORY = Path("/dev/shm")  # where inputs are written, if there is such a folder
 
 
@@ -66,7 +70,14 @@ def _fuzz(name: str, scratch: Path, seconds: int, inputs: int, findings: Path, s
         "-print_final_stats=1",
         "-verbosity=0",
     ]
-    atheris.Setup([sys.argv[0], *options, str(corpus)], target.run, custom_mutator=mutator)
+    tally = Tally(scratch / _TALLY)
+
+    def run(data: bytes) -> None:
+        start = time.process_time()
+        target.run(data)
+        tally.add(time.process_time() - start)
+
+    atheris.Setup([sys.argv[0], *options, str(corpus)], run, custom_mutator=mutator)
     atheris.Fuzz()
 
 
@@ -98,7 +109,12 @@ def main() -> None:
             _again(chosen.target, Path(scratch), [file.resolve() for file in chosen.files])
             return
         command = [sys.executable, "-m", "tests.fuzz", *sys.argv[1:], "--scratch", scratch]
-        code = subprocess.run(command, check=False).returncode
+        one_thread = {
+            **os.environ,
+            "RBE_NUM_THREADS": "1",
+        }  # waking others takes longer than the work of an input
+        code = subprocess.run(command, env=one_thread, check=False).returncode
+        print(f"{chosen.target}: {Tally(Path(scratch) / _TALLY)}, {'a finding' if code else 'no finding'}")
     sys.exit(code)
 
 

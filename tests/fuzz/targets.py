@@ -17,6 +17,11 @@ from .budget import allowed
 DECODED = 1 << 24  # bytes that an accepted file may decode to
 _TEXTS = ("A text.", "Another one, with more words than the first has")
 _MESSAGE = 2000  # characters
+#: files of a model folder that the small model lacks
+_MORE_FILES = (
+    "added_tokens.json", "model.safetensors.index.json", "special_tokens_map.json", "vocab.txt",
+    "config_sentence_transformers.json", "sentence_bert_config.json", "tokenizer_config.json", "2_Dense/config.json",
+)  # fmt: skip
 
 
 class Target(ABC):
@@ -125,12 +130,16 @@ class Folder(Target):
         names = sorted(
             str(p.relative_to(self.folder / "tiny")) for p in (self.folder / "tiny").rglob("*") if p.is_file()
         )
+        self.names = frozenset((*names, *_MORE_FILES))
+        self.written: dict[str, bytes] = {}
         return [mutate.pack({name: (self.folder / "tiny" / name).read_bytes() for name in names})]
 
     def mutated(self, data: bytes, rng: random.Random, own: mutate.Bytes) -> bytes:
         files = mutate.unpack(data)
         if not files:
             return self.seeds[0]
+        if rng.random() < 0.02:
+            files.setdefault(rng.choice(_MORE_FILES), rng.choice((b"{}", b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n")))
         name = rng.choice(sorted(files))
         if rng.random() < 0.02:
             del files[name]
@@ -146,17 +155,20 @@ class Folder(Target):
         import rbe_gpu as rbe
 
         folder = self.folder / "input"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        for name, raw in mutate.unpack(data).items():
+        files = mutate.unpack(data)
+        if any(name not in self.names for name in files):
+            return
+        for name in self.names:  # most are those of the input before
+            raw = files.get(name)
+            if raw == self.written.get(name):
+                continue
             path = folder / name
-            if len(name) > 100 or not path.resolve().is_relative_to(folder) or "\0" in name:
-                return
-            try:
+            path.unlink(missing_ok=True)
+            self.written.pop(name, None)
+            if raw is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(raw)
-            except OSError:
-                return
+                self.written[name] = raw
         with allowed(len(data), DECODED):
             try:
                 model = rbe.load(folder)

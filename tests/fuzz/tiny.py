@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,11 +13,11 @@ from rbe_gpu.mapped import MappedFile
 
 from ..test_compress_model import write_safetensors
 
-_HIDDEN, _INNER, _VOCABULARY, _POSITIONS = 24, 32, 130, 16
+_HIDDEN, _INNER, _VOCABULARY, _POSITIONS, _LAYERS = 24, 32, 130, 16, 1
 
 
 def make_tiny(model: Path, folder: Path) -> Path:
-    """`model` with fewer words, positions and features, in `folder`."""
+    """`model` with fewer words, positions, features and layers, in `folder`."""
     shutil.copytree(model, folder)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     sizes = {
@@ -26,7 +27,7 @@ def make_tiny(model: Path, folder: Path) -> Path:
         "max_position_embeddings": _POSITIONS,
     }
     new = {config[key]: value for key, value in sizes.items()}
-    (folder / "config.json").write_text(json.dumps({**config, **sizes}))
+    (folder / "config.json").write_text(json.dumps({**config, **sizes, "num_hidden_layers": _LAYERS}))
     pooling = json.loads((folder / "1_Pooling/config.json").read_text("utf-8"))
     pooling["word_embedding_dimension"] = _HIDDEN
     (folder / "1_Pooling/config.json").write_text(json.dumps(pooling))
@@ -38,7 +39,8 @@ def make_tiny(model: Path, folder: Path) -> Path:
     tensors = {}
     for name in source.entries:
         tensor = source.array(name)
-        if tensor.dtype.kind not in "iu":
+        layer = re.search(r"layer\.(\d+)\.", name)
+        if tensor.dtype.kind not in "iu" and (layer is None or int(layer[1]) < _LAYERS):
             tensors[name] = np.ascontiguousarray(tensor[tuple(slice(new.get(n, n)) for n in tensor.shape)])
     del source
     (folder / "model.safetensors").unlink()

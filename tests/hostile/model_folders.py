@@ -63,6 +63,11 @@ def _tokenizer(edit: Callable[[Any], object], *words: str) -> Bad:
     return Bad((TOKENIZER, *words), (change(TOKENIZER, edit),))
 
 
+def _two_texts_in_a_sequence(tokenizer: Any) -> None:
+    template = {**tokenizer["post_processor"], "single": tokenizer["post_processor"]["pair"]}
+    tokenizer["post_processor"] = {"type": "Sequence", "processors": [template]}
+
+
 def _renamed(rename: Callable[[str], str], *words: str) -> Bad:
     return Bad(words, (), lambda tensors: {rename(name): a for name, a in tensors.items()})
 
@@ -202,6 +207,21 @@ FOLDERS: dict[str, Bad] = {
     "text not cleaned": _tokenizer(lambda t: t["normalizer"].update(clean_text=False), "clean_text"),
     "another splitter": _tokenizer(lambda t: t.update(pre_tokenizer={"type": "Whitespace"}), "pre_tokenizer"),
     "no special tokens": _tokenizer(lambda t: t.update(post_processor=None), "post_processor"),
+    "template with a token that is not there": Bad(
+        (TOKENIZER, "post_processor.single", "[CLS]", "special_tokens"),
+        (FAST, change(TOKENIZER, lambda t: t["post_processor"]["special_tokens"].pop("[CLS]"))),
+    ),
+    "template of two texts": Bad(
+        (TOKENIZER, "post_processor.single", "Sequence A"),
+        (FAST, change(TOKENIZER, lambda t: t["post_processor"].update(single=t["post_processor"]["pair"]))),
+    ),
+    "templates in a sequence": Bad(
+        (TOKENIZER, "post_processor.single", "Sequence A"),
+        (FAST, change(TOKENIZER, _two_texts_in_a_sequence)),
+    ),
+    "another id of the first token": _tokenizer(
+        lambda t: t["post_processor"]["special_tokens"]["[CLS]"].update(ids=[7]), "post_processor", "101"
+    ),
     "token types": _tokenizer(
         lambda t: t["post_processor"]["single"][1]["Sequence"].update(type_id=1), "post_processor"
     ),

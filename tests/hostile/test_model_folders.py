@@ -79,6 +79,25 @@ def test_ids_beyond_the_table_in_texts(tmp_path: Path) -> None:
         rbe.calibrate(model, ["zebra crossing"])
 
 
+def test_a_tokenizer_that_panics(tmp_path: Path) -> None:
+    """A panic of Rust code is no Exception; one that was given to the model is refused when a text meets it."""
+    from tokenizers import Tokenizer
+
+    from rbe_gpu.models import BertEncoder
+    from tests.test_compress_model import cut_tensors
+
+    made = json.loads((real.MODEL_DIR / "tokenizer.json").read_text("utf-8"))
+    made["post_processor"]["special_tokens"].pop("[SEP]")
+    config = rbe.load(make_model(tmp_path / "m")).config
+    model = BertEncoder(cut_tensors(), config, Tokenizer.from_str(json.dumps(made)))
+    with pytest.raises(
+        ValueError, match=r"^the tokenizer does not take these texts: no entry found for key$"
+    ):
+        model.embed(["the"])
+    with pytest.raises(ValueError, match=r"^the tokenizer does not take the prompt: "):
+        model._prompt_length("a ")  # of `embed` where pooling leaves the prompt out
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
