@@ -634,12 +634,12 @@ def test_invalid_model_folder(folder: Folder, tmp_path: Path) -> None:
 
 
 def test_hub(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hub id is downloaded with huggingface_hub; without it, or offline, the error names the fix."""
+    """hf:// is downloaded with huggingface_hub; without it, or offline, the error names the fix."""
     path = folder(small_config(), used_tensors(1))
     asked = []
 
-    def snapshot_download(name: str, **options: Any) -> str:
-        asked.append(name)
+    def snapshot_download(name: str, *, revision: str | None, **options: Any) -> str:
+        asked.append((name, revision))
         if name == "someone/away":
             raise OSError("no route\nto the hub")
         return str(path)
@@ -647,13 +647,19 @@ def test_hub(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = types.ModuleType("huggingface_hub")
     hub.snapshot_download = snapshot_download  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    expect_like(load("someone/model"), used_tensors(1), 0.0)
-    assert asked == ["someone/model"]
-    with pytest.raises(FileNotFoundError, match=r"Hugging Face Hub failed: no route$"):
-        load("someone/away")
+    expect_like(load("hf://someone/model"), used_tensors(1), 0.0)
+    expect_like(load("hf://model@refs/pr/1"), used_tensors(1), 0.0)
+    assert asked == [("someone/model", None), ("model", "refs/pr/1")]
+    with pytest.raises(FileNotFoundError, match=r"^hf://someone/away cannot be downloaded: no route$"):
+        load("hf://someone/away")
+    for name in ("hf://", "hf://a/b/c", "hf://../b", "hf:///a", "hf://a/b@", "hf://a b"):
+        with pytest.raises(
+            ValueError, match=r"names no model of the Hugging Face Hub; write hf://OWNER/NAME"
+        ):
+            load(name)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(FileNotFoundError, match=r"pip install rbe-gpu\[hub\]"):
-        load("someone/model")
+        load("hf://someone/model")
 
 
 def test_repr() -> None:

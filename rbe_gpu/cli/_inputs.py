@@ -13,7 +13,7 @@ STANDARD_INPUT = "standard input"
 
 
 def check_model(source: str) -> None:
-    """Fail for what is there but no model, before it is taken for the id of a model elsewhere."""
+    """Fail for what is there but no model, by its name as it was given."""
     if not source:
         fail("the name of the model is empty; name a model folder or a .rbe.safetensors file")
     path = Path(source).expanduser()

@@ -18,7 +18,10 @@ from ._signals import cleaning_up
 
 
 def command(
-    model: Annotated[str, typer.Argument(metavar="FILE", help="A .rbe.safetensors file or a model folder.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="A .rbe.safetensors file, a model folder or hf://OWNER/NAME."),
+    ],
     texts: Annotated[
         Path, typer.Argument(readable=False, help="A UTF-8 file, one text per line; - for stdin.")
     ],

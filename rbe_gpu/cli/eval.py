@@ -27,7 +27,7 @@ def command(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="The dense model: a folder or a hub id. Default: the one the file was made from.",
+            help="The dense model: a folder or hf://OWNER/NAME. Default: the one the file was made from.",
         ),
     ] = None,
     texts: Annotated[
@@ -60,9 +60,10 @@ def command(
     for source in (str(file), *([] if against is None else [against])):
         check_model(source)
     if against is not None and Path(against).expanduser().is_file():
-        fail(f"{against} is a file; --against takes the folder or the hub id of the dense model")
+        fail(f"{against} is a file; --against takes the dense model: a folder or hf://OWNER/NAME")
     from ..models import corpus
-    from ..models.load import download, load
+    from ..models.load import load
+    from ..models.locate import find_model
 
     lines = [] if texts is None else read_texts(texts)
     if texts is not None and len(lines) < FEWEST:
@@ -73,9 +74,8 @@ def command(
         model = load(file)
         source = str(source_folder(file)) if against is None else against
     with about(source):
-        dense = load(source)
-    folder = Path(source).expanduser()
-    folder = folder if folder.is_dir() else download(source)
+        folder = find_model(source)
+        dense = load(folder)
     from ..evaluate import evaluate
 
     lines = lines or corpus.held_out(EVALUATION_TEXTS)
@@ -134,7 +134,7 @@ def source_folder(file: Path) -> Path:
                 return folder
     fail(
         f"the model that {file} was made from ({escaped(name)}, {nbytes} bytes) is neither beside it nor here; "
-        "pass its folder or hub id with --against"
+        "pass it with --against"
     )
 
 

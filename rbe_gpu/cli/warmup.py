@@ -13,7 +13,10 @@ from ._output import Json, new_table, print_json, show
 
 def command(
     source: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A .rbe.safetensors file of a model, a folder or a hub id.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A .rbe.safetensors file of a model, a folder or hf://OWNER/NAME."
+        ),
     ],
     device: Annotated[
         int | None,

@@ -1,4 +1,4 @@
-"""Whole models: BERT-shaped encoders, from a model folder, a Hugging Face id or a compressed file."""
+"""Whole models: BERT-shaped encoders, from a model folder, a compressed file or the Hugging Face Hub."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""load: a model from a folder, a Hugging Face id or a compressed file."""
+"""load: a model from a folder, a compressed file or the Hugging Face Hub."""
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,12 +17,10 @@ from .bert_tensors import check_tensors, linear_weights
 from .checkpoint import FLOATS, check_finite, check_names
 from .folder import check_extra, read_folder
 from .json_files import read_json
+from .locate import find_model
 from .tokenizer import check_ids, read_tokenizer
 
 _MAX_TOKENIZER = 64 << 20  # bytes of tokenizer.json after decompression
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_FILES = ("*.json", "*.safetensors", "vocab.txt")
-_HUB_SKIP = ("onnx/*", "openvino/*")
 
 
 class Architecture(NamedTuple):
@@ -70,7 +67,8 @@ def load(
         a folder with config.json and model.safetensors (single or sharded; float32, float16 or bfloat16),
         tokenizer.json, and the files of sentence-transformers if present; weights stay memory-mapped;
         a `.rbe.safetensors` file written by `rbe-gpu compress`;
-        a Hugging Face id such as "sentence-transformers/all-MiniLM-L6-v2" (`pip install rbe-gpu[hub]`).
+        a model of the Hugging Face Hub, such as "hf://sentence-transformers/all-MiniLM-L6-v2", with "@REVISION"
+        behind it to pin one (`pip install rbe-gpu[hub]`). No other name is looked up on the network.
     cache_bytes : memory for decoded panels of compressed weights; 0: none are cached. See `BertEncoder`.
     dtype : of the hidden states (and of dense weights, if it is a half type): "float32", "float16" or "bfloat16"
     activations : "int8" rounds the inputs of all linear layers to int8 (`rbe_gpu.linear`), which needs compressed
@@ -83,35 +81,9 @@ def load(
     ValueError
         The files are invalid, or the model is not supported.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return load_folder(path, cache_bytes, dtype, activations)
-    if path.is_file():
-        return load_compressed(path, cache_bytes, dtype, activations)
-    name = str(source)
-    if not _HUB_ID.fullmatch(name) or name.endswith((".safetensors", ".json", ".bin")):
-        raise FileNotFoundError(
-            f"{name} does not exist; pass a model folder, a .rbe.safetensors file or a hub id"
-        )
-    return load_folder(download(name), cache_bytes, dtype, activations)
-
-
-def download(name: str) -> Path:
-    """The folder of a model of the Hugging Face Hub, from the local cache or the network."""
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise FileNotFoundError(
-            f"{name} is no file or folder here; to download it from the Hugging Face Hub, "
-            "pip install rbe-gpu[hub]"
-        ) from None
-    try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_SKIP))
-    except Exception as error:  # the hub raises errors of several libraries
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FileNotFoundError(
-            f"{name} is no file or folder here, and downloading it from the Hugging Face Hub failed: {reason}"
-        ) from error
+    path = find_model(source)
+    read = load_folder if path.is_dir() else load_compressed
+    return read(path, cache_bytes, dtype, activations)
 
 
 # --- a model folder -----------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def test_eval_knows_a_source_by_its_config_and_bytes(
     arguments = ("eval", file, "--texts", texts, "--no-retrieval")
     monkeypatch.chdir(tmp_path)
     nbytes = (model_folder / "model.safetensors").stat().st_size
-    absent = f"(minilm-cut, {nbytes} bytes) is neither beside it nor here; pass its folder or hub id"
+    absent = f"(minilm-cut, {nbytes} bytes) is neither beside it nor here; pass it with --against"
     refused(run(*arguments), absent)
     impostor = tmp_path / "a" / "minilm-cut"  # of that name, but another model
     shutil.copytree(model_folder, impostor)
