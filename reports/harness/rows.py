@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import io
 import os
 import platform
 import subprocess
@@ -47,16 +48,17 @@ COLUMNS = tuple(f.name for f in fields(Row))
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Append rows to a CSV file; a new file gets the header line."""
+    """Append rows to a CSV file, all or none: the file is replaced. A new file gets the header line."""
     place = output.destination(path)
     if place.through:
         raise OSError(f"{path} is not a file that rows can be read from again; name another one")
-    new = not place.path.exists() or place.path.stat().st_size == 0
-    with place.path.open("a", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    before = place.path.read_text(encoding="utf-8") if place.path.exists() else ""
+    added = io.StringIO()
+    writer = csv.DictWriter(added, COLUMNS, lineterminator="\n")
+    if not before:
+        writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    output.write_text(path, before + added.getvalue())
 
 
 def read_rows(path: Path) -> list[Row]:
