@@ -1,0 +1,59 @@
+"""The archives that `python -m build` writes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+from .bounded import REPOSITORY
+
+FILES = ("pyproject.toml", "MANIFEST.in", "build_backend.py", "README.md", "LICENSE")
+FOLDERS = ("rbe_gpu", "cpu_fallback", "cuda_src", "reports", "tests")
+
+
+def _checkout(folder: Path, mode: int, seconds: int) -> Path:
+    """The sources with other permissions and times."""
+    for name in FOLDERS:
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
+    for name in FILES:
+        shutil.copy(REPOSITORY / name, folder)
+    for path in folder.rglob("*"):
+        path.chmod(mode | 0o100 if path.is_dir() else mode)
+        os.utime(path, (seconds, seconds))
+    return folder
+
+
+def _built(checkout: Path, out: Path, zone: str) -> dict[str, bytes]:
+    env = {**os.environ, "TZ": zone}
+    env.pop("SOURCE_DATE_EPOCH", None)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(checkout)]
+    ran = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_archives_are_reproducible(tmp_path: Path) -> None:
+    """The same bytes from checkouts with other times, permissions, places and time zones; and no measured rows."""
+    first = _built(_checkout(tmp_path / "a", 0o644, 1_700_000_000), tmp_path / "out", "UTC")
+    second = _built(
+        _checkout(tmp_path / "another place", 0o600, 1_800_000_001), tmp_path / "more", "Asia/Seoul"
+    )
+    assert sorted(name.rpartition(".")[2] for name in first) == ["gz", "whl"]
+    assert first.keys() == second.keys()
+    for name, raw in first.items():
+        assert raw == second[name], name
+    sources, wheel = sorted(tmp_path.glob("out/*"), key=lambda path: path.suffix)
+    with tarfile.open(sources) as archive:
+        members = archive.getmembers()
+    names = [member.name.partition("/")[2] for member in members]
+    assert {"build_backend.py", "cuda_src/rms_norm.cu", "reports/templates/speed.html"} < set(names)
+    assert {(member.uid, member.gid, member.uname, member.gname) for member in members} == {(0, 0, "", "")}
+    with zipfile.ZipFile(wheel) as made:
+        names += made.namelist()
+    assert not [name for name in names if name.endswith(".csv") or name.startswith("tests/")]
