@@ -204,7 +204,7 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
         SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description:<34}"), BarColumn(28),
         TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=console) as progress, tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, Progress(*columns, console=console) as progress:
         stages = Stages(progress, total=3 + 2 * len(settings) + 2 + len(OPS) + 2 + 1)
         results = Path(scratch) / page.FILE  # an earlier report stays whole until this one is
 
