@@ -97,9 +97,8 @@ class MappedFile:
         if length == 0 or self._map[8:9] != b"{":
             fail("not a safetensors file: the header does not start with '{'")
         self.header_bytes = 8 + length
-        header = parse_json(self._map[8 : 8 + length], str(self.path), self.file_bytes)
-        if type(header) is not dict:
-            fail("the header is not a JSON object")
+        # an object, as it starts with "{"
+        header: dict[str, Any] = parse_json(self._map[8 : 8 + length], str(self.path), self.file_bytes)
         self.metadata = self._parse_metadata(header.pop("__metadata__", {}), fail)
         entries = {name: self._parse_entry(name, value) for name, value in header.items()}
         self.entries = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))

@@ -20,7 +20,8 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 class Reading(NamedTuple):
-    """message: of the error, or None where the file was read. nbytes: growth of the peak resident memory."""
+    """message: of the error, or None where the file was read. seconds: of processor time. nbytes: growth of the peak
+    resident memory."""
 
     message: str | None
     seconds: float
@@ -52,13 +53,13 @@ def _peak() -> int:
 
 
 def _read(function: Any, file: str) -> dict[str, Any]:
-    before, start = _peak(), time.perf_counter()
+    before, start = _peak(), time.process_time()
     message = None
     try:
         function(file)
     except (ValueError, OSError, MemoryError) as error:
         message = f"{type(error).__name__}: {error}"
-    return {"message": message, "seconds": time.perf_counter() - start, "nbytes": _peak() - before}
+    return {"message": message, "seconds": time.process_time() - start, "nbytes": _peak() - before}
 
 
 def main() -> None:
