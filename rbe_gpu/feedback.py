@@ -213,11 +213,24 @@ def row_coefficients(table: F32, transform: str = "dct", block: int = 64) -> F32
     return np.ascontiguousarray((padded.reshape(-1, block) @ s).reshape(padded.shape))
 
 
-def row_scales(table: F32, power: float) -> F32:
-    """Relative steps of a table's rows, proportional to their norm to `power`, mean 1, as float16 holds them."""
+def row_scales(table: F32, power: float, counts: NDArray[np.int64] | None = None) -> F32:
+    """Relative steps of a table's rows, mean 1, as float16 holds them.
+
+    step[r] = norm[r]^power * (count[r] + 2)^-1/4
+
+    A row that is read f times as often deserves a step 1 / sqrt(f) as large, for the least mean error of what is read
+    (reverse water-filling); the fourth root is between that and equal steps, because counts are of one text and
+    the table serves others. On package descriptions, MiniLM with a table of 1.8 bits has cosine 0.982 without counts,
+    0.989 with those of 768 docstrings, 0.994 with those of 63,000 texts of other kinds.
+
+    table : (rows, cols) float32
+    counts : (rows,) how often each row was read; None: equally often
+    """
     norm = np.sqrt(np.einsum("rc,rc->r", table, table, dtype=np.float64))
-    norm = np.maximum(norm, 1e-3 * float(norm.mean()) or 1.0) ** power
-    return np.asarray((norm / norm.mean()).astype(np.float16), np.float32)
+    step = np.maximum(norm, 1e-3 * float(norm.mean()) or 1.0) ** power
+    if counts is not None:
+        step *= (counts + 2.0) ** -0.25
+    return np.asarray((step / step.mean()).astype(np.float16), np.float32)
 
 
 def round_rows(coefficients: F32, scales: F32, step: float) -> NDArray[np.int8]:

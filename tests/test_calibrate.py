@@ -162,6 +162,17 @@ def test_table_rows_follow_their_scales():
     assert m.error_report(table).relative_error < 0.12
 
 
+def test_rows_that_are_read_often_take_finer_steps():
+    table = real.weight("embeddings.word_embeddings.weight")[1000:1400]
+    counts = np.where(np.arange(400) < 40, 10_000, 0)
+    plain, weighted = cal.row_scales(table, 0.5), cal.row_scales(table, 0.5, counts)
+    assert weighted.mean() == pytest.approx(1.0, rel=1e-3)
+    ratio = (weighted / plain) / (weighted / plain)[-1]
+    np.testing.assert_allclose(ratio[40:], 1.0, rtol=2e-3)  # float16
+    np.testing.assert_allclose(ratio[:40], (10_002 / 2) ** -0.25, rtol=2e-3)
+    np.testing.assert_array_equal(cal.row_scales(table, 0.5, np.full(400, 7)), plain)
+
+
 def test_errors(inputs):
     with pytest.raises(ValueError, match="not orthonormal"):
         cal.geometry(_moments(inputs), "dwt-bior3.1")

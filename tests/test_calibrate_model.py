@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import rbe_gpu as rbe
 from rbe_gpu.cli import app
+from rbe_gpu.models import calibrate as calibration
 from rbe_gpu.models.bert import BertEncoder
 from rbe_gpu.models.calibrate import batches
 from rbe_gpu.models.load import read_checkpoint
@@ -70,6 +71,18 @@ def test_calibration_fits_its_bytes_and_beats_plain_compression(two_layers, text
     assert summary.ratio < 10.4  # the bytes that are allowed are used
     assert 1 - scores["calibrated"] < 0.4 * (1 - scores["plain"])
     np.testing.assert_array_equal(dense.embed(held_out), vectors)  # the model is left as it was
+
+
+def test_of_many_texts_some_run_through_the_model_and_all_are_counted(folder, texts, monkeypatch):
+    monkeypatch.setattr(calibration, "MOST_TEXTS", 20)
+    with pytest.warns(UserWarning, match="calibrating on 40 different"):
+        result = rbe.calibrate(rbe.load(folder), texts[0])
+    assert result.texts == 20
+    ids = np.concatenate(rbe.load(folder).token_ids(texts[0]))
+    table = real.weight(calibration.WORDS)
+    counts = np.bincount(ids, minlength=len(table))
+    scales = calibration.row_scales(table, calibration._ROW_POWER, counts)
+    np.testing.assert_array_equal(result._weights[calibration.WORDS].scales, scales)
 
 
 def test_one_text_is_no_worse_than_none(folder, texts, tmp_path):

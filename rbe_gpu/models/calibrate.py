@@ -59,6 +59,9 @@ TRANSFORM = "none"
 #: Tokens of all different texts below which calibration gains little: there is a warning, and `compress_model`
 #: compares the result with plain compression. 40 paragraphs have 2,000.
 FEW_TOKENS = 2048
+#: Of more texts than this, evenly spaced ones run through the model (1,000 take a minute or two, and 70 MB); how
+#: often a row of the tables is read is counted in all of them.
+MOST_TEXTS = 2048
 _TOKENS = 4096  # tokens computed together
 _PROBE_TEXTS = 64  # texts that sensitivities are measured on
 _PLAN_TEXTS = 192  # texts for the moments of the allocation; quantisation uses all
@@ -491,8 +494,9 @@ def calibrate(
     Parameters
     ----------
     model : a dense `BertEncoder` with a tokenizer (`rbe_gpu.load(folder)`)
-    texts : what to calibrate on; some hundreds suffice, a repeated one counts once. Leave out the texts that quality
-        is evaluated on. Fewer than FEW_TOKENS tokens: there is a warning, and what they cannot tell is left as it is
+    texts : what to calibrate on; some hundreds suffice, a repeated one counts once. At most MOST_TEXTS of them,
+        evenly spaced, run through the model; tokens are counted in all. Leave out the texts that quality is
+        evaluated on. Fewer than FEW_TOKENS tokens: there is a warning, and what they cannot tell is left as it is
         without calibration (`rbe_gpu.feedback`).
     tables : compress the embedding tables too, in the same budget
     transform : an orthonormal transform
@@ -521,13 +525,16 @@ def calibrate(
     if model.tokenizer is None:
         raise ValueError("the model has no tokenizer, so no text can run through it")
     texts = list(dict.fromkeys(texts))
-    ids = np.concatenate(model.token_ids(texts, model.resolve_prompt()))
+    sequences = model.token_ids(texts, model.resolve_prompt())
+    ids = np.concatenate(sequences)
+    read = {WORDS: ids, POSITIONS: np.concatenate([np.arange(len(s)) for s in sequences])}
     if _are_few(ids):
         warnings.warn(
             f"calibrating on {len(texts)} different text(s) with {ids.size} tokens, which gains little or nothing; "
             f"use some hundreds of texts of different words, and {FEW_TOKENS} tokens at the least",
             stacklevel=3,
         )
+    texts = texts[:: -(-len(texts) // MOST_TEXTS)]
     report: Progress = progress or _silent
     layers = [_Layer(model, i, Workspace()) for i in range(len(model.layers))]
     for layer in layers:
@@ -541,7 +548,8 @@ def calibrate(
     weights: dict[str, _Weight] = {}
     if tables:
         for name, values in _tables(model).items():
-            scales = row_scales(values, _ROW_POWER)
+            counts = np.bincount(read[name], minlength=len(values))
+            scales = row_scales(values, _ROW_POWER, counts)
             weights[name] = _Weight(
                 name, values, row_coefficients(values, transform, block or DEFAULT_BLOCK), None, scales
             )
