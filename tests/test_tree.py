@@ -93,7 +93,7 @@ HEADERS = {
     *("transforms", "types", "vector_io"),
 }
 REPORTS = {
-    "": {"__init__", "__main__", "run", "targets"},
+    "": {"__init__", "__main__", "corpus", "run", "targets"},
     "harness": {
         *("__init__", "row_names", "rows", "timing", "memory", "measure", "weight_error"),
         *("inputs", "baselines", "text", "plots", "page", "readme"),
