@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         swiglu,
     )
     from .threads import get_num_threads, set_num_threads
+    from .train.distill import distill
     from .transfer import to
     from .workspace import Workspace
 
@@ -83,6 +84,7 @@ _MODULES = {
     "ops": "add attention decode dropout embedding gelu l2_normalize layer_norm linear mean_pool rms_norm silu "
     "softmax swiglu",
     "threads": "get_num_threads set_num_threads",
+    "train.distill": "distill",
     "transfer": "to",
     "workspace": "Workspace",
 }
@@ -128,6 +130,7 @@ __all__ = [
     "compress",
     "compress_model",
     "decode",
+    "distill",
     "dropout",
     "embedding",
     "error_report",

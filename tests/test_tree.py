@@ -43,8 +43,8 @@ PACKAGE = {
     "forks": "whether this process is a fork of one that imported the package",
     "threads": "how many threads kernels and BLAS use",
 }
-FOLDERS = {"ops", "codecs", "layers", "models", "gpu", "cli"}
-COMMANDS = {"compress", "inspect", "embed", "eval", "report", "warmup", "tune", "info"}
+FOLDERS = {"ops", "codecs", "layers", "models", "gpu", "train", "cli"}
+COMMANDS = {"compress", "distill", "inspect", "embed", "eval", "report", "warmup", "tune", "info"}
 CLI = {
     *("__init__", "__main__", "_app", "_environment", "_errors", "_files", "_inputs", "_measure", "_options"),
     *("_compiling", "_output", "_signals", "_streams"),

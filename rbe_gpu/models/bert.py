@@ -597,7 +597,7 @@ class BertEncoder:
             raise ValueError(f"batch_size={batch_size} is not positive")
         prompt = self.resolve_prompt(prompt, prompt_name)
         sequences = self.token_ids(list(texts), prompt)
-        skipped = 0 if self.include_prompt or not prompt else self._prompt_length(prompt)
+        skipped = 0 if self.include_prompt or not prompt else self.prompt_length(prompt)
         order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
         out = np.empty((len(sequences), self.embedding_size), np.float32)
         ws = self.workspace.on(self.device)
@@ -644,7 +644,7 @@ class BertEncoder:
             )
         return self.prompts[chosen]
 
-    def _prompt_length(self, prompt: str) -> int:
+    def prompt_length(self, prompt: str) -> int:
         """Tokens of a prompt: with the special tokens before it, without those behind it."""
         with tokenizer_errors("the tokenizer does not take the prompt"):
             encoding = self.tokenizer.encode(prompt)

@@ -1,0 +1,185 @@
+"""`rbe-gpu distill`: train a compressed model to say what the dense one says."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ._errors import about, fail, usage, writes
+from ._files import Force, check_output
+from ._inputs import check_apart, check_model, read_texts
+from ._options import number
+from ._output import Json, new_table, print_json, progress_bar, show, size
+from ._signals import INTERRUPTED, cleaning_up
+
+if TYPE_CHECKING:
+    from ..train.distill import DistillSummary
+    from ..train.loop import TrainingStatus
+
+_LINE_SECONDS = 60.0  # between two lines of progress where standard error is no terminal
+
+
+def command(
+    source: Annotated[Path, typer.Argument(readable=False, help="The folder of the dense model.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: NAME.rbe.safetensors.")],
+    texts: Annotated[
+        list[Path],
+        typer.Option(readable=False, help="Text to train on, one per line; may be given repeatedly."),
+    ],
+    ratio: Annotated[
+        float | None,
+        typer.Option(callback=number(1.0), help="float32 bytes of the model / bytes of the file, at least."),
+    ] = None,
+    nbytes: Annotated[int | None, typer.Option("--bytes", min=1, help="Bytes of the file, at most.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(callback=number(above=True), help="How long to train.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=10**9, help="Steps to train instead.")] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            readable=False,
+            help="A calibrated or trained file of this model to start from. Default: calibrate it on the texts.",
+        ),
+    ] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(
+            readable=False,
+            help="Text to choose the best state on. Default: one of 16 of the texts, 256 at most.",
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=2, max=10**6, help="Texts of a step.")] = 32,
+    max_tokens: Annotated[int, typer.Option(min=3, max=10**6, help="Tokens of a text that are used.")] = 96,
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="Of the order of the texts.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a run that was interrupted or killed.")
+    ] = False,
+    as_json: Json = False,
+    force: Force = False,
+) -> None:
+    """Train a compressed model on text to a size, so that its vectors are those of the dense model.
+
+    Needs PyTorch: pip install 'rbe-gpu[train]'. Ctrl-C ends training with the best file so far; --resume goes on.
+    """
+    for one, other in (("--ratio", "--bytes"), ("--minutes", "--steps")):
+        values = {"--ratio": ratio, "--bytes": nbytes, "--minutes": minutes, "--steps": steps}
+        if (values[one] is None) == (values[other] is None):
+            usage("give one of them", one, other)
+    if not os.path.lexists(source):
+        fail(f"{source} does not exist")
+    check_model(str(source))
+    if start is not None and not start.is_file():
+        fail(f"{start} is not a file; name a .rbe.safetensors file to start from")
+    out = check_output(out, force or resume)
+    for path in (*texts, *([] if held_out is None else [held_out])):
+        check_apart(out, source, path)
+    writes(out)
+    lines = [line for path in texts for line in read_texts(path)]
+    others = None if held_out is None else read_texts(held_out)
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        fail("training needs PyTorch; pip install 'rbe-gpu[train]'")
+    from ..threads import get_num_threads
+    from ..train.distill import calibrated_start, dense_bytes_of, distill
+
+    get_num_threads()  # imports Numba before there is anything to clean up
+    with cleaning_up(), about(source):
+        if start is None and source.is_dir():
+            wanted = ratio if ratio is not None else dense_bytes_of(source) / (nbytes or 1)
+            with progress_bar("calibrating") as calibrating:
+                calibrated_start(source, lines, wanted, out, calibrating)
+        with _training() as progress:
+            summary = distill(
+                source,
+                lines,
+                out=out,
+                ratio=ratio,
+                file_bytes=nbytes,
+                minutes=minutes,
+                steps=steps,
+                start=start,
+                held_out=others,
+                batch_size=batch_size,
+                max_tokens=max_tokens,
+                seed=seed,
+                device=device,
+                resume=resume,
+                progress=progress,
+            )
+    if as_json:
+        print_json(_as_dict(summary))
+    else:
+        _show(summary)
+    if summary.interrupted:
+        print(f"rbe-gpu: {out} has the best state so far; continue with --resume", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
+
+
+def _line(status: TrainingStatus) -> str:
+    best = "" if status.best is None else f", best {status.best:.4f}"
+    return (
+        f"step {status.step}: loss {status.loss:.4f}, cosine {status.cosine:.4f} in training, "
+        f"{status.held_out:.4f} held out{best}; {status.bits:.2f} bits, {size(round(status.file_bytes))}"
+    )
+
+
+@contextmanager
+def _training() -> Iterator[Callable[[TrainingStatus], None]]:
+    """Live progress on a terminal; elsewhere a line on standard error every minute."""
+    import time
+
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(bar_width=20), TextColumn("{task.percentage:.0f}% {task.description}"))
+    said = time.monotonic()
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("training", total=1.0)
+
+        def update(status: TrainingStatus) -> None:
+            nonlocal said
+            bar.update(task, completed=status.done, description=_line(status))
+            if not console.is_terminal and time.monotonic() - said >= _LINE_SECONDS:
+                said = time.monotonic()
+                left = f"{status.seconds_left / 60:.0f} min left"
+                print(f"rbe-gpu: {_line(status)}, {left}", file=sys.stderr, flush=True)
+
+        yield update
+
+
+def _as_dict(summary: DistillSummary) -> dict[str, Any]:
+    return {
+        **asdict(summary),
+        "path": str(summary.path),
+        "ratio": summary.ratio,
+        "curve": [
+            {"steps": steps, "minutes": minutes, "bytes": round(nbytes), "held_out_cosine": cosine}
+            for steps, minutes, nbytes, cosine in summary.curve
+        ],
+    }
+
+
+def _show(summary: DistillSummary) -> None:
+    table = new_table("file", ">mean cosine", ">1st percentile", ">top-10 overlap")
+    for name, quality in (("start", summary.start), ("trained", summary.result)):
+        table.add_row(
+            name, f"{quality.cosine_mean:.4f}", f"{quality.cosine_p1:.4f}", f"{quality.overlap_at_10:.3f}"
+        )
+    show(
+        table,
+        f"on {summary.result.texts} held-out texts; {summary.steps} steps in {summary.minutes:.1f} minutes",
+        f"{summary.path}: {size(summary.file_bytes)}, {summary.ratio:.2f} times smaller than float32",
+    )

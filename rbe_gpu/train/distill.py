@@ -1,0 +1,349 @@
+"""distill: train the integers of a compressed encoder so that its vectors are those of the dense model.
+
+The student is the model of a compressed file, the teacher the dense one. Latents of all weights in grid codes, column
+scales, biases and norms are trained on text (`quantizer`, `objective`); the size falls from that of the start file
+to the target while the loss is held down, and then stays (`schedule`; Oktay et al. 2020, "Scalable model compression
+by entropy penalized reparameterization", steers the same trade-off by a price). The result has the codecs of the
+start file and is loaded without PyTorch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from math import floor, prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import output
+from ..container import Writer, load_file
+from ..evaluate import NEIGHBOURS, Agreement, agreement
+from ..json_checks import dump_json
+from ..models.bert import BertEncoder
+from ..models.bert_tensors import canonical_name, linear_weights, tensor_shapes
+from ..models.checkpoint import FLOATS
+from ..models.compress import Progress, compress_model
+from ..models.int8_choice import int8_weights
+from ..models.load import load, load_folder, open_checkpoint
+from ..threads import get_num_threads
+
+if TYPE_CHECKING:
+    from .loop import TrainingStatus
+    from .trainer import Trainer
+
+#: Calibration is good down to here; below it states are noise and gradients too, so training goes down from here.
+START_RATIO = 16.0
+MAX_TOKENS = 96
+BATCH_SIZE = 32
+_FEWEST_BATCHES = 8
+_HELD_OUT = 256
+_HELD_OUT_PARTS = 16
+_FEWEST_HELD_OUT = NEIGHBOURS + 1
+_HEADER_ROOM = 512  # bytes by which numbers in the header may grow
+
+
+@dataclass(frozen=True)
+class DistillSummary:
+    """The result of `distill`.
+
+    Attributes
+    ----------
+    path, file_bytes : the file
+    dense_bytes : the float tensors of the checkpoint as float32
+    steps, minutes : of training, those before a resumption included
+    start, result : agreement of the start file, and of the written one, with the dense model, on the held-out texts
+    curve : (steps, minutes, estimated bytes, cosine of the student on the held-out texts) at every evaluation
+    interrupted : whether the run was interrupted; the file is then of the best state so far, and `resume` continues
+    """
+
+    path: Path
+    file_bytes: int
+    dense_bytes: int
+    steps: int
+    minutes: float
+    start: Agreement
+    result: Agreement
+    curve: tuple[tuple[int, float, float, float], ...]
+    interrupted: bool
+
+    @property
+    def ratio(self) -> float:
+        """dense float32 bytes / file bytes."""
+        return self.dense_bytes / self.file_bytes
+
+
+def _digest(*parts: str) -> str:
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(hashlib.sha256(part.encode("utf-8", "surrogatepass")).digest())
+    return whole.hexdigest()
+
+
+def _split(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Training and held-out texts: one of 16 by a hash, 256 at most; of few texts, enough to measure on."""
+    ordered = sorted(texts, key=_digest)
+    held_out = ordered[:: min(_HELD_OUT_PARTS, max(1, len(ordered) // _FEWEST_HELD_OUT))][:_HELD_OUT]
+    excluded = set(held_out)
+    return [text for text in texts if text not in excluded], held_out
+
+
+def dense_bytes_of(folder: Path) -> int:
+    """Bytes of the float tensors of a model folder as float32."""
+    entries = ((name, file.entries[name]) for name, file in open_checkpoint(folder, read_only=True).items())
+    return sum(4 * prod(entry.shape) for _, entry in entries if entry.dtype in FLOATS)
+
+
+def start_path(out: Path) -> Path:
+    """Where `distill` keeps the calibrated file that it starts from."""
+    return out.with_name(f".{out.name}.start")
+
+
+def calibrated_start(
+    model: Path, texts: Sequence[str], ratio: float, out: Path, progress: Progress | None = None
+) -> Path:
+    """The calibrated file that training to `ratio` starts from, at `start_path(out)`; one that is there is taken."""
+    path = start_path(out)
+    if not path.is_file():
+        compress_model(model, path, ratio=min(ratio, START_RATIO), calibrate=texts, progress=progress)
+    return path
+
+
+class _Start:
+    """The file that training starts from."""
+
+    def __init__(self, path: Path, teacher: BertEncoder) -> None:
+        self.path = path
+        self.tensors, self.config = load_file(path)
+        self.file_bytes = path.stat().st_size
+        self.model = load(path)
+        if self.model.config != teacher.config:
+            raise ValueError(f"{path} is not of this model; compress it with rbe_gpu.compress_model")
+        used = dict(tensor_shapes(teacher.config))
+        self.names = {name: canonical_name(name) for name in self.tensors if canonical_name(name) in used}
+
+    def trained(self) -> dict[str, Any]:
+        """The tensors of the encoder by canonical name."""
+        return {short: self.tensors[name] for name, short in self.names.items()}
+
+    def write(self, out: Path, tensors: Mapping[str, Any], facts: Mapping[str, Any], int8: list[str]) -> int:
+        """Write the file with trained tensors; its bytes."""
+        with Writer(out) as writer:
+            writer.config = {
+                **self.config,
+                "source": {**self.config.get("source", {}), "distilled": dict(facts)},
+                "int8_activations": int8,
+            }
+            for name, value in self.tensors.items():
+                writer.add(name, tensors.get(self.names.get(name, ""), value))
+            return writer.nbytes
+
+
+def distill(
+    model: str | os.PathLike[str],
+    texts: Sequence[str],
+    *,
+    out: str | os.PathLike[str],
+    ratio: float | None = None,
+    file_bytes: int | None = None,
+    minutes: float | None = None,
+    steps: int | None = None,
+    start: str | os.PathLike[str] | None = None,
+    held_out: Sequence[str] | None = None,
+    batch_size: int = BATCH_SIZE,
+    max_tokens: int = MAX_TOKENS,
+    seed: int = 0,
+    device: str = "cpu",
+    resume: bool = False,
+    progress: Callable[[TrainingStatus], None] | None = None,
+) -> DistillSummary:
+    """Train a compressed encoder to say what the dense one says, at a given size.
+
+    Needs PyTorch (`pip install 'rbe-gpu[train]'`). With `steps`, the same arguments give the same file on the same
+    machine, with the same number of threads; a run by `minutes` depends on the machine's speed. An interrupt
+    (KeyboardInterrupt) ends training with the best file so far.
+
+    Memory: some 45 bytes per weight (the teacher, latents, gradients and their moments, the best state), 1 GB for
+    MiniLM, and activations: 14 float32 values per layer, token and unit of the hidden size, 0.4 GB for 32 texts of
+    96 tokens.
+
+    Parameters
+    ----------
+    model : the folder of the dense model
+    texts : what to train on; thousands, of the kind that the model will read. A repeated one counts once
+    out : the file to write, by custom `<name>.rbe.safetensors`. The checkpoint is `.NAME.checkpoint` beside it,
+        replaced every five minutes and removed at the end
+    ratio, file_bytes : the size of the whole file at most: dense float32 bytes / ratio, or bytes; give one
+    minutes, steps : how long to train; give one
+    start : an `.rbe.safetensors` file of this model in grid codes, calibrated or trained; None: the model is
+        calibrated on the texts at `ratio`, or START_RATIO if that is lower
+    held_out : texts to choose the best state on, which are not trained on; None: one of 16 of `texts`, 256 at most
+    batch_size : texts of a step
+    max_tokens : texts are truncated to so many tokens: short texts train faster, and long ones read well too
+    seed : of the order of the texts
+    device : "cpu" or "cuda"; on a GPU the matmuls are bfloat16
+    resume : continue from the checkpoint of a run with the same model, start, texts and options. A different length
+        is allowed
+    progress : called after every step
+
+    Raises
+    ------
+    ImportError
+        PyTorch is not installed.
+    OSError
+        A file is missing, or `out` cannot be written.
+    ValueError
+        An option is out of range, a size cannot be reached, there are too few texts, the start file is not of this
+        model or not in grid codes, or the checkpoint is of another run.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise ImportError("training needs PyTorch; pip install 'rbe-gpu[train]'") from None
+    from . import checkpoint
+    from .loop import Loop, set_threads
+    from .trainer import Trainer
+
+    folder, out = Path(model), Path(out)
+    _check_options(ratio, file_bytes, minutes, steps, batch_size, max_tokens)
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f'device={device!r}; use "cpu" or "cuda"')
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}, but PyTorch sees no GPU; use device='cpu'")
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a model folder; training needs the dense model")
+    output.destination(out)
+    teacher = load_folder(folder)
+    if teacher.tokenizer is None:
+        raise ValueError(f"{folder} has no tokenizer.json, so no text can run through the model")
+    texts = list(dict.fromkeys(texts))
+    if held_out is None:
+        texts, held_out = _split(texts)
+    else:
+        excluded = set(held_out)
+        texts, held_out = [t for t in texts if t not in excluded], list(dict.fromkeys(held_out))
+    sequences = _sequences(teacher, texts, max_tokens)
+    _check_texts(len(sequences), len(held_out), batch_size)
+    dense_bytes = dense_bytes_of(folder)
+    target = file_bytes if file_bytes is not None else floor(dense_bytes / ratio) if ratio else 0
+    own_start = start is None
+    first = calibrated_start(folder, texts, dense_bytes / target, out) if start is None else Path(start)
+    begin = _Start(first, teacher)
+    set_threads(get_num_threads())
+    trainer = Trainer(
+        teacher,
+        begin.trained(),
+        sequences,
+        _sequences(teacher, held_out, max_tokens),
+        batch_size,
+        seed,
+        device,
+    )
+    identity = {
+        "start file": hashlib.sha256(first.read_bytes()).hexdigest(),
+        "texts": _digest(*texts, "", *held_out),
+        "size": str(target),
+        "batch size, tokens or seed": f"{batch_size}, {max_tokens}, {seed}",
+    }
+    path = checkpoint.path_for(out)
+    loop = Loop(trainer, begin.file_bytes, target, steps, minutes, path, identity)
+    if loop.fixed_bytes >= target:
+        highest = floor(100 * dense_bytes / (loop.fixed_bytes + 1)) / 100
+        raise ValueError(
+            f"the target is {target} bytes, but scales, dense tensors, tokenizer and header alone take "
+            f"{floor(loop.fixed_bytes)}; the highest reachable ratio is below {highest:g}"
+        )
+    if resume and path.exists():
+        loop.resume()
+    interrupted = False
+    try:
+        loop.run(progress)
+    except KeyboardInterrupt:
+        interrupted = True
+    loop.finish()
+    vectors = teacher.embed(held_out)
+    before = agreement(vectors, begin.model.embed(held_out))
+    target_of_start = begin.config.get("source", {}).get("target", {})
+    facts = {"steps": loop.steps, "texts": len(texts), "start": target_of_start, "seed": seed}
+    written = _write_within(trainer, begin, out, target, facts, teacher, held_out)
+    after = agreement(vectors, load(out).embed(held_out))
+    if not interrupted:
+        for left in (path, start_path(out)) if own_start else (path,):
+            with suppress(FileNotFoundError):
+                left.unlink()
+    return DistillSummary(
+        out, written, dense_bytes, loop.steps, loop.minutes, before, after, tuple(loop.curve), interrupted
+    )
+
+
+def _check_options(
+    ratio: float | None,
+    file_bytes: int | None,
+    minutes: float | None,
+    steps: int | None,
+    batch_size: int,
+    max_tokens: int,
+) -> None:
+    for names, values in (
+        ("ratio= or file_bytes=", (ratio, file_bytes)),
+        ("minutes= or steps=", (minutes, steps)),
+    ):
+        if sum(value is not None for value in values) != 1:
+            raise ValueError(f"give one of {names}")
+    options = {"ratio": ratio, "file_bytes": file_bytes, "minutes": minutes, "steps": steps}
+    for name, value in options.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"{name}={value} is not a positive number")
+    if batch_size < 2:
+        raise ValueError(
+            f"batch_size={batch_size} is too small; texts of a batch are compared: use 2 or more"
+        )
+    if max_tokens < 3:
+        raise ValueError(f"max_tokens={max_tokens} leaves no room for text beside special tokens")
+
+
+def _check_texts(count: int, held_out: int, batch_size: int) -> None:
+    least = _FEWEST_BATCHES * batch_size
+    if count < least:
+        raise ValueError(
+            f"{count} different texts with a token are too few to train on; pass {least} or more, better thousands"
+        )
+    if held_out < _FEWEST_HELD_OUT:
+        raise ValueError(
+            f"{held_out} held-out texts are too few to choose a state on; pass {_FEWEST_HELD_OUT} or more"
+        )
+
+
+def _sequences(model: BertEncoder, texts: Sequence[str], most: int) -> list[NDArray[np.int32]]:
+    """Token ids of the texts that have any beside special ones, truncated with their last (special) token kept."""
+    special = model.tokenizer.num_special_tokens_to_add(False)
+    found = (s for s in model.token_ids(texts, model.resolve_prompt()) if len(s) > special)
+    return [s if len(s) <= most else np.append(s[: most - 1], s[-1]) for s in found]
+
+
+def _write_within(
+    trainer: Trainer,
+    start: _Start,
+    out: Path,
+    target: int,
+    facts: Mapping[str, Any],
+    teacher: BertEncoder,
+    held_out: Sequence[str],
+) -> int:
+    """Write the file, with coarser steps if it would exceed the target. Its bytes."""
+    names = {*linear_weights(teacher.config)} - {*start.config.get("int8_activations", ())}
+    room = len(dump_json(dict(facts))) + sum(len(name) + 4 for name in names) + _HEADER_ROOM
+    while True:
+        tensors = trainer.tensors()
+        grown = sum(tensors[name].nbytes - old.nbytes for name, old in start.trained().items())
+        size = start.file_bytes + grown + room
+        if size <= target:
+            break
+        trainer.coarsen(1.0 + max(0.001, 0.7 * (size / target - 1)))
+    int8 = int8_weights(teacher.with_tensors(tensors), held_out)
+    return start.write(out, tensors, facts, int8)

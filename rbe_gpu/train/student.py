@@ -1,0 +1,119 @@
+"""The forward pass of a `BertEncoder` in PyTorch, for gradients: teacher and student, each with its weights.
+
+    x_0     = LayerNorm(word[id] + position[i] + type[0])
+    a       = LayerNorm(attention(x_l) + x_l)
+    x_(l+1) = LayerNorm(down(activation(up(a))) + a)
+
+Weights are a mapping with the names of `models.bert_tensors.tensor_shapes`, so that any of them may be computed from
+others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..models.bert import ACTIVATIONS, BertEncoder
+
+
+def _activation(name: str) -> Any:
+    if name == "gelu_tanh":
+        return lambda x: functional.gelu(x, approximate="tanh")
+    return {"gelu": functional.gelu, "relu": functional.relu, "silu": functional.silu}[name]
+
+
+@dataclass(frozen=True)
+class Student:
+    """What a forward pass needs beside the weights.
+
+    Attributes
+    ----------
+    layers, heads, hidden, eps, activation : as in config.json
+    pooling : modes, concatenated in this order
+    skipped : tokens at the start of each text, those of the prompt, that are not pooled
+    """
+
+    layers: int
+    heads: int
+    hidden: int
+    eps: float
+    activation: str
+    pooling: tuple[str, ...]
+    skipped: int
+
+    @classmethod
+    def of(cls, model: BertEncoder) -> Student:
+        prompt = model.resolve_prompt()
+        return cls(
+            model.config["num_hidden_layers"],
+            model.config["num_attention_heads"],
+            model.hidden_size,
+            float(model.config.get("layer_norm_eps", 1e-12)),
+            ACTIVATIONS[model.config.get("hidden_act", "gelu")],
+            tuple(model.pooling),
+            0 if model.include_prompt or not prompt else model.prompt_length(prompt),
+        )
+
+    def states(self, weights: Mapping[str, Tensor], words: Tensor, text: Tensor) -> list[Tensor]:
+        """Hidden states after the embeddings and after each layer, (batch, seq, hidden) each.
+
+        Parameters
+        ----------
+        words : (batch, seq, hidden) rows of the word embeddings
+        text : (batch, seq) bool, false in the padding
+        """
+        batch, seq, hidden = words.shape
+        activation = _activation(self.activation)
+
+        def norm(x: Tensor, name: str) -> Tensor:
+            gain, bias = weights[f"{name}.LayerNorm.weight"], weights[f"{name}.LayerNorm.bias"]
+            return functional.layer_norm(x, (hidden,), gain, bias, self.eps)
+
+        def linear(x: Tensor, name: str) -> Tensor:
+            return functional.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+        def by_head(x: Tensor) -> Tensor:
+            return x.view(batch, seq, self.heads, -1).transpose(1, 2)
+
+        x = words + weights["embeddings.position_embeddings.weight"][:seq]
+        x = norm(x + weights["embeddings.token_type_embeddings.weight"][0], "embeddings")
+        states = [x]
+        for i in range(self.layers):
+            at = f"encoder.layer.{i}."
+            q, k, v = (by_head(linear(x, f"{at}attention.self.{n}")) for n in ("query", "key", "value"))
+            heads = functional.scaled_dot_product_attention(q, k, v, attn_mask=text[:, None, None, :])
+            mixed = heads.transpose(1, 2).reshape(batch, seq, hidden)
+            x = norm(linear(mixed, f"{at}attention.output.dense") + x, f"{at}attention.output")
+            inner = activation(linear(x, f"{at}intermediate.dense"))
+            x = norm(linear(inner, f"{at}output.dense") + x, f"{at}output")
+            states.append(x)
+        return states
+
+    def vectors(self, states: Tensor, text: Tensor) -> Tensor:
+        """The pooled vectors of the last states, divided by their L2 norms: (batch, modes * hidden)."""
+        pooled = text.clone()
+        pooled[:, : self.skipped] = False
+        keep = pooled[..., None].to(states.dtype)
+        count = keep.sum(1).clamp(min=1.0)
+        position = torch.arange(1, states.shape[1] + 1, device=states.device, dtype=states.dtype)[
+            None, :, None
+        ]
+        rows = torch.arange(len(states), device=states.device)
+        parts = []
+        for mode in self.pooling:
+            if mode == "max":
+                parts.append(states.masked_fill(keep == 0, -float("inf")).amax(1))
+            elif mode == "cls":
+                parts.append(states[:, self.skipped])
+            elif mode == "lasttoken":
+                parts.append(states[rows, text.sum(1) - 1])
+            else:
+                weight = keep * position if mode == "weightedmean" else keep
+                divisor = count.sqrt() if mode == "mean_sqrt_len_tokens" else weight.sum(1).clamp(min=1.0)
+                parts.append((states * weight).sum(1) / divisor)
+        return functional.normalize(torch.cat(parts, dim=-1), dim=-1)

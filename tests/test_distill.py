@@ -1,0 +1,427 @@
+"""Training of a small encoder: the forward pass, the grids, the loop, and the files that come out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rbe_gpu as rbe
+from rbe_gpu.codecs import GridCodes
+from rbe_gpu.models.compress import compress_model
+from rbe_gpu.models.load import load_folder
+from rbe_gpu.train.distill import distill
+
+from . import real
+from .cli.command import refused, run
+from .test_compress_model import cut_tensors, make_model
+
+torch = pytest.importorskip(
+    "torch", reason="training needs PyTorch, which `make test` installs with the baselines"
+)
+
+from rbe_gpu.train import checkpoint, interrupts, objective, schedule  # noqa: E402
+from rbe_gpu.train.batches import Batches, in_order, padded  # noqa: E402
+from rbe_gpu.train.quantizer import Grid  # noqa: E402
+from rbe_gpu.train.rate import Rate  # noqa: E402
+from rbe_gpu.train.student import Student  # noqa: E402
+from rbe_gpu.train.trainer import LATENTS_RATE, RowAdam  # noqa: E402
+
+RATIO = 20.0
+OPTIONS: dict[str, Any] = {"ratio": RATIO, "batch_size": 8, "max_tokens": 24}
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return list(real.texts()[:160])
+
+
+def random_tensors() -> dict[str, np.ndarray]:
+    """Of the shapes of the small model. Its own weights, cut, give all texts nearly one vector."""
+    rng = np.random.default_rng(11)
+    tensors = {}
+    for name, a in cut_tensors().items():
+        if a.ndim == 2 and a.dtype == np.float32:
+            tensors[name] = rng.normal(0, a.shape[1] ** -0.5, a.shape).astype(np.float32)
+        else:
+            gain = "LayerNorm.weight" in name
+            tensors[name] = np.ones_like(a) if gain else a if a.dtype != np.float32 else np.zeros_like(a)
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("distill") / "model", random_tensors())
+
+
+@pytest.fixture(scope="module")
+def start(folder: Path, texts: list[str]) -> Path:
+    out = folder.parent / "start.rbe.safetensors"
+    compress_model(folder, out, ratio=RATIO, calibrate=texts)
+    return out
+
+
+# --- the student ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "pooling", ["mean", "max", "cls", "lasttoken", "weightedmean", "mean_sqrt_len_tokens"]
+)
+@pytest.mark.parametrize("prompt", ["", "a query: "])
+def test_the_forward_pass_is_that_of_the_encoder(folder: Path, pooling: str, prompt: str) -> None:
+    model = load_folder(folder)
+    model.pooling = (pooling, "mean")
+    model.include_prompt = False
+    model.prompts, model.default_prompt_name = {"p": prompt}, "p"
+    some = ["one", *real.texts()[:6]]
+    sequences = model.token_ids(some, prompt)
+    student = Student.of(model)
+    weights = {n: torch.from_numpy(np.array(w, np.float32)) for n, w in model.tensors().items()}
+    batch = padded(sequences, "cpu")
+    words = weights["embeddings.word_embeddings.weight"][batch.ids]
+    states = student.states(weights, words, batch.text)
+    lengths = np.array([len(s) for s in sequences])
+    expected = model.forward(batch.ids.numpy(), lengths, all_hidden_states=True)
+    assert len(states) == len(expected) == 2
+    for ours, encoder in zip(states, expected, strict=True):
+        # sums of 96 and 160 float32 products of values near 1, in another order
+        np.testing.assert_allclose(ours[batch.text].numpy(), encoder[batch.text.numpy()], atol=1e-5)
+    vectors = student.vectors(states[-1], batch.text).numpy()
+    np.testing.assert_allclose(vectors, model.embed(some, normalize=True), atol=1e-5)
+
+
+# --- grids ----------------------------------------------------------------------------------------------
+
+
+def _stored(kind: str, transform: str, rows: int, cols: int, shrink: float = 0.0) -> Any:
+    rng = np.random.default_rng(3)
+    block = 32
+    rows_pad = -(-rows // block) * block if kind == "matrix" else rows
+    cols_pad = -(-cols // block) * block
+    q = rng.integers(-3, 4, (rows_pad, cols_pad))
+    row_scale, col_scale = rng.uniform(0.5, 2, rows_pad), rng.uniform(0.5, 2, cols_pad)
+    codes = GridCodes.from_integers(q, row_scale, col_scale, shrink)
+    make = rbe.RBEMatrix if kind == "matrix" else rbe.RBEVectors
+    return make((rows, cols), block, transform, 0.125, None, codes)
+
+
+GRIDS = [
+    ("matrix", "none", 70, 96, 0.0),
+    ("matrix", "dct", 70, 50, 0.0),
+    ("vectors", "dct", 33, 50, 0.0),
+    ("vectors", "none", 5, 32, 0.125),
+    ("matrix", "dwt-bior3.1", 64, 64, 0.0),
+]
+
+
+@pytest.mark.parametrize(("kind", "transform", "rows", "cols", "shrink"), GRIDS)
+def test_a_grid_starts_as_its_file_and_is_stored_as_it_is(
+    kind: str, transform: str, rows: int, cols: int, shrink: float
+) -> None:
+    stored = _stored(kind, transform, rows, cols, shrink)
+    decoded = stored.decode()
+    noise = np.random.default_rng(4).normal(0, 0.05, decoded.shape).astype(np.float32)
+    grid = Grid(stored, decoded + noise, "cpu")
+    np.testing.assert_allclose(grid.weight().detach().numpy(), decoded, atol=2e-6)
+    np.testing.assert_array_equal(grid.stored().codes.value, stored.codes.value)
+    before = grid.integers()
+    with torch.no_grad():
+        grid.latents.add_(0.3)
+        grid.factor.add_(0.1)
+    trained = grid.stored()
+    assert (grid.integers() != before).any()
+    np.testing.assert_allclose(grid.weight().detach().numpy(), trained.decode(), atol=2e-6)
+    if kind == "vectors":
+        index = torch.tensor([rows - 1, 0])
+        taken = grid.rows(index, grid.latents[index]).detach().numpy()
+        np.testing.assert_allclose(taken, trained.decode()[[rows - 1, 0]], atol=2e-6)
+
+
+def test_the_gradient_of_rounding_is_one() -> None:
+    stored = _stored("matrix", "none", 32, 32)
+    grid = Grid(stored, stored.decode(), "cpu")
+    grid.latents.requires_grad_()
+    grid.weight().sum().backward()
+    codes = stored.codes
+    scales = codes.row_scale.astype(np.float32)[:, None] * codes.col_scale.astype(np.float32) * stored.gain
+    np.testing.assert_allclose(grid.latents.grad.numpy(), scales, rtol=1e-6)
+    column_sums = stored.decode().sum(axis=0)  # d w / d log s = w
+    np.testing.assert_allclose(grid.factor.grad.numpy(), column_sums, rtol=1e-4, atol=1e-4)
+
+
+def test_a_coarser_step_takes_fewer_bytes_and_moves_no_latent() -> None:
+    stored = _stored("matrix", "none", 128, 128)
+    grid = Grid(stored, stored.decode(), "cpu")
+    before = (grid.latents * grid.factor.exp()).numpy(force=True)
+    rate = Rate({"w": grid}, 10_000)
+    assert rate.file_bytes() == pytest.approx(10_000)
+    bits = rate.bits(10_000)
+    grid.coarsen(2.0)
+    np.testing.assert_allclose((grid.latents * grid.factor.exp()).numpy(force=True), before, rtol=1e-6)
+    assert rate.bits(rate.file_bytes()) < bits - 0.6  # of 2.8: a bit less is the limit for fine steps
+    assert grid.stored().nbytes < stored.nbytes
+
+
+def test_only_grid_codes_are_trained() -> None:
+    weight = np.random.default_rng(1).normal(size=(64, 64)).astype(np.float32)
+    with pytest.raises(ValueError, match="codes are dense-int4, and only grid codes"):
+        Grid(rbe.compress(weight, codes="dense-int4"), weight, "cpu")
+
+
+# --- batches, loss, schedule ----------------------------------------------------------------------------
+
+
+def _sequences(count: int) -> list[Any]:
+    rng = np.random.default_rng(2)
+    return [np.full(rng.integers(3, 20), i, np.int32) for i in range(count)]
+
+
+def test_an_epoch_has_every_text_once_and_the_next_another_order() -> None:
+    sequences = _sequences(64)
+    batches = Batches(sequences, 4, 5, "cpu")
+    epochs = [[int(i) for step in range(n, n + 16) for i in batches.at(step).ids[:, 0]] for n in (0, 16)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(64))
+    assert epochs[0] != epochs[1]
+    again, other = Batches(sequences, 4, 5, "cpu"), Batches(sequences, 4, 6, "cpu")
+    assert torch.equal(again.at(17).ids, batches.at(17).ids)  # whatever was asked before
+    assert not all(torch.equal(other.at(s).ids, batches.at(s).ids) for s in range(16))
+
+
+def test_batches_are_of_similar_length() -> None:
+    batches = Batches(_sequences(640), 8, 0, "cpu")
+    filled = np.mean([float(batches.at(step).text.float().mean()) for step in range(80)])
+    assert filled > 0.85  # 0.58 in random batches
+    index = [i for part, _ in in_order(_sequences(20), 8, "cpu") for i in part]
+    assert sorted(index) == list(range(20))
+
+
+def test_the_loss() -> None:
+    u = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    v = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    x = [torch.ones(2, 3, 2)]
+    text = torch.ones(2, 3, dtype=torch.bool)
+    assert objective.loss(u, x, u, x, text).total == 0
+    result = objective.loss(u, [2 * x[0]], v, x, text)
+    # cosines 1 and 0; (2 - 1)^2 / 1^2; similarities 0 for 1 in two of four pairs
+    assert result.cosine == 0.5
+    assert result.states == 1
+    assert float(result.total) == pytest.approx(3 * 0.5 + 1 + 5 * 0.5)
+    text[:, 2] = False
+    padding = [torch.cat([x[0][:, :2], torch.full((2, 1, 2), 9.0)], dim=1)]
+    assert objective.loss(u, padding, u, x, text).total == 0
+
+
+def test_the_size_falls_from_start_to_end_and_the_rate_to_zero() -> None:
+    sizes = [schedule.target_bytes(done, 1000.0, 400.0) for done in np.linspace(0, 1, 101)]
+    assert sizes[0] == pytest.approx(998)
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[60] == sizes[-1] == pytest.approx(0.998 * 400)
+    assert schedule.target_bytes(0.0, 300.0, 400.0) == pytest.approx(0.998 * 400)  # a small start may grow
+    rates = [schedule.learning_rate(1000, done, True) for done in np.linspace(0, 1, 101)]
+    assert rates[:60] == [1.0] * 60
+    assert rates[60:] == sorted(rates[60:], reverse=True)
+    assert rates[-1] == pytest.approx(0, abs=1e-12)
+    assert schedule.learning_rate(0, 0.0, True) < 0.05
+    assert schedule.step_factor(2.0, 1.0) == 1.03
+    assert schedule.step_factor(1.0, 2.0) == 1.0
+    assert schedule.step_factor(1.01, 1.0) == pytest.approx(2**0.01)
+
+
+def test_adam_of_rows_is_adam() -> None:
+    rng = torch.Generator().manual_seed(1)
+    rows = torch.randn(6, 4, generator=rng)
+    dense = rows.clone().requires_grad_()
+    adam = torch.optim.Adam([dense], lr=LATENTS_RATE, betas=(0.9, 0.98), eps=1e-12)
+    lazy = RowAdam(rows)
+    untouched = rows[5].clone()
+    for _ in range(5):
+        gradient = torch.randn(6, 4, generator=rng)
+        dense.grad = gradient
+        adam.step()
+        lazy.update(rows, torch.arange(5), gradient[:5], LATENTS_RATE)
+    torch.testing.assert_close(rows[:5], dense.detach()[:5])
+    assert torch.equal(rows[5], untouched)
+
+
+def test_an_interrupt_waits_for_the_end_of_a_step() -> None:
+    done = []
+
+    @interrupts.held()
+    def step() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("step")
+
+    with pytest.raises(KeyboardInterrupt):
+        step()
+    assert done == ["step"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# --- whole runs -----------------------------------------------------------------------------------------
+
+
+class Interrupt:
+    """A progress callback that interrupts after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __call__(self, status: Any) -> None:
+        if status.step == self.step:
+            raise KeyboardInterrupt
+
+
+def _train(folder: Path, texts: list[str], start: Path, out: Path, **options: Any) -> Any:
+    return distill(folder, texts, out=out, start=start, **{**OPTIONS, "steps": 6, **options})
+
+
+def test_two_runs_and_a_resumed_one_give_the_same_file(
+    folder: Path, texts: list[str], start: Path, tmp_path: Path
+) -> None:
+    first = _train(folder, texts, start, tmp_path / "a")
+    assert first.file_bytes == (tmp_path / "a").stat().st_size <= first.dense_bytes / RATIO
+    assert not first.interrupted
+    _train(folder, texts, start, tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    stopped = _train(folder, texts, start, tmp_path / "c", progress=Interrupt(3))
+    assert stopped.interrupted
+    assert stopped.steps == 3
+    assert rbe.load(tmp_path / "c").embed(["a text"]).shape == (1, 96)  # the best so far, a whole file
+    path = checkpoint.path_for(tmp_path / "c")
+    with pytest.raises(ValueError, match="of a run with another texts"):
+        _train(folder, texts[:-1], start, tmp_path / "c", resume=True)
+    with pytest.raises(ValueError, match="of a run with another batch size, tokens or seed"):
+        _train(folder, texts, start, tmp_path / "c", resume=True, seed=1)
+    steps = []
+    resumed = _train(
+        folder, texts, start, tmp_path / "c", resume=True, progress=lambda s: steps.append(s.step)
+    )
+    assert steps == [4, 5, 6]
+    assert resumed.steps == 6
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "c").read_bytes()
+    assert not path.exists()
+    _train(folder, texts, start, tmp_path / "d", seed=1)
+    assert (tmp_path / "d").read_bytes() != (tmp_path / "a").read_bytes()
+
+
+def test_training_gains_at_the_same_size(folder: Path, start: Path, tmp_path: Path) -> None:
+    """On many texts: on 160, the integers learn the texts, and others lose by it."""
+    seen: list[Any] = []
+    many = list(real.texts()[:1200])
+    summary = _train(folder, many, start, tmp_path / "out", steps=200, batch_size=16, progress=seen.append)
+    assert summary.file_bytes <= summary.dense_bytes / RATIO
+    dense = rbe.load(folder)
+    # as short as what was trained on; they had no part in it
+    some = [text[:80] for text in real.texts()[2000:2064]]
+    trained, before = (
+        1 - float((rbe.load(path).embed(some) * dense.embed(some)).sum(1).mean())
+        for path in (tmp_path / "out", start)
+    )
+    assert trained < 0.95 * before  # 0.87 where it was measured
+    assert [s.step for s in seen] == list(range(1, 201))
+    assert [point[0] for point in summary.curve] == [0, 100, 200]
+
+
+def test_training_goes_down_to_a_smaller_size(
+    folder: Path, texts: list[str], start: Path, tmp_path: Path
+) -> None:
+    smaller = _train(folder, texts, start, tmp_path / "out", steps=100, ratio=22)
+    assert smaller.ratio >= 22
+    assert rbe.load(tmp_path / "out").embed(["a text"]).shape == (1, 96)
+
+
+def test_without_a_start_file_the_model_is_calibrated(folder: Path, texts: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    summary = distill(folder, texts, out=out, steps=1, **OPTIONS)
+    assert summary.ratio >= RATIO
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_errors(folder: Path, texts: list[str], start: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def refuses(match: str, model: Path = folder, some: list[str] = texts, **options: Any) -> None:
+        with pytest.raises(ValueError, match=match):
+            distill(model, some, out=out, **{**OPTIONS, "steps": 2, "start": start, **options})
+
+    refuses("give one of ratio= or file_bytes=", ratio=None)
+    refuses("give one of ratio= or file_bytes=", file_bytes=1000)
+    refuses("give one of minutes= or steps=", minutes=1.0)
+    refuses("ratio=-1 is not a positive number", ratio=-1)
+    refuses("batch_size=1 is too small", batch_size=1)
+    refuses("max_tokens=2 leaves no room", max_tokens=2)
+    refuses('device="?.tpu', device="tpu")
+    refuses("different texts with a token are too few", some=texts[:40])
+    refuses("different texts with a token are too few", some=[" " * (i + 1) for i in range(200)])
+    refuses("5 held-out texts are too few", held_out=texts[:5])
+    refuses("the highest reachable ratio is below", ratio=1000)
+    refuses("is not a model folder", model=start)
+    compress_model(folder, tmp_path / "plain", ratio=4)
+    refuses("only grid codes .* start from a calibrated file", start=tmp_path / "plain")
+    shutil.copytree(folder, tmp_path / "other")
+    config = (tmp_path / "other" / "config.json").read_text()
+    (tmp_path / "other" / "config.json").write_text(
+        config.replace('"layer_norm_eps": 1e-12', '"layer_norm_eps": 1e-6')
+    )
+    refuses("is not of this model", model=tmp_path / "other")
+    checkpoint.path_for(out).write_bytes(b"no checkpoint")
+    refuses("is no checkpoint", resume=True)
+    assert not out.exists()
+
+
+def test_without_pytorch(
+    folder: Path, texts: list[str], start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"pip install 'rbe-gpu\[train\]'"):
+        _train(folder, texts, start, tmp_path / "out")
+    (tmp_path / "texts").write_text("\n".join(texts))
+    options = ("--ratio", 8, "--steps", 1, "--texts", tmp_path / "texts")
+    refused(run("distill", folder, "-o", tmp_path / "out", *options), "pip install 'rbe-gpu[train]'")
+
+
+# --- the command ----------------------------------------------------------------------------------------
+
+
+def test_the_command(folder: Path, texts: list[str], start: Path, tmp_path: Path) -> None:
+    for name, part in (("one", texts[:80]), ("two", texts[80:])):
+        (tmp_path / name).write_text("\n".join(part))
+    out = tmp_path / "out.rbe.safetensors"
+    command = (
+        "distill",
+        folder,
+        "-o",
+        out,
+        "--ratio",
+        RATIO,
+        "--steps",
+        2,
+        "--batch-size",
+        8,
+        "--max-tokens",
+        24,
+    )
+    result = run(*command, "--start", start, "--texts", tmp_path / "one", "--texts", tmp_path / "two")
+    assert result.exit_code == 0, result.stderr
+    assert "2 steps in" in result.stdout
+    assert rbe.load(out).embed(["a text"]).shape == (1, 96)
+    again = run(*command, "--start", start, "--texts", tmp_path / "one")
+    refused(again, "exists; pass --force")
+    refused(
+        run(*command, "--force", "--start", tmp_path / "none", "--texts", tmp_path / "one"), "is not a file"
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [("--steps", 1), ("--ratio", 8), ("--ratio", 8, "--bytes", 9, "--steps", 1)]
+)
+def test_the_command_wants_one_size_and_one_length(folder: Path, tmp_path: Path, options: Any) -> None:
+    result = run("distill", folder, "-o", tmp_path / "out", "--texts", folder / "config.json", *options)
+    assert result.exit_code == 2
+    assert "give one of them" in result.stderr
