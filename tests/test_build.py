@@ -1,8 +1,9 @@
-"""The archives that `python -m build` writes."""
+"""The archives that `python -m build` writes, and the lock of what CI installs."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,16 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from .bounded import REPOSITORY
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 FILES = ("pyproject.toml", "MANIFEST.in", "build_backend.py", "README.md", "LICENSE")
 FOLDERS = ("rbe_gpu", "cpu_fallback", "cuda_src", "reports", "tests")
@@ -57,3 +67,20 @@ def test_archives_are_reproducible(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as made:
         names += made.namelist()
     assert not [name for name in names if name.endswith(".csv") or name.startswith("tests/")]
+
+
+def test_the_lock_has_what_is_asked_for() -> None:
+    """Else `make lock` was forgotten, and CI does not test what pyproject.toml says."""
+    lock = (REPOSITORY / ".ci" / "lock" / "test.txt").read_text("utf-8")
+    pinned = re.findall(r"^([\w.-]+)==(\S+)(?: ; (.*?))? \\$", lock, re.MULTILINE)
+    assert len(pinned) > 50
+    assert lock.count("\n    --hash=sha256:") >= len(pinned)
+    here = {name: version for name, version, marker in pinned if not marker or Marker(marker).evaluate()}
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    asked = [
+        Requirement(text) for text in (*project["dependencies"], *project["optional-dependencies"]["test"])
+    ]
+    for requirement in asked:
+        if requirement.marker is None or requirement.marker.evaluate():
+            version = here[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(version), requirement
