@@ -14,6 +14,7 @@ from typing import Any
 import numba
 
 from ._disk_cache import named_for_the_cache
+from ._numba_internals import InlineDispatcher
 
 FASTMATH = frozenset({"nsz", "arcp", "contract", "afn", "reassoc"})
 
@@ -26,8 +27,7 @@ def cpu_kernel(
     Parameters
     ----------
     function : callable
-        The kernel, so that both `@cpu_kernel` and `@cpu_kernel(exact=True)` work. `_parts.in_parts` runs it on
-        several threads.
+        The kernel, so that both `@cpu_kernel` and `@cpu_kernel(exact=True)` work.
     exact : bool
         No fast-math at all: every rounding as written.
     home : Path
@@ -47,8 +47,10 @@ def cpu_kernel(
     return compile_kernel if function is None else compile_kernel(function)
 
 
-def cpu_inline(function: Callable[..., Any] | None = None, *, exact: bool = False) -> Callable[..., Any]:
-    """Compile a function that kernels call; LLVM always inlines it into them.
+def cpu_inline(
+    function: Callable[..., Any] | None = None, *, exact: bool = False, inline: bool = True
+) -> Callable[..., Any]:
+    """Compile a function that kernels call, and Python cannot: it has no machine code but theirs.
 
     Parameters
     ----------
@@ -56,14 +58,17 @@ def cpu_inline(function: Callable[..., Any] | None = None, *, exact: bool = Fals
         The function, so that both `@cpu_inline` and `@cpu_inline(exact=True)` work.
     exact : bool
         No fast-math in the function's own arithmetic.
+    inline : bool
+        LLVM always inlines it; otherwise never.
     """
 
     def compile_inline(inner: Callable[..., Any]) -> Callable[..., Any]:
-        return numba.njit(
+        return InlineDispatcher(
+            inner,
             nogil=True,
             error_model="numpy",
             fastmath=False if exact else set(FASTMATH),
-            forceinline=True,
-        )(inner)
+            forceinline=inline,
+        )
 
     return compile_inline if function is None else compile_inline(function)

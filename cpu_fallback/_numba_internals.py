@@ -5,11 +5,12 @@ above, when the tests pass on the new version (`tests/test_threads.py`, `test_pa
 file).
 
     what                                  why
-    kept_as, _KernelCache                 the disk cache knows one source file per kernel, numbers its files, and
+    kept_as, _KernelCache, cache_folder   the disk cache knows one source file per kernel, numbers its files, and
                                           raises where it finds no folder or no room
     share_function                        kernels on several threads without a parallel loop of Numba's
     start_threads, renew_locks, ...       Numba's number of threads, and its locks in a forked process
     target_context                        what `isa` selects
+    InlineDispatcher                      inlined functions are compiled by themselves, too
     compiler_lock                         one Python thread compiles at a time
     during_compilation                    what a user is told who waits for it
     cgutils, populate_array               code generation: what Numba's own intrinsics are written with
@@ -17,6 +18,7 @@ file).
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 import tempfile
@@ -31,7 +33,7 @@ from typing import Any
 import numba.np.ufunc.parallel as layers
 from llvmlite import ir
 from numba import types
-from numba.core import caching, ccallback, cgutils, event, registry
+from numba.core import caching, ccallback, cgutils, codegen, compiler, event, registry
 from numba.core import dispatcher as dispatcher_module
 from numba.core.compiler_lock import global_compiler_lock as compiler_lock
 from numba.extending import intrinsic
@@ -63,6 +65,84 @@ def during_compilation(call: Callable[[], None]) -> Iterator[None]:
     """Call a function whenever the compilation of one begins or ends; kernels in the disk cache are not compiled."""
     with event.install_listener("numba:compile", _CompileListener(call)):
         yield
+
+
+# --- functions that are only inlined ---------------------------------------------------------------------
+
+_numbers = itertools.count()
+
+
+class _LinkedCode(codegen.JITCodeLibrary):  # type: ignore[misc]
+    """The code of a function that is linked into its callers, where LLVM optimises and compiles it."""
+
+    @property
+    def codegen(self) -> Any:
+        return _CodegenWithoutEngine(self._codegen)
+
+    def _optimize_functions(self, module: Any) -> None:
+        super()._optimize_functions(module)
+        for function in module.functions:
+            if not function.is_declaration and b"alwaysinline" not in b" ".join(function.attributes):
+                function.add_function_attribute("noinline")
+
+    def _optimize_final_module(self) -> None:
+        """Left to the callers."""
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._verify_declare_only_symbols()
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        return 0
+
+
+class _CodegenWithoutEngine:
+    """A codegen for code that the execution engine does not hold."""
+
+    def __init__(self, plain: Any) -> None:
+        self._plain = plain
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._plain, name)
+
+    def set_env(self, name: str, environment: Any) -> None:
+        """The engine has no such variable; only code that raises or calls Python reads it."""
+
+
+class _InlineCompiler(compiler.Compiler):  # type: ignore[misc]
+    """Compiles a function for its callers alone: no wrappers for Python and for C, and no machine code of its own.
+
+    That halves the time to compile a kernel: LLVM optimised and compiled every function that is inlined, too, and
+    its wrapper.
+    """
+
+    def __init__(self, typing: Any, target: Any, library: Any, *rest: Any) -> None:
+        if library is None:
+            library = _LinkedCode(target.codegen(), f"rbe_gpu.inline.{next(_numbers)}")
+        super().__init__(typing, target, library, *rest)
+
+
+class InlineDispatcher(registry.CPUDispatcher):  # type: ignore[misc]
+    """A function that compiled functions call, and Python cannot.
+
+    Parameters
+    ----------
+    function : Python function
+    **options : of `numba.njit`
+    """
+
+    def __init__(self, function: Callable[..., Any], **options: Any) -> None:
+        options |= {
+            "nopython": True,
+            "boundscheck": None,
+            "no_cpython_wrapper": True,
+            "no_cfunc_wrapper": True,
+        }
+        super().__init__(function, {}, options, pipeline_class=_InlineCompiler)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{self.py_func.__qualname__} has no machine code of its own; only kernels call it")
 
 
 # --- the disk cache -------------------------------------------------------------------------------------
@@ -183,6 +263,12 @@ def kept_as(function: Callable[..., Any], name: str) -> Iterator[None]:
             function.__qualname__ = plain_name
             for module, plain_cache in zip(modules, before, strict=True):
                 module.FunctionCache = plain_cache
+
+
+def cache_folder(kernel: Any) -> str | None:
+    """The folder that a compiled kernel is kept in; None where there is none."""
+    path = kernel._cache.cache_path
+    return None if path is None else str(path)
 
 
 # --- the threading layer --------------------------------------------------------------------------------

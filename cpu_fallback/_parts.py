@@ -66,6 +66,41 @@ def part_kernel(function: Callable[..., Any], struct: np.dtype[Any]) -> Callable
     return address
 
 
+def c_function(function: Callable[..., Any]) -> Callable[[], int]:
+    """Compile function(int64, ...) when its address is first asked for, for `call_address`; cached on disk.
+
+    Kernels that share it are compiled without it, and what no weight needs is not compiled at all. A call takes some
+    nanoseconds. It must not raise.
+
+    Returns
+    -------
+    () -> address
+    """
+    compiled: list[Any] = []
+
+    def address() -> int:
+        if not compiled:
+            with compiler_lock, named_for_the_cache(function):
+                signature = types.void(*[types.int64] * function.__code__.co_argcount)
+                flags = {"error_model": "numpy", "fastmath": set(FASTMATH)}
+                compiled.append(numba.cfunc(signature, cache=True, **flags)(function))
+        return int(compiled[0].address)
+
+    return address
+
+
+@intrinsic
+def address_at(typingctx, record):
+    """address_at(record) -> where a record of a struct lies, for `record_at`."""
+    if not isinstance(record, types.Record):
+        return None
+
+    def codegen(context, builder, signature, args):
+        return builder.ptrtoint(args[0], context.get_value_type(types.int64))
+
+    return types.int64(record), codegen
+
+
 @intrinsic
 def pointer(typingctx, address):
     """pointer(address) -> void pointer, for `numba.carray(pointer, shape, dtype)`."""
@@ -144,7 +179,7 @@ def next_unit(counters, units, part, parts):
 def run_shares(kernel, count, grain, parts, args):
     """kernel(*args, start, stop) for `parts` equal shares of 0 .. count, on the threads of the pool.
 
-    kernel : a `cpu_kernel` that does not raise
+    kernel : a `cpu_inline` that does not raise
     grain : every start is a multiple of it
     args : a tuple
     """
@@ -161,20 +196,21 @@ def _in_parts(count, parts, *args):
     run_shares(_kernel, count, _grain, parts, args)
 
 
-def in_parts(kernel: Any, grain: int = 1) -> Any:
-    """A compiled function (count, parts, *args) that calls kernel(*args, start, stop) for equal shares of 0 .. count.
+def in_parts(function: Callable[..., Any], grain: int = 1, *, exact: bool = False) -> Callable[..., Any]:
+    """A compiled function (count, parts, *args): function(*args, start, stop) for equal shares of 0 .. count.
 
     A parallel loop of Numba's would compile what it calls again, in the loop's body, in the body's wrapper and in the
     function around the loop. It also takes and gives back the interpreter lock at every call.
 
     Parameters
     ----------
-    kernel : a `cpu_kernel` that does not raise
+    function : must not raise
     grain : every start is a multiple of it, for instance `LINE`
+    exact : no fast-math in the function's own arithmetic
     """
-    function = kernel.py_func
     # a copy with its own globals: the disk cache does not know a closure over a kernel again
-    run = FunctionType(_in_parts.__code__, {**globals(), "_kernel": kernel, "_grain": grain}, "in_parts")
+    own = {**globals(), "_kernel": cpu_inline(function, exact=exact), "_grain": grain}
+    run = FunctionType(_in_parts.__code__, own, "in_parts")
     run.__qualname__ = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}.in_parts"
     run.__module__ = __name__
     return cpu_kernel(run, home=Path(function.__code__.co_filename))

@@ -6,7 +6,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ._jit import cpu_kernel
 from ._parts import LINE, in_parts
 from ._pool import num_threads
 from .simd import bits, vadd, vload, vload_n, vstore, vstore_n
@@ -14,7 +13,6 @@ from .simd import bits, vadd, vload, vload_n, vstore, vstore_n
 _PARALLEL_FROM = 65536  # elements: 8/14 us with one/two threads at 32768, 18/15 us at 65536
 
 
-@cpu_kernel
 def _span(x, residual, out, start, stop):
     whole = start + (stop - start) // 16 * 16
     for i in range(start, whole, 16):
@@ -36,7 +34,4 @@ def add(x: NDArray[Any], residual: NDArray[Any], out: NDArray[Any]) -> None:
     """
     arrays = (bits(x), bits(residual), bits(out))
     parts = num_threads() if x.size >= _PARALLEL_FROM else 1
-    if parts > 1:
-        _in_parts(x.size, parts, *arrays)
-    else:
-        _span(*arrays, 0, x.size)
+    _in_parts(x.size, parts, *arrays)

@@ -69,7 +69,7 @@ _ATTENTION, _SEQUENCE = params.ATTENTION.dtype, params.SEQUENCE.dtype
 _WORDS = _ATTENTION.itemsize // 8
 
 
-@cpu_kernel
+@cpu_inline(inline=False)
 def _matmul(rows, vectors, add, depth, buf, a0, a_row, a_step, b0, b_step, c0, c_row):
     """c[r, :] (+)= sum_t a[r, t] b[t, :] in `buf`: a multiple of 8 rows, 16 * `vectors` columns."""
     v = 0
@@ -94,7 +94,7 @@ def _matmul(rows, vectors, add, depth, buf, a0, a_row, a_step, b0, b_step, c0, c
                 vblock(4, 1, add, depth, buf, a, a_row, a_step, buf, b, b_step, buf, c, c_row)
 
 
-@cpu_kernel
+@cpu_inline(inline=False)
 def _copy_rows(source, start, row, rows, padded_rows, head_dim, buf, buf_at, width, factor):
     """Rows of q, k or v as float32 times `factor`, zeros where padded. Returns whether all are finite."""
     zero = vsplat(_ZERO)

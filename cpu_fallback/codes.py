@@ -13,9 +13,23 @@ from numba.extending import intrinsic
 
 from rbe_gpu.codecs.packing import RUN
 
+from . import params
 from ._jit import cpu_inline
 from ._numba_internals import cgutils
-from .arrays import BF16, F16, GRID, INT, bfloats_at, bytes_at, floats_at, halves_at, longs_at, words_at
+from ._parts import c_function, record_at
+from .arrays import (
+    BF16,
+    F16,
+    GRID,
+    INT,
+    bfloats_at,
+    bytes_at,
+    floats_at,
+    halves_at,
+    ints_at,
+    longs_at,
+    words_at,
+)
 from .isa import isa_of
 from .simd import (
     LANES,
@@ -35,6 +49,7 @@ from .unpack import unpack_run
 
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
 FULL, BITMAP, DELTA = 0, 1, 2
+_WEIGHT = params.WEIGHT.dtype
 
 
 @intrinsic
@@ -296,77 +311,104 @@ def entry_columns(w, row_start, row, step, panel, panels, out, at, start, start_
             p += 1
 
 
+# Rows of dense codes, a function for each encoding of values:
+# out[r, c] = coefficient [first + r, column + c], r < rows, c < cols; of packed codes, whole runs of 32.
+#     weight : address of a `params.WEIGHT`
+#     out : address of float32 rows, `out_row` values from one to the next
+
+
+def _int_rows(weight, first, rows, column, cols, out, out_row):
+    w, lines = record_at(weight, _WEIGHT), floats_at(out)
+    width, gain, row_values = w.bits, w.gain, w.row_values
+    group, stream, scales = w.group, bytes_at(w.value), halves_at(w.scale)
+    middle = np.float32((1 << width) - 1) * _HALF
+    groups = (row_values + group - 1) // group
+    for r in range(rows):
+        row = first + r
+        for c in range(0, cols, RUN):
+            s = gain * widen(element(scales, row * groups + (column + c) // group))
+            byte = (row * row_values + column + c) // 8 * width
+            unpack_run(stream, byte, width, s, -s * middle, lines, r * out_row + c)
+
+
+def _grid_rows(weight, first, rows, column, cols, out, out_row):
+    w, lines = record_at(weight, _WEIGHT), floats_at(out)
+    width, gain, row_values = w.bits, w.gain, w.row_values
+    stream, scales, columns = bytes_at(w.value), halves_at(w.scale), halves_at(w.column_scale)
+    shrink = w.shrink
+    half = np.float32(1 << (width - 1))
+    zero, up, down = vsplat(_ZERO), vsplat(shrink), vsplat(-shrink)
+    for r in range(rows):
+        row = first + r
+        s = vsplat(gain * widen(element(scales, row)))
+        for c in range(0, cols, RUN):
+            byte = (row * row_values + column + c) // 8 * width
+            at = r * out_row + c
+            unpack_run(stream, byte, width, _ONE, -half, lines, at)
+            for part in range(2):
+                q = vload(lines, at + 16 * part)
+                towards = vselect_less(q, zero, down, vselect_less(zero, q, up, zero))
+                step = vmul(s, vload(columns, column + c + 16 * part))
+                vstore(lines, at + 16 * part, vmul(step, vsub(q, towards)))
+
+
 @cpu_inline
-def _widened(stored, start, row_values, rows, cols, out, at, out_row):
-    """out[r, c] = stored[start + r * row_values + c], r < rows, c < cols."""
+def _widened(stored, first, rows, column, cols, row_values, out, out_row):
     whole = cols // 16 * 16
     for r in range(rows):
-        row, out_at = start + r * row_values, at + r * out_row
+        at, out_at = (first + r) * row_values + column, r * out_row
         for c in range(0, whole, 16):
-            vstore(out, out_at + c, vload(stored, row + c))
+            vstore(out, out_at + c, vload(stored, at + c))
         for c in range(whole, cols):
-            out[out_at + c] = widen(element(stored, row + c))
+            out[out_at + c] = widen(element(stored, at + c))
 
 
-@cpu_inline
-def code_rows(w, first, rows, column, cols, out, at, out_row):
-    """out[r, c] = coefficient [first + r, column + c], r < rows, c < cols; of packed codes, whole runs of 32."""
-    kind, width, gain, row_values = w.kind, w.bits, w.gain, w.row_values
-    if kind == INT:
-        group, stream, scales = w.group, bytes_at(w.value), halves_at(w.scale)
-        middle = np.float32((1 << width) - 1) * _HALF
-        groups = (row_values + group - 1) // group
-        for r in range(rows):
-            row = first + r
-            for c in range(0, cols, RUN):
-                s = gain * widen(element(scales, row * groups + (column + c) // group))
-                byte = (row * row_values + column + c) // 8 * width
-                unpack_run(stream, byte, width, s, -s * middle, out, at + r * out_row + c)
-    elif kind == GRID:
-        stream, scales, columns = bytes_at(w.value), halves_at(w.scale), halves_at(w.column_scale)
-        shrink = w.shrink
-        half = np.float32(1 << (width - 1))
-        zero, up, down = vsplat(_ZERO), vsplat(shrink), vsplat(-shrink)
-        for r in range(rows):
-            row = first + r
-            s = vsplat(gain * widen(element(scales, row)))
-            for c in range(0, cols, RUN):
-                byte = (row * row_values + column + c) // 8 * width
-                out_at = at + r * out_row + c
-                unpack_run(stream, byte, width, _ONE, -half, out, out_at)
-                for part in range(2):
-                    q = vload(out, out_at + 16 * part)
-                    towards = vselect_less(q, zero, down, vselect_less(zero, q, up, zero))
-                    step = vmul(s, vload(columns, column + c + 16 * part))
-                    vstore(out, out_at + 16 * part, vmul(step, vsub(q, towards)))
-    elif kind == F16:
-        _widened(halves_at(w.value), first * row_values + column, row_values, rows, cols, out, at, out_row)
-    elif kind == BF16:
-        _widened(bfloats_at(w.value), first * row_values + column, row_values, rows, cols, out, at, out_row)
+def _float16_rows(weight, first, rows, column, cols, out, out_row):
+    w = record_at(weight, _WEIGHT)
+    _widened(halves_at(w.value), first, rows, column, cols, w.row_values, floats_at(out), out_row)
 
 
-@cpu_inline
-def basis_entries(w, first, rows, row_functions, depth, step, start, start_at, out_offset, out_value, at):
+def _bfloat16_rows(weight, first, rows, column, cols, out, out_row):
+    w = record_at(weight, _WEIGHT)
+    _widened(bfloats_at(w.value), first, rows, column, cols, w.row_values, floats_at(out), out_row)
+
+
+CODE_ROWS = {
+    INT: c_function(_int_rows),
+    GRID: c_function(_grid_rows),
+    F16: c_function(_float16_rows),
+    BF16: c_function(_bfloat16_rows),
+}
+
+
+def _basis_entries(weight, first, rows, row_functions, depth, step, start, offset, value):
     """The basis part of `rows` parameter rows as entries: `row_functions` rows of entries for each of them.
 
+    weight : address of a `params.WEIGHT`
     depth : where the input's basis features begin; step : floats from one feature to the next
+    start, offset, value : addresses of what is written, int64, int32 and float32
     """
+    w = record_at(weight, _WEIGHT)
+    starts, offsets, values = longs_at(start), ints_at(offset), floats_at(value)
     blocks, count, features, terms, gain = w.basis_blocks, w.basis_params, w.features, w.terms, w.gain
     term_row, term_column = longs_at(w.term_row), longs_at(w.term_column)
     term_param, term_factor = longs_at(w.term_param), floats_at(w.term_factor)
     halves = halves_at(w.basis)
-    e = np.int64(at)
+    e = np.int64(0)
     for r in range(rows):
         t = 0
         for f in range(row_functions):
-            start[start_at + r * row_functions + f] = e
+            starts[r * row_functions + f] = e
             t_first = t
             while t < terms and element(term_row, t) == f:
                 t += 1
             for j in range(blocks):
                 for term in range(t_first, t):
                     param = ((first + r) * blocks + j) * count + element(term_param, term)
-                    out_value[e] = gain * widen(element(halves, param)) * element(term_factor, term)
-                    out_offset[e] = np.int32((depth + j * features + element(term_column, term)) * step)
+                    values[e] = gain * widen(element(halves, param)) * element(term_factor, term)
+                    offsets[e] = np.int32((depth + j * features + element(term_column, term)) * step)
                     e += 1
-    start[start_at + rows * row_functions] = e
+    starts[rows * row_functions] = e
+
+
+BASIS_ENTRIES = c_function(_basis_entries)

@@ -18,7 +18,7 @@ from rbe_gpu.codecs import Codes, DenseCodes, GridCodes, SparseCodes
 from rbe_gpu.codecs.packing import RUN
 from rbe_gpu.workspace import Workspace
 
-from ._jit import cpu_inline, cpu_kernel
+from ._jit import cpu_inline
 from ._parts import in_parts
 from ._pool import num_threads
 from .simd import bits, narrow, vload, vstore, widen
@@ -36,7 +36,6 @@ _NO_PHI = np.empty((0, 1, 1), np.float32)
 # --- codes to coefficients ----------------------------------------------------------------------------
 
 
-@cpu_kernel
 def _dense_rows(value, scale, width, group, gain, rows, first, out, begin, end):
     """out[i] = gain * scale * (u - (2^b - 1) / 2) for stored row rows[i], or first + i where rows is None."""
     middle = np.float32((1 << width) - 1) * _HALF
@@ -54,7 +53,6 @@ def _dense_rows(value, scale, width, group, gain, rows, first, out, begin, end):
 _dense_rows_in_parts = in_parts(_dense_rows)
 
 
-@cpu_kernel
 def _grid_rows(value, row_scale, col_scale, width, shrink, gain, rows, first, out, begin, end):
     """out[i, c] = gain * row_scale * col_scale[c] * (q - sign(q) * shrink), q = u - 2^(b - 1)."""
     half = np.float32(1 << (width - 1))
@@ -106,7 +104,6 @@ def _scatter(values, offset, start, stop, kind, index, row, gain, out):
             out[column] = gain * widen(values[offset + e])
 
 
-@cpu_kernel
 def _sparse_float_rows(value, kind, index, row_start, gain, rows, first, out, begin, end):
     """out[i, column(e)] = gain * value[e] for the entries e of the row; zero elsewhere."""
     for i in range(begin, end):
@@ -119,7 +116,6 @@ def _sparse_float_rows(value, kind, index, row_start, gain, rows, first, out, be
 _sparse_float_rows_in_parts = in_parts(_sparse_float_rows)
 
 
-@cpu_kernel
 def _sparse_int_rows(
     value, scale, width, group, dead_zone, kind, index, row_start, gain, rows, first, scratch, out, begin, end
 ):
@@ -237,7 +233,6 @@ def _rows_transform(s, c, c_at, c_step, block, out):
                 )
 
 
-@cpu_kernel
 def _synthesise_blocks(c, s, s_t, block, scratch, begin, end):
     """c_IJ = S c_IJ S^T in place, a block at a time; scratch holds a block per part, in the first cache."""
     cols = c.shape[1]
@@ -254,7 +249,6 @@ def _synthesise_blocks(c, s, s_t, block, scratch, begin, end):
 _synthesise_blocks_in_parts = in_parts(_synthesise_blocks)
 
 
-@cpu_kernel
 def _synthesise_runs(c, s_t, block, scratch, begin, end):
     """c[i, J] = c[i, J] S^T in place, 16 rows of one block column at a time."""
     rows, cols = c.shape
@@ -275,7 +269,6 @@ def _synthesise_runs(c, s_t, block, scratch, begin, end):
 _synthesise_runs_in_parts = in_parts(_synthesise_runs)
 
 
-@cpu_kernel
 def _epilogue(block_rows, params, gain, phi, rows, first, row_block, out, begin, end):
     """out[i, c] = block_rows[i, c] + gain * sum_k p[I, J, k] Phi[k, row in block, column in block]."""
     cols = out.shape[1]
@@ -298,7 +291,6 @@ def _epilogue(block_rows, params, gain, phi, rows, first, row_block, out, begin,
 _epilogue_in_parts = in_parts(_epilogue)
 
 
-@cpu_kernel
 def _convert(source, out, begin, end):
     for r in range(begin, end):
         for c in range(out.shape[1]):

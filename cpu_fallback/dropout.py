@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import cpu_kernel
+from ._jit import cpu_inline
 from ._parts import in_parts
 from ._pool import num_threads
 from .simd import bits, vadd, vload, vload_n, vstore, vstore_n, widen
@@ -33,7 +33,9 @@ _32 = np.uint64(32)
 _ZERO = np.float32(0.0)
 
 
-@cpu_kernel  # a function of its own: inlined, it spills three constants of its loop with AVX-512
+@cpu_inline(
+    inline=False
+)  # a function of its own: inlined, it spills three constants of its loop with AVX-512
 def _philox_words(words, counter, key0, key1):
     """words[4b + lane] = lane of the Philox4x32-10 block with counter `counter` + b, b < 256."""
     for b in range(_BLOCKS):
@@ -59,7 +61,6 @@ def _philox_words(words, counter, key0, key1):
         words[4 * b + 3] = c3
 
 
-@cpu_kernel
 def _span(x, threshold, scale, key0, key1, offset, residual, out, start, stop):
     """Elements start..stop; `start` is a multiple of 4."""
     words = stack_array(_CHUNK, np.uint32)
@@ -114,7 +115,4 @@ def dropout(
         bits(out),
     )
     parts = num_threads() if x.size >= _PARALLEL_FROM else 1
-    if parts > 1:
-        _in_parts(x.size, parts, *arguments)
-    else:
-        _span(*arguments, 0, x.size)
+    _in_parts(x.size, parts, *arguments)

@@ -23,7 +23,6 @@ _PARALLEL_FROM = 98304  # elements of dense rows: 30/35 us with one/two threads 
 _CHUNK = 1024  # rows decoded at a time: 1.5 MB of float32 at 384 columns
 
 
-@cpu_kernel
 def _rows(table, ids, out, start, stop):
     """out[i] = table[ids[i]] for start <= i < stop, the stored bits of one type."""
     for i in range(start, stop):
@@ -52,10 +51,7 @@ def embedding(ids: Any, weight: Any, out: Any, ws: Workspace) -> None:
     if not isinstance(weight, RBEBlocks):
         arrays = (bits(weight), ids, bits(out))
         parts = min(num_threads(), ids.size) if out.size >= _PARALLEL_FROM else 1
-        if parts > 1:
-            _in_parts(ids.size, parts, *arrays)
-        else:
-            _rows(*arrays, 0, ids.size)
+        _in_parts(ids.size, parts, *arrays)
     elif isinstance(weight, RBEVectors):
         for start in range(0, ids.size, _CHUNK):
             chunk = ids[start : start + _CHUNK]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import params
+from ._atomics import call_address
 from ._jit import cpu_inline
-from .arrays import F32, floats_at, ints_at, load_any, longs_at, store_any
+from ._parts import c_function, record_at
+from .arrays import F32, floats_at, load_any, store_any
 from .fast_transform import apply_transform
-from .matmul_rows import sparse_rows
 from .simd import vadd, vfma, vload, vmul, vselect_less, vsplat, vstore, vtranspose
 from .simd_math import verf, vsigmoid, vtanh
 from .unpack import vbroadcast
@@ -18,6 +20,7 @@ _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 _SQRT_HALF = np.float32(0.7071067811865476)
 _SQRT_2_PI, _CUBIC = np.float32(0.7978845608028654), np.float32(0.044715)
 _LOWEST = np.float32(-3.4028235e38)
+_WEIGHT, _OUTPUT = params.WEIGHT.dtype, params.OUTPUT.dtype
 
 
 @cpu_inline
@@ -74,38 +77,38 @@ def _transpose_store(o, c, at, rows, row, tokens, token, vectors, width, corner,
                     store_any(out, out_kind, out_at + t * out_features, line, wide)
 
 
-@cpu_inline
-def epilogue(w, o, block, transform, c, at, rows, row, tokens, token, vectors, width, corner, corner_at):
+def _epilogue(
+    weight, output, block, transform, c_at, rows, row, tokens, token, vectors, width, corner_at, sum_rows
+):
     """Every block of a unit through its transform and its basis sums, then `_transpose_store`.
 
-    w, o : records of `WEIGHT` and `OUTPUT`
-    c : from `at` on the unit's rows of coefficients, then `sum_features` basis sums for each of its blocks
+    weight, output : addresses of `WEIGHT` and `OUTPUT`
+    c_at : address of the unit's rows of coefficients, then of `sum_features` basis sums for each of its blocks
     rows, row : how many results, and the first; tokens, token : the same of tokens
-    corner : from `corner_at` on room for 256 floats, and for a block where there is a transform
+    corner_at : address of room for 256 floats, and for a block where there is a transform
+    sum_rows : `matmul_rows.SPARSE_ROWS`, where the weight has basis sums
     """
+    w, o = record_at(weight, _WEIGHT), record_at(output, _OUTPUT)
     features = w.sum_features
     padded = (rows + block - 1) // block * block
     for b in range(padded // block):
-        y, y_at = c, at + b * block * width
+        y_at = c_at + 4 * b * block * width
         if transform != 0:
-            y, y_at = corner, corner_at + 256
-            apply_transform(transform, c, at + b * block * width, width, y, y_at, width, vectors)
+            y_at = corner_at + 4 * 256
+            apply_transform(
+                transform, floats_at(c_at), b * block * width, width, floats_at(y_at), 0, width, vectors
+            )
         if features > 0:
-            sums = at + (padded + b * features) * width
-            sparse_rows(
-                block, longs_at(w.psi_start), 0, 1, ints_at(w.psi_offset), width, floats_at(w.psi_value), c, sums,
-                vectors, False, y, y_at, width,
+            sums_at = c_at + 4 * (padded + b * features) * width
+            call_address(
+                sum_rows,
+                (block, w.psi_start, np.int64(1), w.psi_offset, width, w.psi_value, sums_at, vectors,
+                 np.int64(0), y_at, width),
             )  # fmt: skip
         _transpose_store(
-            o,
-            y,
-            y_at,
-            min(block, rows - b * block),
-            row + b * block,
-            tokens,
-            token,
-            vectors,
-            width,
-            corner,
-            corner_at,
-        )
+            o, floats_at(y_at), 0, min(block, rows - b * block), row + b * block, tokens, token, vectors, width,
+            floats_at(corner_at), 0,
+        )  # fmt: skip
+
+
+EPILOGUE = c_function(_epilogue)

@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ._jit import cpu_kernel
 from ._parts import in_parts
 from ._pool import num_threads
 
 _ZERO, _HALF = np.float32(0), np.float32(0.5)
 
 
-@cpu_kernel
 def _quantize_run(c, start, stop, upper, step, row_scale, dead, shrink, top, codes, error, begin, end):
     for r in range(begin, end):
         for i in range(start, stop):
@@ -64,7 +62,6 @@ def quantize_run(
     )
 
 
-@cpu_kernel
 def _count_codes(columns, counts, begin, end):
     for k in range(begin, end):
         for v in range(256):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import cpu_inline, cpu_kernel
+from ._jit import cpu_inline
 from ._parts import LINE, in_parts
 from ._pool import num_threads
 from .simd import bits, vadd, vdiv, vfma, vload, vload_n, vmax, vmul, vsplat, vstore, vstore_n
@@ -37,7 +37,6 @@ def _gelu(t, tanh):
     return y
 
 
-@cpu_kernel
 def _span(x, bias, tanh, out, start, stop):
     """Elements start..stop of the flat arrays, one run after another of what lies in one row."""
     cols = x.shape[1]
@@ -74,7 +73,4 @@ def gelu(x: NDArray[Any], bias: NDArray[Any] | None, approximate: str, out: NDAr
     """
     arrays = (bits(x), None if bias is None else bits(bias), approximate == "tanh", bits(out))
     parts = num_threads() if x.size >= _PARALLEL_FROM else 1
-    if parts > 1:
-        _in_parts(x.size, parts, *arrays)
-    else:
-        _span(*arrays, 0, x.size)
+    _in_parts(x.size, parts, *arrays)

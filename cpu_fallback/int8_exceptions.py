@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from . import isa, params
-from ._jit import cpu_kernel
 from ._parts import in_parts, record_at
 from ._pool import num_threads
 from .arrays import address, bytes_at
@@ -51,7 +50,6 @@ class Exceptions:
         return int(self.entries.nbytes + self.starts.nbytes)
 
 
-@cpu_kernel
 def _find(params_at, bases, panel, counts, starts, entries, begin, end):
     """Count exceptions, or write them.
 

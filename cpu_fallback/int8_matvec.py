@@ -72,7 +72,7 @@ def _block(p, first, part):
         store_results(w, p.output, t, first, min(rows, w.rows - first), lines, at + t * block)
 
 
-@cpu_kernel(exact=True)
+@cpu_inline(exact=True, inline=False)
 def _part(params_at, blocks, parts, begin, end):
     """The blocks of rows of parts begin .. end, each with its own scratch memory."""
     p = record_at(params_at, _MATVEC)

@@ -17,13 +17,13 @@ import numpy as np
 from . import isa, params
 from ._atomics import call_address
 from ._jit import cpu_inline
-from ._parts import SHARE, next_unit, part_kernel, record_at, run_parts, wait_for
+from ._parts import SHARE, address_at, c_function, next_unit, part_kernel, record_at, run_parts, wait_for
 from .arrays import ENCODING, GRID, address, bytes_at, floats_at, halves_at, ints_at, longs_at
-from .epilogue import epilogue
+from .epilogue import EPILOGUE
 from .fast_transform import transform_address
 from .int8_codes import rows_of_bytes
 from .int8_input import DONE, INT8_INPUT, TOKENS
-from .int8_simd import RUN, int8_block, int16_sums, many_registers, sums_to_floats
+from .int8_simd import RUN, int8_block, many_registers, sums_to_floats
 from .matmul_rows import TILE
 from .matmul_tiles import scratch_memory
 from .operand import MatmulCall, Operand
@@ -71,18 +71,40 @@ def _rows(
                 )
 
 
+def _multiply_5(nrows, runs, lines, row, x, vectors, c, width, entries, starts):
+    """c[r, t] += sum_k u[r, k] z[k, t] for the unpacked rows of a unit, columns of one panel; all addresses."""
+    _rows(
+        5, nrows, runs, bytes_at(lines), 0, row, bytes_at(x), 0, 4 * width, vectors, ints_at(c), 0, width,
+        ints_at(entries), ints_at(starts), 0,
+    )
+
+
+def _multiply_6(nrows, runs, lines, row, x, vectors, c, width, entries, starts):
+    _rows(
+        6, nrows, runs, bytes_at(lines), 0, row, bytes_at(x), 0, 4 * width, vectors, ints_at(c), 0, width,
+        ints_at(entries), ints_at(starts), 0,
+    )
+
+
+def _multiply_7(nrows, runs, lines, row, x, vectors, c, width, entries, starts):
+    _rows(
+        7, nrows, runs, bytes_at(lines), 0, row, bytes_at(x), 0, 4 * width, vectors, ints_at(c), 0, width,
+        ints_at(entries), ints_at(starts), 0,
+    )
+
+
+#: By the bits of codes where products are added in int16; elsewhere all are the same.
+MULTIPLY = {5: c_function(_multiply_5), 6: c_function(_multiply_6), 7: c_function(_multiply_7)}
+
+
 @cpu_inline
-def _multiply(p, a, panel, r0, nrows, runs, part, x_at, vectors, c, c_at):
-    """c[r, t] += sum_k u[r, k] z[k, t] for the unpacked rows of a unit, columns of one panel."""
-    lines, at, row, width, step = bytes_at(p.lines), part * p.lines_stride, p.panel, a.width, 4 * a.width
-    x, n, starts = bytes_at(a.out), ints_at(p.entries), ints_at(p.entry_start)
-    s = panel * (p.weight.rows_padded + 4) + r0
-    if int16_sums() and p.base_bits == 6:
-        _rows(6, nrows, runs, lines, at, row, x, x_at, step, vectors, c, c_at, width, n, starts, s)
-    elif int16_sums() and p.base_bits == 7:
-        _rows(7, nrows, runs, lines, at, row, x, x_at, step, vectors, c, c_at, width, n, starts, s)
-    else:
-        _rows(5, nrows, runs, lines, at, row, x, x_at, step, vectors, c, c_at, width, n, starts, s)
+def _multiply(p, a, panel, r0, nrows, depth, part, x_at, vectors, c):
+    """Call `MULTIPLY` for the columns of one panel; c : address."""
+    call_address(
+        p.multiply,
+        (nrows, depth // RUN, p.lines + part * p.lines_stride, p.panel, a.out + x_at, vectors, c, a.width, p.entries,
+         p.entry_start + 4 * (panel * (p.weight.rows_padded + 4) + r0)),
+    )
 # fmt: on
 
 
@@ -120,10 +142,10 @@ def _unit(p, a, r0, nrows, first_tile, last_tile, part):
             vectors = (min(width, a.tokens - tile * width) + 15) // 16
             x_at, c_at = (tile * a.depth + column) * width, at + (tile - first_tile) * tile_sums
             if grid:
-                _multiply(p, a, panel, r0, nrows, depth // RUN, part, x_at, vectors, sums, c_at)
+                _multiply(p, a, panel, r0, nrows, depth, part, x_at, vectors, p.sums + 4 * c_at)
             else:  # a panel is a group
                 _clear(floats_at(p.group_sums), group_at, tile_sums)
-                _multiply(p, a, panel, r0, nrows, depth // RUN, part, x_at, vectors, group_sums, group_at)
+                _multiply(p, a, panel, r0, nrows, depth, part, x_at, vectors, p.group_sums + 4 * group_at)
                 z_at = (tile * a.groups + panel) * width
                 for r in range(nrows):
                     s = vsplat(widen(element(halves_at(w.scale), (r0 + r) * a.groups + panel)))
@@ -145,10 +167,11 @@ def _unit(p, a, r0, nrows, first_tile, last_tile, part):
                 y = sums_to_floats(sums, k, z_sums, z_at + 16 * v, p.offset, 1) if grid else vload(c, k)
                 scale = vmul(s, vload(floats_at(a.scale), tile * width + 16 * v))
                 vstore(c, k, vmul(y, scale))
-        epilogue(
-            w, p.output, p.block, p.transform_out, c, c_at, min(nrows, w.rows - r0), w.first_row + r0,
-            min(width, a.tokens - tile * width), tile * width, vectors, width, floats_at(p.corner),
-            part * p.corner_stride,
+        call_address(
+            p.epilogue,
+            (address_at(w), address_at(p.output), p.block, p.transform_out, p.sums + 4 * c_at,
+             min(nrows, w.rows - r0), w.first_row + r0, min(width, a.tokens - tile * width), tile * width, vectors,
+             width, p.corner + 4 * part * p.corner_stride, np.int64(0)),
         )  # fmt: skip
 
 
@@ -275,6 +298,8 @@ class Int8TilesCall(MatmulCall):
             input=a.params_at,
             offset=_offset(w["bits"], exceptions.base_bits),
             base_bits=exceptions.base_bits,
+            multiply=MULTIPLY[exceptions.base_bits or 5](),
+            epilogue=EPILOGUE(),
             entries=address(exceptions.entries),
             entry_start=address(exceptions.starts),
             block=block,

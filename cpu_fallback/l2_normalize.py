@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from . import simd_emit as emit
-from ._jit import cpu_kernel
+from ._jit import cpu_inline
 from ._numba_internals import cgutils
 from ._parts import in_parts
 from ._pool import num_threads
@@ -69,7 +69,7 @@ def _sum_of_eights(typingctx, x, start, count):  # type: ignore[no-untyped-def]
     return types.float32(x, types.intp, types.intp), codegen
 
 
-@cpu_kernel(exact=True)  # every rounding as written
+@cpu_inline(exact=True, inline=False)  # every rounding as written
 def _sum_of_squares(x, start, count):
     """Sum of x[i]^2 for start <= i < start + count, float32."""
     if count > _PAIRWISE_FROM:
@@ -83,7 +83,7 @@ def _sum_of_squares(x, start, count):
     return total
 
 
-@cpu_kernel(exact=True)
+@cpu_inline(exact=True, inline=False)
 def _wide_row(x, eps, out, start, cols):
     """The row that begins at `start`, in float64."""
     total = 0.0
@@ -96,7 +96,6 @@ def _wide_row(x, eps, out, start, cols):
         vstore_n(out, i, vsplat(np.float32(wide_value(x, None, i) / divisor)), 1)
 
 
-@cpu_kernel(exact=True)
 def _rows(x, cols, wide_eps, out, first, stop):
     """Rows first .. stop - 1 of the flat arrays."""
     eps = np.float32(wide_eps)
@@ -120,7 +119,7 @@ def _rows(x, cols, wide_eps, out, first, stop):
             vstore_n(out, start + whole, vdiv(vload_n(x, start + whole, left), divisor), left)
 
 
-_in_parts = in_parts(_rows)
+_in_parts = in_parts(_rows, exact=True)
 
 
 def l2_normalize(x: NDArray[Any], eps: float, out: NDArray[Any]) -> None:
@@ -133,7 +132,4 @@ def l2_normalize(x: NDArray[Any], eps: float, out: NDArray[Any]) -> None:
     rows, cols = x.shape
     arguments = (bits(x).reshape(-1), cols, eps, bits(out).reshape(-1))
     parts = min(num_threads(), rows) if x.size >= _PARALLEL_FROM else 1
-    if parts > 1:
-        _in_parts(rows, parts, *arguments)
-    else:
-        _rows(*arguments, 0, rows)
+    _in_parts(rows, parts, *arguments)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from ._jit import cpu_inline
+from ._parts import c_function
+from .arrays import floats_at, ints_at, longs_at
 from .simd import element, vadd, vblock, vfma, vload, vsplat, vstore, wide_registers
 from .unpack import vbroadcast
 
@@ -101,6 +103,18 @@ def sparse_rows(rows, start, first, step_start, offset, step, value, x, x_at, ve
                 if vectors != 2:
                     skip = vectors // 2 * 32
                     _row_1(a, b, offset, step, value, x, x_at + skip, fresh, c, at + r * width + skip)
+
+
+def _sparse_rows(rows, start, step_start, offset, step, value, x, vectors, fresh, c, width):
+    """`sparse_rows`, arrays by their addresses."""
+    sparse_rows(
+        rows, longs_at(start), 0, step_start, ints_at(offset), step, floats_at(value), floats_at(x), 0, vectors,
+        fresh != 0, floats_at(c), 0, width,
+    )  # fmt: skip
+
+
+#: For the few rows of a basis.
+SPARSE_ROWS = c_function(_sparse_rows)
 
 
 @cpu_inline

@@ -16,11 +16,11 @@ import numpy as np
 from . import params
 from ._atomics import call_address
 from ._jit import cpu_inline
-from ._parts import SHARE, next_unit, part_kernel, record_at, run_parts, wait_for
+from ._parts import SHARE, address_at, c_function, next_unit, part_kernel, record_at, run_parts, wait_for
 from .arrays import F32, address, bytes_at, floats_at, ints_at, longs_at
-from .codes import BITMAP, RUN, basis_entries, code_rows, count_bits, entry_columns, entry_values, expand
-from .epilogue import epilogue
-from .matmul_rows import dense_rows, sparse_rows
+from .codes import BASIS_ENTRIES, BITMAP, CODE_ROWS, RUN, count_bits, entry_columns, entry_values, expand
+from .epilogue import EPILOGUE
+from .matmul_rows import SPARSE_ROWS, dense_rows, sparse_rows
 from .operand import MatmulCall, Operand
 from .simd import vload, vstore
 from .transform_in import DONE, NOT_FINITE, TRANSFORM_IN, Activations
@@ -37,17 +37,19 @@ _TILES, _TRANSFORM_IN = params.TILES.dtype, params.TRANSFORM_IN.dtype
 def _basis_of_unit(p, w, r0, nrows, part):
     """The basis entries of a unit: of its blocks, or, for vectors, of its rows."""
     if w.features > 0:
-        functions, first, count = 1, r0, nrows
+        functions, first, count = np.int64(1), r0, nrows
         if w.sum_features > 0:
             functions, first, count = w.sum_features, r0 // p.block, (nrows + p.block - 1) // p.block
-        basis_entries(
-            w, first, count, functions, p.columns, p.width, longs_at(p.basis_start), part * p.basis_start_stride,
-            ints_at(p.basis_offset), floats_at(p.basis_value), part * p.basis_stride,
+        call_address(
+            p.basis_entries,
+            (address_at(w), first, count, functions, p.columns, p.width,
+             p.basis_start + 8 * part * p.basis_start_stride, p.basis_offset + 4 * part * p.basis_stride,
+             p.basis_value + 4 * part * p.basis_stride),
         )  # fmt: skip
 
 
 @cpu_inline
-def _end_tile(p, w, tile, r0, nrows, part, x, vectors, c, at):
+def _end_tile(p, w, tile, r0, nrows, part, vectors, at):
     """Basis part and epilogue of a unit's sums for one tile.
 
     The basis entries meet the input's basis features: in rows of their own behind the coefficients' (matrix),
@@ -59,14 +61,17 @@ def _end_tile(p, w, tile, r0, nrows, part, x, vectors, c, at):
         if w.sum_features > 0:
             blocks = (nrows + block - 1) // block
             rows, rows_at = blocks * w.sum_features, at + blocks * block * width
-        sparse_rows(
-            rows, longs_at(p.basis_start), part * p.basis_start_stride, 1, ints_at(p.basis_offset), 1,
-            floats_at(p.basis_value), x, tile * p.depth * width, vectors, w.sum_features > 0, c, rows_at, width,
+        call_address(
+            p.basis_rows,
+            (rows, p.basis_start + 8 * part * p.basis_start_stride, np.int64(1),
+             p.basis_offset + 4 * part * p.basis_stride, np.int64(1), p.basis_value + 4 * part * p.basis_stride,
+             p.x + 4 * tile * p.depth * width, vectors, np.int64(w.sum_features > 0), p.sums + 4 * rows_at, width),
         )  # fmt: skip
-    epilogue(
-        w, p.output, block, p.transform_out, c, at, min(nrows, w.rows - r0), w.first_row + r0,
-        min(width, p.tokens - tile * width), tile * width, vectors, width, floats_at(p.corner),
-        part * p.corner_stride,
+    call_address(
+        p.epilogue,
+        (address_at(w), address_at(p.output), block, p.transform_out, p.sums + 4 * at, min(nrows, w.rows - r0),
+         w.first_row + r0, min(width, p.tokens - tile * width), tile * width, vectors, width,
+         p.corner + 4 * part * p.corner_stride, p.basis_rows),
     )  # fmt: skip
 
 
@@ -95,15 +100,16 @@ def _sparse_unit(p, w, r0, nrows, first_tile, last_tile, part):
             sparse_rows(
                 nrows, starts, s_at + i, panels, offsets, 1, values, x, x_at, vectors, i == 0, c, at, width
             )
-        _end_tile(p, w, tile, r0, nrows, part, x, vectors, c, at)
+        _end_tile(p, w, tile, r0, nrows, part, vectors, at)
 
 
-@cpu_inline
-def _densify_panel(p, w, r0, nrows, panel, depth, part):
+def _densify_panel(params_at, r0, nrows, panel, depth, part):
     """Columns panel * p.panel to depth behind of sparse rows, zeros and all, to the unit's lines.
 
     Entries of a row follow each other, so the panels must come in order: where a row's next one begins is kept.
     """
+    p = record_at(params_at, _TILES)
+    w = p.weight
     row_start, next_entry, at = longs_at(w.row_start), longs_at(p.entry_start), part * p.entry_start_stride
     values, v, index = floats_at(p.entry_value), part * p.entry_stride, bytes_at(w.index)
     lines = floats_at(p.lines)
@@ -129,10 +135,13 @@ def _densify_panel(p, w, r0, nrows, panel, depth, part):
         next_entry[at + r] = first + count
 
 
+_DENSIFY = c_function(_densify_panel)
+
+
 @cpu_inline
 def _dense_unit(p, w, r0, nrows, first_tile, last_tile, part):
     panel, width, row_values = p.panel, p.width, w.row_values
-    x, c, lines = floats_at(p.x), floats_at(p.sums), floats_at(p.lines)
+    x, c = floats_at(p.x), floats_at(p.sums)
     blocks = (nrows + p.block - 1) // p.block
     at, tile_sums = part * p.sums_stride, blocks * (p.block + w.sum_features) * width
     for i in range(p.panels):
@@ -141,10 +150,10 @@ def _dense_unit(p, w, r0, nrows, first_tile, last_tile, part):
         a, a_at, a_row = w.value, r0 * row_values + column, row_values
         if w.row_start != 0:
             a, a_at, a_row = p.lines, part * p.lines_stride, panel
-            _densify_panel(p, w, r0, nrows, i, depth, part)
+            call_address(p.densify, (address_at(p), r0, nrows, i, depth, part))
         elif w.kind != F32:
             a, a_at, a_row = p.lines, part * p.lines_stride, panel
-            code_rows(w, r0, nrows, column, depth, lines, a_at, panel)
+            call_address(p.code_rows, (address_at(w), r0, nrows, column, depth, p.lines + 4 * a_at, panel))
         for tile in range(first_tile, last_tile):
             vectors = (min(width, p.tokens - tile * width) + 15) // 16
             dense_rows(
@@ -154,7 +163,7 @@ def _dense_unit(p, w, r0, nrows, first_tile, last_tile, part):
     _basis_of_unit(p, w, r0, nrows, part)
     for tile in range(first_tile, last_tile):
         vectors = (min(width, p.tokens - tile * width) + 15) // 16
-        _end_tile(p, w, tile, r0, nrows, part, x, vectors, c, at + (tile - first_tile) * tile_sums)
+        _end_tile(p, w, tile, r0, nrows, part, vectors, at + (tile - first_tile) * tile_sums)
 
 
 @cpu_inline
@@ -270,6 +279,11 @@ class TilesCall(MatmulCall):
             columns=a.columns,
             width=width,
             transform_in_kernel=TRANSFORM_IN(),
+            densify=_DENSIFY() if w.densified else 0,
+            code_rows=0 if w.sparse or w.read_in_place else CODE_ROWS[w["kind"]](),
+            epilogue=EPILOGUE(),
+            basis_entries=0 if w.basis is None else BASIS_ENTRIES(),
+            basis_rows=0 if w.basis is None else SPARSE_ROWS(),
             block=block,
             transform_out=w.transform_out,
             unit_rows=rows,

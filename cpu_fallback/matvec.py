@@ -318,7 +318,7 @@ def _transform_block(p, token, j):
     return vsum(finite) == _ZERO
 
 
-@cpu_kernel
+@cpu_inline(inline=False)
 def _part(params_at, int8, units, parts, begin, end):
     """The units of parts begin .. end, each with its own scratch memory."""
     p = record_at(params_at, _MATVEC)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import cpu_inline, cpu_kernel
+from ._jit import cpu_inline
 from ._parts import in_parts
 from ._pool import num_threads
 from .simd import bits, vadd, vdiv, vfma, vload, vload_n, vmul, vsplat, vstore, vstore_n, vsum
@@ -24,7 +24,7 @@ _NONE = np.empty(0, np.int64)
 _ZERO = np.float32(0.0)
 
 
-@cpu_kernel(exact=True)
+@cpu_inline(exact=True, inline=False)
 def _wide_strip(x, start, tokens, row, out, place, cols):
     """The mean in `cols` columns, in float64."""
     for col in range(cols):
@@ -59,7 +59,6 @@ def _narrow_strip(x, start, tokens, row, count, out, place, cols):
     return vsum(vmul(s, vsplat(_ZERO))) == _ZERO
 
 
-@cpu_kernel
 def _units(x, seq, lengths, cu_seqlens, cols, out, first, stop):
     """Units first .. stop - 1: unit b * strips + s is strip s of sequence b."""
     strips = (cols + _STRIP - 1) // _STRIP
@@ -116,7 +115,4 @@ def mean_pool(
     )
     units = batch * -(-cols // _STRIP)
     parts = min(num_threads(), units) if x.size >= _PARALLEL_FROM else 1
-    if parts > 1:
-        _in_parts(units, parts, *arguments)
-    else:
-        _units(*arguments, 0, units)
+    _in_parts(units, parts, *arguments)

@@ -60,8 +60,8 @@ TRANSFORM_IN = Struct(
     "TransformIn",
     input=INPUT, tokens="i64", in_features="i64", block="i64",
     transform="i64",  # address of the function, 0 for none
-    # sparse rows from a block to its basis features
-    features="i64", feature_start=_LONGS, feature_offset=_INTS, feature_value=_FLOATS,
+    # sparse rows from a block to its basis features, and `SPARSE_ROWS`
+    feature_rows=_POINTER, features="i64", feature_start=_LONGS, feature_offset=_INTS, feature_value=_FLOATS,
     out=_FLOATS_OUT, depth="i64", width="i64",
     scratch=_FLOATS_OUT, scratch_stride="i64",
     units="i64", parts="i64",
@@ -76,6 +76,8 @@ TILES = Struct(
     x=_FLOATS, tokens="i64", depth="i64", columns="i64", width="i64",
     transform_in=_POINTER,  # `TRANSFORM_IN` of activations that are still to be transformed, else 0
     transform_in_kernel="i64",
+    # functions, 0 where a weight needs none: `EPILOGUE`, of `CODE_ROWS`, `_DENSIFY`, `BASIS_ENTRIES`, `SPARSE_ROWS`
+    epilogue=_POINTER, code_rows=_POINTER, densify=_POINTER, basis_entries=_POINTER, basis_rows=_POINTER,
     block="i64", transform_out="i64", unit_rows="i64", panel="i64", panels="i64", group_tiles="i64",
     sums=_FLOATS_OUT, sums_stride="i64", lines=_FLOATS_OUT, lines_stride="i64",
     entry_value=_FLOATS_OUT, entry_offset="i32*", entry_stride="i64",
@@ -128,6 +130,7 @@ INT8_TILES = Struct(
     input_kernel=_POINTER,  # that is still to be run, else 0
     offset="i64",  # what is added to a code before it is multiplied
     base_bits="i64",  # of codes where products are added in int16
+    multiply=_POINTER, epilogue=_POINTER,  # the functions `MULTIPLY` and `EPILOGUE`
     block="i64", transform_out=_POINTER, unit_rows="i64", panel="i64", group_tiles="i64",
     sums="void*", sums_stride="i64",  # i32 or float (group_tiles, unit_rows, width)
     group_sums="i32*", group_sums_stride="i64",  # (unit_rows, width): of one group and tile

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ._jit import cpu_inline, cpu_kernel
+from ._jit import cpu_inline
 from ._parts import in_parts
 from ._pool import num_threads
 from .simd import narrow, widen
@@ -82,7 +82,6 @@ def _best_scale(t, count, half, grid):
     return best
 
 
-@cpu_kernel
 def _quantize_rows(c, width, group, dead_zone, scale, codes, error, begin, end):
     cols = c.shape[1]
     half = np.float32(1 << (width - 1))
@@ -128,7 +127,6 @@ def quantize_rows(c: Any, width: Any, group: Any, dead_zone: Any, scale: Any, co
     _quantize_rows_in_parts(c.shape[0], num_threads(), c, width, group, dead_zone, scale, codes, error)
 
 
-@cpu_kernel
 def _mark_stored(c, threshold, max_gap, keep, begin, end):
     cols = c.shape[1]
     for r in range(begin, end):
@@ -161,7 +159,6 @@ def mark_stored(c: Any, threshold: Any, max_gap: Any, keep: Any) -> None:
     _mark_stored_in_parts(c.shape[0], num_threads(), c, threshold, max_gap, keep)
 
 
-@cpu_kernel
 def _row_counts(keep, count, begin, end):
     for r in range(begin, end):
         total = np.int64(0)
@@ -178,7 +175,6 @@ def row_counts(keep: Any, count: Any) -> None:
     _row_counts_in_parts(keep.shape[0], num_threads(), keep, count)
 
 
-@cpu_kernel
 def _collect(c, keep, row_start, value, skipped, begin, end):
     for r in range(begin, end):
         e = row_start[r]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import cpu_inline, cpu_kernel
+from ._jit import cpu_inline
 from ._parts import in_parts
 from ._pool import num_threads
 from .simd import bits, element, vadd, vfma, vload, vload_n, vmul, vsplat, vstore, vstore_n, vsum, widen
@@ -64,7 +64,7 @@ def _deviation(x, residual, at, cols, eps, per_col):
     return np.float32(1.0 / np.sqrt(mean_square)) if in_range(mean_square) else _ZERO
 
 
-@cpu_kernel(exact=True)
+@cpu_inline(exact=True, inline=False)
 def _wide_row(x, weight, eps, residual, out, residual_out, at, cols):
     """The row that begins at `at`, in float64."""
     squares = 0.0
@@ -80,7 +80,6 @@ def _wide_row(x, weight, eps, residual, out, residual_out, at, cols):
         vstore_n(out, at + col, vsplat(np.float32(y)), 1)
 
 
-@cpu_kernel
 def _rows(x, weight, eps, residual, out, residual_out, start, stop):
     cols = x.shape[1]
     if start >= stop:
@@ -137,7 +136,4 @@ def rms_norm(
         None if residual_out is None else bits(residual_out),
     )
     parts = min(num_threads(), x.shape[0]) if x.size >= _PARALLEL_FROM else 1
-    if parts > 1:
-        _in_parts(x.shape[0], parts, *arrays)
-    else:
-        _rows(*arrays, 0, x.shape[0])
+    _in_parts(x.shape[0], parts, *arrays)

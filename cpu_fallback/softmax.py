@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import cpu_inline, cpu_kernel
+from ._jit import cpu_inline
 from ._parts import in_parts
 from ._pool import num_threads
 from .simd import (
@@ -142,7 +142,6 @@ def _short_rows(x, scale, added, keep, out, start, stop, s):
             _write(s, r * padded, cols, _inverse(np.float64(s[_CHUNK + r])), out, (first + r) * cols)
 
 
-@cpu_kernel
 def _rows(x, scale, added, keep, out, start, stop):
     cols = x.shape[1]
     scale = np.float32(scale)
@@ -182,7 +181,4 @@ def softmax(x: NDArray[Any], scale: float, mask: NDArray[Any] | None, out: NDArr
     """
     added, keep = (None, mask) if mask is not None and mask.dtype == np.bool_ else (mask, None)
     parts = min(num_threads(), x.shape[0]) if x.size >= _PARALLEL_FROM else 1
-    if parts > 1:
-        _in_parts(x.shape[0], parts, bits(x), scale, added, keep, bits(out))
-    else:
-        _rows(bits(x), scale, added, keep, bits(out), 0, x.shape[0])
+    _in_parts(x.shape[0], parts, bits(x), scale, added, keep, bits(out))

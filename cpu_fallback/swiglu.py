@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._jit import cpu_inline, cpu_kernel
+from ._jit import cpu_inline
 from ._parts import LINE, in_parts
 from ._pool import num_threads
 from .simd import bits, vadd, vdiv, vload, vload_n, vmax, vmul, vselect_less, vsplat, vstore, vstore_n, vsub
@@ -39,7 +39,6 @@ def _swiglu(gate, up):
     return vmul(t, vdiv(vmul(factor, up), vadd(one, power)))
 
 
-@cpu_kernel
 def _span(x, bias, out, start, stop):
     """Results start..stop of the flat output, one run after another of what lies in one row."""
     half = out.shape[1]
@@ -82,7 +81,4 @@ def swiglu(x: NDArray[Any], bias: NDArray[Any] | None, out: NDArray[Any]) -> Non
     """
     arrays = (bits(x), None if bias is None else bits(bias), bits(out))
     parts = num_threads() if out.size >= _PARALLEL_FROM else 1
-    if parts > 1:
-        _in_parts(out.size, parts, *arrays)
-    else:
-        _span(*arrays, 0, out.size)
+    _in_parts(out.size, parts, *arrays)

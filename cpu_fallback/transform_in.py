@@ -17,11 +17,12 @@ import numpy as np
 from rbe_gpu import transforms
 
 from . import params
+from ._atomics import call_address
 from ._jit import cpu_inline
 from ._parts import SHARE, count_up, next_unit, part_kernel
-from .arrays import ENCODING, F32, address, floats_at, ints_at, load_any, longs_at
+from .arrays import ENCODING, F32, address, floats_at, load_any, longs_at
 from .fast_transform import apply_transform, transform_address
-from .matmul_rows import TILE, sparse_rows
+from .matmul_rows import SPARSE_ROWS, TILE
 from .simd import vadd, vfma, vload, vmul, vsplat, vstore, vsum, vtranspose
 
 _ZERO = np.float32(0)
@@ -113,9 +114,10 @@ def _transform_block(p, tile, j, part):
     )
     if features > 0:
         features_at = (tile * depth + blocks * block + j * features) * width
-        sparse_rows(
-            features, longs_at(p.feature_start), 0, 1, ints_at(p.feature_offset), width,
-            floats_at(p.feature_value), scratch, own, vectors, True, out, features_at, width,
+        call_address(
+            p.feature_rows,
+            (features, p.feature_start, np.int64(1), p.feature_offset, width, p.feature_value, p.scratch + 4 * own,
+             vectors, np.int64(1), p.out + 4 * features_at, width),
         )  # fmt: skip
     if transform != 0:
         apply_transform(transform, scratch, own, width, out, out_at, width, vectors)
@@ -184,6 +186,7 @@ class Activations:
             in_features=in_features,
             block=block,
             transform=transform_address(transform, block, True),
+            feature_rows=0 if basis is None else SPARSE_ROWS(),
             **features,
             out=self.address,
             depth=self.depth,

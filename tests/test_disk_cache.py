@@ -22,7 +22,7 @@ PACKAGE = ("rbe_gpu", "cpu_fallback")
 _CALL = """
 import numpy as np, rbe_gpu as rbe
 from rbe_gpu.cpu_fallback import add
-print(rbe.add(np.ones(3, np.float32), np.ones(3, np.float32))[0], sum(add._span.stats.cache_hits.values()))
+print(rbe.add(np.ones(3, np.float32), np.ones(3, np.float32))[0], sum(add._in_parts.stats.cache_hits.values()))
 """
 _READ_ALL = "-all,+dac_read_search"
 AS_NOBODY = (

@@ -7,6 +7,7 @@ from math import sqrt
 import ml_dtypes
 import numpy as np
 import pytest
+from rbe_gpu.cpu_fallback._jit import cpu_kernel
 from rbe_gpu.cpu_fallback.dropout import _philox_words
 
 import rbe_gpu as rbe
@@ -25,10 +26,15 @@ KNOWN = (
 )
 
 
+@cpu_kernel
+def _words(words, counter, key0, key1):  # type: ignore[no-untyped-def]
+    _philox_words(words, counter, key0, key1)
+
+
 def cpu_words(count: int, seed: int, offset: int) -> np.ndarray:
     """The kernel's words for counters offset, offset + 1, ..."""
     words = np.empty(1024, np.uint32)
-    _philox_words(words, np.uint64(offset), np.uint32(seed & ONES), np.uint32(seed >> 32))
+    _words(words, np.uint64(offset), np.uint32(seed & ONES), np.uint32(seed >> 32))
     return words[: 4 * count].reshape(count, 4)
 
 

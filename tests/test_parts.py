@@ -5,8 +5,20 @@ import threading
 import numba
 import numpy as np
 import pytest
-from rbe_gpu.cpu_fallback._parts import SHARE, count_up, next_unit, part_kernel, run_parts, wait_for
-from rbe_gpu.cpu_fallback.arrays import longs_at
+from rbe_gpu.cpu_fallback._atomics import call_address
+from rbe_gpu.cpu_fallback._jit import cpu_inline, cpu_kernel
+from rbe_gpu.cpu_fallback._parts import (
+    LINE,
+    SHARE,
+    c_function,
+    count_up,
+    in_parts,
+    next_unit,
+    part_kernel,
+    run_parts,
+    wait_for,
+)
+from rbe_gpu.cpu_fallback.arrays import address, floats_at, longs_at
 
 import rbe_gpu as rbe
 from rbe_gpu.kernel_struct import Struct
@@ -109,3 +121,49 @@ def test_threads_that_come_at_once_compile_once():
     assert len(found) == 4
     assert len(set(found)) == 1
     assert _nothing.__qualname__ == name
+
+
+def test_an_inlined_function_is_not_called_from_python():
+    """It has no machine code of its own to call."""
+    array = np.zeros(SHARE, np.int64)
+    with pytest.raises(TypeError, match="count_up has no machine code"):
+        count_up(array, 0)
+
+
+def _times(x, factor, out, start, stop):
+    for i in range(start, stop):
+        out[i] = _own_function(x[i], factor)
+
+
+@cpu_inline(inline=False)
+def _own_function(value, factor):
+    return value * factor
+
+
+_times_in_parts = in_parts(_times, LINE)
+
+
+def _squared(source, target):
+    floats_at(target)[0] = floats_at(source)[0] ** 2
+
+
+_square = c_function(_squared)
+
+
+@cpu_kernel
+def _call(function, source, target):
+    call_address(function, (source, target))
+
+
+def test_shares_of_a_function():
+    x = np.arange(1000, dtype=np.float32)
+    out = np.zeros_like(x)
+    _times_in_parts(x.size, 3, x, np.float32(2), out)
+    assert np.array_equal(out, 2 * x)
+
+
+def test_c_function_is_called_by_its_address():
+    values = np.array([3.0, 0.0], np.float32)
+    _call(_square(), address(values), address(values) + 4)
+    assert values.tolist() == [3.0, 9.0]
+    assert _square() == _square()

@@ -75,12 +75,11 @@ def several_ops() -> list[bytes]:
 
 def who(parts: int = 64) -> list[int]:
     """The threads that computed the parts of a kernel, each of which takes five milliseconds or more."""
-    from rbe_gpu.cpu_fallback._jit import cpu_kernel
     from rbe_gpu.cpu_fallback._parts import in_parts
 
     found = np.full(parts, -1, np.int64)
     if "who" not in _KERNELS:
-        _KERNELS["who"] = in_parts(cpu_kernel(_who_share))
+        _KERNELS["who"] = in_parts(_who_share)
     _KERNELS["who"](parts, rbe.get_num_threads(), found)
     return sorted(set(found.tolist()))
 
