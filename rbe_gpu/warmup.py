@@ -12,7 +12,7 @@ import numpy as np
 
 from . import registry
 from .blocks import RBEBlocks
-from .dispatch import CUDA, canonical_device
+from .dispatch import CPU, CUDA, canonical_device
 from .gpu import _load, _source
 from .layers import RBEFFN, RBEAttention, RBEEmbedding, RBELinear
 from .matmul import algorithms_of
@@ -160,6 +160,32 @@ def warm(model: BertEncoder, where: str) -> dict[str, Any]:
         "first_batch_seconds": first,
         "second_batch_seconds": second,
         "tokens": tokens,
+    }
+
+
+def warm_cpu(model: BertEncoder) -> dict[str, Any]:
+    """Compile a model's kernels for the CPU, those of few tokens and those of many, and run them once more.
+
+    model : with a tokenizer
+
+    Returns
+    -------
+    `device` ("cpu"), `name` (the instruction set, see `cpu_fallback.isa`), `cache` (the folder of compiled kernels),
+    `first_batch_seconds` and `second_batch_seconds` of a batch of two texts and of one word
+    """
+    isa, internals, parts = map(CPU.module, ("isa", "_numba_internals", "_parts"))
+
+    def run() -> None:
+        model.embed([TEXT, TEXT])
+        model.embed([""])
+
+    first, second = _timed(run), _timed(run)
+    return {
+        "device": "cpu",
+        "name": isa.active().cpu,
+        "cache": internals.cache_folder(parts.run_parts),
+        "first_batch_seconds": first,
+        "second_batch_seconds": second,
     }
 
 

@@ -39,6 +39,7 @@ PACKAGE = {
     "warmup": "a model's kernels before its first batch",
     "kernel_struct": "parameters of kernels with names, defined once for Python, Numba and CUDA",
     "matmul": "what a matmul algorithm is, and how a backend chooses one",
+    "compile_ahead": "compiles some of a model's CPU kernels, for a second process",
     "tuning": "measures the CPU's cost model of matmul",
     "forks": "whether this process is a fork of one that imported the package",
     "threads": "how many threads kernels and BLAS use",
@@ -47,7 +48,7 @@ FOLDERS = {"ops", "codecs", "layers", "models", "gpu", "train", "cli"}
 COMMANDS = {"compress", "distill", "inspect", "embed", "eval", "report", "warmup", "tune", "info"}
 CLI = {
     *("__init__", "__main__", "_app", "_environment", "_errors", "_files", "_inputs", "_measure", "_options"),
-    *("_compiling", "_output", "_signals", "_streams"),
+    *("_compiling", "_compile_later", "_output", "_signals", "_streams"),
 }
 CPU = {
     *("__init__", "_jit", "_disk_cache", "_numba_internals", "arrays", "isa", "params", "unpack"),

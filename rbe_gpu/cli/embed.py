@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ._compiling import announced
+from ._compiling import compiling
 from ._errors import about, fail, usage, writes
 from ._files import Force, check_output, message_stream, save_npy
 from ._inputs import check_apart, check_model, read_lines
@@ -67,7 +67,7 @@ def command(
 
     rich.reconfigure(stderr=True)
     start = time.perf_counter()
-    with about(model), announced():
+    with about(model), compiling(model, activations):
         encoder = load(model, activations=activations)
         loaded = time.perf_counter()
         vectors = encoder.embed(

@@ -1,4 +1,4 @@
-"""`rbe-gpu warmup`: compile the CUDA kernels of a model."""
+"""`rbe-gpu warmup`: compile the kernels of a model, for a GPU or for the CPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ._compiling import compiling
 from ._errors import about, fail, one_line, usage
 from ._inputs import check_model
 from ._output import Json, new_table, print_json, show
@@ -30,19 +31,36 @@ def command(
             help="Only check that the kernels compile for an architecture (75, 90, ...). Needs no GPU.",
         ),
     ] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Compile the kernels for this machine's CPU.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Compile the CUDA kernels that a model needs before its first batch.
+    """Compile the kernels that a model needs before its first batch.
 
-    CuPy caches the binaries in ~/.cupy/kernel_cache or $CUPY_CACHE_DIR for later processes with the same CuPy, CUDA
-    and GPU architecture. Two batches of one text then run, to compile CuPy's own kernels too.
+    Those of the CPU are kept where Numba keeps them (NUMBA_CACHE_DIR), those of a GPU in ~/.cupy/kernel_cache or
+    $CUPY_CACHE_DIR, for later processes with the same versions on such a processor. On a GPU two batches of one text
+    then run, to compile CuPy's own kernels too.
     """
     if arch and device is not None:
         usage("leave one of them out: --arch compiles for no GPU of this machine", "--arch", "--device")
     check_model(source)
+    if cpu and (arch or device is not None):
+        usage("leave one of them out: --cpu compiles for no GPU", "--cpu", "--arch" if arch else "--device")
     from .. import warmup
     from ..models.load import load
 
+    if cpu:
+        with about(source), compiling(source, None):
+            result = warmup.warm_cpu(load(source))
+        if as_json:
+            print_json(result)
+            return
+        first, second = result["first_batch_seconds"], result["second_batch_seconds"]
+        kept = "nowhere" if result["cache"] is None else f"in {result['cache']}"
+        show(
+            f"cpu: {result['name']}; kernels kept {kept}",
+            f"first batches {first:.1f} s, then {1e3 * second:.1f} ms",
+        )
+        return
     try:
         where = None if arch else warmup.gpu_named(device)
         with about(source):
