@@ -31,7 +31,7 @@ from .folder import POOLING as POOLING
 from .folder import check_extra, check_pooling
 from .pooling import cu_seqlens_of, pool_into, to_host, without_first
 from .settings import check_keys
-from .tokenizer import tokenizer_errors
+from .tokenizer import check_unicode, tokenizer_errors
 
 if TYPE_CHECKING:
     from .graph import EncoderGraph
@@ -669,7 +669,7 @@ class BertEncoder:
                 with tokenizer_errors("the tokenizer does not take these texts"):
                     encodings = self.tokenizer.encode_batch_fast(batch)
             except ValueError:
-                _check_unicode(texts, prompt)  # half of a surrogate pair
+                check_unicode(texts, prompt)  # half of a surrogate pair
                 raise
             ids.extend(np.array(e.ids, np.int32) for e in encodings)
         rows = self.config["vocab_size"]
@@ -689,13 +689,3 @@ class BertEncoder:
             f"{'+'.join(self.pooling)} pooling, {self.dtype.name} states, {self.nbytes / 1e6:.1f} MB of weights, "
             f"cache of {self.cache.budget / 1e6:.1f} MB)"
         )
-
-
-def _check_unicode(texts: Sequence[str], prompt: str) -> None:
-    for name, text in (("the prompt", prompt), *((f"texts[{i}]", text) for i, text in enumerate(texts))):
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"{name} is not valid Unicode: it holds half of a surrogate pair at character {error.start}"
-            ) from None

@@ -8,7 +8,7 @@ Both are done here on the JSON, so that a compressed file holds one tokenizer th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,17 @@ def tokenizer_errors(what: str) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise ValueError(f"{what}: {' '.join(str(error).split())[:300]}") from None
+
+
+def check_unicode(texts: Sequence[str], prompt: str) -> None:
+    """Refuse text that no tokenizer takes, by its place."""
+    for name, text in (("the prompt", prompt), *((f"texts[{i}]", text) for i, text in enumerate(texts))):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{name} is not valid Unicode: it holds half of a surrogate pair at character {error.start}"
+            ) from None
 
 
 def _check_template(processor: Mapping[str, Any], where: object) -> None:
