@@ -95,7 +95,7 @@ def test_a_tokenizer_that_panics(tmp_path: Path) -> None:
     ):
         model.embed(["the"])
     with pytest.raises(ValueError, match=r"^the tokenizer does not take the prompt: "):
-        model._prompt_length("a ")  # of `embed` where pooling leaves the prompt out
+        model.prompt_length("a ")
 
 
 @pytest.mark.parametrize(
