@@ -476,7 +476,7 @@ def attention(
     workspace : object with `get(name, shape, dtype)`, or None to allocate
     cu_seqlens : (batch + 1,) int64 twice: sequence b has queries cu_q[b] .. cu_q[b + 1] and keys cu_k[b] ..
         cu_k[b + 1]; then q and out are (total_q, num_heads, head_dim), k and v (total_k, num_kv_heads,
-        head_dim), and `mask` and `lengths` are None
+        head_dim), `lengths` is None, and `mask` (batch, num_heads, rows, columns)
     lse : receives ln sum_j exp(scale * q[i].k[j] + mask[i,j]), -inf where nothing is seen; (batch, num_heads,
         seq_q) float32, packed (num_heads, total_q), C-contiguous
     """

@@ -100,7 +100,6 @@ __device__ __forceinline__ Problem<T> problem_of(const AttentionParams& a, int x
     tile = tiles - 1 - static_cast<int>(slot - slot_of<ROWS>(a.cu_seqlens_q, b));
     p.none = tile < 0 || tile >= tiles;
     p.lse += static_cast<i64>(h) * a.seq_q + first_q;
-    b = 0;
   } else {
     b = blockIdx.y + static_cast<i64>(gridDim.y) * blockIdx.z;
     tiles = (a.seq_q + (ROWS - 1)) / ROWS;
@@ -128,7 +127,7 @@ __device__ __forceinline__ Problem<T> problem_of(const AttentionParams& a, int x
   p.left = a.window_left;
   p.right = a.window_right;
   p.mask_kind = a.mask_kind;
-  p.mask_queries = a.seq_q;  // of p.seq_q, but no register: there is no mask where sequences are packed
+  p.mask_queries = a.mask_queries;  // rows that the mask has: of packed sequences those of the longest
   p.aligned = a.alignment;
   p.row0 = tile * ROWS;
   return p;

@@ -178,7 +178,7 @@ def attention(
     i + off - left <= j <= i + off + right (window; -1 is no limit). A query that sees nothing gives zeros.
 
     With `return_lse` a pair: o, and lse[i] = ln sum_j exp(scale * q[i].k[j] + mask[i,j]), -inf where nothing is
-    seen. Packed sequences (`cu_seqlens_q`) attend each for itself.
+    seen. Packed sequences (`cu_seqlens_q`) attend each for itself, with the first rows and columns of the mask.
     """
     q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
     if cu_seqlens_q is not None:
@@ -186,11 +186,19 @@ def attention(
         o, lse = np.zeros_like(q), np.zeros((q.shape[1], q.shape[0]))
         for b in range(len(cu_seqlens_q) - 1):
             own, keys = slice(*cu_seqlens_q[b : b + 2]), slice(*cu_k[b : b + 2])
-            alone = _attend(q[None, own], k[None, keys], v[None, keys], causal, scale, None, None, window)
+            shape = (1, q.shape[1], own.stop - own.start, keys.stop - keys.start)
+            part = None if mask is None else _mask_of(np.asarray(mask), len(cu_seqlens_q) - 1, b, shape)
+            alone = _attend(q[None, own], k[None, keys], v[None, keys], causal, scale, part, None, window)
             o[own], lse[:, own] = alone[0][0], alone[1][0]
     else:
         o, lse = _attend(q, k, v, causal, scale, mask, lengths, window)
     return (o, lse) if return_lse else o
+
+
+def _mask_of(mask: Any, batch: int, b: int, shape: tuple[int, ...]) -> Any:
+    """The part of a mask (..., rows, columns) of packed sequences for sequence b, of this shape."""
+    full = np.broadcast_to(mask, (batch, shape[1], *mask.shape[-2:]))
+    return full[b : b + 1, :, : shape[2], : shape[3]]
 
 
 def _attend(

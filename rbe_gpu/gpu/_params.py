@@ -67,7 +67,7 @@ ATTENTION = Struct(
     group="int",  # query heads that share a head of k and v
     seq_q="int", seq_k="int", head_dim="int", scale="float",
     window_left="int", window_right="int",  # negative: no limit
-    mask_kind="int", alignment="int",
+    mask_kind="int", mask_queries="int", alignment="int",
 )  # fmt: skip
 
 #: The coefficients of a compressed weight, and where they are stored.

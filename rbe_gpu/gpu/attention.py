@@ -128,6 +128,7 @@ def launches(
         window_left=min(left, _MOST),
         window_right=0 if causal else min(right, _MOST),
         mask_kind=kind,
+        mask_queries=0 if mask is None else mask.shape[2],
         alignment=alignment,
     )
     if cu_q is None:
@@ -168,7 +169,8 @@ def attention(
     workspace : not needed
     cu_seqlens : (batch + 1,) int64 twice: sequence b has queries cu_q[b] .. cu_q[b + 1] and keys cu_k[b] ..
         cu_k[b + 1]; then q and out are (total_q, num_heads, head_dim), k and v (total_k, num_kv_heads,
-        head_dim), and `mask` and `lengths` are None. Their values are not read on the host before the kernel runs,
+        head_dim), `lengths` is None, and `mask` (batch, num_heads, rows, columns). Their values are not read on
+        the host before the kernel runs,
         which takes them as if cut to the rows there are
     lse : receives ln sum_j exp(scale * q[i].k[j] + mask[i,j]), -inf where nothing is seen; (batch, num_heads,
         seq_q) float32, packed (num_heads, total_q), C-contiguous

@@ -141,8 +141,8 @@ class RBEAttention:
         x : (batch, seq, hidden), or (tokens, hidden) for packed sequences
         lengths : (batch,) integers: valid keys of each sequence (of `context` where that is given); for
             packed sequences the length of each
-        mask : broadcastable to (batch, num_heads, seq, seq_k), float32 (added) or bool (True keeps); not for
-            packed sequences
+        mask : broadcastable to (batch, num_heads, seq, seq_k), float32 (added) or bool (True keeps); for packed
+            sequences to (batch, num_heads, rows, columns), whose first ones a sequence reads (`rbe_gpu.attention`)
         residual : like the result, added to it
         context : (batch, seq_k, context_hidden), the input of key and value; not for packed sequences
         cu_seqlens : (batch + 1,) int32/int64, on the device of x: for packed sequences instead of `lengths`.
@@ -215,9 +215,9 @@ class RBEAttention:
         """`mix`, with the queries, keys and values of the given projections."""
         packed = x.ndim == 2
         if packed:
-            if (lengths is None) == (cu_seqlens is None) or mask is not None or context is not None:
+            if (lengths is None) == (cu_seqlens is None) or context is not None:
                 raise ValueError(
-                    "packed sequences (tokens, hidden) need lengths= or cu_seqlens= and take no mask= or context="
+                    "packed sequences (tokens, hidden) need lengths= or cu_seqlens= and take no context="
                 )
             if lengths is not None:
                 cu_seqlens = _ends(lengths, x)

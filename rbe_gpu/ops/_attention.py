@@ -47,10 +47,11 @@ def attention(
         (1: multi-query, fewer than num_heads: grouped-query attention). Packed: (total_k, num_kv_heads, head_dim)
     scale : 1/sqrt(head_dim) by default
     mask : broadcastable to (batch, num_heads, seq_q, seq_k); float32 is added to the scores, bool keeps
-        where True
+        where True. Packed: to (batch, num_heads, rows, columns), with rows and columns for the longest sequence;
+        query i and key j of every sequence read row i and column j. On a GPU that they are enough is not checked
     lengths : (batch,) integers, valid keys of each sequence, 0 to seq_k; on a GPU they are clamped, not checked
     cu_seqlens_q, cu_seqlens_k : (batch + 1,) int32/int64 from 0 to total_q and total_k, nondecreasing; by default
-        cu_seqlens_k is cu_seqlens_q. Not with `mask` or `lengths`. On a GPU they are not checked
+        cu_seqlens_k is cu_seqlens_q. Not with `lengths`. On a GPU they are not checked
     return_lse : also return the log-sum-exp of the scores
 
     Returns
@@ -100,10 +101,8 @@ def attention(
         raise ValueError(f"num_heads={num_heads} is not a multiple of num_kv_heads={num_kv_heads}")
     cu_seqlens = None
     if packed:
-        if mask is not None or lengths is not None:
-            raise ValueError(
-                "mask and lengths are for padded sequences; packed ones (cu_seqlens_q) take neither"
-            )
+        if lengths is not None:
+            raise ValueError("lengths is for padded sequences; packed ones have cu_seqlens_q")
         cu_q = int64_cu_seqlens(backend, "cu_seqlens_q", cu_seqlens_q, "q", seq_q)
         if cu_seqlens_k is None and seq_k != seq_q:
             raise ValueError(f"k has {seq_k} rows, q has {seq_q}; pass cu_seqlens_k too")
@@ -116,8 +115,14 @@ def attention(
         cu_seqlens = (cu_q, cu_k)
     elif cu_seqlens_k is not None:
         raise ValueError("cu_seqlens_k is given without cu_seqlens_q; packed sequences need cu_seqlens_q")
-    if mask is not None:
+    if mask is not None and cu_seqlens is None:
         mask = _scores_mask(backend, mask, (*lead, num_heads, seq_q, seq_k))
+    elif mask is not None and cu_seqlens is not None:
+        if mask.ndim < 2:
+            raise ValueError(f"mask has {mask.ndim} axes; packed sequences need (..., rows, columns)")
+        mask = _scores_mask(backend, mask, (cu_seqlens[0].size - 1, num_heads, *mask.shape[-2:]))
+        if backend.checks_values:
+            _check_longest(mask, cu_seqlens)
     if lengths is not None:
         lengths = int64_lengths(backend, lengths, lead[0], "seq_k", seq_k)
     left, right = (-1, -1) if window is None else (int(window[0]), int(window[1]))
@@ -131,6 +136,16 @@ def attention(
         q, k, v, bool(causal), scale, mask, lengths, (left, right), out, scratch, cu_seqlens, lse
     )
     return out if lse is None else (out, lse)
+
+
+def _check_longest(mask: Array, cu_seqlens: tuple[Array, Array]) -> None:
+    """Raise a ValueError unless a mask has rows and columns for the longest of packed sequences."""
+    longest = tuple(int(np.diff(ends).max(initial=0)) for ends in cu_seqlens)
+    if mask.shape[-2] < longest[0] or mask.shape[-1] < longest[1]:
+        raise ValueError(
+            f"mask has {mask.shape[-2]} rows and {mask.shape[-1]} columns, but the longest sequence has {longest[0]} "
+            f"queries and {longest[1]} keys"
+        )
 
 
 def _scores_mask(backend: Backend, mask: Array, shape: tuple[int, ...]) -> Array:

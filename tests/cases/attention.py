@@ -138,6 +138,29 @@ def _varlen(
     return make
 
 
+def _relative(batch: int, heads: int, seq_q: int, seq_k: int) -> NDArray[np.float32]:
+    """(heads, seq_q, seq_k): a number for every distance and head, as a view of (heads, distances)."""
+    distances = np.sin(np.arange(heads * (seq_q + seq_k - 1), dtype=np.float32)).reshape(heads, -1)
+    first, step = distances[:, seq_q - 1 :], distances.strides[1]
+    return np.lib.stride_tricks.as_strided(first, (heads, seq_q, seq_k), (distances.strides[0], -step, step))
+
+
+def _varlen_masked(
+    mask: Callable[[int, int, int, int], NDArray[Any]],
+    lengths: tuple[int, ...],
+    lengths_k: tuple[int, ...] | None = None,
+    **options: Any,
+) -> Callable[[Data, Any], Args]:
+    """Packed sequences with a mask that has a row and a column more than the longest."""
+
+    def make(data: Data, dtype: Any) -> Args:
+        args = _varlen(lengths, lengths_k, **options)(data, dtype)
+        args["mask"] = mask(len(lengths), 3, max(lengths) + 1, max(lengths_k or lengths) + 1)
+        return args
+
+    return make
+
+
 def _varlen_with_nan(data: Data, dtype: Any) -> Args:
     """NaN in one query, one key and one value: each affects only its own sequence."""
     args = _varlen((9, 5, 0, 7), return_lse=True)(data, dtype)
@@ -227,6 +250,15 @@ CASES = OpCases(
         Case("varlen, no sequence", _varlen((), return_lse=True)),
         Case("varlen, no tokens", _varlen((0, 0), return_lse=True), ("float32",)),
         Case("varlen, NaN", _varlen_with_nan),
+        Case("varlen, relative positions", _varlen_masked(_relative, (33, 0, 7, 20))),
+        Case(
+            "varlen, mask with holes", _varlen_masked(_holes, (5, 33, 2), (30, 7, 65)), ("float32", "float16")
+        ),
+        Case(
+            "varlen, causal, mask, lse",
+            _varlen_masked(_relative, (9, 40), causal=True, return_lse=True),
+            ("float32",),
+        ),
     ),
     valid_args=_attend(seq_q=5, seq_k=7, heads=4),
     errors=(
@@ -252,7 +284,17 @@ CASES = OpCases(
         ErrorCase("window", {"window": (-2, 0)}, ValueError, "window"),
         ErrorCase("packed with 4 axes", {"cu_seqlens_q": np.array([0, 5])}, ValueError, "axes"),
         ErrorCase("packed with lengths", _packed(lengths=np.array([5, 7])), ValueError, "lengths"),
-        ErrorCase("packed with a mask", _packed(mask=np.ones((10, 14), bool)), ValueError, "mask"),
+        ErrorCase("packed, mask 1-D", _packed(mask=np.ones(14, bool)), ValueError, "mask has 1 axes"),
+        ErrorCase(
+            "packed, mask of other heads",
+            _packed(mask=np.ones((3, 10, 14), bool)),
+            ValueError,
+            "mask has shape",
+        ),
+        ErrorCase("packed, few rows", _packed(mask=np.ones((4, 14), bool)), ValueError, "4 rows", NO_SYNC),
+        ErrorCase(
+            "packed, few columns", _packed(mask=np.ones((5, 6), bool)), ValueError, "6 columns", NO_SYNC
+        ),
         ErrorCase("packed keys alone", {"cu_seqlens_k": np.array([0, 7])}, ValueError, "cu_seqlens_q"),
         ErrorCase("packed, keys not said", _packed(cu_seqlens_k=None), ValueError, "cu_seqlens_k"),
         ErrorCase(
