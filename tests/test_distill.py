@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -26,12 +27,17 @@ torch = pytest.importorskip(
     "torch", reason="training needs PyTorch, which `make test` installs with the baselines"
 )
 
+from rbe_gpu.models.bert import BertEncoder  # noqa: E402
+from rbe_gpu.models.encoders import canonical_name  # noqa: E402
 from rbe_gpu.train import checkpoint, interrupts, objective, schedule  # noqa: E402
 from rbe_gpu.train.batches import Batches, in_order, padded  # noqa: E402
 from rbe_gpu.train.quantizer import Grid  # noqa: E402
 from rbe_gpu.train.rate import Rate  # noqa: E402
 from rbe_gpu.train.student import Student  # noqa: E402
 from rbe_gpu.train.trainer import LATENTS_RATE, RowAdam  # noqa: E402
+
+from .architectures.cases import CONFIGS, weights  # noqa: E402
+from .architectures.test_states import RECORDED  # noqa: E402
 
 RATIO = 20.0
 OPTIONS: dict[str, Any] = {"ratio": RATIO, "batch_size": 8, "max_tokens": 24}
@@ -97,6 +103,19 @@ def test_the_forward_pass_is_that_of_the_encoder(folder: Path, pooling: str, pro
 
 
 # --- grids ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_the_forward_pass_of_other_encoders(name: str) -> None:
+    shapes = {key: tuple(shape) for key, shape in json.loads(str(RECORDED[f"{name}.shapes"])).items()}
+    model = BertEncoder(weights(shapes), CONFIGS[name])
+    tensors = {canonical_name(key): torch.from_numpy(value) for key, value in weights(shapes).items()}
+    ids = torch.from_numpy(np.random.RandomState(2).randint(2, 48, (3, 20)))  # without tokens of padding
+    lengths = torch.tensor([20, 7, 1])
+    text = torch.arange(20) < lengths[:, None]
+    *_, states = Student.of(model).states(tensors, tensors["embeddings.word_embeddings.weight"][ids], text)
+    want = model.forward(ids.numpy(), lengths.numpy())
+    assert np.abs(states.numpy() - want)[text.numpy()].max() <= 1e-5 * np.abs(want).max()
 
 
 def _stored(kind: str, transform: str, rows: int, cols: int, shrink: float = 0.0) -> Any:

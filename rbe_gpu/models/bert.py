@@ -1,4 +1,5 @@
-"""BERT encoders (Devlin et al. 2019) and the sentence embeddings made from them (Reimers and Gurevych 2019).
+"""BERT (Devlin et al. 2019) and the encoders that are built as it is (`encoders`), and the sentence embeddings made
+from them (Reimers and Gurevych 2019).
 
     x_0     = LayerNorm(word[id] + position[i] + type[t])
     a       = LayerNorm(attention(x_l) + x_l)
@@ -22,15 +23,21 @@ from numpy.typing import NDArray
 from .. import ops
 from ..blocks import Array, RBEBlocks
 from ..cache import PanelCache
-from ..dispatch import CPU, device_memory_errors, device_of, module_of
+from ..dispatch import device_memory_errors, device_of, module_of
 from ..layers import RBEFFN, RBEAttention, RBEEmbedding, RBELayerNorm, RBELinear
-from ..matmul import algorithms_of
 from ..workspace import ThreadWorkspaces, Workspace
-from .bert_tensors import ATTENTION_WEIGHTS, FFN_WEIGHTS, canonical_name, check_tensors, linear_weights
+from .bert_config import ACTIVATIONS, check_config, check_int8_activations
+from .bert_tensors import ATTENTION_WEIGHTS, FFN_WEIGHTS, RELATIVE, TYPES, check_tensors
+from .encoders import (
+    canonical_name,
+    first_position,
+    relative_bias,
+    token_positions,
+    with_bert_names,
+)
 from .folder import POOLING as POOLING
 from .folder import check_extra, check_pooling
 from .pooling import cu_seqlens_of, pool_into, to_host, without_first
-from .settings import check_keys
 from .tokenizer import check_unicode, tokenizer_errors
 
 if TYPE_CHECKING:
@@ -39,25 +46,6 @@ if TYPE_CHECKING:
 F32 = NDArray[np.float32]
 Tensors = Mapping[str, "Array | RBEBlocks"]
 
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-}
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-)
 #: Dtypes of hidden states.
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -67,42 +55,6 @@ DTYPES = {
 _TOKENIZER_BATCH = 1024  # texts: the encodings of the tokenizer take far more memory than ids
 
 
-def check_config(config: Mapping[str, Any]) -> None:
-    """Raise a ValueError for a config.json that this encoder does not support."""
-    model_type = config.get("model_type", "bert")
-    if model_type != "bert":
-        raise ValueError(f"config.json has model_type {model_type!r}; only 'bert' is supported")
-    for name in _SIZES:
-        value = config.get(name)
-        if type(value) is not int or value < 1:
-            raise ValueError(f"config.json has {name}={value!r}; needs a positive integer")
-    if config["hidden_size"] % config["num_attention_heads"]:
-        raise ValueError(
-            f"config.json has hidden_size={config['hidden_size']}, not a multiple of "
-            f"num_attention_heads={config['num_attention_heads']}"
-        )
-    check_keys(config, "config.json")
-    eps = config.get("layer_norm_eps", 1e-12)
-    if not isinstance(eps, int | float) or not 0 <= eps < 1:
-        raise ValueError(f"config.json has layer_norm_eps={eps!r}; needs a number from 0 to 1")
-    activation = config.get("hidden_act", "gelu")
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise ValueError(f"config.json has hidden_act {activation!r}; use one of {tuple(ACTIVATIONS)}")
-
-
-def check_int8_activations(names: Collection[str], named: Tensors, config: Mapping[str, Any]) -> None:
-    """Raise a ValueError for a name that is no linear weight, or whose weight does not take int8 activations."""
-    unknown = set(names) - set(linear_weights(config))
-    if unknown:
-        raise ValueError(f"int8_activations names {min(unknown)!r}, which is no linear weight of the model")
-    for name in sorted(names):
-        weight = named[name]
-        try:
-            algorithms_of(CPU).choose(weight, 64, np.dtype(np.float32), activation_bits=8)
-        except NotImplementedError as error:
-            raise ValueError(f"{name} takes no int8 activations: {error}") from None
-
-
 @dataclass(frozen=True)
 class _Batch:
     """Texts as the encoder reads them, on its device.
@@ -110,7 +62,7 @@ class _Batch:
     Attributes
     ----------
     ids, positions, types : integers, packed (tokens,), or padded (batch, seq)
-    sequences : cu_seqlens= of packed texts, lengths= of padded ones
+    sequences : arguments of `RBEAttention`: mask=, cu_seqlens= of packed texts, lengths= of padded ones
     """
 
     ids: Array
@@ -181,7 +133,8 @@ class BertEncoder:
             raise ValueError(f"dtype={dtype!r} is not supported; use one of {tuple(DTYPES)}")
         check_tensors({name: tensor.shape for name, tensor in tensors.items()}, config)
         named = {canonical_name(name): tensor for name, tensor in tensors.items()}
-        positions = config["max_position_embeddings"]
+        config = with_bert_names(config)
+        positions = config["max_position_embeddings"] - first_position(config)
         if max_seq_length is not None and (not isinstance(max_seq_length, int) or max_seq_length < 1):
             raise ValueError(f"max_seq_length={max_seq_length!r} is not a positive integer")
 
@@ -233,7 +186,7 @@ class BertEncoder:
                 activation_bits=8 if name + ".weight" in self.int8_activations else None,
             )
 
-        eps = float(self.config.get("layer_norm_eps", 1e-12))
+        eps = float(self.config["layer_norm_eps"])
 
         def norm(name: str) -> RBELayerNorm:
             return RBELayerNorm(vector(name + ".LayerNorm.weight"), vector(name + ".LayerNorm.bias"), eps)
@@ -242,9 +195,15 @@ class BertEncoder:
         activation = ACTIVATIONS[self.config.get("hidden_act", "gelu")]
         self.word_embeddings = RBEEmbedding(matrix("embeddings.word_embeddings.weight"), self.dtype)
         self.position_embeddings = RBEEmbedding(matrix("embeddings.position_embeddings.weight"), self.dtype)
-        # two rows: always dense
-        types = vector("embeddings.token_type_embeddings.weight").astype(self.dtype, copy=False)
-        self.token_type_embeddings = RBEEmbedding(types)
+        self.token_type_embeddings: RBEEmbedding | None = None
+        if TYPES in named:  # of few rows: always dense
+            self.token_type_embeddings = RBEEmbedding(vector(TYPES).astype(self.dtype, copy=False))
+        self.relative_attention_bias: Array | None = None
+        self._bias_by_distance: Array | None = None
+        if RELATIVE in named:
+            self.relative_attention_bias = vector(RELATIVE)
+            by_distance = relative_bias(to_host(self.relative_attention_bias), self.max_positions)
+            self._bias_by_distance = module_of(self.relative_attention_bias).asarray(by_distance)
         self.embedding_norm = norm("embeddings")
         self.layers: list[tuple[RBEAttention, RBELayerNorm, RBEFFN, RBELayerNorm]] = []
         for i in range(self.config["num_hidden_layers"]):
@@ -267,8 +226,11 @@ class BertEncoder:
         named: dict[str, Array | RBEBlocks] = {
             "embeddings.word_embeddings.weight": self.word_embeddings.weight,
             "embeddings.position_embeddings.weight": self.position_embeddings.weight,
-            "embeddings.token_type_embeddings.weight": self.token_type_embeddings.weight,
         }
+        if self.token_type_embeddings is not None:
+            named[TYPES] = self.token_type_embeddings.weight
+        if self.relative_attention_bias is not None:
+            named[RELATIVE] = self.relative_attention_bias
 
         def add_norm(name: str, norm: RBELayerNorm) -> None:
             named[f"{name}.LayerNorm.weight"], named[f"{name}.LayerNorm.bias"] = norm.weight, norm.bias
@@ -321,12 +283,34 @@ class BertEncoder:
     def nbytes(self) -> int:
         """Bytes of all weights in memory, without the cache and the workspace."""
         embeddings = (
-            self.word_embeddings,
-            self.position_embeddings,
-            self.token_type_embeddings,
-            self.embedding_norm,
+            self.word_embeddings, self.position_embeddings, self.token_type_embeddings, self.embedding_norm,
+            self.relative_attention_bias, self._bias_by_distance,
+        )  # fmt: skip
+        parts = (part for layer in self.layers for part in layer)
+        return sum(part.nbytes for part in (*embeddings, *parts) if part is not None)
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens of the longest text."""
+        return int(self.config["max_position_embeddings"]) - first_position(self.config)
+
+    def attention_mask(self, seq: int | None = None) -> Array | None:
+        """What is added to the scores of attention by the distance of query and key, a view; None for nothing.
+
+        Returns
+        -------
+        (num_heads, seq, seq) float32, `max_positions` for None: of packed texts, whose tokens are numbered from 0
+        """
+        by_distance = self._bias_by_distance
+        if by_distance is None:
+            return None
+        seq, most = self.max_positions if seq is None else seq, self.max_positions
+        row, step = by_distance.strides
+        as_strided = module_of(by_distance).lib.stride_tricks.as_strided
+        return cast(
+            Array,
+            as_strided(by_distance[:, most - 1 :], (by_distance.shape[0], seq, seq), (row, -step, step)),
         )
-        return sum(e.nbytes for e in embeddings) + sum(part.nbytes for layer in self.layers for part in layer)
 
     @property
     def workspace(self) -> Workspace:
@@ -440,7 +424,7 @@ class BertEncoder:
     ) -> Array | tuple[Array, ...]:
         """`forward` of arrays on the GPU of the model."""
         batch, seq = ids.shape
-        limit = self.config["max_position_embeddings"]
+        limit = self.max_positions
         if device_of(ids) != self.device:
             raise TypeError(
                 f"ids are on {device_of(ids)}, the model is on {self.device}; use rbe_gpu.to(ids, {self.device!r})"
@@ -448,7 +432,9 @@ class BertEncoder:
         if seq > limit:
             raise ValueError(f"ids have {seq} positions, the model has {limit}; truncate them")
         positions = ws.constants.get(
-            "bert.padded_positions", ids.shape, lambda: np.tile(np.arange(seq), (batch, 1))
+            "bert.padded_positions",
+            (*ids.shape, first_position(self.config)),
+            lambda: np.tile(np.arange(seq) + first_position(self.config), (batch, 1)),
         )
         if token_type_ids is None:
             token_type_ids = ws.constants.get(
@@ -456,7 +442,9 @@ class BertEncoder:
             )
         if out is None:
             out = module_of(ids).empty((batch, seq, self.hidden_size), self.dtype)
-        padded = _Batch(ids, positions, token_type_ids, {"lengths": lengths})
+        padded = _Batch(
+            ids, positions, token_type_ids, {"lengths": lengths, "mask": self.attention_mask(seq)}
+        )
         if not all_hidden_states:
             for _ in self._states(padded, ws, out):
                 pass
@@ -469,16 +457,16 @@ class BertEncoder:
     ) -> _Batch:
         """Packed texts: ids and types (tokens,), NumPy arrays."""
         longest = int(lengths.max()) if lengths.size else 0
-        limit = self.config["max_position_embeddings"]
+        limit = self.max_positions
         if longest > limit:
             raise ValueError(f"a text has {longest} tokens, the model has {limit} positions; truncate it")
         cu_seqlens = cu_seqlens_of(lengths)
-        positions = np.arange(ids.size) - np.repeat(cu_seqlens[:-1], lengths)
+        positions = token_positions(ids, cu_seqlens, self.config)
         return _Batch(
             self._placed("bert.ids", ids, ws),
             self._placed("bert.positions", positions, ws),
             self._placed("bert.type_ids", np.zeros_like(ids) if types is None else types, ws),
-            {"cu_seqlens": self._placed("bert.cu_seqlens", cu_seqlens, ws)},
+            {"cu_seqlens": self._placed("bert.cu_seqlens", cu_seqlens, ws), "mask": self.attention_mask()},
         )
 
     def _states(self, batch: _Batch, ws: Workspace, out: Array | None = None) -> Iterator[Array]:
@@ -488,7 +476,8 @@ class BertEncoder:
         """
         x = self._rows(self.word_embeddings, batch.ids, "bert.x", ws)
         y = self._rows(self.position_embeddings, batch.positions, "bert.y", ws)
-        ops.add(y, self._rows(self.token_type_embeddings, batch.types, "bert.types", ws), out=y)
+        if self.token_type_embeddings is not None:
+            ops.add(y, self._rows(self.token_type_embeddings, batch.types, "bert.types", ws), out=y)
         self.embedding_norm(x, residual=y, out=x, workspace=ws)
         yield x
         for index, (attention, attention_norm, ffn, ffn_norm) in enumerate(self.layers):
@@ -612,7 +601,7 @@ class BertEncoder:
             lengths = np.array([len(sequences[i]) for i in rows], np.int64)
             packed = self._pack(ids, lengths, None, ws)
             *_, states = self._states(packed, ws)
-            pooled = packed.sequences
+            pooled = {"cu_seqlens": packed.sequences["cu_seqlens"]}
             if skipped:
                 states, lengths, cu_seqlens = without_first(skipped, states, lengths)
                 pooled = {"cu_seqlens": self._placed("bert.cu_seqlens", cu_seqlens, ws)}

@@ -1,4 +1,4 @@
-"""The tensors of a BERT checkpoint: names, shapes and block sizes."""
+"""The tensors of an encoder: names, shapes and block sizes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from ..transforms import BLOCK_SIZES, DEFAULT_BLOCK
 from .checkpoint import check_distinct, check_shapes
+from .encoders import BUCKETS, canonical_name, encoder_of, with_bert_names
 
 _PROJECTION = re.compile(r"encoder\.layer\.\d+\.attention\.(self\.(query|key|value)|output\.dense)\b")
 #: attribute of `RBEAttention` or `RBEFFN` -> name of its weight in a layer
@@ -17,18 +18,24 @@ ATTENTION_WEIGHTS = {
     "value": "attention.self.value.weight",
     "output": "attention.output.dense.weight",
 }
+TYPES = "embeddings.token_type_embeddings.weight"
+RELATIVE = "encoder.relative_attention_bias.weight"
 FFN_WEIGHTS = {"up": "intermediate.dense.weight", "down": "output.dense.weight"}
 
 
 def tensor_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor that the encoder reads, named as in checkpoints (without `bert.`).
+    """Name and shape of every tensor that the encoder reads, by BERT's names (`encoders.canonical_name`).
 
     A generator, since a config from an untrusted file may claim any number of layers.
     """
+    config = with_bert_names(config)
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     yield "embeddings.word_embeddings.weight", (config["vocab_size"], hidden)
     yield "embeddings.position_embeddings.weight", (config["max_position_embeddings"], hidden)
-    yield "embeddings.token_type_embeddings.weight", (config["type_vocab_size"], hidden)
+    if config["type_vocab_size"]:
+        yield TYPES, (config["type_vocab_size"], hidden)
+    if encoder_of(config).relative_positions:
+        yield RELATIVE, (BUCKETS, config["num_attention_heads"])
     yield "embeddings.LayerNorm.weight", (hidden,)
     yield "embeddings.LayerNorm.bias", (hidden,)
     for i in range(config["num_hidden_layers"]):
@@ -47,18 +54,9 @@ def tensor_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, .
 
 def linear_weights(config: Mapping[str, Any]) -> Iterator[str]:
     """Names of the weights of linear layers, as in `tensor_shapes`."""
-    for i in range(config["num_hidden_layers"]):
+    for i in range(with_bert_names(config)["num_hidden_layers"]):
         for name in (*ATTENTION_WEIGHTS.values(), *FFN_WEIGHTS.values()):
             yield f"encoder.layer.{i}.{name}"
-
-
-def canonical_name(name: str) -> str:
-    """A checkpoint's name in the form of `tensor_shapes`: no `bert.`; `weight`, `bias` for `gamma`, `beta`."""
-    name = name.removeprefix("bert.")
-    for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
-        if name.endswith(old):
-            name = name.removesuffix(old) + new
-    return name
 
 
 def block_of(name: str, config: Mapping[str, Any], transform: str, block: int | None) -> int:
@@ -68,7 +66,8 @@ def block_of(name: str, config: Mapping[str, Any], transform: str, block: int | 
     head_dim, so that head_dim is a multiple of it and `RBEAttention` can stay in the transform domain.
     """
     if block is None and transform != "none" and _PROJECTION.match(canonical_name(name)):
-        hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+        named = with_bert_names(config)
+        hidden, heads = named.get("hidden_size"), named.get("num_attention_heads")
         if isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
             sizes = (b for b in BLOCK_SIZES if b <= DEFAULT_BLOCK and hidden // heads % b == 0)
             return max(sizes, default=DEFAULT_BLOCK)

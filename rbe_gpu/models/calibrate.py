@@ -44,6 +44,7 @@ from ..transforms import DEFAULT_BLOCK
 from ..workspace import Workspace
 from .bert import BertEncoder
 from .bert_tensors import block_of
+from .encoders import token_positions
 from .int8_choice import int8_weights
 from .journal import NoJournal
 from .pooling import cu_seqlens_of
@@ -126,7 +127,7 @@ class _Layer:
     def __init__(self, model: BertEncoder, index: int, ws: Workspace) -> None:
         attention, attention_norm, ffn, ffn_norm = model.layers[index]
         self.norms = {"attention": attention_norm, "ffn": ffn_norm}
-        self._heads = attention.num_heads
+        self._heads, self._mask = attention.num_heads, model.attention_mask()
         self._ws = ws
         at = f"encoder.layer.{index}."
         self.norm_names = {"attention": f"{at}attention.output.LayerNorm", "ffn": f"{at}output.LayerNorm"}
@@ -153,7 +154,7 @@ class _Layer:
         """The input of the output projection."""
         q, k, v = (self.linears[name] for name in self.names["qkv"])
         attention = RBEAttention(q, k, v, self._linear("output"), self._heads)
-        return np.array(attention.mix(x, lengths, workspace=self._ws))
+        return np.array(attention.mix(x, lengths, self._mask, workspace=self._ws))
 
     def attended(self, heads: F32, x: F32) -> F32:
         y = self._linear("output")(heads, residual=x, workspace=self._ws)
@@ -278,9 +279,9 @@ def _tables(model: BertEncoder) -> dict[str, F32]:
 
 def _embed(model: BertEncoder, tables: dict[str, F32], ids: NDArray[np.int64], lengths: Any) -> F32:
     """Hidden states before the first layer, with these embedding tables."""
-    positions = np.concatenate([np.arange(n) for n in lengths.tolist()])
-    first_type = np.asarray(model.token_type_embeddings.weight)[0]
-    x = tables[WORDS][ids] + tables[POSITIONS][positions] + first_type
+    x = tables[WORDS][ids] + tables[POSITIONS][token_positions(ids, cu_seqlens_of(lengths), model.config)]
+    if model.token_type_embeddings is not None:
+        x += np.asarray(model.token_type_embeddings.weight)[0]
     return np.asarray(model.embedding_norm(np.ascontiguousarray(x, np.float32)))
 
 

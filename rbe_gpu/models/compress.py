@@ -31,7 +31,8 @@ from ..encode import GRADES, compress
 from ..json_checks import dump_json
 from ..mapped import MappedFile
 from ..threads import blas, get_num_threads
-from .bert_tensors import block_of, canonical_name, linear_weights, tensor_shapes
+from .bert_tensors import block_of, linear_weights, tensor_shapes
+from .encoders import canonical_name
 from .folder import check_pooling, read_folder
 from .journal import Journal, NoJournal, digest
 from .load import architecture, load_folder, open_checkpoint

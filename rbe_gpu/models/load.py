@@ -13,8 +13,10 @@ from ..blocks import RBEBlocks
 from ..container import load_file
 from ..mapped import MappedFile
 from . import bert
+from .bert_config import check_config
 from .bert_tensors import check_tensors, linear_weights
 from .checkpoint import FLOATS, check_finite, check_names
+from .encoders import ENCODERS
 from .folder import check_extra, read_folder
 from .json_files import read_json
 from .locate import find_model
@@ -44,8 +46,9 @@ class Architecture(NamedTuple):
     linear_weights: Callable[[Mapping[str, Any]], Iterable[str]] = lambda config: ()
 
 
+_ENCODER = Architecture(check_config, bert.BertEncoder, check_tensors, linear_weights)
 #: by model_type of config.json
-ARCHITECTURES = {"bert": Architecture(bert.check_config, bert.BertEncoder, check_tensors, linear_weights)}
+ARCHITECTURES = dict.fromkeys(ENCODERS, _ENCODER)
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:

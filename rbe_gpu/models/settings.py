@@ -192,6 +192,49 @@ _BERT_CONFIG: dict[str, Key] = {
     ),
 }
 
+_NO_TYPES: dict[str, Key] = {name: key for name, key in _BERT_CONFIG.items() if name != "type_vocab_size"}
+_FROM_PADDING: dict[str, Key] = {
+    "pad_token_id": _honoured("positions begin behind it; the token of padding has it as its position"),
+    "max_position_embeddings": _honoured(
+        "rows of the position embeddings; texts are truncated to those behind `pad_token_id`"
+    ),
+}
+_ROBERTA_CONFIG: dict[str, Key] = {
+    **_BERT_CONFIG,
+    "model_type": _honoured("`roberta`, `xlm-roberta` or `camembert`"),
+    **_FROM_PADDING,
+    **_ignored("classifier_dropout", "add_pooling_layer", effect="of heads, which are not run"),
+}
+_MPNET_CONFIG: dict[str, Key] = {
+    **_NO_TYPES,
+    "model_type": _honoured("`mpnet`"),
+    **_FROM_PADDING,
+    "relative_attention_num_buckets": _only(
+        None, 32, effect="the bias by distance has 32 buckets, as transformers computes it"
+    ),
+    **_ignored("type_vocab_size", effect="the model has no token types"),
+}
+_DISTILBERT_CONFIG: dict[str, Key] = {
+    **_NO_TYPES,
+    "model_type": _honoured("`distilbert`"),
+    "dim": _honoured("width of the hidden states, a multiple of `n_heads`"),
+    "n_layers": _honoured("layers; further ones of the checkpoint are not read"),
+    "n_heads": _honoured("heads of attention"),
+    "hidden_dim": _honoured("width of the feed-forward layers"),
+    "activation": _BERT_CONFIG["hidden_act"],
+    **_ignored(
+        *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
+        *("layer_norm_eps", "type_vocab_size"),
+        effect="not read by DistilBERT; eps is 1e-12",
+    ),
+    **_ignored(
+        "sinusoidal_pos_embds",
+        "tie_weights_",
+        effect="how positions were initialised; the checkpoint holds them",
+    ),
+    **_ignored("dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout", effect="of training"),
+}
+
 _MODULES: dict[str, Key] = {
     "type": _honoured(
         "Transformer, Pooling, then Normalize or Dropout, of sentence_transformers; others are refused"
@@ -277,13 +320,14 @@ _NORMALIZE: dict[str, Key] = {
 
 _TOKENIZER_CONFIG: dict[str, Key] = {
     "tokenizer_class": _honoured(
-        "BertTokenizer and DistilBertTokenizer: the normaliser is made from the next three keys, whatever "
-        "tokenizer.json says; PreTrainedTokenizerFast, TokenizersBackend and, with a Unigram model, "
-        "XLMRobertaTokenizer: tokenizer.json as it is; others are refused. Absent: BertTokenizer"
+        "BertTokenizer, DistilBertTokenizer and MPNetTokenizer: the normaliser is made from the next three keys, "
+        "whatever tokenizer.json says; RobertaTokenizer, PreTrainedTokenizerFast, TokenizersBackend and, with a "
+        "Unigram model, XLMRobertaTokenizer: tokenizer.json as it is; others are refused. Absent: BertTokenizer"
     ),
     "do_lower_case": _honoured("BertTokenizer: texts become lower case; absent: true"),
     "strip_accents": _honoured("BertTokenizer: accents are removed; null: if texts become lower case"),
     "tokenize_chinese_chars": _honoured("BertTokenizer: CJK characters are words; absent: true"),
+    "add_prefix_space": _honoured("RobertaTokenizer: must be what tokenizer.json says; absent: false"),
     "model_max_length": _honoured(
         "texts are truncated to this many tokens, if sentence_bert_config.json names none"
     ),
@@ -314,7 +358,7 @@ _TOKENIZER_CONFIG: dict[str, Key] = {
             "wordpieces_prefix",
             "use_fast",
         ),
-        *("clean_text", "add_bos_token", "add_eos_token", "add_prefix_space", "sp_model_kwargs", "legacy"),
+        *("clean_text", "add_bos_token", "add_eos_token", "sp_model_kwargs", "legacy"),
         *(
             "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output",
             "trim_offsets",
@@ -380,6 +424,9 @@ _TOKENIZER: dict[str, Key] = {
 FILES: dict[str, dict[str, Key]] = {
     "modules.json": _MODULES,
     "config.json": _BERT_CONFIG,
+    "config.json (roberta)": _ROBERTA_CONFIG,
+    "config.json (mpnet)": _MPNET_CONFIG,
+    "config.json (distilbert)": _DISTILBERT_CONFIG,
     "sentence_bert_config.json": _SENTENCE_BERT,
     "config_sentence_transformers.json": _SENTENCE_TRANSFORMERS,
     "1_Pooling/config.json": _POOLING,
@@ -403,6 +450,13 @@ REFUSED_FILES = {
     "quantize_config.json": "the checkpoint is quantised; use the weights that it was quantised from",
     "quant_config.json": "the checkpoint is quantised; use the weights that it was quantised from",
 }
+
+
+def config_table(config: Mapping[str, Any]) -> str:
+    """The key of FILES for a config.json of a supported `model_type`."""
+    model_type = str(config.get("model_type", "bert"))
+    same_keys = {"bert": "", "xlm-roberta": " (roberta)", "camembert": " (roberta)"}
+    return "config.json" + same_keys.get(model_type, f" ({model_type})")
 
 
 def shown(value: Any) -> str:
@@ -434,7 +488,7 @@ def check_keys(settings: Mapping[str, Any], file: str, where: object = None) -> 
     for name, value in settings.items():
         key = keys.get(name)
         if key is None:
-            if file == "config.json" and name.startswith("_"):
+            if file.startswith("config.json") and name.startswith("_"):
                 continue  # of transformers itself: the path it was loaded from and the like
             raise ValueError(
                 f"{where} has an unknown key {quoted(name)}, which may change the vectors; remove it if it does not"

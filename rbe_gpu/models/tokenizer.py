@@ -19,7 +19,8 @@ from ..json_checks import quoted
 from .json_files import read_json, read_optional
 from .settings import check_keys, fail, same, shown
 
-_BERT = ("BertTokenizer", "DistilBertTokenizer")
+_BERT = ("BertTokenizer", "DistilBertTokenizer", "MPNetTokenizer")
+_ROBERTA = ("RobertaTokenizer",)
 _AS_IT_IS = ("PreTrainedTokenizer", "TokenizersBackend")  # without "Fast"
 _UNIGRAM = ("XLMRobertaTokenizer",)
 #: the special tokens of BertTokenizer
@@ -31,6 +32,22 @@ _BERT_SPECIAL = {
     "mask_token": "[MASK]",
 }
 _SPECIAL = (*_BERT_SPECIAL, "bos_token", "eos_token")
+_ROBERTA_SPECIAL = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "mask_token": "<mask>",
+}
+#: the special tokens of a class, where the files name none
+_DEFAULTS = {
+    "BertTokenizer": _BERT_SPECIAL,
+    "DistilBertTokenizer": _BERT_SPECIAL,
+    "MPNetTokenizer": {**_ROBERTA_SPECIAL, "unk_token": "[UNK]"},
+    "RobertaTokenizer": _ROBERTA_SPECIAL,
+}
 #: a letter of Old Church Slavonic, which takes the unknown token
 _UNKNOWN = "a \ua66e"
 _LONG_NUMBER = b"0" * 8
@@ -65,19 +82,16 @@ def tokenizer_json(
     where = folder / "tokenizer_config.json"
     name = tokenizer_config.get("tokenizer_class") or config.get("tokenizer_class") or _BERT[0]
     kind = name.removesuffix("Fast") if isinstance(name, str) else ""
-    if kind not in (*_BERT, *_AS_IT_IS, *_UNIGRAM):
-        fail(
-            where,
-            "tokenizer_class",
-            name,
-            f"one of {', '.join((*_BERT, 'PreTrainedTokenizerFast', *_UNIGRAM))}",
-        )
-    special = _special_tokens(folder, tokenizer_config, kind in _BERT)
+    if kind not in (*_BERT, *_ROBERTA, *_AS_IT_IS, *_UNIGRAM):
+        supported = ", ".join((*_BERT, *_ROBERTA, "PreTrainedTokenizerFast", *_UNIGRAM))
+        fail(where, "tokenizer_class", name, f"one of {supported}")
+    defaults = _DEFAULTS.get(kind, {})
+    special = _special_tokens(folder, tokenizer_config, defaults)
     if path.is_file():
         text = path.read_bytes()
         given = read_json(path)
         check_keys(given, "tokenizer.json", path)
-    elif kind in _BERT:
+    elif defaults is _BERT_SPECIAL:
         text, path = b"", vocabulary
         given = _from_vocabulary(vocabulary, special)
     else:
@@ -85,11 +99,14 @@ def tokenizer_json(
     if not isinstance(given.get("model"), dict):
         fail(path, "model", given.get("model"), "an object")
     _check_ids(given, config, path)
-    added = _added_tokens(given, folder, tokenizer_config, special, path)
+    added = _added_tokens(given, folder, tokenizer_config, special, defaults, path)
     made = {**given, "added_tokens": added}
     if kind in _BERT:
         made["normalizer"] = _bert_normalizer(given, tokenizer_config, path, where)
-        _check_bert(given, special, added, path)
+        _check_bert(given, special, added, path, kind)
+    elif kind in _ROBERTA:
+        _check_roberta(given, tokenizer_config, path, where)
+        _check_ends(given, special, added, path, kind)
     elif kind in _UNIGRAM and given["model"].get("type") != "Unigram":
         fail(path, "model.type", given["model"].get("type"), f"Unigram, as the tokenizer_class is {name}")
     if lower:
@@ -235,9 +252,9 @@ def _bert_normalizer(
 
 
 def _check_bert(
-    given: Mapping[str, Any], special: Mapping[str, Any], added: list[dict[str, Any]], path: Path
+    given: Mapping[str, Any], special: Mapping[str, Any], added: list[dict[str, Any]], path: Path, kind: str
 ) -> None:
-    """Refuse what BertTokenizer would replace by something else."""
+    """Refuse what BertTokenizer, or another class of that kind, would replace by something else."""
     model = given["model"]
     for name, value in (
         ("type", "WordPiece"),
@@ -246,11 +263,18 @@ def _check_bert(
         ("max_input_chars_per_word", 100),
     ):
         if model.get(name, value) != value:
-            fail(path, f"model.{name}", model[name], f"{shown(value)}, as BertTokenizer sets it")
+            fail(path, f"model.{name}", model[name], f"{shown(value)}, as {kind} sets it")
     splitter = given.get("pre_tokenizer")
     if splitter is not None and splitter != {"type": "BertPreTokenizer"}:
-        fail(path, "pre_tokenizer", splitter, "BertPreTokenizer, as BertTokenizer sets it")
-    vocabulary = model.get("vocab")
+        fail(path, "pre_tokenizer", splitter, f"BertPreTokenizer, as {kind} sets it")
+    _check_ends(given, special, added, path, kind)
+
+
+def _check_ends(
+    given: Mapping[str, Any], special: Mapping[str, Any], added: list[dict[str, Any]], path: Path, kind: str
+) -> None:
+    """Refuse other tokens around a text than the class puts there."""
+    vocabulary = given["model"].get("vocab")
     ids = {token["content"]: token["id"] for token in added} | (
         vocabulary if isinstance(vocabulary, dict) else {}
     )
@@ -262,15 +286,41 @@ def _check_bert(
             "post_processor",
             given.get("post_processor"),
             f"{quoted(first)} (id {first_id}) before and {quoted(last)} (id {last_id}) behind the text, with token "
-            "type 0, as BertTokenizer sets it (cls_token, sep_token)",
+            f"type 0, as {kind} sets it (cls_token, sep_token)",
         )
+
+
+def _check_roberta(
+    given: Mapping[str, Any], tokenizer_config: Mapping[str, Any], path: Path, where: Path
+) -> None:
+    """Refuse what RobertaTokenizer would replace by something else."""
+    model, splitter = given["model"], given.get("pre_tokenizer")
+    for name, values in (
+        ("type", ("BPE",)),
+        ("dropout", (None, 0.0)),
+        ("continuing_subword_prefix", (None, "")),
+        ("end_of_word_suffix", (None, "")),
+        *((flag, (None, False)) for flag in ("fuse_unk", "byte_fallback", "ignore_merges")),
+    ):
+        if model.get(name) not in values:
+            fail(path, f"model.{name}", model.get(name), f"{shown(values[0])}, as RobertaTokenizer sets it")
+    if given.get("normalizer") is not None:
+        fail(path, "normalizer", given["normalizer"], "null, as RobertaTokenizer sets it")
+    space = tokenizer_config.get("add_prefix_space", False)
+    if type(space) is not bool:
+        fail(where, "add_prefix_space", space, "true or false")
+    found = splitter if isinstance(splitter, dict) else {}
+    is_bytes = found.get("type") == "ByteLevel" and found.get("use_regex", True) is True
+    if not is_bytes or found.get("add_prefix_space", True) is not space:
+        needs = f"ByteLevel with add_prefix_space {shown(space)}, as {where.name} says"
+        fail(path, "pre_tokenizer", splitter, needs)
 
 
 def _template(processor: Any) -> list[Any] | None:
     """[token, id] that a post processor puts before and behind a text; None for other ones."""
     if not isinstance(processor, dict):
         return None
-    if processor.get("type") == "BertProcessing":
+    if processor.get("type") in ("BertProcessing", "RobertaProcessing"):
         return [processor.get("cls"), processor.get("sep")]
     steps = processor.get("single")
     if processor.get("type") != "TemplateProcessing" or not isinstance(steps, list) or len(steps) != 3:
@@ -333,10 +383,12 @@ def _content(token: Any) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _special_tokens(folder: Path, tokenizer_config: Mapping[str, Any], bert: bool) -> dict[str, Any]:
-    """Special tokens by key, as text or objects: of special_tokens_map.json, tokenizer_config.json, BertTokenizer."""
+def _special_tokens(
+    folder: Path, tokenizer_config: Mapping[str, Any], defaults: Mapping[str, str]
+) -> dict[str, Any]:
+    """Special tokens by key, as text or objects: of special_tokens_map.json, tokenizer_config.json, the class."""
     path = folder / "special_tokens_map.json"
-    merged: dict[str, Any] = dict(_BERT_SPECIAL) if bert else {}
+    merged: dict[str, Any] = dict(defaults)
     sources = [(folder / "tokenizer_config.json", tokenizer_config)]
     if "added_tokens_decoder" not in tokenizer_config and path.is_file():
         stored = read_json(path)
@@ -362,6 +414,7 @@ def _added_tokens(
     folder: Path,
     tokenizer_config: Mapping[str, Any],
     special: Mapping[str, Any],
+    defaults: Mapping[str, str],
     path: Path,
 ) -> list[dict[str, Any]]:
     """The added tokens of tokenizer.json, and those of its vocabulary that the other files call special."""
@@ -393,8 +446,8 @@ def _added_tokens(
             if content in contents:
                 continue
             if content not in vocabulary:
-                if content == _BERT_SPECIAL.get(key):
-                    continue  # the default of BertTokenizer
+                if content == defaults.get(key):
+                    continue  # of the class
                 raise ValueError(
                     f"the {key} of {folder} is {quoted(content)}, which {path.name} does not have; save the "
                     "tokenizer again"

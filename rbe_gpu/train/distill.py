@@ -26,9 +26,10 @@ from ..container import Writer, load_file
 from ..evaluate import NEIGHBOURS, Agreement, agreement
 from ..json_checks import dump_json
 from ..models.bert import BertEncoder
-from ..models.bert_tensors import canonical_name, linear_weights, tensor_shapes
+from ..models.bert_tensors import linear_weights, tensor_shapes
 from ..models.checkpoint import FLOATS
 from ..models.compress import Progress, compress_model
+from ..models.encoders import canonical_name
 from ..models.int8_choice import int8_weights
 from ..models.load import load, load_folder, open_checkpoint
 from ..threads import get_num_threads

@@ -14,11 +14,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..models.bert import ACTIVATIONS, BertEncoder
+from ..models.bert import BertEncoder
+from ..models.bert_config import ACTIVATIONS
+from ..models.bert_tensors import TYPES
+from ..models.encoders import first_position
+from ..models.pooling import to_host
 
 
 def _activation(name: str) -> Any:
@@ -36,6 +41,8 @@ class Student:
     layers, heads, hidden, eps, activation : as in config.json
     pooling : modes, concatenated in this order
     skipped : tokens at the start of each text, those of the prompt, that are not pooled
+    first_position : of a text's tokens, which are taken for text, not padding
+    bias : (heads, positions, positions), added to the scores of attention, or None
     """
 
     layers: int
@@ -45,18 +52,22 @@ class Student:
     activation: str
     pooling: tuple[str, ...]
     skipped: int
+    first_position: int = 0
+    bias: Tensor | None = None
 
     @classmethod
     def of(cls, model: BertEncoder) -> Student:
-        prompt = model.resolve_prompt()
+        prompt, mask = model.resolve_prompt(), model.attention_mask()
         return cls(
             model.config["num_hidden_layers"],
             model.config["num_attention_heads"],
             model.hidden_size,
-            float(model.config.get("layer_norm_eps", 1e-12)),
+            float(model.config["layer_norm_eps"]),
             ACTIVATIONS[model.config.get("hidden_act", "gelu")],
             tuple(model.pooling),
             0 if model.include_prompt or not prompt else model.prompt_length(prompt),
+            first_position(model.config),
+            None if mask is None else torch.from_numpy(np.array(to_host(mask))),
         )
 
     def states(self, weights: Mapping[str, Tensor], words: Tensor, text: Tensor) -> list[Tensor]:
@@ -80,13 +91,20 @@ class Student:
         def by_head(x: Tensor) -> Tensor:
             return x.view(batch, seq, self.heads, -1).transpose(1, 2)
 
-        x = words + weights["embeddings.position_embeddings.weight"][:seq]
-        x = norm(x + weights["embeddings.token_type_embeddings.weight"][0], "embeddings")
+        first = self.first_position
+        x = words + weights["embeddings.position_embeddings.weight"][first : first + seq]
+        if TYPES in weights:
+            x = x + weights[TYPES][0]
+        x = norm(x, "embeddings")
         states = [x]
+        seen = text[:, None, None, :]
+        if self.bias is not None:
+            bias = self.bias[:, :seq, :seq].to(words)
+            seen = torch.where(seen, bias, -float("inf"))
         for i in range(self.layers):
             at = f"encoder.layer.{i}."
             q, k, v = (by_head(linear(x, f"{at}attention.self.{n}")) for n in ("query", "key", "value"))
-            heads = functional.scaled_dot_product_attention(q, k, v, attn_mask=text[:, None, None, :])
+            heads = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
             mixed = heads.transpose(1, 2).reshape(batch, seq, hidden)
             x = norm(linear(mixed, f"{at}attention.output.dense") + x, f"{at}attention.output")
             inner = activation(linear(x, f"{at}intermediate.dense"))

@@ -118,7 +118,7 @@ FOLDERS: dict[str, Bad] = {
     "eps null": _config(layer_norm_eps=None),
     "eps true": _config(layer_norm_eps=True),
     "layers true": _config(num_hidden_layers=True),
-    "model type": _config(model_type="roberta"),
+    "model type": _config(model_type="albert"),
     "constant of config.json": Bad(
         ("config.json", "NaN is no value"), (_text(CONFIG, '{"model_type": "bert", "layer_norm_eps": NaN}'),)
     ),
@@ -320,7 +320,7 @@ FOLDERS: dict[str, Bad] = {
     "module.": _renamed(lambda name: f"module.{name}", "module.", "prefix"),
     "module.bert.": _renamed(lambda name: f"module.bert.{name}", "module.bert.", "prefix"),
     "0.auto_model.": _renamed(lambda name: f"0.auto_model.{name}", "0.auto_model.", "prefix"),
-    "roberta.": _renamed(lambda name: f"roberta.{name}", "roberta.", "prefix"),
+    "albert.": _renamed(lambda name: f"albert.{name}", "albert.", "prefix"),
     "the same weight twice": Bad(
         (f"bert.{QUERY}", "the same weight"), (), lambda tensors: {**tensors, f"bert.{QUERY}": tensors[QUERY]}
     ),

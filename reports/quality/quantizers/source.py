@@ -10,7 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from rbe_gpu.models.bert import BertEncoder
-from rbe_gpu.models.bert_tensors import canonical_name, tensor_shapes
+from rbe_gpu.models.bert_tensors import tensor_shapes
+from rbe_gpu.models.encoders import canonical_name
 from rbe_gpu.models.folder import read_folder
 from rbe_gpu.models.load import read_checkpoint
 from rbe_gpu.models.tokenizer import read_tokenizer
