@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ._compiling import compiling
-from ._errors import about, fail, usage, writes
+from ._errors import about, fail, printable, usage, writes
 from ._files import Force, check_output, message_stream, save_npy
 from ._inputs import check_apart, check_model, read_lines
 from ._output import Json, print_json
@@ -94,8 +94,8 @@ def command(
             }
         )
     else:
-        line = f"{out}: {len(lines)} x {vectors.shape[1]} float32, {seconds:.2f} s, {rate:.0f} texts/s"
-        print(line, file=messages)
+        shape = f"{len(lines)} x {vectors.shape[1]} float32"
+        print(f"{printable(str(out))}: {shape}, {seconds:.2f} s, {rate:.0f} texts/s", file=messages)
 
 
 def _check_finite(vectors: Any, model: str, texts: str) -> None:
