@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -83,6 +84,11 @@ def test_of_many_texts_some_run_through_the_model_and_all_are_counted(folder, te
     counts = np.bincount(ids, minlength=len(table))
     scales = calibration.row_scales(table, calibration._ROW_POWER, counts)
     np.testing.assert_array_equal(result._weights[calibration.WORDS].scales, scales)
+
+
+@pytest.mark.parametrize(("hidden", "most"), [(96, 2048), (384, 2048), (768, 1024), (1024, 768)])
+def test_fewer_texts_run_through_a_wider_model(hidden: int, most: int) -> None:
+    assert calibration.most_texts(SimpleNamespace(hidden_size=hidden)) == most
 
 
 def test_one_text_is_no_worse_than_none(folder, texts, tmp_path):

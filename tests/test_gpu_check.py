@@ -570,7 +570,7 @@ def test_a_stage_is_a_process(body: str, status: str, last: str, tmp_path: Path)
 
 
 def test_a_stage_that_is_stopped_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = check.Stage("decode", "", 0.5, lambda options, result: None)
+    short = check.Stage("decode", "", 3.0, lambda options, result: None)
     monkeypatch.setattr(check, "LEAST", 0.1)
     monkeypatch.setitem(check.STAGES, "decode", short)
     body = "write('stopped'); time.sleep(60)"

@@ -60,9 +60,9 @@ TRANSFORM = "none"
 #: Tokens of all different texts below which calibration gains little: there is a warning, and `compress_model`
 #: compares the result with plain compression. 40 paragraphs have 2,000.
 FEW_TOKENS = 2048
-#: Of more texts than this, evenly spaced ones run through the model (1,000 take a minute or two, and 70 MB); how
-#: often a row of the tables is read is counted in all of them.
-MOST_TEXTS = 2048
+#: Of more texts than this, evenly spaced ones run through a model of the hidden size _HIDDEN (1,000 take a minute or
+#: two, and 70 MB); how often a row of the tables is read is counted in all of them.
+MOST_TEXTS, _HIDDEN = 2048, 384
 _TOKENS = 4096  # tokens computed together
 _PROBE_TEXTS = 64  # texts that sensitivities are measured on
 _PLAN_TEXTS = 192  # texts for the moments of the allocation; quantisation uses all
@@ -479,6 +479,13 @@ def _silent(stage: str, done: int, total: int) -> None:
     pass
 
 
+def most_texts(model: BertEncoder) -> int:
+    """Of more texts than this, evenly spaced ones run through the model: fewer where its states are wide, which are
+    in memory twice. 1,024 for a hidden size of 768.
+    """
+    return max(1, MOST_TEXTS * _HIDDEN // max(_HIDDEN, model.hidden_size))
+
+
 @blas
 def calibrate(
     model: BertEncoder,
@@ -495,7 +502,7 @@ def calibrate(
     Parameters
     ----------
     model : a dense `BertEncoder` with a tokenizer (`rbe_gpu.load(folder)`)
-    texts : what to calibrate on; some hundreds suffice, a repeated one counts once. At most MOST_TEXTS of them,
+    texts : what to calibrate on; some hundreds suffice, a repeated one counts once. At most `most_texts` of them,
         evenly spaced, run through the model; tokens are counted in all. Leave out the texts that quality is
         evaluated on. Fewer than FEW_TOKENS tokens: there is a warning, and what they cannot tell is left as it is
         without calibration (`rbe_gpu.feedback`).
@@ -528,14 +535,16 @@ def calibrate(
     texts = list(dict.fromkeys(texts))
     sequences = model.token_ids(texts, model.resolve_prompt())
     ids = np.concatenate(sequences)
-    read = {WORDS: ids, POSITIONS: np.concatenate([np.arange(len(s)) for s in sequences])}
+    ends = cu_seqlens_of(np.array([len(s) for s in sequences]))
+    positions = token_positions(ids.astype(np.int64), ends, model.config)
+    read: dict[str, NDArray[Any]] = {WORDS: ids, POSITIONS: positions}
     if _are_few(ids):
         warnings.warn(
             f"calibrating on {len(texts)} different text(s) with {ids.size} tokens, which gains little or nothing; "
             f"use some hundreds of texts of different words, and {FEW_TOKENS} tokens at the least",
             stacklevel=3,
         )
-    texts = texts[:: -(-len(texts) // MOST_TEXTS)]
+    texts = texts[:: -(-len(texts) // most_texts(model))]
     report: Progress = progress or _silent
     layers = [_Layer(model, i, Workspace()) for i in range(len(model.layers))]
     for layer in layers:

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import rbe_gpu as rbe
+from rbe_gpu.models import calibrate
 from rbe_gpu.models.bert import BertEncoder
 from rbe_gpu.models.encoders import ENCODERS, canonical_name, relative_bias
 from rbe_gpu.models.load import load
 
+from .. import real
 from .cases import CONFIGS, LENGTHS, TEXTS, bytes_tokenizer, inputs, tokenizer_config, weights
 
 RECORDED = np.load(Path(__file__).with_name("states.npz"))
@@ -178,3 +180,21 @@ def test_ids_are_those_of_transformers(prefix_space: bool, tmp_path: Path) -> No
 def test_what_the_class_would_replace_is_refused(change: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         load(with_tokenizer(tmp_path / "model", **change))
+
+
+@pytest.mark.filterwarnings("ignore:calibrating on:UserWarning")  # bytes are few different tokens
+def test_calibration_numbers_tokens_as_the_model_does(tmp_path: Path) -> None:
+    path, some = with_tokenizer(tmp_path / "model"), list(real.texts()[:60])
+    model = load(path)
+    calibrated = rbe.calibrate(model, some)
+    weight_of = calibrated._weights
+    scales = weight_of["embeddings.position_embeddings.weight"].scales
+    counts = np.bincount(
+        np.concatenate([2 + np.arange(len(ids)) for ids in model.token_ids(some)]), minlength=300
+    )
+    table = model.position_embeddings.weight
+    np.testing.assert_array_equal(scales, calibrate.row_scales(table, calibrate._ROW_POWER, counts))
+    budget = sum(w.values.size for w in weight_of.values()) * 6 / 8
+    compressed = model.with_tensors(calibrated.compress(budget).tensors)
+    vectors, dense = (m.embed(some, normalize=True) for m in (compressed, model))
+    assert (vectors * dense).sum(axis=1).mean() > 0.99

@@ -260,7 +260,7 @@ DATA: tuple[tuple[str, str], ...] = (
     ("eval {bad}/text", "text: not a safetensors file"),
     ("eval {model}", "is a folder; name a .rbe.safetensors file"),
     ("eval {bad}/cut.rbe.safetensors", "cut.rbe.safetensors: "),
-    ("eval {file} --against {file}", "is a file; --against takes the folder"),
+    ("eval {file} --against {file}", "is a file; --against takes the dense model"),
     ("eval {file} --against ''", "the name of the model is empty"),
     ("eval {file} --against {here}", "has no config.json; it is not a model folder"),
     ("eval {file} --against {here}/no/such", "no/such does not exist"),

@@ -131,7 +131,7 @@ def test_eval_refusals(tmp_path: Path, model_file: Path, model_folder: Path) -> 
     refused(evaluated(model_folder), "is a folder; name a .rbe.safetensors file")
     refused(evaluated(model_folder / "model.safetensors"), "without RBE weights")
     refused(evaluated(model_folder / "config.json"), "not a safetensors file")
-    refused(evaluated(model_file, "--against", model_file), "is a file; --against takes the folder")
+    refused(evaluated(model_file, "--against", model_file), "is a file; --against takes the dense model")
     refused(evaluated(model_file, "--against", tmp_path / "no"), "no does not exist; pass a model folder")
     refused(evaluated(model_file, "--against", real.MODEL_DIR), "vectors of 96 values, the dense one of 384")
     for name, what in (("absent", "No such file"), ("empty", "holds no text"), ("few", "too few")):
