@@ -24,7 +24,7 @@ from rbe_gpu.cpu_fallback import isa, softmax  # only now: nothing else may have
 
 e = np.exp(x.astype(np.float64))
 assert np.abs(y - e / e.sum(axis=1, keepdims=True)).max() < 1e-6
-code = "".join(softmax._rows.inspect_asm().values())
+code = "".join(softmax._in_parts.inspect_asm().values())
 print(isa.active().name, bool(re.search("zmm", code)), bool(re.search("ymm", code)))
 """
 
