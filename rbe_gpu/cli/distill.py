@@ -16,7 +16,7 @@ from ._errors import about, fail, usage, writes
 from ._files import Force, check_output
 from ._inputs import check_apart, check_model, read_texts
 from ._options import number
-from ._output import Json, new_table, print_json, progress_bar, show, size
+from ._output import Json, escaped, new_table, print_json, show, size
 from ._signals import INTERRUPTED, cleaning_up
 
 if TYPE_CHECKING:
@@ -90,32 +90,28 @@ def command(
     except ImportError:
         fail("training needs PyTorch; pip install 'rbe-gpu[train]'")
     from ..threads import get_num_threads
-    from ..train.distill import calibrated_start, dense_bytes_of, distill
+    from ..train.distill import distill
 
     get_num_threads()  # imports Numba before there is anything to clean up
-    with cleaning_up(), about(source):
-        if start is None and source.is_dir():
-            wanted = ratio if ratio is not None else dense_bytes_of(source) / (nbytes or 1)
-            with progress_bar("calibrating") as calibrating:
-                calibrated_start(source, lines, wanted, out, calibrating)
-        with _training() as progress:
-            summary = distill(
-                source,
-                lines,
-                out=out,
-                ratio=ratio,
-                file_bytes=nbytes,
-                minutes=minutes,
-                steps=steps,
-                start=start,
-                held_out=others,
-                batch_size=batch_size,
-                max_tokens=max_tokens,
-                seed=seed,
-                device=device,
-                resume=resume,
-                progress=progress,
-            )
+    with cleaning_up(), about(source), _progress() as (calibrating, training):
+        summary = distill(
+            source,
+            lines,
+            out=out,
+            ratio=ratio,
+            file_bytes=nbytes,
+            minutes=minutes,
+            steps=steps,
+            start=start,
+            held_out=others,
+            batch_size=batch_size,
+            max_tokens=max_tokens,
+            seed=seed,
+            device=device,
+            resume=resume,
+            progress=training,
+            calibration_progress=calibrating,
+        )
     if as_json:
         print_json(_as_dict(summary))
     else:
@@ -134,8 +130,8 @@ def _line(status: TrainingStatus) -> str:
 
 
 @contextmanager
-def _training() -> Iterator[Callable[[TrainingStatus], None]]:
-    """Live progress on a terminal; elsewhere a line on standard error every minute."""
+def _progress() -> Iterator[tuple[Callable[[str, int, int], None], Callable[[TrainingStatus], None]]]:
+    """Live progress of calibration and of training on a terminal; elsewhere a line a minute of training."""
     import time
 
     from rich.console import Console
@@ -147,9 +143,14 @@ def _training() -> Iterator[Callable[[TrainingStatus], None]]:
     with Progress(
         *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
     ) as bar:
-        task = bar.add_task("training", total=1.0)
+        task = bar.add_task("", total=1.0)
 
-        def update(status: TrainingStatus) -> None:
+        def calibrating(name: str, done: int, total: int) -> None:
+            bar.update(
+                task, completed=done / total, description="calibrating: " + escaped(name).replace("[", "(")
+            )
+
+        def training(status: TrainingStatus) -> None:
             nonlocal said
             bar.update(task, completed=status.done, description=_line(status))
             if not console.is_terminal and time.monotonic() - said >= _LINE_SECONDS:
@@ -157,7 +158,7 @@ def _training() -> Iterator[Callable[[TrainingStatus], None]]:
                 left = f"{status.seconds_left / 60:.0f} min left"
                 print(f"rbe-gpu: {_line(status)}, {left}", file=sys.stderr, flush=True)
 
-        yield update
+        yield calibrating, training
 
 
 def _as_dict(summary: DistillSummary) -> dict[str, Any]:

@@ -60,30 +60,28 @@ ENCODERS: dict[str, Encoder] = {
 #: Of MPNet: classes of distances, and the distance from which on all keys are in one.
 BUCKETS, _MAX_DISTANCE = 32, 128
 
-_PREFIX = re.compile(rf"({'|'.join(name.replace('-', '_') for name in (*ENCODERS, 'xlm-roberta'))})\.")
-#: names of tensors in checkpoints -> BERT's
-_NAMES = tuple(
-    (re.compile(pattern), name)
-    for pattern, name in (
-        (r"LayerNorm\.gamma$", "LayerNorm.weight"),
-        (r"LayerNorm\.beta$", "LayerNorm.bias"),
-        # mpnet
-        (r"^(encoder\.layer\.\d+)\.attention\.attn\.q\.", r"\1.attention.self.query."),
-        (r"^(encoder\.layer\.\d+)\.attention\.attn\.k\.", r"\1.attention.self.key."),
-        (r"^(encoder\.layer\.\d+)\.attention\.attn\.v\.", r"\1.attention.self.value."),
-        (r"^(encoder\.layer\.\d+)\.attention\.attn\.o\.", r"\1.attention.output.dense."),
-        (r"^(encoder\.layer\.\d+)\.attention\.LayerNorm\.", r"\1.attention.output.LayerNorm."),
-        # distilbert
-        (r"^transformer\.(layer\.\d+)\.attention\.q_lin\.", r"encoder.\1.attention.self.query."),
-        (r"^transformer\.(layer\.\d+)\.attention\.k_lin\.", r"encoder.\1.attention.self.key."),
-        (r"^transformer\.(layer\.\d+)\.attention\.v_lin\.", r"encoder.\1.attention.self.value."),
-        (r"^transformer\.(layer\.\d+)\.attention\.out_lin\.", r"encoder.\1.attention.output.dense."),
-        (r"^transformer\.(layer\.\d+)\.sa_layer_norm\.", r"encoder.\1.attention.output.LayerNorm."),
-        (r"^transformer\.(layer\.\d+)\.ffn\.lin1\.", r"encoder.\1.intermediate.dense."),
-        (r"^transformer\.(layer\.\d+)\.ffn\.lin2\.", r"encoder.\1.output.dense."),
-        (r"^transformer\.(layer\.\d+)\.output_layer_norm\.", r"encoder.\1.output.LayerNorm."),
-    )
-)
+_PREFIX = re.compile(rf"(?:{'|'.join(name.replace('-', '_') for name in ENCODERS)})\.")
+#: parts of a layer: the name in checkpoints -> BERT's
+_LAYER_PARTS = {
+    # mpnet
+    "attention.attn.q": "attention.self.query",
+    "attention.attn.k": "attention.self.key",
+    "attention.attn.v": "attention.self.value",
+    "attention.attn.o": "attention.output.dense",
+    "attention.LayerNorm": "attention.output.LayerNorm",
+    # distilbert
+    "attention.q_lin": "attention.self.query",
+    "attention.k_lin": "attention.self.key",
+    "attention.v_lin": "attention.self.value",
+    "attention.out_lin": "attention.output.dense",
+    "sa_layer_norm": "attention.output.LayerNorm",
+    "ffn.lin1": "intermediate.dense",
+    "ffn.lin2": "output.dense",
+    "output_layer_norm": "output.LayerNorm",
+}
+_LAYER = re.compile(r"(?:encoder|transformer)\.layer\.(\d+)\.(.+)\.(\w+)")
+#: old names of the parameters of a norm
+_NORM = {"gamma": "weight", "beta": "bias"}
 
 
 def encoder_of(config: Mapping[str, Any]) -> Encoder:
@@ -112,9 +110,14 @@ def with_bert_names(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def canonical_name(name: str) -> str:
     """BERT's name of a tensor of a checkpoint, without the model's prefix (`bert.`)."""
-    name = _PREFIX.sub("", name, count=1) if _PREFIX.match(name) else name
-    for pattern, replacement in _NAMES:
-        name = pattern.sub(replacement, name)
+    prefix = _PREFIX.match(name)
+    name = name if prefix is None else name[prefix.end() :]
+    module, _, parameter = name.rpartition(".")
+    if module.endswith("LayerNorm"):
+        name = f"{module}.{_NORM.get(parameter, parameter)}"
+    layer = _LAYER.fullmatch(name)
+    if layer is not None and layer[2] in _LAYER_PARTS:
+        name = f"encoder.layer.{layer[1]}.{_LAYER_PARTS[layer[2]]}.{layer[3]}"
     return name
 
 

@@ -309,9 +309,9 @@ def _check_roberta(
     space = tokenizer_config.get("add_prefix_space", False)
     if type(space) is not bool:
         fail(where, "add_prefix_space", space, "true or false")
-    found = splitter if isinstance(splitter, dict) else {}
-    is_bytes = found.get("type") == "ByteLevel" and found.get("use_regex", True) is True
-    if not is_bytes or found.get("add_prefix_space", True) is not space:
+    step = splitter if isinstance(splitter, dict) else {}
+    is_bytes = step.get("type") == "ByteLevel" and step.get("use_regex", True) is True
+    if not is_bytes or step.get("add_prefix_space", True) is not space:
         needs = f"ByteLevel with add_prefix_space {shown(space)}, as {where.name} says"
         fail(path, "pre_tokenizer", splitter, needs)
 

@@ -162,6 +162,7 @@ def distill(
     device: str = "cpu",
     resume: bool = False,
     progress: Callable[[TrainingStatus], None] | None = None,
+    calibration_progress: Progress | None = None,
 ) -> DistillSummary:
     """Train a compressed encoder to say what the dense one says, at a given size.
 
@@ -191,6 +192,7 @@ def distill(
     resume : continue from the checkpoint of a run with the same model, start, texts and options. A different length
         is allowed
     progress : called after every step
+    calibration_progress : as `progress` of `rbe_gpu.calibrate`, where the model is calibrated first
 
     Raises
     ------
@@ -233,7 +235,10 @@ def distill(
     dense_bytes = dense_bytes_of(folder)
     target = file_bytes if file_bytes is not None else floor(dense_bytes / ratio) if ratio else 0
     own_start = start is None
-    first = calibrated_start(folder, texts, dense_bytes / target, out) if start is None else Path(start)
+    if start is None:
+        first = calibrated_start(folder, texts, dense_bytes / target, out, calibration_progress)
+    else:
+        first = Path(start)
     begin = _Start(first, teacher)
     set_threads(get_num_threads())
     trainer = Trainer(
@@ -323,8 +328,8 @@ def _check_texts(count: int, held_out: int, batch_size: int) -> None:
 def _sequences(model: BertEncoder, texts: Sequence[str], most: int) -> list[NDArray[np.int32]]:
     """Token ids of the texts that have any beside special ones, truncated with their last (special) token kept."""
     special = model.tokenizer.num_special_tokens_to_add(False)
-    found = (s for s in model.token_ids(texts, model.resolve_prompt()) if len(s) > special)
-    return [s if len(s) <= most else np.append(s[: most - 1], s[-1]) for s in found]
+    some = (s for s in model.token_ids(texts, model.resolve_prompt()) if len(s) > special)
+    return [s if len(s) <= most else np.append(s[: most - 1], s[-1]) for s in some]
 
 
 def _write_within(

@@ -20,6 +20,8 @@ _CHECKPOINT_SECONDS = 300.0
 #: end
 _PATIENCE = 15
 _SMOOTHING = 0.95
+#: what a checkpoint has of a `Loop`, beside the curve
+_KEPT = ("index", "elapsed", "loss", "cosine", "held_out", "best_cosine", "since_best")
 _FITS = 1.0005  # an estimated size may exceed the target by this; what is written may not
 
 
@@ -104,13 +106,12 @@ class Loop:
                 f"{self._path} is of a run with another {', '.join(other)}; without resume it is replaced"
             )
         self._best = checkpoint.restore(self._path, self._trainer)
-        for name in ("index", "elapsed", "loss", "cosine", "held_out", "best_cosine", "since_best"):
+        for name in _KEPT:
             setattr(self, f"_{name}", facts[name])
         self.curve = [(int(p[0]), *p[1:]) for p in facts["curve"]]
 
     def save(self) -> None:
-        names = ("index", "elapsed", "loss", "cosine", "held_out", "best_cosine", "since_best")
-        facts = {name: getattr(self, f"_{name}") for name in names}
+        facts = {name: getattr(self, f"_{name}") for name in _KEPT}
         facts |= {"identity": self._identity, "curve": self.curve}
         checkpoint.write(self._path, self._trainer, self._best, facts)
 

@@ -47,7 +47,7 @@ def _is_refusal(node: ast.AST) -> bool:
 
 def refusals() -> dict[Place, tuple[range, str]]:
     """(module, first line) -> lines and function of each call of `fail` and each `raise` of the reader's modules."""
-    found = {}
+    places = {}
     for module in MODULES:
         text = (PACKAGE / f"{module}.py").read_text("utf-8")
         tree = ast.parse(text)
@@ -56,10 +56,10 @@ def refusals() -> dict[Place, tuple[range, str]]:
             for node in ast.walk(function):
                 if _is_refusal(node) and NO_MEMORY not in (ast.get_source_segment(text, node) or ""):
                     lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
-                    found[module, node.lineno] = (lines, function.name)
+                    places[module, node.lineno] = (lines, function.name)
     return {
         place: what
-        for place, what in found.items()
+        for place, what in places.items()
         if what[1] != "fail" and (place[0], what[1]) not in ELSEWHERE
     }
 
