@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from ._errors import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -45,14 +47,14 @@ def new_table(*columns: str, title: str | None = None) -> Table:
 
 
 def show(*parts: Table | str, file: TextIO | None = None) -> None:
-    """Print tables and lines of text, on standard output or another stream."""
+    """Print tables and lines of text, on standard output or another stream. Names in the lines may hold any bytes."""
     from rich.console import Console
 
     stream = sys.stdout if file is None else file
     # a pipe has no width: do not wrap lines there
     console = Console(width=None if stream.isatty() else 200, markup=False, highlight=False, file=stream)
     for part in parts:
-        console.print(part)
+        console.print(printable(part) if isinstance(part, str) else part)
 
 
 @contextmanager

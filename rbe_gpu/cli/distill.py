@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._errors import about, fail, usage, writes
+from ._errors import about, fail, printable, usage, writes
 from ._files import Force, check_output
 from ._inputs import check_apart, check_model, read_texts
 from ._options import number
@@ -117,7 +117,10 @@ def command(
     else:
         _show(summary)
     if summary.interrupted:
-        print(f"rbe-gpu: {out} has the best state so far; continue with --resume", file=sys.stderr)
+        print(
+            f"rbe-gpu: {printable(str(out))} has the best state so far; continue with --resume",
+            file=sys.stderr,
+        )
         raise typer.Exit(INTERRUPTED)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -86,13 +85,3 @@ def test_embed_refusals(tmp_path: Path, model_file: Path, model_folder: Path) ->
     out.write_text("precious")
     refused(run("embed", model_file, tmp_path / "t.txt", "-o", out), "exists; pass --force")
     assert out.read_text() == "precious"
-
-
-def test_an_output_whose_name_is_not_utf8(tmp_path: Path, model_file: Path) -> None:
-    """What was written is said with the byte escaped."""
-    (tmp_path / "texts").write_text("a text\n", "utf-8")
-    out = tmp_path / os.fsdecode(b"o\xf2ut")
-    result = run("embed", model_file, tmp_path / "texts", "-o", out)
-    assert result.exit_code == 0, result.stderr
-    assert "o\\udcf2ut: 1 x 96 float32" in result.stdout
-    assert np.load(out).shape == (1, 96)
