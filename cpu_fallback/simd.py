@@ -376,6 +376,36 @@ def vselect_less(typingctx, a, b, yes, no):
     return vec16(vec16, vec16, vec16, vec16), codegen
 
 
+def _rearranged(name: str, meaning: str, lanes: list[int]) -> Any:
+    """The intrinsic that gives lane lanes[i] of (vector, -vector) in lane i."""
+
+    def operation(typingctx, vector):
+        if vector != vec16:
+            return None
+
+        def codegen(context, builder, signature, args):
+            order = ir.Constant(ir.VectorType(emit.I32, LANES), lanes)
+            return builder.shuffle_vector(args[0], builder.fneg(args[0]), order)
+
+        return vec16(vec16), codegen
+
+    operation.__name__ = operation.__qualname__ = name
+    operation.__doc__ = f"{name}(vector) -> vector: {meaning}"
+    return intrinsic(operation)
+
+
+vswap = _rearranged("vswap", "lanes 2i and 2i + 1 exchanged.", [i ^ 1 for i in range(LANES)])
+vtwice_low = _rearranged("vtwice_low", "lanes 0 to 7, each of them twice.", [i // 2 for i in range(LANES)])
+vtwice_high = _rearranged(
+    "vtwice_high", "lanes 8 to 15, each of them twice.", [LANES // 2 + i // 2 for i in range(LANES)]
+)
+vnegate_even = _rearranged(
+    "vnegate_even",
+    "the sign of lanes 0, 2, 4, ... changed.",
+    [i if i % 2 else LANES + i for i in range(LANES)],
+)
+
+
 # --- blocks -----------------------------------------------------------------------------------------------
 
 

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         linear,
         mean_pool,
         rms_norm,
+        rope,
         silu,
         softmax,
         swiglu,
@@ -81,8 +82,8 @@ _MODULES = {
     "models.calibrate": "calibrate",
     "models.compress": "compress_model",
     "models.load": "load",
-    "ops": "add attention decode dropout embedding gelu l2_normalize layer_norm linear mean_pool rms_norm silu "
-    "softmax swiglu",
+    "ops": "add attention decode dropout embedding gelu l2_normalize layer_norm linear mean_pool rms_norm rope "
+    "silu softmax swiglu",
     "threads": "get_num_threads set_num_threads",
     "train.distill": "distill",
     "transfer": "to",
@@ -145,6 +146,7 @@ __all__ = [
     "mean_pool",
     "prepare_input",
     "rms_norm",
+    "rope",
     "save_file",
     "set_num_threads",
     "silu",

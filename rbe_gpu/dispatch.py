@@ -60,6 +60,7 @@ class Backend:
     linear = BackendOp()
     mean_pool = BackendOp()
     rms_norm = BackendOp()
+    rope = BackendOp()
     silu = BackendOp()
     softmax = BackendOp()
     swiglu = BackendOp()

@@ -345,6 +345,26 @@ def swiglu(x: Any, bias: Any = None) -> F64:
         return np.asarray(np.where(np.isinf(up) & np.isfinite(gate), gate * up, silu(gate) * up))
 
 
+def rope(x: Any, cos: Any, sin: Any, positions: Any = None, interleaved: bool = False) -> F64:
+    """y[a] = x[a] c[j] - x[b] s[j], y[b] = x[b] c[j] + x[a] s[j], c = cos[p], s = sin[p].
+
+    Pair j of a head is (a, b) = (j, j + half), or (2j, 2j + 1) if interleaved, for j < half, the columns of cos. p is
+    the position of the token, 0, 1, 2, ... along the third axis from the last by default. The other features stay.
+    """
+    x = np.asarray(x, np.float64)
+    p = np.arange(x.shape[-3]) if positions is None else np.asarray(positions)
+    c, s = (np.asarray(table, np.float64)[p][..., None, :] for table in (cos, sin))  # one row for all heads
+    half = c.shape[-1]
+    a, b = slice(0, half), slice(half, 2 * half)
+    if interleaved:
+        a, b = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+    y: F64 = x.copy()
+    with np.errstate(invalid="ignore"):
+        y[..., a] = x[..., a] * c - x[..., b] * s
+        y[..., b] = x[..., b] * c + x[..., a] * s
+    return y
+
+
 ACTIVATIONS: dict[str | None, Any] = {
     None: lambda t: t,
     "relu": lambda t: np.where(np.isnan(t), t, np.maximum(t, 0.0)),

@@ -203,6 +203,15 @@ _ALL = (
         tolerances=_tolerances(5e-7, "exp to 2 ulp and six roundings, two of them of x + bias"),
     ),
     Op(
+        name="rope",
+        signature="rope(x, cos, sin, positions=None, interleaved=False, out=None)",
+        equation="y[a] = x[a] c[j] - x[b] s[j], y[b] = x[b] c[j] + x[a] s[j], c = cos[p], s = sin[p], of a token at "
+        "p; (a, b) = (j, j + half), or (2j, 2j + 1) interleaved, for j < half = cos.shape[1]",
+        output="shape and dtype of x",
+        tolerances=_tolerances(2e-7, "two products and a sum, 2^-24 each"),
+        in_place="x",
+    ),
+    Op(
         name="dropout",
         signature="dropout(x, p, seed, offset=0, residual=None, out=None)",
         equation="y[i] = x[i] / (1 - p) + residual[i], or residual[i] where word i % 4 of Philox4x32-10 block "

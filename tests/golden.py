@@ -170,6 +170,10 @@ def _ops(rbe: Any) -> Iterator[tuple[str, str]]:
         yield f"swiglu {name}", _digest(rbe.swiglu(x))
         yield f"dropout {name}", _digest(rbe.dropout(x, 0.3, seed=5, offset=7))
         yield f"dense linear {name}", _digest(*(rbe.linear(x[:n], words[:100]) for n in TOKENS))
+        if hasattr(rbe, "rope"):  # older checkouts have none
+            cos, sin = np.cos(words[:, :32]), np.sin(words[:, :32])
+            heads = x.reshape(300, 6, 64)
+            yield f"rope {name}", _digest(*(rbe.rope(heads, cos, sin, interleaved=i) for i in (False, True)))
         q = x[:288].reshape(2, 144, 12, 32)
         lengths = np.array([144, 77])
         for causal in (False, True):

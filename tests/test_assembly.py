@@ -192,6 +192,11 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
     "gelu": (Kernel("gelu._span", "f2 none b f2 i i", (28, 14, 56), spills="avx2 neon"),),
     "silu": (Kernel("silu._span", "f2 none f2 i i", (16, 8, 32), spills="avx2 neon"),),
     "swiglu": (Kernel("swiglu._span", "f2 none f2 i i", (16, 8, 32), spills="avx2 neon"),),
+    # two FMAs for two vectors of one head; an unrolled loop has more
+    "rope": (
+        Kernel("rope._halves", "f1 f1 f1 l1 i i i i b f1 i i", (4, 2, 8)),
+        Kernel("rope._pairs", "f1 f1 f1 l1 i i i i b f1 i i", (4, 2, 8)),
+    ),
     # two products a round of Philox, of which the last needs one less; NEON multiplies them one by one
     "dropout": (Kernel("dropout._span", "f1 u s u u U none f1 i i", (19, 19, 0), "words", spills="avx2"),),
     "add": (Kernel("add._span", "f1 f1 f1 i i", (2, 1, 4), "add"),),

@@ -41,13 +41,17 @@ from rbe_gpu.cpu_fallback.simd import (
     vmaxval,
     vmin,
     vmul,
+    vnegate_even,
     vselect_less,
     vsplat,
     vstore,
     vstore_n,
     vsub,
     vsum,
+    vswap,
     vtranspose,
+    vtwice_high,
+    vtwice_low,
     widen,
 )
 from rbe_gpu.cpu_fallback.simd_math import (
@@ -410,6 +414,24 @@ def test_arithmetic() -> None:
     np.testing.assert_allclose(out[6], a.astype(np.float64) * b + c, rtol=1e-6)
     np.testing.assert_array_equal(out[9], np.where(a < b, c, a))
     np.testing.assert_allclose(scalars, [a.sum(dtype=np.float64), a.max()], rtol=1e-6)
+
+
+@cpu_kernel
+def _rearranged(x, y):
+    v = vload(x, 0)
+    vstore(y, 0, vswap(v))
+    vstore(y, 16, vtwice_low(v))
+    vstore(y, 32, vtwice_high(v))
+    vstore(y, 48, vnegate_even(v))
+
+
+def test_rearranged_lanes() -> None:
+    x, y = np.arange(16, dtype=np.float32), np.empty((4, 16), np.float32)
+    _rearranged(x, y.reshape(-1))
+    np.testing.assert_array_equal(y[0], x.reshape(8, 2)[:, ::-1].reshape(-1))
+    np.testing.assert_array_equal(y[1:3].reshape(-1), np.repeat(x, 2))
+    np.testing.assert_array_equal(y[3], np.where(x % 2, x, -x))
+    assert np.signbit(y[3, 0])  # -0
 
 
 def test_max_and_min_give_the_second_where_either_is_nan() -> None:

@@ -97,8 +97,8 @@ def edges(dtype: Any, backend: TestBackend) -> np.ndarray:
         return np.array([*positive, *(-e for e in positive), np.nan], np.float32).astype(dtype)
 
 
-def assert_elements(y: np.ndarray, want: np.ndarray, rel: float, floor: float) -> None:
-    """Non-finite values exactly, finite ones within rel of their own size, or `floor`."""
+def assert_elements(y: np.ndarray, want: np.ndarray, rel: float, floor: float | np.ndarray) -> None:
+    """Non-finite values exactly, finite ones within rel of their own size and `floor`."""
     with np.errstate(over="ignore", invalid="ignore"):
         rounded = want.astype(y.dtype).astype(np.float64)
         y64 = y.astype(np.float64)
@@ -138,6 +138,30 @@ def test_pairs(backend: TestBackend, op: registry.Op, dtype: str) -> None:
         want = getattr(reference, op.name)(**args)
     y = backend.get(backend.op(op.name)(**backend.put_all(args)))
     assert_elements(y, want, REL[dtype], floor)
+
+
+@DTYPES
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("op", [registry.OPS["rope"]], ids=lambda op: op.name)
+def test_rotated_pairs(backend: TestBackend, op: registry.Op, interleaved: bool, dtype: str) -> None:
+    """Every special value with every other one; an Inf or a NaN concerns its pair alone."""
+    values = edges(registry.DTYPES[dtype], backend)
+    pairs = np.stack(np.meshgrid(values, values), axis=-1)
+    pairs = np.resize(pairs, (-(-pairs.size // 24), 1, 12, 2))
+
+    def heads(a: np.ndarray) -> np.ndarray:
+        """(tokens, 1, 12, 2) as heads of 24 features."""
+        return (a if interleaved else a.swapaxes(2, 3)).reshape(-1, 1, 24)
+
+    angles = np.resize([1.0, -1.0], (len(pairs), 12))
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    args = {"x": heads(pairs), "cos": cos, "sin": sin, "interleaved": interleaved}
+    y = backend.get(backend.op(op.name)(**backend.put_all(args)))
+    # the two products may cancel: their roundings are relative to them, not to the result
+    largest_of_pair = heads(np.abs(pairs.astype(np.float64)).max(axis=-1, keepdims=True).repeat(2, axis=-1))
+    products = np.where(np.isfinite(largest_of_pair), largest_of_pair, 0.0) * 2.0**-23
+    floor = floor_of(dtype, backend, 2.2e-45) + products  # float32: three roundings, half a subnormal each
+    assert_elements(y, reference.rope(**args), REL[dtype], floor)
 
 
 @pytest.mark.parametrize("up", [np.inf, -np.inf])

@@ -66,6 +66,7 @@ def several_ops() -> list[bytes]:
         rbe.add(x, x),
         rbe.l2_normalize(x),
         rbe.mean_pool(x, cu_seqlens=np.array([0, 3, 700, 768])),
+        rbe.rope(q, *np.cos([x[:256, :16], x[:256, 16:32]])),
         rbe.attention(q, q, q),
         rbe.decode(sparse),
         rbe.linear(x, grid, activation="gelu"),

@@ -14,6 +14,7 @@ from ._attention import attention
 from ._checks import ACTIVATIONS
 from ._elementwise import add, dropout, gelu, silu, swiglu
 from ._matmul import decode, embedding, linear
+from ._rope import rope
 from ._rows import l2_normalize, layer_norm, mean_pool, rms_norm, softmax
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "linear",
     "mean_pool",
     "rms_norm",
+    "rope",
     "silu",
     "softmax",
     "swiglu",
