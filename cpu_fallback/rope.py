@@ -36,24 +36,29 @@ _MINUS_ONE = np.float32(-1.0)
 
 
 @cpu_inline
-def _position(positions, token, seq):
-    return positions[token] if positions.size else token % seq
+def _row(positions, token, seq, half):
+    """Where the token's row of cos and sin begins."""
+    return (positions[token] if positions.size else token % seq) * half
 
 
 @cpu_inline
-def _copy(x, out, first, stop, head_dim, rotary_dim):
-    """Features from rotary_dim on of the heads in first .. stop - 1, bit by bit."""
-    for at in range(first, stop, head_dim):
-        for i in range(at + rotary_dim, at + head_dim):
-            out[i] = x[i]
+def _copy(x, out, token, rotary_dim):
+    """Features from rotary_dim on of a token, bit by bit."""
+    _, seq, heads, head_dim = x.shape
+    b, t = token // seq, token % seq
+    for head in range(heads):
+        for i in range(rotary_dim, head_dim):
+            out[b, t, head, i] = x[b, t, head, i]
 
 
-def _halves(x, cos, sin, positions, seq, heads, head_dim, half, copies, out, start, stop):
+def _halves(x, cos, sin, positions, copies, out, start, stop):
     """Tokens start..stop, pairs (j, j + half)."""
+    _, seq, heads, head_dim = x.shape
+    half = cos.shape[1]
     whole = half - half % 16
     left = half - whole
     for token in range(start, stop):
-        row = _position(positions, token, seq) * half
+        row = _row(positions, token, seq, half)
         first = token * heads * head_dim
         for j in range(0, whole, 16):
             c, s = vload(cos, row + j), vload(sin, row + j)
@@ -72,14 +77,16 @@ def _halves(x, cos, sin, positions, seq, heads, head_dim, half, copies, out, sta
                 vstore_n(out, at, vfma(a, c, vmul(b, minus_s)), left)
                 vstore_n(out, at + half, vfma(b, c, vmul(a, s)), left)
         if copies:
-            _copy(x, out, first, first + heads * head_dim, head_dim, 2 * half)
+            _copy(x, out, token, 2 * half)
 
 
-def _pairs(x, cos, sin, positions, seq, heads, head_dim, half, copies, out, start, stop):
+def _pairs(x, cos, sin, positions, copies, out, start, stop):
     """Tokens start..stop, pairs (2j, 2j + 1): 16 of them are two vectors of x."""
+    _, seq, heads, head_dim = x.shape
+    half = cos.shape[1]
     whole = half - half % 16
     for token in range(start, stop):
-        row = _position(positions, token, seq) * half
+        row = _row(positions, token, seq, half)
         first = token * heads * head_dim
         for j in range(0, whole, 16):
             c, s = vload(cos, row + j), vload(sin, row + j)
@@ -99,7 +106,7 @@ def _pairs(x, cos, sin, positions, seq, heads, head_dim, half, copies, out, star
                 v = vload_n(x, at, 2 * left)
                 vstore_n(out, at, vfma(v, c, vmul(vswap(v), s)), 2 * left)
         if copies:
-            _copy(x, out, first, first + heads * head_dim, head_dim, 2 * half)
+            _copy(x, out, token, 2 * half)
 
 
 _rotate_halves, _rotate_pairs = in_parts(_halves), in_parts(_pairs)
@@ -122,19 +129,10 @@ def rope(
     positions : (batch * seq,) int32/int64 of 0 .. max_positions - 1; None: 0 .. seq - 1 in every sequence
     interleaved : pairs (2j, 2j + 1) instead of (j, j + rotary_dim / 2)
     """
-    batch, seq, heads, head_dim = x.shape
-    half = cos.shape[1]
-    arguments = (
-        bits(x).reshape(-1),
-        cos.reshape(-1),
-        sin.reshape(-1),
-        _IN_ORDER if positions is None else positions.astype(np.int64, copy=False),
-        seq,
-        heads,
-        head_dim,
-        half,
-        head_dim > 2 * half and out is not x,
-        bits(out).reshape(-1),
+    tokens = x.shape[0] * x.shape[1]
+    positions = _IN_ORDER if positions is None else positions.astype(np.int64, copy=False)
+    copies = x.shape[3] > 2 * cos.shape[1] and out is not x
+    parts = min(num_threads(), tokens) if x.size >= _PARALLEL_FROM else 1
+    (_rotate_pairs if interleaved else _rotate_halves)(
+        tokens, parts, bits(x), cos, sin, positions, copies, bits(out)
     )
-    parts = min(num_threads(), batch * seq) if x.size >= _PARALLEL_FROM else 1
-    (_rotate_pairs if interleaved else _rotate_halves)(batch * seq, parts, *arguments)

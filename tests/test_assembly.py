@@ -107,8 +107,8 @@ class Kernel:
     Attributes
     ----------
     place : "module.function" in cpu_fallback
-    signature : one word per argument: f1, f2 (float32 arrays), l1, w1, u1 (int64, int32, uint8 arrays), f (float64),
-        s (float32), i, u, U (int64, uint32, uint64), b, none, or a number for itself
+    signature : one word per argument: f1, f2, f4 (float32 arrays), l1, w1, u1 (int64, int32, uint8 arrays), f
+        (float64), s (float32), i, u, U (int64, uint32, uint64), b, none, or a number for itself
     least : packed instructions in the hot loop, in the order of `TARGETS`; 0, or nothing: not for that target
     kind : of these instructions, a key of `Target.packed`
     spills : targets on which the hot loop may go to the stack: LLVM unrolls loops twofold, and the constants of two
@@ -194,8 +194,8 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
     "swiglu": (Kernel("swiglu._span", "f2 none f2 i i", (16, 8, 32), spills="avx2 neon"),),
     # two FMAs for two vectors of one head; an unrolled loop has more
     "rope": (
-        Kernel("rope._halves", "f1 f1 f1 l1 i i i i b f1 i i", (4, 2, 8)),
-        Kernel("rope._pairs", "f1 f1 f1 l1 i i i i b f1 i i", (4, 2, 8)),
+        Kernel("rope._halves", "f4 f2 f2 l1 b f4 i i", (4, 2, 8)),
+        Kernel("rope._pairs", "f4 f2 f2 l1 b f4 i i", (4, 2, 8)),
     ),
     # two products a round of Philox, of which the last needs one less; NEON multiplies them one by one
     "dropout": (Kernel("dropout._span", "f1 u s u u U none f1 i i", (19, 19, 0), "words", spills="avx2"),),
@@ -299,6 +299,7 @@ def _compile(name: str) -> None:
     words: dict[str, Any] = {
         "f1": types.Array(types.float32, 1, "C"),
         "f2": types.Array(types.float32, 2, "C"),
+        "f4": types.Array(types.float32, 4, "C"),
         "l1": types.Array(types.int64, 1, "C"),
         "w1": types.Array(types.int32, 1, "C"),
         "u1": types.Array(types.uint8, 1, "C"),

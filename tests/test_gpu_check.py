@@ -246,6 +246,7 @@ def test_buffers_are_more_than_the_cache(device: Device) -> None:
         (bandwidth.Pass("softmax", 1024, "float16"), 2 * (1 << 20)),
         (bandwidth.Pass("layer_norm", 1024, "float32", residual=True), 4 * (1 << 20)),
         (bandwidth.Pass("swiglu", 1024, "float16"), 3 * (1 << 19)),
+        (bandwidth.Pass("rope", 1024, "float16"), 2 * (1 << 20)),
         (bandwidth.Pass("add", 1024, "float16"), 3 * (1 << 20)),
         (bandwidth.Pass("mean_pool", 1024, "float16"), (1 << 20) + (1 << 13)),
         (bandwidth.Pass("embedding", 1024, "float16"), 2 * (1 << 20)),

@@ -61,6 +61,21 @@ def norm(op: str, shape: tuple[int, int], dtype: Any = np.float32, offset: int =
     return launch_for(op)(x, arrays["weight"], *bias, 1e-5, arrays["residual"], out, arrays["residual_out"])
 
 
+def rope(
+    shape: tuple[int, int, int, int],
+    dtype: Any = np.float32,
+    offset: int = 0,
+    half: int | None = None,
+    interleaved: bool = False,
+    **arrays: Any,
+) -> Launch:
+    """All features turn unless `half` says how many pairs do."""
+    table = virtual((shape[1], shape[3] // 2 if half is None else half))
+    x = virtual(shape, dtype, offset)
+    given = {"cos": table, "sin": table, "positions": None, "out": virtual(shape, dtype)} | arrays
+    return launch_for("rope")(x, given["cos"], given["sin"], given["positions"], interleaved, given["out"])
+
+
 #: A launch of every op: of an array of a shape and a dtype that starts `offset` elements behind an aligned address.
 LAUNCHES: dict[str, Callable[..., Launch]] = {
     "softmax": softmax,
@@ -77,6 +92,7 @@ LAUNCHES: dict[str, Callable[..., Launch]] = {
     "swiglu": lambda shape, dtype, offset=0: launch_for("swiglu")(
         virtual((shape[0], 2 * shape[1]), dtype, offset), None, virtual(shape, dtype)
     ),
+    "rope": lambda shape, dtype, offset=0: rope((1, shape[0], 1, 2 * shape[1]), dtype, offset),
     "dropout": lambda shape, dtype, offset=0: launch_for("dropout")(
         virtual((prod(shape),), dtype, offset), 0.5, 3, 2**64 - 1, None, virtual((prod(shape),), dtype)
     ),
@@ -152,6 +168,14 @@ def test_launch_fits_its_kernel(op: str, shape: tuple[int, int], dtype: np.dtype
         assert (launch.params["rows"], launch.params["cols"]) == shape
     elif op == "mean_pool":
         assert (launch.params["seq"], launch.params["batch"], launch.params["cols"]) == (3, *shape)
+    elif op == "rope":
+        assert (launch.params["seq"], launch.params["half"], launch.params["head_dim"] // 2) == (
+            *shape,
+            shape[1],
+        )
+        assert launch.params["count"] * (1 if "_single" in launch.entry else 16 // dtype.itemsize) == prod(
+            shape
+        )
     else:
         assert launch.params["count"] == prod(shape)
 
@@ -168,6 +192,9 @@ def test_every_kernel_is_used(op: str) -> None:
     if op == "gelu":
         x = [virtual((4, 64), dtype, offset) for dtype in registry.DTYPES.values() for offset in (0, 1)]
         launches += [launch_for("gelu")(a, None, "tanh", a) for a in x]
+    if op == "rope":
+        for dtype in registry.DTYPES.values():
+            launches += [rope((1, 3, 2, 64), dtype, offset, interleaved=True) for offset in (0, 1)]
     assert {launch.entry for launch in launches} == set(library(op).index)
 
 
@@ -300,6 +327,57 @@ def test_rows_of_elements() -> None:
     assert launch_for("swiglu")(virtual((4, 66)), None, x).entry == "swiglu_f32_single"
     assert launch_for("swiglu")(virtual((4, 64)), None, virtual((4, 32))).entry == "swiglu_f32"
     assert launch_for("gelu")(x, None, "tanh", x).entry == "gelu_f32_tanh"
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(
+    ("head_dim", "half", "chunk"),
+    [
+        (64, 32, 8),
+        (128, 64, 8),
+        (80, 16, 8),
+        (34, 17, 1),
+        (64, 31, 1),
+        (68, 32, 1),
+        (24, 4, None),
+        (24, 12, None),
+    ],
+)
+def test_units_of_rope(head_dim: int, half: int, chunk: int | None, interleaved: bool) -> None:
+    """Of 16 bytes, twice 16 where pairs are halves; None: half is a multiple of 4, so only neighbours fill them."""
+    launch = rope((2, 5, 3, head_dim), np.float16, half=half, interleaved=interleaved)
+    chunk = (8 if interleaved else 1) if chunk is None else chunk
+    assert launch.entry == f"rope_f16{'_interleaved' * interleaved}{'_single' * (chunk == 1)}"
+    pairs = chunk // 2 if interleaved and chunk > 1 else chunk
+    params = launch.params
+    assert params["units"] == half // pairs + (head_dim - 2 * half) // chunk
+    assert params["count"] == 30 * params["units"]
+    assert launch.grid == (-(-30 * int(params["units"]) // 256), 1, 1)
+    for name, divisor in (("by_units", params["units"]), ("by_heads", 3), ("by_seq", 5)):
+        assert (params[f"{name}.factor"], params[f"{name}.shift"]) == divider(int(divisor)).values
+
+
+def test_rope_in_place_copies_nothing() -> None:
+    x = virtual((2, 5, 3, 80), np.float16)
+    tables = [virtual((5, 16))] * 2
+    assert launch_for("rope")(x, *tables, None, False, x).params["units"] == 2
+    assert launch_for("rope")(x, *tables, None, False, virtual(x.shape, x.dtype)).params["units"] == 2 + 6
+
+
+@pytest.mark.parametrize("name", ["cos", "sin", "out"])
+def test_alignment_of_every_array_of_rope_counts(name: str) -> None:
+    shape = (2, 5, 3, 64)
+    array = virtual(shape if name == "out" else (5, 32), np.float32, 1)
+    assert rope(shape).entry == "rope_f32"
+    assert rope(shape, **{name: array}).entry == "rope_f32_single"
+
+
+@pytest.mark.parametrize(("dtype", "wide"), [(np.int64, 1), (np.int32, 0)])
+def test_positions_of_rope(dtype: Any, wide: int) -> None:
+    positions = virtual((10,), dtype)
+    params = rope((2, 5, 3, 64), positions=positions).params
+    assert params["positions"] is positions
+    assert (params["wide"], params["max_positions"]) == (wide, 5)
 
 
 @pytest.mark.parametrize(("p", "threshold", "factor"), [(0.0, 0, 1.0), (0.5, 2**31, 2.0), (1.0, 2**32, 0.0)])

@@ -112,6 +112,17 @@ def test_lengths_beyond_the_keys_are_cut(backend: TestBackend) -> None:
     assert_close(backend, "attention", found, expected, "float32")
 
 
+@gpu
+@pytest.mark.parametrize("integers", [np.int64, np.int32])
+def test_positions_that_are_not_there_are_clamped(backend: TestBackend, integers: type) -> None:
+    x = real.qkv(1)[0][0, :6]
+    angles = np.outer(np.arange(9), 10000.0 ** (-np.arange(16) / 16))
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    positions = np.array([0, 8, 9, -1, np.iinfo(integers).max, np.iinfo(integers).min], integers)
+    found = backend.op("rope")(*(backend.put(a) for a in (x, cos, sin, positions)))
+    assert_close(backend, "rope", found, reference.rope(x, cos, sin, np.clip(positions, 0, 8)), "float32")
+
+
 # --- a GPU itself -------------------------------------------------------------------------------------
 
 

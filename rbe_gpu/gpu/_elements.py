@@ -1,4 +1,4 @@
-"""Launches over elements (gelu, silu, swiglu, dropout): blocks of chunks, and division by a row's chunks."""
+"""Launches over elements (gelu, silu, swiglu, rope, dropout): blocks of chunks, and division by a row's chunks."""
 
 from __future__ import annotations
 

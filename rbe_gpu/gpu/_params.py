@@ -23,6 +23,14 @@ ELEMENTWISE = Struct(
 
 ADD = Struct("AddParams", x=_POINTER, residual=_POINTER, out=_OUTPUT, count="i64")
 
+#: count: units of all heads; units: those of a head. by_heads divides by num_heads, the others by their fields.
+ROPE = Struct(
+    "RopeParams",
+    x=_POINTER, cos=_FLOATS, sin=_FLOATS, positions=_POINTER, wide="int", out=_OUTPUT,
+    count="i64", units="i64", by_units=DIVIDER, by_heads=DIVIDER, seq="i64", by_seq=DIVIDER,
+    head_dim="i64", half="i64", max_positions="i64",
+)  # fmt: skip
+
 #: threshold: floor(p 2^32), up to 2^32; factor: 1 / (1 - p).
 DROPOUT = Struct(
     "DropoutParams",
@@ -217,6 +225,7 @@ TRANSFORM_SUM = Struct(
 HEADERS: dict[str, tuple[Struct, ...]] = {
     "elementwise_params.h": (DIVIDER, ELEMENTWISE),
     "add_params.h": (ADD,),
+    "rope_params.h": (ROPE,),
     "dropout_params.h": (DROPOUT,),
     "l2_normalize_params.h": (L2_NORMALIZE,),
     "mean_pool_params.h": (MEAN_POOL,),

@@ -58,9 +58,11 @@ def rope(
         )
     result = output(backend, out, x.shape, x.dtype)
     if x.size:
-        shape = (-1, seq, heads, head_dim)
-        target = result.reshape(shape)
-        backend.rope(target if result is x else x.reshape(shape), cos, sin, positions, interleaved, target)
+        y = result
+        if x.ndim != 4:
+            y = result.reshape(-1, seq, heads, head_dim)
+            x = y if result is x else x.reshape(y.shape)
+        backend.rope(x, cos, sin, positions, bool(interleaved), y)
     return result
 
 
@@ -71,8 +73,10 @@ def _check_tables(cos: Array, sin: Array, head_dim: int) -> None:
         if a.dtype != FLOAT32:
             raise TypeError(f"{name} has dtype {a.dtype}; use float32 ({name}.astype(numpy.float32))")
         check_contiguous(**{name: a})
-    if cos.ndim != 2:
-        raise ValueError(f"cos has shape {tuple(cos.shape)}, needs (max_positions, rotary_dim / 2)")
+    if cos.ndim != 2 or not cos.shape[0]:
+        raise ValueError(
+            f"cos has shape {tuple(cos.shape)}, needs (max_positions, rotary_dim / 2), max_positions from 1 on"
+        )
     if not 2 <= 2 * cos.shape[1] <= head_dim:
         raise ValueError(
             f"cos has {cos.shape[1]} columns, one per pair; for a head_dim of {head_dim} use 1 to {head_dim // 2}"

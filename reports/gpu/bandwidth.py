@@ -24,12 +24,16 @@ QUICK_NBYTES = 1 << 18
 SAMPLE = 16  # rows that are compared with the float64 reference
 TORCH_TOLERANCE = 5e-3  # PyTorch adds in float32 and rounds once more in places
 EPS = 1e-5
-TOKENS = 128  # of a sequence of mean_pool
+TOKENS = 128  # of a sequence of mean_pool and rope
+HEAD_DIM, THETA = 128, 10000.0  # of rope
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over x (rows, cols) by an op; `residual` adds one and writes the sum back."""
+    """One pass over x (rows, cols) by an op; `residual` adds one and writes the sum back.
+
+    Of mean_pool x is (batch, TOKENS, cols), of rope that with cols as heads of HEAD_DIM.
+    """
 
     op: str
     cols: int
@@ -43,9 +47,13 @@ class Pass:
     def shape(self, nbytes: int) -> tuple[int, ...]:
         """That of x, of about so many bytes."""
         rows = max(1, nbytes // (self.cols * registry.DTYPES[self.dtype].itemsize))
+        if self.op == "rope":
+            return max(1, rows // TOKENS), TOKENS, self.cols // HEAD_DIM, HEAD_DIM
         return (max(1, rows // TOKENS), TOKENS, self.cols) if self.op == "mean_pool" else (rows, self.cols)
 
     def result_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if self.op == "rope":
+            return shape
         return shape[0], self.cols // 2 if self.op == "swiglu" else self.cols
 
 
@@ -58,7 +66,7 @@ def cases() -> Iterator[Pass]:
     yield Pass("softmax", 131072, "float16")
     for op in ("layer_norm", "rms_norm"):
         yield Pass(op, 4096, "float16", residual=True)
-    for op in ("gelu", "silu", "swiglu", "dropout", "add", "mean_pool", "embedding"):
+    for op in ("gelu", "silu", "swiglu", "rope", "dropout", "add", "mean_pool", "embedding"):
         yield Pass(op, 4096, "float16")
 
 
@@ -82,8 +90,12 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Operands:
-    """x (rows, cols), of mean_pool (batch, seq, cols), and what an op needs beside it, all on the host, of CuPy or of
-    PyTorch.
+    """x as `Pass.shape` has it, and what an op needs beside it, all on the host, of CuPy or of PyTorch.
+
+    Attributes
+    ----------
+    cos, sin : tables of rope, (TOKENS, HEAD_DIM / 2)
+    both_cos, both_sin : the same for PyTorch, (TOKENS, 1, HEAD_DIM) of the dtype of x: cos twice, -sin and sin
     """
 
     x: Any
@@ -93,6 +105,10 @@ class Operands:
     residual: Any = None
     residual_out: Any = None
     ids: Any = None
+    cos: Any = None
+    sin: Any = None
+    both_cos: Any = None
+    both_sin: Any = None
 
     @property
     def fused(self) -> dict[str, Any]:
@@ -123,6 +139,7 @@ OURS_OF: dict[str, Callable[[Operands], Any]] = {
     "gelu": lambda a: rbe.gelu(a.x, out=a.out),
     "silu": lambda a: rbe.silu(a.x, out=a.out),
     "swiglu": lambda a: rbe.swiglu(a.x, out=a.out),
+    "rope": lambda a: rbe.rope(a.x, a.cos, a.sin, out=a.out),
     "dropout": lambda a: rbe.dropout(a.x, RATE, SEED, out=a.out),
     "add": lambda a: rbe.add(a.x, a.residual, out=a.out),
     "l2_normalize": lambda a: rbe.l2_normalize(a.x, out=a.out),
@@ -137,6 +154,7 @@ TORCH_OF: dict[str, Callable[[Any, Operands], Any]] = {
     "gelu": lambda f, a: f.gelu(a.x),
     "silu": lambda f, a: f.silu(a.x),
     "swiglu": lambda f, a: f.silu(a.x[:, : a.x.shape[1] // 2]) * a.x[:, a.x.shape[1] // 2 :],
+    "rope": lambda f, a: a.x * a.both_cos + a.x.roll(HEAD_DIM // 2, -1) * a.both_sin,
     "dropout": lambda f, a: f.dropout(a.x, RATE),
     "add": lambda f, a: a.x + a.residual,
     "l2_normalize": lambda f, a: f.normalize(a.x, dim=-1),
@@ -156,6 +174,13 @@ def host_operands(op: Pass, arrays: Arrays, nbytes: int) -> Operands:
         a = replace(a, residual=arrays.rows(shape, op.dtype, 777))
     if op.residual:
         a = replace(a, residual_out=np.zeros_like(x))
+    if op.op == "rope":
+        angles = np.outer(np.arange(TOKENS), THETA ** (-np.arange(0, HEAD_DIM, 2) / HEAD_DIM))
+        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        both = (
+            np.concatenate(halves, axis=1)[:, None].astype(x.dtype) for halves in ((cos, cos), (-sin, sin))
+        )
+        a = replace(a, cos=cos, sin=sin, **dict(zip(("both_cos", "both_sin"), both, strict=True)))
     if op.op == "embedding":  # every row once
         a = replace(a, ids=np.random.default_rng(SEED).permutation(shape[0]))
     return a
@@ -165,6 +190,8 @@ def _expected(op: str, a: Operands, sample: list[int]) -> NDArray[np.float64]:
     """The sampled rows, in float64."""
     if op == "embedding":
         return reference.embedding(a.ids[sample], a.x)
+    if op == "rope":
+        return reference.rope(a.x[sample], a.cos, a.sin)
     x, residual = a.x[sample], None if a.residual is None else a.residual[sample]
     if op == "layer_norm":
         return reference.layer_norm(x, a.gain, a.bias, EPS, residual)[0]

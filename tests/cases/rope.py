@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rbe_gpu import reference
 
-from ._case import Args, Case, Data, ErrorCase, OpCases
+from ._case import Args, Case, Data, ErrorCase, Mutant, OpCases
 from ._errors import NO_SYNC, OUT_ERRORS, RANK_ERROR, X_ERRORS, narrower, shorter, strided, to_float64
 
 MAX_POSITIONS = 70
@@ -106,6 +106,7 @@ CASES = OpCases(
         ErrorCase("cos strided", {"cos": strided}, ValueError, "cos is not C-contiguous"),
         ErrorCase("sin strided", {"sin": strided}, ValueError, "sin is not C-contiguous"),
         ErrorCase("cos 1-D", {"cos": lambda a: a[0].copy()}, ValueError, "cos has shape"),
+        ErrorCase("cos without rows", {"cos": lambda a: a[:0].copy()}, ValueError, "cos has shape (0, 16)"),
         ErrorCase("cos without columns", {"cos": lambda a: a[:, :0].copy()}, ValueError, "1 to 32"),
         ErrorCase(
             "cos too wide",
@@ -131,5 +132,11 @@ CASES = OpCases(
         ),
         *OUT_ERRORS,
     ),
-    mutants=(),
+    mutants=(
+        Mutant("sign of the sine", "a[i] * c[i] - b[i] * s[i]", "a[i] * c[i] + b[i] * s[i]", "64 of 64"),
+        Mutant("position in a sequence", "token - quotient(token, p.by_seq) * p.seq", "token", "32 of 32"),
+        Mutant("int32 positions", "p.wide ?", "true ?", "int32 positions"),
+        Mutant("first of the copied", "2 * p.half + (at", "p.half + (at", "32 of 80, interleaved", "float16"),
+        Mutant("places of pairs", "INTERLEAVED ? 2 * j : j", "j", "64 of 64, interleaved", "bfloat16"),
+    ),
 )
