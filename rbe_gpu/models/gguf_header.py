@@ -45,7 +45,8 @@ class List(NamedTuple):
 
     kind: int
     items: int
-    start: int  # of the first item, in bytes of the file
+    start: int  # bytes of the file
+    stop: int
 
 
 class Tensor(NamedTuple):
@@ -85,9 +86,19 @@ class Header:
 
     def texts(self, key: str) -> list[str]:
         """A list of text of the metadata, however long; refused if it is no such list, or not UTF-8."""
+        return list(self.each_text(key))
+
+    def each_text(self, key: str) -> Iterator[str]:
+        """The items of `texts`, one at a time."""
         stored = self._list(key, "a list of text", (_STRING,))
-        cursor = _Cursor(self.view, stored.start, self.where)
-        return [cursor.text(f"{key}[{i}]") for i in range(stored.items)]
+        raw, at, unpack = self.view[stored.start : stored.stop], 0, struct.Struct("<Q").unpack_from
+        for i in range(stored.items):
+            start = at + 8
+            at = start + unpack(raw, at)[0]
+            try:
+                yield str(raw[start:at], "utf-8")
+            except UnicodeDecodeError:
+                raise ValueError(f"{self.where}: item {i} of key {key} is not UTF-8 text") from None
 
     def numbers(self, key: str) -> NDArray[Any]:
         """A list of numbers of the metadata as an array, which is a view of the file."""
@@ -149,7 +160,7 @@ class _Cursor:
             start = self.at
             stop = start + 8 + self.skip_text(what)
             if stop - start > MAX_VALUE:
-                return List(kind, 1, start)
+                return List(kind, 1, start, stop)
             self.at = start
             return self.text(what)
         if kind == _ARRAY:
@@ -178,11 +189,11 @@ class _Cursor:
                     break
             else:
                 self.at = at
-                return List(kind, count, start)
+                return List(kind, count, start, at)
             self.fail(f"the file is truncated inside of {what}")
         else:
             self.fail(f"{what} is a list of type {kind}, which is not supported")
-        return List(kind, count, start)
+        return List(kind, count, start, self.at)
 
 
 def _plain(values: NDArray[Any], kind: int) -> list[Any]:
