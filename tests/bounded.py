@@ -1,7 +1,7 @@
 """Time and memory of reading a file, measured in a process of its own.
 
-`python -m tests.bounded load_file FILE ...` prints one JSON line per file. Each is read in a forked child, so that
-one's peak does not hide the next one's.
+`python -m tests.bounded load_file FILE ...` prints one JSON line per file; `models.gguf_file:read_gguf` names a
+function of a module. Each file is read in a forked child, so that one's peak does not hide the next one's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,9 +64,8 @@ def _read(function: Any, file: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    import rbe_gpu
-
-    function = getattr(rbe_gpu, sys.argv[1])
+    module, _, name = sys.argv[1].rpartition(":")
+    function = getattr(import_module(f"rbe_gpu.{module}".rstrip(".")), name)
     for file in sys.argv[2:]:
         child = os.fork()
         if not child:

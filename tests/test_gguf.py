@@ -330,6 +330,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"split__count": 3}, r"split\.count=3: .*several files"),
     ("llama", {"split__no": 1}, r"split\.no=1"),
     ("llama", {"tokenizer__ggml__bos_token_id": 10_000}, r"tokenizer\.ggml\.bos_token_id=10000"),
+    ("llama", {"tokenizer__ggml__unknown_token_id": 10_000}, r'unknown_token_id is "10000"'),
+    ("llama", {"tokenizer__ggml__unknown_token_id": "a"}, r'unknown_token_id is "a"'),
     ("llama", {"tokenizer__ggml__add_sep_token": True}, r"tokenizer\.ggml\.add_sep_token=true"),
     ("llama", {"tokenizer__ggml__precompiled_charsmap": [1, 2]}, r"precompiled_charsmap"),
     ("llama", {"tokenizer__ggml__model": "bert"}, r'tokenizer\.ggml\.model="bert"; supported: gpt2, llama'),

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 from ..json_checks import quoted
 from .gguf_header import Header, List
 from .settings import Key, same, shown
+from .settings import table as settings_table
 
 
 def _honoured(effect: str) -> Key:
@@ -175,6 +176,11 @@ class Part(NamedTuple):
 
 
 # --- the keys -----------------------------------------------------------------------------------------
+
+
+def table() -> str:
+    """`KEYS` as Markdown, for docs/models.md."""
+    return settings_table(KEYS, {}, "| keys of | key | results | |")
 
 
 def architecture(header: Header) -> tuple[str, Architecture]:

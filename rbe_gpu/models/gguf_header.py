@@ -98,7 +98,7 @@ class Header:
             try:
                 yield str(raw[start:at], "utf-8")
             except UnicodeDecodeError:
-                raise ValueError(f"{self.where}: item {i} of key {key} is not UTF-8 text") from None
+                raise ValueError(f"{self.where}: item {i} of key {quoted(key)} is not UTF-8 text") from None
 
     def numbers(self, key: str) -> NDArray[Any]:
         """A list of numbers of the metadata as an array, which is a view of the file."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -102,6 +103,14 @@ class _Vocabulary:
                     )
         return ids
 
+    def unknown(self) -> int | None:
+        """The token of unknown_token_id."""
+        key = "tokenizer.ggml.unknown_token_id"
+        value = self.header.metadata.get(key)
+        if value is not None and (type(value) is not int or not 0 <= value < len(self.tokens)):
+            self.fail(key, f"is {shown(str(value))}; needs a token below {len(self.tokens)}")
+        return value
+
     def flag(self, name: str, default: bool) -> bool:
         key = f"tokenizer.ggml.{name}"
         value = self.header.metadata.get(key, default)
@@ -143,22 +152,28 @@ def tokenizer_json(header: Header, config: Mapping[str, Any]) -> bytes | None:
         "post_processor": _ends(vocabulary, config, add_bos),
         "decoder": parts.pop("decoder"),
     }
-    # by hand: lists of half a million pairs would take 100 MB
     words = [json.dumps(token, ensure_ascii=False) for token in vocabulary.tokens]
-    return "".join(
-        (
-            json.dumps(outer, ensure_ascii=False, separators=(",", ":"))[:-1],
-            ',"model":',
-            json.dumps({"type": "BPE", "dropout": None, **parts}, ensure_ascii=False, separators=(",", ":"))[
-                :-1
-            ],
-            ',"vocab":{',
-            ",".join(f"{word}:{i}" for i, word in enumerate(words)),
-            '},"merges":[',
-            ",".join(f"[{words[left]},{words[right]}]" for left, right in zip(*merges, strict=True)),
-            "]}}",
-        )
-    ).encode()
+    # by hand: half a million pairs as lists would take 100 MB
+    made = bytearray()
+    made += _json(outer)[:-1] + b',"model":' + _json({"type": "BPE", "dropout": None, **parts})[:-1]
+    made += b',"vocab":{'
+    _append(made, (f"{word}:{i}" for i, word in enumerate(words)))
+    made += b'},"merges":['
+    _append(made, (f"[{words[left]},{words[right]}]" for left, right in zip(*merges, strict=True)))
+    made += b"]}}"
+    return bytes(made)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _append(made: bytearray, items: Iterator[str]) -> None:
+    """Append items with commas between them, some thousand at a time."""
+    comma = b""
+    while part := ",".join(islice(items, 8192)):
+        made += comma + part.encode()
+        comma = b","
 
 
 #: keys of a tokenizer.json and of its model, and the vocabulary; ids of merged pairs; whether texts begin with BOS
@@ -227,11 +242,11 @@ def _listed_merges(vocabulary: _Vocabulary, ids: Mapping[str, int]) -> tuple[Seq
 
 def _sentencepiece(vocabulary: _Vocabulary, config: Mapping[str, Any]) -> _Made:
     gemma = config["model_type"].startswith("gemma")
-    for key in ("tokenizer.ggml.merges", "tokenizer.ggml.precompiled_charsmap"):
-        if key in vocabulary.header.metadata:
-            vocabulary.fail(key, "is not supported for the model llama")
+    if "tokenizer.ggml.merges" in vocabulary.header.metadata:
+        vocabulary.fail("tokenizer.ggml.merges", "is not supported for the model llama")
     tokens = vocabulary.tokens
-    scores: NDArray[Any] = np.asarray(vocabulary.numbers("tokenizer.ggml.scores"), np.float64)
+    with np.errstate(invalid="ignore"):  # of NaN, which is refused
+        scores: NDArray[Any] = vocabulary.numbers("tokenizer.ggml.scores").astype(np.float64)
     if not np.isfinite(scores).all():
         vocabulary.fail("tokenizer.ggml.scores", "holds NaN or Inf")
     prefix = vocabulary.flag("add_space_prefix", not gemma)
@@ -245,11 +260,9 @@ def _sentencepiece(vocabulary: _Vocabulary, config: Mapping[str, Any]) -> _Made:
                 vocabulary.respelled.add(i)
         scores = -np.arange(len(tokens), dtype=np.float64)
     ids = vocabulary.ids()
-    unknown = vocabulary.header.metadata.get("tokenizer.ggml.unknown_token_id")
+    unknown = vocabulary.unknown()
     if unknown is None:
         unknown = next((i for i, kind in enumerate(vocabulary.types) if kind == _UNKNOWN), None)
-    elif type(unknown) is not int or not 0 <= unknown < len(tokens):
-        vocabulary.fail("tokenizer.ggml.unknown_token_id", f"is {shown(str(unknown))}; needs a token")
     spaces = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
     steps: list[dict[str, Any]] = [spaces, {"type": "ByteFallback"}, {"type": "Fuse"}]
     if prefix:
@@ -302,9 +315,10 @@ def _scored_merges(
                     right.append(second)
         if len(merged) > most:
             vocabulary.fail(key, f"can be merged in more than {MAX_MERGES} ways for each token")
-    piece, a, b = (np.asarray(part, np.int64) for part in (merged, left, right))
-    order = np.lexsort((b, a, piece, -lengths[b], -lengths[a], -scores[piece]))
-    return a[order].tolist(), b[order].tolist()
+    piece, a, b = (np.frombuffer(part, np.int32) for part in (merged, left, right))
+    short = (-lengths).astype(np.int16)
+    order = np.lexsort((b, a, piece, short[b], short[a], -scores[piece]))
+    return array("i", a[order].tobytes()), array("i", b[order].tobytes())
 
 
 # --- special tokens -----------------------------------------------------------------------------------
@@ -316,7 +330,7 @@ def _added_tokens(
     """Tokens that text may contain: those of type control, unknown and user-defined, and those that the keys name."""
     ends = config["eos_token_id"]
     special = {config["bos_token_id"], config["pad_token_id"], *(ends if isinstance(ends, list) else [ends])}
-    unknown = vocabulary.header.metadata.get("tokenizer.ggml.unknown_token_id")
+    unknown = vocabulary.unknown()
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return [
         {"id": i, "content": token, **flags, "special": kind != _USER_DEFINED or i in special}

@@ -506,21 +506,34 @@ def fail(where: object, name: str, value: Any, needs: str) -> NoReturn:
 # --- the table of docs/models.md ----------------------------------------------------------------------
 
 
-def table() -> str:
-    """FILES as Markdown, keys with the same effect in one row."""
-    return "\n".join(_lines())
+_COLUMNS = "| file | key | vectors | |"
 
 
-def _lines() -> Iterator[str]:
-    yield "| file | key | vectors | |"
+def table(
+    files: Mapping[str, Mapping[str, Key]] = FILES,
+    others: Mapping[str, str] = OTHER_FILES,
+    columns: str = _COLUMNS,
+) -> str:
+    """Keys by file as Markdown, those with the same effect in one row.
+
+    Parameters
+    ----------
+    others : files without keys, and what they are for
+    columns : the first line
+    """
+    return "\n".join(_lines(files, others, columns))
+
+
+def _lines(files: Mapping[str, Mapping[str, Key]], others: Mapping[str, str], columns: str) -> Iterator[str]:
+    yield columns
     yield "|---|---|---|---|"
-    for file, keys in FILES.items():
+    for file, keys in files.items():
         rows: dict[Key, list[str]] = {}
         for name, key in keys.items():
             rows.setdefault(_hashable(key), []).append(f"`{name}`")
         for key, names in rows.items():
             yield f"| {file} | {', '.join(names)} | {_kind(key)} | {key.effect} |"
-    for file, effect in OTHER_FILES.items():
+    for file, effect in others.items():
         yield f"| {file} | | | {effect} |"
 
 

@@ -1,18 +1,21 @@
-"""The table of settings in docs/models.md: `python -m tests.settings.table` writes it."""
+"""The tables of settings in docs/models.md: `python -m tests.settings.table` writes them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from rbe_gpu.models.settings import table
+from rbe_gpu.models import gguf_config, settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-_BEGIN, _END = "<!-- settings:begin -->\n", "<!-- settings:end -->"
+TABLES = {"settings": settings.table, "gguf": gguf_config.table}
 
 
 def page_with_table(text: str) -> str:
-    before, rest = text.split(_BEGIN)
-    return f"{before}{_BEGIN}\n{table()}\n\n{_END}{rest.split(_END)[1]}"
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{table()}\n\n{end}{rest.split(end)[1]}"
+    return text
 
 
 if __name__ == "__main__":
