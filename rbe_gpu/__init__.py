@@ -35,12 +35,14 @@ if TYPE_CHECKING:
     from .encode import GRADES, compress
     from .layers import (
         RBEFFN,
+        KVCache,
         RBEAttention,
         RBEDropout,
         RBEEmbedding,
         RBELayerNorm,
         RBELinear,
         RBERMSNorm,
+        RBERotary,
     )
     from .matmul import PreparedInput, prepare_input
     from .models.calibrate import calibrate
@@ -77,7 +79,7 @@ _MODULES = {
     "codecs": "DenseCodes GridCodes SparseCodes",
     "container": "FormatError load_file save_file",
     "encode": "GRADES compress",
-    "layers": "RBEAttention RBEDropout RBEEmbedding RBEFFN RBELayerNorm RBELinear RBERMSNorm",
+    "layers": "KVCache RBEAttention RBEDropout RBEEmbedding RBEFFN RBELayerNorm RBELinear RBERMSNorm RBERotary",
     "matmul": "PreparedInput prepare_input",
     "models.calibrate": "calibrate",
     "models.compress": "compress_model",
@@ -113,6 +115,7 @@ __all__ = [
     "ErrorReport",
     "FormatError",
     "GridCodes",
+    "KVCache",
     "PanelCache",
     "PreparedInput",
     "RBEAttention",
@@ -122,6 +125,7 @@ __all__ = [
     "RBELinear",
     "RBEMatrix",
     "RBERMSNorm",
+    "RBERotary",
     "RBEVectors",
     "SparseCodes",
     "Workspace",

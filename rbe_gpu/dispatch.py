@@ -135,6 +135,11 @@ def module_of(value: Any) -> Any:
     return np if device_of(value) == "cpu" else CUDA.xp
 
 
+def to_host(a: Any) -> Any:
+    """A CuPy array as a NumPy array; any other value unchanged."""
+    return a.get() if hasattr(a, "__cuda_array_interface__") and hasattr(a, "get") else a
+
+
 def device_of(value: Any, name: str = "array") -> str:
     """`"cpu"` for a NumPy array, `"cuda:<index>"` for a CuPy array.
 

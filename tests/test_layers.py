@@ -510,7 +510,7 @@ def test_wrong_arguments_name_the_fix(x: np.ndarray) -> None:
         RBEAttention(square, square, square, square, 12, 4)
     with pytest.raises(ValueError, match="output takes 1536 features"):
         RBEAttention(square, square, square, linear("output.dense", DENSE), 12)
-    with pytest.raises(ValueError, match="pass activation='swiglu'"):
+    with pytest.raises(ValueError, match="gate is given but activation is 'gelu'; use one of"):
         RBEFFN(square, square, square)
     with pytest.raises(ValueError, match="unknown activation 'tanh'"):
         RBEFFN(square, square, activation="tanh")

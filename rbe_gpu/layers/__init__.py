@@ -12,15 +12,20 @@ from .attention import RBEAttention
 from .dropout import RBEDropout
 from .embedding import RBEEmbedding
 from .ffn import RBEFFN
+from .kv_cache import KVCache, KVLayer
 from .norm import RBELayerNorm, RBERMSNorm
 from .rbe_linear import RBELinear
+from .rotary import RBERotary
 
 __all__ = [
     "RBEFFN",
+    "KVCache",
+    "KVLayer",
     "RBEAttention",
     "RBEDropout",
     "RBEEmbedding",
     "RBELayerNorm",
     "RBELinear",
     "RBERMSNorm",
+    "RBERotary",
 ]

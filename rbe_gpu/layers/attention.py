@@ -10,11 +10,15 @@ import numpy as np
 from .. import ops
 from ..blocks import Array
 from ..cache import PanelCache
-from ..dispatch import CPU, CUDA, as_cupy, device_of, module_of
+from ..dispatch import CPU, CUDA, as_cupy, device_of, module_of, to_host
 from ..matmul import PreparedInput, algorithms_of, prepare_input
 from ..workspace import Workspace
 from .attention_transform_domain import TransformDomainAttention
+from .attention_with_cache import attend_with_cache
+from .kv_cache import KVLayer
+from .norm import RBERMSNorm
 from .rbe_linear import RBELinear, compressed
+from .rotary import RBERotary
 
 
 class RBEAttention:
@@ -25,6 +29,9 @@ class RBEAttention:
     `lengths`. Packed sequences are (tokens, hidden), end to end without padding, with their `lengths`, which add up
     to the tokens, or with `cu_seqlens`, the cumulative lengths.
 
+    As in decoders, queries and keys may be normalised head by head (`query_norm`, `key_norm`) and then rotated by
+    their positions (`rotary`), and keys and values of earlier tokens may come from a `KVCache`.
+
     Parameters
     ----------
     query : RBELinear, hidden -> num_heads * head_dim
@@ -34,6 +41,8 @@ class RBEAttention:
     num_kv_heads : key/value heads, a divisor of num_heads (grouped-query attention; 1: multi-query); by
         default num_heads
     causal, window, scale : as in `rbe_gpu.attention`
+    query_norm, key_norm : RBERMSNorm of head_dim features, or None
+    rotary : RBERotary, or None
     """
 
     def __init__(
@@ -47,6 +56,9 @@ class RBEAttention:
         causal: bool = False,
         window: tuple[int, int] | None = None,
         scale: float | None = None,
+        query_norm: RBERMSNorm | None = None,
+        key_norm: RBERMSNorm | None = None,
+        rotary: RBERotary | None = None,
     ) -> None:
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         if num_heads < 1 or query.out_features % num_heads:
@@ -66,6 +78,13 @@ class RBEAttention:
             raise ValueError(f"key takes {key.in_features} features, value takes {value.in_features}")
         if output.in_features != query.out_features:
             raise ValueError(f"output takes {output.in_features} features, query gives {query.out_features}")
+        for name, norm in (("query_norm", query_norm), ("key_norm", key_norm)):
+            if norm is not None and tuple(norm.weight.shape) != (head_dim,):
+                raise ValueError(
+                    f"{name} has shape {tuple(norm.weight.shape)}, expected ({head_dim},) (head_dim)"
+                )
+        if rotary is not None and rotary.rotary_dim > head_dim:
+            raise ValueError(f"rotary has {rotary.rotary_dim} features, a head has {head_dim}")
         self.query = query
         self.key = key
         self.value = value
@@ -76,6 +95,9 @@ class RBEAttention:
         self.causal = causal
         self.window = window
         self.scale = scale
+        self.query_norm = query_norm
+        self.key_norm = key_norm
+        self.rotary = rotary
         self._derived: TransformDomainAttention | None = None
 
     @classmethod
@@ -121,7 +143,8 @@ class RBEAttention:
     @property
     def nbytes(self) -> int:
         """Bytes of all weights in memory."""
-        return self.query.nbytes + self.key.nbytes + self.value.nbytes + self.output.nbytes
+        parts = (self.query, self.key, self.value, self.output, self.query_norm, self.key_norm)
+        return sum(part.nbytes for part in parts if part is not None)
 
     def __call__(
         self,
@@ -133,6 +156,8 @@ class RBEAttention:
         out: Array | None = None,
         workspace: Workspace | None = None,
         cu_seqlens: Array | None = None,
+        positions: Array | None = None,
+        cache: KVLayer | None = None,
     ) -> Array:
         """Attend.
 
@@ -147,7 +172,10 @@ class RBEAttention:
         context : (batch, seq_k, context_hidden), the input of key and value; not for packed sequences
         cu_seqlens : (batch + 1,) int32/int64, on the device of x: for packed sequences instead of `lengths`.
             Sequence b is rows cu_seqlens[b] to cu_seqlens[b + 1]. On a GPU they are neither read on the host nor
-            copied
+            copied, except with `cache`
+        positions : x.shape[:-1] integers, for `rotary`; None: 0, 1, 2, ... in each sequence, behind those of `cache`
+        cache : earlier tokens of each packed sequence, which are attended to as well; needs `causal`. The keys and
+            values of these tokens are written behind them (`KVCache.layer`); its lengths are left as they are
 
         Returns
         -------
@@ -157,11 +185,13 @@ class RBEAttention:
         workspace = (workspace or Workspace()).on(device_of(x, "x"))
         context = as_cupy(context)
         projections = self._projections(x, context)
-        heads = self._mix(projections, x, lengths, mask, context, workspace, cu_seqlens)
+        heads = self._mix(projections, x, lengths, mask, context, workspace, cu_seqlens, positions, cache)
         return projections.output(heads, residual, out=out, workspace=workspace)
 
     def _projections(self, x: Array, context: Array | None) -> RBEAttention | TransformDomainAttention:
         """Those in the transform domain, where they exist and every matmul becomes cheaper by them."""
+        if self.rotary is not None or self.query_norm is not None or self.key_norm is not None:
+            return self  # head features have to be what they are
         algorithms = algorithms_of(CPU if device_of(x) == "cpu" else CUDA)
         tokens = prod(x.shape[:-1])
         context_tokens = tokens if context is None else prod(context.shape[:-1])
@@ -191,6 +221,8 @@ class RBEAttention:
         context: Array | None = None,
         workspace: Workspace | None = None,
         cu_seqlens: Array | None = None,
+        positions: Array | None = None,
+        cache: KVLayer | None = None,
     ) -> Array:
         """The concatenated heads, before the output projection; arguments as in a call.
 
@@ -200,7 +232,7 @@ class RBEAttention:
         """
         x, context = as_cupy(x), as_cupy(context)
         workspace = (workspace or Workspace()).on(device_of(x, "x"))
-        return self._mix(self, x, lengths, mask, context, workspace, cu_seqlens)
+        return self._mix(self, x, lengths, mask, context, workspace, cu_seqlens, positions, cache)
 
     def _mix(
         self,
@@ -211,6 +243,8 @@ class RBEAttention:
         context: Array | None,
         workspace: Workspace,
         cu_seqlens: Array | None,
+        positions: Array | None,
+        cache: KVLayer | None,
     ) -> Array:
         """`mix`, with the queries, keys and values of the given projections."""
         packed = x.ndim == 2
@@ -225,6 +259,10 @@ class RBEAttention:
             raise ValueError(f"x has {x.ndim} axes, needs (batch, seq, hidden) or packed (tokens, hidden)")
         elif cu_seqlens is not None:
             raise ValueError("cu_seqlens is for packed sequences (tokens, hidden); padded ones take lengths=")
+        if cache is not None and (not packed or not self.causal or mask is not None):
+            raise ValueError(
+                "cache= is for packed sequences (tokens, hidden) of causal attention without mask="
+            )
         source = x if context is None else context
         if source.ndim != x.ndim:
             raise ValueError(f"context has {source.ndim} axes, needs (batch, seq_k, context_hidden)")
@@ -239,24 +277,67 @@ class RBEAttention:
             inputs = prepare_input(context, workspace)
         k = project(projections.key, inputs, "k", self.num_kv_heads)
         v = project(projections.value, inputs, "v", self.num_kv_heads)
+        self._normalise_and_rotate(q, k, cu_seqlens, positions, cache, context is not None)
         heads = workspace.get("layer.attention.heads", q.shape, x.dtype)
         if packed:
             lengths = None
-        ops.attention(
-            q, k, v, self.causal, self.scale, mask, lengths, self.window, out=heads, workspace=workspace,
-            cu_seqlens_q=cu_seqlens,
-        )  # fmt: skip
+        if cache is not None:
+            attend_with_cache(q, k, v, cache, to_host(cu_seqlens), self.scale, self.window, heads, workspace)
+        else:
+            ops.attention(
+                q, k, v, self.causal, self.scale, mask, lengths, self.window, out=heads, workspace=workspace,
+                cu_seqlens_q=cu_seqlens,
+            )  # fmt: skip
         return heads.reshape(*x.shape[:-1], self.num_heads * self.head_dim)
+
+    def _normalise_and_rotate(
+        self,
+        q: Array,
+        k: Array,
+        cu_seqlens: Array | None,
+        positions: Array | None,
+        cache: KVLayer | None,
+        cross: bool,
+    ) -> None:
+        """`query_norm`, `key_norm` and `rotary`, in place."""
+        if self.query_norm is not None:
+            self.query_norm(q, out=q)
+        if self.key_norm is not None:
+            self.key_norm(k, out=k)
+        if self.rotary is None:
+            return
+        if cross:
+            raise ValueError("rotary and context= do not go together: keys have positions of their own")
+        if positions is None:
+            positions = _numbered(q, cu_seqlens, cache)
+        # an upper bound without a look at the device
+        count = q.shape[-3] + (0 if cache is None else int(cache.lengths.max(initial=0)))
+        if device_of(positions) == "cpu" and positions.size:
+            count = int(np.max(positions)) + 1
+        self.rotary(q, positions, count, out=q)
+        self.rotary(k, positions, count, out=k)
 
     def __repr__(self) -> str:
         extra = ", causal" * self.causal
         extra += "" if self.window is None else f", window={self.window}"
         extra += "" if self.scale is None else f", scale={self.scale:g}"
+        extra += "" if self.rotary is None else f", {self.rotary!r}"
         kv = "" if self.num_kv_heads == self.num_heads else f" ({self.num_kv_heads} for keys and values)"
         return (
             f"RBEAttention({self.num_heads} heads of {self.head_dim}{kv}{extra},\n  query={self.query!r},\n"
             f"  key={self.key!r},\n  value={self.value!r},\n  output={self.output!r})"
         )
+
+
+def _numbered(q: Array, cu_seqlens: Array | None, cache: KVLayer | None) -> Array:
+    """The positions of queries: 0, 1, 2, ... in each sequence, behind the tokens of a cache."""
+    xp = module_of(q)
+    if cu_seqlens is None:
+        return cast(Array, xp.broadcast_to(xp.arange(q.shape[1]), q.shape[:2]))
+    ends = to_host(cu_seqlens).astype(np.int64, copy=False)
+    counts = np.diff(ends)
+    first = -ends[:-1] if cache is None else cache.lengths - ends[:-1]
+    return cast(Array, xp.asarray(np.arange(q.shape[0]) + np.repeat(first, counts)))
 
 
 def _ends(lengths: Array, x: Array) -> Array:

@@ -14,24 +14,26 @@ from ..matmul import prepare_input
 from ..workspace import Workspace
 from .rbe_linear import RBELinear, compressed
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu", "swiglu")
+#: gated activations -> the activation of the gate
+GATED = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh", "reglu": "relu"}
+ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu", *GATED)
 
 
 class RBEFFN:
-    """y = down(h) + residual; h = activation(up(x)), or for "swiglu" h = silu(gate(x)) * up(x).
+    """y = down(h) + residual; h = activation(up(x)), or with a gate h = activation(gate(x)) * up(x).
 
-    SwiGLU has two forms with the same result. With `gate=None`, `up` is the stacked projection [gate; up] of 2n
-    rows (as `from_dense` makes it): one matmul, then the `swiglu` op on its [gate | up] columns. With a separate
-    `gate`, silu is in the epilogue of the gate's matmul, and the two results are multiplied in place. Neither copies
-    an activation.
+    Gated are "swiglu" (silu), "geglu" (gelu), "geglu_tanh" (gelu_tanh) and "reglu" (relu) (Shazeer 2020). The
+    activation is in the epilogue of the gate's matmul, and the two results are multiplied in place. SwiGLU has
+    another form with the same result: with `gate=None`, `up` is the stacked projection [gate; up] of 2n rows (as
+    `from_dense` makes it), one matmul, then the `swiglu` op on its [gate | up] columns. Neither copies an activation.
 
     Parameters
     ----------
     up : RBELinear, hidden -> intermediate (or hidden -> 2 * intermediate, stacked); its own activation is
         None
     down : RBELinear, intermediate -> hidden
-    gate : RBELinear like `up`, for "swiglu" only
-    activation : "gelu" (erf), "gelu_tanh", "silu", "relu" or "swiglu"
+    gate : RBELinear like `up`, for gated activations only
+    activation : "gelu" (erf), "gelu_tanh", "silu", "relu", or a gated one
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class RBEFFN:
     ) -> None:
         if activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}; use one of {ACTIVATIONS}")
-        if gate is not None and activation != "swiglu":
-            raise ValueError(f"gate is given but activation is {activation!r}; pass activation='swiglu'")
+        if gate is not None and activation not in GATED:
+            raise ValueError(f"gate is given but activation is {activation!r}; use one of {tuple(GATED)}")
+        if gate is None and activation in GATED and activation != "swiglu":
+            raise ValueError(f"activation {activation!r} needs gate=; only swiglu takes a stacked [gate; up]")
         for name, linear in (("up", up), ("gate", gate)):
             if linear is not None and linear.activation is not None:
                 raise ValueError(f"{name} has activation {linear.activation!r}; pass it to RBEFFN instead")
@@ -54,7 +58,7 @@ class RBEFFN:
             raise ValueError(f"down takes {down.in_features} features, up gives {width}")
         if gate is not None and gate.weight.shape != up.weight.shape:
             raise ValueError(f"gate has shape {tuple(gate.weight.shape)}, up has {tuple(up.weight.shape)}")
-        fused = None if activation == "swiglu" else activation
+        fused = None if activation in GATED else activation
 
         def with_activation(linear: RBELinear, activation: str | None) -> RBELinear:
             return RBELinear(
@@ -62,7 +66,7 @@ class RBEFFN:
             )
 
         self.up = with_activation(up, fused)
-        self.gate = None if gate is None else with_activation(gate, "silu")
+        self.gate = None if gate is None else with_activation(gate, GATED[activation])
         self.down = down
         self.activation = activation
         self.intermediate_size = width
@@ -83,27 +87,34 @@ class RBEFFN:
         activation_bits: int | None = None,
         **options: Any,
     ) -> RBEFFN:
-        """Compress the weights, `up` and `gate` (intermediate, hidden) stacked as one matrix: grade=, ratio=,
-        rmse=, density=, block=, transform=, basis=, codes= are passed to `rbe_gpu.compress`. Without any of them they
-        stay dense. All matmuls of the layer share `cache`, and each has this `method` and `activation_bits`
-        (`RBELinear`).
+        """Compress the weights: grade=, ratio=, rmse=, density=, block=, transform=, basis=, codes= are passed to
+        `rbe_gpu.compress`. Without any of them they stay dense. For "swiglu" `up` and `gate` (intermediate, hidden)
+        are stacked as one matrix. All matmuls of the layer share `cache`, and each has this `method` and
+        `activation_bits` (`RBELinear`).
         """
-        if (gate is None) != (activation != "swiglu"):
-            raise ValueError("activation='swiglu' and gate= belong together; pass both or neither")
+        if (gate is None) != (activation not in GATED):
+            raise ValueError(
+                f"a gated activation {tuple(GATED)} and gate= belong together; pass both or neither"
+            )
         if gate is not None:
             if gate.shape != up.shape:
                 raise ValueError(f"gate has shape {tuple(gate.shape)}, up has {tuple(up.shape)}")
             if (up_bias is None) != (gate_bias is None):
                 raise ValueError("up_bias and gate_bias belong together; pass both or neither")
+        shared = PanelCache(cache) if isinstance(cache, int) else cache
+
+        def linear(weight: Array, bias: Array | None) -> RBELinear:
+            return RBELinear(
+                compressed(weight, "matrix", options), bias, None, shared, method, activation_bits
+            )
+
+        if gate is not None and activation != "swiglu":
+            return cls(linear(up, up_bias), linear(down, down_bias), linear(gate, gate_bias), activation)
+        if gate is not None:
             up = np.concatenate([gate, up])
             if up_bias is not None:
                 up_bias = np.concatenate([gate_bias, up_bias])
-        shared = PanelCache(cache) if isinstance(cache, int) else cache
-        up_linear, down_linear = (
-            RBELinear(compressed(w, "matrix", options), b, None, shared, method, activation_bits)
-            for w, b in ((up, up_bias), (down, down_bias))
-        )
-        return cls(up_linear, down_linear, activation=activation)
+        return cls(linear(up, up_bias), linear(down, down_bias), activation=activation)
 
     @property
     def nbytes(self) -> int:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from .. import ops
 from ..blocks import Array, RBEBlocks
 from ..cache import PanelCache
-from ..dispatch import device_memory_errors, device_of, module_of
+from ..dispatch import device_memory_errors, device_of, module_of, to_host
 from ..layers import RBEFFN, RBEAttention, RBEEmbedding, RBELayerNorm, RBELinear
 from ..workspace import ThreadWorkspaces, Workspace
 from .bert_config import ACTIVATIONS, check_config, check_int8_activations
@@ -37,7 +37,7 @@ from .encoders import (
 )
 from .folder import POOLING as POOLING
 from .folder import check_extra, check_pooling
-from .pooling import cu_seqlens_of, pool_into, to_host, without_first
+from .pooling import cu_seqlens_of, pool_into, without_first
 from .tokenizer import check_unicode, tokenizer_errors
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .. import ops
 from ..blocks import Array
-from ..dispatch import module_of
+from ..dispatch import module_of, to_host
 from ..workspace import Workspace
 
 
@@ -25,11 +25,6 @@ def cu_seqlens_of(lengths: NDArray[Any]) -> NDArray[np.int64]:
     ends = np.zeros(lengths.size + 1, np.int64)
     np.cumsum(lengths, out=ends[1:])
     return ends
-
-
-def to_host(a: Any) -> Any:
-    """A CuPy array as a NumPy array; any other value unchanged."""
-    return a.get() if hasattr(a, "__cuda_array_interface__") and hasattr(a, "get") else a
 
 
 def pool_into(

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..dispatch import to_host
 from ..models.bert import BertEncoder
 from ..models.bert_config import ACTIVATIONS
 from ..models.bert_tensors import TYPES
 from ..models.encoders import first_position
-from ..models.pooling import to_host
 
 
 def _activation(name: str) -> Any:
