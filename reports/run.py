@@ -183,7 +183,7 @@ def _threads() -> int:
 def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console) -> None:
     """Measure speed and memory and write the page, in this process; the environment has set the threads."""
     from rbe_gpu.models import corpus
-    from rbe_gpu.models.load import load as load_model
+    from rbe_gpu.models.load import load_encoder as load_model
 
     from .harness.baselines import torch_or_none
     from .harness.inputs import Inputs

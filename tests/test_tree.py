@@ -26,6 +26,7 @@ PACKAGE = {
     "encode": "dense -> blocks",
     "feedback": "codes chosen by what they do to a layer's outputs",
     "evaluate": "a compressed model beside its dense one, in figures",
+    "evaluate_decoders": "a compressed decoder beside its dense one, in figures",
     "container": "blocks <-> .rbe.safetensors",
     "stored": "one tensor of a file, every rule checked",
     "output": "files that are written: complete or not at all",
@@ -45,10 +46,10 @@ PACKAGE = {
     "threads": "how many threads kernels and BLAS use",
 }
 FOLDERS = {"ops", "codecs", "layers", "models", "gpu", "train", "cli"}
-COMMANDS = {"compress", "distill", "inspect", "embed", "eval", "report", "warmup", "tune", "info"}
+COMMANDS = {"compress", "distill", "inspect", "embed", "generate", "eval", "report", "warmup", "tune", "info"}
 CLI = {
     *("__init__", "__main__", "_app", "_environment", "_errors", "_files", "_inputs", "_measure", "_options"),
-    *("_compiling", "_compile_later", "_output", "_signals", "_streams"),
+    *("_compiling", "_compile_later", "_eval_decoders", "_output", "_signals", "_streams"),
 }
 CPU = {
     *("__init__", "_jit", "_disk_cache", "_numba_internals", "arrays", "isa", "params", "unpack"),

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
-from . import _environment, compress, distill, embed, eval, info, inspect, report, tune, warmup
+from . import _environment, compress, distill, embed, eval, generate, info, inspect, report, tune, warmup
 from ._errors import exit_code
 
 
@@ -57,7 +57,7 @@ def _checked(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for module in (compress, distill, inspect, embed, eval, report, warmup, tune, info):
+for module in (compress, distill, inspect, embed, generate, eval, report, warmup, tune, info):
     app.command(module.__name__.rpartition(".")[2])(_checked(module.command))
 
 

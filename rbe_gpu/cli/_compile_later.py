@@ -6,7 +6,10 @@ import sys
 
 if __name__ == "__main__":
     from rbe_gpu.compile_ahead import compile_later_kernels
+    from rbe_gpu.models.bert import BertEncoder
     from rbe_gpu.models.load import load
 
-    model, *activations = sys.argv[1:]
-    compile_later_kernels(load(model, activations=activations[0] if activations else None))
+    source, *activations = sys.argv[1:]
+    model = load(source, activations=activations[0] if activations else None)
+    if isinstance(model, BertEncoder):
+        compile_later_kernels(model)

@@ -131,6 +131,9 @@ def _reported(error: BaseException) -> int:
         unnamed = isinstance(error, OSError) and error.errno is not None and error.filename is None
         _say(f"{printable(str(_output))}: {one_line(error)}" if unnamed and _output else one_line(error))
         return error.code if isinstance(error, Failure) else 1
+    if isinstance(error, ImportError) and "pip install" in str(error):  # of an extra
+        _say(one_line(error))
+        return 1
     if os.environ.get(TRACEBACK):
         traceback.print_exception(error)
     else:

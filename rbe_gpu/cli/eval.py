@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import _eval_decoders
 from ._errors import about, fail, usage
 from ._inputs import check_model, read_texts
 from ._output import Json, escaped, new_table, print_json, progress_bar, show, size
@@ -46,11 +47,14 @@ def command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare the embeddings of a compressed model with those of the dense model.
+    """Compare what a compressed model computes with what the dense model does: embeddings, or the next tokens.
 
     Cosine similarity and top-10 overlap compare the two models' embeddings of the same texts. In retrieval, the query
     is the first paragraph of a held-out docstring and the document to find is the rest of it, among all docstrings.
+    Of decoders perplexity is measured, and how far the predicted probabilities are from the dense model's.
     """
+    from ..models.architectures import is_gguf
+
     if documents is not None and not retrieval:
         usage("leave one of them out: documents are searched by retrieval", "--documents", "--no-retrieval")
     if not os.path.lexists(file):
@@ -59,23 +63,34 @@ def command(
         fail(f"{file} is a folder; name a .rbe.safetensors file")
     for source in (str(file), *([] if against is None else [against])):
         check_model(source)
-    if against is not None and Path(against).expanduser().is_file():
+    dense_path = None if against is None else Path(against).expanduser()
+    if dense_path is not None and dense_path.is_file() and not is_gguf(dense_path):
         fail(f"{against} is a file; --against takes the dense model: a folder or hf://OWNER/NAME")
     from ..models import corpus
+    from ..models.architectures import generates
+    from ..models.decoder import Decoder
     from ..models.load import load
     from ..models.locate import find_model
 
     lines = [] if texts is None else read_texts(texts)
-    if texts is not None and len(lines) < FEWEST:
-        fail(
-            f"{texts}: {len(lines)} texts are too few to compare each with its 10 nearest; pass {FEWEST} or more"
-        )
     with about(file):
         model = load(file)
         source = str(source_folder(file)) if against is None else against
     with about(source):
         folder = find_model(source)
         dense = load(folder)
+    if isinstance(model, Decoder) or isinstance(dense, Decoder):
+        decoders = generates(model, file), generates(dense, source)
+        result = _eval_decoders.evaluate(*decoders, lines, file, source)
+        if as_json:
+            print_json(result)
+        else:
+            _eval_decoders.print_result(result, "held-out docstrings" if texts is None else str(texts))
+        return
+    if texts is not None and len(lines) < FEWEST:
+        fail(
+            f"{texts}: {len(lines)} texts are too few to compare each with its 10 nearest; pass {FEWEST} or more"
+        )
     from ..evaluate import evaluate
 
     lines = lines or corpus.held_out(EVALUATION_TEXTS)
@@ -115,6 +130,7 @@ def source_folder(file: Path) -> Path:
     name, the size of its weights and its config.json: all three must match.
     """
     from ..container import describe
+    from ..models.architectures import is_gguf
     from ..models.folder import weights_folder
     from ..models.json_files import read_json
     from ..models.locate import model_folder
@@ -125,6 +141,9 @@ def source_folder(file: Path) -> Path:
     if not isinstance(name, str) or not name or Path(name).name != name:
         fail(f"{file} does not say what it was made from; pass the dense model with --against")
     candidates = [file.parent / name, Path(name)]
+    for path in candidates:
+        if path.is_file() and is_gguf(path) and path.stat().st_size == nbytes:
+            return path
     with suppress(FileNotFoundError):  # the package is not installed
         candidates.append(model_folder())
     for folder in candidates:

@@ -46,11 +46,11 @@ def command(
     if cpu and (arch or device is not None):
         usage("leave one of them out: --cpu compiles for no GPU", "--cpu", "--arch" if arch else "--device")
     from .. import warmup
-    from ..models.load import load
+    from ..models.load import load_encoder
 
     if cpu:
         with about(source), compiling(source, None):
-            result = warmup.warm_cpu(load(source))
+            result = warmup.warm_cpu(load_encoder(source))
         if as_json:
             print_json(result)
             return
@@ -64,7 +64,7 @@ def command(
     try:
         where = None if arch else warmup.gpu_named(device)
         with about(source):
-            model = load(source)
+            model = load_encoder(source)
         result = warmup.compiled_only(model, arch or ()) if where is None else warmup.warm(model, where)
     except (ImportError, RuntimeError) as error:  # no CuPy, no GPU, no NVRTC, or too old a GPU
         fail(one_line(error))

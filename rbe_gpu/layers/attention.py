@@ -310,7 +310,7 @@ class RBEAttention:
             raise ValueError("rotary and context= do not go together: keys have positions of their own")
         if positions is None:
             positions = _numbered(q, cu_seqlens, cache)
-        # an upper bound without a look at the device
+        # an upper bound: no host synchronisation
         count = q.shape[-3] + (0 if cache is None else int(cache.lengths.max(initial=0)))
         if device_of(positions) == "cpu" and positions.size:
             count = int(np.max(positions)) + 1

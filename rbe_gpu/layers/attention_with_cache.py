@@ -94,10 +94,10 @@ def _attend_one_each(
     mask = None
     if shortest != longest:
         column = np.arange(first, longest)
-        kept = column < lengths[:, None]
+        visible = column < lengths[:, None]
         if left >= 0:
-            kept &= column >= lengths[:, None] - 1 - left
-        mask = module_of(q).asarray(kept[:, None, None, :])
+            visible &= column >= lengths[:, None] - 1 - left
+        mask = module_of(q).asarray(visible[:, None, None, :])
     mixed = workspace.get("layer.attention.grouped", (batch, group, kv_heads, head_dim), out.dtype)
     ops.attention(
         q.reshape(grouped).swapaxes(1, 2), keys[:, seen], values[:, seen], False, scale, mask, out=mixed,

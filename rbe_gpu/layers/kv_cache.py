@@ -16,7 +16,7 @@ class KVLayer(NamedTuple):
 
     Attributes
     ----------
-    keys, values : (batch, capacity, num_kv_heads, head_dim)
+    keys, values : (batch, capacity, num_kv_heads, head_dim), dtype of the hidden states
     lengths : (batch,) int64 on the host, tokens of each sequence before the call
     """
 
@@ -84,6 +84,8 @@ class KVCache:
         if counts.shape != self.lengths.shape:
             raise ValueError(f"the cache is of {self.batch} sequences, the batch has {counts.size}")
         after = self.lengths + counts
+        if self.lengths.size and int(self.lengths.min()) < 0:
+            raise ValueError(f"the cache's lengths begin at {self.lengths.min()}; use 0 or more")
         if after.size and int(after.max()) > self.capacity:
             raise ValueError(
                 f"a sequence has {after.max()} tokens with these, the cache has room for {self.capacity}; make one "
@@ -91,7 +93,12 @@ class KVCache:
             )
 
     def keep(self, sequences: list[int]) -> None:
-        """Forget all sequences but these, which are numbered 0, 1, 2, ... from then on. The memory is kept."""
+        """Forget all sequences but these, which are numbered 0, 1, 2, ... from then on. The memory is not freed.
+
+        sequences : ascending
+        """
+        if sequences != sorted(set(sequences)) or not set(sequences) <= set(range(self.batch)):
+            raise ValueError(f"sequences={sequences} are not ascending numbers from 0 to {self.batch - 1}")
         for new, old in enumerate(sequences):
             if new != old:  # ascending: what is overwritten has been read
                 used = int(self.lengths[old])

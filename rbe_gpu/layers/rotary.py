@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,8 +57,10 @@ class RBERotary:
 
             with cupy.cuda.Device(int(device.partition(":")[2])):
                 pair = tuple(map(cupy.asarray, pair))
-        self._tables[device] = pair
-        return self._tables[device]
+        self._tables[device] = (
+            pair  # several threads may do this at once: each returns tables that are long enough
+        )
+        return cast("tuple[Array, Array]", pair)
 
     def __call__(self, x: Array, positions: Array, count: int, out: Array | None = None) -> Array:
         """Rotate queries or keys.

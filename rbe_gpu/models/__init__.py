@@ -1,8 +1,9 @@
-"""Whole models: BERT-shaped encoders, from a model folder, a compressed file or the Hugging Face Hub."""
+"""Whole models, encoders and decoders: from a folder, a compressed file, GGUF or the Hugging Face Hub."""
 
 from __future__ import annotations
 
 from .bert import BertEncoder
+from .decoder import Decoder
 from .load import load
 
-__all__ = ["BertEncoder", "load"]
+__all__ = ["BertEncoder", "Decoder", "load"]

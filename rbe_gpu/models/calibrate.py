@@ -4,10 +4,8 @@ The texts run through two models side by side: the dense one, and one whose earl
 Each weight is quantised with the moments of both inputs (`rbe_gpu.feedback`), so that later layers compensate for
 the errors of earlier ones.
 
-Bits are allocated by sensitivity. Each weight is first quantised alone and the loss of the sentence vectors
-(1 - cosine) is measured; loss grows with the square of the step, so the total loss for given bytes is least when
-every weight's step is one common level divided by the root of its sensitivity (a Lagrangian allocation). The level
-is found by bisection on the entropy of the codes.
+Bits are allocated by sensitivity (`allocation`): the loss of the sentence vectors (1 - cosine) when a weight alone is
+quantised.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,19 +29,19 @@ from ..feedback import (
     geometry,
     quantize_matrix,
     quantize_table,
-    round_rows,
-    round_with_feedback,
     row_coefficients,
     row_scales,
-    stream_bits,
     target_coefficients,
 )
 from ..layers import RBEAttention, RBELayerNorm, RBELinear
 from ..threads import blas
 from ..transforms import DEFAULT_BLOCK
 from ..workspace import Workspace
+from .allocation import EMPTY_STREAM, MARGIN, PROBE_BITS, TOLERANCE, CalibrationResult, Weight, steps_for
 from .bert import BertEncoder
 from .bert_tensors import block_of
+from .calibrate_decoder import DecoderCalibration, calibrate_decoder
+from .decoder import Decoder
 from .encoders import token_positions
 from .int8_choice import int8_weights
 from .journal import NoJournal
@@ -66,16 +64,9 @@ MOST_TEXTS, _HIDDEN = 2048, 384
 _TOKENS = 4096  # tokens computed together
 _PROBE_TEXTS = 64  # texts that sensitivities are measured on
 _PLAN_TEXTS = 192  # texts for the moments of the allocation; quantisation uses all
-_PROBE_BITS = 3.0
-_MARGIN = 0.998  # of the budget is allocated: an excess of the last weight cannot be compensated
-_SAMPLE_ROWS = 4096  # rows of an embedding table that its entropy is estimated on
 #: A table's row takes a step proportional to its norm to this power: 0 is least squares, 1 the same relative error
 #: in every row. Tokens are normalised right after the table, which asks for 1; frequent tokens have small norms.
 _ROW_POWER = 0.5
-_TOP_CODE = 127.0
-_COARSEST = 2.0**16  # steps of columns differ by a factor of about 1000
-_EMPTY_STREAM = 100.0  # upper bound of the bytes of a stream of zeros
-_TOLERANCE = 1.02  # a weight that exceeds its planned bytes by more is re-encoded
 _FEW_BITS = 0.75  # below this many bits per weight, row scales of tables cost more than they gain
 
 
@@ -87,20 +78,6 @@ class _Batch:
     lengths: NDArray[np.int64]
     dense: F32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
     compressed: F32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
-
-
-@dataclass(frozen=True)
-class CalibrationResult:
-    """Result of calibrating a model: its weights for one budget.
-
-    Attributes
-    ----------
-    tensors : name -> RBEMatrix or RBEVectors for weights, float32 for the corrected biases
-    bits : name -> bits per weight, all stored bytes counted
-    """
-
-    tensors: dict[str, Any]
-    bits: dict[str, float]
 
 
 def batches(model: BertEncoder, texts: Sequence[str]) -> list[_Batch]:
@@ -209,67 +186,6 @@ def _loss(model: BertEncoder, states: Sequence[F32], parts: Sequence[_Batch], de
 # --- how sensitive the vectors are --------------------------------------------------------------------
 
 
-@dataclass
-class _Weight:
-    """A weight, its size at a step, and the sensitivity of the sentence vectors to it."""
-
-    name: str
-    values: F32
-    coefficients: F32
-    geometry: Geometry | None  # None: an embedding table
-    scales: F32 | None = None
-    sensitivity: float = 1.0
-
-    @property
-    def overhead(self) -> float:
-        """Bytes of the scales that a file holds."""
-        rows, cols = (int(n) for n in self.coefficients.shape)
-        by_row = self.scales is not None and bool((self.scales != 1).any())
-        return 2.0 * (rows * by_row + cols)
-
-    def codes(self, step: float) -> NDArray[np.int8]:
-        if self.geometry is not None:
-            return round_with_feedback(self.coefficients, self.geometry, step)[0]
-        assert self.scales is not None
-        every = max(1, len(self.coefficients) // _SAMPLE_ROWS)
-        return round_rows(self.coefficients[::every], self.scales[::every], step)
-
-    def nbytes(self, step: float) -> float:
-        """Estimated bytes at a step."""
-        bits: float = stream_bits(self.codes(step)) * self.coefficients.size
-        return bits / 8 + self.overhead
-
-    def step_for(self, bits: float) -> float:
-        """The step at which codes take `bits` bits on average, within the bounds of a step."""
-        step = self.bounded(float(self.coefficients.std()) * 2.0 ** (2.05 - bits))
-        for _ in range(8):
-            reached = stream_bits(self.codes(step))
-            if abs(reached - bits) < 5e-3:
-                break
-            step = self.bounded(step * 2.0 ** float(reached - bits))
-        return step
-
-    def fitted(self, quantized: Callable[[float], Any], step: float, limit: float) -> Any:
-        """`quantized(step)`, or at a coarser step such that it takes at most `limit` bytes."""
-        weight, push = quantized(step), 1.0
-        while weight.nbytes > limit:
-            # doubling the step saves one bit, and less where most codes are zero already
-            excess = 8 * (weight.nbytes - limit) / self.coefficients.size
-            slow = 0.25 * float(np.log2(weight.nbytes / max(limit, 1.0)))
-            coarser = self.bounded(step * 2.0 ** (push * max(excess, slow, 0.02)))
-            if coarser <= step:
-                break
-            smaller = quantized(coarser)
-            push = 2.0 * push if smaller.nbytes >= weight.nbytes else 1.0
-            step, weight = coarser, smaller
-        return weight
-
-    def bounded(self, step: float) -> float:
-        """The step clamped: below, codes exceed int8; above, all columns are zero."""
-        spread = float(self.coefficients.std())
-        return min(max(step, spread / _TOP_CODE), spread * _COARSEST)
-
-
 def _tables(model: BertEncoder) -> dict[str, F32]:
     return {
         WORDS: np.asarray(model.word_embeddings.weight, np.float32),
@@ -315,7 +231,7 @@ def _dense_pass(
 
 def _measure(
     model: BertEncoder,
-    weights: dict[str, _Weight],
+    weights: dict[str, Weight],
     parts: list[_Batch],
     report: Progress,
     journal: NoJournal,
@@ -344,8 +260,8 @@ def _measure(
             continue
         weight = weights[name]
 
-        def table(name: str = name, values: F32 = values, weight: _Weight = weight) -> float:
-            step = weight.step_for(_PROBE_BITS)
+        def table(name: str = name, values: F32 = values, weight: Weight = weight) -> float:
+            step = weight.step_for(PROBE_BITS)
             assert weight.scales is not None
             probe = quantize_table(values, step, weight.scales).decode()
             x = [_embed(model, {**tables, name: probe}, p.ids, p.lengths) for p in parts]
@@ -360,12 +276,12 @@ def _measure(
             def matrix(
                 name: str = name,
                 linear: RBELinear = linear,
-                weight: _Weight = weight,
+                weight: Weight = weight,
                 layer: _Layer = layer,
                 index: int = index,
             ) -> float:
                 assert weight.geometry is not None
-                step = weight.step_for(_PROBE_BITS)
+                step = weight.step_for(PROBE_BITS)
                 decoded = quantize_matrix(weight.values, weight.geometry, step).decode()
                 probed = layer.with_linears({name: RBELinear(decoded, linear.bias, linear.activation)})
                 x = [probed.run(a, p.lengths) for a, p in zip(states[index], parts, strict=True)]
@@ -373,30 +289,6 @@ def _measure(
 
             weight.sensitivity = journal.value(f"sensitivity of {name}", matrix)
             report("sensitivity", done := done + 1, len(weights))
-
-
-def _steps_for(weights: list[_Weight], budget: float) -> dict[str, float]:
-    """Steps of least total loss whose estimated bytes fit: step_m = level * sqrt(size_m / sensitivity_m).
-
-    The loss is sum_m sensitivity_m step_m^2, and a step twice as large saves size_m bits. The level moves by secants
-    of that rule, which is exact where codes are wide.
-    """
-    relative = {w.name: (w.coefficients.size / w.sensitivity) ** 0.5 for w in weights}
-    size = sum(w.coefficients.size for w in weights)
-    bits = 8 * (budget - sum(w.overhead for w in weights)) / size
-    if bits <= 0.0:
-        raise ValueError(
-            f"the target leaves {int(budget)} bytes for all weights: fewer than their scales take"
-        )
-    spread = sum(np.log2(w.coefficients.std() / relative[w.name]) * w.coefficients.size for w in weights)
-    level = spread / size + 2.05 - bits
-    for _ in range(10):
-        steps = {w.name: w.bounded(relative[w.name] * 2.0**level) for w in weights}
-        excess = 8 * (sum(w.nbytes(steps[w.name]) for w in weights) - budget) / size
-        if abs(excess) < 2e-3:
-            break
-        level += excess
-    return steps
 
 
 # --- the pass that encodes ----------------------------------------------------------------------------
@@ -414,7 +306,7 @@ class Calibration:
     """
 
     def __init__(
-        self, model: BertEncoder, texts: Sequence[str], weights: dict[str, _Weight], layers: list[_Layer]
+        self, model: BertEncoder, texts: Sequence[str], weights: dict[str, Weight], layers: list[_Layer]
     ) -> None:
         self.model = model
         self.texts = len(texts)
@@ -432,6 +324,12 @@ class Calibration:
         """The dense weight of that name in a checkpoint; None where it is not one that is compressed."""
         weight = self._weights.get(name) or self._weights.get(name.removesuffix(".weight"))
         return None if weight is None else weight.values
+
+    def loss(self, tensors: Mapping[str, Any], texts: Sequence[str]) -> float:
+        """Mean of 1 - cosine between the vectors of the dense model and of the one with these tensors."""
+        dense = self.model.embed(texts, normalize=True)
+        vectors = self.model.with_tensors(tensors).embed(texts, normalize=True)
+        return float(1.0 - (vectors * dense).sum(axis=1).mean())
 
     def int8_activations(self, tensors: Mapping[str, Any]) -> list[str]:
         """The linear weights whose inputs may be rounded to int8 (`int8_choice`), of the model with these tensors."""
@@ -451,7 +349,7 @@ class Calibration:
             The budget is smaller than the scales of the weights.
         """
         report: Progress = progress or _silent
-        budget *= _MARGIN
+        budget *= MARGIN
         weights = self._weights
         if 8 * budget / sum(w.coefficients.size for w in weights.values()) < _FEW_BITS:
             weights = {
@@ -461,13 +359,17 @@ class Calibration:
         journal = journal or NoJournal()
 
         def plan() -> list[dict[str, float]]:
-            steps = _steps_for(list(weights.values()), budget)
+            steps = steps_for(list(weights.values()), budget)
             return [steps, {name: w.nbytes(steps[name]) for name, w in weights.items()}]
 
         steps, planned = journal.value("steps and bytes", plan)
         return _compress_all(
             self.model, self._parts, self._layers, weights, steps, planned, budget, report, journal
         )
+
+
+#: what `calibrate` returns
+AnyCalibration = Calibration | DecoderCalibration
 
 
 def _are_few(ids: NDArray[Any]) -> bool:
@@ -486,9 +388,48 @@ def most_texts(model: BertEncoder) -> int:
     return max(1, MOST_TEXTS * _HIDDEN // max(_HIDDEN, model.hidden_size))
 
 
-@blas
+@overload
 def calibrate(
     model: BertEncoder,
+    texts: Sequence[str],
+    *,
+    tables: bool = ...,
+    transform: str = ...,
+    block: int | None = ...,
+    progress: Progress | None = ...,
+    journal: NoJournal | None = ...,
+) -> Calibration: ...
+
+
+@overload
+def calibrate(
+    model: Decoder,
+    texts: Sequence[str],
+    *,
+    tables: bool = ...,
+    transform: str = ...,
+    block: int | None = ...,
+    progress: Progress | None = ...,
+    journal: NoJournal | None = ...,
+) -> DecoderCalibration: ...
+
+
+@overload
+def calibrate(
+    model: BertEncoder | Decoder,
+    texts: Sequence[str],
+    *,
+    tables: bool = ...,
+    transform: str = ...,
+    block: int | None = ...,
+    progress: Progress | None = ...,
+    journal: NoJournal | None = ...,
+) -> AnyCalibration: ...
+
+
+@blas
+def calibrate(
+    model: BertEncoder | Decoder,
     texts: Sequence[str],
     *,
     tables: bool = True,
@@ -496,12 +437,13 @@ def calibrate(
     block: int | None = None,
     progress: Progress | None = None,
     journal: NoJournal | None = None,
-) -> Calibration:
-    """Run text through a dense model, and measure the sensitivity of the sentence vectors to each weight.
+) -> AnyCalibration:
+    """Run text through a dense model, and measure the sensitivity of its results to each weight: of an encoder's
+    vectors, by their cosine, or of a decoder's predictions, by their divergence (`calibrate_decoder`).
 
     Parameters
     ----------
-    model : a dense `BertEncoder` with a tokenizer (`rbe_gpu.load(folder)`)
+    model : a dense model with a tokenizer (`rbe_gpu.load(folder)`)
     texts : what to calibrate on; some hundreds suffice, a repeated one counts once. At most `most_texts` of them,
         evenly spaced, run through the model; tokens are counted in all. Leave out the texts that quality is
         evaluated on. Fewer than FEW_TOKENS tokens: there is a warning, and what they cannot tell is left as it is
@@ -514,17 +456,17 @@ def calibrate(
 
     Returns
     -------
-    Calibration
+    Calibration or DecoderCalibration
         for `compress_model(..., calibrate=...)`, or its own `compress`
 
     Raises
     ------
     TypeError
-        The model is not a `BertEncoder`, or texts is one string.
+        The model is none of `rbe_gpu.load`, or texts is one string.
     ValueError
         No texts, a model without a tokenizer, or one whose weights are compressed already.
     """
-    if not isinstance(model, BertEncoder):
+    if not isinstance(model, BertEncoder | Decoder):
         raise TypeError(f"model is a {type(model).__name__}; pass the model of rbe_gpu.load(folder)")
     if isinstance(texts, str):
         raise TypeError("texts is one string; pass a list of texts")
@@ -533,6 +475,8 @@ def calibrate(
     if model.tokenizer is None:
         raise ValueError("the model has no tokenizer, so no text can run through it")
     texts = list(dict.fromkeys(texts))
+    if isinstance(model, Decoder):
+        return calibrate_decoder(model, texts, tables, transform, block, progress, journal)
     sequences = model.token_ids(texts, model.resolve_prompt())
     ids = np.concatenate(sequences)
     ends = cu_seqlens_of(np.array([len(s) for s in sequences]))
@@ -555,18 +499,18 @@ def calibrate(
     every = max(1, len(texts) // _PLAN_TEXTS)
     geometries = _dense_pass(model, batches(model, texts[::every]), layers, transform, block)
     report("moments", 1, 1)
-    weights: dict[str, _Weight] = {}
+    weights: dict[str, Weight] = {}
     if tables:
         for name, values in _tables(model).items():
             counts = np.bincount(read[name], minlength=len(values))
             scales = row_scales(values, _ROW_POWER, counts)
-            weights[name] = _Weight(
+            weights[name] = Weight(
                 name, values, row_coefficients(values, transform, block or DEFAULT_BLOCK), None, scales
             )
     for layer in layers:
         for name, linear in layer.linears.items():
             values, geo = _linear_weight(linear), geometries[name]
-            weights[name] = _Weight(name, values, target_coefficients(values, geo), geo)
+            weights[name] = Weight(name, values, target_coefficients(values, geo), geo)
     _measure(model, weights, batches(model, texts[:_PROBE_TEXTS]), report, journal or NoJournal())
     return Calibration(model, texts, weights, layers)
 
@@ -575,7 +519,7 @@ def _compress_all(
     model: BertEncoder,
     parts: list[_Batch],
     layers: list[_Layer],
-    weights: dict[str, _Weight],
+    weights: dict[str, Weight],
     steps: dict[str, float],
     planned: dict[str, float],
     left: float,
@@ -593,16 +537,16 @@ def _compress_all(
 
     def least_of_others(name: str) -> float:
         """A lower bound of the bytes of the weights after this one."""
-        return sum(w.overhead + _EMPTY_STREAM for n, w in weights.items() if n not in spent and n != name)
+        return sum(w.overhead + EMPTY_STREAM for n, w in weights.items() if n not in spent and n != name)
 
     done = 0
     for name in (n for n in tables if n in weights):
         weight = weights[name]
         assert weight.scales is not None
         scales = weight.scales
-        limit = min(_TOLERANCE * planned[name], left - least_of_others(name))
+        limit = min(TOLERANCE * planned[name], left - least_of_others(name))
 
-        def table(weight: _Weight = weight, scales: F32 = scales, limit: float = limit) -> dict[str, Any]:
+        def table(weight: Weight = weight, scales: F32 = scales, limit: float = limit) -> dict[str, Any]:
             def quantized(step: float) -> Any:
                 return quantize_table(weight.values, step, scales)
 
@@ -632,7 +576,7 @@ def _compress_all(
 
         def encoded(name: str, share: float, limit: float, last: bool) -> dict[str, Any]:
             weight, linear = weights[name], layer.linears[name]
-            now = _Weight(name, weight.values, target_coefficients(weight.values, geo), geo)
+            now = Weight(name, weight.values, target_coefficients(weight.values, geo), geo)
             # the planned bits, corrected for the excess or saving of earlier weights; the step is chosen anew, from
             # the moments of the compressed model
             bits = 8 * (planned[name] * share - now.overhead) / now.coefficients.size
@@ -652,7 +596,7 @@ def _compress_all(
             share = left / sum(planned[n] for n in planned if n not in spent)
             # an excess of the last weight cannot be compensated
             last = len(spent) + 1 == len(weights)
-            limit = left if last else min(_TOLERANCE * planned[name] * share, left - least_of_others(name))
+            limit = left if last else min(TOLERANCE * planned[name] * share, left - least_of_others(name))
             tensors.update(journal.tensors(name, partial(encoded, name, share, limit, last)))
             matrix = tensors[name + ".weight"]
             left -= matrix.nbytes

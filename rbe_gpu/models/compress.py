@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -26,27 +25,23 @@ from numpy.typing import NDArray
 from .. import dispatch, output, transforms
 from ..blocks import RBEBlocks
 from ..codecs import CODECS
-from ..container import METADATA_KEY, Writer, header
+from ..container import Writer, header
 from ..encode import GRADES, compress
 from ..json_checks import dump_json
-from ..mapped import MappedFile
 from ..threads import blas, get_num_threads
-from .bert_tensors import block_of, linear_weights, tensor_shapes
-from .encoders import canonical_name
-from .folder import check_pooling, read_folder
+from .architectures import architecture
+from .bert_tensors import block_of
 from .journal import Journal, NoJournal, digest
-from .load import architecture, load_folder, open_checkpoint
-from .tokenizer import read_tokenizer
+from .load import load
+from .source import FLOATS, Source, WeightFile, open_source
 
 if TYPE_CHECKING:
-    from .calibrate import Calibration
+    from .calibrate import AnyCalibration
 
 TOKENIZER_ARRAY = "tokenizer.json.zlib"
-MAX_TOKENIZER_BYTES = 64 << 20
 _CHECK_TEXTS = 64
 SMALLEST_SIDE = 32  # smaller matrices lose more to padding than they gain
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
 _TABLES = re.compile(
     r"(^|\.)(word_embeddings|position_embeddings|embed_tokens|tok_embeddings|wte|wpe)\.weight$"
 )
@@ -107,69 +102,12 @@ class CompressSummary:
         return sum(row.nbytes for row in self.rows if row.kind == "dense")
 
 
-# --- the source ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A mapped checkpoint: name -> the file that contains it; the config and the tokenizer."""
-
-    path: Path
-    files: Mapping[str, MappedFile]
-    config: dict[str, Any]
-    tokenizer: NDArray[np.uint8] | None
-    notes: tuple[str, ...]
-    nbytes: int
-
-    def entry(self, name: str) -> Any:
-        return self.files[name].entries[name]
-
-
-def _open_source(path: Path) -> _Source:
-    if path.is_dir():
-        return _open_folder(path)
-    file = MappedFile(path, read_only=True)
-    if METADATA_KEY in file.metadata:
-        raise ValueError(f"{path} is compressed already; compress the checkpoint that it was made from")
-    return _Source(path, dict.fromkeys(file.entries, file), {}, None, (), file.file_bytes)
-
-
-def _open_folder(folder: Path) -> _Source:
-    """A model folder, checked as `load` does: the result can be loaded."""
-    settings = read_folder(folder)
-    config = settings.config
-    made = architecture(config)
-    made.check_config(config)
-    files = open_checkpoint(settings.weights, _FLOATS, read_only=True)
-    made.check_tensors({name: tuple(file.entries[name].shape) for name, file in files.items()}, config)
-    check_pooling(settings.pooling)
-    model = {
-        "model_type": config.get("model_type"),
-        "config": config,
-        "pooling": settings.pooling,
-        "normalize": settings.normalize,
-        "max_seq_length": settings.max_seq_length,
-        **settings.extra,
-    }
-    tokenizer, notes = None, []
-    text = settings.tokenizer
-    if text is not None:
-        path = settings.weights / "tokenizer.json"
-        if len(text) > MAX_TOKENIZER_BYTES:
-            raise ValueError(
-                f"{path} has {len(text)} bytes; a model file holds {MAX_TOKENIZER_BYTES} at most"
-            )
-        read_tokenizer(text, path)
-        tokenizer = np.frombuffer(zlib.compress(text, 9), np.uint8)
-    else:
-        notes.append(f"{folder} has no tokenizer.json: the result can run on token ids, but not on text")
-    nbytes = sum(file.file_bytes for file in {id(f): f for f in files.values()}.values())
-    return _Source(folder, files, model, tokenizer, tuple(notes), nbytes)
+# --- how tensors are stored ---------------------------------------------------------------------------
 
 
 def kind_of(name: str, dtype: str, shape: tuple[int, ...]) -> str:
     """How a tensor is stored: "vectors", "matrix", "dense", or "dropped"."""
-    if dtype not in _FLOATS:
+    if dtype not in FLOATS:
         return "dropped" if name.rpartition(".")[2] == "position_ids" else "dense"
     if len(shape) != 2 or min(shape) < SMALLEST_SIDE:
         return "dense"
@@ -199,7 +137,7 @@ class _Sized(NamedTuple):
 
 
 def _largest_header(
-    source: _Source, kind_by_name: Mapping[str, str], block: int, config: dict[str, Any]
+    source: Source, kind_by_name: Mapping[str, str], block: int, config: dict[str, Any]
 ) -> int:
     """Bytes that no header of the result exceeds: per tensor the codec of the longest entry, and long numbers."""
     arrays: dict[str, _Sized] = {}
@@ -237,9 +175,9 @@ def _largest_header(
     return len(header(arrays, described, config))
 
 
-def _stored_dense_bytes(dtype: str, shape: tuple[int, ...], file: MappedFile, name: str) -> int:
+def _stored_dense_bytes(dtype: str, shape: tuple[int, ...], file: WeightFile, name: str) -> int:
     entry = file.entries[name]
-    return 4 * prod(shape) if dtype in _FLOATS else int(entry.stop - entry.start)
+    return 4 * prod(shape) if dtype in FLOATS else int(entry.stop - entry.start)
 
 
 @dataclass
@@ -258,7 +196,7 @@ class _Budget:
 
 
 def _share(
-    source: _Source,
+    source: Source,
     kind_by_name: Mapping[str, str],
     ratio: float,
     block: int,
@@ -301,7 +239,7 @@ def compress_model(
     transform: str | None = None,
     basis: bool | str = "auto",
     codes: str | None = None,
-    calibrate: Sequence[str] | Calibration | None = None,
+    calibrate: Sequence[str] | AnyCalibration | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> CompressSummary:
@@ -324,7 +262,7 @@ def compress_model(
     calibrate : texts to calibrate on, or the result of `rbe_gpu.calibrate`, for several ratios; needs `ratio` and a
         model folder with a tokenizer. Codes are then chosen for the least error of the outputs
         (`rbe_gpu.models.calibrate`), bits are allocated by sensitivity, biases and norms are corrected, and the
-        whole encoder is in memory. `basis` and `codes` do not apply. Of few texts (`calibrate.FEW_TOKENS`) the result
+        whole model is in memory. `basis` and `codes` do not apply. Of few texts (`calibrate.FEW_TOKENS`) the result
         is compared with plain compression on 64 docstrings of Python's library, and the better one is written.
     resume : with texts to calibrate on: continue a run that was killed or interrupted, from the results that it left
         in the folder `.NAME.journal` beside `out`; the file has the bytes of a run without interruption
@@ -344,7 +282,7 @@ def compress_model(
     options: dict[str, Any] = {"grade": grade, "rmse": rmse, "density": density, "codes": codes}
     _check_target({**options, "ratio": ratio}, block)
     source, out = Path(source), Path(out)
-    opened = _open_source(source)
+    opened = open_source(source)
     for file in {id(f): f for f in opened.files.values()}.values():
         if out.exists() and out.samefile(file.path):
             raise ValueError(f"{out} is the checkpoint itself; write the result to another file")
@@ -353,14 +291,13 @@ def compress_model(
         kind = kind_of(name, *opened.entry(name)[:2])
         if kind != "dropped":
             kind_by_name[name] = kind
-    total = sum(4 * prod(opened.entry(n)[1]) for n in kind_by_name if opened.entry(n)[0] in _FLOATS)
+    total = sum(4 * prod(opened.entry(n)[1]) for n in kind_by_name if opened.entry(n)[0] in FLOATS)
     if not total:
         raise ValueError(f"{source} has no float tensors; there is nothing to compress")
     config = {**opened.config, "source": _provenance(opened, {**options, "ratio": ratio})}
     if calibrate is not None:  # room for every name in the header; what is measured replaces them
-        config["int8_activations"] = list(
-            linear_weights(opened.config.get("config", {"num_hidden_layers": 0}))
-        )
+        made = opened.config.get("config")
+        config["int8_activations"] = [] if made is None else list(architecture(made).linear_weights(made))
     transform_name = transform or "dct"
     budget = (
         None
@@ -389,7 +326,7 @@ def compress_model(
         with ExitStack() as stack:
             journal = _journal(opened, out, calibrate, (ratio, transform, block), resume, stack)
             calibration = _calibration(source, calibrate, opened, transform, block, progress, journal)
-            encoded = _calibrated(calibration, budget, kind_by_name, progress, journal)
+            encoded = _calibrated(opened, calibration, budget, kind_by_name, progress, journal)
             if calibration.few and not _gains(
                 calibration, encoded, _plain(opened, kind_by_name, plain, budget)
             ):
@@ -413,9 +350,9 @@ def compress_model(
         for name, kind in kind_by_name.items():
             where = f"{opened.files[name].path}: tensor {name}"
             array = opened.files[name].array(name)
-            if opened.entry(name)[0] in _FLOATS:
+            if opened.entry(name)[0] in FLOATS:
                 array = _widened(array, where)
-            value: RBEBlocks | NDArray[Any] = encoded.get(canonical_name(name), array)
+            value: RBEBlocks | NDArray[Any] = encoded.get(opened.canonical(name), array)
             error = 0.0
             if isinstance(value, RBEBlocks):
                 error = value.error_report(array).relative_error
@@ -448,29 +385,30 @@ def compress_model(
 
 def _calibration(
     source: Path,
-    texts: Sequence[str] | Calibration,
-    opened: _Source,
+    texts: Sequence[str] | AnyCalibration,
+    opened: Source,
     transform: str | None,
     block: int | None,
     progress: Progress | None,
     journal: NoJournal,
-) -> Calibration:
+) -> AnyCalibration:
     """The calibration of a model folder on texts, or one that was made before, if it is of this folder."""
     from .calibrate import TRANSFORM, Calibration
     from .calibrate import calibrate as run
+    from .calibrate_decoder import DecoderCalibration
 
-    if not source.is_dir():
+    if not opened.config:
         raise ValueError(f"{source} is not a model folder; calibration runs the model on texts")
-    if isinstance(texts, Calibration):
+    if isinstance(texts, Calibration | DecoderCalibration):
         for name, file in opened.files.items():
-            values = texts.values(canonical_name(name))
+            values = texts.values(opened.canonical(name))
             if values is not None and not np.array_equal(values, _widened(file.array(name), name)):
                 raise ValueError(
                     f"{source}: {name} is not the weight that was calibrated; calibrate this model"
                 )
         return texts
     return run(
-        load_folder(source),
+        load(source),
         texts,
         transform=transform or TRANSFORM,
         block=block,
@@ -480,26 +418,28 @@ def _calibration(
 
 
 def _calibrated(
-    calibration: Calibration,
+    opened: Source,
+    calibration: AnyCalibration,
     budget: _Budget,
     kind_by_name: Mapping[str, str],
     progress: Progress | None,
     journal: NoJournal,
 ) -> Mapping[str, Any]:
-    """The calibrated weights of the encoder, by checkpoint name without `bert.`, within their part of the budget."""
-    used = dict(tensor_shapes(calibration.model.config))
-    calibrated = {canonical_name(n) for n, kind in kind_by_name.items() if kind != "dense"} & set(used)
+    """The calibrated weights, by the model's own names, within their part of the budget."""
+    config = calibration.model.config
+    used = dict(architecture(config).tensor_shapes(config))
+    calibrated = {opened.canonical(n) for n, kind in kind_by_name.items() if kind != "dense"} & set(used)
     share = sum(4 * prod(used[name]) for name in calibrated) / budget.dense_bytes
     return calibration.compress(budget.nbytes * share, progress=progress, journal=journal).tensors
 
 
 def _plain(
-    opened: _Source,
+    opened: Source,
     kind_by_name: Mapping[str, str],
     plain: Callable[[str, NDArray[Any], Mapping[str, Any]], RBEBlocks],
     budget: _Budget,
 ) -> Mapping[str, Any]:
-    """The weights as they are without calibration, by checkpoint name without `bert.`."""
+    """The weights as they are without calibration, by the model's own names."""
     left = replace(budget)
     tensors = {}
     for name in (name for name, kind in kind_by_name.items() if kind != "dense"):
@@ -507,31 +447,25 @@ def _plain(
         packed = plain(name, array, {"ratio": left.ratio()})
         value: Any = packed if packed.nbytes < array.nbytes else array
         left.spend(_row(name, value, 0.0))
-        tensors[canonical_name(name)] = value
+        tensors[opened.canonical(name)] = value
     return tensors
 
 
-def _gains(calibration: Calibration, calibrated: Mapping[str, Any], plain: Mapping[str, Any]) -> bool:
-    """Whether vectors are closer to the dense model's with `calibrated` weights than with `plain` ones.
+def _gains(calibration: AnyCalibration, calibrated: Mapping[str, Any], plain: Mapping[str, Any]) -> bool:
+    """Whether results are closer to the dense model's with `calibrated` weights than with `plain` ones.
 
     Of docstrings of Python's library, which are not the texts that were calibrated on.
     """
     from .corpus import held_out
 
     texts = held_out(_CHECK_TEXTS)
-    dense = calibration.model.embed(texts, normalize=True)
-
-    def cosine(tensors: Mapping[str, Any]) -> float:
-        vectors = calibration.model.with_tensors(tensors).embed(texts, normalize=True)
-        return float((vectors * dense).sum(axis=1).mean())
-
-    return not texts or cosine(calibrated) >= cosine(plain)
+    return not texts or calibration.loss(calibrated, texts) <= calibration.loss(plain, texts)
 
 
 def _journal(
-    opened: _Source,
+    opened: Source,
     out: Path,
-    texts: Sequence[str] | Calibration,
+    texts: Sequence[str] | AnyCalibration,
     options: tuple[Any, ...],
     resume: bool,
     stack: ExitStack,
@@ -585,7 +519,7 @@ def _check_target(options: Mapping[str, Any], block: int | None) -> None:
         raise ValueError(f"block={block} is not supported; use one of {transforms.BLOCK_SIZES}")
 
 
-def _provenance(source: _Source, options: Mapping[str, Any]) -> dict[str, Any]:
+def _provenance(source: Source, options: Mapping[str, Any]) -> dict[str, Any]:
     from .. import __version__
 
     return {

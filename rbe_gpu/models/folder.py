@@ -34,20 +34,16 @@ class FolderSettings:
     weights : the folder with config.json and the checkpoint: the folder itself, or that of its Transformer module
     config : config.json
     tokenizer : tokenizer.json with the settings of the other files in it (`tokenizer.tokenizer_json`), or None
-    pooling : 1_Pooling/config.json; None without modules.json: the mean
-    normalize : whether modules.json has a Normalize module
-    max_seq_length : tokens that texts are truncated to
-    extra : what few models have, by name of the argument of `BertEncoder` and of the key in a compressed file:
-        prompts, default_prompt_name, truncate_dim
+    stored : all other settings, as a compressed file holds them: of an encoder pooling (1_Pooling/config.json; None
+        without modules.json: the mean), normalize (whether modules.json has a Normalize module), max_seq_length
+        (tokens that texts are truncated to), and what few models have, prompts, default_prompt_name and truncate_dim;
+        of a decoder chat_template and generation (generation_config.json)
     """
 
     weights: Path
     config: dict[str, Any]
     tokenizer: bytes | None
-    pooling: dict[str, Any] | None
-    normalize: bool
-    max_seq_length: int | None
-    extra: dict[str, Any] = field(default_factory=dict)
+    stored: dict[str, Any] = field(default_factory=dict)
 
 
 def read_folder(folder: Path) -> FolderSettings:
@@ -97,10 +93,12 @@ def _read_transformer(
         weights,
         config,
         tokenizer_json(weights, config, tokenizer_config, bool(lower)),
-        pooling,
-        normalize,
-        _max_seq_length(weights, config, tokenizer_config, settings),
-        extra,
+        {
+            "pooling": pooling,
+            "normalize": normalize,
+            "max_seq_length": _max_seq_length(weights, config, tokenizer_config, settings),
+            **extra,
+        },
     )
 
 

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..blocks import RBEBlocks
 from ..container import load_file
 from ..mapped import MappedFile
-from . import bert
-from .bert_config import check_config
-from .bert_tensors import check_tensors, linear_weights
+from .architectures import (
+    Architecture,
+    Model,
+    architecture,
+    embeds,
+    generates,
+    is_gguf,
+    read_gguf_folder,
+    read_model_folder,
+)
+from .bert import DTYPES, BertEncoder
 from .checkpoint import FLOATS, check_finite, check_names
-from .encoders import ENCODERS
-from .folder import check_extra, read_folder
+from .decoder import Decoder
 from .json_files import read_json
 from .locate import find_model
 from .tokenizer import check_ids, read_tokenizer
@@ -25,43 +32,9 @@ from .tokenizer import check_ids, read_tokenizer
 _MAX_TOKENIZER = 64 << 20  # bytes of tokenizer.json after decompression
 
 
-class Architecture(NamedTuple):
-    """How a model of one `model_type` is made.
-
-    Attributes
-    ----------
-    check_config : raises a ValueError for a config.json that `model` does not support
-    model : (tensors, config, tokenizer, pooling, normalize, max_seq_length, cache_bytes, dtype), as `BertEncoder`;
-        and by name copy_tokenizer and, where the model has them, prompts, default_prompt_name, truncate_dim and
-        int8_activations
-    check_tensors : raises a ValueError if tensors with these names and shapes are not those of a config
-    linear_weights : the names of the weights of linear layers, of a config.json
-    """
-
-    check_config: Callable[[Mapping[str, Any]], None]
-    model: Callable[..., bert.BertEncoder]
-    check_tensors: Callable[[Mapping[str, tuple[int, ...]], Mapping[str, Any]], object] = (
-        lambda shapes, config: None
-    )
-    linear_weights: Callable[[Mapping[str, Any]], Iterable[str]] = lambda config: ()
-
-
-_ENCODER = Architecture(check_config, bert.BertEncoder, check_tensors, linear_weights)
-#: by model_type of config.json
-ARCHITECTURES = dict.fromkeys(ENCODERS, _ENCODER)
-
-
-def architecture(config: Mapping[str, Any]) -> Architecture:
-    """The architecture that a config.json names."""
-    model_type = config.get("model_type", "bert")
-    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
-        raise ValueError(f"config.json has model_type {model_type!r}; supported: {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[model_type]
-
-
 def load(
     source: str | Path, cache_bytes: int = 0, dtype: str = "float32", activations: str | None = None
-) -> bert.BertEncoder:
+) -> Model:
     """Load a model.
 
     Parameters
@@ -69,6 +42,7 @@ def load(
     source : one of
         a folder with config.json and model.safetensors (single or sharded; float32, float16 or bfloat16),
         tokenizer.json, and the files of sentence-transformers if present; weights stay memory-mapped;
+        a decoder in GGUF (`pip install rbe-gpu[gguf]`), whose weights are decoded to float32;
         a `.rbe.safetensors` file written by `rbe-gpu compress`;
         a model of the Hugging Face Hub, such as "hf://sentence-transformers/all-MiniLM-L6-v2", with "@REVISION"
         behind it to pin one (`pip install rbe-gpu[hub]`). No other name is looked up on the network.
@@ -85,8 +59,22 @@ def load(
         The files are invalid, or the model is not supported.
     """
     path = find_model(source)
-    read = load_folder if path.is_dir() else load_compressed
+    read = load_folder if path.is_dir() else load_gguf if is_gguf(path) else load_compressed
     return read(path, cache_bytes, dtype, activations)
+
+
+def load_encoder(
+    source: str | Path, cache_bytes: int = 0, dtype: str = "float32", activations: str | None = None
+) -> BertEncoder:
+    """`load` of a model that makes vectors of texts; a ValueError for any other."""
+    return embeds(load(source, cache_bytes, dtype, activations), source)
+
+
+def load_decoder(
+    source: str | Path, cache_bytes: int = 0, dtype: str = "float32", activations: str | None = None
+) -> Decoder:
+    """`load` of a model that generates text; a ValueError for any other."""
+    return generates(load(source, cache_bytes, dtype, activations), source)
 
 
 # --- a model folder -----------------------------------------------------------------------------------
@@ -106,25 +94,23 @@ def _int8_activations(
 
 def load_folder(
     folder: Path, cache_bytes: int = 0, dtype: str = "float32", activations: str | None = None
-) -> bert.BertEncoder:
+) -> Model:
     """A dense model from a local folder, its weights memory-mapped."""
-    settings = read_folder(folder)
+    settings = read_model_folder(folder)
     made = architecture(settings.config)
     made.check_config(settings.config)
     tokenizer = settings.tokenizer
-    return made.model(
-        read_checkpoint(settings.weights),
-        settings.config,
+    tensors = read_checkpoint(settings.weights)
+    made.check_tensors({name: tensor.shape for name, tensor in tensors.items()}, settings.config)
+    model: Model = made.model(
+        tensors,
+        {"config": settings.config, **settings.stored},
         None if tokenizer is None else read_tokenizer(tokenizer, settings.weights / "tokenizer.json"),
-        settings.pooling,
-        settings.normalize,
-        settings.max_seq_length,
         cache_bytes,
         dtype,
-        copy_tokenizer=False,
-        **settings.extra,
         **_int8_activations(made, activations, settings.config),
     )
+    return model
 
 
 def read_checkpoint(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -187,12 +173,37 @@ def _files(folder: Path, read_only: bool) -> Iterator[tuple[str, MappedFile]]:
         yield name, opened[shard]
 
 
+# --- a GGUF file --------------------------------------------------------------------------------------
+
+
+def load_gguf(
+    path: Path, cache_bytes: int = 0, dtype: str = "float32", activations: str | None = None
+) -> Model:
+    """A decoder from a GGUF file, its weights decoded to float32, or to a half type `dtype`."""
+    settings, file = read_gguf_folder(path)
+    made = architecture(settings.config)
+    half = None if dtype == "float32" else DTYPES.get(dtype)
+    tensors = {}
+    for name in file.entries:
+        tensor = file.array(name)
+        tensors[name] = tensor if half is None or tensor.ndim < 2 else tensor.astype(half)
+    model: Model = made.model(
+        tensors,
+        {"config": settings.config, **settings.stored},
+        None if settings.tokenizer is None else read_tokenizer(settings.tokenizer, path),
+        cache_bytes,
+        dtype,
+        **_int8_activations(made, activations, settings.config),
+    )
+    return model
+
+
 # --- a compressed file --------------------------------------------------------------------------------
 
 
 def load_compressed(
     path: Path, cache_bytes: int = 0, dtype: str = "float32", activations: str | None = None
-) -> bert.BertEncoder:
+) -> Model:
     """A model from a `.rbe.safetensors` file, with the tokenizer that it holds."""
     tensors, stored = load_file(path)
     config = stored.get("config") if isinstance(stored, dict) else None
@@ -201,23 +212,18 @@ def load_compressed(
     made = architecture(config)
     made.check_config(config)
     packed = tensors.pop("tokenizer.json.zlib", None)
-    extra = {
-        name: stored[name] for name in ("prompts", "default_prompt_name", "truncate_dim") if name in stored
-    }
-    check_extra(**extra, where=path)
-    return made.model(
+    made.check_stored(stored, path)
+    tokenizer = None if packed is None else _tokenizer(packed, config, path)
+    made.check_tensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config)
+    model: Model = made.model(
         tensors,
-        config,
-        None if packed is None else _tokenizer(packed, config, path),
-        stored.get("pooling"),
-        bool(stored.get("normalize", True)),
-        stored.get("max_seq_length"),
+        stored,
+        tokenizer,
         cache_bytes,
         dtype,
-        copy_tokenizer=False,
-        **extra,
         **_int8_activations(made, activations, config, stored.get("int8_activations", ())),
     )
+    return model
 
 
 def _tokenizer(packed: RBEBlocks | np.ndarray[Any, Any], config: Mapping[str, Any], path: Path) -> Any:

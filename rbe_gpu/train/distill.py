@@ -25,13 +25,14 @@ from .. import output
 from ..container import Writer, load_file
 from ..evaluate import NEIGHBOURS, Agreement, agreement
 from ..json_checks import dump_json
+from ..models.architectures import embeds
 from ..models.bert import BertEncoder
 from ..models.bert_tensors import linear_weights, tensor_shapes
 from ..models.checkpoint import FLOATS
 from ..models.compress import Progress, compress_model
 from ..models.encoders import canonical_name
 from ..models.int8_choice import int8_weights
-from ..models.load import load, load_folder, open_checkpoint
+from ..models.load import load_encoder, load_folder, open_checkpoint
 from ..threads import get_num_threads
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class _Start:
         self.path = path
         self.tensors, self.config = load_file(path)
         self.file_bytes = path.stat().st_size
-        self.model = load(path)
+        self.model = load_encoder(path)
         if self.model.config != teacher.config:
             raise ValueError(f"{path} is not of this model; compress it with rbe_gpu.compress_model")
         used = dict(tensor_shapes(teacher.config))
@@ -221,7 +222,7 @@ def distill(
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a model folder; training needs the dense model")
     output.destination(out)
-    teacher = load_folder(folder)
+    teacher = embeds(load_folder(folder), folder)
     if teacher.tokenizer is None:
         raise ValueError(f"{folder} has no tokenizer.json, so no text can run through the model")
     texts = list(dict.fromkeys(texts))
@@ -277,7 +278,7 @@ def distill(
     target_of_start = begin.config.get("source", {}).get("target", {})
     facts = {"steps": loop.steps, "texts": len(texts), "start": target_of_start, "seed": seed}
     written = _write_within(trainer, begin, out, target, facts, teacher, held_out)
-    after = agreement(vectors, load(out).embed(held_out))
+    after = agreement(vectors, load_encoder(out).embed(held_out))
     if not interrupted:
         for left in (path, start_path(out)) if own_start else (path,):
             with suppress(FileNotFoundError):

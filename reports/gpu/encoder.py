@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import rbe_gpu as rbe
 from rbe_gpu.models import corpus
-from rbe_gpu.models.load import load
+from rbe_gpu.models.load import load_encoder as load
 
 from ..harness.baselines import TorchBert
 from ..harness.inputs import Inputs

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import rbe_gpu as rbe
 from rbe_gpu.models import corpus
-from rbe_gpu.models.load import load
+from rbe_gpu.models.load import load_encoder as load
 from rbe_gpu.models.locate import model_folder
 from rbe_gpu.registry import relative_error
 

@@ -24,7 +24,7 @@ from rbe_gpu.evaluate import agreement, retrieval
 from rbe_gpu.models import corpus
 from rbe_gpu.models.bert import BertEncoder
 from rbe_gpu.models.calibrate import Calibration
-from rbe_gpu.models.load import load as load_model
+from rbe_gpu.models.load import load_encoder as load_model
 
 from ..harness.baselines import F32, Folder
 from ..harness.rows import Row, Session, append_rows, read_rows
@@ -259,7 +259,8 @@ class _Calibrated:
 
     def calibration(self, **options: Any) -> Calibration:
         """Of the linear layers alone."""
-        return rbe.calibrate(self.dense, self.texts.calibration, tables=False, **options)
+        made: Calibration = rbe.calibrate(self.dense, self.texts.calibration, tables=False, **options)
+        return made
 
     def linear_layers(self, calibration: Calibration, bits: float) -> list[tuple[str, float]]:
         """Sizes and scores of the linear layers at so many bits per weight, all else dense."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.architectures.decoder_cases import write_with_tokenizer
 from tests.test_compress_model import make_model
 
 from .command import run
@@ -14,6 +15,12 @@ from .command import run
 @pytest.fixture(scope="package")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("cli") / "minilm-cut")
+
+
+@pytest.fixture(scope="package")
+def decoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A decoder with random weights, a tokenizer of bytes and a chat template."""
+    return write_with_tokenizer(tmp_path_factory.mktemp("decoder") / "model")
 
 
 @pytest.fixture(scope="package")

@@ -56,7 +56,7 @@ def test_version_and_help() -> None:
     assert (result.exit_code, result.stdout) == (0, f"rbe-gpu {rbe_gpu.__version__}\n")
     result = run("--help")
     assert result.exit_code == 0
-    for name in ("compress", "inspect", "embed", "report", "warmup", "info"):
+    for name in ("compress", "inspect", "embed", "generate", "eval", "report", "warmup", "info"):
         assert name in result.stdout
         assert run(name, "--help").exit_code == 0
 

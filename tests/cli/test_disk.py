@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "report": ("report --quick --model FOLDER --out out", None),
     "tune": ("tune", "out/costs.json"),
     "inspect": ("inspect FILE", None),
+    "generate": ("generate DECODER words -n 2 --json", None),
     "eval": ("eval FILE --against FOLDER --texts TEXTS --no-retrieval", None),
     "warmup": ("warmup FILE --arch 90", None),
     "info": ("info", None),
@@ -66,7 +67,12 @@ def training(model_folder: Path) -> tuple[Path, Path]:
 
 @pytest.fixture
 def ran(
-    tmp_path: Path, texts: Path, model_folder: Path, model_file: Path, training: tuple[Path, Path]
+    tmp_path: Path,
+    texts: Path,
+    model_folder: Path,
+    model_file: Path,
+    training: tuple[Path, Path],
+    decoder_folder: Path,
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the line of a command in a folder that holds the folder `out`."""
     scratch = tmp_path / "scratch"
@@ -75,8 +81,8 @@ def ran(
 
     def run(line: str, **options: object) -> subprocess.CompletedProcess[str]:
         for name, path in zip(
-            ("FOLDER", "FILE", "TEXTS", "LINES", "START"),
-            (model_folder, model_file, texts, *training),
+            ("FOLDER", "FILE", "TEXTS", "LINES", "START", "DECODER"),
+            (model_folder, model_file, texts, *training, decoder_folder),
             strict=True,
         ):
             line = line.replace(name, str(path))

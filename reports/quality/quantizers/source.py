@@ -116,10 +116,7 @@ class Source:
             {**self.tensors, **replaced},
             self.config,
             read_tokenizer(settings.tokenizer, path / "tokenizer.json"),
-            settings.pooling,
-            settings.normalize,
-            settings.max_seq_length,
-            **settings.extra,
+            **settings.stored,
         )
 
     def only_linears(self, replaced: Mapping[str, F32]) -> BertEncoder:

@@ -1,0 +1,127 @@
+"""Allocation of bits to the weights of a model by their sensitivities.
+
+Each weight is quantised alone and the loss of the model's results is measured; loss grows with the square of the
+step, so the total loss for given bytes is least when every weight's step is one common level divided by the root of
+its sensitivity (a Lagrangian allocation). The level is found by bisection on the entropy of the codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..feedback import Geometry, round_rows, round_with_feedback, stream_bits
+
+F32 = NDArray[np.float32]
+
+#: bits per weight at which sensitivities are measured
+PROBE_BITS = 3.0
+MARGIN = 0.998  # of the budget is allocated: an excess of the last weight cannot be compensated
+EMPTY_STREAM = 100.0  # upper bound of the bytes of a stream of zeros
+TOLERANCE = 1.02  # a weight that exceeds its planned bytes by more is re-encoded
+_SAMPLE_ROWS = 4096  # rows of an embedding table that its entropy is estimated on
+_TOP_CODE = 127.0
+_COARSEST = 2.0**16  # steps of columns differ by a factor of about 1000
+
+
+@dataclass(frozen=True)
+class CalibrationResult:
+    """Result of calibrating a model: its weights for one budget.
+
+    Attributes
+    ----------
+    tensors : name -> RBEMatrix or RBEVectors for weights, float32 for the corrected biases
+    bits : name -> bits per weight, all stored bytes counted
+    """
+
+    tensors: dict[str, Any]
+    bits: dict[str, float]
+
+
+@dataclass
+class Weight:
+    """A weight, its size at a step, and the sensitivity of the sentence vectors to it."""
+
+    name: str
+    values: F32
+    coefficients: F32
+    geometry: Geometry | None  # None: an embedding table
+    scales: F32 | None = None
+    sensitivity: float = 1.0
+
+    @property
+    def overhead(self) -> float:
+        """Bytes of the scales that a file holds."""
+        rows, cols = (int(n) for n in self.coefficients.shape)
+        by_row = self.scales is not None and bool((self.scales != 1).any())
+        return 2.0 * (rows * by_row + cols)
+
+    def codes(self, step: float) -> NDArray[np.int8]:
+        if self.geometry is not None:
+            return round_with_feedback(self.coefficients, self.geometry, step)[0]
+        assert self.scales is not None
+        every = max(1, len(self.coefficients) // _SAMPLE_ROWS)
+        return round_rows(self.coefficients[::every], self.scales[::every], step)
+
+    def nbytes(self, step: float) -> float:
+        """Estimated bytes at a step."""
+        bits: float = stream_bits(self.codes(step)) * self.coefficients.size
+        return bits / 8 + self.overhead
+
+    def step_for(self, bits: float) -> float:
+        """The step at which codes take `bits` bits on average, within the bounds of a step."""
+        step = self.bounded(float(self.coefficients.std()) * 2.0 ** (2.05 - bits))
+        for _ in range(8):
+            reached = stream_bits(self.codes(step))
+            if abs(reached - bits) < 5e-3:
+                break
+            step = self.bounded(step * 2.0 ** float(reached - bits))
+        return step
+
+    def fitted(self, quantized: Callable[[float], Any], step: float, limit: float) -> Any:
+        """`quantized(step)`, or at a coarser step such that it takes at most `limit` bytes."""
+        weight, push = quantized(step), 1.0
+        while weight.nbytes > limit:
+            # doubling the step saves one bit, and less where most codes are zero already
+            excess = 8 * (weight.nbytes - limit) / self.coefficients.size
+            slow = 0.25 * float(np.log2(weight.nbytes / max(limit, 1.0)))
+            coarser = self.bounded(step * 2.0 ** (push * max(excess, slow, 0.02)))
+            if coarser <= step:
+                break
+            smaller = quantized(coarser)
+            push = 2.0 * push if smaller.nbytes >= weight.nbytes else 1.0
+            step, weight = coarser, smaller
+        return weight
+
+    def bounded(self, step: float) -> float:
+        """The step clamped: below, codes exceed int8; above, all columns are zero."""
+        spread = float(self.coefficients.std())
+        return min(max(step, spread / _TOP_CODE), spread * _COARSEST)
+
+
+def steps_for(weights: list[Weight], budget: float) -> dict[str, float]:
+    """Steps of least total loss whose estimated bytes fit: step_m = level * sqrt(size_m / sensitivity_m).
+
+    The loss is sum_m sensitivity_m step_m^2, and a step twice as large saves size_m bits. The level moves by secants
+    of that rule, which is exact where codes are wide.
+    """
+    relative = {w.name: (w.coefficients.size / w.sensitivity) ** 0.5 for w in weights}
+    size = sum(w.coefficients.size for w in weights)
+    bits = 8 * (budget - sum(w.overhead for w in weights)) / size
+    if bits <= 0.0:
+        raise ValueError(
+            f"the target leaves {int(budget)} bytes for all weights: fewer than their scales take"
+        )
+    spread = sum(np.log2(w.coefficients.std() / relative[w.name]) * w.coefficients.size for w in weights)
+    level = spread / size + 2.05 - bits
+    for _ in range(10):
+        steps = {w.name: w.bounded(relative[w.name] * 2.0**level) for w in weights}
+        excess = 8 * (sum(w.nbytes(steps[w.name]) for w in weights) - budget) / size
+        if abs(excess) < 2e-3:
+            break
+        level += excess
+    return steps

@@ -1,0 +1,203 @@
+"""The models that load: one `Architecture` for each `model_type`, and what load, compress and eval ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import bert_tensors, decoders, encoders
+from .bert import BertEncoder
+from .bert_config import check_config
+from .decoder import Decoder
+from .decoder_folder import read_decoder_folder
+from .folder import FolderSettings, check_extra, check_pooling, read_folder, weights_folder
+from .generate import sampling_of
+from .gguf_file import GGUFFile, read_gguf
+from .json_files import read_json
+
+#: what `rbe_gpu.load` returns
+Model = BertEncoder | Decoder
+
+
+class Architecture(NamedTuple):
+    """How a model of one `model_type` is read and made.
+
+    Attributes
+    ----------
+    check_config : raises a ValueError for a config.json that is not supported
+    model : called with tensors, stored (config and the other settings, as a compressed file holds them), tokenizer,
+        cache_bytes and dtype, and by name int8_activations where there are some
+    check_tensors : raises a ValueError if tensors with these names and shapes are not those of a config
+    check_stored : raises a ValueError for settings other than the config that are not supported; called with the
+        settings and where they are from
+    linear_weights : canonical names of the weights of linear layers, of a config.json
+    tensor_shapes : canonical name and shape of every tensor that is read, of a config.json
+    canonical_name : of the name of a tensor in a checkpoint
+    """
+
+    check_config: Callable[[Mapping[str, Any]], object]
+    model: Callable[..., Any]
+    check_tensors: Callable[[Mapping[str, tuple[int, ...]], Mapping[str, Any]], object] = (
+        lambda shapes, config: None
+    )
+    check_stored: Callable[[Mapping[str, Any], object], object] = lambda stored, where: None
+    linear_weights: Callable[[Mapping[str, Any]], Iterable[str]] = lambda config: ()
+    tensor_shapes: Callable[[Mapping[str, Any]], Iterable[tuple[str, tuple[int, ...]]]] = lambda config: ()
+    canonical_name: Callable[[str], str] = lambda name: name
+
+
+_EXTRA = ("prompts", "default_prompt_name", "truncate_dim")
+
+
+def _encoder(
+    tensors: Mapping[str, Any],
+    stored: Mapping[str, Any],
+    tokenizer: Any,
+    cache_bytes: int,
+    dtype: str,
+    int8_activations: Collection[str] = (),
+) -> BertEncoder:
+    return BertEncoder(
+        tensors,
+        stored["config"],
+        tokenizer,
+        stored.get("pooling"),
+        bool(stored.get("normalize", True)),
+        stored.get("max_seq_length"),
+        cache_bytes,
+        dtype,
+        int8_activations=int8_activations,
+        copy_tokenizer=False,
+        **{name: stored[name] for name in _EXTRA if name in stored},
+    )
+
+
+def _check_encoder(stored: Mapping[str, Any], where: object) -> None:
+    check_extra(**{name: stored[name] for name in _EXTRA if name in stored}, where=where)
+    check_pooling(stored.get("pooling"))
+
+
+def _decoder(
+    tensors: Mapping[str, Any],
+    stored: Mapping[str, Any],
+    tokenizer: Any,
+    cache_bytes: int,
+    dtype: str,
+    int8_activations: Collection[str] = (),
+) -> Decoder:
+    return Decoder(
+        tensors,
+        stored["config"],
+        tokenizer,
+        cache_bytes,
+        dtype,
+        int8_activations,
+        stored.get("chat_template"),
+        stored.get("generation"),
+        stored.get("special_tokens"),
+    )
+
+
+def _check_decoder(stored: Mapping[str, Any], where: object) -> None:
+    for name, kind, needs in (
+        ("chat_template", str, "a text"),
+        ("generation", Mapping, "an object"),
+        ("special_tokens", Mapping, "an object"),
+    ):
+        if not isinstance(stored.get(name), kind | None):
+            raise ValueError(f"{where} has {name}, which is not {needs}")
+    special = stored.get("special_tokens") or {}
+    if not all(isinstance(token, str) for token in special.values()):
+        raise ValueError(f"{where} has special_tokens, which are not texts")
+    sampling_of(stored.get("generation") or {}, ())
+
+
+_ENCODER = Architecture(
+    check_config,
+    _encoder,
+    bert_tensors.check_tensors,
+    _check_encoder,
+    bert_tensors.linear_weights,
+    bert_tensors.tensor_shapes,
+    encoders.canonical_name,
+)
+_DECODER = Architecture(
+    decoders.decoder_config,
+    _decoder,
+    decoders.check_tensors,
+    _check_decoder,
+    decoders.linear_weights,
+    lambda config: decoders.tensor_shapes(decoders.decoder_config(config)),
+    decoders.canonical_name,
+)
+#: by model_type of config.json
+ARCHITECTURES = {**dict.fromkeys(encoders.ENCODERS, _ENCODER), **dict.fromkeys(decoders.DECODERS, _DECODER)}
+
+
+def architecture(config: Mapping[str, Any]) -> Architecture:
+    """The architecture that a config.json names.
+
+    Raises
+    ------
+    ValueError : no such model is supported
+    """
+    model_type = config.get("model_type", "bert")
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+        raise ValueError(f"config.json has model_type {model_type!r}; supported: {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[model_type]
+
+
+def read_model_folder(folder: Path) -> FolderSettings:
+    """Read and check all settings of a folder: of sentence-transformers, of an encoder or of a decoder.
+
+    Raises
+    ------
+    FileNotFoundError
+        A file is missing.
+    ValueError
+        A file is invalid, or a setting is not supported; the message names the file and the key.
+    """
+    config = read_json(weights_folder(folder) / "config.json", "it is not a model folder")
+    if not _is_decoder(config):
+        return read_folder(folder)
+    if (folder / "modules.json").is_file():
+        raise ValueError(f"{folder / 'modules.json'}: sentence embeddings of decoders are not supported")
+    return read_decoder_folder(folder, config)
+
+
+def _is_decoder(config: Mapping[str, Any]) -> bool:
+    model_type = config.get("model_type")
+    return isinstance(model_type, str) and model_type in decoders.DECODERS
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF does."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"GGUF"
+
+
+def read_gguf_folder(path: Path) -> tuple[FolderSettings, GGUFFile]:
+    """The settings of a decoder in GGUF, as of a folder, and its weights."""
+    model = read_gguf(path)
+    stored = {} if model.chat_template is None else {"chat_template": model.chat_template}
+    decoders.decoder_config(model.config)
+    return FolderSettings(path, model.config, model.tokenizer, stored), model.file
+
+
+def embeds(model: Model, source: object) -> BertEncoder:
+    """A model that makes vectors of texts; a ValueError for any other."""
+    if not isinstance(model, BertEncoder):
+        raise ValueError(
+            f"{source} is a decoder, which makes no vectors of texts; it generates text (rbe-gpu generate)"
+        )
+    return model
+
+
+def generates(model: Model, source: object) -> Decoder:
+    """A model that generates text; a ValueError for any other."""
+    if not isinstance(model, Decoder):
+        raise ValueError(
+            f"{source} is an encoder, which generates no text; it makes vectors of texts (rbe-gpu embed)"
+        )
+    return model

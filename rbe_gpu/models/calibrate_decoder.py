@@ -1,0 +1,543 @@
+"""Calibrated compression of a decoder, layer after layer, as `calibrate` does it for encoders.
+
+The texts run through two models side by side: the dense one, and one whose earlier layers are compressed already.
+Each weight is quantised with the moments of both inputs (`rbe_gpu.feedback`). Bits are allocated by sensitivity
+(`allocation`): the divergence of the predictions from the dense model's when a weight alone is quantised. A table of
+words that also makes the logits is one weight, measured in both places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..blocks import RBEBlocks
+from ..dispatch import module_of
+from ..feedback import (
+    Geometry,
+    Moments,
+    corrected_bias,
+    geometry,
+    quantize_matrix,
+    quantize_table,
+    row_coefficients,
+    row_scales,
+    target_coefficients,
+)
+from ..layers import RBELinear
+from ..transforms import DEFAULT_BLOCK
+from ..workspace import Workspace
+from .allocation import EMPTY_STREAM, MARGIN, PROBE_BITS, TOLERANCE, CalibrationResult, Weight, steps_for
+from .decoder import Decoder, DecoderLayer
+from .decoders import EMBEDDINGS, HEAD, LINEAR_PARTS
+from .journal import NoJournal
+from .pooling import cu_seqlens_of
+
+F32 = NDArray[np.float32]
+Ids = NDArray[np.int64]
+Progress = Callable[[str, int, int], None]
+
+#: tokens of a window, which are predicted from each other alone
+WINDOW = 256
+#: Windows of more tokens than this are left out, evenly: second moments of 1,536 inputs need no more
+MOST_TOKENS = 16384
+_PROBE_WINDOWS, _PROBE_TOKENS = 3, 128
+_INT8_WINDOWS = 8
+#: SmolLM2 at 4.25 bits: int8 inputs of all parts but "down" make a divergence of 0.071 0.076, of all parts 0.089
+INT8_SHARE = 0.03
+_FEW_TOKENS = 2048
+_ROW_POWER = 0.5  # as `calibrate._ROW_POWER`
+#: linear layers that read the same input
+_STAGES = {
+    "qkv": ("query", "key", "value"),
+    "output": ("output",),
+    "gate_up": ("gate", "up"),
+    "down": ("down",),
+}
+
+
+class _Stages:
+    """A layer in stages: each ends at the input of the next weights."""
+
+    def __init__(self, layer: DecoderLayer, index: int, sandwich: bool) -> None:
+        self._layer = layer
+        self._sandwich = sandwich
+        self._ws = Workspace()
+        self.names = {part: f"model.layers.{index}.{name}" for part, name in LINEAR_PARTS.items()}
+
+    def linear(self, part: str) -> RBELinear:
+        owner = self._layer.ffn if part in ("gate", "up", "down") else self._layer.attention
+        linear: RBELinear = getattr(owner, part)
+        return linear
+
+    def with_linears(self, linears: Mapping[str, RBELinear]) -> _Stages:
+        """The same layer with some of its linears replaced, by part."""
+        stages = copy(self)
+        attention, ffn = copy(self._layer.attention), copy(self._layer.ffn)
+        for part, linear in linears.items():
+            setattr(ffn if part in ("gate", "up", "down") else attention, part, linear)
+        stages._layer = self._layer._replace(attention=attention, ffn=ffn)
+        return stages
+
+    def attention_input(self, x: F32) -> F32:
+        return np.asarray(self._layer.norms[0](x))
+
+    def heads(self, h: F32, ends: Ids) -> F32:
+        """The input of the output projection."""
+        return np.array(self._layer.attention.mix(h, cu_seqlens=ends, workspace=self._ws))
+
+    def attended(self, heads: F32, x: F32) -> F32:
+        y = self.linear("output")(heads, workspace=self._ws)
+        return np.asarray(x + (self._layer.norms[1](y) if self._sandwich else y))
+
+    def ffn_input(self, x: F32) -> F32:
+        return np.asarray(self._layer.norms[2 if self._sandwich else 1](x))
+
+    def inner(self, h: F32) -> F32:
+        """The input of the down projection."""
+        up = self.linear("up")(h, workspace=self._ws)
+        return np.asarray(up * self.linear("gate")(h, workspace=self._ws))
+
+    def finished(self, inner: F32, x: F32) -> F32:
+        y = self.linear("down")(inner, workspace=self._ws)
+        return np.asarray(x + (self._layer.norms[3](y) if self._sandwich else y))
+
+    def run(self, x: F32, ends: Ids) -> F32:
+        y = self.attended(self.heads(self.attention_input(x), ends), x)
+        return self.finished(self.inner(self.ffn_input(y)), y)
+
+
+class _Texts:
+    """Windows of tokens, packed in groups, and their hidden states in both models."""
+
+    def __init__(self, windows: Sequence[Ids], group: int = 8) -> None:
+        self.parts = [windows[i : i + group] for i in range(0, len(windows), group)]
+        self.ids = [np.concatenate(part) for part in self.parts]
+        self.ends = [cu_seqlens_of(np.array([len(w) for w in part])) for part in self.parts]
+        self.dense: list[F32] = []
+        self.compressed: list[F32] = []
+
+
+def windows_of(ids: Sequence[int], window: int = WINDOW, most: int = MOST_TOKENS) -> list[Ids]:
+    """Tokens in windows, evenly spaced ones of more than `most` tokens."""
+    flat = np.asarray(ids, np.int64)
+    parts = [flat[i : i + window] for i in range(0, flat.size, window)]
+    parts = [part for part in parts if part.size > 1]
+    return parts[:: max(1, -(-len(parts) * window // most))]
+
+
+def _embedded(model: Decoder, table: F32, ids: Ids) -> F32:
+    return np.asarray(table[ids] * np.float32(model.settings.embedding_scale), np.float32)
+
+
+def _predictions(model: Decoder, head: Any, states: Sequence[F32]) -> list[F32]:
+    """ln of the probabilities of every token, for each group of windows."""
+    logs = []
+    for x in states:
+        logs.append(_log_softmax(np.asarray(model.final_norm(x), np.float32) @ head.T))
+    return logs
+
+
+def _log_softmax(scores: F32) -> F32:
+    """ln softmax of each row, in place."""
+    scores -= scores.max(axis=1, keepdims=True)
+    scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    return scores
+
+
+def _divergence(dense: Sequence[F32], compressed: Sequence[F32]) -> float:
+    """Mean Kullback-Leibler divergence, in nats."""
+    total = sum(float((np.exp(p) * (p - q)).sum()) for p, q in zip(dense, compressed, strict=True))
+    return total / sum(len(p) for p in dense)
+
+
+class DecoderCalibration:
+    """Statistics and sensitivities of a decoder on texts, measured once, for any budget. Made by `calibrate`.
+
+    Attributes
+    ----------
+    model : the dense model; unchanged
+    few : whether the texts have fewer than 2,048 tokens
+    sensitivity : name -> divergence of the predictions per squared step, as measured
+    """
+
+    def __init__(self, model: Decoder, windows: Sequence[Ids], weights: dict[str, Weight], few: bool) -> None:
+        self.model = model
+        self.few = few
+        self._windows = windows
+        self._weights = weights
+
+    @property
+    def sensitivity(self) -> dict[str, float]:
+        return {name: w.sensitivity for name, w in self._weights.items()}
+
+    def values(self, name: str) -> F32 | None:
+        """The dense weight of that name; None where it is not one that is compressed."""
+        weight = self._weights.get(name)
+        return None if weight is None else weight.values
+
+    def loss(self, tensors: Mapping[str, Any], texts: Sequence[str]) -> float:
+        """Mean divergence of the predictions of the model with these tensors from the dense model's."""
+        from ..evaluate_decoders import evaluate_decoders
+
+        window = min(WINDOW, self.model.settings.max_positions)
+        lossy = self.model.with_tensors(tensors)
+        return evaluate_decoders(lossy, self.model, texts, window=window).compressed.kl
+
+    def int8_activations(self, tensors: Mapping[str, Any]) -> list[str]:
+        """The linear weights whose inputs may be rounded to int8, of the model with these tensors.
+
+        Measured part by part ("query", "down", ...), in all layers at once: a part takes int8 inputs if they make the
+        divergence of the predictions larger by at most INT8_SHARE of itself.
+        """
+        lossy = self.model.with_tensors(tensors)
+        windows = [w[:_PROBE_TOKENS] for w in self._windows[:: max(1, len(self._windows) // _INT8_WINDOWS)]]
+        dense = [_log_softmax(self.model.logits(w[None])[0]) for w in windows]
+
+        def divergence(model: Decoder) -> float:
+            return _divergence(dense, [_log_softmax(model.logits(w[None])[0]) for w in windows])
+
+        most = (1 + INT8_SHARE) * divergence(lossy)
+        names: list[str] = []
+        for name in LINEAR_PARTS.values():
+            part = [f"model.layers.{i}.{name}.weight" for i in range(len(self.model.layers))]
+            try:
+                rounded = lossy.with_int8_activations(part)
+            except ValueError:  # their codes have no such products
+                continue
+            if divergence(rounded) <= most:
+                names += part
+        return names
+
+    def compress(
+        self, budget: float, *, progress: Progress | None = None, journal: NoJournal | None = None
+    ) -> CalibrationResult:
+        """Compress the weights into `budget` bytes, everything counted, layer after layer.
+
+        Raises
+        ------
+        ValueError
+            The budget is smaller than the scales of the weights.
+        """
+        journal = journal or NoJournal()
+        budget *= MARGIN
+        weights = self._weights
+
+        def plan() -> list[dict[str, float]]:
+            steps = steps_for(list(weights.values()), budget)
+            return [steps, {name: w.nbytes(steps[name]) for name, w in weights.items()}]
+
+        steps, planned = journal.value("steps and bytes", plan)
+        return _Encoding(self.model, self._windows, weights, planned, budget, progress, journal).run(steps)
+
+
+def calibrate_decoder(
+    model: Decoder,
+    texts: Sequence[str],
+    tables: bool,
+    transform: str,
+    block: int | None,
+    progress: Progress | None,
+    journal: NoJournal | None,
+) -> DecoderCalibration:
+    """`calibrate` of a decoder; texts are joined by an empty line."""
+    for name, tensor in model.tensors().items():
+        if isinstance(tensor, RBEBlocks):
+            raise ValueError(f"{name} is compressed already; calibrate the dense model it was made from")
+    report: Progress = progress or _silent
+    ids = model.token_ids("\n\n".join(texts))
+    longest = min(WINDOW, model.settings.max_positions)
+    windows = windows_of(ids, longest)
+    if not windows:
+        raise ValueError("the texts have fewer than two tokens; there is nothing to predict")
+    layers = [_Stages(layer, i, model.settings.sandwich) for i, layer in enumerate(model.layers)]
+    size = block or DEFAULT_BLOCK
+    report("moments", 0, 1)
+    every = max(1, len(windows) // 16)
+    geometries = _dense_pass(model, _Texts(windows[::every]), layers, transform, size)
+    report("moments", 1, 1)
+    weights: dict[str, Weight] = {}
+    if tables:
+        values = np.asarray(model.word_embeddings.weight, np.float32)
+        counts = np.bincount(np.asarray(ids), minlength=len(values))
+        scales = row_scales(values, _ROW_POWER, counts)
+        weights[EMBEDDINGS] = Weight(
+            EMBEDDINGS, values, row_coefficients(values, transform, size), None, scales
+        )
+    if not model.settings.tied:
+        _add_matrix(weights, HEAD, np.asarray(model.head, np.float32), geometries[HEAD])
+    for layer in layers:
+        for part, name in layer.names.items():
+            _add_matrix(
+                weights, f"{name}.weight", np.asarray(layer.linear(part).weight, np.float32), geometries[name]
+            )
+    probe = [window[:_PROBE_TOKENS] for window in windows[:: -(-len(windows) // _PROBE_WINDOWS)]]
+    _measure(model, weights, _Texts(probe), layers, report, journal or NoJournal())
+    return DecoderCalibration(model, windows, weights, len(ids) < _FEW_TOKENS)
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass
+
+
+def _add_matrix(weights: dict[str, Weight], name: str, values: F32, geo: Geometry) -> None:
+    weights[name] = Weight(name, values, target_coefficients(values, geo), geo)
+
+
+def _dense_pass(
+    model: Decoder, texts: _Texts, layers: list[_Stages], transform: str, block: int
+) -> dict[str, Geometry]:
+    """The geometry of every linear layer's input in the dense model, by the layer's name without `.weight`."""
+    table = np.asarray(model.word_embeddings.weight, np.float32)
+    states = [_embedded(model, table, ids) for ids in texts.ids]
+    geometries: dict[str, Geometry] = {}
+    for layer in layers:
+        moments = {stage: Moments(layer.linear(parts[0]).in_features) for stage, parts in _STAGES.items()}
+        for i, (x, ends) in enumerate(zip(states, texts.ends, strict=True)):
+            h = layer.attention_input(x)
+            heads = layer.heads(h, ends)
+            y = layer.attended(heads, x)
+            g = layer.ffn_input(y)
+            inner = layer.inner(g)
+            for stage, a in (("qkv", h), ("output", heads), ("gate_up", g), ("down", inner)):
+                moments[stage].add(a, a)
+            states[i] = layer.finished(inner, y)
+        for stage, parts in _STAGES.items():
+            geo = geometry(moments.pop(stage), transform, block)
+            geometries |= {layer.names[part]: geo for part in parts}
+    if not model.settings.tied:
+        last = Moments(model.settings.hidden_size)
+        for x in states:
+            h = np.asarray(model.final_norm(x), np.float32)
+            last.add(h, h)
+        geometries[HEAD] = geometry(last, transform, block)
+    return geometries
+
+
+def _measure(
+    model: Decoder,
+    weights: dict[str, Weight],
+    texts: _Texts,
+    layers: list[_Stages],
+    report: Progress,
+    journal: NoJournal,
+) -> None:
+    """Set each weight's sensitivity: quantise it alone, run the remaining model, divide by the squared step."""
+    table = np.asarray(model.word_embeddings.weight, np.float32)
+    head = np.asarray(model.head, np.float32)
+    states = [[_embedded(model, table, ids) for ids in texts.ids]]
+    for layer in layers:
+        states.append([layer.run(x, ends) for x, ends in zip(states[-1], texts.ends, strict=True)])
+    dense = _predictions(model, head, states[-1])
+
+    def finish(x: list[F32], first: int, head: F32 = head) -> float:
+        for layer in layers[first:]:
+            x = [layer.run(a, ends) for a, ends in zip(x, texts.ends, strict=True)]
+        return max(_divergence(dense, _predictions(model, head, x)), 1e-9)
+
+    done = 0
+    if EMBEDDINGS in weights:
+        words = weights[EMBEDDINGS]
+
+        def of_table() -> float:
+            assert words.scales is not None
+            step = words.step_for(PROBE_BITS)
+            probe = quantize_table(table, step, words.scales).decode()
+            x = [_embedded(model, probe, ids) for ids in texts.ids]
+            return finish(x, 0, probe if model.settings.tied else head) / step**2
+
+        words.sensitivity = journal.value(f"sensitivity of {EMBEDDINGS}", of_table)
+        report("sensitivity", done := done + 1, len(weights))
+    if HEAD in weights:
+        last = weights[HEAD]
+
+        def of_head() -> float:
+            assert last.geometry is not None
+            step = last.step_for(PROBE_BITS)
+            probe = quantize_matrix(last.values, last.geometry, step).decode()
+            return finish(states[-1], len(layers), probe) / step**2
+
+        last.sensitivity = journal.value(f"sensitivity of {HEAD}", of_head)
+        report("sensitivity", done := done + 1, len(weights))
+    for index, layer in enumerate(layers):
+        for part, name in layer.names.items():
+            weight, linear = weights[f"{name}.weight"], layer.linear(part)
+
+            def matrix(
+                weight: Weight = weight, linear: RBELinear = linear, layer: _Stages = layer, part: str = part,
+                index: int = index,
+            ) -> float:  # fmt: skip
+                assert weight.geometry is not None
+                step = weight.step_for(PROBE_BITS)
+                probe = quantize_matrix(weight.values, weight.geometry, step).decode()
+                lossy = layer.with_linears({part: RBELinear(probe, linear.bias, linear.activation)})
+                x = [lossy.run(a, ends) for a, ends in zip(states[index], texts.ends, strict=True)]
+                return finish(x, index + 1) / step**2
+
+            weight.sensitivity = journal.value(f"sensitivity of {name}", matrix)
+            report("sensitivity", done := done + 1, len(weights))
+
+
+class _Encoding:
+    """The pass that encodes: the table, then layer after layer on the outputs of the layers compressed already."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        windows: Sequence[Ids],
+        weights: dict[str, Weight],
+        planned: dict[str, float],
+        left: float,
+        progress: Progress | None,
+        journal: NoJournal,
+    ) -> None:
+        self.model = model
+        self.texts = _Texts(windows)
+        self.weights = weights
+        self.planned = planned
+        self.left = left
+        self.report: Progress = progress or _silent
+        self.journal = journal
+        self.tensors: dict[str, Any] = {}
+        self.bits: dict[str, float] = {}
+
+    def run(self, steps: Mapping[str, float]) -> CalibrationResult:
+        model, texts = self.model, self.texts
+        table = lossy = np.asarray(model.word_embeddings.weight, np.float32)
+        if EMBEDDINGS in self.weights:
+            lossy = self._table(steps[EMBEDDINGS])
+        texts.dense = [_embedded(model, table, ids) for ids in texts.ids]
+        texts.compressed = [_embedded(model, lossy, ids) for ids in texts.ids]
+        for index, layer in enumerate(model.layers):
+            self._layer(_Stages(layer, index, model.settings.sandwich))
+        if HEAD in self.weights:
+            pairs = (
+                (np.asarray(model.final_norm(a), np.float32), np.asarray(model.final_norm(b), np.float32))
+                for a, b in zip(texts.dense, texts.compressed, strict=True)
+            )
+            self._matrices({HEAD: None}, pairs)
+        return CalibrationResult(self.tensors, self.bits)
+
+    def _limit(self, name: str, share: float) -> float:
+        """Bytes that a weight may take: somewhat more than planned, and what the others need is left."""
+        others = [w for n, w in self.weights.items() if n not in self.bits and n != name]
+        if not others:
+            return self.left
+        least = sum(w.overhead + EMPTY_STREAM for w in others)
+        return min(TOLERANCE * self.planned[name] * share, self.left - least)
+
+    def _spend(self, name: str, weight: Any) -> None:
+        self.left -= weight.nbytes
+        self.bits[name] = weight.bits_per_weight
+        self.report("encoding", len(self.bits), len(self.weights))
+
+    def _table(self, step: float) -> F32:
+        weight = self.weights[EMBEDDINGS]
+        limit = self._limit(EMBEDDINGS, 1.0)
+
+        def encoded() -> dict[str, Any]:
+            def quantized(step: float) -> Any:
+                assert weight.scales is not None
+                return quantize_table(weight.values, step, weight.scales)
+
+            return {EMBEDDINGS: weight.fitted(quantized, step, limit)}
+
+        self.tensors.update(self.journal.tensors(EMBEDDINGS, encoded))
+        self._spend(EMBEDDINGS, self.tensors[EMBEDDINGS])
+        return np.asarray(self.tensors[EMBEDDINGS].decode())
+
+    def _layer(self, layer: _Stages) -> None:
+        texts, lossy = self.texts, layer
+        compressed: dict[str, RBELinear] = {}
+
+        def stage(parts: Sequence[str], inputs: Iterator[tuple[F32, F32]]) -> None:
+            nonlocal lossy
+            linears = {f"{layer.names[part]}.weight": layer.linear(part) for part in parts}
+            made = self._matrices(linears, inputs)
+            for part in parts:
+                compressed[part] = made[f"{layer.names[part]}.weight"]
+            lossy = layer.with_linears(compressed)
+
+        both = range(len(texts.ids))
+        stage(_STAGES["qkv"], (
+            (layer.attention_input(texts.dense[i]), layer.attention_input(texts.compressed[i])) for i in both
+        ))  # fmt: skip
+        heads = [
+            (
+                layer.heads(layer.attention_input(texts.dense[i]), texts.ends[i]),
+                lossy.heads(layer.attention_input(texts.compressed[i]), texts.ends[i]),
+            )
+            for i in both
+        ]
+        stage(_STAGES["output"], iter(heads))
+        for i, (a, b) in enumerate(heads):
+            texts.dense[i] = layer.attended(a, texts.dense[i])
+            texts.compressed[i] = lossy.attended(b, texts.compressed[i])
+        stage(_STAGES["gate_up"], (
+            (layer.ffn_input(texts.dense[i]), layer.ffn_input(texts.compressed[i])) for i in both
+        ))  # fmt: skip
+
+        def inner() -> Iterator[tuple[F32, F32]]:
+            """Inputs of the down projection, a group at a time: all of them would take most of the memory."""
+            for i in both:
+                dense = layer.inner(layer.ffn_input(texts.dense[i]))
+                yield dense, lossy.inner(layer.ffn_input(texts.compressed[i]))
+                texts.dense[i] = layer.finished(dense, texts.dense[i])
+
+        stage(_STAGES["down"], inner())
+        for i in both:
+            x = texts.compressed[i]
+            texts.compressed[i] = lossy.finished(lossy.inner(layer.ffn_input(x)), x)
+
+    def _matrices(
+        self, linears: Mapping[str, RBELinear | None], inputs: Iterator[tuple[F32, F32]]
+    ) -> dict[str, RBELinear]:
+        """Compress the weights that read `inputs` (dense, compressed); the linear layers with what they decode to."""
+        first = self.weights[next(iter(linears))].geometry
+        assert first is not None
+        moments = Moments(self.weights[next(iter(linears))].values.shape[1])
+        finished = all(self.journal.has(name) for name in linears)
+        for dense, compressed in inputs:  # a generator, which computes the layer's outputs too
+            if not finished:
+                moments.add(dense, compressed)
+        geo = first if finished else geometry(moments, first.transform, first.block)
+
+        def encoded(name: str, linear: RBELinear | None, share: float, limit: float) -> dict[str, Any]:
+            weight = self.weights[name]
+            now = Weight(name, weight.values, target_coefficients(weight.values, geo), geo)
+            # the planned bits, corrected for the excess or saving of earlier weights
+            bits = 8 * (self.planned[name] * share - now.overhead) / now.coefficients.size
+            matrix = now.fitted(
+                lambda step: quantize_matrix(weight.values, geo, step), now.step_for(bits), limit
+            )
+            if len(self.bits) + 1 == len(self.weights) and matrix.nbytes > limit:
+                raise ValueError(
+                    f"the weights take {matrix.nbytes - limit:.0f} bytes more than the target leaves, however few "
+                    "bits they get; use a lower ratio"
+                )
+            made: dict[str, Any] = {name: matrix}
+            if linear is not None and linear.bias is not None:
+                bias = np.asarray(linear.bias, np.float32)
+                made[_bias(name)] = corrected_bias(weight.values, matrix.decode(), bias, moments)
+            return made
+
+        replaced = {}
+        for name, linear in linears.items():
+            share = self.left / sum(nbytes for n, nbytes in self.planned.items() if n not in self.bits)
+            limit = self._limit(name, share)
+            self.tensors.update(self.journal.tensors(name, partial(encoded, name, linear, share, limit)))
+            matrix = self.tensors[name]
+            self._spend(name, matrix)
+            bias = self.tensors.get(_bias(name))
+            activation = None if linear is None else linear.activation
+            replaced[name] = RBELinear(module_of(matrix).asarray(matrix.decode()), bias, activation)
+        return replaced
+
+
+def _bias(name: str) -> str:
+    return name.removesuffix("weight") + "bias"

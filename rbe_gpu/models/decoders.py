@@ -1,0 +1,334 @@
+"""The decoders that load, and where each differs from Llama: one `Decoder` for each `model_type`.
+
+All are stacks of causal attention with rotary positions and a gated feed-forward part, normalised by RMSNorm before
+each. They differ in biases, in norms of queries and keys, in norms behind the parts, and in windows of attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+from .checkpoint import check_distinct, check_shapes
+from .rope_frequencies import check_positive, check_rope, rope_parameters
+from .settings import check_keys, fail
+
+MOST_LAYERS = 10_000
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the decoders of one `model_type` differ from Llama.
+
+    Attributes
+    ----------
+    qkv_bias : whether queries, keys and values have a bias, whatever config.json says
+    reads_bias : whether `attention_bias` of config.json says so of all four linear layers of attention
+    ffn_bias : whether `mlp_bias` says so of the feed-forward part
+    head_norms : whether queries and keys are normalised head by head
+    sandwich : whether the results of attention and of the feed-forward part are normalised, too, before they are
+        added; and norms scale by 1 + weight, word embeddings by sqrt(hidden_size)
+    windows : whether layers may see only the last `sliding_window` tokens
+    local_theta : theta of the layers with a window, where they differ; None: all layers rotate alike
+    activation : the key of config.json, and its default
+    eos : the token that ends a text, where config.json does not say
+    """
+
+    qkv_bias: bool = False
+    reads_bias: bool = False
+    ffn_bias: bool = False
+    head_norms: bool = False
+    sandwich: bool = False
+    windows: bool = False
+    local_theta: float | None = None
+    activation: tuple[str, str] = ("hidden_act", "silu")
+    eos: int | None = None
+
+
+#: by model_type of config.json
+DECODERS: dict[str, Family] = {
+    "llama": Family(reads_bias=True, ffn_bias=True, eos=2),
+    "mistral": Family(windows=True, eos=2),
+    "qwen2": Family(qkv_bias=True, windows=True),
+    "qwen3": Family(reads_bias=True, head_norms=True, windows=True),
+    "gemma3_text": Family(
+        reads_bias=True, eos=1, head_norms=True, sandwich=True, windows=True, local_theta=10_000.0,
+        activation=("hidden_activation", "gelu_pytorch_tanh"),
+    ),
+}  # fmt: skip
+#: activation of config.json -> of `RBEFFN`
+ACTIVATIONS = {
+    "silu": "swiglu",
+    "swish": "swiglu",
+    "gelu": "geglu",
+    "gelu_pytorch_tanh": "geglu_tanh",
+    "gelu_new": "geglu_tanh",
+    "relu": "reglu",
+}
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+#: attribute of `RBEAttention` or `RBEFFN` -> name of its weight in a layer
+LINEAR_PARTS = {
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "output": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+EMBEDDINGS, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """What a decoder is, of a checked config.json.
+
+    Attributes
+    ----------
+    activation : of `RBEFFN`
+    qkv_bias, output_bias, ffn_bias : whether the linear layers of queries, keys and values, of the output of
+        attention, and of the feed-forward part have a bias
+    head_norms, sandwich : as in `Family`
+    embedding_scale : of the word embeddings; 1 but for Gemma
+    scale : of the scores of attention
+    tied : whether logits are computed with the word embeddings
+    windows : for each layer the number of last tokens that it sees, or None
+    rotary : the rotary embedding of each type of layer, as `rope_parameters` has it
+    eos : tokens that end a text
+    """
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_positions: int
+    eps: float
+    activation: str
+    qkv_bias: bool
+    output_bias: bool
+    ffn_bias: bool
+    head_norms: bool
+    sandwich: bool
+    embedding_scale: float
+    scale: float
+    tied: bool
+    windows: tuple[int | None, ...]
+    rotary: dict[str, dict[str, Any]]
+    eos: tuple[int, ...]
+
+    def layer_type(self, index: int) -> str:
+        return FULL if self.windows[index] is None else SLIDING
+
+
+def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
+    """The decoder that a config.json describes.
+
+    Raises
+    ------
+    ValueError
+        It is not supported; the message names the key.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in DECODERS:
+        raise ValueError(f"config.json has model_type {model_type!r}; supported: {', '.join(DECODERS)}")
+    family = DECODERS[model_type]
+    check_keys(config, f"config.json ({model_type})", "config.json")
+    for name in _SIZES:
+        if type(config.get(name)) is not int or config[name] < 1:
+            fail("config.json", name, config.get(name), "a positive integer")
+    if config["num_hidden_layers"] > MOST_LAYERS:  # what a config alone can cost is bounded
+        fail("config.json", "num_hidden_layers", config["num_hidden_layers"], f"at most {MOST_LAYERS}")
+    heads = config["num_attention_heads"]
+    kv_heads = _optional_size(config, "num_key_value_heads", heads)
+    if heads % kv_heads:
+        fail("config.json", "num_key_value_heads", kv_heads, f"a divisor of num_attention_heads={heads}")
+    head_dim = _optional_size(config, "head_dim", config["hidden_size"] // heads)
+    if not 2 <= head_dim <= 256 or head_dim % 2:
+        fail("config.json", "head_dim", head_dim, "an even number from 2 to 256")
+    eps = config.get("rms_norm_eps", 1e-6)
+    if type(eps) not in (int, float) or not 0 <= eps < 1:
+        fail("config.json", "rms_norm_eps", eps, "a number from 0 to 1")
+    key, default = family.activation
+    activation = config.get(key) or default
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        fail("config.json", key, activation, f"one of {', '.join(ACTIVATIONS)}")
+    bias = _flag(config, "attention_bias", False) and family.reads_bias
+    windows = _windows(config, family, model_type)
+    rotary = {}
+    for layer_type in sorted({FULL if w is None else SLIDING for w in windows}):
+        rotary[layer_type] = rope_parameters(config, layer_type, family.local_theta)
+        check_rope(rotary[layer_type], head_dim)
+    scalar = config.get("query_pre_attn_scalar", 256) if family.sandwich else head_dim
+    check_positive("query_pre_attn_scalar", scalar)
+    return DecoderConfig(
+        model_type=model_type,
+        vocab_size=config["vocab_size"],
+        hidden_size=config["hidden_size"],
+        intermediate_size=config["intermediate_size"],
+        num_layers=config["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        max_positions=config["max_position_embeddings"],
+        eps=float(eps),
+        activation=ACTIVATIONS[activation],
+        qkv_bias=bias or family.qkv_bias,
+        output_bias=bias,
+        ffn_bias=_flag(config, "mlp_bias", False) and family.ffn_bias,
+        head_norms=family.head_norms,
+        sandwich=family.sandwich,
+        embedding_scale=sqrt(config["hidden_size"]) if family.sandwich else 1.0,
+        scale=1.0 / sqrt(scalar),
+        tied=_flag(config, "tie_word_embeddings", family.sandwich),
+        windows=windows,
+        rotary=rotary,
+        eos=token_ids(config.get("eos_token_id", family.eos), "config.json", "eos_token_id"),
+    )
+
+
+def token_ids(value: Any, where: object, name: str) -> tuple[int, ...]:
+    """A token id, a list of them, or null, as a tuple."""
+    if value is None:
+        return ()
+    ids = value if isinstance(value, list | tuple) else [value]
+    if not all(type(i) is int and i >= 0 for i in ids):
+        fail(where, name, value, "a token id, or a list of them")
+    return tuple(ids)
+
+
+def _optional_size(config: Mapping[str, Any], name: str, default: int) -> int:
+    value = config.get(name)
+    if value is None:
+        return default
+    if type(value) is not int or value < 1:
+        fail("config.json", name, value, "a positive integer")
+    return value
+
+
+def _flag(config: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = config.get(name, default)
+    if type(value) is not bool:
+        fail("config.json", name, value, "true or false")
+    return value
+
+
+def _windows(config: Mapping[str, Any], family: Family, model_type: str) -> tuple[int | None, ...]:
+    """For each layer the number of last tokens that it sees, or None for all."""
+    layers = config["num_hidden_layers"]
+    window = config.get("sliding_window", 4096)
+    uses = _flag(config, "use_sliding_window", not model_type.startswith("qwen"))
+    if not family.windows or window is None or not uses:
+        window = None
+    elif type(window) is not int or window < 1:
+        fail("config.json", "sliding_window", window, "a positive integer or null")
+    types = config.get("layer_types")
+    if types is not None:
+        known = isinstance(types, list) and all(kind in (FULL, SLIDING) for kind in types)
+        if not known or len(types) != layers:
+            fail("config.json", "layer_types", types, f"{layers} times {FULL} or {SLIDING}")
+        if window is None and SLIDING in types:
+            fail(
+                "config.json",
+                "sliding_window",
+                config.get("sliding_window"),
+                "a number, as layer_types has it",
+            )
+        return tuple(window if kind == SLIDING else None for kind in types)
+    if model_type == "gemma3_text":
+        if window is None:
+            fail("config.json", "sliding_window", config.get("sliding_window"), "a positive integer")
+        name = "sliding_window_pattern" if "sliding_window_pattern" in config else "_sliding_window_pattern"
+        pattern = _optional_size(config, name, 6)
+        return tuple(window if (i + 1) % pattern else None for i in range(layers))
+    first = config.get("max_window_layers", 28) if model_type.startswith("qwen") else 0
+    if type(first) is not int or first < 0:
+        fail("config.json", "max_window_layers", first, "an integer from 0")
+    return tuple(window if i >= first else None for i in range(layers))
+
+
+# --- tensors ------------------------------------------------------------------------------------------
+
+
+def canonical_name(name: str) -> str:
+    """The name of a tensor of a checkpoint as here: those of bare models lack `model.`."""
+    return name if name.startswith("model.") or name == HEAD else f"model.{name}"
+
+
+def norm_names(config: DecoderConfig) -> tuple[str, ...]:
+    """The norms of a layer over the hidden states, in the order in which they are applied."""
+    if config.sandwich:
+        return (
+            "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm",
+        )  # fmt: skip
+    return "input_layernorm", "post_attention_layernorm"
+
+
+def tensor_shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor that a decoder reads.
+
+    A generator, since a config from an untrusted file may claim any number of layers.
+    """
+    hidden, inner = config.hidden_size, config.intermediate_size
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    yield EMBEDDINGS, (config.vocab_size, hidden)
+    yield FINAL_NORM, (hidden,)
+    if not config.tied:
+        yield HEAD, (config.vocab_size, hidden)
+    shapes = {
+        "query": (queries, hidden),
+        "key": (keys, hidden),
+        "value": (keys, hidden),
+        "output": (hidden, queries),
+        "gate": (inner, hidden),
+        "up": (inner, hidden),
+        "down": (hidden, inner),
+    }
+    for i in range(config.num_layers):
+        layer = f"model.layers.{i}."
+        for part, name in LINEAR_PARTS.items():
+            yield f"{layer}{name}.weight", shapes[part]
+            if has_bias(config, part):
+                yield f"{layer}{name}.bias", shapes[part][:1]
+        for name in norm_names(config):
+            yield f"{layer}{name}.weight", (hidden,)
+        if config.head_norms:
+            for name in ("q_norm", "k_norm"):
+                yield f"{layer}self_attn.{name}.weight", (config.head_dim,)
+
+
+def has_bias(config: DecoderConfig, part: str) -> bool:
+    """Whether a linear layer of LINEAR_PARTS has a bias."""
+    if part in ("query", "key", "value"):
+        return config.qkv_bias
+    return config.output_bias if part == "output" else config.ffn_bias
+
+
+def linear_weights(config: Mapping[str, Any]) -> Iterator[str]:
+    """Names of the weights of linear layers, of a config.json."""
+    for i in range(config["num_hidden_layers"]):
+        for name in LINEAR_PARTS.values():
+            yield f"model.layers.{i}.{name}.weight"
+
+
+def check_tensors(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> None:
+    """Raise a ValueError if tensors with these names and shapes are not those of a decoder; others are ignored."""
+    layers = config.get("num_hidden_layers")
+    if type(layers) is int and layers > len(shapes):  # what a config costs is then bounded by the tensors
+        raise ValueError(f"config.json has num_hidden_layers={layers}, but there are {len(shapes)} tensors")
+    names = [(name, canonical_name(name)) for name in shapes]
+    check_distinct(names)
+    check_shapes({short: tuple(shapes[name]) for name, short in names}, tensor_shapes(decoder_config(config)))

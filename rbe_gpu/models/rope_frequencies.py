@@ -1,0 +1,125 @@
+"""The frequencies of rotary position embeddings that a config.json describes.
+
+    f_j = theta^(-2j / head_dim), j < head_dim / 2                      "default" (Su et al. 2021)
+    f_j / factor                                                        "linear" (Chen et al. 2023)
+    f_j / factors[j]                                                    "factors", as GGUF files hold them
+    f_j, f_j / factor, or a mixture, by the wavelength 2 pi / f_j       "llama3" (Grattafiori et al. 2024)
+
+Computed in float32, as models were trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import pi
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .settings import fail, shown
+
+F32 = NDArray[np.float32]
+_NUMBERS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "factors": (),
+}
+#: keys that are read of every kind
+_COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+
+
+def rope_parameters(config: Mapping[str, Any], layer_type: str, local_theta: float | None) -> dict[str, Any]:
+    """The rotary embedding of the layers of a type: "rope_type", "rope_theta" and what the kind needs.
+
+    As transformers 5 reads it: `rope_scaling`, if there is one, else `rope_parameters`, which of Gemma is one object
+    for each type of layers. Older files have theta beside them: `rope_theta`, and of Gemma `rope_local_base_freq` for
+    sliding attention, which is not scaled.
+
+    Parameters
+    ----------
+    layer_type : "full_attention" or "sliding_attention"
+    local_theta : where full and sliding attention differ: theta of the latter if config.json has none
+    """
+    name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    values = config.get(name) or {}
+    if not isinstance(values, Mapping):
+        fail("config.json", name, values, "an object")
+    if local_theta is None:
+        return {"rope_theta": config.get("rope_theta", 10000.0), **values}
+    sliding = layer_type == "sliding_attention"
+    if any(isinstance(part, Mapping) for part in values.values()):
+        values = values.get(layer_type) or {}
+        if not isinstance(values, Mapping):
+            fail("config.json", f"{name}.{layer_type}", values, "an object")
+    elif name == "rope_parameters" and values:
+        fail("config.json", name, dict(values), "an object for each type of layers")
+    elif sliding:
+        values = {}
+    theta = config.get("rope_local_base_freq", local_theta) if sliding else config.get("rope_theta", 1e6)
+    return {"rope_theta": theta, **values}
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise a ValueError unless a value of config.json is a positive number within the range of float32."""
+    number = type(value) in (int, float) and 1e-30 < value < 1e30
+    if not number:
+        fail("config.json", name, value, "a positive number")
+
+
+def check_rope(parameters: Mapping[str, Any], head_dim: int) -> None:
+    """Raise a ValueError for a rotary embedding that is not supported, naming what it is."""
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if not isinstance(kind, str) or kind not in _NUMBERS:
+        raise ValueError(
+            f"config.json has the rotary embedding {shown(kind)} (rope_scaling); supported: {', '.join(_NUMBERS)}"
+        )
+    known = {*_COMMON, *_NUMBERS[kind], *(("factors",) if kind == "factors" else ())}
+    unknown = sorted(set(parameters) - known)
+    if unknown:
+        raise ValueError(
+            f"config.json has {unknown[0]}={shown(parameters[unknown[0]])} of rope_scaling, which {kind!r} has not"
+        )
+    if parameters.get("partial_rotary_factor", 1.0) not in (None, 1.0):
+        fail(
+            "config.json",
+            "partial_rotary_factor",
+            parameters["partial_rotary_factor"],
+            "1: whole heads are rotated",
+        )
+    for name in ("rope_theta", *_NUMBERS[kind]):
+        check_positive(f"{name} of the rotary embedding", parameters.get(name))
+    if kind == "llama3" and parameters["low_freq_factor"] >= parameters["high_freq_factor"]:
+        fail("config.json", "low_freq_factor", parameters["low_freq_factor"], "less than high_freq_factor")
+    factors = parameters.get("factors")
+    if kind == "factors" and (
+        not isinstance(factors, list)
+        or len(factors) != head_dim // 2
+        or not all(type(f) in (int, float) and 1e-30 < f < 1e30 for f in factors)
+    ):
+        fail("config.json", "rope_scaling.factors", factors, f"{head_dim // 2} positive numbers")
+
+
+def rope_frequencies(parameters: Mapping[str, Any], head_dim: int) -> F32:
+    """Radians per position, (head_dim/2,), of parameters that `check_rope` has let through."""
+    theta = np.float32(parameters["rope_theta"])
+    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = np.asarray(np.float32(1.0) / theta**exponent, np.float32)
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if kind == "linear":
+        return np.asarray(frequencies / np.float32(parameters["factor"]))
+    if kind == "factors":
+        return np.asarray(frequencies / np.asarray(parameters["factors"], np.float32))
+    if kind == "llama3":
+        return _llama3(frequencies, parameters)
+    return frequencies
+
+
+def _llama3(frequencies: F32, parameters: Mapping[str, Any]) -> F32:
+    """Long wavelengths divided by `factor`, short ones as they are, and between them a mixture."""
+    factor, low, high, context = (np.float32(parameters[name]) for name in _NUMBERS["llama3"])
+    wavelength = np.float32(2 * pi) / frequencies
+    # from 0 where the context holds `low` wavelengths to 1 where it holds `high`
+    share = np.clip((context / wavelength - low) / (high - low), np.float32(0), np.float32(1))
+    return np.asarray((1 - share) * frequencies / factor + share * frequencies, np.float32)

@@ -1,0 +1,102 @@
+"""The checkpoint that is compressed: a model folder, a GGUF file, or a bare safetensors file, mapped into memory."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..container import METADATA_KEY
+from ..mapped import MappedFile
+from .architectures import architecture, is_gguf, read_gguf_folder, read_model_folder
+from .folder import FolderSettings
+from .gguf_file import GGUFFile
+from .load import open_checkpoint
+from .tokenizer import read_tokenizer
+
+MAX_TOKENIZER_BYTES = 64 << 20
+FLOATS = ("F64", "F32", "F16", "BF16")
+WeightFile = MappedFile | GGUFFile
+
+
+@dataclass(frozen=True)
+class Source:
+    """A mapped checkpoint.
+
+    Attributes
+    ----------
+    path : the folder or file
+    files : name of a tensor -> the file that contains it
+    config : what the compressed file says of the model: model_type, config and other settings; {} of a bare file
+    tokenizer : zlib of tokenizer.json
+    notes : limitations of the result
+    nbytes : of the files
+    """
+
+    path: Path
+    files: Mapping[str, WeightFile]
+    config: dict[str, Any]
+    tokenizer: NDArray[np.uint8] | None
+    notes: tuple[str, ...]
+    nbytes: int
+
+    def entry(self, name: str) -> Any:
+        return self.files[name].entries[name]
+
+    def canonical(self, name: str) -> str:
+        """The model's own name of a tensor of the checkpoint; of a bare file the name itself."""
+        config = self.config.get("config")
+        return name if config is None else architecture(config).canonical_name(name)
+
+
+def open_source(path: Path) -> Source:
+    """Map a checkpoint, checked as `load` does: the result can be loaded.
+
+    Raises
+    ------
+    OSError
+        A file is missing.
+    ValueError
+        It is no checkpoint, or no supported model.
+    """
+    files: Mapping[str, WeightFile]
+    if path.is_dir():
+        settings = read_model_folder(path)
+        architecture(settings.config).check_config(settings.config)
+        files = open_checkpoint(settings.weights, FLOATS, read_only=True)
+        return _model(path, settings, files, settings.weights / "tokenizer.json")
+    if path.is_file() and is_gguf(path):
+        settings, weights = read_gguf_folder(path)
+        return _model(path, settings, dict.fromkeys(weights.entries, weights), path)
+    file = MappedFile(path, read_only=True)
+    if METADATA_KEY in file.metadata:
+        raise ValueError(f"{path} is compressed already; compress the checkpoint that it was made from")
+    return Source(path, dict.fromkeys(file.entries, file), {}, None, (), file.file_bytes)
+
+
+def _model(
+    path: Path, settings: FolderSettings, files: Mapping[str, WeightFile], tokenizer_path: Path
+) -> Source:
+    config = settings.config
+    made = architecture(config)
+    made.check_tensors({name: tuple(file.entries[name].shape) for name, file in files.items()}, config)
+    made.check_stored(settings.stored, path)
+    model = {"model_type": config.get("model_type"), "config": config, **settings.stored}
+    tokenizer, notes = None, []
+    text = settings.tokenizer
+    if text is not None:
+        if len(text) > MAX_TOKENIZER_BYTES:
+            raise ValueError(
+                f"{tokenizer_path} has {len(text)} bytes; a model file holds {MAX_TOKENIZER_BYTES} at most"
+            )
+        read_tokenizer(text, tokenizer_path)
+        tokenizer = np.frombuffer(zlib.compress(text, 9), np.uint8)
+    else:
+        notes.append(f"{path} has no tokenizer.json: the result can run on token ids, but not on text")
+    nbytes = sum(file.file_bytes for file in {id(f): f for f in files.values()}.values())
+    return Source(path, files, model, tokenizer, tuple(notes), nbytes)

@@ -1,0 +1,92 @@
+"""Small decoders of every `model_type`, whose weights are random numbers (see `cases`)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 200,
+    "rms_norm_eps": 1e-5,
+}
+#: by name: config.json
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", **_SIZES, "head_dim": 8, "hidden_act": "silu", "tie_word_embeddings": False},
+    "llama, tied, with biases": {
+        "model_type": "llama", **_SIZES, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True,
+        "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0},
+    },
+    "llama 3": {
+        "model_type": "llama", **_SIZES, "head_dim": 8, "num_key_value_heads": 6, "hidden_act": "gelu",
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
+    "mistral": {"model_type": "mistral", **_SIZES, "head_dim": 8, "sliding_window": 7},
+    "qwen2": {
+        "model_type": "qwen2", **_SIZES, "tie_word_embeddings": True, "use_sliding_window": True,
+        "sliding_window": 9, "max_window_layers": 2,
+    },
+    "qwen3": {"model_type": "qwen3", **_SIZES, "head_dim": 16, "attention_bias": True},
+    "gemma3_text": {
+        "model_type": "gemma3_text", **_SIZES, "head_dim": 8, "query_pre_attn_scalar": 12, "sliding_window": 6,
+        "sliding_window_pattern": 3, "rope_theta": 1e6, "rope_local_base_freq": 10000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    },
+    "gemma3_text, of transformers 5": {
+        "model_type": "gemma3_text", **_SIZES, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+        },
+    },
+}  # fmt: skip
+LENGTHS = np.array([11, 150, 1])
+NEW_TOKENS = 40
+
+
+def write_with_tokenizer(path: Path) -> Path:
+    """A folder of a Llama with random weights, a tokenizer of bytes and a chat template."""
+    from safetensors.numpy import save_file
+
+    from rbe_gpu.models.decoders import decoder_config, tensor_shapes
+
+    from .cases import bytes_tokenizer, weights
+
+    tokenizer = bytes_tokenizer(False)
+    del tokenizer["post_processor"]
+    vocabulary = len(tokenizer["model"]["vocab"])
+    config = {
+        **CONFIGS["llama"], "vocab_size": vocabulary, "tie_word_embeddings": True, "eos_token_id": 2,
+        "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4,
+    }  # fmt: skip
+    settings = {
+        "tokenizer_class": "GPT2TokenizerFast",
+        "chat_template": "User: {{ messages[-1].content }}\nAnswer:",
+    }
+    path.mkdir(parents=True)
+    for name, value in (
+        ("config.json", config), ("tokenizer.json", tokenizer), ("tokenizer_config.json", settings),
+    ):  # fmt: skip
+        (path / name).write_text(json.dumps(value))
+    save_file(weights(dict(tensor_shapes(decoder_config(config)))), path / "model.safetensors")
+    return path
+
+
+def inputs() -> NDArray[np.int64]:
+    """(texts, longest) ids; behind a text zeros."""
+    ids = np.random.RandomState(1).randint(0, 61, (len(LENGTHS), int(LENGTHS.max())))
+    return np.where(np.arange(ids.shape[1]) < LENGTHS[:, None], ids, 0).astype(np.int64)

@@ -1,0 +1,224 @@
+"""Hidden states, logits and greedy texts of every supported decoder are those of transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+import rbe_gpu as rbe
+from rbe_gpu.models.decoder import Decoder
+from rbe_gpu.models.decoders import DECODERS, DecoderConfig, decoder_config
+from rbe_gpu.models.load import load
+
+from .cases import weights
+from .decoder_cases import CONFIGS, LENGTHS, NEW_TOKENS, inputs
+
+RECORDED = np.load(Path(__file__).with_name("decoder_states.npz"))
+#: of the largest value: float32 sums in another order, three layers
+TOLERANCE = 1e-5
+
+
+def tensors(name: str) -> dict[str, NDArray[np.float32]]:
+    shapes = json.loads(str(RECORDED[f"{name}.shapes"]))
+    return weights({key: tuple(shape) for key, shape in shapes.items()})
+
+
+def folder(name: str, path: Path, **changes: Any) -> Path:
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({**CONFIGS[name], **changes}))
+    save_file(tensors(name), path / "model.safetensors")
+    return path
+
+
+def model(name: str) -> Decoder:
+    return Decoder(tensors(name), CONFIGS[name])
+
+
+def packed(states: Any) -> NDArray[np.float32]:
+    return np.concatenate([states[i, :n] for i, n in enumerate(LENGTHS.tolist())])
+
+
+def close(got: NDArray[Any], want: NDArray[Any], tolerance: float = TOLERANCE) -> bool:
+    return bool(np.abs(got - want).max() <= tolerance * np.abs(want).max())
+
+
+def test_every_model_type_is_recorded() -> None:
+    assert {config["model_type"] for config in CONFIGS.values()} == set(DECODERS)
+    assert {key.rpartition(".")[0] for key in RECORDED.files} == set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_hidden_states_and_logits(name: str, tmp_path: Path) -> None:
+    decoder = load(folder(name, tmp_path / "model"))
+    states = decoder.hidden_states(inputs(), LENGTHS)
+    for got, want in zip(states, RECORDED[f"{name}.states"], strict=True):
+        assert close(packed(got), want)
+    assert close(packed(decoder.logits(inputs(), LENGTHS)), RECORDED[f"{name}.logits"])
+    assert np.array_equal(decoder.forward(inputs(), LENGTHS), states[-1])
+    last = decoder.logits(inputs(), LENGTHS, last=True)
+    assert close(last, RECORDED[f"{name}.logits"][np.cumsum(LENGTHS) - 1])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_cache_changes_nothing(name: str) -> None:
+    """In pieces of any size, each text with a past of its own, and one token of each at a time."""
+    decoder, ids = model(name), inputs()
+    want = np.split(RECORDED[f"{name}.logits"], np.cumsum(LENGTHS)[:-1])
+    for pieces in ([7, 1, 30], [1] * 20, [150]):
+        cache = decoder.new_cache(3, 150)
+        done = np.zeros(3, np.int64)
+        for piece in pieces:
+            counts = np.minimum(piece, LENGTHS - done)
+            rows = np.zeros((3, piece), np.int64)
+            for b in range(3):
+                rows[b, : counts[b]] = ids[b, done[b] : done[b] + counts[b]]
+            logits = decoder.logits(rows, counts, cache)
+            for b in range(3):
+                got = logits[b, : counts[b]]
+                if counts[b]:
+                    assert close(got, want[b][done[b] : done[b] + counts[b]], 2 * TOLERANCE)
+            done += counts
+            assert np.array_equal(cache.lengths, done)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_greedy_texts(name: str) -> None:
+    """Of one prompt and of a batch, which texts leave when they end."""
+    decoder = model(name)
+    prompts = [inputs()[b, :n].tolist() for b, n in enumerate(LENGTHS.tolist())]
+    together = decoder.generate(prompts, NEW_TOKENS, ignore_eos=True)
+    for prompt, got, want in zip(prompts, together, RECORDED[f"{name}.tokens"], strict=True):
+        assert list(got.ids) == want.tolist()
+        assert (got.reason, got.prompt_tokens) == ("length", len(prompt))
+    ends = int(RECORDED[f"{name}.tokens"][0, 5])
+    stopped = Decoder(tensors(name), {**CONFIGS[name], "eos_token_id": [ends]}).generate(prompts, NEW_TOKENS)
+    for got, want in zip(stopped, RECORDED[f"{name}.tokens"].tolist(), strict=True):
+        expected = want[: want.index(ends) + 1] if ends in want else want
+        assert list(got.ids) == expected
+        assert got.reason == ("eos" if ends in want else "length")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_compressed_files_are_loaded(name: str, tmp_path: Path) -> None:
+    """Those of 12-bit codes are close to the dense model, and say what they are of."""
+    source = folder(name, tmp_path / "model")
+    rbe.compress_model(source, tmp_path / "m.rbe.safetensors", codes="dense-int12", transform="none")
+    decoder, dense = load(tmp_path / "m.rbe.safetensors"), load(source)
+    got, want = (packed(m.logits(inputs(), LENGTHS)) for m in (decoder, dense))
+    assert np.linalg.norm(got - want) <= 5e-3 * np.linalg.norm(want)
+    assert decoder.settings == dense.settings
+    assert decoder.tensors().keys() == dense.tensors().keys()
+    again = dense.with_tensors(dense.tensors())
+    assert close(packed(again.logits(inputs(), LENGTHS)), want, 1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+def test_half_types(name: str, dtype: str) -> None:
+    decoder = Decoder(tensors(name), CONFIGS[name], dtype=dtype)
+    got = packed(decoder.logits(inputs(), LENGTHS))
+    want = RECORDED[f"{name}.logits"]
+    assert got.dtype == np.float32
+    assert np.linalg.norm(got - want) <= {"float16": 0.01, "bfloat16": 0.06}[dtype] * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (
+            "llama",
+            {"model_type": "gpt2"},
+            "model_type 'gpt2'; supported: .*llama, mistral, qwen2, qwen3, gemma3_text",
+        ),
+        (
+            "llama",
+            {"num_key_value_heads": 4},
+            "num_key_value_heads=4; needs a divisor of num_attention_heads=6",
+        ),
+        ("llama", {"num_hidden_layers": 0}, "num_hidden_layers=0; needs a positive integer"),
+        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000; needs at most 10000"),
+        ("llama", {"num_hidden_layers": 999}, "num_hidden_layers=999, but there are 30 tensors"),
+        ("llama", {"num_hidden_layers": 4}, "no tensor 'model.layers.3.self_attn.q_proj.weight'"),
+        (
+            "llama",
+            {"vocab_size": 62},
+            r"model.embed_tokens.weight has shape \(61, 24\), config.json says \(62, 24\)",
+        ),
+        ("llama", {"head_dim": 7}, "head_dim=7; needs an even number"),
+        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 'rotary embedding "yarn"'),
+        ("llama", {"rope_scaling": {"rope_type": "linear"}}, "factor of the rotary embedding=null"),
+        (
+            "llama",
+            {"rope_scaling": {"rope_type": "linear", "factor": 2, "beta": 1}},
+            "beta=1 of rope_scaling",
+        ),
+        ("llama", {"rope_theta": -1.0}, "rope_theta of the rotary embedding=-1.0; needs a positive number"),
+        ("llama", {"hidden_act": "snake"}, 'hidden_act="snake"'),
+        ("llama", {"pretraining_tp": 2}, "pretraining_tp=2: split matrices"),
+        ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
+        ("llama", {"new_key": 1}, 'unknown key "new_key"'),
+        ("llama", {"eos_token_id": "x"}, 'eos_token_id="x"; needs a token id'),
+        ("mistral", {"sliding_window": 0}, "sliding_window=0; needs a positive integer"),
+        ("qwen2", {"layer_types": ["full_attention"]}, "layer_types="),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": -1}, "sliding_window=-1"),
+        ("qwen3", {"layer_types": [[], [], []]}, "layer_types="),
+        ("llama", {"rope_theta": 10**400}, "needs a positive number"),
+        ("gemma3_text", {"query_pre_attn_scalar": 1e300}, "query_pre_attn_scalar=1e\\+300"),
+        ("gemma3_text", {"sliding_window": None}, "sliding_window=null; needs a positive integer"),
+        (
+            "gemma3_text",
+            {"rope_scaling": None, "rope_parameters": {"rope_theta": 1e6}},
+            "for each type of layers",
+        ),
+        ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0: soft caps"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "only causal attention"),
+    ],
+)
+def test_what_is_not_supported_is_named(name: str, changes: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(folder(name, tmp_path / "model", **changes))
+
+
+def test_defaults_are_those_of_transformers() -> None:
+    def of(name: str, **changes: Any) -> DecoderConfig:
+        return decoder_config({**CONFIGS[name], **changes})
+
+    assert [of(name).eos for name in ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")] == [
+        (2,), (2,), (), (), (1,),
+    ]  # fmt: skip
+    assert of("llama", eos_token_id=None).eos == ()
+    assert of("llama", eos_token_id=[5, 6]).eos == (5, 6)
+    assert not of("mistral", attention_bias=True).output_bias
+    assert not of("qwen2", attention_bias=True).output_bias
+    assert of("qwen2", attention_bias=False).qkv_bias
+    assert not of("qwen2", mlp_bias=True).ffn_bias
+    window = {"use_sliding_window": True, "max_window_layers": 1}
+    assert of("qwen3", **window).windows == (None, 4096, 4096)
+    assert of("qwen3", **{**window, "max_window_layers": 0}).windows == (4096,) * 3
+    assert of("qwen3", sliding_window=7).windows == (None,) * 3  # use_sliding_window is false
+    both = of(
+        "llama", rope_scaling={"rope_type": "linear", "factor": 2.0}, rope_parameters={"rope_theta": 1.0}
+    )
+    assert both.rotary["full_attention"] == {"rope_theta": 10000.0, "rope_type": "linear", "factor": 2.0}
+    gemma = of("gemma3_text", rope_theta=5e5).rotary
+    assert gemma["sliding_attention"] == {"rope_theta": 10000.0}
+    assert gemma["full_attention"] == {"rope_theta": 5e5, "rope_type": "linear", "factor": 8.0}
+    nested = {"full_attention": {"rope_type": "default"}, "sliding_attention": {}}
+    gemma = decoder_config({**CONFIGS["gemma3_text, of transformers 5"], "rope_parameters": nested}).rotary
+    assert gemma["full_attention"]["rope_theta"] == 1e6
+    assert gemma["sliding_attention"]["rope_theta"] == 10000.0
+
+
+def test_a_decoder_and_an_encoder_are_told_apart(tmp_path: Path) -> None:
+    from rbe_gpu.models.architectures import embeds, generates
+
+    decoder = load(folder("llama", tmp_path / "model"))
+    assert generates(decoder, "x") is decoder
+    with pytest.raises(ValueError, match="x is a decoder, which makes no vectors of texts"):
+        embeds(decoder, "x")
