@@ -98,7 +98,7 @@ def evaluate_decoders(
         part = ids[start : start + window]
         if part.size < 2:
             break
-        p, q = (_log_softmax(model.logits(part[None])[0, :-1]) for model in (dense, compressed))
+        p, q = (log_softmax(model.logits(part[None])[0, :-1]) for model in (dense, compressed))
         rows = np.arange(part.size - 1)
         for log, kept in ((p, losses[0]), (q, losses[1])):
             kept.append(-log[rows, part[1:]])
@@ -120,11 +120,11 @@ def evaluate_decoders(
     )
 
 
-def _log_softmax(logits: Any) -> F64:
-    """ln softmax over the last axis, float64, of an array of either device."""
+def log_softmax(logits: Any, dtype: Any = np.float64) -> NDArray[Any]:
+    """ln softmax of each row of (rows, columns) logits, an array of either device, as a NumPy array of `dtype`."""
     from .dispatch import to_host
 
-    scores: F64 = to_host(logits).astype(np.float64)
+    scores: NDArray[Any] = to_host(logits).astype(dtype)
     scores -= scores.max(axis=1, keepdims=True)
     scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
     return scores

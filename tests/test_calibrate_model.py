@@ -82,7 +82,7 @@ def test_of_many_texts_some_run_through_the_model_and_all_are_counted(folder, te
     ids = np.concatenate(rbe.load(folder).token_ids(texts[0]))
     table = real.weight(calibration.WORDS)
     counts = np.bincount(ids, minlength=len(table))
-    scales = calibration.row_scales(table, calibration._ROW_POWER, counts)
+    scales = calibration.row_scales(table, calibration.ROW_POWER, counts)
     np.testing.assert_array_equal(result._weights[calibration.WORDS].scales, scales)
 
 

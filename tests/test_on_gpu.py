@@ -119,8 +119,8 @@ def test_positions_that_are_not_there_are_clamped(backend: TestBackend, integers
     angles = np.outer(np.arange(9), 10000.0 ** (-np.arange(16) / 16))
     cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
     positions = np.array([0, 8, 9, -1, np.iinfo(integers).max, np.iinfo(integers).min], integers)
-    found = backend.op("rope")(*(backend.put(a) for a in (x, cos, sin, positions)))
-    assert_close(backend, "rope", found, reference.rope(x, cos, sin, np.clip(positions, 0, 8)), "float32")
+    rotated = backend.op("rope")(*(backend.put(a) for a in (x, cos, sin, positions)))
+    assert_close(backend, "rope", rotated, reference.rope(x, cos, sin, np.clip(positions, 0, 8)), "float32")
 
 
 # --- a GPU itself -------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ from ..cache import PanelCache
 from ..dispatch import device_memory_errors, device_of, module_of, to_host
 from ..layers import RBEFFN, RBEAttention, RBEEmbedding, RBELayerNorm, RBELinear
 from ..workspace import ThreadWorkspaces, Workspace
-from .bert_config import ACTIVATIONS, check_config, check_int8_activations
-from .bert_tensors import ATTENTION_WEIGHTS, FFN_WEIGHTS, RELATIVE, TYPES, check_tensors
+from .bert_config import ACTIVATIONS, check_config
+from .bert_tensors import ATTENTION_WEIGHTS, FFN_WEIGHTS, RELATIVE, TYPES, check_tensors, linear_weights
 from .encoders import (
     canonical_name,
     first_position,
@@ -37,6 +37,7 @@ from .encoders import (
 )
 from .folder import POOLING as POOLING
 from .folder import check_extra, check_pooling
+from .int8_check import check_int8_activations
 from .pooling import cu_seqlens_of, pool_into, without_first
 from .tokenizer import check_unicode, tokenizer_errors
 
@@ -160,7 +161,7 @@ class BertEncoder:
             self.tokenizer.no_padding()
             self.tokenizer.enable_truncation(self.max_seq_length, direction=truncation["direction"])
         self.int8_activations = frozenset(map(canonical_name, int8_activations))
-        check_int8_activations(self.int8_activations, named, config)
+        check_int8_activations(self.int8_activations, named, linear_weights(config))
         self._build(named)
 
     def _build(self, named: Tensors) -> None:
@@ -276,7 +277,7 @@ class BertEncoder:
                     setattr(part, attribute, linear)
                     weights[name] = linear.weight
             model.layers.append((attention, attention_norm, ffn, ffn_norm))
-        check_int8_activations(names, weights, self.config)
+        check_int8_activations(names, weights, linear_weights(self.config))
         return model
 
     @property

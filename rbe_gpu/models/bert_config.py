@@ -1,16 +1,10 @@
-"""Checks of what an encoder is made with: its config.json, and the weights that take int8 activations."""
+"""Checks of the config.json that an encoder is made with."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from ..blocks import Array, RBEBlocks
-from ..dispatch import CPU
-from ..matmul import algorithms_of
-from .bert_tensors import linear_weights
 from .encoders import encoder_of
 from .settings import check_keys, config_table
 
@@ -66,18 +60,3 @@ def check_config(config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"config.json has {named('hidden_act')} {activation!r}; use one of {tuple(ACTIVATIONS)}"
         )
-
-
-def check_int8_activations(
-    names: Collection[str], named: Mapping[str, Array | RBEBlocks], config: Mapping[str, Any]
-) -> None:
-    """Raise a ValueError for a name that is no linear weight, or whose weight does not take int8 activations."""
-    unknown = set(names) - set(linear_weights(config))
-    if unknown:
-        raise ValueError(f"int8_activations names {min(unknown)!r}, which is no linear weight of the model")
-    for name in sorted(names):
-        weight = named[name]
-        try:
-            algorithms_of(CPU).choose(weight, 64, np.dtype(np.float32), activation_bits=8)
-        except NotImplementedError as error:
-            raise ValueError(f"{name} takes no int8 activations: {error}") from None

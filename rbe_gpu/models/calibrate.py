@@ -10,7 +10,6 @@ quantised.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -37,7 +36,19 @@ from ..layers import RBEAttention, RBELayerNorm, RBELinear
 from ..threads import blas
 from ..transforms import DEFAULT_BLOCK
 from ..workspace import Workspace
-from .allocation import EMPTY_STREAM, MARGIN, PROBE_BITS, TOLERANCE, CalibrationResult, Weight, steps_for
+from .allocation import (
+    EMPTY_STREAM,
+    MARGIN,
+    PROBE_BITS,
+    ROW_POWER,
+    TOLERANCE,
+    CalibrationResult,
+    Weight,
+    are_few,
+    silent,
+    steps_for,
+    warn_of_few,
+)
 from .bert import BertEncoder
 from .bert_tensors import block_of
 from .calibrate_decoder import DecoderCalibration, calibrate_decoder
@@ -55,18 +66,12 @@ POSITIONS = "embeddings.position_embeddings.weight"
 #: With calibration and entropy coding a transform gains less than it costs to make heavy-tailed weights Gaussian
 #: (MiniLM, 2.2 bits: cosine 0.957 without, 0.954 with).
 TRANSFORM = "none"
-#: Tokens of all different texts below which calibration gains little: there is a warning, and `compress_model`
-#: compares the result with plain compression. 40 paragraphs have 2,000.
-FEW_TOKENS = 2048
 #: Of more texts than this, evenly spaced ones run through a model of the hidden size _HIDDEN (1,000 take a minute or
 #: two, and 70 MB); how often a row of the tables is read is counted in all of them.
 MOST_TEXTS, _HIDDEN = 2048, 384
 _TOKENS = 4096  # tokens computed together
 _PROBE_TEXTS = 64  # texts that sensitivities are measured on
 _PLAN_TEXTS = 192  # texts for the moments of the allocation; quantisation uses all
-#: A table's row takes a step proportional to its norm to this power: 0 is least squares, 1 the same relative error
-#: in every row. Tokens are normalised right after the table, which asks for 1; frequent tokens have small norms.
-_ROW_POWER = 0.5
 _FEW_BITS = 0.75  # below this many bits per weight, row scales of tables cost more than they gain
 
 
@@ -312,7 +317,7 @@ class Calibration:
         self.texts = len(texts)
         self._probe = list(texts[:_PROBE_TEXTS])
         self._parts = batches(model, texts)
-        self.few = _are_few(np.concatenate([part.ids for part in self._parts]))
+        self.few = are_few(np.concatenate([part.ids for part in self._parts]))
         self._weights = weights
         self._layers = layers
 
@@ -348,7 +353,7 @@ class Calibration:
         ValueError
             The budget is smaller than the scales of the weights.
         """
-        report: Progress = progress or _silent
+        report: Progress = progress or silent
         budget *= MARGIN
         weights = self._weights
         if 8 * budget / sum(w.coefficients.size for w in weights.values()) < _FEW_BITS:
@@ -370,15 +375,6 @@ class Calibration:
 
 #: what `calibrate` returns
 AnyCalibration = Calibration | DecoderCalibration
-
-
-def _are_few(ids: NDArray[Any]) -> bool:
-    """Whether texts with these token ids, all different, say too little: 40 that are alike but for a number do."""
-    return ids.size < FEW_TOKENS or np.unique(ids).size < FEW_TOKENS // 8
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    pass
 
 
 def most_texts(model: BertEncoder) -> int:
@@ -412,19 +408,6 @@ def calibrate(
     progress: Progress | None = ...,
     journal: NoJournal | None = ...,
 ) -> DecoderCalibration: ...
-
-
-@overload
-def calibrate(
-    model: BertEncoder | Decoder,
-    texts: Sequence[str],
-    *,
-    tables: bool = ...,
-    transform: str = ...,
-    block: int | None = ...,
-    progress: Progress | None = ...,
-    journal: NoJournal | None = ...,
-) -> AnyCalibration: ...
 
 
 @blas
@@ -482,14 +465,9 @@ def calibrate(
     ends = cu_seqlens_of(np.array([len(s) for s in sequences]))
     positions = token_positions(ids.astype(np.int64), ends, model.config)
     read: dict[str, NDArray[Any]] = {WORDS: ids, POSITIONS: positions}
-    if _are_few(ids):
-        warnings.warn(
-            f"calibrating on {len(texts)} different text(s) with {ids.size} tokens, which gains little or nothing; "
-            f"use some hundreds of texts of different words, and {FEW_TOKENS} tokens at the least",
-            stacklevel=3,
-        )
+    warn_of_few(len(texts), ids)
     texts = texts[:: -(-len(texts) // most_texts(model))]
-    report: Progress = progress or _silent
+    report: Progress = progress or silent
     layers = [_Layer(model, i, Workspace()) for i in range(len(model.layers))]
     for layer in layers:
         for name, linear in layer.linears.items():
@@ -503,7 +481,7 @@ def calibrate(
     if tables:
         for name, values in _tables(model).items():
             counts = np.bincount(read[name], minlength=len(values))
-            scales = row_scales(values, _ROW_POWER, counts)
+            scales = row_scales(values, ROW_POWER, counts)
             weights[name] = Weight(
                 name, values, row_coefficients(values, transform, block or DEFAULT_BLOCK), None, scales
             )

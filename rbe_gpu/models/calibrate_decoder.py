@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..blocks import RBEBlocks
 from ..dispatch import module_of
+from ..evaluate_decoders import evaluate_decoders, log_softmax
 from ..feedback import (
     Geometry,
     Moments,
@@ -32,7 +33,19 @@ from ..feedback import (
 from ..layers import RBELinear
 from ..transforms import DEFAULT_BLOCK
 from ..workspace import Workspace
-from .allocation import EMPTY_STREAM, MARGIN, PROBE_BITS, TOLERANCE, CalibrationResult, Weight, steps_for
+from .allocation import (
+    EMPTY_STREAM,
+    MARGIN,
+    PROBE_BITS,
+    ROW_POWER,
+    TOLERANCE,
+    CalibrationResult,
+    Weight,
+    are_few,
+    silent,
+    steps_for,
+    warn_of_few,
+)
 from .decoder import Decoder, DecoderLayer
 from .decoders import EMBEDDINGS, HEAD, LINEAR_PARTS
 from .journal import NoJournal
@@ -50,8 +63,6 @@ _PROBE_WINDOWS, _PROBE_TOKENS = 3, 128
 _INT8_WINDOWS = 8
 #: SmolLM2 at 4.25 bits: int8 inputs of all parts but "down" make a divergence of 0.071 0.076, of all parts 0.089
 INT8_SHARE = 0.03
-_FEW_TOKENS = 2048
-_ROW_POWER = 0.5  # as `calibrate._ROW_POWER`
 #: linear layers that read the same input
 _STAGES = {
     "qkv": ("query", "key", "value"),
@@ -139,15 +150,8 @@ def _predictions(model: Decoder, head: Any, states: Sequence[F32]) -> list[F32]:
     """ln of the probabilities of every token, for each group of windows."""
     logs = []
     for x in states:
-        logs.append(_log_softmax(np.asarray(model.final_norm(x), np.float32) @ head.T))
+        logs.append(log_softmax(np.asarray(model.final_norm(x), np.float32) @ head.T, np.float32))
     return logs
-
-
-def _log_softmax(scores: F32) -> F32:
-    """ln softmax of each row, in place."""
-    scores -= scores.max(axis=1, keepdims=True)
-    scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
-    return scores
 
 
 def _divergence(dense: Sequence[F32], compressed: Sequence[F32]) -> float:
@@ -162,7 +166,7 @@ class DecoderCalibration:
     Attributes
     ----------
     model : the dense model; unchanged
-    few : whether the texts have fewer than 2,048 tokens
+    few : whether the texts are few (`allocation.are_few`)
     sensitivity : name -> divergence of the predictions per squared step, as measured
     """
 
@@ -183,8 +187,6 @@ class DecoderCalibration:
 
     def loss(self, tensors: Mapping[str, Any], texts: Sequence[str]) -> float:
         """Mean divergence of the predictions of the model with these tensors from the dense model's."""
-        from ..evaluate_decoders import evaluate_decoders
-
         window = min(WINDOW, self.model.settings.max_positions)
         lossy = self.model.with_tensors(tensors)
         return evaluate_decoders(lossy, self.model, texts, window=window).compressed.kl
@@ -197,10 +199,10 @@ class DecoderCalibration:
         """
         lossy = self.model.with_tensors(tensors)
         windows = [w[:_PROBE_TOKENS] for w in self._windows[:: max(1, len(self._windows) // _INT8_WINDOWS)]]
-        dense = [_log_softmax(self.model.logits(w[None])[0]) for w in windows]
+        dense = [log_softmax(self.model.logits(w[None])[0], np.float32) for w in windows]
 
         def divergence(model: Decoder) -> float:
-            return _divergence(dense, [_log_softmax(model.logits(w[None])[0]) for w in windows])
+            return _divergence(dense, [log_softmax(model.logits(w[None])[0], np.float32) for w in windows])
 
         most = (1 + INT8_SHARE) * divergence(lossy)
         names: list[str] = []
@@ -249,8 +251,9 @@ def calibrate_decoder(
     for name, tensor in model.tensors().items():
         if isinstance(tensor, RBEBlocks):
             raise ValueError(f"{name} is compressed already; calibrate the dense model it was made from")
-    report: Progress = progress or _silent
+    report: Progress = progress or silent
     ids = model.token_ids("\n\n".join(texts))
+    warn_of_few(len(texts), np.asarray(ids))
     longest = min(WINDOW, model.settings.max_positions)
     windows = windows_of(ids, longest)
     if not windows:
@@ -265,7 +268,7 @@ def calibrate_decoder(
     if tables:
         values = np.asarray(model.word_embeddings.weight, np.float32)
         counts = np.bincount(np.asarray(ids), minlength=len(values))
-        scales = row_scales(values, _ROW_POWER, counts)
+        scales = row_scales(values, ROW_POWER, counts)
         weights[EMBEDDINGS] = Weight(
             EMBEDDINGS, values, row_coefficients(values, transform, size), None, scales
         )
@@ -278,11 +281,7 @@ def calibrate_decoder(
             )
     probe = [window[:_PROBE_TOKENS] for window in windows[:: -(-len(windows) // _PROBE_WINDOWS)]]
     _measure(model, weights, _Texts(probe), layers, report, journal or NoJournal())
-    return DecoderCalibration(model, windows, weights, len(ids) < _FEW_TOKENS)
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    pass
+    return DecoderCalibration(model, windows, weights, are_few(np.asarray(ids)))
 
 
 def _add_matrix(weights: dict[str, Weight], name: str, values: F32, geo: Geometry) -> None:
@@ -401,7 +400,7 @@ class _Encoding:
         self.weights = weights
         self.planned = planned
         self.left = left
-        self.report: Progress = progress or _silent
+        self.report: Progress = progress or silent
         self.journal = journal
         self.tensors: dict[str, Any] = {}
         self.bits: dict[str, float] = {}

@@ -262,7 +262,7 @@ def compress_model(
     calibrate : texts to calibrate on, or the result of `rbe_gpu.calibrate`, for several ratios; needs `ratio` and a
         model folder with a tokenizer. Codes are then chosen for the least error of the outputs
         (`rbe_gpu.models.calibrate`), bits are allocated by sensitivity, biases and norms are corrected, and the
-        whole model is in memory. `basis` and `codes` do not apply. Of few texts (`calibrate.FEW_TOKENS`) the result
+        whole model is in memory. `basis` and `codes` do not apply. Of few texts (`allocation.FEW_TOKENS`) the result
         is compared with plain compression on 64 docstrings of Python's library, and the better one is written.
     resume : with texts to calibrate on: continue a run that was killed or interrupted, from the results that it left
         in the folder `.NAME.journal` beside `out`; the file has the bytes of a run without interruption
@@ -294,7 +294,7 @@ def compress_model(
     total = sum(4 * prod(opened.entry(n)[1]) for n in kind_by_name if opened.entry(n)[0] in FLOATS)
     if not total:
         raise ValueError(f"{source} has no float tensors; there is nothing to compress")
-    config = {**opened.config, "source": _provenance(opened, {**options, "ratio": ratio})}
+    config = {**opened.config, "source": _made_from(opened, {**options, "ratio": ratio})}
     if calibrate is not None:  # room for every name in the header; what is measured replaces them
         made = opened.config.get("config")
         config["int8_activations"] = [] if made is None else list(architecture(made).linear_weights(made))
@@ -519,7 +519,7 @@ def _check_target(options: Mapping[str, Any], block: int | None) -> None:
         raise ValueError(f"block={block} is not supported; use one of {transforms.BLOCK_SIZES}")
 
 
-def _provenance(source: Source, options: Mapping[str, Any]) -> dict[str, Any]:
+def _made_from(source: Source, options: Mapping[str, Any]) -> dict[str, Any]:
     from .. import __version__
 
     return {

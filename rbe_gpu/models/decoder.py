@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from .. import ops
 from ..blocks import Array, RBEBlocks
 from ..cache import PanelCache
-from ..dispatch import CPU, device_memory_errors, device_of, module_of, to_host
+from ..dispatch import device_memory_errors, device_of, module_of, to_host
 from ..layers import RBEFFN, KVCache, RBEAttention, RBEEmbedding, RBELinear, RBERMSNorm, RBERotary
-from ..matmul import algorithms_of
 from ..workspace import ThreadWorkspaces, Workspace
 from .bert import DTYPES
 from .chat import ChatTemplate
@@ -42,6 +41,7 @@ from .decoders import (
     tensor_shapes,
 )
 from .generate import Generation, Sampling, generate, sampling_of
+from .int8_check import check_int8_activations
 from .pooling import cu_seqlens_of
 from .rope_frequencies import rope_frequencies
 from .tokenizer import check_unicode, tokenizer_errors
@@ -120,7 +120,7 @@ class Decoder:
         self.sampling, self.eos = sampling_of(self.generation_config, self.settings.eos)
         self.int8_activations = frozenset(map(canonical_name, int8_activations))
         named = {canonical_name(name): tensor for name, tensor in tensors.items()}
-        _check_int8(self.int8_activations, named, config)
+        check_int8_activations(self.int8_activations, named, linear_weights(config))
         self._build(named)
 
     def _build(self, named: Tensors) -> None:
@@ -212,7 +212,7 @@ class Decoder:
         """The same model and weights, with int8 activations for the linear weights of these names alone."""
         model = copy(self)
         model.int8_activations, model._workspaces = frozenset(map(canonical_name, names)), ThreadWorkspaces()
-        _check_int8(model.int8_activations, self.tensors(), self.config)
+        check_int8_activations(model.int8_activations, self.tensors(), linear_weights(self.config))
         model._build(self.tensors())
         return model
 
@@ -566,14 +566,3 @@ def _special_tokens(
 def _linear(attention: RBEAttention, ffn: RBEFFN, part: str) -> RBELinear:
     owner = ffn if part in ("gate", "up", "down") else attention
     return cast(RBELinear, getattr(owner, part))
-
-
-def _check_int8(names: Collection[str], named: Tensors, config: Mapping[str, Any]) -> None:
-    unknown = set(names) - set(linear_weights(config))
-    if unknown:
-        raise ValueError(f"int8_activations names {min(unknown)!r}, which is no linear weight of the model")
-    for name in sorted(names):
-        try:
-            algorithms_of(CPU).choose(named[name], 64, np.dtype(np.float32), activation_bits=8)
-        except NotImplementedError as error:
-            raise ValueError(f"{name} takes no int8 activations: {error}") from None

@@ -247,9 +247,9 @@ def read_header(view: mmap, where: str, sizes: Mapping[int, tuple[str, int, int]
     alignment = header.metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
         cursor.fail(f"general.alignment={alignment} is not a power of two up to {MAX_ALIGNMENT}")
-    found = list(_tensors(cursor, tensors, alignment, sizes))
+    described = list(_tensors(cursor, tensors, alignment, sizes))
     header.data_start = -(-cursor.at // alignment) * alignment
-    for name, tensor in found:
+    for name, tensor in described:
         if name in header.tensors:
             cursor.fail(f"tensor {quoted(name)} appears twice")
         start, stop = tensor.start + header.data_start, tensor.stop + header.data_start

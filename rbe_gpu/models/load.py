@@ -81,14 +81,22 @@ def load_decoder(
 
 
 def _int8_activations(
-    made: Architecture, activations: str | None, config: Mapping[str, Any], measured: Any = ()
+    made: Architecture,
+    activations: str | None,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    measured: Any = (),
 ) -> dict[str, Collection[str]]:
     """`int8_activations` of a model, as the caller or else the file says; nothing for none."""
     if activations not in (None, "int8", "float"):
         raise ValueError(f'activations={activations!r}; use "int8", "float" or None')
     if not isinstance(measured, list | tuple) or not all(isinstance(name, str) for name in measured):
         raise ValueError("int8_activations is not a list of names")
-    names = tuple(made.linear_weights(config)) if activations == "int8" else measured
+    names = measured
+    if activations == "int8":
+        # a config may name any number of layers: no more than there are tensors for
+        made.check_tensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config)
+        names = tuple(made.linear_weights(config))
     return {"int8_activations": names} if names and activations != "float" else {}
 
 
@@ -101,14 +109,13 @@ def load_folder(
     made.check_config(settings.config)
     tokenizer = settings.tokenizer
     tensors = read_checkpoint(settings.weights)
-    made.check_tensors({name: tensor.shape for name, tensor in tensors.items()}, settings.config)
     model: Model = made.model(
         tensors,
         {"config": settings.config, **settings.stored},
         None if tokenizer is None else read_tokenizer(tokenizer, settings.weights / "tokenizer.json"),
         cache_bytes,
         dtype,
-        **_int8_activations(made, activations, settings.config),
+        **_int8_activations(made, activations, settings.config, tensors),
     )
     return model
 
@@ -193,7 +200,7 @@ def load_gguf(
         None if settings.tokenizer is None else read_tokenizer(settings.tokenizer, path),
         cache_bytes,
         dtype,
-        **_int8_activations(made, activations, settings.config),
+        **_int8_activations(made, activations, settings.config, tensors),
     )
     return model
 
@@ -214,14 +221,13 @@ def load_compressed(
     packed = tensors.pop("tokenizer.json.zlib", None)
     made.check_stored(stored, path)
     tokenizer = None if packed is None else _tokenizer(packed, config, path)
-    made.check_tensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config)
     model: Model = made.model(
         tensors,
         stored,
         tokenizer,
         cache_bytes,
         dtype,
-        **_int8_activations(made, activations, config, stored.get("int8_activations", ())),
+        **_int8_activations(made, activations, config, tensors, stored.get("int8_activations", ())),
     )
     return model
 

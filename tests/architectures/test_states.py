@@ -193,7 +193,7 @@ def test_calibration_numbers_tokens_as_the_model_does(tmp_path: Path) -> None:
         np.concatenate([2 + np.arange(len(ids)) for ids in model.token_ids(some)]), minlength=300
     )
     table = model.position_embeddings.weight
-    np.testing.assert_array_equal(scales, calibrate.row_scales(table, calibrate._ROW_POWER, counts))
+    np.testing.assert_array_equal(scales, calibrate.row_scales(table, calibrate.ROW_POWER, counts))
     budget = sum(w.values.size for w in weight_of.values()) * 6 / 8
     compressed = model.with_tensors(calibrated.compress(budget).tensors)
     vectors, dense = (m.embed(some, normalize=True) for m in (compressed, model))

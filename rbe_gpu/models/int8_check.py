@@ -1,0 +1,31 @@
+"""The check of the weights whose inputs are to be rounded to int8."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+import numpy as np
+
+from ..blocks import Array, RBEBlocks
+from ..dispatch import CPU
+from ..matmul import algorithms_of
+
+
+def check_int8_activations(
+    names: Collection[str], named: Mapping[str, Array | RBEBlocks], linear_weights: Iterable[str]
+) -> None:
+    """Raise a ValueError for a name that is no linear weight, or whose weight does not take int8 activations.
+
+    Parameters
+    ----------
+    named : the tensors of the model
+    linear_weights : the names of all its linear weights
+    """
+    unknown = set(names) - set(linear_weights)
+    if unknown:
+        raise ValueError(f"int8_activations names {min(unknown)!r}, which is no linear weight of the model")
+    for name in sorted(names):
+        try:
+            algorithms_of(CPU).choose(named[name], 64, np.dtype(np.float32), activation_bits=8)
+        except NotImplementedError as error:
+            raise ValueError(f"{name} takes no int8 activations: {error}") from None
