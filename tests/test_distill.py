@@ -240,11 +240,11 @@ def test_the_size_falls_from_start_to_end_and_the_rate_to_zero() -> None:
     sizes = [schedule.target_bytes(done, 1000.0, 400.0) for done in np.linspace(0, 1, 101)]
     assert sizes[0] == pytest.approx(998)
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[60] == sizes[-1] == pytest.approx(0.998 * 400)
+    assert sizes[50] == sizes[-1] == pytest.approx(0.998 * 400)
     assert schedule.target_bytes(0.0, 300.0, 400.0) == pytest.approx(0.998 * 400)  # a small start may grow
     rates = [schedule.learning_rate(1000, done, True) for done in np.linspace(0, 1, 101)]
-    assert rates[:60] == [1.0] * 60
-    assert rates[60:] == sorted(rates[60:], reverse=True)
+    assert rates[:50] == [1.0] * 50
+    assert rates[50:] == sorted(rates[50:], reverse=True)
     assert rates[-1] == pytest.approx(0, abs=1e-12)
     assert schedule.learning_rate(0, 0.0, True) < 0.05
     assert schedule.step_factor(2.0, 1.0) == 1.03
@@ -321,7 +321,7 @@ def test_two_runs_and_a_resumed_one_give_the_same_file(
     path = checkpoint.path_for(tmp_path / "c")
     with pytest.raises(ValueError, match="of a run with another texts"):
         _train(folder, texts[:-1], start, tmp_path / "c", resume=True)
-    with pytest.raises(ValueError, match="of a run with another batch size, tokens or seed"):
+    with pytest.raises(ValueError, match="of a run with another batch size, tokens, precision or seed"):
         _train(folder, texts, start, tmp_path / "c", resume=True, seed=1)
     steps = []
     resumed = _train(
@@ -361,6 +361,26 @@ def test_training_goes_down_to_a_smaller_size(
     assert rbe.load(tmp_path / "out").embed(["a text"]).shape == (1, 96)
 
 
+def test_bfloat16_matmuls_train_the_same_model(
+    folder: Path, texts: list[str], start: Path, tmp_path: Path
+) -> None:
+    seen: dict[str, list[Any]] = {"float32": [], "bfloat16": []}
+    for precision, statuses in seen.items():
+        _train(
+            folder,
+            texts,
+            start,
+            tmp_path / precision,
+            steps=40,
+            precision=precision,
+            progress=statuses.append,
+        )
+    exact, rounded = (np.array([s.loss for s in statuses]) for statuses in seen.values())
+    assert (exact != rounded).all()
+    # factors of 8 bits: a product is off by 2^-9, a sum of 96 of them by less
+    np.testing.assert_allclose(rounded, exact, rtol=0.01)
+
+
 def test_without_a_start_file_the_model_is_calibrated(folder: Path, texts: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     summary = distill(folder, texts, out=out, steps=1, **OPTIONS)
@@ -382,6 +402,7 @@ def test_errors(folder: Path, texts: list[str], start: Path, tmp_path: Path) -> 
     refuses("batch_size=1 is too small", batch_size=1)
     refuses("max_tokens=2 leaves no room", max_tokens=2)
     refuses('device="?.tpu', device="tpu")
+    refuses("precision='int8'; use one of", precision="int8")
     refuses("different texts with a token are too few", some=texts[:40])
     refuses("different texts with a token are too few", some=[" " * (i + 1) for i in range(200)])
     refuses("5 held-out texts are too few", held_out=texts[:5])

@@ -60,6 +60,10 @@ def command(
     max_tokens: Annotated[int, typer.Option(min=3, max=10**6, help="Tokens of a text that are used.")] = 96,
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="Of the order of the texts.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="float32 or bfloat16, of the matmuls. Default: float32 on the CPU, else bfloat16."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a run that was interrupted or killed.")
     ] = False,
@@ -108,6 +112,7 @@ def command(
             max_tokens=max_tokens,
             seed=seed,
             device=device,
+            precision=precision,
             resume=resume,
             progress=training,
             calibration_progress=calibrating,

@@ -6,7 +6,7 @@ import math
 
 _WARM_UP = 30  # steps: Adam's second moments are of few gradients before
 #: The size falls between these parts of a run; from then on it is constant, and the learning rate falls
-_FALLS = (0.05, 0.6)
+_FALLS = (0.05, 0.5)
 #: largest change of the step at once. Bits fall by 0.04 for 3%, which some ten steps of training make good
 _COARSEST = 1.03
 _SLACK = 0.998  # of the size is used: what is written is not just the estimate

@@ -65,6 +65,7 @@ class Trainer:
     sequences : token ids of the training texts
     held_out : token ids of the texts that the student is measured on
     batch_size : texts of a step
+    precision : of the matmuls, "float32" or "bfloat16"
     """
 
     def __init__(
@@ -76,10 +77,11 @@ class Trainer:
         batch_size: int,
         seed: int,
         device: str,
+        precision: str = "float32",
     ) -> None:
         self.student = Student.of(teacher)
         self.device = device
-        self.dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+        self.dtype = getattr(torch, precision)
         self._batches = Batches(sequences, batch_size, seed, device)
         self._held_out = held_out
         self._teacher = {
