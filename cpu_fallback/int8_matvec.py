@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from . import params
+from ._atomics import call_address
 from ._jit import cpu_inline, cpu_kernel
-from ._parts import record_at, run_shares
+from ._parts import c_function, record_at, run_shares
 from .arrays import ENCODING, address, bytes_at, floats_at, halves_at
 from .int8_codes import run_bytes
 from .int8_input import quantize_row
@@ -81,9 +82,7 @@ def _part(params_at, blocks, parts, begin, end):
             _block(p, b * p.block, part)
 
 
-@cpu_kernel
-def int8_matvec(params_at):
-    """Run a call; params_at : address of a `params.INT8_MATVEC`."""
+def _int8_matvec(params_at):
     p = record_at(params_at, _MATVEC)
     w = p.weight
     scale, z, line = floats_at(p.scale), bytes_at(p.z), floats_at(p.line)
@@ -94,6 +93,21 @@ def int8_matvec(params_at):
         )  # fmt: skip
     blocks = (w.rows_padded + p.block - 1) // p.block
     run_shares(_part, p.parts, 1, p.parts, (params_at, blocks, p.parts))
+
+
+#: out = activation(x W^T + bias) + residual with int8 activations: a C function of the address of a
+#: `params.INT8_MATVEC`
+INT8_MATVEC = c_function(_int8_matvec)
+
+
+@cpu_kernel
+def _call(function, params_at):
+    call_address(function, (params_at,))
+
+
+def int8_matvec(params_at: int) -> None:
+    """Run `INT8_MATVEC`."""
+    _call(INT8_MATVEC(), params_at)
 
 
 class Int8MatvecCall(MatmulCall):

@@ -124,7 +124,7 @@ def _matvec(
     wide = _as_float32(bias, "linear.bias", ws)
     call.set_output(wide, activation, residual, out)
     call.set_input(x)
-    return bool(matvec(call.params_at))
+    return matvec(call.params_at)
 
 
 def _dense_tiles(

@@ -17,8 +17,9 @@ from rbe_gpu import transforms
 from rbe_gpu.codecs.packing import RUN
 
 from . import params
+from ._atomics import call_address
 from ._jit import cpu_inline, cpu_kernel
-from ._parts import record_at, run_shares
+from ._parts import c_function, record_at, run_shares
 from .arrays import (
     BF16,
     ENCODING,
@@ -328,20 +329,15 @@ def _part(params_at, int8, units, parts, begin, end):
             _unit(params_at, int8, unit, blocks, part)
 
 
-@cpu_kernel
-def matvec(params_at):
-    """out = activation(x W^T + bias) + residual for a few tokens; params_at : address of a `params.MATVEC`.
-
-    Returns False, with nothing written, where x has a value that is not finite, or would not be times HEADROOM, and W
-    is compressed.
-    """
+def _matvec(params_at):
     p = record_at(params_at, _MATVEC)
+    p.written = 0
     w, tokens, columns, groups = p.weight, p.tokens, p.columns, p.groups
     blocks_in = columns // p.block
     for j in range(tokens * blocks_in):
         finite = _transform_block(p, j // blocks_in, j % blocks_in)
         if not finite and (w.bits > 0 or w.row_start != 0):
-            return False
+            return
     x, sums = floats_at(p.x), floats_at(p.sums)
     int8 = False
     if has_int8_dot() and p.digits != 0:
@@ -360,7 +356,23 @@ def matvec(params_at):
                 sums[token * groups + g] = vsum(total)
     blocks = (w.rows_padded + p.block - 1) // p.block
     run_shares(_part, p.parts, 1, p.parts, (params_at, int8, tokens * blocks, p.parts))
-    return True
+    p.written = 1
+
+
+#: out = activation(x W^T + bias) + residual for a few tokens: a C function of the address of a `params.MATVEC`. Where
+#: x has a value that is not finite, or would not be times HEADROOM, and W is compressed, it writes only `written`.
+MATVEC = c_function(_matvec)
+
+
+@cpu_kernel
+def _call(function, params_at):
+    call_address(function, (params_at,))
+    return record_at(params_at, _MATVEC).written
+
+
+def matvec(params_at: int) -> bool:
+    """Run `MATVEC`; whether it wrote the results."""
+    return bool(_call(MATVEC(), params_at))
 
 
 class MatvecCall(MatmulCall):

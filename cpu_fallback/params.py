@@ -101,6 +101,7 @@ MATVEC = Struct(
     lines=_FLOATS_OUT, lines_stride="i64",
     entry_value=_FLOATS_OUT, entry_offset="i32*", entry_stride="i64",
     entry_start="i64*", entry_start_stride="i64",
+    written="i64",  # by the kernel: whether it wrote the results
 )  # fmt: skip
 
 #: Activations to int8 in tiles of tokens: `int8_input`.
