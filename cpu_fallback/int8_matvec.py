@@ -137,6 +137,9 @@ class Int8MatvecCall(MatmulCall):
         )
         super().__init__(w, params.INT8_MATVEC, record, scratch)
 
+    kernel = staticmethod(INT8_MATVEC)
+    written_at = 0  # it always writes
+
     def set_input(self, x: Any) -> None:
         """Read x (n, in_features) at the next call."""
         params.pack_input(self._bytes, _INPUT_AT, address(x), ENCODING[x.dtype])

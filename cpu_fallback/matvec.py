@@ -62,7 +62,7 @@ from .unpack import multiply_1x32, multiply_1x64, run_codes, vbroadcast
 
 _ZERO, _HALF = np.float32(0), np.float32(0.5)
 _MATVEC = params.MATVEC.dtype
-_INPUT_AT = params.MATVEC.offset("input")
+_INPUT_AT, _WRITTEN_AT = params.MATVEC.offset("input"), params.MATVEC.offset("written")
 
 
 @cpu_inline
@@ -420,6 +420,13 @@ class MatvecCall(MatmulCall):
             entry_start_stride=8,
         )
         super().__init__(w, params.MATVEC, record, scratch)
+
+    kernel = staticmethod(MATVEC)
+
+    @property
+    def written_at(self) -> int:
+        """Address of the field that says whether the results were written."""
+        return self.params_at + _WRITTEN_AT
 
     def set_input(self, x: Any) -> None:
         """Read x (n, in_features) at the next call."""

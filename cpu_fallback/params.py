@@ -51,7 +51,7 @@ OUTPUT = Struct(
     out="void*", out_kind="i64", out_features="i64",
 )  # fmt: skip
 
-# (bytes of a record, offset, *fields): a third of the time that assigning to the record takes
+# (bytes of a record, offset, *fields in their order): a third of the time that assigning to the record takes
 pack_input = struct.Struct(f"{len(INPUT.fields)}q").pack_into
 pack_output = struct.Struct(f"{len(OUTPUT.fields)}q").pack_into
 
@@ -170,6 +170,54 @@ ATTENTION = Struct(
     counter="i64*",  # tasks claimed
     scale="float",
 )  # fmt: skip
+
+#: Attention of a few queries a head: `attention_few_queries`. Distances are in elements.
+ATTENTION_FEW = Struct(
+    "AttentionFew",
+    q=_POINTER, q_sequence="i64", q_row="i64", q_head="i64",
+    k=_POINTER, k_sequence="i64", k_row="i64", k_head="i64",
+    v=_POINTER, v_sequence="i64", v_row="i64", v_head="i64",
+    out="void*", out_sequence="i64", out_row="i64", out_head="i64",
+    num_kv_heads="i64", group="i64", head_dim="i64", seq_q="i64",
+    first_key="i64", keys="i64",  # keys first_key .. keys are seen
+    lengths=_LONGS,  # of the sequences, 0 for none: as many keys at most
+    scratch=_FLOATS_OUT, scratch_stride="i64",
+    units="i64", parts="i64",  # key heads of all sequences, divided among the parts
+    scale="float",
+)  # fmt: skip
+
+#: A prepared matvec: the address of the kernel, of its params, and of `written` there, or 0.
+MATVEC_CALL = Struct("MatvecCall", kernel=_POINTER, params=_POINTER, written=_LONGS)
+
+#: A layer of `decoder_step`. Gains that a model does not have are 0.
+DECODER_LAYER = Struct(
+    "DecoderLayer",
+    norm=_FLOATS, attention_norm=_FLOATS, ffn_norm=_FLOATS, output_norm=_FLOATS, query_norm=_FLOATS,
+    key_norm=_FLOATS,
+    query=MATVEC_CALL, key=MATVEC_CALL, value=MATVEC_CALL, output=MATVEC_CALL, gate=MATVEC_CALL, up=MATVEC_CALL,
+    down=MATVEC_CALL,
+    cos=_FLOATS, sin=_FLOATS,  # (positions, rotary_half)
+    window="i64",  # keys in front of a token that it sees, -1 for all
+)  # fmt: skip
+
+#: One token through a decoder: `decoder_step`. Distances in the cache are in elements.
+DECODER_STEP = Struct(
+    "DecoderStep",
+    layers=_POINTER, num_layers="i64", hidden_size="i64", intermediate_size="i64", num_heads="i64",
+    num_kv_heads="i64", head_dim="i64", rotary_half="i64",
+    sandwich="i64",  # whether what is added is normalised before
+    x=_FLOATS_OUT, y=_FLOATS_OUT, h=_FLOATS_OUT, q=_FLOATS_OUT, k=_FLOATS_OUT, v=_FLOATS_OUT, mixed=_FLOATS_OUT,
+    gate=_FLOATS_OUT, up=_FLOATS_OUT,
+    final_norm=_FLOATS,
+    position="i64",
+    cache=_FLOATS_OUT, cache_layer="i64",  # from the keys of a layer to those of the next
+    cache_values="i64",  # from keys to values
+    attention=_POINTER, attention_kernel=_POINTER,  # `ATTENTION_FEW`, and `attention_few_queries.HEADS`
+    parts="i64",
+)  # fmt: skip
+
+# (*fields in their order) -> bytes of a record: filling it by names takes 10 us
+pack_attention_few = struct.Struct(f"{len(ATTENTION_FEW.fields) - 1}qf4x").pack
 
 #: A sequence of the batch: rows in front of its queries and keys, queries, keys seen, keys minus queries, and the
 #: queries of a tile.

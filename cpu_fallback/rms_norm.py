@@ -55,7 +55,7 @@ def _squares(x, residual, at, count):
 
 
 @cpu_inline
-def _deviation(x, residual, at, cols, eps, per_col):
+def deviation(x, residual, at, cols, eps, per_col):
     """1 / sqrt(mean(s^2) + eps) of the row that begins at `at`, 0 if it is for `_wide_row`. `per_col` is 1 / cols."""
     squares = 0.0
     for col in range(0, cols, _CHUNK):
@@ -80,32 +80,38 @@ def _wide_row(x, weight, eps, residual, out, residual_out, at, cols):
         vstore_n(out, at + col, vsplat(np.float32(y)), 1)
 
 
+@cpu_inline
+def write_row(x, weight, eps, residual, out, residual_out, at, cols, rstd):
+    """The row that begins at `at`; rstd : as `deviation` gives it."""
+    if rstd == _ZERO:
+        _wide_row(x, weight, eps, residual, out, residual_out, at, cols)
+        return
+    factor = vsplat(rstd)
+    whole = cols - cols % 16
+    for col in range(0, whole, 16):
+        s = _sixteen(x, residual, at + col)
+        if residual_out is not None:
+            vstore(residual_out, at + col, s)
+        vstore(out, at + col, vmul(vmul(s, factor), vload(weight, col)))
+    if whole < cols:
+        left = cols - whole
+        s = _fewer(x, residual, at + whole, left)
+        if residual_out is not None:
+            vstore_n(residual_out, at + whole, s, left)
+        vstore_n(out, at + whole, vmul(vmul(s, factor), vload_n(weight, whole, left)), left)
+
+
 def _rows(x, weight, eps, residual, out, residual_out, start, stop):
     cols = x.shape[1]
     if start >= stop:
         return
     per_col = 1.0 / cols  # a division takes as long as 100 columns
-    rstd = _deviation(x, residual, start * cols, cols, eps, per_col)
+    rstd = deviation(x, residual, start * cols, cols, eps, per_col)
     for row in range(start, stop):
-        at = row * cols
-        factor, wide = vsplat(rstd), rstd == _ZERO
+        at, own = row * cols, rstd
         if row + 1 < stop:  # the next row's division and root are under way while this one is written
-            rstd = _deviation(x, residual, at + cols, cols, eps, per_col)
-        if wide:
-            _wide_row(x, weight, eps, residual, out, residual_out, at, cols)
-            continue
-        whole = cols - cols % 16
-        for col in range(0, whole, 16):
-            s = _sixteen(x, residual, at + col)
-            if residual_out is not None:
-                vstore(residual_out, at + col, s)
-            vstore(out, at + col, vmul(vmul(s, factor), vload(weight, col)))
-        if whole < cols:
-            left = cols - whole
-            s = _fewer(x, residual, at + whole, left)
-            if residual_out is not None:
-                vstore_n(residual_out, at + whole, s, left)
-            vstore_n(out, at + whole, vmul(vmul(s, factor), vload_n(weight, whole, left)), left)
+            rstd = deviation(x, residual, at + cols, cols, eps, per_col)
+        write_row(x, weight, eps, residual, out, residual_out, at, cols, own)
 
 
 _in_parts = in_parts(_rows)

@@ -51,31 +51,36 @@ def _copy(x, out, token, rotary_dim):
             out[b, t, head, i] = x[b, t, head, i]
 
 
+@cpu_inline
+def rotate_halves(x, first, heads, head_dim, cos, sin, row, half, out):
+    """The heads of a token, which begin at `first`, by pairs (j, j + half); cos and sin from `row` on."""
+    whole = half - half % 16
+    left = half - whole
+    for j in range(0, whole, 16):
+        c, s = vload(cos, row + j), vload(sin, row + j)
+        minus_s = vmul(s, vsplat(_MINUS_ONE))
+        for head in range(heads):
+            at = first + head * head_dim + j
+            a, b = vload(x, at), vload(x, at + half)
+            vstore(out, at, vfma(a, c, vmul(b, minus_s)))
+            vstore(out, at + half, vfma(b, c, vmul(a, s)))
+    if left:
+        c, s = vload_n(cos, row + whole, left), vload_n(sin, row + whole, left)
+        minus_s = vmul(s, vsplat(_MINUS_ONE))
+        for head in range(heads):
+            at = first + head * head_dim + whole
+            a, b = vload_n(x, at, left), vload_n(x, at + half, left)
+            vstore_n(out, at, vfma(a, c, vmul(b, minus_s)), left)
+            vstore_n(out, at + half, vfma(b, c, vmul(a, s)), left)
+
+
 def _halves(x, cos, sin, positions, copies, out, start, stop):
     """Tokens start..stop, pairs (j, j + half)."""
     _, seq, heads, head_dim = x.shape
     half = cos.shape[1]
-    whole = half - half % 16
-    left = half - whole
     for token in range(start, stop):
-        row = _row(positions, token, seq, half)
         first = token * heads * head_dim
-        for j in range(0, whole, 16):
-            c, s = vload(cos, row + j), vload(sin, row + j)
-            minus_s = vmul(s, vsplat(_MINUS_ONE))
-            for head in range(heads):
-                at = first + head * head_dim + j
-                a, b = vload(x, at), vload(x, at + half)
-                vstore(out, at, vfma(a, c, vmul(b, minus_s)))
-                vstore(out, at + half, vfma(b, c, vmul(a, s)))
-        if left:
-            c, s = vload_n(cos, row + whole, left), vload_n(sin, row + whole, left)
-            minus_s = vmul(s, vsplat(_MINUS_ONE))
-            for head in range(heads):
-                at = first + head * head_dim + whole
-                a, b = vload_n(x, at, left), vload_n(x, at + half, left)
-                vstore_n(out, at, vfma(a, c, vmul(b, minus_s)), left)
-                vstore_n(out, at + half, vfma(b, c, vmul(a, s)), left)
+        rotate_halves(x, first, heads, head_dim, cos, sin, _row(positions, token, seq, half), half, out)
         if copies:
             _copy(x, out, token, 2 * half)
 

@@ -17,6 +17,7 @@ from .gpu import _load, _source
 from .layers import RBEFFN, RBEAttention, RBEEmbedding, RBELinear
 from .matmul import algorithms_of
 from .models.bert import BertEncoder
+from .models.decoder import Decoder
 from .transfer import to
 
 TEXT = "Interest rates rose for the third time this year, and the bank expects one more step before winter."
@@ -163,21 +164,28 @@ def warm(model: BertEncoder, where: str) -> dict[str, Any]:
     }
 
 
-def warm_cpu(model: BertEncoder) -> dict[str, Any]:
+def warm_cpu(model: BertEncoder | Decoder) -> dict[str, Any]:
     """Compile a model's kernels for the CPU, those of few tokens and those of many, and run them once more.
 
-    model : with a tokenizer
+    model : an encoder with a tokenizer, or a decoder
 
     Returns
     -------
     `device` ("cpu"), `name` (the instruction set, see `cpu_fallback.isa`), `cache` (the folder of compiled kernels),
-    `first_batch_seconds` and `second_batch_seconds` of a batch of two texts and of one word
+    `first_batch_seconds` and `second_batch_seconds` of a batch of two texts and of one word, of a decoder with four
+    and three new tokens
     """
     isa, internals, parts = map(CPU.module, ("isa", "_numba_internals", "_parts"))
 
     def run() -> None:
-        model.embed([TEXT, TEXT])
-        model.embed([""])
+        if isinstance(model, BertEncoder):
+            model.embed([TEXT, TEXT])
+            model.embed([""])
+            return
+        vocabulary = model.settings.vocab_size
+        prompt = (np.arange(TOKENS) % vocabulary).tolist()[: model.settings.max_positions - 4]
+        model.generate([prompt, prompt], 4, temperature=0.0, ignore_eos=True)
+        model.generate([prompt[:1]], 3, temperature=0.0, ignore_eos=True)
 
     first, second = _timed(run), _timed(run)
     return {

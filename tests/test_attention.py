@@ -202,6 +202,44 @@ def test_nan_and_inf(poke: Callable[..., None], mask: str | None) -> None:
         check((q, k, v), causal=causal, window=window, lengths=lengths, mask=chosen)
 
 
+@pytest.mark.parametrize("poke", [_poke_query, _poke_keys, _poke_values, _poke_every_value])
+def test_nan_and_inf_of_few_queries(poke: Callable[..., None]) -> None:
+    for rows, lengths in itertools.product(
+        (slice(3, 4), slice(3, 5), slice(89, 91)), (None, np.array([75, 100]))
+    ):
+        q, k, v = qkv(2, 100, 100, 2, 2, 32)
+        poke(q, k, v)
+        check((np.ascontiguousarray(q[:, rows]), k, v), lengths=lengths)
+
+
+@pytest.mark.parametrize("head_dim", [*range(1, 20), 31, 33, 48, 65, 80, 128, 255, 256])
+@pytest.mark.parametrize("heads", [2, 6, 8])
+def test_few_queries(heads: int, head_dim: int) -> None:
+    """One query for one to four heads that share keys; two queries of half as many."""
+    for seq_k in (1, 15, 16, 17, 63, 64, 65, 130):
+        check(qkv(2, 1, seq_k, heads, 2, head_dim))
+        if heads < 6:
+            check(qkv(2, 2, seq_k, heads, 2, head_dim))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_few_queries_of_half_types(dtype: Any) -> None:
+    check(qkv(2, 1, 200, 6, 2, 40, dtype))
+    check(qkv(3, 2, 200, 4, 2, 40, dtype), lengths=np.array([0, 1, 180]))
+
+
+def test_few_queries_have_the_same_bits_with_any_number_of_threads() -> None:
+    arrays = qkv(5, 1, 700, 6, 2, 64)
+    before = rbe.get_num_threads()
+    try:
+        rbe.set_num_threads(1)
+        want = rbe.attention(*arrays)
+        rbe.set_num_threads(2)
+        np.testing.assert_array_equal(rbe.attention(*arrays), want)
+    finally:
+        rbe.set_num_threads(before)
+
+
 def test_infinite_value_with_a_weight_below_float32() -> None:
     """The key's weight is e^-200, 0 in float32; e^-200 times inf is still inf, also after a rescaling."""
     q, k, v = qkv(1, 1, 200, 1, 1, 32)

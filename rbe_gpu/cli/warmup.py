@@ -46,11 +46,11 @@ def command(
     if cpu and (arch or device is not None):
         usage("leave one of them out: --cpu compiles for no GPU", "--cpu", "--arch" if arch else "--device")
     from .. import warmup
-    from ..models.load import load_encoder
+    from ..models.load import load, load_encoder
 
     if cpu:
         with about(source), compiling(source, None):
-            result = warmup.warm_cpu(load_encoder(source))
+            result = warmup.warm_cpu(load(source))
         if as_json:
             print_json(result)
             return

@@ -91,16 +91,16 @@ def _attend_one_each(
     first = 0 if left < 0 else max(0, shortest - 1 - left)
     seen = slice(first, longest)
     grouped = (batch, kv_heads, group, head_dim)
-    mask = None
-    if shortest != longest:
+    mask, limits = None, None
+    if shortest != longest and left < 0:
+        limits = module_of(q).asarray(lengths)
+    elif shortest != longest:
         column = np.arange(first, longest)
-        visible = column < lengths[:, None]
-        if left >= 0:
-            visible &= column >= lengths[:, None] - 1 - left
+        visible = (column < lengths[:, None]) & (column >= lengths[:, None] - 1 - left)
         mask = module_of(q).asarray(visible[:, None, None, :])
     mixed = workspace.get("layer.attention.grouped", (batch, group, kv_heads, head_dim), out.dtype)
     ops.attention(
-        q.reshape(grouped).swapaxes(1, 2), keys[:, seen], values[:, seen], False, scale, mask, out=mixed,
-        workspace=workspace,
+        q.reshape(grouped).swapaxes(1, 2), keys[:, seen], values[:, seen], False, scale, mask, limits,
+        out=mixed, workspace=workspace,
     )  # fmt: skip
     out.reshape(grouped)[...] = mixed.swapaxes(1, 2)

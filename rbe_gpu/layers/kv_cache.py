@@ -75,6 +75,11 @@ class KVCache:
         """Bytes of the keys and values, taken when the cache is made."""
         return int(self._memory.nbytes)
 
+    @property
+    def memory(self) -> Array:
+        """(num_layers, 2, batch, capacity, num_kv_heads, head_dim): the keys and values of each layer."""
+        return self._memory
+
     def layer(self, index: int) -> KVLayer:
         keys, values = self._memory[index]
         return KVLayer(keys, values, self.lengths)

@@ -42,6 +42,7 @@ from .decoders import (
 )
 from .generate import Generation, Sampling, generate, sampling_of
 from .int8_check import check_int8_activations
+from .one_token import one_token
 from .pooling import cu_seqlens_of
 from .rope_frequencies import rope_frequencies
 from .tokenizer import check_unicode, tokenizer_errors
@@ -59,6 +60,11 @@ class DecoderLayer(NamedTuple):
     attention: RBEAttention
     ffn: RBEFFN
     norms: tuple[RBERMSNorm, ...]
+
+    def linear(self, part: str) -> RBELinear:
+        """A linear layer by its name in `decoders.LINEAR_PARTS`."""
+        owner = self.ffn if part in ("gate", "up", "down") else self.attention
+        return cast(RBELinear, getattr(owner, part))
 
 
 class Decoder:
@@ -82,6 +88,7 @@ class Decoder:
     Attributes
     ----------
     settings : DecoderConfig
+    rotary : tables of angles by type of layer
     cache : PanelCache of decoded panels
     nbytes : bytes of the weights in memory, without `cache` and `workspace`
 
@@ -152,7 +159,9 @@ class Decoder:
                 activation_bits=8 if f"{name}.weight" in self.int8_activations else None,
             )
 
-        rotary = {kind: RBERotary(rope_frequencies(p, c.head_dim)) for kind, p in c.rotary.items()}
+        rotary = self.rotary = {
+            kind: RBERotary(rope_frequencies(p, c.head_dim)) for kind, p in c.rotary.items()
+        }
         self.word_embeddings = RBEEmbedding(matrix(EMBEDDINGS), self.dtype)
         self.final_norm = norm(FINAL_NORM)
         self._head = None if c.tied else matrix(HEAD)
@@ -186,10 +195,11 @@ class Decoder:
         }
         if not c.tied:
             named[HEAD] = self.head
-        for i, (attention, ffn, norms) in enumerate(self.layers):
+        for i, layer in enumerate(self.layers):
+            attention, _, norms = layer
             at = f"model.layers.{i}."
             for part, name in LINEAR_PARTS.items():
-                linear = _linear(attention, ffn, part)
+                linear = layer.linear(part)
                 named[f"{at}{name}.weight"] = linear.weight
                 if linear.bias is not None:
                     named[f"{at}{name}.bias"] = linear.bias
@@ -274,7 +284,7 @@ class Decoder:
             ids or lengths are no integers.
         ValueError
             An id is no row of the word embeddings, a text has more tokens than the model has positions, or than the
-            cache has room for, or lengths are out of range.
+            cache has room for, the cache is of another model, or lengths are out of range.
         """
         ids, counts = self._checked(ids, lengths)
         packed = self._packed(ids, counts, cache)
@@ -358,11 +368,23 @@ class Decoder:
 
     def _packed(self, ids: NDArray[np.int64], counts: NDArray[np.int64], cache: KVCache | None) -> Array:
         """Last hidden states (tokens, hidden_size) in scratch memory; the cache has these tokens afterwards."""
+        if cache is not None:
+            self._check_cache(cache)
+        if counts.size == 1 and cache is not None and ids.size == 1 == counts[0]:
+            states = one_token(self, ids[0], cache)
+            if states is not None:
+                return states
         rows = ids[np.arange(ids.shape[1]) < counts[:, None]]
         *_, states = self._states(rows, counts, cache, self.workspace.on(self.device))
         if cache is not None:
             cache.lengths += counts
         return states
+
+    def _check_cache(self, cache: KVCache) -> None:
+        c, shape = self.settings, cache.memory.shape
+        own = (*shape[:2], *shape[4:]), cache.memory.dtype, cache.device
+        if own != ((c.num_layers, 2, c.num_kv_heads, c.head_dim), self.dtype, self.device):
+            raise ValueError(f"{cache} is not of this model; make one with new_cache")
 
     def _states(
         self, ids: NDArray[np.int64], counts: NDArray[np.int64], cache: KVCache | None, ws: Workspace
@@ -561,8 +583,3 @@ def _special_tokens(
         if type(number) is int and 0 <= number < tokenizer.get_vocab_size():
             tokens[f"{name}_token"] = tokenizer.id_to_token(number) or ""
     return tokens
-
-
-def _linear(attention: RBEAttention, ffn: RBEFFN, part: str) -> RBELinear:
-    owner = ffn if part in ("gate", "up", "down") else attention
-    return cast(RBELinear, getattr(owner, part))

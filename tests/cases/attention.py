@@ -193,6 +193,12 @@ CASES = OpCases(
         Case("causal, more keys", _attend(seq_q=5, seq_k=65, causal=True)),
         Case("causal, more queries", _attend(seq_q=33, seq_k=20, causal=True)),
         Case("one query", _attend(seq_q=1, seq_k=65)),
+        Case("one query a head", _attend(seq_q=1, seq_k=150, heads=6, kv_heads=2, head_dim=64)),
+        Case(
+            "few queries, lengths",
+            _attend(seq_q=2, seq_k=130, heads=4, kv_heads=2, head_dim=33, lengths=(0, 70)),
+        ),
+        Case("one query, causal, lengths", _attend(seq_q=1, seq_k=65, causal=True, lengths=(65, 12))),
         Case("one key", _attend(seq_q=33, seq_k=1)),
         Case("lengths", _attend(lengths=(33, 7))),
         Case("lengths 0", _attend(lengths=(0, 12))),

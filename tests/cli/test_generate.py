@@ -75,10 +75,17 @@ def test_commands_of_encoders_refuse_a_decoder(
     texts.write_text("some text\n" * 12, "utf-8")
     for model in (decoder_folder, decoder_file):
         refused(run("embed", model, texts, "-o", tmp_path / "v.npy"), "is a decoder, which makes no vectors")
-        refused(run("warmup", model, "--cpu"), "is a decoder, which makes no vectors")
+        refused(run("warmup", model, "--arch", 90), "is a decoder, which makes no vectors")
     distill = ("distill", decoder_folder, "-o", tmp_path / "c", "--ratio", 4, "--texts", texts, "--steps", 1)
     refused(run(*distill), "is a decoder")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["t.txt"]
+
+
+def test_warmup(decoder_folder: Path, decoder_file: Path) -> None:
+    for model in (decoder_folder, decoder_file):
+        facts = json.loads(run("warmup", model, "--cpu", "--json").stdout)
+        assert facts["device"] == "cpu"
+        assert facts["second_batch_seconds"] > 0
 
 
 def test_eval(tmp_path: Path, decoder_folder: Path, decoder_file: Path, model_file: Path) -> None:

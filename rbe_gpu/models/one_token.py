@@ -1,0 +1,91 @@
+"""One token of one text through a decoder in a single call, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..blocks import Array
+from ..dispatch import CPU
+from ..layers import RBELinear, RBERMSNorm
+from ..threads import get_num_threads
+from ..workspace import Workspace
+from .decoders import LINEAR_PARTS
+
+if TYPE_CHECKING:
+    from ..layers import KVCache
+    from .decoder import Decoder
+
+
+def one_token(model: Decoder, ids: NDArray[np.int64], cache: KVCache) -> Array | None:
+    """The last hidden states of a text's next token, normalised; the cache has the token afterwards.
+
+    Parameters
+    ----------
+    ids : (1,), the token
+    cache : of this model
+
+    Returns
+    -------
+    (1, hidden_size) float32 in scratch memory, or None where the token has to go op by op: on a GPU, with states of a
+    half type, with weights that are decoded or multiplied in tiles, and if a state is not finite.
+
+    Raises
+    ------
+    ValueError
+        The cache has no room.
+    """
+    if model.device != "cpu" or model.dtype != np.float32 or cache.batch != 1:
+        return None
+    cache.check_room(np.ones(1, np.int64))
+    position = int(cache.lengths[0])
+    if position >= model.settings.max_positions:
+        return None
+    workspace = model.workspace
+    step = _step_of(model, workspace)
+    if not step.supported:
+        return None
+    model._embed(ids, step.x, workspace)
+    tables = [rotary.tables(position + 1) for rotary in model.rotary.values()]
+    if not step.run(position, cache.memory, tables):
+        return None
+    cache.lengths += 1
+    return cast(Array, step.x)
+
+
+def _step_of(model: Decoder, workspace: Workspace) -> Any:
+    """The `DecoderStep` of a model, made once for a number of threads."""
+    threads = get_num_threads()
+    module = CPU.module("decoder_step")
+
+    def make(buffer: Callable[[int], Any]) -> Any:
+        c, kinds = model.settings, list(model.rotary)
+
+        def linear(a: RBELinear) -> Any:
+            return module.StepLinear(a.weight, a.bias, a.activation, a.cache, a.method, a.activation_bits)
+
+        def gain(norm: RBERMSNorm | None) -> Any:
+            return None if norm is None else norm.weight
+
+        layers = []
+        for i, layer in enumerate(model.layers):
+            window = c.windows[i]
+            layers.append(
+                module.StepLayer(
+                    norms=[norm.weight for norm in layer.norms],
+                    **{part: linear(layer.linear(part)) for part in LINEAR_PARTS},
+                    query_norm=gain(layer.attention.query_norm),
+                    key_norm=gain(layer.attention.key_norm),
+                    window=-1 if window is None else window - 1,
+                    rotary=kinds.index(c.layer_type(i)),
+                )
+            )
+        return module.DecoderStep(
+            layers, model.final_norm.weight, c.eps, c.num_heads, c.num_kv_heads, c.head_dim, c.head_dim, c.scale,
+            threads, buffer,
+        )  # fmt: skip
+
+    return workspace.arguments.get(workspace, "decoder.step", threads, make)
