@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..feedback import Geometry, round_rows, round_with_feedback, stream_bits
+from ..feedback import (
+    Geometry,
+    round_rows,
+    round_with_feedback,
+    row_coefficients,
+    stream_bits,
+    target_coefficients,
+)
 
 F32 = NDArray[np.float32]
 
@@ -72,37 +79,73 @@ class CalibrationResult:
 
 @dataclass
 class Weight:
-    """A weight, its size at a step, and the sensitivity of the sentence vectors to it."""
+    """A weight, its size at a step, and the sensitivity of the model's results to it.
+
+    Attributes
+    ----------
+    coefficients : called with n, computes those of each n-th row, (rows / n, cols_pad). Together those of all weights
+        would take as much memory as the model
+    geometry : None for an embedding table
+    scales : (rows,) of a table, else None
+    """
 
     name: str
     values: F32
-    coefficients: F32
-    geometry: Geometry | None  # None: an embedding table
+    coefficients: Callable[[int], F32]
+    geometry: Geometry | None
     scales: F32 | None = None
     sensitivity: float = 1.0
+    shape: tuple[int, int] = field(init=False)
+    spread: float = field(init=False)  # standard deviation of the coefficients
+
+    def __post_init__(self) -> None:
+        all_rows = self.coefficients(1)
+        self.shape = int(all_rows.shape[0]), int(all_rows.shape[1])
+        self.spread = float(all_rows.std())
+
+    @classmethod
+    def of_matrix(cls, name: str, values: F32, geometry: Geometry) -> Weight:
+        """A linear weight. Where the geometry changes it, its coefficients stay in memory: they are a matmul."""
+        kept = None if geometry.target is None else target_coefficients(values, geometry)
+
+        def coefficients(every: int) -> F32:
+            return (target_coefficients(values, geometry) if kept is None else kept)[::every]
+
+        return cls(name, values, coefficients, geometry)
+
+    @classmethod
+    def of_table(cls, name: str, values: F32, transform: str, block: int, scales: F32) -> Weight:
+        return cls(
+            name, values, lambda every: row_coefficients(values[::every], transform, block), None, scales
+        )
+
+    @property
+    def size(self) -> int:
+        """Coefficients, those of padding included."""
+        return self.shape[0] * self.shape[1]
 
     @property
     def overhead(self) -> float:
         """Bytes of the scales that a file holds."""
-        rows, cols = (int(n) for n in self.coefficients.shape)
+        rows, cols = self.shape
         by_row = self.scales is not None and bool((self.scales != 1).any())
         return 2.0 * (rows * by_row + cols)
 
     def codes(self, step: float) -> NDArray[np.int8]:
         if self.geometry is not None:
-            return round_with_feedback(self.coefficients, self.geometry, step)[0]
+            return round_with_feedback(self.coefficients(1), self.geometry, step)[0]
         assert self.scales is not None
-        every = max(1, len(self.coefficients) // _SAMPLE_ROWS)
-        return round_rows(self.coefficients[::every], self.scales[::every], step)
+        every = max(1, self.shape[0] // _SAMPLE_ROWS)
+        return round_rows(self.coefficients(every), self.scales[::every], step)
 
     def nbytes(self, step: float) -> float:
         """Estimated bytes at a step."""
-        bits: float = stream_bits(self.codes(step)) * self.coefficients.size
+        bits: float = stream_bits(self.codes(step)) * self.size
         return bits / 8 + self.overhead
 
     def step_for(self, bits: float) -> float:
         """The step at which codes take `bits` bits on average, within the bounds of a step."""
-        step = self.bounded(float(self.coefficients.std()) * 2.0 ** (2.05 - bits))
+        step = self.bounded(self.spread * 2.0 ** (2.05 - bits))
         for _ in range(8):
             reached = stream_bits(self.codes(step))
             if abs(reached - bits) < 5e-3:
@@ -115,7 +158,7 @@ class Weight:
         weight, push = quantized(step), 1.0
         while weight.nbytes > limit:
             # doubling the step saves one bit, and less where most codes are zero already
-            excess = 8 * (weight.nbytes - limit) / self.coefficients.size
+            excess = 8 * (weight.nbytes - limit) / self.size
             slow = 0.25 * float(np.log2(weight.nbytes / max(limit, 1.0)))
             coarser = self.bounded(step * 2.0 ** (push * max(excess, slow, 0.02)))
             if coarser <= step:
@@ -127,8 +170,7 @@ class Weight:
 
     def bounded(self, step: float) -> float:
         """The step clamped: below, codes exceed int8; above, all columns are zero."""
-        spread = float(self.coefficients.std())
-        return min(max(step, spread / _TOP_CODE), spread * _COARSEST)
+        return min(max(step, self.spread / _TOP_CODE), self.spread * _COARSEST)
 
 
 def steps_for(weights: list[Weight], budget: float) -> dict[str, float]:
@@ -137,14 +179,14 @@ def steps_for(weights: list[Weight], budget: float) -> dict[str, float]:
     The loss is sum_m sensitivity_m step_m^2, and a step twice as large saves size_m bits. The level moves by secants
     of that rule, which is exact where codes are wide.
     """
-    relative = {w.name: (w.coefficients.size / w.sensitivity) ** 0.5 for w in weights}
-    size = sum(w.coefficients.size for w in weights)
+    relative = {w.name: (w.size / w.sensitivity) ** 0.5 for w in weights}
+    size = sum(w.size for w in weights)
     bits = 8 * (budget - sum(w.overhead for w in weights)) / size
     if bits <= 0.0:
         raise ValueError(
             f"the target leaves {int(budget)} bytes for all weights: fewer than their scales take"
         )
-    spread = sum(np.log2(w.coefficients.std() / relative[w.name]) * w.coefficients.size for w in weights)
+    spread = sum(np.log2(w.spread / relative[w.name]) * w.size for w in weights)
     level = spread / size + 2.05 - bits
     for _ in range(10):
         steps = {w.name: w.bounded(relative[w.name] * 2.0**level) for w in weights}

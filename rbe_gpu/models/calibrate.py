@@ -28,9 +28,7 @@ from ..feedback import (
     geometry,
     quantize_matrix,
     quantize_table,
-    row_coefficients,
     row_scales,
-    target_coefficients,
 )
 from ..layers import RBEAttention, RBELayerNorm, RBELinear
 from ..threads import blas
@@ -356,7 +354,7 @@ class Calibration:
         report: Progress = progress or silent
         budget *= MARGIN
         weights = self._weights
-        if 8 * budget / sum(w.coefficients.size for w in weights.values()) < _FEW_BITS:
+        if 8 * budget / sum(w.size for w in weights.values()) < _FEW_BITS:
             weights = {
                 name: w if w.scales is None else replace(w, scales=np.ones_like(w.scales))
                 for name, w in weights.items()
@@ -482,13 +480,11 @@ def calibrate(
         for name, values in _tables(model).items():
             counts = np.bincount(read[name], minlength=len(values))
             scales = row_scales(values, ROW_POWER, counts)
-            weights[name] = Weight(
-                name, values, row_coefficients(values, transform, block or DEFAULT_BLOCK), None, scales
-            )
+            weights[name] = Weight.of_table(name, values, transform, block or DEFAULT_BLOCK, scales)
     for layer in layers:
         for name, linear in layer.linears.items():
             values, geo = _linear_weight(linear), geometries[name]
-            weights[name] = Weight(name, values, target_coefficients(values, geo), geo)
+            weights[name] = Weight.of_matrix(name, values, geo)
     _measure(model, weights, batches(model, texts[:_PROBE_TEXTS]), report, journal or NoJournal())
     return Calibration(model, texts, weights, layers)
 
@@ -554,10 +550,10 @@ def _compress_all(
 
         def encoded(name: str, share: float, limit: float, last: bool) -> dict[str, Any]:
             weight, linear = weights[name], layer.linears[name]
-            now = Weight(name, weight.values, target_coefficients(weight.values, geo), geo)
+            now = Weight.of_matrix(name, weight.values, geo)
             # the planned bits, corrected for the excess or saving of earlier weights; the step is chosen anew, from
             # the moments of the compressed model
-            bits = 8 * (planned[name] * share - now.overhead) / now.coefficients.size
+            bits = 8 * (planned[name] * share - now.overhead) / now.size
             step = now.step_for(bits)
             matrix = now.fitted(lambda step: quantize_matrix(weight.values, geo, step), step, limit)
             if last and matrix.nbytes > limit:

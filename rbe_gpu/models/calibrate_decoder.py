@@ -26,9 +26,7 @@ from ..feedback import (
     geometry,
     quantize_matrix,
     quantize_table,
-    row_coefficients,
     row_scales,
-    target_coefficients,
 )
 from ..layers import RBELinear
 from ..transforms import DEFAULT_BLOCK
@@ -269,23 +267,16 @@ def calibrate_decoder(
         values = np.asarray(model.word_embeddings.weight, np.float32)
         counts = np.bincount(np.asarray(ids), minlength=len(values))
         scales = row_scales(values, ROW_POWER, counts)
-        weights[EMBEDDINGS] = Weight(
-            EMBEDDINGS, values, row_coefficients(values, transform, size), None, scales
-        )
+        weights[EMBEDDINGS] = Weight.of_table(EMBEDDINGS, values, transform, size, scales)
     if not model.settings.tied:
-        _add_matrix(weights, HEAD, np.asarray(model.head, np.float32), geometries[HEAD])
+        weights[HEAD] = Weight.of_matrix(HEAD, np.asarray(model.head, np.float32), geometries[HEAD])
     for layer in layers:
         for part, name in layer.names.items():
-            _add_matrix(
-                weights, f"{name}.weight", np.asarray(layer.linear(part).weight, np.float32), geometries[name]
-            )
+            values = np.asarray(layer.linear(part).weight, np.float32)
+            weights[f"{name}.weight"] = Weight.of_matrix(f"{name}.weight", values, geometries[name])
     probe = [window[:_PROBE_TOKENS] for window in windows[:: -(-len(windows) // _PROBE_WINDOWS)]]
     _measure(model, weights, _Texts(probe), layers, report, journal or NoJournal())
     return DecoderCalibration(model, windows, weights, are_few(np.asarray(ids)))
-
-
-def _add_matrix(weights: dict[str, Weight], name: str, values: F32, geo: Geometry) -> None:
-    weights[name] = Weight(name, values, target_coefficients(values, geo), geo)
 
 
 def _dense_pass(
@@ -508,9 +499,9 @@ class _Encoding:
 
         def encoded(name: str, linear: RBELinear | None, share: float, limit: float) -> dict[str, Any]:
             weight = self.weights[name]
-            now = Weight(name, weight.values, target_coefficients(weight.values, geo), geo)
+            now = Weight.of_matrix(name, weight.values, geo)
             # the planned bits, corrected for the excess or saving of earlier weights
-            bits = 8 * (self.planned[name] * share - now.overhead) / now.coefficients.size
+            bits = 8 * (self.planned[name] * share - now.overhead) / now.size
             matrix = now.fitted(
                 lambda step: quantize_matrix(weight.values, geo, step), now.step_for(bits), limit
             )
