@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .dispatch import CPU
-from .models.bert import BertEncoder
+from .models.text_embedder import TextEmbedder
 
 #: More tokens than are multiplied one by one.
 _TEXTS = (
@@ -34,7 +34,7 @@ def _replaced(ops: dict[str, Callable[..., Any]]) -> Iterator[None]:
             setattr(CPU, name, function)
 
 
-def compile_later_kernels(model: BertEncoder) -> None:
+def compile_later_kernels(model: TextEmbedder) -> None:
     """Compile the kernels of a model on the CPU that its forward pass does not begin with.
 
     They are those of all ops but `embedding` and `linear`; in a model with int8 activations, of `linear` with float

@@ -46,6 +46,14 @@ def to(value: _T, device: str) -> _T:
         return _Move(where).value(as_cupy(value))  # type: ignore[no-any-return]
 
 
+def _models() -> tuple[type[Any], ...]:
+    from .models.bert import BertEncoder
+    from .models.decoder import Decoder
+    from .models.decoder_embedder import DecoderEmbedder
+
+    return BertEncoder, Decoder, DecoderEmbedder
+
+
 class _Move:
     """One call of `to`: layers that share a cache share one afterwards too."""
 
@@ -54,12 +62,9 @@ class _Move:
         self._made: dict[int, Any] = {}
 
     def value(self, value: Any) -> Any:
-        from .models.bert import BertEncoder
-        from .models.decoder import Decoder
-
         if isinstance(value, RBEBlocks):
             return value.to(self.device)
-        models = (BertEncoder, Decoder)
+        models = _models()
         if isinstance(value, models) and value.int8_activations and self.device != "cpu":
             return self._parts(value.with_int8_activations(()))
         if isinstance(value, (*_LAYERS, *models)):
@@ -83,6 +88,8 @@ class _Move:
         if isinstance(part, list | tuple):
             moved = [self._part(p) for p in part]
             return type(part)(*moved) if hasattr(part, "_fields") else type(part)(moved)
-        if isinstance(part, (RBEBlocks, np.ndarray, *_LAYERS)) or hasattr(part, "__cuda_array_interface__"):
+        if isinstance(part, (RBEBlocks, np.ndarray, *_LAYERS, *_models())) or hasattr(
+            part, "__cuda_array_interface__"
+        ):
             return self.value(part)
         return part

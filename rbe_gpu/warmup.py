@@ -18,6 +18,7 @@ from .layers import RBEFFN, RBEAttention, RBEEmbedding, RBELinear
 from .matmul import algorithms_of
 from .models.bert import BertEncoder
 from .models.decoder import Decoder
+from .models.text_embedder import TextEmbedder
 from .transfer import to
 
 TEXT = "Interest rates rose for the third time this year, and the bank expects one more step before winter."
@@ -164,10 +165,10 @@ def warm(model: BertEncoder, where: str) -> dict[str, Any]:
     }
 
 
-def warm_cpu(model: BertEncoder | Decoder) -> dict[str, Any]:
+def warm_cpu(model: TextEmbedder | Decoder) -> dict[str, Any]:
     """Compile a model's kernels for the CPU, those of few tokens and those of many, and run them once more.
 
-    model : an encoder with a tokenizer, or a decoder
+    model : with a tokenizer if it makes vectors
 
     Returns
     -------
@@ -178,7 +179,7 @@ def warm_cpu(model: BertEncoder | Decoder) -> dict[str, Any]:
     isa, internals, parts = map(CPU.module, ("isa", "_numba_internals", "_parts"))
 
     def run() -> None:
-        if isinstance(model, BertEncoder):
+        if not isinstance(model, Decoder):
             model.embed([TEXT, TEXT])
             model.embed([""])
             return

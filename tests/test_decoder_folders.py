@@ -121,18 +121,6 @@ def test_refusals(folder: Path, tmp_path: Path, file: str, values: dict[str, Any
     assert not (tmp_path / "c").exists()
 
 
-def test_sentence_embeddings_of_decoders_are_refused(folder: Path) -> None:
-    modules = [
-        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-    ]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "lasttoken"}))
-    with pytest.raises(ValueError, match="sentence embeddings of decoders are not supported"):
-        load(folder)
-
-
 @pytest.mark.parametrize(
     ("stored", "message"),
     [

@@ -56,6 +56,8 @@ CPU = {
     *("_atomics", "_workers", "_pool", "_parts"),  # threads
     *("simd", "simd_emit", "simd_math"),
     *("quantize", "feedback"),  # the encoder's loops
+    "attention_few_queries",
+    "decoder_step",
     "wide_rows",  # of the norms
     "stack",  # of dropout and softmax
     *("matmul_algorithms", "matmul_costs"),

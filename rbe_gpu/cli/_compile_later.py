@@ -6,10 +6,10 @@ import sys
 
 if __name__ == "__main__":
     from rbe_gpu.compile_ahead import compile_later_kernels
-    from rbe_gpu.models.bert import BertEncoder
+    from rbe_gpu.models.decoder import Decoder
     from rbe_gpu.models.load import load
 
     source, *activations = sys.argv[1:]
     model = load(source, activations=activations[0] if activations else None)
-    if isinstance(model, BertEncoder):
+    if not isinstance(model, Decoder):
         compile_later_kernels(model)

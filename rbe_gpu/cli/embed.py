@@ -63,12 +63,12 @@ def command(
     lines = read_lines(texts)
     import rich
 
-    from ..models.load import load_encoder
+    from ..models.load import load_embedder
 
     rich.reconfigure(stderr=True)
     start = time.perf_counter()
     with about(model), compiling(model, activations):
-        encoder = load_encoder(model, activations=activations)
+        encoder = load_embedder(model, activations=activations)
         loaded = time.perf_counter()
         vectors = encoder.embed(
             lines,

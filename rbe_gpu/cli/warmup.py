@@ -46,7 +46,8 @@ def command(
     if cpu and (arch or device is not None):
         usage("leave one of them out: --cpu compiles for no GPU", "--cpu", "--arch" if arch else "--device")
     from .. import warmup
-    from ..models.load import load, load_encoder
+    from ..models.architectures import encodes
+    from ..models.load import load
 
     if cpu:
         with about(source), compiling(source, None):
@@ -64,7 +65,7 @@ def command(
     try:
         where = None if arch else warmup.gpu_named(device)
         with about(source):
-            model = load_encoder(source)
+            model = encodes(load(source), source, "the compilation for a GPU")
         result = warmup.compiled_only(model, arch or ()) if where is None else warmup.warm(model, where)
     except (ImportError, RuntimeError) as error:  # no CuPy, no GPU, no NVRTC, or too old a GPU
         fail(one_line(error))

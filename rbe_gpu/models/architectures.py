@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from . import bert_tensors, decoders, encoders
 from .bert import BertEncoder
 from .bert_config import check_config
 from .decoder import Decoder
-from .decoder_folder import read_decoder_folder
+from .decoder_embedder import DecoderEmbedder
+from .decoder_folder import read_decoder_folder, read_embedding_decoder
 from .folder import FolderSettings, check_extra, check_pooling, read_folder, weights_folder
 from .generate import sampling_of
 from .gguf_file import GGUFFile, read_gguf
 from .json_files import read_json
+from .text_embedder import TextEmbedder
 
 #: what `rbe_gpu.load` returns
-Model = BertEncoder | Decoder
+Model = BertEncoder | Decoder | DecoderEmbedder
 
 
 class Architecture(NamedTuple):
@@ -85,8 +87,8 @@ def _decoder(
     cache_bytes: int,
     dtype: str,
     int8_activations: Collection[str] = (),
-) -> Decoder:
-    return Decoder(
+) -> Decoder | DecoderEmbedder:
+    decoder = Decoder(
         tensors,
         stored["config"],
         tokenizer,
@@ -96,6 +98,15 @@ def _decoder(
         stored.get("chat_template"),
         stored.get("generation"),
         stored.get("special_tokens"),
+    )
+    if "pooling" not in stored:
+        return decoder
+    return DecoderEmbedder(
+        decoder,
+        stored["pooling"],
+        bool(stored.get("normalize", True)),
+        stored.get("max_seq_length"),
+        **{name: stored[name] for name in _EXTRA if name in stored},
     )
 
 
@@ -111,6 +122,8 @@ def _check_decoder(stored: Mapping[str, Any], where: object) -> None:
     if not all(isinstance(token, str) for token in special.values()):
         raise ValueError(f"{where} has special_tokens, which are not texts")
     sampling_of(stored.get("generation") or {}, ())
+    if "pooling" in stored:
+        _check_encoder(stored, where)
 
 
 _ENCODER = Architecture(
@@ -162,7 +175,7 @@ def read_model_folder(folder: Path) -> FolderSettings:
     if not _is_decoder(config):
         return read_folder(folder)
     if (folder / "modules.json").is_file():
-        raise ValueError(f"{folder / 'modules.json'}: sentence embeddings of decoders are not supported")
+        return read_embedding_decoder(folder, config)
     return read_decoder_folder(folder, config)
 
 
@@ -185,19 +198,24 @@ def read_gguf_folder(path: Path) -> tuple[FolderSettings, GGUFFile]:
     return FolderSettings(path, model.config, model.tokenizer, stored), model.file
 
 
-def embeds(model: Model, source: object) -> BertEncoder:
+def embeds(model: Model, source: object) -> TextEmbedder:
     """A model that makes vectors of texts; a ValueError for any other."""
-    if not isinstance(model, BertEncoder):
+    if not isinstance(model, TextEmbedder):
         raise ValueError(
             f"{source} is a decoder, which makes no vectors of texts; it generates text (rbe-gpu generate)"
         )
     return model
 
 
+def encodes(model: Model, source: object, what: str = "this") -> BertEncoder:
+    """A BERT encoder; a ValueError for any other model. what : for the message, what it is needed for"""
+    if not isinstance(embeds(model, source), BertEncoder):
+        raise ValueError(f"{source} makes vectors with a decoder, which {what} does not take")
+    return cast(BertEncoder, model)
+
+
 def generates(model: Model, source: object) -> Decoder:
     """A model that generates text; a ValueError for any other."""
     if not isinstance(model, Decoder):
-        raise ValueError(
-            f"{source} is an encoder, which generates no text; it makes vectors of texts (rbe-gpu embed)"
-        )
+        raise ValueError(f"{source} generates no text; it makes vectors of texts (rbe-gpu embed)")
     return model

@@ -396,6 +396,7 @@ def _calibration(
     from .calibrate import TRANSFORM, Calibration
     from .calibrate import calibrate as run
     from .calibrate_decoder import DecoderCalibration
+    from .decoder_embedder import DecoderEmbedder
 
     if not opened.config:
         raise ValueError(f"{source} is not a model folder; calibration runs the model on texts")
@@ -407,8 +408,11 @@ def _calibration(
                     f"{source}: {name} is not the weight that was calibrated; calibrate this model"
                 )
         return texts
+    model = load(source)
+    if isinstance(model, DecoderEmbedder):
+        raise ValueError(f"{source} makes vectors with a decoder, which calibration does not take")
     return run(
-        load(source),
+        model,
         texts,
         transform=transform or TRANSFORM,
         block=block,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .decoder_settings import TOKENIZER_CLASSES
-from .folder import FolderSettings
+from .folder import FolderSettings, read_text_settings
 from .json_files import read_json, read_optional
 from .settings import REFUSED_FILES, check_keys, fail, shown
 from .tokenizer import check_ids
@@ -45,6 +45,27 @@ def read_decoder_folder(folder: Path, config: dict[str, Any]) -> FolderSettings:
     return FolderSettings(
         folder, config, _tokenizer_json(folder, config, tokenizer_config, where), stored=stored
     )
+
+
+def read_embedding_decoder(folder: Path, config: dict[str, Any]) -> FolderSettings:
+    """Read and check all settings of a folder of sentence-transformers whose Transformer module is a decoder.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `folder.read_folder`.
+    """
+    weights, stored, lower = read_text_settings(folder, config)
+    if lower:
+        raise ValueError(
+            f"{weights / 'sentence_bert_config.json'} has do_lower_case=true, which decoders do not have"
+        )
+    settings = read_decoder_folder(weights, config)
+    where = weights / "tokenizer_config.json"
+    side = read_optional(where).get("truncation_side", "right")
+    if side != "right":
+        fail(where, "truncation_side", side, '"right"')
+    return FolderSettings(weights, config, settings.tokenizer, stored)
 
 
 def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any], where: Path) -> str | None:

@@ -184,8 +184,12 @@ TOKENIZER_CONFIG: dict[str, Key] = {
         *("sep_token", "cls_token", "mask_token", "additional_special_tokens", "extra_special_tokens"),
         effect="description",
     ),
-    **ignored("model_max_length", "max_len", effect="texts may be as long as `max_position_embeddings` says"),
-    **ignored("padding_side", "truncation_side", effect="nothing is padded or cut off"),
+    **dict.fromkeys(
+        ("model_max_length", "max_len"),
+        honoured("texts of vectors are truncated to it; generation has `max_position_embeddings`"),
+    ),
+    **ignored("padding_side", effect="nothing is padded"),
+    "truncation_side": honoured("right; of vectors, left is refused"),
     **ignored(
         *(
             "do_lower_case",

@@ -47,7 +47,7 @@ class FolderSettings:
 
 
 def read_folder(folder: Path) -> FolderSettings:
-    """Read and check all settings of a model folder. Without modules.json: the mean, not normalised.
+    """Read and check all settings of an encoder's folder. Without modules.json: the mean, not normalised.
 
     Raises
     ------
@@ -56,50 +56,45 @@ def read_folder(folder: Path) -> FolderSettings:
     ValueError
         A file is invalid, or a setting is not supported; the message names the file and the key.
     """
+    config = read_json(weights_folder(folder) / "config.json", "it is not a model folder")
+    weights, stored, lower = read_text_settings(folder, config)
+    tokenizer_config = read_optional(weights / "tokenizer_config.json")
+    check_keys(tokenizer_config, "tokenizer_config.json", weights / "tokenizer_config.json")
+    return FolderSettings(weights, config, tokenizer_json(weights, config, tokenizer_config, lower), stored)
+
+
+def read_text_settings(folder: Path, config: dict[str, Any]) -> tuple[Path, dict[str, Any], bool]:
+    """The folder of the weights, `FolderSettings.stored`, and whether texts are lower-cased; as `read_folder`."""
     for name, reason in REFUSED_FILES.items():
         if (folder / name).exists():
             raise ValueError(f"{folder / name}: {reason}")
-    if not (folder / "modules.json").is_file():
-        return _read_transformer(folder, {}, None, False, {})
-    weights, pooling, normalize = _read_modules(folder)
+    weights, pooling, normalize = folder, None, False
     settings: dict[str, Any] = {}
-    for name in _TRANSFORMER_FILES:
-        settings = read_optional(weights / name)
-        if settings:
-            check_keys(settings, "sentence_bert_config.json", weights / name)
-            break
-    return _read_transformer(weights, settings, pooling, normalize, _read_extra(folder))
+    extra: dict[str, Any] = {}
+    if (folder / "modules.json").is_file():
+        weights, pooling, normalize = _read_modules(folder)
+        for name in _TRANSFORMER_FILES:
+            settings = read_optional(weights / name)
+            if settings:
+                check_keys(settings, "sentence_bert_config.json", weights / name)
+                break
+        extra = _read_extra(folder)
+    lower = settings.get("do_lower_case", False)
+    if lower not in (True, False, None):
+        fail(weights / "sentence_bert_config.json", "do_lower_case", lower, "true or false")
+    tokenizer_config = read_optional(weights / "tokenizer_config.json")
+    stored = {
+        "pooling": pooling,
+        "normalize": normalize,
+        "max_seq_length": _max_seq_length(weights, config, tokenizer_config, settings),
+        **extra,
+    }
+    return weights, stored, bool(lower)
 
 
 def weights_folder(folder: Path) -> Path:
     """Where a model folder has config.json and the checkpoint: itself, or the folder of its Transformer module."""
     return _read_modules(folder)[0] if (folder / "modules.json").is_file() else folder
-
-
-def _read_transformer(
-    weights: Path,
-    settings: dict[str, Any],
-    pooling: dict[str, Any] | None,
-    normalize: bool,
-    extra: dict[str, Any],
-) -> FolderSettings:
-    config = read_json(weights / "config.json", "it is not a model folder")
-    lower = settings.get("do_lower_case", False)
-    if lower not in (True, False, None):
-        fail(weights / "sentence_bert_config.json", "do_lower_case", lower, "true or false")
-    tokenizer_config = read_optional(weights / "tokenizer_config.json")
-    check_keys(tokenizer_config, "tokenizer_config.json", weights / "tokenizer_config.json")
-    return FolderSettings(
-        weights,
-        config,
-        tokenizer_json(weights, config, tokenizer_config, bool(lower)),
-        {
-            "pooling": pooling,
-            "normalize": normalize,
-            "max_seq_length": _max_seq_length(weights, config, tokenizer_config, settings),
-            **extra,
-        },
-    )
 
 
 # --- modules.json -------------------------------------------------------------------------------------

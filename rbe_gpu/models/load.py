@@ -17,6 +17,7 @@ from .architectures import (
     Model,
     architecture,
     embeds,
+    encodes,
     generates,
     is_gguf,
     read_gguf_folder,
@@ -27,6 +28,7 @@ from .checkpoint import FLOATS, check_finite, check_names
 from .decoder import Decoder
 from .json_files import read_json
 from .locate import find_model
+from .text_embedder import TextEmbedder
 from .tokenizer import check_ids, read_tokenizer
 
 _MAX_TOKENIZER = 64 << 20  # bytes of tokenizer.json after decompression
@@ -63,11 +65,18 @@ def load(
     return read(path, cache_bytes, dtype, activations)
 
 
+def load_embedder(
+    source: str | Path, cache_bytes: int = 0, dtype: str = "float32", activations: str | None = None
+) -> TextEmbedder:
+    """`load` of a model that makes vectors of texts; a ValueError for any other."""
+    return embeds(load(source, cache_bytes, dtype, activations), source)
+
+
 def load_encoder(
     source: str | Path, cache_bytes: int = 0, dtype: str = "float32", activations: str | None = None
 ) -> BertEncoder:
-    """`load` of a model that makes vectors of texts; a ValueError for any other."""
-    return embeds(load(source, cache_bytes, dtype, activations), source)
+    """`load` of a BERT encoder; a ValueError for any other model."""
+    return encodes(load(source, cache_bytes, dtype, activations), source)
 
 
 def load_decoder(

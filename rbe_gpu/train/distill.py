@@ -25,7 +25,7 @@ from .. import output
 from ..container import Writer, load_file
 from ..evaluate import NEIGHBOURS, Agreement, agreement
 from ..json_checks import dump_json
-from ..models.architectures import embeds
+from ..models.architectures import encodes
 from ..models.bert import BertEncoder
 from ..models.bert_tensors import linear_weights, tensor_shapes
 from ..models.checkpoint import FLOATS
@@ -230,7 +230,7 @@ def distill(
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a model folder; training needs the dense model")
     output.destination(out)
-    teacher = embeds(load_folder(folder), folder)
+    teacher = encodes(load_folder(folder), folder, "training")
     if teacher.tokenizer is None:
         raise ValueError(f"{folder} has no tokenizer.json, so no text can run through the model")
     texts = list(dict.fromkeys(texts))

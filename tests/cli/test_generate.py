@@ -103,7 +103,7 @@ def test_eval(tmp_path: Path, decoder_folder: Path, decoder_file: Path, model_fi
     assert compressed["ratio"] == pytest.approx(dense["bytes"] / decoder_file.stat().st_size)
     shown = run("eval", decoder_file, "--texts", texts)
     assert "KL divergence from dense, mean" in shown.stdout
-    refused(run("eval", decoder_file, "--against", real.MODEL_DIR), "is an encoder, which generates no text")
+    refused(run("eval", decoder_file, "--against", real.MODEL_DIR), "generates no text; it makes vectors")
 
 
 def test_calibrate(tmp_path: Path, decoder_folder: Path) -> None:

@@ -1,0 +1,114 @@
+"""Sentence embeddings of decoders, such as Qwen3-Embedding (Zhang et al. 2025).
+
+A token's state has seen the tokens before it: that of the last one is the text's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from copy import copy
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..blocks import Array, RBEBlocks
+from ..cache import PanelCache
+from ..workspace import Workspace
+from .decoder import Decoder, Tensors
+from .pooling import cu_seqlens_of
+from .text_embedder import TextEmbedder
+
+
+class DecoderEmbedder(TextEmbedder):
+    """A decoder whose pooled states are vectors of texts.
+
+    Parameters
+    ----------
+    decoder : with the tokenizer of the texts, or none
+    pooling, normalize, max_seq_length, prompts, default_prompt_name, truncate_dim : as of `BertEncoder`
+
+    Attributes
+    ----------
+    decoder : it generates no text: its head was not trained
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        pooling: Mapping[str, Any] | None = None,
+        normalize: bool = True,
+        max_seq_length: int | None = None,
+        prompts: Mapping[str, str | None] | None = None,
+        default_prompt_name: str | None = None,
+        truncate_dim: int | None = None,
+    ) -> None:
+        self.decoder = decoder
+        self.hidden_size = decoder.settings.hidden_size
+        self.int8_activations = decoder.int8_activations
+        self._set_up_texts(
+            decoder.tokenizer, pooling, normalize, max_seq_length, decoder.settings.max_positions, prompts,
+            default_prompt_name, truncate_dim,
+        )  # fmt: skip
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json."""
+        return self.decoder.config
+
+    @property
+    def device(self) -> str:
+        return self.decoder.device
+
+    @property
+    def dtype(self) -> Any:
+        """Of the hidden states."""
+        return self.decoder.dtype
+
+    @property
+    def cache(self) -> PanelCache:
+        """Of decoded panels."""
+        return self.decoder.cache
+
+    @property
+    def workspace(self) -> Workspace:
+        return self.decoder.workspace
+
+    @property
+    def vocab_size(self) -> int:
+        return self.decoder.settings.vocab_size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights in memory, without the cache and the workspace."""
+        return self.decoder.nbytes
+
+    def tensors(self) -> dict[str, Array | RBEBlocks]:
+        """The tensors of the model, as of `Decoder.tensors`."""
+        return self.decoder.tensors()
+
+    def with_tensors(self, tensors: Tensors) -> DecoderEmbedder:
+        """The same model with some tensors replaced, and no int8 activations."""
+        return self._with_decoder(self.decoder.with_tensors(tensors))
+
+    def with_int8_activations(self, names: Collection[str]) -> DecoderEmbedder:
+        """The same model and weights, with int8 activations for the linear weights of these names alone."""
+        return self._with_decoder(self.decoder.with_int8_activations(names))
+
+    def _with_decoder(self, decoder: Decoder) -> DecoderEmbedder:
+        model = copy(self)
+        model.decoder, model.int8_activations = decoder, decoder.int8_activations
+        return model
+
+    def forward(self, ids: Array, lengths: Array | None = None) -> Array:
+        """Last hidden states of a padded batch, as of `Decoder.forward`."""
+        return self.decoder.forward(ids, lengths)
+
+    def _text_states(
+        self, ids: NDArray[np.int64], lengths: NDArray[np.int64], ws: Workspace
+    ) -> tuple[Array, Array]:
+        *_, states = self.decoder._states(ids, lengths, None, ws)
+        return states, self._placed("texts.cu_seqlens", cu_seqlens_of(lengths), ws)
+
+    def __repr__(self) -> str:
+        return f"DecoderEmbedder({'+'.join(self.pooling)} pooling, {self.decoder!r})"
