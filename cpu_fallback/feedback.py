@@ -24,11 +24,11 @@ def _quantize_run(c, start, stop, upper, step, row_scale, dead, shrink, top, cod
             m = np.floor(abs(value) / grid + _HALF - dead) if grid > _ZERO else _ZERO
             m = min(max(m, _ZERO), top)
             kept = max(m - shrink, _ZERO) * grid
-            e = (value - (kept if value >= _ZERO else -kept)) / upper[i, i]
+            e = (value - (kept if value >= _ZERO else -kept)) / upper[i - start, i - start]
             codes[r, i] = np.int8(m if value >= _ZERO else -m)
             error[r, i - start] = e
             for j in range(i + 1, stop):
-                c[r, j] -= e * upper[i, j]
+                c[r, j] -= e * upper[i - start, j - start]
 
 
 _quantize_run_in_parts = in_parts(_quantize_run)
@@ -50,7 +50,7 @@ def quantize_run(
     """Codes of the columns start .. stop of every row.
 
     c : (rows, cols) float32, changed in those columns
-    upper : (cols, cols) float32, U
+    upper : (stop - start, cols - start) float32, U from row and column `start` on
     step : (cols,) float32; row_scale : (rows,) float32: the grid is step * row_scale
     dead : rounding thresholds lie at (m + 1/2 + dead) grid steps
     shrink : grid value m stands for m - shrink, m >= 1

@@ -87,7 +87,8 @@ class Geometry:
     Attributes
     ----------
     order : (features,) columns in the order of quantisation, most energy first
-    upper : (features, features) float32, U of the ordered columns
+    panels : U of the ordered columns without its zeros: for each _RUN columns, from `start` on, the float32 rows
+        U[start : start + _RUN, start:]
     step : (features,) relative steps of the ordered columns, geometric mean 1
     target : (features, features) float32: the weight to quantise is W @ target; None: W itself
     """
@@ -95,9 +96,17 @@ class Geometry:
     transform: str
     block: int
     order: NDArray[np.int64]
-    upper: F32
+    panels: tuple[F32, ...]
     step: F64
     target: F32 | None
+
+    @property
+    def upper(self) -> F32:
+        """U, (features, features) float32."""
+        u = np.zeros((len(self.order), len(self.order)), np.float32)
+        for k, panel in enumerate(self.panels):
+            u[k * _RUN : k * _RUN + len(panel), k * _RUN :] = panel
+        return u
 
 
 def _columns(a: F64, s: F64) -> F64:
@@ -137,7 +146,11 @@ def geometry(moments: Moments, transform: str = "dct", block: int = 64) -> Geome
     upper = np.linalg.cholesky((precision + precision.T) / 2).T
     diagonal = np.diag(upper)
     mean = float(np.exp(np.mean(np.log(diagonal))))
-    return Geometry(transform, block, order, np.ascontiguousarray(upper, np.float32), diagonal / mean, target)
+    panels = tuple(
+        np.ascontiguousarray(upper[start : start + _RUN, start:], np.float32)
+        for start in range(0, len(order), _RUN)
+    )
+    return Geometry(transform, block, order, panels, diagonal / mean, target)
 
 
 def target_coefficients(weight: F32, geo: Geometry) -> F32:
@@ -162,14 +175,14 @@ def round_with_feedback(
     codes = np.empty((rows, cols), np.int8)
     error = np.empty((rows, _RUN), np.float32)
     ones = np.ones(rows, np.float32)
-    for start in range(0, cols, _RUN):
+    for start, panel in zip(range(0, cols, _RUN), geo.panels, strict=True):
         stop = min(start + _RUN, cols)
         quantize_run(
-            c, start, stop, geo.upper, steps, ones, np.float32(dead), np.float32(shrink), np.float32(_TOP),
+            c, start, stop, panel, steps, ones, np.float32(dead), np.float32(shrink), np.float32(_TOP),
             codes, error,
         )  # fmt: skip
         if stop < cols:
-            c[:, stop:] -= error[:, : stop - start] @ geo.upper[start:stop, stop:]
+            c[:, stop:] -= error[:, : stop - start] @ panel[:, stop - start :]
     return codes, steps
 
 

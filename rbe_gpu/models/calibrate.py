@@ -589,22 +589,28 @@ def _compress_all(
     lossy_linears: dict[str, RBELinear] = {}
     for layer in layers:
         compressed_layer = stage(layer, "qkv", [(p.dense, p.compressed) for p in parts])
-        heads = [
-            (layer.heads(p.dense, p.lengths), compressed_layer.heads(p.compressed, p.lengths)) for p in parts
-        ]
-        compressed_layer = stage(layer, "output", heads)
-        for p, (dense, compressed) in zip(parts, heads, strict=True):
-            p.dense, p.compressed = (
-                layer.attended(dense, p.dense),
-                compressed_layer.attended(compressed, p.compressed),
-            )
+
+        # inputs of stages a batch at a time: all of them would take as much memory as the states, or several times it
+        def heads(
+            layer: _Layer = layer, compressed_layer: _Layer = compressed_layer
+        ) -> Iterator[tuple[F32, F32]]:
+            """The inputs of the output projection."""
+            for p in parts:
+                dense = layer.heads(p.dense, p.lengths)
+                yield dense, compressed_layer.heads(p.compressed, p.lengths)
+                p.dense = layer.attended(dense, p.dense)
+
+        compressed_layer = stage(layer, "output", heads())
+        for p in parts:
+            mixed = compressed_layer.heads(p.compressed, p.lengths)
+            p.compressed = compressed_layer.attended(mixed, p.compressed)
         refit(layer.norms["attention"], layer.norm_names["attention"])
         compressed_layer = stage(layer, "up", [(p.dense, p.compressed) for p in parts])
 
         def inner(
             layer: _Layer = layer, compressed_layer: _Layer = compressed_layer
         ) -> Iterator[tuple[F32, F32]]:
-            """The inputs of the down projections, a batch at a time: all of them would take most of the memory."""
+            """The inputs of the down projection."""
             for p in parts:
                 dense = layer.inner(p.dense)
                 yield dense, compressed_layer.inner(p.compressed)
