@@ -1,7 +1,8 @@
-"""y = activation(C z a + b) + residual for grid codes and int8 activations of one to a few tokens.
+"""y = activation(C z a + b) + residual for int8 activations of one to a few tokens: see `int8_tiles`.
 
-Vectors run along a row of the weight: 32 codes are unpacked in a register, where each token's int8 meet them.
-Products, scales and their order are those of `int8_tiles`, so that a token has the same bits in a batch of any size.
+Vectors run along the rows of the weight: codes are unpacked in registers, where the int8 of a token meet them
+(`int8_rows`). Products, scales and their order are those of `int8_tiles`, so that a token has the same bits in a
+batch of any size.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from . import params
 from ._atomics import call_address
 from ._jit import cpu_inline, cpu_kernel
 from ._parts import c_function, record_at, run_shares
-from .arrays import ENCODING, address, bytes_at, floats_at, halves_at
-from .int8_codes import run_bytes
+from .arrays import ENCODING, address, bytes_at, floats_at, halves_at, ints_at
 from .int8_input import quantize_row
-from .int8_simd import RUN, add_products, no_sums, sum_of
+from .int8_rows import SUMS, grid_sums
 from .matvec import store_results
 from .operand import MatmulCall, Operand
 from .simd import element, widen
@@ -25,50 +25,39 @@ from .simd import element, widen
 _MATVEC, _INPUT_AT = params.INT8_MATVEC.dtype, params.INT8_MATVEC.offset("input")
 
 
-@cpu_inline
-def _dot_1(stream, byte, bits, columns, z, z_at):
-    """sum_k q[k] z[k] of one token."""
-    half = 1 << (bits - 1)
-    a = no_sums()
-    for k in range(0, columns, RUN):
-        a = add_products(a, run_bytes(stream, byte, bits), half, z, z_at + k)
-        byte += 4 * bits
-    return sum_of(a)
+@cpu_inline(exact=True)
+def _four(tokens, p, row, rows, t):
+    """Sums over columns as float32, of up to four rows and a token, or of a row and four tokens (a literal)."""
+    w, columns, depth = p.weight, p.columns, p.depth
+    stream, z, sums, bits = bytes_at(w.value), bytes_at(p.z), ints_at(p.sums), w.bits
+    size, z_at = columns // 8 * bits, t * depth
+    a, b, c, d = grid_sums(tokens, bits, stream, row * size, size, rows, z, z_at, depth, columns, sums, t)
+    return np.float32(a), np.float32(b), np.float32(c), np.float32(d)
 
 
-@cpu_inline
-def _dot_4(stream, byte, bits, columns, z, z_at):
-    """The same of four tokens, whose rows of z follow each other."""
-    half = 1 << (bits - 1)
-    a, b, c, d = no_sums(), no_sums(), no_sums(), no_sums()
-    for k in range(z_at, z_at + columns, RUN):
-        run = run_bytes(stream, byte, bits)
-        a = add_products(a, run, half, z, k)
-        b = add_products(b, run, half, z, k + columns)
-        c = add_products(c, run, half, z, k + 2 * columns)
-        d = add_products(d, run, half, z, k + 3 * columns)
-        byte += 4 * bits
-    return sum_of(a), sum_of(b), sum_of(c), sum_of(d)
+@cpu_inline(exact=True)
+def _gain(w, row):
+    """What sums are multiplied with, besides the scale of their token."""
+    return w.gain * widen(element(halves_at(w.scale), row))
 
 
 @cpu_inline(exact=True)
 def _block(p, first, part):
     """The results of a block of rows; without fast-math, so that scales are multiplied in the order of the tiles."""
-    w, block, columns, tokens = p.weight, p.block, p.columns, p.tokens
-    rows, bits = min(block, w.rows_padded - first), w.bits
-    stream, z, scale = bytes_at(w.value), bytes_at(p.z), floats_at(p.scale)
+    w, block, tokens, scale = p.weight, p.block, p.tokens, floats_at(p.scale)
+    rows, whole = min(block, w.rows_padded - first), tokens // SUMS * SUMS
     lines, at = floats_at(p.lines), part * p.lines_stride
-    for r in range(rows):
-        byte = (first + r) * columns // 8 * bits
-        s = w.gain * widen(element(halves_at(w.scale), first + r))
-        whole = tokens // 4 * 4
-        for t in range(0, whole, 4):
-            sums = _dot_4(stream, byte, bits, columns, z, t * columns)
-            for i in range(4):
-                lines[at + (t + i) * block + r] = np.float32(sums[i]) * (s * scale[t + i])
-        for t in range(whole, tokens):
-            total = _dot_1(stream, byte, bits, columns, z, t * columns)
-            lines[at + t * block + r] = np.float32(total) * (s * scale[t])
+    for t in range(0, whole, SUMS):
+        for r in range(rows):
+            y, gain = _four(SUMS, p, first + r, 1, t), _gain(w, first + r)
+            for i in range(SUMS):
+                lines[at + (t + i) * block + r] = y[i] * (gain * scale[t + i])
+    for t in range(whole, tokens):
+        for r in range(0, rows, SUMS):
+            count = min(SUMS, rows - r)
+            y = _four(1, p, first + r, count, t)
+            for i in range(count):
+                lines[at + t * block + r + i] = y[i] * (_gain(w, first + r + i) * scale[t])
     for t in range(tokens):
         store_results(w, p.output, t, first, min(rows, w.rows - first), lines, at + t * block)
 
@@ -85,12 +74,28 @@ def _part(params_at, blocks, parts, begin, end):
 def _int8_matvec(params_at):
     p = record_at(params_at, _MATVEC)
     w = p.weight
-    scale, z, line = floats_at(p.scale), bytes_at(p.z), floats_at(p.line)
+    scale, z, line, sums = floats_at(p.scale), bytes_at(p.z), floats_at(p.line), ints_at(p.sums)
     for t in range(p.tokens):
+        z_at = t * p.depth
         scale[t] = quantize_row(
-            p.input.x, p.input.kind, t * p.in_features, p.in_features, w.column_scale, p.columns, line, 0, z,
-            t * p.columns,
-        )  # fmt: skip
+            p.input.x,
+            p.input.kind,
+            t * p.in_features,
+            p.in_features,
+            w.column_scale,
+            p.columns,
+            line,
+            0,
+            z,
+            z_at,
+        )
+        for k in range(p.columns, p.depth):
+            z[z_at + k] = 0
+        for g in range(p.groups):
+            total = np.int32(0)
+            for k in range(g * p.group, min((g + 1) * p.group, p.columns)):
+                total += np.int32(np.int8(z[z_at + k]))
+            sums[t * p.groups + g] = total
     blocks = (w.rows_padded + p.block - 1) // p.block
     run_shares(_part, p.parts, 1, p.parts, (params_at, blocks, p.parts))
 
@@ -116,24 +121,32 @@ class Int8MatvecCall(MatmulCall):
     __slots__ = ()
 
     def __init__(self, w: Operand, n: int, in_features: int, threads: int, buffer: Any) -> None:
-        z_bytes = -(-n * w.columns // 64) * 64
-        scale_bytes = -(-4 * n // 64) * 64
-        line = z_bytes + scale_bytes
-        lines = line + -(-4 * w.columns // 64) * 64
-        scratch = buffer(lines + 4 * threads * n * w.block)
-        z = address(scratch)
+        depth = -(-w.columns // 64) * 64
+        group, groups = w.columns, 1
+        sizes = {
+            "z": n * depth,
+            "scale": 4 * n,
+            "sums": 4 * n * groups,
+            "line": 4 * w.columns,
+            "lines": 4 * threads * n * w.block,
+        }
+        scratch = buffer(sum(-(-size // 64) * 64 for size in sizes.values()))
+        at, fields = address(scratch), {}
+        for name, size in sizes.items():
+            fields[name] = at
+            at += -(-size // 64) * 64
         record = params.INT8_MATVEC.record(
             weight=w.params.item(),
             tokens=n,
             in_features=in_features,
             block=w.block,
             columns=w.columns,
-            z=z,
-            scale=z + z_bytes,
-            line=z + line,
-            lines=z + lines,
+            depth=depth,
+            group=group,
+            groups=groups,
             lines_stride=n * w.block,
             parts=threads,
+            **fields,
         )
         super().__init__(w, params.INT8_MATVEC, record, scratch)
 

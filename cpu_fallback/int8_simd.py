@@ -20,14 +20,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
 
+from rbe_gpu.codecs.packing import RUN, planes_of
+
 from . import simd_emit as emit
 from ._numba_internals import cgutils
 from .isa import Isa, isa_of
 from .simd import LANES, V_F32, vec16
 
 _I8, _I16, _I32, _I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-#: Columns of a pass of the inner loops: a run of packed codes.
-RUN = 32
 _WORDS = RUN // 4  # of four columns
 _MAGIC = (
     12582912.0  # 1.5 * 2^23: adding it rounds to the nearest integer, even in a tie, which fills the low bits
@@ -42,27 +42,13 @@ class RunType(types.Type):
         super().__init__(name="run_uint8")
 
 
-class SumsType(types.Type):
-    """Numba type of eight int32 sums in registers."""
-
-    def __init__(self) -> None:
-        super().__init__(name="sums_int32")
-
-
-run_type, sums_type = RunType(), SumsType()
-V_SUMS = ir.VectorType(_I32, _WORDS)
+run_type = RunType()
 
 
 @register_model(RunType)
 class _RunModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: types.Type) -> None:
         super().__init__(dmm, fe_type, V_RUN)
-
-
-@register_model(SumsType)
-class _SumsModel(models.PrimitiveModel):
-    def __init__(self, dmm: Any, fe_type: types.Type) -> None:
-        super().__init__(dmm, fe_type, V_SUMS)
 
 
 #: Bits that codes are cut to where products are added in int16.
@@ -102,27 +88,27 @@ def many_registers(typingctx):
     return types.boolean(), codegen
 
 
-def _splat(value: int, typ: ir.VectorType) -> ir.Constant:
+def splat(value: int, typ: ir.VectorType) -> ir.Constant:
     return ir.Constant(typ, [value] * typ.count)
 
 
-def _pointer(
+def pointer_at(
     context: Any, builder: ir.IRBuilder, array: Any, value: Any, offset: Any, to: ir.Type
 ) -> ir.Value:
     data = context.make_array(array)(context, builder, value).data
     return builder.bitcast(builder.gep(data, [offset]), to.as_pointer())
 
 
-class _Products:
+class Products:
     """Products on an instruction set, in registers of `lanes` int32."""
 
-    def __init__(self, builder: ir.IRBuilder, isa: Isa, widest: int = 512) -> None:
+    def __init__(self, builder: ir.IRBuilder, isa: Isa) -> None:
         self.builder = builder
         self.vnni = isa.has("avx512f", "avx512vnni")
         self.sdot = isa.has("dotprod")
         self.pairs = needs_base(isa)
         self.ssse3 = isa.has("ssse3")
-        bits = min(isa.vector_bits, widest)
+        bits = isa.vector_bits
         if bits == 512 and not isa.has("avx512bw"):
             bits = 256
         if bits == 256 and not isa.has("avx2"):
@@ -142,7 +128,7 @@ class _Products:
         """An int32 in every lane, as bytes."""
         undefined = ir.Constant(self.words, ir.Undefined)
         first = self.builder.insert_element(undefined, word, _I32(0))
-        every = self.builder.shuffle_vector(first, undefined, _splat(0, self.words))
+        every = self.builder.shuffle_vector(first, undefined, splat(0, self.words))
         return self.builder.bitcast(every, self.bytes)
 
     def pair_products(self, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
@@ -153,7 +139,7 @@ class _Products:
     def widened(self, pairs: ir.Value, factor: int | ir.Value = 1) -> ir.Value:
         """Neighbours of int16 lanes times `factor`, added: int32 lanes."""
         name = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}[self.lanes]
-        factors = _splat(factor, self.halves) if isinstance(factor, int) else factor
+        factors = splat(factor, self.halves) if isinstance(factor, int) else factor
         return self._call(f"llvm.x86.{name}", self.words, pairs, factors)
 
     def add(self, total: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
@@ -176,8 +162,10 @@ class _Products:
         if not self.ssse3:
             return b.add(total, self._plain(b.sext, q, z))
         # |q| is at most 128 as an unsigned byte; two products stay below 2^15
-        negative = b.icmp_signed("<", q, _splat(0, self.bytes))
+        negative = b.icmp_signed("<", q, splat(0, self.bytes))
         absolute = b.select(negative, b.neg(q), q)
+        if self.lanes == 16:
+            return self.add(total, absolute, b.select(negative, b.neg(z), z))
         signs = {4: "ssse3.psign.b.128", 8: "avx2.psign.b"}[self.lanes]
         return self.add(total, absolute, self._call(f"llvm.x86.{signs}", self.bytes, z, q))
 
@@ -221,11 +209,11 @@ def int8_block(
         (runs, codes, codes_at, codes_row, x, x_at, x_step, c, c_at, c_row, entries, entry_start,
          start_at) = args[3:]  # fmt: skip
         types_of = signature.args
-        b, make = builder, _Products(builder, isa_of(context))
+        b, make = builder, Products(builder, isa_of(context))
         parts = range(num_vectors * LANES // make.lanes)
 
         def load(index: int, array: ir.Value, at: ir.Value, to: ir.Type) -> ir.Value:
-            return b.load(_pointer(context, b, types_of[index], array, at, to), align=1)
+            return b.load(pointer_at(context, b, types_of[index], array, at, to), align=1)
 
         def line(at: ir.Value) -> list[ir.Value]:
             """Activations of four columns."""
@@ -233,7 +221,7 @@ def int8_block(
 
         def place(r: int, part: int) -> ir.Value:
             at = b.add(b.add(c_at, b.mul(c_row, _I64(r))), _I64(make.lanes * part))
-            return _pointer(context, b, types_of[10], c, at, make.words)
+            return pointer_at(context, b, types_of[10], c, at, make.words)
 
         places = [[place(r, part) for part in parts] for r in range(num_rows)]
         sums = [[cgutils.alloca_once_value(b, b.load(p, align=4)) for p in row] for row in places]
@@ -283,6 +271,66 @@ def int8_block(
     return result, codegen
 
 
+def unpack(builder: ir.IRBuilder, bits: int, pointer: ir.Value) -> ir.Value:
+    """The run of 32 codes at `pointer`, as bytes."""
+    result, start, below = None, 0, bits
+    for plane in planes_of(bits):
+        size, below = 4 * plane, below - plane
+        source = builder.bitcast(builder.gep(pointer, [_I64(start)]), ir.VectorType(_I8, size).as_pointer())
+        raw = builder.load(source, align=1)
+        every = builder.shuffle_vector(
+            raw, raw, ir.Constant(ir.VectorType(_I32, RUN), [k % size for k in range(RUN)])
+        )
+        if plane < 8:
+            # fields of 4 * plane codes lie in lanes of their own, so bits that cross into a byte are masked off
+            lane = 32 if plane == 1 else 64
+            lanes = ir.VectorType(ir.IntType(lane), 8 * RUN // lane)
+            shifts = [lane // 8 * i // size * plane for i in range(lanes.count)]
+            every = builder.lshr(builder.bitcast(every, lanes), ir.Constant(lanes, shifts))
+            every = builder.and_(builder.bitcast(every, V_RUN), splat((1 << plane) - 1, V_RUN))
+        if below:  # what is shifted out of a byte is zero, so that words can be shifted
+            words = builder.bitcast(every, ir.VectorType(_I32, RUN // 4))
+            every = builder.bitcast(builder.shl(words, splat(below, words.type)), V_RUN)
+        result = every if result is None else builder.or_(result, every)
+        start += size
+    return result
+
+
+def unpack_64(builder: ir.IRBuilder, bits: int, pointer: ir.Value, count: ir.Value) -> ir.Value:
+    """Two runs of 32 codes at `pointer` as 64 bytes, with AVX-512. Of `count` bytes: what is behind them is not read.
+
+    A plane of w bits is w words of 32 bits in a run: one load has all planes, which a permutation spreads over words,
+    and a rotation moves each word's field to the place of these bits in the code.
+    """
+    b, words = builder, ir.VectorType(_I32, 16)
+    mask = ir.VectorType(ir.IntType(1), 16)
+    load = cgutils.get_or_insert_function(
+        b.module,
+        ir.FunctionType(words, [words.as_pointer(), _I32, mask, words]),
+        "llvm.masked.load.v16i32.p0",
+    )
+    counts = b.insert_element(ir.Constant(words, ir.Undefined), count, _I32(0))
+    counts = b.shuffle_vector(counts, counts, splat(0, words))
+    here = b.icmp_unsigned("<", ir.Constant(words, [4 * k for k in range(16)]), counts)
+    raw = b.call(load, [b.bitcast(pointer, words.as_pointer()), _I32(1), here, splat(0, words)])
+    result, start, below = None, 0, bits
+    for plane in planes_of(bits):
+        below -= plane
+        pick = [bits * (k // 8) + start + k % 8 % plane for k in range(16)]
+        every = b.shuffle_vector(raw, raw, ir.Constant(words, pick))
+        turns = [(k % 8 // plane * plane - below) % 32 for k in range(16)]
+        if any(turns):
+            rotate = cgutils.get_or_insert_function(
+                b.module, ir.FunctionType(words, [words] * 3), "llvm.fshr.v16i32"
+            )
+            every = b.call(rotate, [every, every, ir.Constant(words, turns)])
+        if plane < 8:
+            every = b.and_(every, splat(0x01010101 * (((1 << plane) - 1) << below), words))
+        result = every if result is None else b.or_(result, every)
+        start += plane
+    return b.bitcast(result, ir.VectorType(_I8, 2 * RUN))
+
+
 @intrinsic(prefer_literal=True)
 def unpack_bytes(typingctx, bits, packed, at):
     """unpack_bytes(bits, packed, at) -> run: the 32 codes of `bits` bits (a literal) at byte `at`, as bytes."""
@@ -292,33 +340,7 @@ def unpack_bytes(typingctx, bits, packed, at):
 
     def codegen(context, builder, signature, args):
         _, packed, at = args
-        result, start = None, 0
-        for plane in (w for w in (8, 4, 2, 1) if width & w):
-            size = 4 * plane
-            source = _pointer(
-                context,
-                builder,
-                signature.args[1],
-                packed,
-                builder.add(at, _I64(start)),
-                ir.VectorType(_I8, size),
-            )
-            raw = builder.load(source, align=1)
-            every = builder.shuffle_vector(
-                raw, raw, ir.Constant(ir.VectorType(_I32, RUN), [k % size for k in range(RUN)])
-            )
-            if plane < 8:
-                # fields of 4 * plane codes lie in lanes of their own, so bits that cross into a byte are masked off
-                lane = 32 if plane == 1 else 64
-                lanes = ir.VectorType(ir.IntType(lane), 8 * RUN // lane)
-                shifts = [lane // 8 * i // size * plane for i in range(lanes.count)]
-                every = builder.lshr(builder.bitcast(every, lanes), ir.Constant(lanes, shifts))
-                every = builder.bitcast(every, V_RUN)
-                every = builder.and_(every, _splat((1 << plane) - 1, V_RUN))
-            above = None if result is None else builder.shl(result, _splat(plane, V_RUN))
-            result = every if above is None else builder.or_(above, every)
-            start += size
-        return result
+        return unpack(builder, width, pointer_at(context, builder, signature.args[1], packed, at, _I8))
 
     return run_type(bits, packed, types.intp), codegen
 
@@ -332,7 +354,7 @@ def store_run(typingctx, run, offset, out, at):
     def codegen(context, builder, signature, args):
         run, offset, out, at = args
         value = builder.sub(run, _every_byte(builder, offset))
-        builder.store(value, _pointer(context, builder, signature.args[2], out, at, V_RUN), align=1)
+        builder.store(value, pointer_at(context, builder, signature.args[2], out, at, V_RUN), align=1)
         return context.get_dummy_value()
 
     return types.void(run, types.int64, out, types.intp), codegen
@@ -342,7 +364,7 @@ def _cut(builder: ir.IRBuilder, run: ir.Value, offset: ir.Value, half: ir.Value)
     """Codes q = run - offset cut to -half ... half - 1, plus half; and what they lack."""
     b, half = builder, _every_byte(builder, half)
     q = b.sub(run, _every_byte(b, offset))
-    high, low = b.sub(half, _splat(1, V_RUN)), b.neg(half)
+    high, low = b.sub(half, splat(1, V_RUN)), b.neg(half)
     cut = b.select(b.icmp_signed("<", q, high), q, high)
     cut = b.select(b.icmp_signed(">", cut, low), cut, low)
     return b.add(cut, half), b.sub(q, cut)
@@ -357,7 +379,7 @@ def store_cut_run(typingctx, run, offset, half, out, at):
     def codegen(context, builder, signature, args):
         run, offset, half, out, at = args
         cut, _ = _cut(builder, run, offset, half)
-        builder.store(cut, _pointer(context, builder, signature.args[3], out, at, V_RUN), align=1)
+        builder.store(cut, pointer_at(context, builder, signature.args[3], out, at, V_RUN), align=1)
         return context.get_dummy_value()
 
     i = types.int64
@@ -375,12 +397,12 @@ def cut_run(typingctx, run, offset, half, rest, at):
 
     def codegen(context, builder, signature, args):
         run, offset, half, rest, at = args
-        b, none = builder, _splat(0, V_RUN)
+        b, none = builder, splat(0, V_RUN)
         _, lacking = _cut(b, run, offset, half)
         for side, value in enumerate((lacking, b.neg(lacking))):
             above = b.select(b.icmp_signed(">", value, none), value, none)
             place = b.add(at, _I64(RUN * side))
-            b.store(above, _pointer(context, b, signature.args[3], rest, place, V_RUN), align=1)
+            b.store(above, pointer_at(context, b, signature.args[3], rest, place, V_RUN), align=1)
         whole = b.bitcast(lacking, ir.IntType(8 * RUN))
         return b.icmp_unsigned("!=", whole, whole.type(0))
 
@@ -404,7 +426,7 @@ def store_rounded(typingctx, vector, out, at):
         vector, out, at = args
         rounded = emit.add(builder, vector, emit.const(_MAGIC, V_F32))
         words = builder.bitcast(rounded, ir.VectorType(_I32, LANES))
-        target = _pointer(context, builder, signature.args[1], out, at, ir.VectorType(_I8, LANES))
+        target = pointer_at(context, builder, signature.args[1], out, at, ir.VectorType(_I8, LANES))
         builder.store(builder.trunc(words, ir.VectorType(_I8, LANES)), target, align=1)
         return context.get_dummy_value()
 
@@ -428,75 +450,16 @@ def sums_to_floats(typingctx, c, at, z, z_at, offset, factor):
         def every(value: ir.Value) -> ir.Value:
             undefined = ir.Constant(words, ir.Undefined)
             first = builder.insert_element(undefined, builder.trunc(value, _I32), _I32(0))
-            return builder.shuffle_vector(first, undefined, _splat(0, words))
+            return builder.shuffle_vector(first, undefined, splat(0, words))
 
         total, sums = (
-            builder.load(_pointer(context, builder, signature.args[k], a, place, words), align=4)
+            builder.load(pointer_at(context, builder, signature.args[k], a, place, words), align=4)
             for k, a, place in ((0, c, at), (2, z, z_at))
         )
         factor = every(factor)
         total = builder.mul(factor, builder.sub(total, builder.mul(every(offset), sums)))
-        total = builder.add(total, builder.mul(builder.sub(factor, _splat(1, words)), sums))
+        total = builder.add(total, builder.mul(builder.sub(factor, splat(1, words)), sums))
         return builder.sitofp(total, V_F32)
 
     i = types.int64
     return vec16(c, i, z, i, i, i), codegen
-
-
-@intrinsic
-def no_sums(typingctx):
-    """no_sums() -> sums: zeros."""
-
-    def codegen(context, builder, signature, args):
-        return _splat(0, V_SUMS)
-
-    return sums_type(), codegen
-
-
-@intrinsic
-def add_products(typingctx, sums, run, offset, z, at):
-    """add_products(sums, run, offset, z, at) -> sums: plus codes minus `offset` times the 32 int8 from `at` on."""
-    if (sums, run) != (sums_type, run_type) or not isinstance(z, types.Array):
-        return None
-
-    def codegen(context, builder, signature, args):
-        sums, run, offset, z, at = args
-        b, make = builder, _Products(builder, isa_of(context), 256)
-        q = b.sub(run, _every_byte(b, offset))
-        codes = b.load(_pointer(context, b, signature.args[3], z, at, V_RUN), align=1)
-        if make.lanes == _WORDS:
-            return make.add_signed(sums, q, codes)
-        parts = []
-        for first in range(0, _WORDS, make.lanes):
-
-            def part(vector: ir.Value, scale: int, first: int = first) -> ir.Value:
-                lanes = [scale * first + i for i in range(scale * make.lanes)]
-                return b.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes))
-
-            parts.append(make.add_signed(part(sums, 1), part(q, 4), part(codes, 4)))
-        return b.shuffle_vector(*parts, ir.Constant(ir.VectorType(_I32, _WORDS), list(range(_WORDS))))
-
-    i = types.int64
-    return sums_type(sums, run, i, z, i), codegen
-
-
-@intrinsic
-def sum_of(typingctx, sums):
-    """sum_of(sums) -> int32: of the eight lanes."""
-    if sums != sums_type:
-        return None
-
-    def codegen(context, builder, signature, args):
-        x = args[0]
-        while x.type.count > 1:
-            half = x.type.count // 2
-            low, high = (
-                builder.shuffle_vector(
-                    x, x, ir.Constant(ir.VectorType(_I32, half), list(range(first, first + half)))
-                )
-                for first in (0, half)
-            )
-            x = builder.add(low, high)
-        return builder.extract_element(x, _I32(0))
-
-    return types.int32(sums), codegen

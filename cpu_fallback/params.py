@@ -145,8 +145,12 @@ INT8_TILES = Struct(
 INT8_MATVEC = Struct(
     "Int8Matvec",
     weight=WEIGHT, output=OUTPUT, input=INPUT, tokens="i64", in_features="i64", block="i64", columns="i64",
-    z="u8*",  # int8 (tokens, columns)
+    z="u8*",  # int8 (tokens, depth)
+    depth="i64",  # columns rounded up to 64
     scale=_FLOATS_OUT,  # (tokens)
+    group="i64",  # columns of a sum of activations
+    groups="i64",
+    sums="i32*",  # (tokens, groups)
     line=_FLOATS_OUT,  # (columns): of one token
     lines=_FLOATS_OUT, lines_stride="i64",  # (tokens, block)
     parts="i64",

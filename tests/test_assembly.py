@@ -69,13 +69,15 @@ def _x86(register: str) -> Target:
     packed = {kind: rf"{name}ps\s.*%{register}" for kind, name in _X86.items()}
     packed |= {"add of 8": r"vaddps\s.*%ymm", "words": rf"{_WORDS}%{register}"}
     return Target(
-        {**packed, "pairs": rf"vpmaddubsw\s.*%{register}", "byte pairs": r"vpmaddubsw\s.*%ymm"},
+        {
+            **packed,
+            "pairs": rf"vpmaddubsw\s.*%{register}",
+        },
         {
             **_X86_SINGLE,
             "add of 8": _X86_SINGLE["add"],
             "words": rf"{_WORDS}%xmm",
             "pairs": r"vpmaddubsw\s.*%xmm",
-            "byte pairs": r"vpmaddubsw\s.*%xmm",
         },
         _X86_STACK,
     )
@@ -100,6 +102,10 @@ TARGETS = {
 _INT8_BLOCK = "{} i u1 i i u1 i i w1 i i w1 w1 i"
 
 
+#: of `grid_sums`, behind how many tokens
+_GRID_SUMS = "{} i u1 i i i u1 i i i w1 i"
+
+
 @dataclass(frozen=True)
 class Kernel:
     """One row of the table.
@@ -107,7 +113,7 @@ class Kernel:
     Attributes
     ----------
     place : "module.function" in cpu_fallback
-    signature : one word per argument: f1, f2, f4 (float32 arrays), l1, w1, u1 (int64, int32, uint8 arrays), f
+    signature : one word per argument: f1, f2, f4 (float32 arrays), l1, w1, u1 (int64, int32, uint8), f
         (float64), s (float32), i, u, U (int64, uint32, uint64), b, none, or a number for itself
     least : packed instructions in the hot loop, in the order of `TARGETS`; 0, or nothing: not for that target
     kind : of these instructions, a key of `Target.packed`
@@ -164,9 +170,10 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
         Kernel(
             "int8_simd.int8_block", _INT8_BLOCK.format("4 1 5"), (0, 0, 0, 0, 16), "bytes", by_address=True
         ),
-        # one token, 32 columns at a time; four tokens
-        Kernel("int8_matvec._dot_1", "u1 i i i u1 i", (1, 1), "byte pairs", by_address=True),
-        Kernel("int8_matvec._dot_4", "u1 i i i u1 i", (4, 4), "byte pairs", by_address=True),
+        # 64 columns of four rows and a token, or of a row and four tokens, in registers of 32 or 64 bytes
+        Kernel("int8_rows.grid_sums", _GRID_SUMS.format(1), (8, 4), "pairs", by_address=True),
+        Kernel("int8_rows.grid_sums", _GRID_SUMS.format(4), (8, 4), "pairs", by_address=True),
+        Kernel("int8_rows.grid_sums", _GRID_SUMS.format(1), (0, 0, 0, 4, 16), "bytes", by_address=True),
     ),
     "attention": (
         # 4 rows x 2 halves of a vector; 4 rows x 4 vectors; 4 rows x 4 quarters
@@ -341,7 +348,8 @@ def _called(
     from rbe_gpu.cpu_fallback import arrays
     from rbe_gpu.cpu_fallback._jit import FASTMATH
 
-    makers = {"f1": "floats_at", "l1": "longs_at", "w1": "ints_at", "u1": "bytes_at"} if by_address else {}
+    makers = {"f1": "floats_at", "l1": "longs_at", "w1": "ints_at", "u1": "bytes_at"}
+    makers = makers if by_address else {}
     names = [f"a{i}" for i, w in enumerate(signature) if not w.isdigit()]
     places = iter(names)
     arguments = [

@@ -65,6 +65,7 @@ CPU = {
     *(
         "int8_tiles",
         "int8_matvec",
+        "int8_rows",
         "int8_input",
         "int8_codes",
         "int8_exceptions",
