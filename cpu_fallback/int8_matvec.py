@@ -15,14 +15,15 @@ from . import params
 from ._atomics import call_address
 from ._jit import cpu_inline, cpu_kernel
 from ._parts import c_function, record_at, run_shares
-from .arrays import ENCODING, address, bytes_at, floats_at, halves_at, ints_at
+from .arrays import ENCODING, GRID, address, bytes_at, floats_at, halves_at, ints_at
 from .int8_input import quantize_row
-from .int8_rows import SUMS, grid_sums
+from .int8_rows import SUMS, dense_sums, grid_sums
 from .matvec import store_results
 from .operand import MatmulCall, Operand
 from .simd import element, widen
 
 _MATVEC, _INPUT_AT = params.INT8_MATVEC.dtype, params.INT8_MATVEC.offset("input")
+_HALF = np.float32(0.5)
 
 
 @cpu_inline(exact=True)
@@ -31,14 +32,19 @@ def _four(tokens, p, row, rows, t):
     w, columns, depth = p.weight, p.columns, p.depth
     stream, z, sums, bits = bytes_at(w.value), bytes_at(p.z), ints_at(p.sums), w.bits
     size, z_at = columns // 8 * bits, t * depth
-    a, b, c, d = grid_sums(tokens, bits, stream, row * size, size, rows, z, z_at, depth, columns, sums, t)
-    return np.float32(a), np.float32(b), np.float32(c), np.float32(d)
+    if w.kind == GRID:
+        a, b, c, d = grid_sums(tokens, bits, stream, row * size, size, rows, z, z_at, depth, columns, sums, t)
+        return np.float32(a), np.float32(b), np.float32(c), np.float32(d)
+    return dense_sums(
+        tokens, bits, stream, row * size, size, rows, z, z_at, depth, columns, sums, t * p.groups, p.group,
+        halves_at(w.scale), row * p.groups,
+    )  # fmt: skip
 
 
 @cpu_inline(exact=True)
 def _gain(w, row):
     """What sums are multiplied with, besides the scale of their token."""
-    return w.gain * widen(element(halves_at(w.scale), row))
+    return w.gain * widen(element(halves_at(w.scale), row)) if w.kind == GRID else w.gain * _HALF
 
 
 @cpu_inline(exact=True)
@@ -122,7 +128,8 @@ class Int8MatvecCall(MatmulCall):
 
     def __init__(self, w: Operand, n: int, in_features: int, threads: int, buffer: Any) -> None:
         depth = -(-w.columns // 64) * 64
-        group, groups = w.columns, 1
+        group = w.columns if w["kind"] == GRID else w["group"]
+        groups = -(-w.columns // group)
         sizes = {
             "z": n * depth,
             "scale": 4 * n,

@@ -1,6 +1,7 @@
 """Dot products of packed rows with int8 activations, four at a time.
 
     grid_sums     sum_k q[r, k] z[k, t]
+    dense_sums    sum_g scale[r, g] sum_(k in g) (2 q[r, k] + 1) z[k, t]
 
 q = u - 2^(b-1) for the code u of b bits. What is multiplied is u where an instruction takes unsigned bytes with
 signed ones, and 2^(b-1) sum_k z[k, t] is subtracted once: vpdpbusd, and vpmaddubsw for up to 7 bits, whose sums of
@@ -21,6 +22,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from . import simd_emit as emit
 from ._numba_internals import cgutils
 from .int8_simd import RUN, Products, pointer_at, splat, unpack, unpack_64
 from .isa import isa_of
@@ -30,7 +32,7 @@ SUMS = 4
 #: Columns that are added at a time: two runs of codes, a register of AVX-512.
 STEP = 2 * RUN
 WIDTHS = range(2, 9)
-_I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_I8, _I16, _I32, _I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _INT16_MAX = 32767
 _TOTALS = ir.VectorType(_I32, SUMS)
 
@@ -237,3 +239,78 @@ def grid_sums(typingctx, tokens, bits, packed, at, size, rows, z, z_at, depth, c
         return context.make_tuple(b, result, [b.extract_element(values, _I32(k)) for k in range(SUMS)])
 
     return result(tokens, i, packed, i, i, i, z, i, i, i, z_sums, i), codegen
+
+
+@intrinsic(prefer_literal=True)
+def dense_sums(
+    typingctx,
+    tokens,
+    bits,
+    packed,
+    at,
+    size,
+    rows,
+    z,
+    z_at,
+    depth,
+    columns,
+    z_sums,
+    sums_at,
+    group,
+    scale,
+    scale_at,
+):
+    """dense_sums(...) -> four float32: sum_g scale[r, g] sum_(k in g) (2 q[r, k] + 1) z[k, t].
+
+    The sums over k are exact; those over g are added one after another.
+
+    Parameters
+    ----------
+    tokens ... columns : as of `grid_sums`
+    z_sums, sums_at : int32; the sum of the activations of group g of token t is at sums_at + t groups + g
+    group : columns of a group, 64 or 128; the last may have less
+    scale, scale_at : uint16, the bits of float16; scale[r, g] is at scale_at + r groups + g
+    """
+    arrays = packed, z, z_sums, scale
+    if not _is_one_or_four(tokens) or any(not isinstance(a, types.Array) for a in arrays):
+        return None
+    i = types.int64
+    result = types.UniTuple(types.float32, SUMS)
+    num_tokens = tokens.literal_value
+
+    def codegen(context, builder, signature, args):
+        (_, bits, packed, at, size, rows, z, z_at, depth, columns, z_sums, sums_at, group, scale,
+         scale_at) = args  # fmt: skip
+        b, of, num_rows = builder, signature.args, SUMS // num_tokens
+        starts = row_starts(context, b, of[2], (packed, at, size, rows))[:num_rows]
+        lines = _lines(b, pointer_at(context, b, of[6], z, z_at, _I8), depth, num_tokens)
+        steps = b.udiv(b.add(columns, _I64(STEP - 1)), _I64(STEP))
+        shift = b.select(
+            b.icmp_signed("==", group, _I64(STEP)), _I64(0), _I64(1)
+        )  # a division takes 20 cycles
+        groups = b.lshr(b.add(steps, shift), shift)
+        sums = _lines(b, pointer_at(context, b, of[10], z_sums, sums_at, _I32), groups, num_tokens)
+        scales = row_starts(context, b, of[13], (scale, scale_at, groups, rows))[:num_rows]
+        scales = [b.bitcast(pointer, _I16.as_pointer()) for pointer in scales]
+        floats = ir.VectorType(emit.F32, SUMS)
+        total = cgutils.alloca_once_value(b, emit.const(0, floats))
+
+        def width(bits: int) -> None:
+            make = _Sums(context, b, bits, starts, lines)
+            make.clear()
+            with make.steps(columns) as step:
+                make.add(step)
+                after = b.add(step, _I64(1))
+                ends = b.icmp_signed("==", b.and_(after, shift), _I64(0))
+                with b.if_then(b.or_(ends, b.icmp_signed("==", after, steps)), likely=True):
+                    g = b.lshr(step, shift)
+                    y = b.sitofp(make.totals(2, _four(b, sums, g, _TOTALS)), floats)
+                    s = emit.half_to_float(context, b, _four(b, scales, g, ir.VectorType(_I16, SUMS)))
+                    b.store(emit.fma(b, s, y, b.load(total)), total)
+                    make.clear()
+
+        for_width(b, bits, width)
+        values = b.load(total)
+        return context.make_tuple(b, result, [b.extract_element(values, _I32(k)) for k in range(SUMS)])
+
+    return result(tokens, i, packed, i, i, i, z, i, i, i, z_sums, i, i, scale, i), codegen

@@ -163,11 +163,14 @@ def _int8_support(weight: Weight) -> tuple[bool, str]:
 
 
 def _has_int8_matvec(weight: RBEBlocks) -> bool:
-    return isinstance(weight.codes, GridCodes) and weight.row_transform == weight.col_transform == "none"
+    codes = weight.codes
+    if isinstance(codes, DenseCodes) and codes.group % 64:
+        return False
+    return weight.row_transform == weight.col_transform == "none"
 
 
 class Int8Matvec(CpuMatmul):
-    """Grid codes without a transform times int8 activations, token by token."""
+    """Grid and dense codes without a transform times int8 activations, token by token."""
 
     name, method, activation_bits = "int8_matvec", "transform", 8
 

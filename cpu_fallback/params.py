@@ -141,7 +141,7 @@ INT8_TILES = Struct(
     counters="i64*", parts="i64",
 )  # fmt: skip
 
-#: Grid codes times the int8 activations of one to a few tokens: `int8_matvec`.
+#: Grid and dense codes times the int8 activations of one to a few tokens: `int8_matvec`.
 INT8_MATVEC = Struct(
     "Int8Matvec",
     weight=WEIGHT, output=OUTPUT, input=INPUT, tokens="i64", in_features="i64", block="i64", columns="i64",

@@ -102,8 +102,9 @@ TARGETS = {
 _INT8_BLOCK = "{} i u1 i i u1 i i w1 i i w1 w1 i"
 
 
-#: of `grid_sums`, behind how many tokens
+#: of `grid_sums` and `dense_sums`, behind how many tokens
 _GRID_SUMS = "{} i u1 i i i u1 i i i w1 i"
+_DENSE_SUMS = _GRID_SUMS + " i h1 i"
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Kernel:
     Attributes
     ----------
     place : "module.function" in cpu_fallback
-    signature : one word per argument: f1, f2, f4 (float32 arrays), l1, w1, u1 (int64, int32, uint8), f
+    signature : one word per argument: f1, f2, f4 (float32 arrays), l1, w1, h1, u1 (int64, int32, uint16, uint8), f
         (float64), s (float32), i, u, U (int64, uint32, uint64), b, none, or a number for itself
     least : packed instructions in the hot loop, in the order of `TARGETS`; 0, or nothing: not for that target
     kind : of these instructions, a key of `Target.packed`
@@ -174,6 +175,8 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
         Kernel("int8_rows.grid_sums", _GRID_SUMS.format(1), (8, 4), "pairs", by_address=True),
         Kernel("int8_rows.grid_sums", _GRID_SUMS.format(4), (8, 4), "pairs", by_address=True),
         Kernel("int8_rows.grid_sums", _GRID_SUMS.format(1), (0, 0, 0, 4, 16), "bytes", by_address=True),
+        Kernel("int8_rows.dense_sums", _DENSE_SUMS.format(1), (8, 4), "pairs", by_address=True),
+        Kernel("int8_rows.dense_sums", _DENSE_SUMS.format(1), (0, 0, 0, 4, 16), "bytes", by_address=True),
     ),
     "attention": (
         # 4 rows x 2 halves of a vector; 4 rows x 4 vectors; 4 rows x 4 quarters
@@ -309,6 +312,7 @@ def _compile(name: str) -> None:
         "f4": types.Array(types.float32, 4, "C"),
         "l1": types.Array(types.int64, 1, "C"),
         "w1": types.Array(types.int32, 1, "C"),
+        "h1": types.Array(types.uint16, 1, "C"),
         "u1": types.Array(types.uint8, 1, "C"),
         "f": types.float64,
         "s": types.float32,
@@ -348,7 +352,7 @@ def _called(
     from rbe_gpu.cpu_fallback import arrays
     from rbe_gpu.cpu_fallback._jit import FASTMATH
 
-    makers = {"f1": "floats_at", "l1": "longs_at", "w1": "ints_at", "u1": "bytes_at"}
+    makers = {"f1": "floats_at", "l1": "longs_at", "w1": "ints_at", "h1": "halves_at", "u1": "bytes_at"}
     makers = makers if by_address else {}
     names = [f"a{i}" for i, w in enumerate(signature) if not w.isdigit()]
     places = iter(names)

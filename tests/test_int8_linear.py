@@ -13,7 +13,8 @@ from rbe_gpu.cpu_fallback.operand import operand_of
 
 import rbe_gpu as rbe
 from rbe_gpu import reference
-from rbe_gpu.codecs import GridCodes
+from rbe_gpu.codecs import DenseCodes, GridCodes, packing
+from rbe_gpu.codecs.dense import quantize_dense
 
 from . import real
 from .compressed import gridded, relative
@@ -62,6 +63,24 @@ def test_sums_are_exact(bits: int, tokens: int, monkeypatch: pytest.MonkeyPatch)
         np.testing.assert_array_equal(y, expected)
 
 
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("tokens", [1, 3, 4, 6, 9])
+@pytest.mark.parametrize("group", [64, 128])
+def test_dense_sums_are_exact(bits: int, tokens: int, group: int) -> None:
+    """The same with a scale of 1 for every group: results are half of the sums of 2 q + 1."""
+    top = 2 ** (bits - 1)
+    q = np.clip(np.rint(_weight(97, 416) * 40 * top), -top, top - 1).astype(np.int64)
+    q[0, :], q[1, :], q[2, ::2], q[2, 1::2] = top - 1, -top, top - 1, -top
+    value = packing.pack((q + top).astype(np.uint16), bits)
+    codes = DenseCodes(bits, group, value, np.ones((97, -(-416 // group)), np.float16))
+    m = rbe.RBEVectors((97, 416), 32, "none", 1.0, None, codes)
+    x = np.rint(127 * _x(tokens, 416) / np.abs(_x(tokens, 416)).max(axis=1, keepdims=True))
+    x[0, :] = 127
+    x[-1, ::2], x[-1, 1::2] = -127, 127
+    expected = x.astype(np.int64) @ (2 * q + 1).T / 2  # less than 2^24
+    np.testing.assert_array_equal(rbe.linear(x.astype(np.float32), m, activation_bits=8), expected)
+
+
 @pytest.mark.parametrize("tokens", [1, 8, 9, 80])
 def test_activations_are_rounded_as_the_reference_says(tokens: int) -> None:
     """The identity as weight, column scales 1 (and 2^-3): results are z times the token's scale."""
@@ -92,17 +111,33 @@ FORMS = {
     "dense3 hadamard b32": {"codes": "dense-int3", "transform": "hadamard", "block": 32},
     "dense4": {"codes": "dense-int4", "transform": "none"},
     "dense5 dct b128": {"codes": "dense-int5", "transform": "dct", "block": 128},
+    "dense6": {"codes": "dense-int6", "transform": "none"},
+    "dense7 vectors": {"codes": "dense-int7", "transform": "none", "kind": "vectors"},
     "dense8": {"codes": "dense-int8", "transform": "none"},
+    # groups of 128, 64 and 32 columns of 224; the last of the first two has less
+    "dense3 g128 b32": {"dense": 3, "group": 128, "block": 32},
+    "dense5 g64 b32": {"dense": 5, "group": 64, "block": 32},
+    "dense8 g128": {"dense": 8, "group": 128, "block": 64},
+    "dense4 g32": {"dense": 4, "group": 32, "block": 32},
 }
 
 
 def _compressed(form: str, w: np.ndarray) -> rbe.RBEMatrix | rbe.RBEVectors:
     arguments = FORMS[form]
+    if "dense" in arguments:
+        return _grouped(w, *arguments.values())
     return (
         gridded(w, shrink=0.0, **arguments)
         if "grid" in arguments
         else rbe.compress(w, basis=False, **arguments)
     )
+
+
+def _grouped(w: np.ndarray, bits: int, group: int, block: int) -> rbe.RBEMatrix:
+    """Dense codes with a scale for `group` columns."""
+    padded = np.pad(w, [(0, -size % block) for size in w.shape])
+    codes = quantize_dense(np.ascontiguousarray(padded), bits, group)
+    return rbe.RBEMatrix(w.shape, block, "none", 1.0, None, codes)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -153,7 +188,7 @@ def test_threads(threads: int) -> None:
 
 
 @pytest.mark.parametrize("form", ["grid5 none", "grid6 dct", "dense4"])
-@pytest.mark.parametrize("tokens", [1, 3, 70])
+@pytest.mark.parametrize("tokens", [1, 3, 5, 70])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_stay_with_their_token(form: str, tokens: int, value: float) -> None:
     m, x = _compressed(form, _weight()), _x(tokens, 384).copy()
@@ -164,9 +199,10 @@ def test_values_that_are_not_finite_stay_with_their_token(form: str, tokens: int
     np.testing.assert_array_equal(y[1:], good[1:])
 
 
+@pytest.mark.parametrize("form", ["grid5 none", "dense5 g64 b32"])
 @pytest.mark.parametrize("tokens", [1, 20])
-def test_zeros_and_tiny_activations(tokens: int) -> None:
-    m, bias = _compressed("grid5 none", _weight()), real.layer(1, "output.dense.bias")[:96]
+def test_zeros_and_tiny_activations(tokens: int, form: str) -> None:
+    m, bias = _compressed(form, _weight()), real.layer(1, "output.dense.bias")[:96]
     y = rbe.linear(np.zeros((tokens, 384), np.float32), m, bias, activation_bits=8)
     np.testing.assert_array_equal(y, np.broadcast_to(bias, y.shape))
     tiny = np.full((tokens, 384), 1e-38, np.float32)
