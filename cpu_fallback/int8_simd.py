@@ -296,12 +296,8 @@ def unpack(builder: ir.IRBuilder, bits: int, pointer: ir.Value) -> ir.Value:
     return result
 
 
-def unpack_64(builder: ir.IRBuilder, bits: int, pointer: ir.Value, count: ir.Value) -> ir.Value:
-    """Two runs of 32 codes at `pointer` as 64 bytes, with AVX-512. Of `count` bytes: what is behind them is not read.
-
-    A plane of w bits is w words of 32 bits in a run: one load has all planes, which a permutation spreads over words,
-    and a rotation moves each word's field to the place of these bits in the code.
-    """
+def load_words(builder: ir.IRBuilder, pointer: ir.Value, count: ir.Value) -> ir.Value:
+    """`count` bytes, a multiple of 4, as 16 words, and then zeros; what is behind them is not read."""
     b, words = builder, ir.VectorType(_I32, 16)
     mask = ir.VectorType(ir.IntType(1), 16)
     load = cgutils.get_or_insert_function(
@@ -312,7 +308,17 @@ def unpack_64(builder: ir.IRBuilder, bits: int, pointer: ir.Value, count: ir.Val
     counts = b.insert_element(ir.Constant(words, ir.Undefined), count, _I32(0))
     counts = b.shuffle_vector(counts, counts, splat(0, words))
     here = b.icmp_unsigned("<", ir.Constant(words, [4 * k for k in range(16)]), counts)
-    raw = b.call(load, [b.bitcast(pointer, words.as_pointer()), _I32(1), here, splat(0, words)])
+    return b.call(load, [b.bitcast(pointer, words.as_pointer()), _I32(1), here, splat(0, words)])
+
+
+def unpack_64(builder: ir.IRBuilder, bits: int, pointer: ir.Value, count: ir.Value) -> ir.Value:
+    """Two runs of 32 codes at `pointer` as 64 bytes, with AVX-512. Of `count` bytes: what is behind them is not read.
+
+    A plane of w bits is w words of 32 bits in a run: one load has all planes, which a permutation spreads over words,
+    and a rotation moves each word's field to the place of these bits in the code.
+    """
+    b, words = builder, ir.VectorType(_I32, 16)
+    raw = load_words(b, pointer, count)
     result, start, below = None, 0, bits
     for plane in planes_of(bits):
         below -= plane

@@ -39,7 +39,8 @@ from .arrays import (
 )
 from .codes import BITMAP, count_bits, entry_columns, entry_values, expand
 from .epilogue import activate
-from .int8_dot import COLUMNS_OF_CODES, DIGIT_BYTES, digit_rows, has_int8_dot, to_digits
+from .int8_dot import digit_groups, digit_sums, digits_bytes, has_int8_dot, to_digits
+from .int8_rows import STEP, SUMS
 from .operand import MatmulCall, Operand
 from .simd import (
     element,
@@ -163,26 +164,51 @@ def _bitmap_row(values, e, index, byte, stop, x, x_at):
 
 @cpu_inline
 def _digits_of(p, token):
-    """The int8 digits of a token's activations, and the scales of its groups."""
+    """The digits of a token's activations, and the scales of its groups of 64."""
     digits = p.digits + token * p.digits_stride
-    return bytes_at(digits), floats_at(digits + p.columns // COLUMNS_OF_CODES * DIGIT_BYTES)
+    return bytes_at(digits), floats_at(digits + p.digits_stride - 4 * p.digit_groups)
 
 
 @cpu_inline
-def _rows_of_int(p, w, int8, token, first, rows, x, x_at, scales, scales_at, out, at):
+def _rows_of_digits(p, w, token, first, rows, scales, scales_at, out, at):
+    """The results of rows of codes, by digits. scales : from scales_at on room for one of every 64 codes."""
+    stream, halves, bits, cols = bytes_at(w.value), halves_at(w.scale), w.bits, w.row_values
+    digits, factors = _digits_of(p, token)
+    size, step, groups, grid = cols // 8 * bits, p.digit_groups, p.groups, w.kind == GRID
+    table, table_at, table_row = factors, np.int64(0), np.int64(0)
+    if not grid:
+        table, table_at, table_row = scales, scales_at, step
+        if w.group == STEP:
+            for g in range(0, groups, 16):
+                count = min(16, groups - g)
+                factor = vload_n(factors, g, count)
+                for r in range(rows):
+                    scale = vmul(vload_n(halves, (first + r) * groups + g, count), factor)
+                    vstore_n(scales, scales_at + r * step + g, scale, count)
+        else:  # of 128 columns
+            for r in range(rows):
+                for g in range(cols // STEP):
+                    s = widen(element(halves, (first + r) * groups + g // 2))
+                    scales[scales_at + r * step + g] = s * factors[g]
+        if step > cols // STEP:
+            for r in range(rows):
+                scales[scales_at + r * step + step - 1] = _ZERO
+    for r in range(0, rows, SUMS):
+        row, count = first + r, min(SUMS, rows - r)
+        y = digit_sums(
+            bits, stream, row * size, size, count, digits, cols, table, table_at + r * table_row, table_row
+        )
+        for i in range(count):
+            gain = w.gain * widen(element(halves, row + i)) if grid else w.gain
+            out[at + r + i] = gain * y[i]
+
+
+@cpu_inline
+def _rows_of_int(p, w, token, first, rows, x, x_at, scales, scales_at, out, at):
     stream, halves, gain = bytes_at(w.value), halves_at(w.scale), w.gain
     sums, sums_at = floats_at(p.sums), token * p.groups
     cols, group, width = w.row_values, w.group, w.bits
     groups = (cols + group - 1) // group
-    if has_int8_dot() and int8:
-        digits, factors = _digits_of(p, token)
-        for r in range(rows):
-            for g in range(0, groups, 16):
-                count = min(16, groups - g)
-                factor = vmul(vload_n(halves, (first + r) * groups + g, count), vload_n(factors, g, count))
-                vstore_n(scales, scales_at + r * groups + g, factor, count)
-        digit_rows(rows, stream, first * cols // 2, scales, scales_at, cols, digits, gain, out, at)
-        return
     for k in range(0, rows * groups, 16):
         count = min(16, rows * groups - k)
         vstore_n(scales, scales_at + k, vload_n(halves, first * groups + k, count), count)
@@ -247,8 +273,10 @@ def _unit(params_at, int8, unit, blocks, part):
             else:
                 entry_columns(w, row_start, row, 1, columns, 1, offsets, e_at, starts, starts_at)
                 c[at + r] = _entry_row(values, offsets, e_at, e_at + count, x, x_at)
+    elif has_int8_dot() and int8:
+        _rows_of_digits(p, w, token, first, rows, c, at + 2 * block, c, at)
     elif kind == INT:
-        _rows_of_int(p, w, int8, token, first, rows, x, x_at, c, at + 2 * block, c, at)
+        _rows_of_int(p, w, token, first, rows, x, x_at, c, at + 2 * block, c, at)
     elif kind == GRID:
         stream, scales, width, cols, gain = (
             bytes_at(w.value),
@@ -342,9 +370,10 @@ def _matvec(params_at):
     int8 = False
     if has_int8_dot() and p.digits != 0:
         int8 = True
+        twice = (1 << w.bits) - (0 if w.kind == GRID else 1)
         for token in range(tokens):
             digits, scales = _digits_of(p, token)
-            if not to_digits(x, token * columns, columns, digits, scales):
+            if not to_digits(x, token * columns, columns, p.digit_groups, w.bits, twice, digits, scales):
                 int8 = False
     if not int8 and w.kind == INT and w.row_start == 0:
         for token in range(tokens):
@@ -386,10 +415,12 @@ class MatvecCall(MatmulCall):
         entries = w.entry_room(block) if w.sparse else 0
         group = 0 if w.sparse else w["group"]
         groups = -(-columns // group) if group else 0
-        lines = 2 * block + -(-block * groups // 16) * 16  # coefficients and results of a unit, its scales
-        digits = 0
-        if not w.sparse and (w["kind"], w["bits"], group) == (INT, 4, 64) and columns % COLUMNS_OF_CODES == 0:
-            digits = columns // COLUMNS_OF_CODES * DIGIT_BYTES + 4 * groups
+        digits, of_digits = 0, 0
+        if has_digits(w, columns):
+            of_digits = digit_groups(columns, w["bits"])
+            digits = digits_bytes(columns, w["bits"]) + 4 * of_digits
+        # coefficients and results of a unit, its scales
+        lines = 2 * block + -(-block * max(groups, of_digits) // 16) * 16
         floats = -(-n * (columns + groups + digits // 4) // 16) * 16
         scratch = buffer(4 * floats + threads * (4 * lines + 8 * entries + 64))
         x = address(scratch)
@@ -411,6 +442,7 @@ class MatvecCall(MatmulCall):
             sums=sums,
             digits=sums + 4 * n * groups if digits else 0,
             digits_stride=digits,
+            digit_groups=of_digits,
             lines=at,
             lines_stride=lines,
             entry_value=entry_value,
@@ -431,6 +463,13 @@ class MatvecCall(MatmulCall):
     def set_input(self, x: Any) -> None:
         """Read x (n, in_features) at the next call."""
         params.pack_input(self._bytes, _INPUT_AT, address(x), ENCODING[x.dtype])
+
+
+def has_digits(w: Operand, columns: int) -> bool:
+    """Whether `int8_dot` multiplies a weight's codes: up to 8 bits, no value shrunk, scales of whole 64 columns."""
+    if w.sparse or columns % STEP or not 2 <= w["bits"] <= 8:
+        return False
+    return w["group"] % STEP == 0 if w["kind"] == INT else float(w.params["shrink"][0]) == 0
 
 
 def _synthesis(transform: str, block: int, transposed: bool) -> int:

@@ -97,7 +97,8 @@ MATVEC = Struct(
     x=_FLOATS_OUT,  # (tokens, columns): transformed activations
     groups="i64",  # of a row, with a scale each
     sums=_FLOATS_OUT,  # (tokens, groups): of the activations of a group
-    digits="void*", digits_stride="i64",  # int8 activations and their scales, token by token; 0 where none are made
+    # digits of activations and the scales of groups of 64, token by token; 0 where none are made
+    digits="void*", digits_stride="i64", digit_groups="i64",
     lines=_FLOATS_OUT, lines_stride="i64",
     entry_value=_FLOATS_OUT, entry_offset="i32*", entry_stride="i64",
     entry_start="i64*", entry_start_stride="i64",

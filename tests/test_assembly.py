@@ -102,9 +102,11 @@ TARGETS = {
 _INT8_BLOCK = "{} i u1 i i u1 i i w1 i i w1 w1 i"
 
 
-#: of `grid_sums` and `dense_sums`, behind how many tokens
-_GRID_SUMS = "{} i u1 i i i u1 i i i w1 i"
+#: of `grid_sums` and `dense_sums` for codes of 5 bits, behind how many tokens
+_GRID_SUMS = "{} 5 u1 i i i u1 i i i w1 i"
 _DENSE_SUMS = _GRID_SUMS + " i h1 i"
+#: of `digit_sums`, for codes of so many bits; of those that the kernel chooses from, a jump table hides the loops
+_DIGIT_SUMS = "{} u1 i i i u1 i f1 i i"
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,9 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
         Kernel("matvec._float_row", "f1 i i f1 i", (8, 4, 16), by_address=True),
         Kernel("matvec._int_row", "u1 i i f1 i i i f1 i f1 i", (4, 2, 8), by_address=True),
         Kernel("matvec._bitmap_row", "f1 i u1 i i f1 i", (0, 2, 0), by_address=True),
-        # 4 rows x 3 digits x 2 halves of bytes; and what other machines have of it compiles
-        Kernel("int8_dot.digit_rows", "i u1 i f1 i i u1 s f1 i", (0, 0, 0, 24), "bytes", by_address=True),
+        # 4 rows x 3 digits x 2 halves of bytes with 4-bit codes
+        Kernel("int8_dot.digit_sums", _DIGIT_SUMS.format(4), (0, 0, 0, 24), "bytes", by_address=True),
+        Kernel("int8_dot.digit_sums", _DIGIT_SUMS.format(5), (0, 0, 0, 12), "bytes", by_address=True),
         # int8 activations: a row x 64 tokens, 4 products before they are widened; eight sums of int16 and of int32
         Kernel(
             "int8_simd.int8_block", _INT8_BLOCK.format("1 4 5"), (32, 16), "pairs", "avx2", by_address=True

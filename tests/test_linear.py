@@ -11,9 +11,11 @@ from rbe_gpu.cpu_fallback.operand import operand_of
 
 import rbe_gpu as rbe
 from rbe_gpu import reference, transforms
+from rbe_gpu.codecs import DenseCodes, GridCodes, packing
+from rbe_gpu.codecs.dense import quantize_dense
 
 from . import real
-from .compressed import FORMS, compressed, relative
+from .compressed import FORMS, compressed, gridded, relative
 
 
 def _x(rows, cols):
@@ -220,22 +222,33 @@ def test_rows_with_few_zeros(codes, density, block):
         assert relative(rbe.linear(x, m, method="transform"), reference.linear(x, m)) < 2e-6
 
 
+#: up to 8 bits, dense codes, and grid codes that are not shrunk
+FEW_TOKENS_CODES = [f"dense-int{bits}" for bits in range(2, 9)] + [f"grid-int{bits}" for bits in range(2, 9)]
+
+
+def _coded(w, codes, **arguments):
+    if codes.startswith("dense"):
+        return rbe.compress(w, codes=codes, basis=False, **arguments)
+    return gridded(w, int(codes[-1]), shrink=0.0, **arguments)
+
+
+@pytest.mark.parametrize("codes", FEW_TOKENS_CODES)
 @pytest.mark.parametrize("transform", ["dct", "none"])
-@pytest.mark.parametrize("shape", [(384, 384), (66, 256), (1536, 384), (64, 320)])
-def test_few_tokens_of_any_size_with_4_bit_codes(transform, shape):
+@pytest.mark.parametrize("shape", [(384, 384), (66, 256), (100, 1536), (64, 320), (65, 64)])
+def test_few_tokens_of_any_size(codes, transform, shape):
     """With int8 dot-product instructions, activations are quantised to integers with a scale per 64 of them.
 
     The scales reach from the largest float32 down to groups that are zero or too small for a scale; those take the
-    float32 path of other processors, as do columns that do not fill a register (320).
+    float32 path of other processors.
     """
     w = np.resize(real.layer(0, "intermediate.dense.weight"), shape)
-    m = rbe.compress(w, codes="dense-int4", transform=transform, basis=False)
+    m = _coded(w, codes, transform=transform)
     x = _x(3, shape[1])
-    x[1, 70] = 3e4
+    x[1, shape[1] - 4] = 3e4
     assert relative(rbe.linear(x, m), reference.linear(x, m)) < 1e-6
-    for factor in (0.0, 1e-33, 1e-12, 1e30):
+    for factor in (0.0, 1e-33, 1e-12, 1e28):
         scaled = x.copy()
-        scaled[:, :64] *= np.float32(factor)
+        scaled[:, : shape[1] // 2] *= np.float32(factor)
         assert relative(rbe.linear(scaled, m), reference.linear(scaled, m)) < 1e-6
         scaled = x * np.float32(factor)
         expected = reference.linear(scaled, m)
@@ -244,12 +257,57 @@ def test_few_tokens_of_any_size_with_4_bit_codes(transform, shape):
     assert relative(rbe.linear(scaled, m), reference.linear(scaled, m)) < 1e-5
 
 
+@pytest.mark.parametrize("codes", FEW_TOKENS_CODES)
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_largest_sums_of_few_tokens(codes, sign):
+    """Every code of a row is the least or the greatest, every activation the largest: no int32 overflows."""
+    bits, grid = int(codes[-1]), codes.startswith("grid")
+    u = np.zeros((5, 192), np.uint16)
+    u[1], u[2, ::2], u[3, 64:], u[4, 5] = 2**bits - 1, 2**bits - 1, 2**bits - 1, 1
+    value, row, column = packing.pack(u, bits), np.ones(5, np.float16), np.ones(192, np.float16)
+    stored = (
+        GridCodes(bits, 0.0, value, row, column)
+        if grid
+        else DenseCodes(bits, 64, value, np.ones((5, 3), np.float16))
+    )
+    m = rbe.RBEVectors((5, 192), 64, "none", 1.0, None, stored)
+    x = np.full((2, 192), sign * 0.7, np.float32)
+    x[1, ::2] *= -1
+    y, expected = rbe.linear(x, m), reference.linear(x, m)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-6 * 192 * 0.7 * 2 ** (bits - 1))
+
+
+@pytest.mark.parametrize("codes", ["dense-int5", "grid-int5", "grid-int8"])
+@pytest.mark.parametrize("transform", ["dct", "none"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e38])
+def test_few_tokens_with_a_value_that_is_not_finite_or_huge(codes, transform, value):
+    m = _coded(real.layer(0, "attention.self.query.weight"), codes, transform=transform)
+    x = _x(3, 384).copy()
+    x[1, 70] = value
+    y, expected = rbe.linear(x, m), reference.linear(x, m)
+    np.testing.assert_array_equal(np.isfinite(y[1]), np.isfinite(expected[1]))
+    if np.isfinite(value):
+        assert relative(y[1] / np.float32(value), expected[1] / value) < 1e-6
+    assert relative(y[[0, 2]], expected[[0, 2]]) < 1e-6
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_few_tokens_with_groups_of_128(bits):
+    w = np.ascontiguousarray(real.layer(0, "output.dense.weight")[:70, :448])
+    codes = quantize_dense(w, bits, 128)
+    m = rbe.RBEVectors((70, 448), 64, "none", 1.5, None, codes)
+    for tokens in (1, 3):
+        x = np.ascontiguousarray(_x(tokens, 448))
+        assert relative(rbe.linear(x, m), reference.linear(x, m)) < 1e-6
+
+
+@pytest.mark.parametrize("codes", ["dense-int4", "dense-int5", "dense-int8"])
 @pytest.mark.parametrize(("size", "factor"), [(1e-16, 1e-15), (1.0, 1e-29), (1.0, 1e-22), (1e30, 1e-30)])
-def test_few_tokens_of_small_values_with_4_bit_codes(size, factor):
+def test_few_tokens_of_small_values(codes, size, factor):
     """No number between the codes and the result is smaller than what float32 holds, where the result is not."""
     w = real.layer(0, "intermediate.dense.weight")[:64, :256] * np.float32(size)
     w[1] *= np.float32(1e-4)
-    m = rbe.compress(w, codes="dense-int4", transform="none", basis=False)
+    m = rbe.compress(w, codes=codes, transform="none", basis=False)
     x = _x(3, 256) * np.float32(factor)
     y, expected = rbe.linear(x, m), reference.linear(x, m)
     for row in (0, 1):
