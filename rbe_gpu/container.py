@@ -15,7 +15,9 @@ import struct
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from io import BytesIO
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -47,8 +49,10 @@ __all__ = [
     "TensorInfo",
     "Writer",
     "describe",
+    "from_bytes",
     "load_file",
     "save_file",
+    "to_bytes",
 ]
 
 FORMAT_VERSION = 1
@@ -75,8 +79,7 @@ class _Opened:
     tensors: dict[str, RBEBlocks | NDArray[Any]]
 
 
-def _open(path: str | os.PathLike[str], max_decoded_bytes: int | None) -> _Opened:
-    file = MappedFile(path)
+def _open(file: MappedFile, max_decoded_bytes: int | None) -> _Opened:
     fail = failure(str(file.path))
     if METADATA_KEY not in file.metadata:
         fail(
@@ -224,7 +227,15 @@ def load_file(
     file later makes a kernel read elsewhere. Values stay views; a file that changes changes them, and one that is
     truncated ends the process (SIGBUS). Replace a file by renaming another one to its name, as `save_file` does.
     """
-    opened = _open(path, max_decoded_bytes)
+    opened = _open(MappedFile(path), max_decoded_bytes)
+    return opened.tensors, opened.config
+
+
+def from_bytes(
+    data: bytes | memoryview, name: str = "the bytes", *, max_decoded_bytes: int | None = None
+) -> tuple[dict[str, RBEBlocks | NDArray[Any]], dict[str, Any]]:
+    """`load_file` of the contents of a file, with the same checks. `name` stands for the path in messages."""
+    opened = _open(MappedFile.of_bytes(data, name), max_decoded_bytes)
     return opened.tensors, opened.config
 
 
@@ -267,7 +278,7 @@ class FileInfo:
 
 def describe(path: str | os.PathLike[str], *, max_decoded_bytes: int | None = None) -> FileInfo:
     """The contents of a file, after the same checks as `load_file`."""
-    opened = _open(path, max_decoded_bytes)
+    opened = _open(MappedFile(path), max_decoded_bytes)
     rows = tuple(tensor_info(name, value) for name, value in opened.tensors.items())
     return FileInfo(
         path=str(opened.file.path),
@@ -436,13 +447,17 @@ class Writer:
         if len(head) - 8 > MAX_HEADER_BYTES:
             raise ValueError(f"{self.path}: the header takes {len(head)} bytes, more than {MAX_HEADER_BYTES}")
         check_cost(head, len(head) + self._end, failure(str(self.path)))
-        with output.replacing(self.path) as file:
+        with self._destination() as file:
             file.write(head)
             for name in _payload_order(self._arrays):
                 array = self._arrays[name]
                 spool.seek(array.at)
                 for start in range(0, array.nbytes, _CHUNK):
                     file.write(spool.read(min(_CHUNK, array.nbytes - start)))
+
+    def _destination(self) -> AbstractContextManager[Any]:
+        """What the finished file is written to."""
+        return output.replacing(self.path)
 
     def __exit__(
         self,
@@ -474,3 +489,30 @@ def save_file(
         writer.config = dict(config or {})
         for name, value in tensors.items():
             writer.add(name, value)
+
+
+class _MemoryWriter(Writer):
+    """A `Writer` into memory."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.file = BytesIO()
+
+    def __enter__(self) -> Writer:
+        self._spool = BytesIO()
+        return self
+
+    def _destination(self) -> AbstractContextManager[Any]:
+        return nullcontext(self.file)
+
+
+def to_bytes(
+    tensors: Mapping[str, RBEBlocks | NDArray[Any]], config: Mapping[str, Any] | None = None
+) -> bytes:
+    """The bytes of the file that `save_file` would write."""
+    writer = _MemoryWriter("the bytes")
+    with writer:
+        writer.config = dict(config or {})
+        for name, value in tensors.items():
+            writer.add(name, value)
+    return writer.file.getvalue()

@@ -89,6 +89,22 @@ class MappedFile:
                 fail(f"{self.file_bytes} bytes are too few for a safetensors file")
             access = mmap.ACCESS_READ if read_only else mmap.ACCESS_COPY
             self._map = mmap.mmap(file.fileno(), self.file_bytes, access=access)
+        self._read_header(fail)
+
+    @classmethod
+    def of_bytes(cls, data: bytes | memoryview, name: str) -> MappedFile:
+        """The contents of such a file. Arrays are views of a copy; `name` stands for the path in messages."""
+        file = cls.__new__(cls)
+        file.path, file.file_bytes = Path(name), len(data)
+        fail = failure(name)
+        if file.file_bytes < 8:
+            fail(f"{file.file_bytes} bytes are too few for a safetensors file")
+        file._map = mmap.mmap(-1, file.file_bytes)  # aligned to a page, as a file's
+        file._map[:] = data
+        file._read_header(fail)
+        return file
+
+    def _read_header(self, fail: Fail) -> None:
         (length,) = struct.unpack_from("<Q", self._map)
         if length > min(self.file_bytes - 8, MAX_HEADER_BYTES):
             fail(

@@ -23,7 +23,7 @@ from safetensors import safe_open
 
 from rbe_gpu import DenseCodes, GridCodes, RBEMatrix, RBEVectors, SparseCodes, compress, reference
 from rbe_gpu.codecs import packing
-from rbe_gpu.container import FormatError, Writer, describe, load_file, save_file
+from rbe_gpu.container import FormatError, Writer, describe, from_bytes, load_file, save_file, to_bytes
 from tests import real
 from tests.compressed import gridded
 
@@ -771,3 +771,21 @@ def test_a_large_file_opens_fast(tmp_path: Path) -> None:
     loaded, _ = load_file(tmp_path / "a")
     assert time.perf_counter() - start < 2.0
     same(tensors["delta"].codes.row_start, loaded["delta"].codes.row_start)
+
+
+def test_bytes_in_memory_are_those_of_a_file(tmp_path: Path) -> None:
+    held = {"w": compress(small(), grade="B"), "g": gridded(small(), 4), "b": np.arange(5.0)}
+    save_file(tmp_path / "file", held, {"k": 1})
+    data = to_bytes(held, {"k": 1})
+    assert (tmp_path / "file").read_bytes() == data
+    tensors, config = from_bytes(data)
+    assert config == {"k": 1}
+    assert tensors["b"].flags.writeable
+    np.testing.assert_array_equal(tensors["b"], held["b"])
+    for name in ("w", "g"):
+        np.testing.assert_array_equal(tensors[name].decode(), held[name].decode())
+    for bad in (b"", data[:-1], data + b"\0", data.replace(b"grid", b"grit")):
+        with pytest.raises(FormatError, match=r"^here: "):
+            from_bytes(bad, "here")
+    with pytest.raises(FormatError, match="max_decoded_bytes"):
+        from_bytes(data, max_decoded_bytes=1000)
