@@ -45,7 +45,7 @@ PACKAGE = {
     "forks": "whether this process is a fork of one that imported the package",
     "threads": "how many threads kernels and BLAS use",
 }
-FOLDERS = {"ops", "codecs", "layers", "models", "gpu", "train", "cli"}
+FOLDERS = {"ops", "codecs", "layers", "models", "gpu", "train", "integrations", "cli"}
 COMMANDS = {"compress", "distill", "inspect", "embed", "generate", "eval", "report", "warmup", "tune", "info"}
 CLI = {
     *("__init__", "__main__", "_app", "_environment", "_errors", "_files", "_inputs", "_measure", "_options"),
