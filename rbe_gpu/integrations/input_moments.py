@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..blocks import RBEMatrix
-from ..feedback import Geometry, Moments, corrected_bias, geometry, quantize_matrix, target_coefficients
+from ..feedback import Geometry, Moments, corrected_bias, geometry, quantize_matrix
 from ..models.allocation import Weight
 from ..threads import blas
 
@@ -117,9 +117,9 @@ class Fitter:
         weight : (out_features, in_features)
         """
         geo = self._geometry(moments)
-        plan = Weight("", weight, target_coefficients(weight, geo), geo)
+        plan = Weight.of_matrix("", weight, geo)
         budget = 4 * weight.size / ratio
-        bits = 8 * (budget - plan.overhead) / plan.coefficients.size
+        bits = 8 * (budget - plan.overhead) / plan.size
         quantized = partial(quantize_matrix, weight, geo)
         matrix = plan.fitted(quantized, plan.step_for(max(bits, 0.05)), budget)
         if matrix.nbytes > budget:

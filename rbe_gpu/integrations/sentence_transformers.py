@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..models.json_files import read_json
-from ..models.load import load_encoder
+from ..models.load import load_embedder
 from ..output import replacing, write_text
 from ..transfer import to
 from .tensors import ArrayModule, as_tensor, current_stream, outside_of_graphs
@@ -55,7 +55,7 @@ class RBETransformer(ArrayModule):
 
     Attributes
     ----------
-    encoder : BertEncoder
+    encoder : TextEmbedder
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class RBETransformer(ArrayModule):
             raise FileNotFoundError(f"{path} is no file; `rbe-gpu compress FOLDER -o FILE` makes one")
         self._version = _version(self.path)
         self._options = {"activations": activations, "cache_bytes": cache_bytes, "dtype": dtype}
-        self.encoder = load_encoder(self.path, cache_bytes, dtype, activations)
+        self.encoder = load_embedder(self.path, cache_bytes, dtype, activations)
         if self.encoder.tokenizer is None:
             raise ValueError(f"{path} holds no tokenizer")
         if max_seq_length is not None:

@@ -79,6 +79,10 @@ class DecoderEmbedder(TextEmbedder):
         return self.decoder.settings.vocab_size
 
     @property
+    def max_positions(self) -> int:
+        return self.decoder.settings.max_positions
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all weights in memory, without the cache and the workspace."""
         return self.decoder.nbytes

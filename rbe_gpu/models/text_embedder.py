@@ -59,6 +59,15 @@ class TextEmbedder(ABC):
     def vocab_size(self) -> int:
         """Rows of the word embeddings."""
 
+    @property
+    @abstractmethod
+    def max_positions(self) -> int:
+        """Tokens of the longest text."""
+
+    @abstractmethod
+    def forward(self, ids: Array, lengths: Array | None = None) -> Any:
+        """Last hidden states (batch, seq, hidden_size) of a padded batch, 0 in the padding."""
+
     @abstractmethod
     def _text_states(
         self, ids: NDArray[np.int64], lengths: NDArray[np.int64], ws: Workspace
