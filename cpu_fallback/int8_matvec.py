@@ -17,7 +17,8 @@ from ._jit import cpu_inline, cpu_kernel
 from ._parts import c_function, record_at, run_shares
 from .arrays import ENCODING, GRID, address, bytes_at, floats_at, halves_at, ints_at
 from .int8_input import quantize_row
-from .int8_rows import SUMS, dense_sums, grid_sums
+from .int8_rows import STEP, SUMS, dense_sums, grid_sums
+from .int8_simd import RUN
 from .matvec import store_results
 from .operand import MatmulCall, Operand
 from .simd import element, widen
@@ -77,6 +78,17 @@ def _part(params_at, blocks, parts, begin, end):
             _block(p, b * p.block, part)
 
 
+@cpu_inline
+def _spread(z, z_at, groups):
+    """Groups of 32 bytes to each 64, with zeros behind them."""
+    for g in range(groups - 1, -1, -1):
+        for k in range(RUN):
+            z[z_at + STEP * g + k] = z[z_at + RUN * g + k]
+    for g in range(groups):
+        for k in range(RUN, STEP):
+            z[z_at + STEP * g + k] = 0
+
+
 def _int8_matvec(params_at):
     p = record_at(params_at, _MATVEC)
     w = p.weight
@@ -95,12 +107,17 @@ def _int8_matvec(params_at):
             z,
             z_at,
         )
-        for k in range(p.columns, p.depth):
-            z[z_at + k] = 0
+        distance = p.group
+        if p.spread != 0:
+            distance = STEP
+            _spread(z, z_at, p.groups)
+        else:
+            for k in range(p.columns, p.depth):
+                z[z_at + k] = 0
         for g in range(p.groups):
             total = np.int32(0)
-            for k in range(g * p.group, min((g + 1) * p.group, p.columns)):
-                total += np.int32(np.int8(z[z_at + k]))
+            for k in range(min(p.group, p.columns - g * p.group)):
+                total += np.int32(np.int8(z[z_at + g * distance + k]))
             sums[t * p.groups + g] = total
     blocks = (w.rows_padded + p.block - 1) // p.block
     run_shares(_part, p.parts, 1, p.parts, (params_at, blocks, p.parts))
@@ -127,9 +144,10 @@ class Int8MatvecCall(MatmulCall):
     __slots__ = ()
 
     def __init__(self, w: Operand, n: int, in_features: int, threads: int, buffer: Any) -> None:
-        depth = -(-w.columns // 64) * 64
         group = w.columns if w["kind"] == GRID else w["group"]
         groups = -(-w.columns // group)
+        spread = w["kind"] != GRID and group == RUN
+        depth = STEP * groups if spread else -(-w.columns // STEP) * STEP
         sizes = {
             "z": n * depth,
             "scale": 4 * n,
@@ -149,6 +167,7 @@ class Int8MatvecCall(MatmulCall):
             block=w.block,
             columns=w.columns,
             depth=depth,
+            spread=int(spread),
             group=group,
             groups=groups,
             lines_stride=n * w.block,

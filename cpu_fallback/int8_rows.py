@@ -34,6 +34,7 @@ STEP = 2 * RUN
 WIDTHS = range(2, 9)
 _I8, _I16, _I32, _I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _INT16_MAX = 32767
+_FALSE = ir.IntType(1)(0)
 _TOTALS = ir.VectorType(_I32, SUMS)
 
 
@@ -54,21 +55,28 @@ class _Sums:
         self.signed = not self.make.vnni and (bits == 8 or not self.make.pairs)
         self.sums = [cgutils.alloca_once(builder, self.make.words) for _ in range(SUMS)]
         self.short: Any = None  # whether a step has 32 columns
+        self.step_bytes: Any = None  # of codes
 
     def clear(self) -> None:
         for total in self.sums:
             self.builder.store(splat(0, self.make.words), total)
 
     @contextmanager
-    def steps(self, columns: ir.Value) -> Iterator[ir.Value]:
-        """Loop over the columns, 64 at a time, and then over 32 that are left; yields the index of the step."""
+    def steps(self, columns: ir.Value, runs: ir.Value = _FALSE) -> Iterator[ir.Value]:
+        """Loop over the columns, 64 at a time, and then over 32 that are left; yields the index of the step.
+
+        runs : whether all steps have 32 columns. Then 32 zeros are behind each 32 activations
+        """
         b = self.builder
-        whole = b.udiv(columns, _I64(STEP))
-        left = b.udiv(b.and_(columns, _I64(STEP - 1)), _I64(RUN))
-        with cgutils.for_range(b, b.add(left, _I64(1))) as part:
+        self.step_bytes = b.select(runs, _I64(RUN // 8 * self.bits), _I64(STEP // 8 * self.bits))
+        whole = b.select(runs, _I64(0), b.udiv(columns, _I64(STEP)))
+        left = b.sub(b.udiv(columns, _I64(RUN)), b.mul(whole, _I64(STEP // RUN)))
+        parts = b.select(b.icmp_signed("==", left, _I64(0)), _I64(1), _I64(2))
+        with cgutils.for_range(b, parts) as part:
             self.short = b.icmp_signed("!=", part.index, _I64(0))
             start = b.select(self.short, whole, _I64(0))
-            with cgutils.for_range_slice(b, start, b.add(whole, part.index), _I64(1)) as (step, _):
+            stop = b.select(self.short, b.add(whole, left), whole)
+            with cgutils.for_range_slice(b, start, stop, _I64(1)) as (step, _):
                 yield step
 
     def add(self, step: ir.Value) -> None:
@@ -79,7 +87,7 @@ class _Sums:
         for token in self.tokens:
             places = [b.gep(token, [b.add(first, _I64(k))]) for k in range(0, STEP, size)]
             activations.append([b.load(b.bitcast(p, self.make.bytes.as_pointer()), align=1) for p in places])
-        byte = b.mul(step, _I64(STEP // 8 * self.bits))
+        byte = b.mul(step, self.step_bytes)
         sums = iter(self.sums)
         for row in self.rows:
             codes = self._codes(b.gep(row, [byte]))
@@ -274,7 +282,8 @@ def dense_sums(
     ----------
     tokens ... columns : as of `grid_sums`
     z_sums, sums_at : int32; the sum of the activations of group g of token t is at sums_at + t groups + g
-    group : columns of a group, 64 or 128; the last may have less
+    group : columns of a group, 32, 64 or 128; the last may have less. Of groups of 32, z[k, t] is at
+        z_at + t depth + 64 (k // 32) + k % 32, and zeros between
     scale, scale_at : uint16, the bits of float16; scale[r, g] is at scale_at + r groups + g
     """
     arrays = packed, z, z_sums, scale
@@ -290,10 +299,11 @@ def dense_sums(
         b, of, num_rows = builder, signature.args, SUMS // num_tokens
         starts = row_starts(context, b, of[2], (packed, at, size, rows))[:num_rows]
         lines = _lines(b, pointer_at(context, b, of[6], z, z_at, _I8), depth, num_tokens)
+        runs = b.icmp_signed("==", group, _I64(RUN))
         steps = b.udiv(b.add(columns, _I64(STEP - 1)), _I64(STEP))
-        shift = b.select(
-            b.icmp_signed("==", group, _I64(STEP)), _I64(0), _I64(1)
-        )  # a division takes 20 cycles
+        steps = b.select(runs, b.udiv(columns, _I64(RUN)), steps)
+        # a division takes 20 cycles
+        shift = b.select(b.icmp_signed("==", group, _I64(2 * STEP)), _I64(1), _I64(0))
         groups = b.lshr(b.add(steps, shift), shift)
         sums = _lines(b, pointer_at(context, b, of[10], z_sums, sums_at, _I32), groups, num_tokens)
         scales = row_starts(context, b, of[13], (scale, scale_at, groups, rows))[:num_rows]
@@ -304,7 +314,7 @@ def dense_sums(
         def width(bits: int) -> None:
             make = _Sums(context, b, bits, starts, lines)
             make.clear()
-            with make.steps(columns) as step:
+            with make.steps(columns, runs) as step:
                 make.add(step)
                 after = b.add(step, _I64(1))
                 ends = b.icmp_signed("==", b.and_(after, shift), _I64(0))

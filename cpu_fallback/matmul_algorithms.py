@@ -164,7 +164,7 @@ def _int8_support(weight: Weight) -> tuple[bool, str]:
 
 def _has_int8_matvec(weight: RBEBlocks) -> bool:
     codes = weight.codes
-    if isinstance(codes, DenseCodes) and codes.group % 64:
+    if isinstance(codes, DenseCodes) and codes.group not in (32, 64, 128):
         return False
     return weight.row_transform == weight.col_transform == "none"
 

@@ -148,6 +148,7 @@ INT8_MATVEC = Struct(
     weight=WEIGHT, output=OUTPUT, input=INPUT, tokens="i64", in_features="i64", block="i64", columns="i64",
     z="u8*",  # int8 (tokens, depth)
     depth="i64",  # columns rounded up to 64
+    spread="i64",  # whether 32 zeros are behind each 32 columns
     scale=_FLOATS_OUT,  # (tokens)
     group="i64",  # columns of a sum of activations
     groups="i64",

@@ -65,7 +65,7 @@ def test_sums_are_exact(bits: int, tokens: int, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("tokens", [1, 3, 4, 6, 9])
-@pytest.mark.parametrize("group", [64, 128])
+@pytest.mark.parametrize("group", [32, 64, 128])
 def test_dense_sums_are_exact(bits: int, tokens: int, group: int) -> None:
     """The same with a scale of 1 for every group: results are half of the sums of 2 q + 1."""
     top = 2 ** (bits - 1)
