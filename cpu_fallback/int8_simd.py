@@ -351,6 +351,22 @@ def unpack_bytes(typingctx, bits, packed, at):
     return run_type(bits, packed, types.intp), codegen
 
 
+@intrinsic(prefer_literal=True)
+def run_half(typingctx, half, run):
+    """run_half(half, run) -> vec16: the first or last 16 codes (half is 0 or 1, a literal) as float32."""
+    if not isinstance(half, types.IntegerLiteral) or run != run_type:
+        return None
+    first = LANES * half.literal_value
+
+    def codegen(context, builder, signature, args):
+        lanes = ir.Constant(ir.VectorType(_I32, LANES), list(range(first, first + LANES)))
+        codes = builder.shuffle_vector(args[1], args[1], lanes)
+        # signed: AVX2 has no conversion of unsigned words
+        return builder.sitofp(builder.zext(codes, ir.VectorType(_I32, LANES)), V_F32)
+
+    return vec16(half, run), codegen
+
+
 @intrinsic
 def store_run(typingctx, run, offset, out, at):
     """store_run(run, offset, out, at): the 32 codes minus `offset`, modulo 256, to bytes `at` on."""

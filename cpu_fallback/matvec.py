@@ -105,6 +105,13 @@ def _grid_row(stream, byte, width, shrink, cols, x, x_at):
         vsplat(_ZERO),
     )
     low_sum, high_sum = zero, zero
+    if shrink == _ZERO:
+        for c in range(0, cols, RUN):
+            low, high = run_codes(stream, byte, width)
+            low_sum = vfma(vsub(low, half), vload(x, x_at + c), low_sum)
+            high_sum = vfma(vsub(high, half), vload(x, x_at + c + 16), high_sum)
+            byte += 4 * width
+        return vsum(vadd(low_sum, high_sum))
     for c in range(0, cols, RUN):
         low, high = run_codes(stream, byte, width)
         low, high = vsub(low, half), vsub(high, half)

@@ -1,7 +1,7 @@
 """b-bit codes and block matmuls in registers: what `decode` is made of.
 
 A run of 32 codes is stored as bit planes (`rbe_gpu.codecs.packing`). Sixteen codes of a plane are one load, one
-variable shift, one mask and one conversion to float32.
+variable shift, one mask and one conversion to float32; codes of several planes are put together as bytes first.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from ._jit import cpu_inline
+from .int8_codes import run_bytes
+from .int8_simd import run_half
 from .simd import LANES, vec16, vfma, vload, vsplat, vstore
 
 _BYTE, _WORD, _FLOAT = ir.IntType(8), ir.IntType(32), ir.FloatType()
@@ -69,6 +71,14 @@ lanes1_low, lanes1_high = _lanes_of_plane(1, 0), _lanes_of_plane(1, 1)
 @cpu_inline
 def run_codes(packed, at, width):
     """The 32 codes of `width` bits at byte `at`, as float32: two vectors."""
+    if width in (
+        3,
+        5,
+        6,
+        7,
+    ):  # of several planes: as bytes, 5 bits take 18 instructions of AVX2 instead of 40
+        run = run_bytes(packed, at, width)
+        return run_half(0, run), run_half(1, run)
     low, high = vsplat(np.float32(0)), vsplat(np.float32(0))
     if width & 8:
         low, high = lanes8_low(packed, at), lanes8_high(packed, at)
