@@ -20,7 +20,7 @@ from ._jit import cpu_inline
 from ._numba_internals import cgutils
 from ._parts import in_parts
 from ._pool import num_threads
-from .simd import bits, element, vdiv, vload, vload_n, vsplat, vstore, vstore_n, widen
+from .simd import bits, element, store_element, vdiv, vload, vload_n, vsplat, vstore, vstore_n, widen
 from .wide_rows import SMALLEST, in_range, wide_value
 
 _PARALLEL_FROM = 65536  # elements: 27/35 us with one/two threads at 49152, 61/38 us at 98304
@@ -93,7 +93,7 @@ def _wide_row(x, eps, out, start, cols):
     norm = np.sqrt(total)
     divisor = eps if norm < eps else norm  # NaN stays
     for i in range(start, start + cols):
-        vstore_n(out, i, vsplat(np.float32(wide_value(x, None, i) / divisor)), 1)
+        store_element(out, i, np.float32(wide_value(x, None, i) / divisor))
 
 
 def _rows(x, cols, wide_eps, out, first, stop):

@@ -23,6 +23,7 @@ from ._pool import num_threads
 from .simd import (
     bits,
     element,
+    store_element,
     vadd,
     vfma,
     vload,
@@ -134,8 +135,8 @@ def _wide_row(x, weight, bias, eps, residual, out, residual_out, at, cols):
         if bias is not None:
             y += np.float64(widen(element(bias, col)))
         if residual_out is not None:
-            vstore_n(residual_out, at + col, vsplat(np.float32(s)), 1)
-        vstore_n(out, at + col, vsplat(np.float32(y)), 1)
+            store_element(residual_out, at + col, np.float32(s))
+        store_element(out, at + col, np.float32(y))
 
 
 def _rows(x, weight, bias, eps, residual, out, residual_out, start, stop):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ._jit import cpu_inline
 from ._parts import in_parts
 from ._pool import num_threads
-from .simd import bits, vadd, vdiv, vfma, vload, vload_n, vmul, vsplat, vstore, vstore_n, vsum
+from .simd import bits, store_element, vadd, vdiv, vfma, vload, vload_n, vmul, vsplat, vstore, vstore_n, vsum
 from .wide_rows import wide_value
 
 _STRIP = 64  # columns that a thread sums at once: whole cache lines of every dtype, four float32 vectors
@@ -31,7 +31,7 @@ def _wide_strip(x, start, tokens, row, out, place, cols):
         total = 0.0
         for i in range(start + col, start + col + tokens * row, row):
             total += wide_value(x, None, i)
-        vstore_n(out, place + col, vsplat(np.float32(total / tokens)), 1)
+        store_element(out, place + col, np.float32(total / tokens))
 
 
 @cpu_inline

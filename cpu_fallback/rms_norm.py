@@ -15,7 +15,21 @@ from numpy.typing import NDArray
 from ._jit import cpu_inline
 from ._parts import in_parts
 from ._pool import num_threads
-from .simd import bits, element, vadd, vfma, vload, vload_n, vmul, vsplat, vstore, vstore_n, vsum, widen
+from .simd import (
+    bits,
+    element,
+    store_element,
+    vadd,
+    vfma,
+    vload,
+    vload_n,
+    vmul,
+    vsplat,
+    vstore,
+    vstore_n,
+    vsum,
+    widen,
+)
 from .wide_rows import in_range, wide_value
 
 _CHUNK = 1024
@@ -76,8 +90,8 @@ def _wide_row(x, weight, eps, residual, out, residual_out, at, cols):
         s = wide_value(x, residual, at + col)
         y = s * rstd * np.float64(widen(element(weight, col)))
         if residual_out is not None:
-            vstore_n(residual_out, at + col, vsplat(np.float32(s)), 1)
-        vstore_n(out, at + col, vsplat(np.float32(y)), 1)
+            store_element(residual_out, at + col, np.float32(s))
+        store_element(out, at + col, np.float32(y))
 
 
 @cpu_inline

@@ -410,6 +410,23 @@ vnegate_even = _rearranged(
 
 
 @intrinsic
+def store_element(typingctx, array, offset, value):
+    """store_element(array, offset, value): a float32, rounded to the array's type, to flat `offset`.
+
+    `vstore_n` of one lane is no substitute: LLVM 20 makes a store of 32 bits of a bfloat16 for AVX-512.
+    """
+    if not _is_stored_array(array) or value != types.float32:
+        return None
+
+    def codegen(context, builder, signature, args):
+        stored = emit.narrow(context, builder, signature.args[0].dtype, args[2])
+        builder.store(stored, _element_pointer(context, builder, signature.args[0], *args[:2]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), codegen
+
+
+@intrinsic
 def element(typingctx, array, offset):
     """element(array, offset): the stored element at a flat offset, any dtype; no bounds, no wrap-around."""
     if not isinstance(array, types.Array):
