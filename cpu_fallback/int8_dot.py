@@ -30,7 +30,7 @@ from numba.extending import intrinsic
 from . import simd_emit as emit
 from ._jit import cpu_inline
 from ._numba_internals import cgutils
-from .int8_rows import STEP, SUMS, for_width, row_starts, sum_lanes
+from .int8_rows import STEP, SUMS, for_width, row_starts
 from .int8_simd import load_words, pointer_at, splat, unpack_64
 from .isa import isa_of
 from .simd import LANES, vload, vmax, vmaxval, vmul, vsplat, vsub
@@ -260,7 +260,7 @@ def digit_sums(typingctx, bits, packed, at, size, rows, digits, columns, scale, 
                     )
 
         for_width(b, bits, width)
-        values = sum_lanes(b, [b.load(total) for total in totals], lambda x, y: emit.add(b, x, y))
+        values = emit.sum_lanes(b, [b.load(total) for total in totals], lambda x, y: emit.add(b, x, y))
         return context.make_tuple(b, result, [b.extract_element(values, _I32(k)) for k in range(SUMS)])
 
     return result(i, packed, i, i, i, digits, i, scale, i, i), codegen

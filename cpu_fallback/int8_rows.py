@@ -135,33 +135,11 @@ class _Sums:
         z_sums : <4 x i32>, of the activations of the columns that were added
         """
         b = self.builder
-        total = sum_lanes(b, [b.load(total) for total in self.sums], b.add)
+        total = emit.sum_lanes(b, [b.load(total) for total in self.sums], b.add)
         if factor == 2:
             total = b.add(total, total)
         centre = (factor - 1) - (0 if self.signed else factor << (self.bits - 1))
         return b.add(total, b.mul(z_sums, splat(centre, _TOTALS)))
-
-
-def sum_lanes(
-    builder: ir.IRBuilder, vectors: list[ir.Value], add: Callable[[ir.Value, ir.Value], ir.Value]
-) -> ir.Value:
-    """The sums of the lanes of four vectors, as a vector of four."""
-
-    def pick(x: ir.Value, y: ir.Value, lanes: list[int]) -> ir.Value:
-        return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes))
-
-    # inside of every four lanes first, where one register takes the place of two
-    count = vectors[0].type.count
-    fours = [4 * k for k in range(count // 4)]
-    low = [lane for k in fours for lane in (k, k + count, k + 1, k + 1 + count)]
-    high = [lane + 2 for lane in low]
-    vectors = [add(pick(x, y, low), pick(x, y, high)) for x, y in (vectors[:2], vectors[2:])]
-    low = [lane for k in fours for lane in (k, k + 1, k + count, k + 1 + count)]
-    total = add(pick(*vectors, low), pick(*vectors, [lane + 2 for lane in low]))
-    while total.type.count > SUMS:
-        half = list(range(total.type.count // 2))
-        total = add(pick(total, total, half), pick(total, total, [lane + len(half) for lane in half]))
-    return total
 
 
 def for_width(builder: ir.IRBuilder, bits: ir.Value, emit_width: Callable[[int], None]) -> None:

@@ -23,9 +23,8 @@ from rbe_gpu import output
 
 _LARGEST_FILE = 1 << 16  # bytes
 FEW_TOKENS = 4  # multiplied one by one
-INT8_FEW_TOKENS = (
-    8  # of int8 activations: 0.43 to 1.11 of the time of tiles at 8, 0.62 to 1.60 at 12 (4, 5, 8 bits)
-)
+# of int8 activations: 0.43 to 1.11 of the time of tiles at 8, 0.62 to 1.60 at 12 (4, 5, 8 bits)
+INT8_FEW_TOKENS = 8
 DENSE_ROWS_DENSITY = 0.65  # above this density, sparse rows are expanded and multiplied as dense rows
 
 

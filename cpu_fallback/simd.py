@@ -318,6 +318,23 @@ def vsum(typingctx, vector):
 
 
 @intrinsic
+def store_sums(typingctx, a, b, c, d, array, offset):
+    """store_sums(a, b, c, d, array, offset): the sums of the lanes of four vectors to float32 at flat `offset` on."""
+    if any(x != vec16 for x in (a, b, c, d)) or not (
+        isinstance(array, types.Array) and array.dtype == types.float32
+    ):
+        return None
+
+    def codegen(context, builder, signature, args):
+        sums = emit.sum_lanes(builder, list(args[:4]), lambda x, y: emit.add(builder, x, y))
+        pointer = _element_pointer(context, builder, signature.args[4], *args[4:])
+        builder.store(sums, builder.bitcast(pointer, sums.type.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(vec16, vec16, vec16, vec16, array, types.intp), codegen
+
+
+@intrinsic
 def vmaxval(typingctx, vector):
     """vmaxval(vector) -> float32: largest lane; with NaN lanes the result is unspecified."""
     if vector != vec16:

@@ -10,7 +10,7 @@ only to instructions without flags, and `(t + magic) - magic` must not be simpli
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -170,3 +170,25 @@ def narrow(context: Any, builder: ir.IRBuilder, storage: types.Type, x: ir.Value
     if storage == types.uint16:
         return float_to_half(context, builder, x)
     return float_to_bfloat(builder, x)
+
+
+def sum_lanes(
+    builder: ir.IRBuilder, vectors: list[ir.Value], add: Callable[[ir.Value, ir.Value], ir.Value]
+) -> ir.Value:
+    """The sums of the lanes of four vectors of four lanes or more, as a vector of four."""
+
+    def pick(x: ir.Value, y: ir.Value, lanes: list[int]) -> ir.Value:
+        return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
+
+    # inside of every four lanes first, where one register takes the place of two
+    count = vectors[0].type.count
+    fours = [4 * k for k in range(count // 4)]
+    low = [lane for k in fours for lane in (k, k + count, k + 1, k + 1 + count)]
+    high = [lane + 2 for lane in low]
+    vectors = [add(pick(x, y, low), pick(x, y, high)) for x, y in (vectors[:2], vectors[2:])]
+    low = [lane for k in fours for lane in (k, k + 1, k + count, k + 1 + count)]
+    total = add(pick(*vectors, low), pick(*vectors, [lane + 2 for lane in low]))
+    while total.type.count > 4:
+        half = list(range(total.type.count // 2))
+        total = add(pick(total, total, half), pick(total, total, [lane + len(half) for lane in half]))
+    return total

@@ -71,12 +71,8 @@ lanes1_low, lanes1_high = _lanes_of_plane(1, 0), _lanes_of_plane(1, 1)
 @cpu_inline
 def run_codes(packed, at, width):
     """The 32 codes of `width` bits at byte `at`, as float32: two vectors."""
-    if width in (
-        3,
-        5,
-        6,
-        7,
-    ):  # of several planes: as bytes, 5 bits take 18 instructions of AVX2 instead of 40
+    # of several planes: as bytes, 5 bits take 18 instructions of AVX2 instead of 40
+    if width in (3, 5, 6, 7):
         run = run_bytes(packed, at, width)
         return run_half(0, run), run_half(1, run)
     low, high = vsplat(np.float32(0)), vsplat(np.float32(0))

@@ -94,6 +94,7 @@ class MappedFile:
     @classmethod
     def of_bytes(cls, data: bytes | memoryview, name: str) -> MappedFile:
         """The contents of such a file. Arrays are views of a copy; `name` stands for the path in messages."""
+        data = memoryview(data).cast("B")
         file = cls.__new__(cls)
         file.path, file.file_bytes = Path(name), len(data)
         fail = failure(name)

@@ -12,7 +12,7 @@ from .cache import PanelCache
 from .dispatch import as_cupy, canonical_device, device_memory_errors, move_array
 from .layers import RBEFFN, RBEAttention, RBEDropout, RBEEmbedding, RBELayerNorm, RBELinear, RBERMSNorm
 from .layers.attention_transform_domain import TransformDomainAttention
-from .workspace import Workspace
+from .workspace import ThreadWorkspaces, Workspace
 
 _LAYERS = (RBEFFN, RBEAttention, RBEDropout, RBEEmbedding, RBELayerNorm, RBELinear, RBERMSNorm)
 _T = TypeVar("_T")
@@ -23,7 +23,7 @@ def to(value: _T, device: str) -> _T:
 
     Parameters
     ----------
-    value : an array of NumPy or CuPy, `RBEMatrix`, `RBEVectors`, a layer, a `BertEncoder` or a `Decoder`
+    value : an array of NumPy or CuPy, `RBEMatrix`, `RBEVectors`, a layer, or a model of `rbe_gpu.load`
     device : "cpu", "cuda" (CuPy's current GPU) or "cuda:1"
 
     Returns
@@ -80,9 +80,9 @@ class _Move:
         return moved
 
     def _part(self, part: Any) -> Any:
-        if isinstance(part, PanelCache | Workspace):
+        if isinstance(part, PanelCache | Workspace | ThreadWorkspaces):
             if id(part) not in self._made:
-                fresh = PanelCache(part.budget) if isinstance(part, PanelCache) else Workspace()
+                fresh = PanelCache(part.budget) if isinstance(part, PanelCache) else type(part)()
                 self._made[id(part)] = fresh
             return self._made[id(part)]
         if isinstance(part, list | tuple):

@@ -184,7 +184,7 @@ def warm_cpu(model: TextEmbedder | Decoder) -> dict[str, Any]:
             model.embed([""])
             return
         vocabulary = model.settings.vocab_size
-        prompt = (np.arange(TOKENS) % vocabulary).tolist()[: model.settings.max_positions - 4]
+        prompt = (np.arange(TOKENS) % vocabulary).tolist()[: max(1, model.settings.max_positions - 4)]
         model.generate([prompt, prompt], 4, temperature=0.0, ignore_eos=True)
         model.generate([prompt[:1]], 3, temperature=0.0, ignore_eos=True)
 

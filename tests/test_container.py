@@ -787,5 +787,7 @@ def test_bytes_in_memory_are_those_of_a_file(tmp_path: Path) -> None:
     for bad in (b"", data[:-1], data + b"\0", data.replace(b"grid", b"grit")):
         with pytest.raises(FormatError, match=r"^here: "):
             from_bytes(bad, "here")
+    with pytest.raises(FormatError, match=r"^here: "):
+        from_bytes(np.zeros(16, np.float32).data, "here")
     with pytest.raises(FormatError, match="max_decoded_bytes"):
         from_bytes(data, max_decoded_bytes=1000)

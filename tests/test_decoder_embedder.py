@@ -94,6 +94,16 @@ def test_vectors(folder: Path) -> None:
     assert (np.abs(long - 1) > 0.1).all()
 
 
+def test_the_tokenizer_of_the_decoder_stays_as_it_is(folder: Path) -> None:
+    decoder = load_embedder(folder).decoder  # type: ignore[attr-defined]
+    decoder.tokenizer.no_truncation()
+    short = DecoderEmbedder(decoder, max_seq_length=8)
+    long = DecoderEmbedder(decoder, max_seq_length=20)
+    text = "word " * 100
+    assert [len(m.token_ids([text])[0]) for m in (short, long)] == [8, 20]
+    assert len(decoder.token_ids(text)) > 100
+
+
 def test_mean_pooling_without_the_prompt(folder: Path) -> None:
     change(folder / "1_Pooling" / "config.json", pooling_mode="mean", include_prompt=False)
     model = load_embedder(folder)

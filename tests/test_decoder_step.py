@@ -12,7 +12,9 @@ import rbe_gpu as rbe
 from rbe_gpu.layers import KVCache
 from rbe_gpu.models import decoder as decoder_module
 from rbe_gpu.models.decoder import Decoder
+from rbe_gpu.models.decoders import decoder_config, tensor_shapes
 
+from .architectures.cases import weights
 from .architectures.decoder_cases import CONFIGS, inputs
 from .architectures.test_decoders import model
 from .compressed import gridded
@@ -83,6 +85,43 @@ def test_dense_weights(name: str, threads: int, steps: Steps) -> None:
         check(model(name), steps, TOKENS - 3)
     finally:
         rbe.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "same"),
+    [
+        ({"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 18}, True),
+        ({"num_attention_heads": 7, "num_key_value_heads": 1, "head_dim": 40}, True),
+        ({"num_attention_heads": 10, "num_key_value_heads": 2, "head_dim": 66}, True),
+        ({"num_attention_heads": 9, "num_key_value_heads": 1, "head_dim": 16}, False),
+    ],
+)
+@pytest.mark.parametrize("window", [None, 1, 70])
+def test_heads(sizes: dict[str, int], same: bool, window: int | None, steps: Steps) -> None:
+    """Groups of up to 8 query heads have the same bits, larger ones another kernel of attention."""
+    config = {**CONFIGS["mistral"], **sizes, "sliding_window": window, "max_position_embeddings": 200}
+    decoder = Decoder(weights(dict(tensor_shapes(decoder_config(config)))), config)
+    ids = np.resize(inputs()[0], 90)
+    logits = []
+    for allowed in (True, False):
+        steps.allowed = allowed
+        logits.append(one_by_one(decoder, decoder.new_cache(1, 90), ids))
+    assert steps.taken == 87
+    if same:
+        assert np.array_equal(*logits)
+    assert np.abs(logits[0] - logits[1]).max() <= 2e-6 * np.abs(logits[1]).max()
+
+
+def test_a_moved_model_has_a_step_of_its_own(steps: Steps) -> None:
+    decoder = model("llama")
+    ids = np.resize(inputs()[0], 8)
+    want = one_by_one(decoder, decoder.new_cache(1, 8), ids)
+    moved = rbe.to(decoder, "cpu")
+    assert moved.workspace is not decoder.workspace
+    moved.layers[0].ffn.down.weight = np.zeros_like(moved.layers[0].ffn.down.weight)
+    assert not np.array_equal(one_by_one(moved, moved.new_cache(1, 8), ids), want)
+    assert np.array_equal(one_by_one(decoder, decoder.new_cache(1, 8), ids), want)
+    assert steps.taken == 15
 
 
 @pytest.mark.parametrize(

@@ -201,3 +201,10 @@ def test_what_is_no_encoder_file(file: Path, tmp_path: Path) -> None:
         RBETransformer(tmp_path / "bare")
     with pytest.raises(TypeError, match=r"texts\[0\] is a tuple"):
         RBETransformer(file).preprocess([("a", "b")])
+
+
+def test_other_padding_is_refused(file: Path) -> None:
+    module = RBETransformer(file)
+    features = module.preprocess(["one", "two words of a longer text"])
+    with pytest.raises(ValueError, match="not that of padding on the right"):
+        module({name: value.flip(1) for name, value in features.items()})

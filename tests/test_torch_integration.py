@@ -301,6 +301,7 @@ def test_patterns_and_targets_are_checked() -> None:
         ({"ratio": 1e5}, "skip=\\['up'\\]"),
         ({"ratio": 1e5, "calibrate": [activations()]}, "use a lower ratio .skip=\\['up'\\]"),
         ({"grade": "A", "activation_bits": 4}, "activation_bits=4"),
+        ({"density": 0.5, "activation_bits": 8}, "up: .*only dense and grid codes .*skip=\\['up'\\]"),
     ):
         with pytest.raises(ValueError, match=words):
             replace_linear(model, **options)
@@ -496,6 +497,8 @@ def bad_states(module: Any) -> Iterator[tuple[Any, str]]:
     yield as_state(to_bytes({"weight": weight}, {})), "settings"
     yield as_state(to_bytes({"weight": weight}, {"activation_bits": "8"})), "settings"
     yield as_state(to_bytes({"weight": weight}, {"activation_bits": 4})), "activation_bits=4"
+    sparse = rbe.compress(real.layer(0, "intermediate.dense.weight"), density=0.5, basis=False)
+    yield as_state(to_bytes({"weight": sparse}, {"activation_bits": 8})), "only dense and grid codes"
     other = rbe.compress(real.layer(0, "attention.self.query.weight"), codes="dense-int2")
     yield as_state(to_bytes({"weight": other}, settings)), "expected \\(1536, 384\\)"
 

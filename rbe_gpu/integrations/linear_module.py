@@ -11,8 +11,9 @@ from torch import Tensor
 from .. import ops
 from ..blocks import Array, RBEBlocks
 from ..container import from_bytes, to_bytes
+from ..dispatch import CPU
 from ..encode import compress
-from ..matmul import check_activation_bits
+from ..matmul import algorithms_of, check_activation_bits
 from ..workspace import ThreadWorkspaces
 from .tensors import ArrayModule, as_array, as_tensor, current_stream, outside_of_graphs
 
@@ -54,7 +55,7 @@ class RBELinearModule(ArrayModule):
             raise ValueError(f"the weight has shape {compressed.shape}, needs (out_features, in_features)")
         if bias is not None and tuple(bias.shape) != (compressed.shape[0],):
             raise ValueError(f"bias has shape {tuple(bias.shape)}, expected ({compressed.shape[0]},)")
-        check_activation_bits(activation_bits)
+        check_takes(compressed, activation_bits)
         self.compressed = compressed
         self.activation_bits = activation_bits
         self.out_features, self.in_features = compressed.shape
@@ -166,6 +167,7 @@ class RBELinearModule(ArrayModule):
                 f"the state has a weight of shape {compressed.shape}, expected "
                 f"{(self.out_features, self.in_features)} (out_features, in_features)"
             )
+        check_takes(compressed, activation_bits)
         self.compressed, self.activation_bits = compressed, activation_bits
         self.to(self._place.device)
 
@@ -176,6 +178,17 @@ class RBELinearModule(ArrayModule):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"{c.transform}, {c.codes.name}, {c.bits_per_weight:.2f} bits/weight{bits}"
         )
+
+
+def check_takes(weight: RBEBlocks, activation_bits: int | None) -> None:
+    """Raise a ValueError unless a matmul algorithm of the CPU takes the weight with these activations."""
+    check_activation_bits(activation_bits)
+    if activation_bits is None:
+        return
+    try:
+        algorithms_of(CPU).choose(weight, 64, np.dtype(np.float32), activation_bits=activation_bits)
+    except NotImplementedError as error:
+        raise ValueError(str(error)) from None
 
 
 def read_state(state: Any) -> tuple[RBEBlocks, int | None]:

@@ -140,6 +140,8 @@ class RBETransformer(ArrayModule):
         encoder = self.encoder
         ids, mask = features["input_ids"].cpu().numpy(), features["attention_mask"].cpu().numpy()
         lengths = mask.sum(axis=1, dtype=np.int64)
+        if not np.array_equal(mask != 0, np.arange(mask.shape[1]) < lengths[:, None]):
+            raise ValueError("attention_mask is not that of padding on the right, as `preprocess` makes it")
         skipped = 0 if encoder.include_prompt else int(features.get("prompt_length") or 0)
         with current_stream(self._place.device):
             states: Any = encoder.forward(ids, lengths)

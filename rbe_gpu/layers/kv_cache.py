@@ -59,7 +59,6 @@ class KVCache:
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name}={value} is not positive")
-        self.capacity = capacity
         self.device = device
         self.lengths = np.zeros(batch, np.int64)
         # a layer is a contiguous array: its keys and values lie together
@@ -68,7 +67,12 @@ class KVCache:
 
     @property
     def batch(self) -> int:
-        return int(self.lengths.size)
+        return int(self._memory.shape[2])
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of a sequence at most."""
+        return int(self._memory.shape[3])
 
     @property
     def nbytes(self) -> int:
@@ -86,7 +90,7 @@ class KVCache:
 
     def check_room(self, counts: NDArray[np.int64]) -> None:
         """Raise a ValueError unless there is room for `counts` (batch,) more tokens."""
-        if counts.shape != self.lengths.shape:
+        if counts.shape != (self.batch,) or self.lengths.shape != (self.batch,):
             raise ValueError(f"the cache is of {self.batch} sequences, the batch has {counts.size}")
         after = self.lengths + counts
         if self.lengths.size and int(self.lengths.min()) < 0:

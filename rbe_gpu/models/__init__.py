@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .bert import BertEncoder
 from .decoder import Decoder
+from .decoder_embedder import DecoderEmbedder
 from .load import load
 
-__all__ = ["BertEncoder", "Decoder", "load"]
+__all__ = ["BertEncoder", "Decoder", "DecoderEmbedder", "load"]

@@ -106,6 +106,7 @@ def _decoder(
         stored["pooling"],
         bool(stored.get("normalize", True)),
         stored.get("max_seq_length"),
+        copy_tokenizer=False,
         **{name: stored[name] for name in _EXTRA if name in stored},
     )
 

@@ -94,7 +94,8 @@ class Decoder:
 
     Notes
     -----
-    Several Python threads may use one model at once, each with a `KVCache` of its own.
+    Several Python threads may use one model at once, each with a `KVCache` of its own. The layers are not to be
+    changed: arguments of their kernels are kept. `with_tensors` makes a model with other weights.
     """
 
     def __init__(

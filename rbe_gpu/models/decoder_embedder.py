@@ -6,7 +6,7 @@ A token's state has seen the tokens before it: that of the last one is the text'
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from copy import copy
+from copy import copy, deepcopy
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,8 @@ class DecoderEmbedder(TextEmbedder):
     Parameters
     ----------
     decoder : with the tokenizer of the texts, or none
-    pooling, normalize, max_seq_length, prompts, default_prompt_name, truncate_dim : as of `BertEncoder`
+    pooling, normalize, max_seq_length, prompts, default_prompt_name, truncate_dim, copy_tokenizer : as of
+        `BertEncoder`
 
     Attributes
     ----------
@@ -42,12 +43,14 @@ class DecoderEmbedder(TextEmbedder):
         prompts: Mapping[str, str | None] | None = None,
         default_prompt_name: str | None = None,
         truncate_dim: int | None = None,
+        copy_tokenizer: bool = True,
     ) -> None:
         self.decoder = decoder
+        tokenizer = deepcopy(decoder.tokenizer) if copy_tokenizer else decoder.tokenizer
         self.hidden_size = decoder.settings.hidden_size
         self.int8_activations = decoder.int8_activations
         self._set_up_texts(
-            decoder.tokenizer, pooling, normalize, max_seq_length, decoder.settings.max_positions, prompts,
+            tokenizer, pooling, normalize, max_seq_length, decoder.settings.max_positions, prompts,
             default_prompt_name, truncate_dim,
         )  # fmt: skip
 

@@ -53,6 +53,10 @@ def load(
     activations : "int8" rounds the inputs of all linear layers to int8 (`rbe_gpu.linear`), which needs compressed
         weights; "float" of none; None of those that a calibrated file names, because they lose little by it
 
+    Returns
+    -------
+    BertEncoder, Decoder or, of a decoder that makes vectors of texts, DecoderEmbedder
+
     Raises
     ------
     FileNotFoundError, NotADirectoryError

@@ -57,7 +57,7 @@ def one_token(model: Decoder, ids: NDArray[np.int64], cache: KVCache) -> Array |
 
 
 def _step_of(model: Decoder, workspace: Workspace) -> Any:
-    """The `DecoderStep` of a model, made once for a number of threads."""
+    """The `DecoderStep` of a model, made once for a number of threads and the costs that algorithms are chosen by."""
     threads = get_num_threads()
     module = CPU.module("decoder_step")
 
@@ -88,4 +88,6 @@ def _step_of(model: Decoder, workspace: Workspace) -> Any:
             threads, buffer,
         )  # fmt: skip
 
-    return workspace.arguments.get(workspace, "decoder.step", threads, make)
+    return workspace.arguments.get(
+        workspace, "decoder.step", (threads, CPU.module("matmul_costs").costs()), make
+    )
