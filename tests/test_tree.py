@@ -105,7 +105,7 @@ REPORTS = {
     },
     "speed": {"__init__", "compression", "plots", "page", "readme"},
     "speed/cases": {"__init__", "model", *registry.OPS},
-    "quality": {"__init__", "measure", "points", "findings", "plots", "page", "readme"},
+    "quality": {"__init__", "decoders", "measure", "points", "findings", "plots", "page", "readme"},
     "quality/quantizers": {
         "__init__", "__main__", "source", "gguf_file", "llama", "onnx_runtime", "torch_tools"
     },

@@ -29,7 +29,7 @@ import numpy as np
 
 from rbe_gpu import output
 from rbe_gpu.blocks import Array
-from rbe_gpu.evaluate_decoders import evaluate_decoders
+from rbe_gpu.evaluate_decoders import WINDOW, evaluate_decoders
 from rbe_gpu.layers import RBELinear
 from rbe_gpu.matmul import PreparedInput
 from rbe_gpu.models.decoder import Decoder
@@ -82,7 +82,7 @@ class _Recorder(RBELinear):
         return super().__call__(x, *args, **kwargs)
 
 
-def importance(model: Decoder, texts: list[str], window: int = 256) -> dict[str, F32]:
+def importance(model: Decoder, texts: list[str], window: int = WINDOW) -> dict[str, F32]:
     """Mean squares of the input columns of every linear layer over texts, by llama.cpp's names: its imatrix.
 
     model : its layers are replaced
@@ -180,12 +180,12 @@ def main(arguments: list[str] | None = None) -> int:
     texts = options.texts.read_text("utf-8").splitlines()
     imatrix = [] if options.imatrix is None else options.imatrix.read_text("utf-8").splitlines()
     dense = load_decoder(options.model)
-    weights = dense.dense_nbytes // 4
+    weights, window = dense.dense_nbytes // 4, min(WINDOW, dense.settings.max_positions)
     tools = options.tool or ["llama.cpp", "bitsandbytes", "hqq"]
     print(f"{'':34}{'bytes':>12} {'bits':>5} {'perplexity':>10} {'KL':>7} {'99%':>6} {'top 1':>6}")
     rows: list[dict[str, Any]] = []
     for name, nbytes, model, seconds in candidates(options.model, options.files, imatrix, tools):
-        evaluation = evaluate_decoders(model, dense, texts)
+        evaluation = evaluate_decoders(model, dense, texts, window=window)
         if not rows:
             print(f"{'dense':34}{dense.dense_nbytes:12,} {32:5.2f} {evaluation.dense.perplexity:10.2f}")
         c = evaluation.compressed
