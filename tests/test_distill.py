@@ -339,7 +339,7 @@ def test_training_gains_at_the_same_size(folder: Path, start: Path, tmp_path: Pa
     """On many texts: on 160, the integers learn the texts, and others lose by it."""
     seen: list[Any] = []
     many = list(real.texts()[:1200])
-    summary = _train(folder, many, start, tmp_path / "out", steps=200, batch_size=16, progress=seen.append)
+    summary = _train(folder, many, start, tmp_path / "out", steps=300, batch_size=16, progress=seen.append)
     assert summary.file_bytes <= summary.dense_bytes / RATIO
     dense = rbe.load(folder)
     # as short as what was trained on; they had no part in it
@@ -348,9 +348,9 @@ def test_training_gains_at_the_same_size(folder: Path, start: Path, tmp_path: Pa
         1 - float((rbe.load(path).embed(some) * dense.embed(some)).sum(1).mean())
         for path in (tmp_path / "out", start)
     )
-    assert trained < 0.95 * before  # 0.87 where it was measured
-    assert [s.step for s in seen] == list(range(1, 201))
-    assert [point[0] for point in summary.curve] == [0, 100, 200]
+    assert trained < 0.95 * before  # 0.72 measured; after 200 steps 0.87 or 1.01, by the rounding of sums
+    assert [s.step for s in seen] == list(range(1, 301))
+    assert [point[0] for point in summary.curve] == [0, 100, 200, 300]
 
 
 def test_training_goes_down_to_a_smaller_size(
