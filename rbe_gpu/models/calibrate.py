@@ -466,7 +466,8 @@ def calibrate(
     warn_of_few(len(texts), ids)
     texts = texts[:: -(-len(texts) // most_texts(model))]
     report: Progress = progress or silent
-    layers = [_Layer(model, i, Workspace()) for i in range(len(model.layers))]
+    ws = Workspace()  # of all layers: those of all-mpnet-base-v2 with one each took 100 MB a layer
+    layers = [_Layer(model, i, ws) for i in range(len(model.layers))]
     for layer in layers:
         for name, linear in layer.linears.items():
             if isinstance(linear.weight, RBEBlocks):
@@ -588,6 +589,7 @@ def _compress_all(
         refit(model.embedding_norm, "embeddings.LayerNorm")
     lossy_linears: dict[str, RBELinear] = {}
     for layer in layers:
+        lossy_linears.clear()  # decoded weights of one layer at a time
         compressed_layer = stage(layer, "qkv", [(p.dense, p.compressed) for p in parts])
 
         # inputs of stages a batch at a time: all of them would take as much memory as the states, or several times it
