@@ -85,8 +85,7 @@ class MappedFile:
             fail("not a regular file")
         with open(self.path, "rb") as file:
             self.file_bytes = os.fstat(file.fileno()).st_size
-            if self.file_bytes < 8:
-                fail(f"{self.file_bytes} bytes are too few for a safetensors file")
+            self._check_size(fail)
             access = mmap.ACCESS_READ if read_only else mmap.ACCESS_COPY
             self._map = mmap.mmap(file.fileno(), self.file_bytes, access=access)
         self._read_header(fail)
@@ -98,12 +97,15 @@ class MappedFile:
         file = cls.__new__(cls)
         file.path, file.file_bytes = Path(name), len(data)
         fail = failure(name)
-        if file.file_bytes < 8:
-            fail(f"{file.file_bytes} bytes are too few for a safetensors file")
+        file._check_size(fail)
         file._map = mmap.mmap(-1, file.file_bytes)  # aligned to a page, as a file's
         file._map[:] = data
         file._read_header(fail)
         return file
+
+    def _check_size(self, fail: Fail) -> None:
+        if self.file_bytes < 8:
+            fail(f"{self.file_bytes} bytes are too few for a safetensors file")
 
     def _read_header(self, fail: Fail) -> None:
         (length,) = struct.unpack_from("<Q", self._map)
