@@ -273,8 +273,13 @@ def test_a_mixture_of_llama_cpp(source, dense, tmp_path):
     pytest.importorskip("llama_cpp")
     before, after = tmp_path / "float.gguf", tmp_path / "q.gguf"
     gguf_file.write(before, source, {})
-    ones = {name: np.ones(source.tensors[name].shape[1], np.float32) for name in source.linears}
-    llama.mixture(before, after, source, "Q4_K_M", ones)
+    ones = {
+        gguf_file.name_of(gguf_file.package(), source, name): np.ones(
+            source.tensors[name].shape[1], np.float32
+        )
+        for name in source.linears
+    }
+    llama.mixture(before, after, "Q4_K_M", ones)
     baseline = gguf_file.baseline_of(after, source, "llama.cpp", "0", "Q4_K_M", 0.0)
     assert baseline.file_bytes == after.stat().st_size
     assert "Q4_K" in baseline.note
@@ -282,7 +287,7 @@ def test_a_mixture_of_llama_cpp(source, dense, tmp_path):
     assert 5.4 < baseline.bits_per_weight < 5.6  # Q5_0 in most of its places
     assert worst_cosine(dense, baseline.whole) > 0.95
     with pytest.raises(RuntimeError, match="did not make a Q4_K_M file"):
-        llama.mixture(tmp_path / "absent.gguf", after, source, "Q4_K_M", None)
+        llama.mixture(tmp_path / "absent.gguf", after, "Q4_K_M", None)
 
 
 def test_llama_cpp_runs_the_file_of_the_gguf_package(source, file):

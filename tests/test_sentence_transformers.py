@@ -78,8 +78,8 @@ class StandIn:
             if output_value == "token_embeddings":
                 values = [v[: int(m.sum())] for v, m in zip(values, out["attention_mask"], strict=True)]
             rows.update(zip(batch, values, strict=True))
-        found = [rows[i] for i in range(len(texts))]
-        return found if output_value == "token_embeddings" else torch.stack(found).numpy()
+        values = [rows[i] for i in range(len(texts))]
+        return values if output_value == "token_embeddings" else torch.stack(values).numpy()
 
     def save(self, folder: str) -> None:
         kind = type(self.module)

@@ -11,9 +11,9 @@ from torch import Tensor
 from .. import ops
 from ..blocks import Array, RBEBlocks
 from ..container import from_bytes, to_bytes
-from ..dispatch import CPU
 from ..encode import compress
-from ..matmul import algorithms_of, check_activation_bits
+from ..matmul import check_activation_bits
+from ..models.int8_check import check_takes_int8
 from ..workspace import ThreadWorkspaces
 from .tensors import ArrayModule, as_array, as_tensor, current_stream, outside_of_graphs
 
@@ -183,12 +183,8 @@ class RBELinearModule(ArrayModule):
 def check_takes(weight: RBEBlocks, activation_bits: int | None) -> None:
     """Raise a ValueError unless a matmul algorithm of the CPU takes the weight with these activations."""
     check_activation_bits(activation_bits)
-    if activation_bits is None:
-        return
-    try:
-        algorithms_of(CPU).choose(weight, 64, np.dtype(np.float32), activation_bits=activation_bits)
-    except NotImplementedError as error:
-        raise ValueError(str(error)) from None
+    if activation_bits is not None:
+        check_takes_int8(weight)
 
 
 def read_state(state: Any) -> tuple[RBEBlocks, int | None]:

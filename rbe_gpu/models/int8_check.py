@@ -25,7 +25,12 @@ def check_int8_activations(
     if unknown:
         raise ValueError(f"int8_activations names {min(unknown)!r}, which is no linear weight of the model")
     for name in sorted(names):
-        try:
-            algorithms_of(CPU).choose(named[name], 64, np.dtype(np.float32), activation_bits=8)
-        except NotImplementedError as error:
-            raise ValueError(f"{name} takes no int8 activations: {error}") from None
+        check_takes_int8(named[name], f"{name} takes no int8 activations: ")
+
+
+def check_takes_int8(weight: Array | RBEBlocks, where: str = "") -> None:
+    """Raise a ValueError, which begins with `where`, unless a CPU matmul takes the weight with int8 activations."""
+    try:
+        algorithms_of(CPU).choose(weight, 64, np.dtype(np.float32), activation_bits=8)
+    except NotImplementedError as error:
+        raise ValueError(f"{where}{error}") from None

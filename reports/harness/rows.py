@@ -8,7 +8,7 @@ import io
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -106,6 +106,15 @@ class Results:
 
 
 # --- the run that rows come from --------------------------------------------------------------------------
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as CSV with these columns; the file appears complete or not at all."""
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    output.write_text(path, table.getvalue())
 
 
 def usable_cores() -> int:

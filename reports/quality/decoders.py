@@ -14,9 +14,6 @@ Tools that are not installed are named.
 from __future__ import annotations
 
 import argparse
-import csv
-import ctypes
-import io
 import sys
 import tempfile
 import time
@@ -27,7 +24,6 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from rbe_gpu import output
 from rbe_gpu.blocks import Array
 from rbe_gpu.evaluate_decoders import WINDOW, evaluate_decoders
 from rbe_gpu.layers import RBELinear
@@ -37,6 +33,7 @@ from rbe_gpu.models.decoders import LINEAR_PARTS, linear_weights
 from rbe_gpu.models.load import load_decoder
 
 from ..harness.baselines import F32
+from ..harness.rows import write_table
 from . import quantizers
 
 _COLUMNS = ("name", "bytes", "bits_per_weight", "perplexity", "kl", "kl_p99", "top_1", "tokens", "seconds")
@@ -102,23 +99,14 @@ def importance(model: Decoder, texts: list[str], window: int = WINDOW) -> dict[s
 
 def llama(source: Path, columns: Mapping[str, F32] | None) -> Iterator[Candidate]:
     """llama.cpp's files of `LLAMA_TYPES`."""
-    module, _ = quantizers.llama._llama()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "quantised.gguf"
         for kind in LLAMA_TYPES:
-            params = module.llama_model_quantize_default_params()
-            params.ftype = getattr(module, f"LLAMA_FTYPE_MOSTLY_{kind}")
-            params.allow_requantize = True  # of what MODEL decodes to, as all others here
-            params.nthread = 1
-            if columns is not None:
-                table = (module.llama_model_imatrix_data * (len(columns) + 1))()
-                for row, (label, value) in zip(table, columns.items(), strict=False):
-                    row.name, row.size = label.encode(), value.size
-                    row.data = value.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-                params.imatrix = table
             start = time.perf_counter()
-            if module.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params)):
-                print(f"llama.cpp makes no {kind} of this model")
+            try:
+                quantizers.llama.mixture(source, out, kind, columns)
+            except RuntimeError as error:  # such as IQ2 without an importance matrix
+                print(error)
                 continue
             seconds = time.perf_counter() - start
             name = f"llama.cpp {kind}{'' if columns is None else ', imatrix'}"
@@ -207,11 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
             flush=True,
         )
     if options.csv:
-        table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, _COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-        output.write_text(options.csv, table.getvalue())
+        write_table(options.csv, _COLUMNS, rows)
     return 0
 
 

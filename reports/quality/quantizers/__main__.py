@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 import time
 from pathlib import Path
@@ -12,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from rbe_gpu import output
 from rbe_gpu.models import corpus
 from rbe_gpu.models.locate import model_folder
 
 from ...harness.baselines import F32
+from ...harness.rows import write_table
 from . import TOOLS, Baseline, Encoder, Source, baselines, missing
 
 _COLUMNS = (
@@ -80,11 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name} is not installed: {command}")
     print(f"{len(rows)} settings, {len(texts)} texts, {time.perf_counter() - start:.0f} s")
     if options.csv:
-        table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, _COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-        output.write_text(options.csv, table.getvalue())
+        write_table(options.csv, _COLUMNS, rows)
     return 0
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import ctypes
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -139,10 +139,10 @@ def _llama() -> tuple[Any, Any]:
     return llama_cpp, silent
 
 
-def mixture(
-    dense: Path, out: Path, source: Source, name: str, columns: dict[str, F32] | None, pure: bool = False
-) -> None:
-    """llama.cpp's file of a mixture ("Q4_K_M") from a float32 GGUF file.
+def mixture(dense: Path, out: Path, name: str, columns: Mapping[str, F32] | None, pure: bool = False) -> None:
+    """llama.cpp's file of a mixture ("Q4_K_M") from a GGUF file, of what its weights decode to.
+
+    columns : importance of each column by llama.cpp's names of the weights, or None
 
     Raises
     ------
@@ -153,14 +153,10 @@ def mixture(
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
     params.nthread = 1
     params.pure = pure
+    params.allow_requantize = True
     if columns is not None:
-        gguf = package()
-        entry = llama_cpp.llama_model_imatrix_data
-        values = [
-            (name_of(gguf, source, n).encode(), np.ascontiguousarray(c, np.float32))
-            for n, c in columns.items()
-        ]
-        table = (entry * (len(values) + 1))()
+        values = [(label.encode(), np.ascontiguousarray(c, np.float32)) for label, c in columns.items()]
+        table = (llama_cpp.llama_model_imatrix_data * (len(values) + 1))()
         for row, (label, value) in zip(table, values, strict=False):
             row.name, row.size = label, value.size
             row.data = value.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
@@ -173,6 +169,7 @@ def mixture(
 def baselines(source: Source, version: str) -> Iterator[Baseline]:
     """Mixtures, pure files, and types across rows."""
     columns = importance(source, corpus.calibration(CALIBRATION_TEXTS))
+    labelled = {name_of(package(), source, name): c for name, c in columns.items()}
     jobs = [
         *((name, True, False) for name in MIXTURES),
         *((name, False, False) for name in PLAIN),
@@ -183,7 +180,7 @@ def baselines(source: Source, version: str) -> Iterator[Baseline]:
         write(dense, source, {})
         for name, known, pure in jobs:
             start = time.perf_counter()
-            mixture(dense, out, source, name, columns if known else None, pure)
+            mixture(dense, out, name, labelled if known else None, pure)
             seconds = time.perf_counter() - start
             setting = name + " pure" * pure + " without imatrix" * (not known)
             yield baseline_of(out, source, "llama.cpp", version, setting, seconds)
