@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -481,7 +481,7 @@ def attention(
     lse : receives ln sum_j exp(scale * q[i].k[j] + mask[i,j]), -inf where nothing is seen; (batch, num_heads,
         seq_q) float32, packed (num_heads, total_q), C-contiguous
     """
-    num_heads, head_dim = q.shape[-2:]
+    num_heads = q.shape[-2]
     seq_q, seq_k = q.shape[-3], k.shape[-3]
     if 0 in q.shape:
         return
@@ -496,6 +496,44 @@ def attention(
     if few and sees_all and cu_seqlens is mask is lse is None:
         attention_few_queries(q, k, v, scale, lengths, out, workspace, _ELEMENTS[q.dtype])
         return
+    kernel, parts, params_at, _kept = prepare(
+        q, k, v, causal, scale, mask, lengths, window, out, workspace, cu_seqlens, lse
+    )
+    run_parts(kernel, parts, params_at)
+
+
+class Prepared(NamedTuple):
+    """A call of the tiles' kernel: `run_parts(kernel, parts, params_at)`.
+
+    Attributes
+    ----------
+    params_at : address of its `params.ATTENTION`, whose `counter` must be 0
+    kept : what must live until then
+    """
+
+    kernel: int
+    parts: int
+    params_at: int
+    kept: tuple[Any, ...]
+
+
+def prepare(
+    q: NDArray[Any],
+    k: NDArray[Any],
+    v: NDArray[Any],
+    causal: bool,
+    scale: float,
+    mask: NDArray[Any] | None,
+    lengths: NDArray[Any] | None,
+    window: tuple[int, int],
+    out: NDArray[Any],
+    workspace: Any,
+    cu_seqlens: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
+    lse: NDArray[np.float32] | None = None,
+) -> Prepared:
+    """The call that computes `attention` of arrays with elements."""
+    num_heads, head_dim = q.shape[-2:]
+    seq_q, seq_k = q.shape[-3], k.shape[-3]
     if cu_seqlens is None:
         batch, (cu_q, cu_k) = q.shape[0], (_NONE, _NONE)
         tile = ceil(seq_q / ceil(seq_q / QUERY_TILE) / 16) * 16
@@ -512,8 +550,8 @@ def attention(
     kept = mask is not None and mask.dtype == bool
     mask_strides = (0, 0, 0, 0) if mask is None else tuple(s // mask.itemsize for s in mask.strides)
     left, right = window
-    # The arrays stay alive until run_parts has returned; the struct holds their addresses.
-    params_at, *_arrays = _schedule(
+    # the struct holds the addresses of the arrays
+    params_at, *arrays = _schedule(
         (
             *map(address, (q, k, v, out)),
             0 if kept else address(mask),
@@ -534,4 +572,4 @@ def attention(
         float(scale),
         scratch,
     )
-    run_parts(_tiles_of(_ELEMENTS[q.dtype]), scratch.shape[0], params_at)
+    return Prepared(_tiles_of(_ELEMENTS[q.dtype]), scratch.shape[0], params_at, (*arrays, scratch))

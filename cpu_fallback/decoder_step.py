@@ -21,15 +21,13 @@ from numba import carray, types
 from numpy.typing import NDArray
 
 from . import params
-from ._atomics import call_address, call_symbol
+from ._atomics import call_symbol
 from ._jit import cpu_inline, cpu_kernel
 from ._parts import pointer, record_at
 from ._workers import RUN
-from .arrays import address, floats_at, longs_at
+from .arrays import address, floats_at
 from .attention_few_queries import HEADS, PARALLEL_FROM, scratch_floats
-from .int8_matvec import Int8MatvecCall
-from .linear import prepare_matvec
-from .matvec import MatvecCall
+from .prepared_matmul import Buffers, Measure, StepLinear, multiply, prepare
 from .rms_norm import deviation, write_row
 from .rope import rotate_halves
 from .simd import vload, vload_n, vmul, vstore, vstore_n
@@ -42,13 +40,6 @@ def _norm(x, at, weight, eps, residual, out, residual_out, cols):
     """RMSNorm of cols values from `at` on; weight : address."""
     rstd = deviation(x, residual, at, cols, eps, 1.0 / cols)
     write_row(x, floats_at(weight), eps, residual, out, residual_out, at, cols, rstd)
-
-
-@cpu_inline
-def _multiply(m):
-    """Run a matvec; m : record of `MATVEC_CALL`. Returns whether it wrote its results."""
-    call_address(m.kernel, (m.params,))
-    return m.written == 0 or longs_at(m.written)[0] != 0
 
 
 @cpu_inline
@@ -91,7 +82,7 @@ def _attend(p, layer, index):
 @cpu_inline
 def _self_attention(p, layer, index, eps):
     """Attention of the normalised h to `mixed`; whether all matmuls wrote."""
-    if not (_multiply(layer.query) and _multiply(layer.key) and _multiply(layer.value)):
+    if not (multiply(layer.query, 1) and multiply(layer.key, 1) and multiply(layer.value, 1)):
         return False
     q, k, v = floats_at(p.q), floats_at(p.k), floats_at(p.v)
     head_dim, heads, kv_heads, half = p.head_dim, p.num_heads, p.num_kv_heads, p.rotary_half
@@ -122,34 +113,23 @@ def _step(params_at, eps):
     for index in range(p.num_layers):
         layer = layers[index]
         _norm(x, 0, layer.norm, eps, None, h, None, hidden)
-        if not (_self_attention(p, layer, index, eps) and _multiply(layer.output)):
+        if not (_self_attention(p, layer, index, eps) and multiply(layer.output, 1)):
             return False
         if sandwich:  # y is what attention adds
             _norm(y, 0, layer.attention_norm, eps, None, y, None, hidden)
             _norm(y, 0, layer.ffn_norm, eps, x, h, x, hidden)
         else:  # y is x plus that
             _norm(y, 0, layer.ffn_norm, eps, None, h, None, hidden)
-        if not (_multiply(layer.gate) and _multiply(layer.up)):
+        if not (multiply(layer.gate, 1) and multiply(layer.up, 1)):
             return False
         _times(gate, up, up, p.intermediate_size)
-        if not _multiply(layer.down):
+        if not multiply(layer.down, 1):
             return False
         if sandwich:
             _norm(y, 0, layer.output_norm, eps, None, y, None, hidden)
             _add(x, y, x, hidden)
     _norm(x, 0, p.final_norm, eps, None, x, None, hidden)
     return True
-
-
-class StepLinear(NamedTuple):
-    """A linear layer, as `linear` takes it."""
-
-    weight: Any
-    bias: Any
-    activation: str | None
-    cache: Any
-    method: str | None
-    activation_bits: int | None
 
 
 class StepLayer(NamedTuple):
@@ -181,7 +161,6 @@ class StepLayer(NamedTuple):
 
 _LINEARS = ("query", "key", "value", "output", "gate", "up", "down")
 _NORMS = {2: ("norm", "ffn_norm"), 4: ("norm", "attention_norm", "ffn_norm", "output_norm")}
-Call = MatvecCall | Int8MatvecCall
 
 
 def _aligned(nbytes: int) -> int:
@@ -200,7 +179,7 @@ class DecoderStep:
 
     Attributes
     ----------
-    supported : whether the step can be run: every matmul has a kernel for one token
+    supported : whether the step can be run: no matmul decodes its weight
     x : (1, hidden_size) float32: the token's embedding before a run, its normalised last states afterwards
     """
 
@@ -217,14 +196,9 @@ class DecoderStep:
         threads: int,
         buffer: Callable[[int], Any],
     ) -> None:
-        largest = [0]
-
-        def measure(nbytes: int) -> Any:
-            largest[0] = max(largest[0], nbytes)
-            return np.empty(nbytes, np.uint8)
-
-        prepared = [_prepare(getattr(layer, n), threads, measure) for layer in layers for n in _LINEARS]
-        self.supported = all(call is not None for call in prepared)
+        measure = Measure()
+        linears = [getattr(layer, name) for layer in layers for name in _LINEARS]
+        self.supported = all(prepare(linear, 1, threads, measure.buffers) is not None for linear in linears)
         if not self.supported:
             return
         hidden, inner = layers[0].output.weight.shape[0], layers[0].up.weight.shape[0]
@@ -235,14 +209,16 @@ class DecoderStep:
         }  # fmt: skip
         scratch = threads * scratch_floats(num_heads // num_kv_heads, head_dim)
         sizes = {name: _aligned(4 * width) for name, width in widths.items()}
-        memory = buffer(sum(sizes.values()) + _aligned(4 * scratch) + largest[0])
+        memory = buffer(sum(sizes.values()) + _aligned(4 * scratch) + measure.call + measure.activations)
         arrays: dict[str, NDArray[np.float32]] = {}
         start = 0
         for name, nbytes in sizes.items():
             arrays[name] = memory[start : start + 4 * widths[name]].view(np.float32).reshape(1, -1)
             start += nbytes
         own = memory[start:][: 4 * scratch]
-        shared = memory[start + _aligned(4 * scratch) :]  # of one matmul at a time
+        rest = memory[start + _aligned(4 * scratch) :]
+        of_call, of_input = rest[: measure.call], rest[measure.call :]  # of one matmul at a time
+        buffers = Buffers(lambda _: of_call, lambda _: of_input)
         self.x = arrays["x"]
         self._eps = eps
         self._attention = params.ATTENTION_FEW.record(
@@ -261,15 +237,11 @@ class DecoderStep:
         adds = {} if sandwich else {"output": "x", "down": "y"}
         for record, layer in zip(self._layers, layers, strict=True):
             for name in _LINEARS:
-                linear: StepLinear = getattr(layer, name)
-                call = _prepare(linear, threads, lambda _: shared)
-                assert call is not None
-                bias = None if linear.bias is None else np.ascontiguousarray(linear.bias, np.float32)
+                matmul = prepare(getattr(layer, name), 1, threads, buffers)
+                assert matmul is not None
                 residual = arrays[adds[name]] if name in adds else None
-                call.set_output(bias, linear.activation, residual, arrays[writes[name]])
-                call.set_input(arrays[reads[name]])
-                record[name] = call.kernel(), call.params_at, call.written_at
-                self._kept += [linear.weight, bias, call]
+                matmul.connect(arrays[reads[name]], residual, arrays[writes[name]], record[name])
+                self._kept.append(matmul)
             names = _NORMS[len(layer.norms)]
             for name, gain in (*zip(names, layer.norms, strict=True), ("query_norm", layer.query_norm)):
                 record[name] = address(gain)
@@ -310,7 +282,3 @@ class DecoderStep:
         record["position"], record["cache"] = position, address(cache)
         record["cache_layer"], record["cache_values"] = cache.strides[0] // 4, cache.strides[1] // 4
         return bool(_step(self._params_at, self._eps))
-
-
-def _prepare(linear: StepLinear, threads: int, buffer: Callable[[int], Any]) -> Call | None:
-    return prepare_matvec(linear.weight, threads, buffer, linear.cache, linear.method, linear.activation_bits)

@@ -193,7 +193,8 @@ def _part(part, p, like):
         unit = next_unit(counters, units, part, p.parts)
 
 
-_TILES = part_kernel(_part, params.INT8_TILES.dtype)
+#: The matmul of an `Int8TilesCall`: a function of (part, address of a `params.INT8_TILES`, 0).
+INT8_TILES = part_kernel(_part, params.INT8_TILES.dtype)
 
 
 @cache
@@ -313,6 +314,8 @@ class Int8TilesCall(MatmulCall):
         super().__init__(w, params.INT8_TILES, record, memory)
         self.input, self.input_kernel = a, record["input_kernel"]
 
+    kernel = staticmethod(INT8_TILES)
+
 
 def _offset(bits: int, base: int) -> int:
     """What is added to codes before they are multiplied."""
@@ -328,5 +331,5 @@ def int8_tiles(call: Int8TilesCall, threads: int) -> None:
     call.input_kernel[0] = INT8_INPUT() if a.pending else 0
     if a.pending:
         a.state.fill(0)
-    run_parts(_TILES(), threads, call.params_at)
+    run_parts(call.kernel(), threads, call.params_at)
     a.pending = False

@@ -39,7 +39,7 @@ from .simd import (
 from .wide_rows import in_range, wide_value
 
 _CHUNK = 1024
-_PARALLEL_FROM = 65536  # elements: 6/6 us with one/two threads at 32768, 11/10 us at 65536
+PARALLEL_FROM = 65536  # elements: 6/6 us with one/two threads at 32768, 11/10 us at 65536
 _ZERO = np.float32(0.0)
 # A sum of d^2 that is more than this many times that of (s - mean)^2 holds little but the shift's error: the bound is
 # 1 + 1024 / 16, see above.
@@ -177,6 +177,8 @@ def _rows(x, weight, bias, eps, residual, out, residual_out, start, stop):
 
 
 _in_parts = in_parts(_rows)
+#: For kernels with several steps: the arguments of `layer_norm`, and the rows start .. stop.
+normalize_rows = cpu_inline(_rows)
 
 
 def layer_norm(
@@ -205,5 +207,5 @@ def layer_norm(
         bits(out),
         None if residual_out is None else bits(residual_out),
     )
-    parts = min(num_threads(), x.shape[0]) if x.size >= _PARALLEL_FROM else 1
+    parts = min(num_threads(), x.shape[0]) if x.size >= PARALLEL_FROM else 1
     _in_parts(x.shape[0], parts, *arrays)

@@ -272,28 +272,6 @@ def linear(
         panels(x, w, bias, activation, residual, out, ws, threads, weight, cache, prepared)
 
 
-def prepare_matvec(
-    weight: Any,
-    threads: int,
-    buffer: Callable[[int], Any],
-    cache: PanelCache | None = None,
-    method: str | None = None,
-    activation_bits: int | None = None,
-) -> MatvecCall | Int8MatvecCall | None:
-    """The call that multiplies one token with a weight, to be run again and again; None where no matvec kernel does.
-
-    threads, buffer : of the call; the others as in `linear`
-    """
-    algorithm = ALGORITHMS.choose(weight, 1, np.dtype(np.float32), cache, method, activation_bits)
-    in_features = weight.shape[1]
-    w = operand_of(weight) if isinstance(weight, RBEBlocks) else DenseWeight(weight, 0).operand()
-    if isinstance(algorithm, DenseMatvec | TransformMatvec):
-        return MatvecCall(w, 1, in_features, threads, buffer)
-    if isinstance(algorithm, Int8Matvec):
-        return Int8MatvecCall(w, 1, in_features, threads, buffer)
-    return None
-
-
 _MOST_CHOICES = 1024
 _DENSE_CHOICES: dict[tuple[int, int], Callable[..., bool]] = {}
 

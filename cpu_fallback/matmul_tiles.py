@@ -296,6 +296,10 @@ class TilesCall(MatmulCall):
         super().__init__(w, params.TILES, record, memory)
         self.sparse, self.transform_in = sparse, record["transform_in"]
 
+    def kernel(self) -> int:
+        """Address of the function of (part, `params_at`, 0)."""
+        return (_SPARSE if self.sparse else _DENSE)()
+
 
 def matmul_tiles(call: TilesCall, a: Activations, threads: int) -> None:
     """Run a call whose struct is filled; `a` is transformed first where it is not yet."""
@@ -305,7 +309,7 @@ def matmul_tiles(call: TilesCall, a: Activations, threads: int) -> None:
         call.transform_in[0] = a.params_at
     else:
         call.transform_in[0] = 0
-    run_parts((_SPARSE if call.sparse else _DENSE)(), threads, call.params_at)
+    run_parts(call.kernel(), threads, call.params_at)
     if a.pending:
         a.finite, a.pending = not a.state[NOT_FINITE], False
 

@@ -192,16 +192,24 @@ ATTENTION_FEW = Struct(
     scale="float",
 )  # fmt: skip
 
-#: A prepared matvec: the address of the kernel, of its params, and of `written` there, or 0.
-MATVEC_CALL = Struct("MatvecCall", kernel=_POINTER, params=_POINTER, written=_LONGS)
+#: A matmul whose struct is filled: `prepared_matmul`. Fields of what a kernel does not have are 0.
+PREPARED_MATMUL = Struct(
+    "PreparedMatmul",
+    kernel=_POINTER, params=_POINTER,
+    parts="i64",  # of a kernel of tiles; 0 for one that takes a few tokens, and divides its work itself
+    tokens="i64*", input_tokens="i64*",  # the fields of the matmul and of its input
+    written=_LONGS,  # by the matmul: whether it wrote its results
+    counters="i64*", num_counters="i64", state="i64*", state_size="i64",  # become 0 before
+    not_finite=_LONGS,  # in the state of the input
+)  # fmt: skip
 
 #: A layer of `decoder_step`. Gains that a model does not have are 0.
 DECODER_LAYER = Struct(
     "DecoderLayer",
     norm=_FLOATS, attention_norm=_FLOATS, ffn_norm=_FLOATS, output_norm=_FLOATS, query_norm=_FLOATS,
     key_norm=_FLOATS,
-    query=MATVEC_CALL, key=MATVEC_CALL, value=MATVEC_CALL, output=MATVEC_CALL, gate=MATVEC_CALL, up=MATVEC_CALL,
-    down=MATVEC_CALL,
+    query=PREPARED_MATMUL, key=PREPARED_MATMUL, value=PREPARED_MATMUL, output=PREPARED_MATMUL, gate=PREPARED_MATMUL,
+    up=PREPARED_MATMUL, down=PREPARED_MATMUL,
     cos=_FLOATS, sin=_FLOATS,  # (positions, rotary_half)
     window="i64",  # keys in front of a token that it sees, -1 for all
 )  # fmt: skip
@@ -220,6 +228,23 @@ DECODER_STEP = Struct(
     cache_values="i64",  # from keys to values
     attention=_POINTER, attention_kernel=_POINTER,  # `ATTENTION_FEW`, and `attention_few_queries.HEADS`
     parts="i64",
+)  # fmt: skip
+
+#: A layer of `encoder_step`.
+ENCODER_LAYER = Struct(
+    "EncoderLayer",
+    query=PREPARED_MATMUL, key=PREPARED_MATMUL, value=PREPARED_MATMUL, output=PREPARED_MATMUL, up=PREPARED_MATMUL,
+    down=PREPARED_MATMUL,
+    attention_gain=_FLOATS, attention_bias=_FLOATS, ffn_gain=_FLOATS, ffn_bias=_FLOATS,  # of the norms
+)  # fmt: skip
+
+#: A few tokens through an encoder: `encoder_step`.
+ENCODER_STEP = Struct(
+    "EncoderStep",
+    layers=_POINTER, num_layers="i64", tokens="i64", hidden_size="i64",
+    x=_FLOATS_OUT, y=_FLOATS_OUT,
+    attention=_POINTER, attention_kernel=_POINTER,  # `ATTENTION`, and `attention._tiles`
+    attention_parts="i64",
 )  # fmt: skip
 
 # (*fields in their order) -> bytes of a record: filling it by names takes 10 us

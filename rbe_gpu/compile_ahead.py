@@ -11,10 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from .dispatch import CPU
+from .models.bert import BertEncoder
 from .models.text_embedder import TextEmbedder
 
 #: More tokens than are multiplied one by one.
+_TOKENS = 32
 _TEXTS = (
     "Interest rates rose for the third time this year.",
     "The bank expects one more step before winter.",
@@ -52,4 +56,9 @@ def compile_later_kernels(model: TextEmbedder) -> None:
             linear(*args, **kwargs)
 
     with _replaced({"embedding": skip, "linear": float_linear if model.int8_activations else skip}):
-        model.embed(_TEXTS)
+        if isinstance(model, BertEncoder):  # `embed` would take so few tokens through all layers in one call
+            ids = np.zeros((1, min(_TOKENS, model.max_positions)), np.int64)
+            model.pool(model.forward(ids))
+            CPU.module("encoder_step").compile_step()
+        else:
+            model.embed(_TEXTS)

@@ -173,13 +173,14 @@ def warm_cpu(model: TextEmbedder | Decoder) -> dict[str, Any]:
     Returns
     -------
     `device` ("cpu"), `name` (the instruction set, see `cpu_fallback.isa`), `cache` (the folder of compiled kernels),
-    `first_batch_seconds` and `second_batch_seconds` of a batch of two texts and of one word, of a decoder with four
-    and three new tokens
+    `first_batch_seconds` and `second_batch_seconds` of batches of eight texts, of two and of one word, of a decoder
+    with four and three new tokens
     """
     isa, internals, parts = map(CPU.module, ("isa", "_numba_internals", "_parts"))
 
     def run() -> None:
         if not isinstance(model, Decoder):
+            model.embed([TEXT] * 8)
             model.embed([TEXT, TEXT])
             model.embed([""])
             return

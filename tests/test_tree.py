@@ -57,7 +57,7 @@ CPU = {
     *("simd", "simd_emit", "simd_math"),
     *("quantize", "feedback"),  # the encoder's loops
     "attention_few_queries",
-    "decoder_step",
+    *("decoder_step", "encoder_step", "prepared_matmul"),
     "wide_rows",  # of the norms
     "stack",  # of dropout and softmax
     *("matmul_algorithms", "matmul_costs"),

@@ -10,7 +10,7 @@ import numpy as np
 from .. import ops
 from ..blocks import Array
 from ..cache import PanelCache
-from ..dispatch import CPU, CUDA, as_cupy, device_of, module_of, to_host
+from ..dispatch import as_cupy, backend_of, device_of, module_of, to_host
 from ..matmul import PreparedInput, algorithms_of, prepare_input
 from ..workspace import Workspace
 from .attention_transform_domain import TransformDomainAttention
@@ -184,22 +184,31 @@ class RBEAttention:
         x = as_cupy(x)
         workspace = (workspace or Workspace()).on(device_of(x, "x"))
         context = as_cupy(context)
-        projections = self._projections(x, context)
+        tokens = prod(x.shape[:-1])
+        projections = self.projections(tokens, x.dtype, None if context is None else prod(context.shape[:-1]))
         heads = self._mix(projections, x, lengths, mask, context, workspace, cu_seqlens, positions, cache)
         return projections.output(heads, residual, out=out, workspace=workspace)
 
-    def _projections(self, x: Array, context: Array | None) -> RBEAttention | TransformDomainAttention:
-        """Those in the transform domain, where they exist and every matmul becomes cheaper by them."""
+    def projections(
+        self, tokens: int, dtype: Any, context_tokens: int | None = None
+    ) -> RBEAttention | TransformDomainAttention:
+        """The linear layers `query`, `key`, `value` and `output` that a call multiplies with: those in the transform
+        domain, where they exist and every matmul becomes cheaper by them.
+
+        Parameters
+        ----------
+        tokens, dtype : of x
+        context_tokens : None without `context`
+        """
         if self.rotary is not None or self.query_norm is not None or self.key_norm is not None:
             return self  # head features have to be what they are
-        algorithms = algorithms_of(CPU if device_of(x) == "cpu" else CUDA)
-        tokens = prod(x.shape[:-1])
-        context_tokens = tokens if context is None else prod(context.shape[:-1])
+        algorithms = algorithms_of(backend_of(weight=self.query.weight))
+        context_tokens = tokens if context_tokens is None else context_tokens
         for part, count in (
             (self.query, tokens), (self.key, context_tokens), (self.value, context_tokens), (self.output, tokens)
         ):  # fmt: skip
             if not algorithms.favors_transform_domain(
-                part.weight, count, x.dtype, part.cache, part.method, part.activation_bits
+                part.weight, count, dtype, part.cache, part.method, part.activation_bits
             ):
                 return self
         return self._transform_domain() or self

@@ -35,6 +35,7 @@ from .encoders import (
     token_positions,
     with_bert_names,
 )
+from .few_tokens import few_tokens
 from .folder import POOLING as POOLING
 from .int8_check import check_int8_activations
 from .pooling import cu_seqlens_of
@@ -452,11 +453,9 @@ class BertEncoder(TextEmbedder):
 
         They are in scratch memory: read each before asking for the next.
         """
-        x = self._rows(self.word_embeddings, batch.ids, "bert.x", ws)
-        y = self._rows(self.position_embeddings, batch.positions, "bert.y", ws)
-        if self.token_type_embeddings is not None:
-            ops.add(y, self._rows(self.token_type_embeddings, batch.types, "bert.types", ws), out=y)
-        self.embedding_norm(x, residual=y, out=x, workspace=ws)
+        shape = (*batch.ids.shape, self.hidden_size)
+        x, y = ws.get("bert.x", shape, self.dtype), ws.get("bert.y", shape, self.dtype)
+        self._embed(batch, x, y, ws)
         yield x
         for index, (attention, attention_norm, ffn, ffn_norm) in enumerate(self.layers):
             last = index + 1 == len(self.layers)
@@ -467,21 +466,33 @@ class BertEncoder(TextEmbedder):
             ffn_norm(target, out=target, workspace=ws)
             yield target
 
-    def _rows(self, table: RBEEmbedding, ids: Array, name: str, ws: Workspace) -> Array:
-        """Rows of a table in scratch memory, of the model's dtype."""
-        rows: Array = ws.get(name, (*ids.shape, self.hidden_size), self.dtype)
-        if table.dtype == self.dtype:
-            return table(ids, out=rows, workspace=ws)
-        stored = ws.get("bert.stored_rows", rows.shape, table.dtype)
-        rows[...] = table(ids, out=stored, workspace=ws)
-        return rows
+    def _embed(self, batch: _Batch, x: Array, y: Array, ws: Workspace) -> None:
+        """The normalised embeddings of a batch, to x; y : scratch memory of the same shape and dtype."""
+        self._rows(self.word_embeddings, batch.ids, x, ws)
+        self._rows(self.position_embeddings, batch.positions, y, ws)
+        if self.token_type_embeddings is not None:
+            types = ws.get("bert.types", y.shape, y.dtype)
+            self._rows(self.token_type_embeddings, batch.types, types, ws)
+            ops.add(y, types, out=y)
+        self.embedding_norm(x, residual=y, out=x, workspace=ws)
+
+    def _rows(self, table: RBEEmbedding, ids: Array, out: Array, ws: Workspace) -> None:
+        """Rows of a table, in the dtype of `out`."""
+        if table.dtype == out.dtype:
+            table(ids, out=out, workspace=ws)
+        else:
+            stored = ws.get("bert.stored_rows", out.shape, table.dtype)
+            out[...] = table(ids, out=stored, workspace=ws)
 
     def _text_states(
         self, ids: NDArray[np.int64], lengths: NDArray[np.int64], ws: Workspace
     ) -> tuple[Array, Array]:
         packed = self._pack(ids, lengths, None, ws)
-        *_, states = self._states(packed, ws)
-        return states, cast(Array, packed.sequences["cu_seqlens"])
+        cu_seqlens = cast(Array, packed.sequences["cu_seqlens"])
+        states = few_tokens(self, lambda x, y: self._embed(packed, x, y, ws), cu_seqlens, ws)
+        if states is None:
+            *_, states = self._states(packed, ws)
+        return states, cu_seqlens
 
     def graph(self, batch: int, seq: int) -> EncoderGraph:
         """Capture the encoder and the pooling for texts of up to `seq` tokens as a CUDA graph."""

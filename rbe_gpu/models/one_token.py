@@ -31,7 +31,7 @@ def one_token(model: Decoder, ids: NDArray[np.int64], cache: KVCache) -> Array |
     Returns
     -------
     (1, hidden_size) float32 in scratch memory, or None where the token has to go op by op: on a GPU, with states of a
-    half type, with weights that are decoded or multiplied in tiles, and if a state is not finite.
+    half type, with weights that are decoded, and if a state is not finite.
 
     Raises
     ------
