@@ -10,8 +10,8 @@
 #                 reports/results/<gpu>.csv (ARGS="--only attention,linear" runs some stages, ARGS=--list names them)
 #   make neon-check   the CPU suite on aarch64, emulated where the machine is another (an hour or two the first
 #                 time; needs qemu-user-static and mmdebstrap)
-#   make fuzz     coverage-guided fuzzing of the reader, of model folders and of the command line, FUZZ_SECONDS each
-#                 (20); inputs that fail are left in .fuzz/. Needs an interpreter that atheris has a wheel for
+#   make fuzz     coverage-guided fuzzing of the reader, of model folders, GGUF files and the command line, FUZZ_SECONDS
+#                 each (20); inputs that fail are left in .fuzz/. Needs an interpreter that atheris has a wheel for
 #   make lint     ruff, mypy and import-linter (the layers of the package)
 #   make lock     write .ci/lock/ anew: every package of the test extra with its version and the hashes of its files
 #                 (needs uv)
@@ -95,7 +95,7 @@ neon-check: $(STAMPS)/venv $(if $(ARM),$(STAMPS)/test $(STAMPS)/model)
 	@PYTHON=$(BIN)/python tests/neon_check.sh $(ARGS)
 
 fuzz: $(STAMPS)/test $(STAMPS)/model $(STAMPS)/fuzz
-	for target in reader folder command_line; do \
+	for target in reader folder gguf command_line; do \
 	  $(BIN)/python -m tests.fuzz $$target --seconds $(FUZZ_SECONDS) $(ARGS) || exit 1; \
 	done
 

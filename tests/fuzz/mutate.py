@@ -131,6 +131,64 @@ def mutate_safetensors(raw: bytes, rng: random.Random, own: Bytes, like: tuple[s
     return struct.pack("<Q", length) + header + payload
 
 
+#: Of lengths, counts, offsets and types in a GGUF file.
+_WORDS = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    6,
+    8,
+    9,
+    13,
+    31,
+    32,
+    33,
+    64,
+    255,
+    256,
+    65535,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**63,
+    2**64 - 1,
+)
+
+
+def mutate_gguf(raw: bytes, rng: random.Random, own: Bytes, like: tuple[str, ...] = ()) -> bytes:
+    """A GGUF file: mostly what is in front of its tensors, of which no more is known here than where texts may be."""
+    kind = rng.randrange(10)
+    header = max(raw.rfind(b".weight"), 24) + 64  # the last name of a tensor, its shape, type and offset
+    if kind == 0 or len(raw) < 64:
+        return own(raw, len(raw) + 200)
+    if kind == 1:
+        at = rng.randrange(len(raw))
+        return raw[:at] + own(raw[at : at + 64], 64) + raw[at + 64 :]
+    if kind == 2:
+        return raw[: rng.randrange(len(raw))]
+    at = rng.randrange(4, min(header, len(raw)) - 8)
+    if kind <= 5:
+        size = rng.choice((4, 8))
+        value = rng.choice(_WORDS)
+        if rng.random() < 0.5:  # near to what is there
+            value = int.from_bytes(raw[at : at + size], "little") + rng.choice((-8, -1, 1, 8, 256))
+        return raw[:at] + (value % (1 << 8 * size)).to_bytes(size, "little") + raw[at + size :]
+    if kind == 6:
+        other, length = rng.randrange(min(header, len(raw)) - 8), rng.randrange(1, 40)
+        return raw[:at] + raw[other : other + length] + raw[at + length :]
+    # a text, with its length: another one of `like`, or changed
+    for _ in range(64):
+        at = rng.randrange(24, min(header, len(raw)) - 8)
+        length = int.from_bytes(raw[at : at + 8], "little")
+        if 0 < length < 64 and raw[at + 8 : at + 8 + length].isascii():
+            old = raw[at + 8 : at + 8 + length]
+            new = rng.choice(like).encode() if like and rng.random() < 0.5 else own(old, 64)
+            return raw[:at] + struct.pack("<Q", len(new)) + new + raw[at + 8 + length :]
+    return own(raw, len(raw) + 200)
+
+
 def pack(files: dict[str, bytes]) -> bytes:
     """Several files as one input: name, length, bytes."""
     return b"".join(

@@ -181,6 +181,59 @@ class Folder(Target):
         assert vectors.shape == (len(_TEXTS), model.embedding_size)
 
 
+class Gguf(Target):
+    """`load` of a GGUF file, and two tokens after a text where it loads: a ValueError or an OSError on one line, or
+    texts."""
+
+    modules = (
+        "rbe_gpu.models.gguf_header", "rbe_gpu.models.gguf_file", "rbe_gpu.models.gguf_config",
+        "rbe_gpu.models.gguf_tokenizer", "rbe_gpu.models.decoder_settings", "rbe_gpu.mapped",
+    )  # fmt: skip
+    words = (
+        "general.architecture", "general.alignment", "general.file_type", "llama", "qwen2", "qwen3", "gemma3",
+        "llama.context_length", "llama.embedding_length", "llama.block_count", "llama.feed_forward_length",
+        "llama.attention.head_count", "llama.attention.head_count_kv", "llama.attention.key_length",
+        "llama.attention.value_length", "llama.attention.layer_norm_rms_epsilon", "llama.rope.freq_base",
+        "llama.rope.dimension_count", "llama.rope.scaling.type", "llama.rope.scaling.factor", "llama.expert_count",
+        "gemma3.attention.sliding_window", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens",
+        "tokenizer.ggml.merges", "tokenizer.ggml.scores", "tokenizer.ggml.token_type", "tokenizer.ggml.bos_token_id",
+        "tokenizer.ggml.add_space_prefix", "tokenizer.chat_template", "gpt2", "default", "token_embd.weight",
+        "output_norm.weight", "output.weight", "blk.0.attn_q.weight", "blk.1.ffn_up.weight", "rope_freqs.weight",
+    )  # fmt: skip
+
+    def make_seeds(self) -> list[bytes]:
+        from .. import gguf_files
+
+        # of few tokens, so that most bytes say something
+        words = gguf_files.byte_level()
+        seeds = []
+        for architecture in gguf_files.ARCHITECTURES:
+            vocabulary = None if architecture == "gemma3" else words
+            path = gguf_files.small(self.folder / "seed.gguf", architecture, vocabulary_of=vocabulary)
+            seeds.append(path.read_bytes())
+        return seeds
+
+    def mutated(self, data: bytes, rng: random.Random, own: mutate.Bytes) -> bytes:
+        return mutate.mutate_gguf(data, rng, own, self.words)
+
+    def run(self, data: bytes) -> None:
+        import numpy as np
+
+        import rbe_gpu as rbe
+
+        path = self.folder / "input.gguf"
+        path.write_bytes(data)
+        with allowed(len(data), DECODED):
+            try:
+                model = rbe.load(path)
+                with np.errstate(all="ignore"):
+                    texts = [made.text for made in model.generate(_TEXTS, 2, temperature=0.0)]
+            except (ValueError, OSError) as error:
+                _check_message(error)
+                return
+        assert all(isinstance(text, str) for text in texts)
+
+
 class CommandLine(Target):
     """`rbe-gpu`: exit code 0, 1 or 2; for 1 and 2 one line on standard error, and no file left behind.
 
@@ -287,4 +340,6 @@ class CommandLine(Target):
         return result
 
 
-TARGETS: dict[str, type[Target]] = {"reader": Reader, "folder": Folder, "command_line": CommandLine}
+TARGETS: dict[str, type[Target]] = {
+    "reader": Reader, "folder": Folder, "gguf": Gguf, "command_line": CommandLine
+}  # fmt: skip
