@@ -30,6 +30,7 @@ from .arrays import (
     longs_at,
     words_at,
 )
+from .exceptions import exception_column, exception_delta, exceptions_from
 from .isa import isa_of
 from .simd import (
     LANES,
@@ -331,25 +332,40 @@ def _int_rows(weight, first, rows, column, cols, out, out_row):
             unpack_run(stream, byte, width, s, -s * middle, lines, r * out_row + c)
 
 
+@cpu_inline
+def grid_integers(w, row, column, cols, out, at):
+    """out[at + c] = integer [row, column + c] of grid codes, c < cols, in whole runs of 32."""
+    width, stream = w.bits, bytes_at(w.value)
+    half, byte = np.float32(1 << (width - 1)), (row * w.row_values + column) // 8 * width
+    for c in range(0, cols, RUN):
+        unpack_run(stream, byte, width, _ONE, -half, out, at + c)
+        byte += 4 * width
+    if w.exception_start != 0:
+        e, stop = exceptions_from(w, row, column)
+        while e < stop and exception_column(w, e) < column + cols:
+            out[at + exception_column(w, e) - column] += np.float32(exception_delta(w, e))
+            e += 1
+
+
+@cpu_inline
+def scale_grid_integers(w, row, column, cols, out, at):
+    """What `grid_integers` wrote to coefficients, in place."""
+    columns, shrink = halves_at(w.column_scale), w.shrink
+    zero, up, down = vsplat(_ZERO), vsplat(shrink), vsplat(-shrink)
+    s = vsplat(w.gain * widen(element(halves_at(w.scale), row)))
+    for c in range(0, cols, 16):
+        q = vload(out, at + c)
+        towards = vselect_less(q, zero, down, vselect_less(zero, q, up, zero))
+        vstore(out, at + c, vmul(vmul(s, vload(columns, column + c)), vsub(q, towards)))
+
+
 def _grid_rows(weight, first, rows, column, cols, out, out_row):
     w, lines = record_at(weight, _WEIGHT), floats_at(out)
-    width, gain, row_values = w.bits, w.gain, w.row_values
-    stream, scales, columns = bytes_at(w.value), halves_at(w.scale), halves_at(w.column_scale)
-    shrink = w.shrink
-    half = np.float32(1 << (width - 1))
-    zero, up, down = vsplat(_ZERO), vsplat(shrink), vsplat(-shrink)
-    for r in range(rows):
-        row = first + r
-        s = vsplat(gain * widen(element(scales, row)))
-        for c in range(0, cols, RUN):
-            byte = (row * row_values + column + c) // 8 * width
-            at = r * out_row + c
-            unpack_run(stream, byte, width, _ONE, -half, lines, at)
-            for part in range(2):
-                q = vload(lines, at + 16 * part)
-                towards = vselect_less(q, zero, down, vselect_less(zero, q, up, zero))
-                step = vmul(s, vload(columns, column + c + 16 * part))
-                vstore(lines, at + 16 * part, vmul(step, vsub(q, towards)))
+    for r in range(rows + 1):
+        if r < rows:
+            grid_integers(w, first + r, column, cols, lines, r * out_row)
+        if r > 0:  # a row later: loads of vectors wait 20 ns for an exception that was just stored
+            scale_grid_integers(w, first + r - 1, column, cols, lines, (r - 1) * out_row)
 
 
 @cpu_inline

@@ -18,13 +18,18 @@ from rbe_gpu.codecs import Codes, DenseCodes, GridCodes, SparseCodes
 from rbe_gpu.codecs.packing import RUN
 from rbe_gpu.workspace import Workspace
 
+from . import params
 from ._jit import cpu_inline
-from ._parts import in_parts
+from ._parts import in_parts, record_at
 from ._pool import num_threads
+from .arrays import address
+from .codes import grid_integers, scale_grid_integers
+from .operand import operand_of
 from .simd import bits, narrow, vload, vstore, widen
 from .unpack import add_scaled, multiply_1x32, multiply_4x32, multiply_4x64, unpack_run
 
 PANEL_BYTES = 2 << 20  # float32 bytes of a panel: coefficients and transform stay in a 2 to 4 MB cache share
+_WEIGHT = params.WEIGHT.dtype
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
 _FULL, _BITMAP, _DELTA = 0, 1, 2
 _INDEX_KIND = {"full": _FULL, "bitmap": _BITMAP, "delta": _DELTA}
@@ -53,25 +58,16 @@ def _dense_rows(value, scale, width, group, gain, rows, first, out, begin, end):
 _dense_rows_in_parts = in_parts(_dense_rows)
 
 
-def _grid_rows(value, row_scale, col_scale, width, shrink, gain, rows, first, out, begin, end):
-    """out[i, c] = gain * row_scale * col_scale[c] * (q - sign(q) * shrink), q = u - 2^(b - 1)."""
-    half = np.float32(1 << (width - 1))
-    cols, row_bytes = out.shape[1], value.shape[1]
+def _grid_rows(weight, rows, first, out, begin, end):
+    """out[i] = gain * row_scale * col_scale[c] * (q - sign(q) * shrink); weight : address of a `params.WEIGHT`."""
+    w, flat = record_at(weight, _WEIGHT), out.reshape(-1)
+    cols = out.shape[1]
     for i in range(begin, end):
         row = first + i
         if rows is not None:
             row = rows[i]
-        for run in range(cols // RUN):
-            unpack_run(
-                value, row * row_bytes + run * 4 * width, width, _ONE, -half, out, i * cols + run * RUN
-            )
-        s = gain * widen(row_scale[row])
-        line = out[i]
-        for c in range(cols):
-            q = line[c]
-            nearer = shrink if q > _ZERO else -shrink
-            nearer = nearer if q != _ZERO else _ZERO
-            line[c] = s * widen(col_scale[c]) * (q - nearer)
+        grid_integers(w, row, 0, cols, flat, i * cols)
+        scale_grid_integers(w, row, 0, cols, flat, i * cols)
 
 
 _grid_rows_in_parts = in_parts(_grid_rows)
@@ -154,10 +150,8 @@ def _expand_dense(weight: RBEBlocks, codes: Any, rows: Any, first: int, out: Any
 
 
 def _expand_grid(weight: RBEBlocks, codes: Any, rows: Any, first: int, out: Any, ws: Workspace) -> None:
-    _grid_rows_in_parts(
-        out.shape[0], num_threads(), codes.value, bits(codes.row_scale), bits(codes.col_scale), codes.bits,
-        np.float32(codes.shrink), np.float32(weight.gain), rows, first, out,
-    )  # fmt: skip
+    record = operand_of(weight).params
+    _grid_rows_in_parts(out.shape[0], num_threads(), address(record.view(np.uint8)), rows, first, out)
 
 
 def _expand_sparse(weight: RBEBlocks, codes: Any, rows: Any, first: int, out: Any, ws: Workspace) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ._jit import cpu_inline
 from .arrays import bytes_at
+from .exceptions import exception_column, exception_delta, exceptions_from
 from .int8_simd import RUN, int16_sums, store_cut_run, store_run, unpack_bytes
 
 
@@ -26,20 +29,38 @@ def run_bytes(stream, at, bits):
 
 
 @cpu_inline
+def row_of_bytes(w, offset, row, column, depth, lines, at):
+    """lines[at + k] = q[row, column + k] + offset modulo 256, k < depth, as bytes. w : record of `WEIGHT`"""
+    stream, bits = bytes_at(w.value), w.bits
+    byte, shift = (row * w.row_values + column) // 8 * bits, (1 << (bits - 1)) - offset
+    for k in range(0, depth, RUN):
+        store_run(run_bytes(stream, byte, bits), shift, lines, at + k)
+        byte += 4 * bits
+    if w.exception_start != 0:
+        e, stop = exceptions_from(w, row, column)
+        while e < stop and exception_column(w, e) < column + depth:
+            lines[at + exception_column(w, e) - column] += np.uint8(exception_delta(w, e))
+            e += 1
+
+
+@cpu_inline
 def rows_of_bytes(w, offset, base_bits, r0, nrows, column, depth, lines, at, row):
     """lines[at + r row + k] = q[r0 + r, column + k] + offset, r < nrows, k < depth, as bytes.
 
     w : record of `WEIGHT`, of b-bit codes
     base_bits : that q is cut to, where products are added in int16
     """
-    stream, bits, cols = bytes_at(w.value), w.bits, w.row_values
-    half = 1 << (bits - 1)
+    stream, bits, half = bytes_at(w.value), w.bits, 1 << (base_bits - 1)
     for r in range(nrows):
-        byte = ((r0 + r) * cols + column) // 8 * bits
-        for k in range(0, depth, RUN):
-            run = run_bytes(stream, byte, bits)
-            byte += 4 * bits
-            if int16_sums():
-                store_cut_run(run, half, 1 << (base_bits - 1), lines, at + r * row + k)
-            else:
-                store_run(run, half - offset, lines, at + r * row + k)
+        line = at + r * row
+        if not int16_sums():
+            row_of_bytes(w, offset, r0 + r, column, depth, lines, line)
+        elif w.exception_start != 0:
+            row_of_bytes(w, 0, r0 + r, column, depth, lines, line)
+            for k in range(line, line + depth, RUN):
+                store_cut_run(unpack_bytes(8, lines, k), 0, half, lines, k)
+        else:
+            byte = ((r0 + r) * w.row_values + column) // 8 * bits
+            for k in range(line, line + depth, RUN):
+                store_cut_run(run_bytes(stream, byte, bits), 1 << (bits - 1), half, lines, k)
+                byte += 4 * bits

@@ -16,6 +16,7 @@ from ._atomics import call_address
 from ._jit import cpu_inline, cpu_kernel
 from ._parts import c_function, record_at, run_shares
 from .arrays import ENCODING, GRID, address, bytes_at, floats_at, halves_at, ints_at
+from .exceptions import times_bytes
 from .int8_input import quantize_row
 from .int8_rows import STEP, SUMS, dense_sums, grid_sums
 from .int8_simd import RUN
@@ -35,6 +36,15 @@ def _four(tokens, p, row, rows, t):
     size, z_at = columns // 8 * bits, t * depth
     if w.kind == GRID:
         a, b, c, d = grid_sums(tokens, bits, stream, row * size, size, rows, z, z_at, depth, columns, sums, t)
+        if w.exception_start != 0:
+            down, along = (1, 0) if tokens == 1 else (0, depth)
+            a += times_bytes(w, row, z, z_at)
+            if tokens > 1 or rows > 1:
+                b += times_bytes(w, row + down, z, z_at + along)
+            if tokens > 1 or rows > 2:
+                c += times_bytes(w, row + 2 * down, z, z_at + 2 * along)
+            if tokens > 1 or rows > 3:
+                d += times_bytes(w, row + 3 * down, z, z_at + 3 * along)
         return np.float32(a), np.float32(b), np.float32(c), np.float32(d)
     return dense_sums(
         tokens, bits, stream, row * size, size, rows, z, z_at, depth, columns, sums, t * p.groups, p.group,

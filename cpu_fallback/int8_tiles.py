@@ -297,7 +297,7 @@ class Int8TilesCall(MatmulCall):
         record = params.INT8_TILES.record(
             weight=w.params.item(),
             input=a.params_at,
-            offset=_offset(w["bits"], exceptions.base_bits),
+            offset=_offset(w.bits, exceptions.base_bits),
             base_bits=exceptions.base_bits,
             multiply=MULTIPLY[exceptions.base_bits or 5](),
             epilogue=EPILOGUE(),

@@ -39,6 +39,7 @@ from .arrays import (
 )
 from .codes import BITMAP, count_bits, entry_columns, entry_values, expand
 from .epilogue import activate
+from .exceptions import times_floats
 from .int8_dot import digit_groups, digit_sums, digits_bytes, has_int8_dot, to_digits
 from .int8_rows import STEP, SUMS
 from .operand import MatmulCall, Operand
@@ -97,7 +98,7 @@ def _int_row(stream, byte, width, scale, s_at, group, cols, x, x_at, sums, sums_
 
 @cpu_inline
 def _grid_row(stream, byte, width, shrink, cols, x, x_at):
-    """sum_c (q_c - sign(q_c) shrink) x_c; the column scales are in x."""
+    """sum_c (q_c - sign(q_c) shrink) x_c without exceptions; the column scales are in x."""
     half, up, down, zero = (
         vsplat(np.float32(1 << (width - 1))),
         vsplat(shrink),
@@ -180,6 +181,7 @@ def _digits_of(p, token):
 def _rows_of_digits(p, w, token, first, rows, scales, scales_at, out, at):
     """The results of rows of codes, by digits. scales : from scales_at on room for one of every 64 codes."""
     stream, halves, bits, cols = bytes_at(w.value), halves_at(w.scale), w.bits, w.row_values
+    x, x_at = floats_at(p.x), token * p.columns
     digits, factors = _digits_of(p, token)
     size, step, groups, grid = cols // 8 * bits, p.digit_groups, p.groups, w.kind == GRID
     table, table_at, table_row = factors, np.int64(0), np.int64(0)
@@ -206,8 +208,12 @@ def _rows_of_digits(p, w, token, first, rows, scales, scales_at, out, at):
             bits, stream, row * size, size, count, digits, cols, table, table_at + r * table_row, table_row
         )
         for i in range(count):
-            gain = w.gain * widen(element(halves, row + i)) if grid else w.gain
-            out[at + r + i] = gain * y[i]
+            total, gain = y[i], w.gain
+            if grid:
+                gain *= widen(element(halves, row + i))
+                if w.exception_start != 0:
+                    total += times_floats(w, row + i, x, x_at)
+            out[at + r + i] = gain * total
 
 
 @cpu_inline
@@ -295,6 +301,8 @@ def _unit(params_at, int8, unit, blocks, part):
         for r in range(rows):
             byte = (first + r) * cols // 8 * width
             y = _grid_row(stream, byte, width, w.shrink, cols, x, x_at)
+            if w.exception_start != 0:
+                y += times_floats(w, first + r, x, x_at)
             c[at + r] = gain * widen(element(scales, first + r)) * y
     elif kind == F32:
         _rows_of_floats(floats_at(w.value), w, first, rows, x, x_at, c, at)

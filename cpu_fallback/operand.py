@@ -45,7 +45,10 @@ def _basis_terms(basis: tuple[int, bool]) -> tuple[Any, Any, Any, Any]:
 
 @dataclass(frozen=True)
 class Operand:
-    """What the kernels get. The arrays whose addresses are in `params` belong to the weight, which must live on."""
+    """What the kernels get. The arrays whose addresses are in `params` belong to the weight, which must live on.
+
+    bits : of the codes with their exceptions; `params` has those of the packed codes
+    """
 
     params: Any
     sparse: bool
@@ -53,6 +56,7 @@ class Operand:
     rows_padded: int
     columns: int
     entries: int = 0
+    bits: int = 0
     features: int = 0
     sum_features: int = 0
     basis: tuple[int, bool] | None = None
@@ -152,13 +156,18 @@ def _dense_fields(weight: RBEBlocks, stored: Any) -> dict[str, Any]:
 
 
 def _grid_fields(weight: RBEBlocks, stored: Any) -> dict[str, Any]:
-    return {
+    fields = {
         "kind": GRID,
         "scale": address(stored.row_scale),
         "column_scale": address(stored.col_scale),
-        "bits": stored.bits,
+        "bits": stored.base_bits,
         "shrink": stored.shrink,
     }
+    if stored.exceptions is not None:
+        fields["exception_start"] = address(stored.exceptions.row_start)
+        fields["exception_column"] = address(stored.exceptions.column)
+        fields["exception_delta"] = address(stored.exceptions.delta)
+    return fields
 
 
 #: codec -> the fields of `params.WEIGHT` that say how the coefficients are stored: (weight, codes). A codec that is
@@ -211,6 +220,7 @@ def _operand(weight: RBEBlocks) -> Operand:
         rows_padded=weight.rows_pad,
         columns=weight.cols_pad,
         entries=weight.codes.entries if sparse else 0,
+        bits=weight.codes.bits if isinstance(weight.codes, GridCodes) else fields.get("bits", 0),
         features=features,
         sum_features=fields.get("sum_features", 0),
         basis=basis,

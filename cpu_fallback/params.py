@@ -24,9 +24,12 @@ _POINTER, _FLOATS, _FLOATS_OUT, _INTS, _LONGS = (
 WEIGHT = Struct(
     "Weight",
     value=_POINTER, scale="const f16*", column_scale="const f16*", index="const u8*", row_start=_LONGS,
+    # of grid codes, see `exceptions`; 0 where they have none
+    exception_start=_INTS, exception_column="const u16*", exception_delta="const i8*",
     kind="i64",  # of the values: `arrays.F32` and the others
     index_kind="i64",  # `codes.FULL` and the others
-    bits="i64", group="i64", rows="i64", rows_padded="i64",
+    bits="i64",  # of a packed code
+    group="i64", rows="i64", rows_padded="i64",
     row_values="i64",  # stored values of a row, dense codes only
     row_bytes="i64",  # of a bitmap
     first_row="i64",  # of the results that the weight makes

@@ -205,7 +205,8 @@ class RBEBlocks:
         if device == self.device:
             return self
         basis = None if self.basis is None else move_array(self.basis, device)
-        return replace(self, basis=basis, codes=self.codes.map_arrays(lambda a: move_array(a, device)))
+        codes = self.codes if device == "cpu" else self.codes.for_gpu()
+        return replace(self, basis=basis, codes=codes.map_arrays(lambda a: move_array(a, device)))
 
     def error_report(self, original: NDArray[Any]) -> ErrorReport:
         """Compare with the weight that was compressed."""

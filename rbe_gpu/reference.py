@@ -32,7 +32,7 @@ def coefficients(weight: RBEBlocks) -> F64:
         scale = np.repeat(codes.scale.astype(np.float64), codes.group, axis=1)[:, :cols]
         return np.asarray(scale * (u - (2**codes.bits - 1) / 2))
     if isinstance(codes, GridCodes):
-        q = packing.unpack(codes.value, codes.bits, cols).astype(np.float64) - 2 ** (codes.bits - 1)
+        q = codes.integers().astype(np.float64)
         step = np.outer(codes.row_scale.astype(np.float64), codes.col_scale.astype(np.float64))
         return np.asarray(step * (q - np.sign(q) * codes.shrink))
     assert isinstance(codes, SparseCodes), codes.name
@@ -138,14 +138,16 @@ def linear_int8(
     s = transforms.synthesis(weight.transform, b)
     if weight.col_transformed:
         x = np.asarray((x.reshape(len(x), -1, b) @ s).reshape(x.shape), np.float32)
-    q = packing.unpack(codes.value, codes.bits, weight.cols_pad).astype(np.float64) - 2 ** (codes.bits - 1)
     if isinstance(codes, GridCodes):
         z, scale = int8_activations(x, codes.col_scale)
-        y = (z.astype(np.float64) @ q.T) * codes.row_scale.astype(np.float64)
+        y = (z.astype(np.float64) @ codes.integers().astype(np.float64).T) * codes.row_scale.astype(
+            np.float64
+        )
     else:
+        u = packing.unpack(codes.value, codes.bits, weight.cols_pad)
         z, scale = int8_activations(x, np.ones(weight.cols_pad))
         steps = np.repeat(codes.scale.astype(np.float64), codes.group, axis=1)[:, : weight.cols_pad]
-        y = z.astype(np.float64) @ ((q + 0.5) * steps).T
+        y = z.astype(np.float64) @ ((u - (2**codes.bits - 1) / 2) * steps).T
     y = weight.gain * y * scale.astype(np.float64)[:, None]
     if weight.row_transformed:
         y = (y.reshape(len(y), -1, b) @ s.T).reshape(y.shape)

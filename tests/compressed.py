@@ -47,6 +47,9 @@ FORMS: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
     "grid int8 no shrink": ((70, 384), {"grid": 8, "shrink": 0.0}),
     "grid vectors int4": ((300, 384), {"grid": 4, "kind": "vectors"}),
     "grid vectors int6 b32 basis": ((65, 100), {"grid": 6, "kind": "vectors", "block": 32, "basis": True}),
+    "grid int3 b32 exceptions": ((130, 200), {"grid": 3, "block": 32, "factor": 40, "basis": True}),
+    "grid int4 none exceptions": ((70, 384), {"grid": 4, "transform": "none", "factor": 9, "shrink": 0.0}),
+    "grid vectors int2 exceptions": ((65, 300), {"grid": 2, "kind": "vectors", "factor": -90}),
 }  # fmt: skip
 
 
@@ -74,10 +77,15 @@ def decoded(form: str) -> np.ndarray:
 
 
 def gridded(
-    w: np.ndarray, grid: int, shrink: float = 0.1, row_steps: bool = True, **arguments: Any
+    w: np.ndarray,
+    grid: int,
+    shrink: float = 0.1,
+    row_steps: bool = True,
+    factor: int = 1,
+    **arguments: Any,
 ) -> rbe.RBEMatrix | rbe.RBEVectors:
     """A weight rounded to a grid of `grid` bits: row steps follow the rows' spread (or are 1), column steps
-    their top."""
+    their top. Every 61st integer is multiplied by `factor`."""
     m = rbe.compress(w, codes="dense-int12", **{"basis": False, **arguments})
     c = reference.coefficients(m)
     spread = c.std(axis=1)
@@ -87,7 +95,13 @@ def gridded(
     column = (np.abs(c / row[:, None].astype(np.float64)).max(axis=0) / top).astype(np.float16)
     step = np.outer(row.astype(np.float64), column.astype(np.float64))
     q = np.clip(np.rint(np.divide(c, step, out=np.zeros_like(c), where=step > 0)), -top, top)
+    q.reshape(-1)[::61] *= factor
     return replace(m, codes=GridCodes.from_integers(q.astype(np.int64), row, column, shrink))
+
+
+def for_gpu(m: rbe.RBEMatrix | rbe.RBEVectors) -> rbe.RBEMatrix | rbe.RBEVectors:
+    """The weight as CUDA kernels read it, on the host."""
+    return replace(m, codes=m.codes.for_gpu())
 
 
 def relative(y: np.ndarray, reference: np.ndarray) -> float:

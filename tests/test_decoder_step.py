@@ -131,6 +131,7 @@ def test_a_moved_model_has_a_step_of_its_own(steps: Steps) -> None:
         {"codes": "dense-int3", "transform": "dct"},
         {"codes": "sparse-int8", "density": 0.5},
         {"grid": 4, "shrink": 0.0},
+        {"grid": 4, "shrink": 0.0, "factor": 9},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )

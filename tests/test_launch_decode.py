@@ -15,7 +15,7 @@ from rbe_gpu.gpu._launch import MAX_GRID
 from rbe_gpu.registry import relative_error
 
 from . import real
-from .compressed import FORMS, compressed, decoded
+from .compressed import FORMS, compressed, decoded, for_gpu
 from .host.executor import HostExecutor, on_host
 from .host.virtual import VirtualWorkspace, entries, matrix, sizes, vectors, virtual
 
@@ -84,7 +84,7 @@ def test_embedding_copies_in_the_widest_units(cols: int, unit: int, units: int) 
 @ORDERS
 @pytest.mark.parametrize("form", FORMS)
 def test_decode_and_embedding(form: str, reverse: bool) -> None:
-    m, expected = compressed(form), decoded(form)
+    m, expected = for_gpu(compressed(form)), decoded(form)
     for dtype in (np.dtype(np.float32), F16):
         out = np.full(expected.shape, np.nan, dtype)
         with on_host(reverse):

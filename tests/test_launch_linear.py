@@ -15,7 +15,7 @@ from rbe_gpu.gpu._launch import Launch
 from rbe_gpu.registry import relative_error
 
 from . import real
-from .compressed import FORMS, compressed, decoded
+from .compressed import FORMS, compressed, decoded, for_gpu
 from .host.executor import on_host
 from .host.virtual import VirtualWorkspace, entries, matrix, sizes, virtual
 
@@ -136,7 +136,7 @@ def inputs(tokens: int, cols: int, dtype: Any) -> np.ndarray:
 )
 @pytest.mark.parametrize("form", FORMS)
 def test_linear(form: str, tokens: int, dtype: Any, reverse: bool) -> None:
-    m, w = compressed(form), decoded(form)
+    m, w = for_gpu(compressed(form)), decoded(form)
     x = inputs(tokens, m.cols, dtype)
     residual = inputs(tokens, m.rows, np.float32)
     bias = np.resize(real.layer(3, "intermediate.dense.bias"), m.rows)

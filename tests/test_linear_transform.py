@@ -16,7 +16,7 @@ from rbe_gpu.gpu._launch import Launch
 from rbe_gpu.registry import relative_error
 
 from . import real
-from .compressed import FORMS, compressed, decoded, relative
+from .compressed import FORMS, compressed, decoded, for_gpu, relative
 from .host import capture
 from .host.executor import on_host
 from .host.virtual import VirtualWorkspace, entries, matrix, sizes, vectors, virtual
@@ -149,7 +149,7 @@ def test_launches_fit_their_kernels() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_the_decoded_product(form: str, tokens: int, dtype: Any, reverse: bool) -> None:
     """Every transform, block size, kind of code, with and without a basis: nothing but the product."""
-    m = compressed(form)
+    m = for_gpu(compressed(form))
     x = inputs(tokens, m.cols, dtype)
     out = np.full((tokens, m.rows), np.nan, dtype)
     with on_host(reverse):

@@ -55,13 +55,13 @@ CPU = {
     *("__init__", "_jit", "_disk_cache", "_numba_internals", "arrays", "isa", "params", "unpack"),
     *("_atomics", "_workers", "_pool", "_parts"),  # threads
     *("simd", "simd_emit", "simd_math"),
-    *("quantize", "feedback"),  # the encoder's loops
+    *("quantize", "feedback", "cut"),  # the encoder's loops, and those of loading
     "attention_few_queries",
     *("decoder_step", "encoder_step", "prepared_matmul"),
     "wide_rows",  # of the norms
     "stack",  # of dropout and softmax
     *("matmul_algorithms", "matmul_costs"),
-    *("matmul_tiles", "matmul_rows", "matvec", "int8_dot", "codes", "operand"),  # of linear
+    *("matmul_tiles", "matmul_rows", "matvec", "int8_dot", "codes", "exceptions", "operand"),  # of linear
     *(
         "int8_tiles",
         "int8_matvec",

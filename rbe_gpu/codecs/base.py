@@ -132,6 +132,10 @@ class Codes(ABC):
         mapped = {name: function(a) for name, a in arrays.items() if hasattr(a, "nbytes")}
         return replace(self, **mapped)  # type: ignore[type-var]
 
+    def for_gpu(self: C) -> C:
+        """The same codes in the form that CUDA kernels read, on the host."""
+        return self
+
     def check_read_back(self, read: Codes, fail: Fail) -> None:
         """Called by the writer with what `from_file` makes of these codes; `fail` where the two differ."""
         return

@@ -330,8 +330,8 @@ def _expand(ranks: NDArray[np.uint8], length: int) -> NDArray[np.int8]:
     return out.view(np.int8)[: ranks.size * length].reshape(-1, length)
 
 
-def decompress_columns(stream: NDArray[np.uint8], rows: int, cols: int, bits: int) -> NDArray[np.uint8]:
-    """The integers of a stream plus 2^(bits-1), column by column.
+def decompress_columns(stream: NDArray[np.uint8], rows: int, cols: int, bits: int) -> NDArray[np.int8]:
+    """The integers of a stream, column by column.
 
     Parameters
     ----------
@@ -341,7 +341,7 @@ def decompress_columns(stream: NDArray[np.uint8], rows: int, cols: int, bits: in
 
     Returns
     -------
-    (cols, rows rounded up to a multiple of 8) uint8; what is beyond the rows is undefined
+    (cols, rows rounded up to a multiple of 8) int8; what is beyond the rows is undefined
 
     Raises
     ------
@@ -372,16 +372,12 @@ def decompress_columns(stream: NDArray[np.uint8], rows: int, cols: int, bits: in
     if end != content.size:
         raise StreamError(f"{content.size - end} bytes follow the escaped integers")
     _check_range(int(by_column.min()), int(by_column.max()), bits)
-    codes = padded.view(np.uint8)
-    codes += np.uint8(1 << (bits - 1))
-    return codes
+    return padded
 
 
 def decompress_integers(stream: NDArray[np.uint8], rows: int, cols: int, bits: int) -> NDArray[np.int8]:
     """The integers of a stream, (rows, cols) int8, column-major; see `decompress_columns`."""
-    codes = decompress_columns(stream, rows, cols, bits)
-    codes -= np.uint8(1 << (bits - 1))
-    return np.asarray(codes.view(np.int8)[:, :rows].T)
+    return np.asarray(decompress_columns(stream, rows, cols, bits)[:, :rows].T)
 
 
 # --- checking a stream without keeping it ----------------------------------------------------------------

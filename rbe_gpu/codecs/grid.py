@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..json_checks import Fail, json_choice, json_fields, json_number
 from . import entropy, packing
 from .base import Array, Codes, LoadCost, Take, on_host
+from .cut import Exceptions, cut_columns
 
 GRID_BITS = tuple(range(2, 9))
 _CHUNK = 1 << 20  # integers packed at a time
@@ -22,20 +23,22 @@ _CHUNK = 1 << 20  # integers packed at a time
 class GridCodes(Codes):
     """Every coefficient as a small signed integer on a grid whose steps are row scale times column scale.
 
-    c[r, k] = row_scale[r] * col_scale[k] * (q - sign(q) * shrink), q = u[r, k] - 2**(bits - 1), u the code.
+    c[r, k] = row_scale[r] * col_scale[k] * (q - sign(q) * shrink), q the integer.
     Coefficients are peaked, so within a step most lie nearer to zero; `shrink` moves the value there.
 
-    In memory the integers have `bits` bits each; in a file they are a `stream`, entropy-coded (see `entropy`).
+    In memory the integers are cut to `base_bits` bits, and what is beyond that are exceptions (see `cut`); in a file
+    they are a `stream`, entropy-coded (see `entropy`). `integers` gives them.
     Make them with `GridCodes.from_integers`; the calibrated encoder (`feedback`) does.
 
     Attributes
     ----------
-    bits : 2 to 8
+    bits : 2 to 8, of the integers
     shrink : float32 value, 0 <= shrink < 0.5
-    value : (rows_pad, cols_pad * bits / 8) uint8, packed (see `packing`)
+    value : (rows_pad, cols_pad * base_bits / 8) uint8, cut integers plus 2**(base_bits - 1), packed (see `packing`)
     row_scale : (rows_pad,) float16; a file leaves it out where every row's is 1
     col_scale : (cols_pad,) float16
     stored : (bytes,) uint8, the stream that `value` was read from, a view of the file; None: made when needed
+    exceptions : None where there are none
     """
 
     bits: int
@@ -44,6 +47,7 @@ class GridCodes(Codes):
     row_scale: Array
     col_scale: Array
     stored: Array | None = field(default=None, repr=False)
+    exceptions: Exceptions | None = field(default=None, repr=False)
     kind: ClassVar[str] = "grid"
     array_names: ClassVar[tuple[str, ...]] = ("stream", "row_scale", "col_scale")
 
@@ -96,8 +100,43 @@ class GridCodes(Codes):
                 )
             scales.append(half)
         bits = next(b for b in GRID_BITS if -(1 << (b - 1)) <= low and high < 1 << (b - 1))
-        value = pack_integers(np.ascontiguousarray(q, np.int8), bits)
-        return cls(bits, shrink, value, scales[0], scales[1])
+        columns = np.zeros((q.shape[1], -(-q.shape[0] // 8) * 8), np.int8)
+        columns[:, : q.shape[0]] = q.T
+        return cls._packed(columns, bits, shrink, scales[0], scales[1], None)
+
+    @classmethod
+    def _packed(
+        cls,
+        columns: NDArray[np.int8],
+        bits: int,
+        shrink: float,
+        row_scale: NDArray[np.float16],
+        col_scale: NDArray[np.float16],
+        stored: NDArray[np.uint8] | None,
+    ) -> GridCodes:
+        """The codes of integers (cols_pad, rows_pad rounded up to a multiple of 8), which are overwritten."""
+        rows = len(row_scale)
+        base_bits, exceptions = cut_columns(columns, bits, rows)
+        value = packing.pack_columns(columns.view(np.uint8), base_bits, rows)
+        return cls(bits, shrink, value, row_scale, col_scale, stored, exceptions)
+
+    @property
+    def base_bits(self) -> int:
+        """Bits of a packed code, at most `bits`."""
+        return int(8 * self.value.shape[1] // len(self.col_scale))
+
+    def integers(self) -> NDArray[np.int8]:
+        """q, (rows_pad, cols_pad) int8 on the host."""
+        q = _unpack_integers(on_host(self.value), self.base_bits, len(self.col_scale))
+        if self.exceptions is not None:
+            self.exceptions.add_to(q)
+        return q
+
+    def for_gpu(self) -> GridCodes:
+        """Without exceptions, which CUDA kernels do not read: packed with `bits` bits, also when moved back."""
+        if self.exceptions is None:
+            return self
+        return replace(self, value=_pack_integers(self.integers(), self.bits), exceptions=None)
 
     @property
     def name(self) -> str:
@@ -108,7 +147,7 @@ class GridCodes(Codes):
         """The integers as a file holds them, (bytes,) uint8 on the host. Made once."""
         if self.stored is not None:
             return np.asarray(self.stored)
-        return entropy.compress_integers(unpack_integers(on_host(self.value), self.bits, len(self.col_scale)))
+        return entropy.compress_integers(self.integers())
 
     @cached_property
     def has_row_scale(self) -> bool:
@@ -122,8 +161,9 @@ class GridCodes(Codes):
 
     @property
     def resident_nbytes(self) -> int:
-        """Bytes in memory: packed integers and scales. (The stream of a loaded file stays in the file.)"""
-        return int(self.value.nbytes + self.row_scale.nbytes + self.col_scale.nbytes)
+        """Bytes in memory: integers and scales. (The stream of a loaded file stays in the file.)"""
+        exceptions = 0 if self.exceptions is None else self.exceptions.nbytes
+        return int(self.value.nbytes + exceptions + self.row_scale.nbytes + self.col_scale.nbytes)
 
     def description(self) -> dict[str, Any]:
         return {
@@ -140,13 +180,12 @@ class GridCodes(Codes):
         col_scale = take("col_scale", ("F16",), (cols,), finite=True)
         stream = take("stream", ("U8",), None)
         try:
-            codes = entropy.decompress_columns(stream, rows, cols, bits)
+            columns = entropy.decompress_columns(stream, rows, cols, bits)
         except entropy.StreamError as error:
             fail(f"stream: {error}")
-        value = packing.pack_columns(codes, bits, rows)
         if row_scale is None:  # only now: rows is no longer a claim
             row_scale = np.ones(rows, np.float16)
-        return cls(bits, shrink, value, row_scale, col_scale, stream)
+        return cls._packed(columns, bits, shrink, row_scale, col_scale, stream)
 
     @classmethod
     def check_file(cls, stored: Any, rows: int, cols: int, take: Take, fail: Fail) -> None:
@@ -197,14 +236,16 @@ class GridCodes(Codes):
             row_scale=function(self.row_scale),
             col_scale=function(self.col_scale),
             stored=self.stream,
+            exceptions=None if self.exceptions is None else self.exceptions.map_arrays(function),
         )
 
     def check_read_back(self, read: Codes, fail: Fail) -> None:
-        if not np.array_equal(read.value, on_host(self.value)):
+        assert isinstance(read, GridCodes)
+        if not np.array_equal(read.integers(), self.integers()):
             fail("the stream and the value of its codes differ; make them with GridCodes.from_integers")
 
 
-def pack_integers(q: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
+def _pack_integers(q: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
     """u = q + 2^(bits-1), packed: q (rows, cols) int8 to (rows, bytes) uint8, a few rows at a time."""
     value = np.empty((q.shape[0], packing.packed_bytes(q.shape[1], bits)), np.uint8)
     step = max(1, _CHUNK // q.shape[1])
@@ -214,8 +255,8 @@ def pack_integers(q: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
     return value
 
 
-def unpack_integers(value: NDArray[np.uint8], bits: int, cols: int) -> NDArray[np.int8]:
-    """The inverse of `pack_integers`: (rows, bytes) uint8 to q (rows, cols) int8."""
+def _unpack_integers(value: NDArray[np.uint8], bits: int, cols: int) -> NDArray[np.int8]:
+    """The inverse of `_pack_integers`: (rows, bytes) uint8 to q (rows, cols) int8."""
     q = np.empty((len(value), cols), np.int8)
     step = max(1, _CHUNK // cols)
     for start in range(0, len(value), step):

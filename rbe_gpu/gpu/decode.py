@@ -41,6 +41,8 @@ def codes_params(weight: RBEBlocks, bitmap: Any = None) -> Params:
     if isinstance(codes, DenseCodes):
         stored |= {"group": codes.group, "scale": codes.scale, "offset": 0.0}
     elif isinstance(codes, GridCodes):
+        if codes.exceptions is not None:
+            raise ValueError("no CUDA kernel reads exceptions; move the weight with rbe_gpu.to")
         stored |= {"scale": codes.row_scale, "col_scale": codes.col_scale, "offset": codes.shrink}
     elif isinstance(codes, SparseCodes):
         stored |= {
@@ -53,8 +55,9 @@ def codes_params(weight: RBEBlocks, bitmap: Any = None) -> Params:
         }
     else:
         raise NotImplementedError(f"no CUDA kernel decodes {codes.kind} codes; cuda_src/codes.cuh has none")
+    width = codes.base_bits if isinstance(codes, GridCodes) else codes.bits
     return CODES.fill(
-        kind=CODE_KINDS[codes.kind], bits=codes.bits, value=codes.value, cols=weight.cols_pad, **stored
+        kind=CODE_KINDS[codes.kind], bits=width, value=codes.value, cols=weight.cols_pad, **stored
     )
 
 

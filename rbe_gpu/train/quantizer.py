@@ -21,7 +21,6 @@ from torch import Tensor
 
 from ..blocks import RBEBlocks
 from ..codecs import GridCodes
-from ..codecs.grid import unpack_integers
 from ..feedback import DEAD
 from ..transforms import analysis, cast_synthesis
 
@@ -76,7 +75,7 @@ class Grid:
             raise ValueError(f"its codes are {codes.name}, and only grid codes without a basis are trained")
         self._weight = weight
         self._codes = codes
-        q = unpack_integers(np.asarray(codes.value), codes.bits, len(codes.col_scale)).astype(np.float32)
+        q = codes.integers().astype(np.float32)
         rows = np.asarray(codes.row_scale, np.float32)
         columns = np.asarray(codes.col_scale, np.float32)
         scale = (
