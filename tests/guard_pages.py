@@ -2,10 +2,11 @@
 
     python -m tests.guard_pages [OP ...]
 
-Every case of the ops, with every input array (those of compressed weights too) placed so that its last byte is the
-last of a page and the next page is inaccessible: a kernel that reads or writes one byte too far ends the process with
-SIGSEGV, and Python's fault handler prints where. Results are written to `out=` in memory of the same kind; the bytes
-in front of it, and of each input, are checked afterwards. Prints the number of calls and arrays.
+Every case of the ops, and grid codes for linear and embedding, with every input array (those of compressed weights
+too) placed so that its last byte is the last of a page and the next page is inaccessible: a kernel that reads or
+writes one byte too far ends the process with SIGSEGV, and Python's fault handler prints where. Results are written to
+`out=` in memory of the same kind; the bytes in front of it, and of each input, are checked afterwards. Prints the
+number of calls and arrays.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import ctypes
 import faulthandler
 import mmap
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from rbe_gpu.blocks import RBEBlocks
 
 from . import real
 from .cases import CASES
+from .compressed import FORMS, compressed
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CANARY, _MARGIN = 0xA5, 64
@@ -88,6 +90,19 @@ def with_int8_activations(call: dict[str, Any], out: Any, pages: Pages) -> int:
     return 1
 
 
+def grid_calls(name: str) -> Iterator[tuple[str, dict[str, Any], tuple[int, ...]]]:
+    """Grid codes of every form, which no case has: form, arguments and the shape of the result."""
+    for form in FORMS:
+        if form.startswith("grid") and name in ("linear", "embedding"):
+            m = compressed(form)
+            if name == "embedding":
+                yield form, {"ids": np.array([m.rows - 1, 0, 7]), "weight": m}, (3, m.cols)
+                continue
+            for tokens in (1, 5, 70):
+                x = np.resize(real.activations(tokens), (tokens, m.cols))
+                yield f"{form}, {tokens} tokens", {"x": x, "weight": m}, (tokens, m.rows)
+
+
 def main(names: list[str]) -> None:
     faulthandler.enable()
     calls = arrays = 0
@@ -111,6 +126,17 @@ def main(names: list[str]) -> None:
                 calls, arrays = calls + 1, arrays + pages.arrays
                 if name == "linear":
                     calls += with_int8_activations(call, out, pages)
+        for form, args, result in grid_calls(name):
+            print(f"{name} {form}", file=sys.stderr, flush=True)
+            pages = Pages()
+            call = {key: guarded(value, pages.copy) for key, value in args.items()}
+            out = pages.empty(result, np.float32)
+            getattr(ops, name)(**call, out=out)
+            pages.check()
+            assert getattr(ops, name)(**args).tobytes() == out.tobytes(), "other bits at the end of a page"
+            calls, arrays = calls + 1, arrays + pages.arrays
+            if name == "linear":
+                calls += with_int8_activations(call, out, pages)
     print(f"{calls} calls, {arrays} arrays")
 
 
