@@ -16,7 +16,7 @@ from rbe_gpu.cli import app
 from rbe_gpu.models import calibrate as calibration
 from rbe_gpu.models.bert import BertEncoder
 from rbe_gpu.models.calibrate import batches
-from rbe_gpu.models.load import read_checkpoint
+from rbe_gpu.models.load import open_checkpoint, read_weights
 
 from . import real
 
@@ -166,7 +166,7 @@ def test_one_calibration_serves_any_budget(folder, texts):
             other = again.tensors[name]
             np.testing.assert_array_equal(dense, other if isinstance(other, np.ndarray) else other.decode())
     dense = calibration.model
-    tensors = {**read_checkpoint(folder), **found[12.0].tensors}
+    tensors = {**read_weights(open_checkpoint(folder)), **found[12.0].tensors}
     best = BertEncoder(tensors, dense.config, dense.tokenizer, max_seq_length=dense.max_seq_length)
     assert _cosine(best.embed(texts[0][:12]), dense.embed(texts[0][:12])) > 0.9999
 

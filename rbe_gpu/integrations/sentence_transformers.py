@@ -150,7 +150,8 @@ class RBETransformer(ArrayModule):
                 pooled, remaining = states[:, skipped:].copy(), np.maximum(lengths - skipped, 0)
             vectors: Any = encoder.pool(pooled, to(remaining, encoder.device), skipped=skipped)
             if not remaining.all():
-                vectors[to(np.flatnonzero(remaining == 0), encoder.device)] = 0
+                without = to(np.flatnonzero(remaining == 0), encoder.device)
+                vectors[without] = to(encoder.vector_without_tokens(), encoder.device)
             features["token_embeddings"] = as_tensor(states)
             features["sentence_embedding"] = as_tensor(vectors)[:, : encoder.embedding_size]
         return features

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from . import bert_tensors, decoders, encoders
+from . import bert_tensors, decoders, dense_modules, encoders
 from .bert import BertEncoder
 from .bert_config import check_config
 from .decoder import Decoder
@@ -31,8 +31,8 @@ class Architecture(NamedTuple):
     model : called with tensors, stored (config and the other settings, as a compressed file holds them), tokenizer,
         cache_bytes and dtype, and by name int8_activations where there are some
     check_tensors : raises a ValueError if tensors with these names and shapes are not those of a config
-    check_stored : raises a ValueError for settings other than the config that are not supported; called with the
-        settings and where they are from
+    check_stored : raises a ValueError for settings other than the config that are not supported; called with all
+        settings, config among them, and where they are from
     linear_weights : canonical names of the weights of linear layers, of a config.json
     tensor_shapes : canonical name and shape of every tensor that is read, of a config.json
     canonical_name : of the name of a tensor in a checkpoint
@@ -50,6 +50,14 @@ class Architecture(NamedTuple):
 
 
 _EXTRA = ("prompts", "default_prompt_name", "truncate_dim")
+
+
+def _dense(stored: Mapping[str, Any], where: object) -> tuple[dense_modules.DenseSettings, ...]:
+    """The settings of the Dense modules behind the pooling of a model."""
+    config = stored["config"]
+    hidden = config["hidden_size"] if _is_decoder(config) else encoders.with_bert_names(config)["hidden_size"]
+    modes, _ = check_pooling(stored.get("pooling"))
+    return dense_modules.check_all(stored.get("dense"), hidden * len(modes), where)
 
 
 def _encoder(
@@ -71,6 +79,7 @@ def _encoder(
         dtype,
         int8_activations=int8_activations,
         copy_tokenizer=False,
+        dense=dense_modules.dense_modules(_dense(stored, "the model"), tensors),
         **{name: stored[name] for name in _EXTRA if name in stored},
     )
 
@@ -78,6 +87,7 @@ def _encoder(
 def _check_encoder(stored: Mapping[str, Any], where: object) -> None:
     check_extra(**{name: stored[name] for name in _EXTRA if name in stored}, where=where)
     check_pooling(stored.get("pooling"))
+    _dense(stored, where)
 
 
 def _decoder(
@@ -107,6 +117,7 @@ def _decoder(
         bool(stored.get("normalize", True)),
         stored.get("max_seq_length"),
         copy_tokenizer=False,
+        dense=dense_modules.dense_modules(_dense(stored, "the model"), tensors),
         **{name: stored[name] for name in _EXTRA if name in stored},
     )
 
@@ -125,6 +136,11 @@ def _check_decoder(stored: Mapping[str, Any], where: object) -> None:
     sampling_of(stored.get("generation") or {}, ())
     if "pooling" in stored:
         _check_encoder(stored, where)
+    elif not decoders.decoder_config(stored["config"]).causal:
+        raise ValueError(
+            f"{where} has attention in both directions (use_bidirectional_attention): such a model makes vectors of "
+            "texts, and needs modules.json"
+        )
 
 
 _ENCODER = Architecture(

@@ -4,14 +4,14 @@ from them (Reimers and Gurevych 2019).
     x_0     = LayerNorm(word[id] + position[i] + type[t])
     a       = LayerNorm(attention(x_l) + x_l)
     x_(l+1) = LayerNorm(down(activation(up(a))) + a)
-    embedding = x_L pooled over the tokens, divided by its L2 norm if the model is configured so
+    embedding = x_L pooled over the tokens, through Dense modules, divided by its L2 norm where the model says so
 
 The texts of a batch are packed end to end, without padding; a text has the same result alone and in any batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -26,8 +26,10 @@ from ..cache import PanelCache
 from ..dispatch import device_memory_errors, device_of, module_of, to_host
 from ..layers import RBEFFN, RBEAttention, RBEEmbedding, RBELayerNorm, RBELinear
 from ..workspace import ThreadWorkspaces, Workspace
+from . import dense_modules
 from .bert_config import ACTIVATIONS, check_config
 from .bert_tensors import ATTENTION_WEIGHTS, FFN_WEIGHTS, RELATIVE, TYPES, check_tensors, linear_weights
+from .dense_modules import DenseModule
 from .encoders import (
     canonical_name,
     first_position,
@@ -98,6 +100,7 @@ class BertEncoder(TextEmbedder):
         `linear_weights`; compressed ones, on the CPU
     copy_tokenizer : False if nobody else holds `tokenizer`, whose truncation and padding the encoder sets; a copy
         takes 30 to 60 ms for 30,522 words
+    dense : Dense modules, which pooled vectors pass before they are normalised
 
     Attributes
     ----------
@@ -125,6 +128,7 @@ class BertEncoder(TextEmbedder):
         truncate_dim: int | None = None,
         int8_activations: Collection[str] = (),
         copy_tokenizer: bool = True,
+        dense: Sequence[DenseModule] = (),
     ) -> None:
         check_config(config)
         if dtype not in DTYPES:
@@ -150,6 +154,7 @@ class BertEncoder(TextEmbedder):
             prompts,
             default_prompt_name,
             truncate_dim,
+            dense,
         )
         self.int8_activations = frozenset(map(canonical_name, int8_activations))
         check_int8_activations(self.int8_activations, named, linear_weights(config))
@@ -214,7 +219,9 @@ class BertEncoder(TextEmbedder):
             )
 
     def tensors(self) -> dict[str, Array | RBEBlocks]:
-        """The tensors of the model, named as in `tensor_shapes`, with the dtypes that it computes with."""
+        """The tensors of the model, with the dtypes that it computes with, named as in `tensor_shapes` and
+        `dense_modules.tensor_names`.
+        """
         named: dict[str, Array | RBEBlocks] = {
             "embeddings.word_embeddings.weight": self.word_embeddings.weight,
             "embeddings.position_embeddings.weight": self.position_embeddings.weight,
@@ -239,14 +246,16 @@ class BertEncoder(TextEmbedder):
                     )
             add_norm(at + "attention.output", attention_norm)
             add_norm(at + "output", ffn_norm)
-        return named
+        return {**named, **dense_modules.tensors_of(self.dense)}
 
     def with_tensors(self, tensors: Tensors) -> BertEncoder:
         """The same model with some tensors replaced, and no int8 activations."""
         model = copy(self)
         model.int8_activations = frozenset()
         model.cache, model._workspaces = PanelCache(self.cache.budget), ThreadWorkspaces()
-        model._build({**self.tensors(), **{canonical_name(name): tensor for name, tensor in tensors.items()}})
+        named = {**self.tensors(), **{canonical_name(name): tensor for name, tensor in tensors.items()}}
+        model._build(named)
+        model.dense = dense_modules.with_tensors(self.dense, named)
         return model
 
     def with_int8_activations(self, names: Collection[str]) -> BertEncoder:
@@ -278,7 +287,7 @@ class BertEncoder(TextEmbedder):
             self.word_embeddings, self.position_embeddings, self.token_type_embeddings, self.embedding_norm,
             self.relative_attention_bias, self._bias_by_distance,
         )  # fmt: skip
-        parts = (part for layer in self.layers for part in layer)
+        parts = (part for layer in (*self.layers, (m.linear for m in self.dense)) for part in layer)
         return sum(part.nbytes for part in (*embeddings, *parts) if part is not None)
 
     @property

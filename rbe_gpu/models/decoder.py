@@ -176,8 +176,9 @@ class Decoder:
                 for name in ("q_norm", "k_norm")
             )
             attention = RBEAttention(
-                query, key, value, output, c.num_heads, c.num_kv_heads, True,
-                None if window is None else (window - 1, 0), c.scale, query_norm, key_norm, rotary[c.layer_type(i)],
+                query, key, value, output, c.num_heads, c.num_kv_heads, c.causal,
+                None if window is None else (window - 1, 0 if c.causal else window - 1), c.scale, query_norm,
+                key_norm, rotary[c.layer_type(i)],
             )  # fmt: skip
             norms = tuple(norm(f"{at}{name}.weight") for name in norm_names(c))
             self.layers.append(DecoderLayer(attention, RBEFFN(up, down, gate, c.activation), norms))
@@ -260,8 +261,18 @@ class Decoder:
     # --- hidden states and logits ---------------------------------------------------------------------
 
     def new_cache(self, batch: int = 1, capacity: int | None = None) -> KVCache:
-        """An empty cache for `batch` texts of up to `capacity` tokens (default: those that the model takes)."""
+        """An empty cache for `batch` texts of up to `capacity` tokens (default: those that the model takes).
+
+        Raises
+        ------
+        ValueError
+            Tokens see those behind them, which a cache cannot have.
+        """
         c = self.settings
+        if not c.causal:
+            raise ValueError(
+                "the model has attention in both directions: it generates no text and has no cache"
+            )
         capacity = c.max_positions if capacity is None else min(capacity, c.max_positions)
         return KVCache(c.num_layers, batch, capacity, c.num_kv_heads, c.head_dim, self.dtype, self.device)
 

@@ -5,7 +5,7 @@ A token's state has seen the tokens before it: that of the last one is the text'
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy, deepcopy
 from typing import Any
 
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from ..blocks import Array, RBEBlocks
 from ..cache import PanelCache
 from ..workspace import Workspace
+from . import dense_modules
 from .decoder import Decoder, Tensors
+from .dense_modules import DenseModule
 from .pooling import cu_seqlens_of
 from .text_embedder import TextEmbedder
 
@@ -26,7 +28,7 @@ class DecoderEmbedder(TextEmbedder):
     Parameters
     ----------
     decoder : with the tokenizer of the texts, or none
-    pooling, normalize, max_seq_length, prompts, default_prompt_name, truncate_dim, copy_tokenizer : as of
+    pooling, normalize, max_seq_length, prompts, default_prompt_name, truncate_dim, copy_tokenizer, dense : as of
         `BertEncoder`
 
     Attributes
@@ -44,6 +46,7 @@ class DecoderEmbedder(TextEmbedder):
         default_prompt_name: str | None = None,
         truncate_dim: int | None = None,
         copy_tokenizer: bool = True,
+        dense: Sequence[DenseModule] = (),
     ) -> None:
         self.decoder = decoder
         tokenizer = deepcopy(decoder.tokenizer) if copy_tokenizer else decoder.tokenizer
@@ -51,7 +54,7 @@ class DecoderEmbedder(TextEmbedder):
         self.int8_activations = decoder.int8_activations
         self._set_up_texts(
             tokenizer, pooling, normalize, max_seq_length, decoder.settings.max_positions, prompts,
-            default_prompt_name, truncate_dim,
+            default_prompt_name, truncate_dim, dense,
         )  # fmt: skip
 
     @property
@@ -88,15 +91,19 @@ class DecoderEmbedder(TextEmbedder):
     @property
     def nbytes(self) -> int:
         """Bytes of all weights in memory, without the cache and the workspace."""
-        return self.decoder.nbytes
+        return self.decoder.nbytes + sum(module.linear.nbytes for module in self.dense)
 
     def tensors(self) -> dict[str, Array | RBEBlocks]:
-        """The tensors of the model, as of `Decoder.tensors`."""
-        return self.decoder.tensors()
+        """The tensors of the model, as of `Decoder.tensors` and `dense_modules.tensor_names`."""
+        return {**self.decoder.tensors(), **dense_modules.tensors_of(self.dense)}
 
     def with_tensors(self, tensors: Tensors) -> DecoderEmbedder:
         """The same model with some tensors replaced, and no int8 activations."""
-        return self._with_decoder(self.decoder.with_tensors(tensors))
+        dense = {name: tensor for name, tensor in tensors.items() if name.startswith(dense_modules.PREFIX)}
+        others = {name: tensor for name, tensor in tensors.items() if name not in dense}
+        model = self._with_decoder(self.decoder.with_tensors(others))
+        model.dense = dense_modules.with_tensors(self.dense, dense)
+        return model
 
     def with_int8_activations(self, names: Collection[str]) -> DecoderEmbedder:
         """The same model and weights, with int8 activations for the linear weights of these names alone."""

@@ -55,7 +55,7 @@ def read_embedding_decoder(folder: Path, config: dict[str, Any]) -> FolderSettin
     FileNotFoundError, ValueError
         As `folder.read_folder`.
     """
-    weights, stored, lower = read_text_settings(folder, config)
+    weights, stored, lower, dense = read_text_settings(folder, config)
     if lower:
         raise ValueError(
             f"{weights / 'sentence_bert_config.json'} has do_lower_case=true, which decoders do not have"
@@ -65,7 +65,7 @@ def read_embedding_decoder(folder: Path, config: dict[str, Any]) -> FolderSettin
     side = read_optional(where).get("truncation_side", "right")
     if side != "right":
         fail(where, "truncation_side", side, '"right"')
-    return FolderSettings(weights, config, settings.tokenizer, stored)
+    return FolderSettings(weights, config, settings.tokenizer, stored, dense)
 
 
 def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any], where: Path) -> str | None:

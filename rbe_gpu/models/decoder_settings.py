@@ -83,6 +83,10 @@ _GEMMA: dict[str, Key] = {
     **_WINDOW,
     "model_type": honoured("`gemma3_text`"),
     "hidden_activation": honoured("activation of the gate, as `hidden_act` of Llama"),
+    "use_bidirectional_attention": honoured(
+        "true: tokens see those behind them, too, in windows of half of `sliding_window` to either side; only of "
+        "models that make vectors"
+    ),
     "query_pre_attn_scalar": honoured("scores are divided by its square root"),
     "rope_local_base_freq": honoured("base of the rotary frequencies of layers with a window"),
     **dict.fromkeys(

@@ -12,6 +12,7 @@ from math import sqrt
 from typing import Any
 
 from .checkpoint import check_distinct, check_shapes
+from .dense_modules import PREFIX
 from .rope_frequencies import check_positive, check_rope, rope_parameters
 from .settings import check_keys, fail
 
@@ -33,6 +34,7 @@ class Family:
         added; and norms scale by 1 + weight, word embeddings by sqrt(hidden_size)
     windows : whether layers may see only the last `sliding_window` tokens
     local_theta : theta of the layers with a window, where they differ; None: all layers rotate alike
+    both_directions : whether `use_bidirectional_attention` lets tokens see those behind them
     activation : the key of config.json, and its default
     eos : the token that ends a text, where config.json does not say
     """
@@ -44,6 +46,7 @@ class Family:
     sandwich: bool = False
     windows: bool = False
     local_theta: float | None = None
+    both_directions: bool = False
     activation: tuple[str, str] = ("hidden_act", "silu")
     eos: int | None = None
 
@@ -56,7 +59,7 @@ DECODERS: dict[str, Family] = {
     "qwen3": Family(reads_bias=True, head_norms=True, windows=True),
     "gemma3_text": Family(
         reads_bias=True, eos=1, head_norms=True, sandwich=True, windows=True, local_theta=10_000.0,
-        activation=("hidden_activation", "gelu_pytorch_tanh"),
+        both_directions=True, activation=("hidden_activation", "gelu_pytorch_tanh"),
     ),
 }  # fmt: skip
 #: activation of config.json -> of `RBEFFN`
@@ -102,7 +105,8 @@ class DecoderConfig:
     embedding_scale : of the word embeddings; 1 but for Gemma
     scale : of the scores of attention
     tied : whether logits are computed with the word embeddings
-    windows : for each layer the number of last tokens that it sees, or None
+    causal : whether a token sees only those before it and itself
+    windows : for each layer how far a token sees: those less than so many tokens away; None: all
     rotary : the rotary embedding of each type of layer, as `rope_parameters` has it
     eos : tokens that end a text
     """
@@ -126,6 +130,7 @@ class DecoderConfig:
     embedding_scale: float
     scale: float
     tied: bool
+    causal: bool
     windows: tuple[int | None, ...]
     rotary: dict[str, dict[str, Any]]
     eos: tuple[int, ...]
@@ -167,7 +172,10 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         fail("config.json", key, activation, f"one of {', '.join(ACTIVATIONS)}")
     bias = _flag(config, "attention_bias", False) and family.reads_bias
+    causal = not (family.both_directions and _flag(config, "use_bidirectional_attention", False))
     windows = _windows(config, family, model_type)
+    if not causal:  # the window of config.json is that of both directions together
+        windows = tuple(None if window is None else window // 2 + 1 for window in windows)
     rotary = {}
     for layer_type in sorted({FULL if w is None else SLIDING for w in windows}):
         rotary[layer_type] = rope_parameters(config, layer_type, family.local_theta)
@@ -194,6 +202,7 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
         embedding_scale=sqrt(config["hidden_size"]) if family.sandwich else 1.0,
         scale=1.0 / sqrt(scalar),
         tied=_flag(config, "tie_word_embeddings", family.sandwich),
+        causal=causal,
         windows=windows,
         rotary=rotary,
         eos=token_ids(config.get("eos_token_id", family.eos), "config.json", "eos_token_id"),
@@ -227,7 +236,7 @@ def _flag(config: Mapping[str, Any], name: str, default: bool) -> bool:
 
 
 def _windows(config: Mapping[str, Any], family: Family, model_type: str) -> tuple[int | None, ...]:
-    """For each layer the number of last tokens that it sees, or None for all."""
+    """For each layer the window of config.json, or None for all tokens."""
     layers = config["num_hidden_layers"]
     window = config.get("sliding_window", 4096)
     uses = _flag(config, "use_sliding_window", not model_type.startswith("qwen"))
@@ -265,7 +274,7 @@ def _windows(config: Mapping[str, Any], family: Family, model_type: str) -> tupl
 
 def canonical_name(name: str) -> str:
     """The name of a tensor of a checkpoint as here: those of bare models lack `model.`."""
-    return name if name.startswith("model.") or name == HEAD else f"model.{name}"
+    return name if name.startswith(("model.", PREFIX)) or name == HEAD else f"model.{name}"
 
 
 def norm_names(config: DecoderConfig) -> tuple[str, ...]:

@@ -232,7 +232,8 @@ DISTILBERT_CONFIG: dict[str, Key] = {
 
 MODULES: dict[str, Key] = {
     "type": honoured(
-        "Transformer, Pooling, then Normalize or Dropout, of sentence_transformers; others are refused"
+        "Transformer, Pooling, then Dense, then Normalize, and Dropout anywhere behind, of sentence_transformers; "
+        "others are refused"
     ),
     "path": honoured("the folder of the module's files"),
     **ignored("idx", "name", effect="names of the modules, all different"),
@@ -306,6 +307,16 @@ POOLING: dict[str, Key] = {
     **ignored(
         "embedding_dimension", "word_embedding_dimension", effect="the width, which config.json says too"
     ),
+}
+
+DENSE: dict[str, Key] = {
+    "in_features": honoured("columns of the vectors before it"),
+    "out_features": honoured("columns of the vectors behind it"),
+    "bias": honoured("whether a bias is added; absent: true"),
+    "activation_function": honoured("Identity or Tanh of torch.nn; absent: Tanh; others are refused"),
+    "module_input_name": only("sentence_embedding", effect="only vectors of texts pass Dense modules"),
+    "module_output_name": only(None, "sentence_embedding", effect="only vectors of texts pass Dense modules"),
+    "use_residual": only(False, effect="residual connections are not supported"),
 }
 
 NORMALIZE: dict[str, Key] = {

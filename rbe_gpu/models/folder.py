@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..json_checks import quoted
+from .dense_modules import check_dense
 from .json_files import read_json, read_json_list, read_optional
 from .settings import REFUSED_FILES, check_keys, fail, shown
 from .tokenizer import tokenizer_json
@@ -36,14 +37,26 @@ class FolderSettings:
     tokenizer : tokenizer.json with the settings of the other files in it (`tokenizer.tokenizer_json`), or None
     stored : all other settings, as a compressed file holds them: of an encoder pooling (1_Pooling/config.json; None
         without modules.json: the mean), normalize (whether modules.json has a Normalize module), max_seq_length
-        (tokens that texts are truncated to), and what few models have, prompts, default_prompt_name and truncate_dim;
-        of a decoder chat_template and generation (generation_config.json)
+        (tokens that texts are truncated to), and what few models have, dense (2_Dense/config.json of every Dense
+        module), prompts, default_prompt_name and truncate_dim; of a decoder chat_template and generation
+        (generation_config.json)
+    dense : the folders of the Dense modules, which hold their weights
     """
 
     weights: Path
     config: dict[str, Any]
     tokenizer: bytes | None
     stored: dict[str, Any] = field(default_factory=dict)
+    dense: tuple[Path, ...] = ()
+
+
+class TextSettings(NamedTuple):
+    """What files of sentence-transformers say: as `FolderSettings`, and whether texts are lower-cased."""
+
+    weights: Path
+    stored: dict[str, Any]
+    lower: bool
+    dense: tuple[Path, ...]
 
 
 def read_folder(folder: Path) -> FolderSettings:
@@ -57,56 +70,76 @@ def read_folder(folder: Path) -> FolderSettings:
         A file is invalid, or a setting is not supported; the message names the file and the key.
     """
     config = read_json(weights_folder(folder) / "config.json", "it is not a model folder")
-    weights, stored, lower = read_text_settings(folder, config)
+    weights, stored, lower, dense = read_text_settings(folder, config)
     tokenizer_config = read_optional(weights / "tokenizer_config.json")
     check_keys(tokenizer_config, "tokenizer_config.json", weights / "tokenizer_config.json")
-    return FolderSettings(weights, config, tokenizer_json(weights, config, tokenizer_config, lower), stored)
+    tokenizer = tokenizer_json(weights, config, tokenizer_config, lower)
+    return FolderSettings(weights, config, tokenizer, stored, dense)
 
 
-def read_text_settings(folder: Path, config: dict[str, Any]) -> tuple[Path, dict[str, Any], bool]:
-    """The folder of the weights, `FolderSettings.stored`, and whether texts are lower-cased; as `read_folder`."""
+def read_text_settings(folder: Path, config: dict[str, Any]) -> TextSettings:
+    """The settings of a folder that are those of every text embedder; as `read_folder`."""
     for name, reason in REFUSED_FILES.items():
         if (folder / name).exists():
             raise ValueError(f"{folder / name}: {reason}")
-    weights, pooling, normalize = folder, None, False
+    modules = _Modules(folder, None, False, {})
     settings: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     if (folder / "modules.json").is_file():
-        weights, pooling, normalize = _read_modules(folder)
+        modules = _read_modules(folder)
         for name in _TRANSFORMER_FILES:
-            settings = read_optional(weights / name)
+            settings = read_optional(modules.weights / name)
             if settings:
-                check_keys(settings, "sentence_bert_config.json", weights / name)
+                check_keys(settings, "sentence_bert_config.json", modules.weights / name)
                 break
         extra = _read_extra(folder)
+        if modules.dense:
+            extra["dense"] = list(modules.dense.values())
+    weights = modules.weights
     lower = settings.get("do_lower_case", False)
     if lower not in (True, False, None):
         fail(weights / "sentence_bert_config.json", "do_lower_case", lower, "true or false")
     tokenizer_config = read_optional(weights / "tokenizer_config.json")
     stored = {
-        "pooling": pooling,
-        "normalize": normalize,
+        "pooling": modules.pooling,
+        "normalize": modules.normalize,
         "max_seq_length": _max_seq_length(weights, config, tokenizer_config, settings),
         **extra,
     }
-    return weights, stored, bool(lower)
+    return TextSettings(weights, stored, bool(lower), tuple(modules.dense))
 
 
 def weights_folder(folder: Path) -> Path:
     """Where a model folder has config.json and the checkpoint: itself, or the folder of its Transformer module."""
-    return _read_modules(folder)[0] if (folder / "modules.json").is_file() else folder
+    return _read_modules(folder).weights if (folder / "modules.json").is_file() else folder
 
 
 # --- modules.json -------------------------------------------------------------------------------------
 
 
-def _read_modules(folder: Path) -> tuple[Path, dict[str, Any], bool]:
-    """The folder of the Transformer module, the settings of pooling, and whether vectors are normalised."""
+class _Modules(NamedTuple):
+    """What modules.json says.
+
+    Attributes
+    ----------
+    weights : the folder of the Transformer module
+    pooling : the settings of the Pooling module, or None
+    normalize : whether there is a Normalize module
+    dense : settings of the Dense modules by folder, in their order
+    """
+
+    weights: Path
+    pooling: dict[str, Any] | None
+    normalize: bool
+    dense: dict[Path, dict[str, Any]]
+
+
+def _read_modules(folder: Path) -> _Modules:
     path = folder / "modules.json"
     modules = read_json_list(path)
     kinds: list[str] = []
     names: set[Any] = set()
-    weights, pooling, normalize = folder, {}, False
+    weights, pooling, dense = folder, {}, {}
     for module in modules:
         check_keys(module, "modules.json", path)
         for name in ("type", "path"):
@@ -129,19 +162,27 @@ def _read_modules(folder: Path) -> tuple[Path, dict[str, Any], bool]:
         elif kind == "Normalize":
             settings = read_optional(place / "config.json") if module["path"] else {}
             check_keys(settings, "2_Normalize/config.json", place / "config.json")
-            normalize = True
+        elif kind == "Dense":
+            if place in dense:
+                raise ValueError(f"{path} has two Dense modules in {quoted(module['path'])}")
+            dense[place] = read_json(place / "config.json")
+            check_dense(dense[place], place / "config.json")
         elif kind != "Dropout":  # does nothing outside of training
             raise ValueError(
-                f"{path} has the module {quoted(kind)}; only Transformer, Pooling, Normalize and Dropout are "
+                f"{path} has the module {quoted(kind)}; only Transformer, Pooling, Dense, Normalize and Dropout are "
                 "supported"
             )
         kinds.append(kind)
-    if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= {"Normalize", "Dropout"}:
+    behind = [kind for kind in kinds[2:] if kind != "Dropout"]
+    ordered = (
+        sorted(behind, key=("Dense", "Normalize").index) if set(behind) <= {"Dense", "Normalize"} else None
+    )
+    if kinds[:2] != ["Transformer", "Pooling"] or behind != ordered:
         raise ValueError(
             f"{path} has the modules {', '.join(kinds) or 'of no model'}; needs Transformer, Pooling, and then only "
-            "Normalize and Dropout"
+            "Dense before Normalize, and Dropout"
         )
-    return weights, pooling, normalize
+    return _Modules(weights, pooling, "Normalize" in kinds, dense)
 
 
 def _relative(name: str, path: Path) -> PurePosixPath:

@@ -26,8 +26,11 @@ from .architectures import (
 from .bert import DTYPES, BertEncoder
 from .checkpoint import FLOATS, check_finite, check_names
 from .decoder import Decoder
+from .dense_modules import PREFIX, check_dense, check_tensors
+from .folder import FolderSettings
 from .json_files import read_json
 from .locate import find_model
+from .tensor_views import Part, TensorFile, TensorViews
 from .text_embedder import TextEmbedder
 from .tokenizer import check_ids, read_tokenizer
 
@@ -120,11 +123,13 @@ def load_folder(
     settings = read_model_folder(folder)
     made = architecture(settings.config)
     made.check_config(settings.config)
+    stored = {"config": settings.config, **settings.stored}
+    made.check_stored(stored, folder)
     tokenizer = settings.tokenizer
-    tensors = read_checkpoint(settings.weights)
+    tensors = read_weights(open_weights(settings))
     model: Model = made.model(
         tensors,
-        {"config": settings.config, **settings.stored},
+        stored,
         None if tokenizer is None else read_tokenizer(tokenizer, settings.weights / "tokenizer.json"),
         cache_bytes,
         dtype,
@@ -133,22 +138,50 @@ def load_folder(
     return model
 
 
-def read_checkpoint(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """A folder's float tensors, memory-mapped: model.safetensors, or the shards that its index names.
+def read_weights(files: Mapping[str, TensorFile]) -> dict[str, np.ndarray[Any, Any]]:
+    """The float tensors of files, memory-mapped.
+
+    files : of each tensor, as of `open_checkpoint`
 
     Raises
     ------
     ValueError
-        The checkpoint is quantised, or a weight is no float or holds NaN or Inf; the message names the tensor.
+        A weight holds NaN or Inf; the message names the tensor.
     """
     tensors = {}
-    for name, file in open_checkpoint(folder).items():
+    for name, file in files.items():
         if file.entries[name].dtype in FLOATS:
             tensor = file.array(name)
             check_finite(tensor, name, file.path)
             # the format allows unaligned payloads, the kernels do not
             tensors[name] = tensor if tensor.flags.aligned else tensor.copy()
     return tensors
+
+
+def open_weights(
+    settings: FolderSettings, floats: tuple[str, ...] = FLOATS, read_only: bool = False
+) -> dict[str, MappedFile | TensorViews]:
+    """The mapped file of every tensor of a model, by name: those of the checkpoint and of the Dense modules.
+
+    floats : as of `open_checkpoint`
+    """
+    files: dict[str, MappedFile | TensorViews] = {**open_checkpoint(settings.weights, floats, read_only)}
+    for i, folder in enumerate(settings.dense):
+        for name, file in open_checkpoint(folder, floats, read_only).items():
+            kind = name.removeprefix("linear.")
+            here = f"{PREFIX}{i}.{kind}"
+            if name not in ("linear.weight", "linear.bias"):
+                raise ValueError(
+                    f"{file.path} has the tensor {name!r}; a Dense module has linear.weight and linear.bias"
+                )
+            if here in files:
+                raise ValueError(
+                    f"{settings.weights} has a tensor {here!r}, which is the name of a Dense module's"
+                )
+            files[here] = TensorViews(file, {here: Part(name)})
+    shapes = {name: file.entries[name].shape for name, file in files.items()}
+    check_tensors(shapes, [check_dense(dense) for dense in settings.stored.get("dense", ())])
+    return files
 
 
 def open_checkpoint(

@@ -14,6 +14,7 @@ from ..json_checks import quoted
 from . import decoder_settings
 from .encoder_settings import (
     BERT_CONFIG,
+    DENSE,
     DISTILBERT_CONFIG,
     MODULES,
     MPNET_CONFIG,
@@ -40,6 +41,7 @@ FILES: dict[str, dict[str, Key]] = {
     "sentence_bert_config.json": SENTENCE_BERT,
     "config_sentence_transformers.json": SENTENCE_TRANSFORMERS,
     "1_Pooling/config.json": POOLING,
+    "2_Dense/config.json": DENSE,
     "2_Normalize/config.json": NORMALIZE,
     "tokenizer.json": TOKENIZER,
     "tokenizer_config.json": TOKENIZER_CONFIG,

@@ -16,12 +16,13 @@ from ..mapped import MappedFile
 from .architectures import architecture, is_gguf, read_gguf_folder, read_model_folder
 from .folder import FolderSettings
 from .gguf_file import GGUFFile
-from .load import open_checkpoint
+from .load import open_weights
+from .tensor_views import TensorViews
 from .tokenizer import read_tokenizer
 
 MAX_TOKENIZER_BYTES = 64 << 20
 FLOATS = ("F64", "F32", "F16", "BF16")
-WeightFile = MappedFile | GGUFFile
+WeightFile = MappedFile | GGUFFile | TensorViews
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,14 @@ def open_source(path: Path) -> Source:
     files: Mapping[str, WeightFile]
     if path.is_dir():
         settings = read_model_folder(path)
-        architecture(settings.config).check_config(settings.config)
-        files = open_checkpoint(settings.weights, FLOATS, read_only=True)
+        made = architecture(settings.config)
+        made.check_config(settings.config)
+        made.check_stored({"config": settings.config, **settings.stored}, path)
+        files = open_weights(settings, FLOATS, read_only=True)
         return _model(path, settings, files, settings.weights / "tokenizer.json")
     if path.is_file() and is_gguf(path):
         settings, weights = read_gguf_folder(path)
+        architecture(settings.config).check_stored({"config": settings.config, **settings.stored}, path)
         return _model(path, settings, dict.fromkeys(weights.entries, weights), path)
     file = MappedFile(path, read_only=True)
     if METADATA_KEY in file.metadata:
@@ -85,7 +89,6 @@ def _model(
     config = settings.config
     made = architecture(config)
     made.check_tensors({name: tuple(file.entries[name].shape) for name, file in files.items()}, config)
-    made.check_stored(settings.stored, path)
     model = {"model_type": config.get("model_type"), "config": config, **settings.stored}
     tokenizer, notes = None, []
     text = settings.tokenizer
@@ -98,5 +101,5 @@ def _model(
         tokenizer = np.frombuffer(zlib.compress(text, 9), np.uint8)
     else:
         notes.append(f"{path} has no tokenizer.json: the result can run on token ids, but not on text")
-    nbytes = sum(file.file_bytes for file in {id(f): f for f in files.values()}.values())
+    nbytes = sum(file.file_bytes for file in {f.path: f for f in files.values()}.values())
     return Source(path, files, model, tokenizer, tuple(notes), nbytes)

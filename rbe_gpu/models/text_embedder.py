@@ -1,6 +1,7 @@
 """Vectors of texts from the hidden states of a model (Reimers and Gurevych 2019): what encoders and decoders share.
 
-embedding = states pooled over the tokens, divided by its L2 norm if the model is configured so
+embedding = states pooled over the tokens, through the model's Dense modules, divided by its L2 norm if the model is
+configured so
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from .. import ops
 from ..blocks import Array
 from ..dispatch import device_memory_errors, device_of, module_of, to_host
 from ..workspace import Workspace
+from .dense_modules import DenseModule
 from .folder import check_extra, check_pooling
 from .pooling import pool_into, without_first
 from .tokenizer import check_unicode, tokenizer_errors
@@ -32,6 +34,7 @@ class TextEmbedder(ABC):
     tokenizer : a `tokenizers.Tokenizer`, or None
     pooling : modes of pooling, concatenated in this order
     include_prompt : whether the tokens of the prompt are pooled too
+    dense : Dense modules, which pooled vectors pass
     normalize : whether embeddings are divided by their L2 norm
     prompts, default_prompt_name : texts that are put before others, by name
     truncate_dim : columns of vectors that are kept, or None
@@ -43,6 +46,7 @@ class TextEmbedder(ABC):
     tokenizer: Any
     hidden_size: int
     int8_activations: frozenset[str]
+    dense: tuple[DenseModule, ...]
 
     @property
     @abstractmethod
@@ -87,11 +91,20 @@ class TextEmbedder(ABC):
         prompts: Mapping[str, str | None] | None,
         default_prompt_name: str | None,
         truncate_dim: int | None,
+        dense: Sequence[DenseModule] = (),
     ) -> None:
         """Check and set the attributes. positions : tokens that the model takes; the tokenizer is set to truncate."""
         if max_seq_length is not None and (not isinstance(max_seq_length, int) or max_seq_length < 1):
             raise ValueError(f"max_seq_length={max_seq_length!r} is not a positive integer")
         self.pooling, self.include_prompt = check_pooling(pooling)
+        self.dense = tuple(dense)
+        width = self.hidden_size * len(self.pooling)
+        for module in self.dense:
+            if module.linear.in_features != width:
+                raise ValueError(
+                    f"a Dense module takes {module.linear.in_features} columns, the vectors before it have {width}"
+                )
+            width = module.linear.out_features
         self.normalize = normalize
         self.prompts = check_extra(prompts, default_prompt_name, truncate_dim)
         self.default_prompt_name = default_prompt_name
@@ -115,8 +128,8 @@ class TextEmbedder(ABC):
 
     @property
     def pooled_size(self) -> int:
-        """Columns of `pool`: hidden_size for each pooling mode."""
-        return self.hidden_size * len(self.pooling)
+        """Columns of `pool`: those of the last Dense module, without one hidden_size for each pooling mode."""
+        return self.dense[-1].linear.out_features if self.dense else self.hidden_size * len(self.pooling)
 
     def _placed(self, name: str, host: NDArray[Any], ws: Workspace) -> Array:
         """A NumPy array of a batch on the device of the weights."""
@@ -152,18 +165,59 @@ class TextEmbedder(ABC):
 
         Returns
         -------
-        (batch, pooled_size), float32 or dtype of `out`. A text without tokens has mean and maximum 0; its "cls" is
-        undefined.
+        (batch, pooled_size), float32 or dtype of `out`. A text without tokens has mean and maximum 0 before Dense
+        modules; its "cls" is undefined.
         """
         ws = (workspace or self.workspace).on(device_of(states, "states"))
         batch = states.shape[0] if cu_seqlens is None else cu_seqlens.size - 1
         if out is None:
             out = cast(Array, module_of(states).empty((batch, self.pooled_size), np.float32))
         if batch:
-            pool_into(states, lengths, cu_seqlens, self.pooling, out, ws, skipped)
+            if self.dense:
+                self._through_dense(self._pooled(states, lengths, cu_seqlens, batch, skipped, ws), out, ws)
+            else:
+                pool_into(states, lengths, cu_seqlens, self.pooling, out, ws, skipped)
             if self.normalize if normalize is None else normalize:
                 ops.l2_normalize(out, out=out)
         return out
+
+    def _pooled(
+        self,
+        states: Array,
+        lengths: Array | None,
+        cu_seqlens: Array | None,
+        batch: int,
+        skipped: int,
+        ws: Workspace,
+    ) -> Array:
+        """What Dense modules take, float32 in scratch memory."""
+        pooled = ws.get("texts.pooled", (batch, self.hidden_size * len(self.pooling)), np.float32)
+        pool_into(states, lengths, cu_seqlens, self.pooling, pooled, ws, skipped)
+        return cast(Array, pooled)
+
+    def _through_dense(self, vectors: Array, out: Array, ws: Workspace) -> None:
+        """Pooled vectors (batch, hidden_size * modes) float32 through all modules to out (batch, pooled_size)."""
+        for i, module in enumerate(self.dense):
+            shape = (vectors.shape[0], module.linear.out_features)
+            direct = i + 1 == len(self.dense) and out.dtype == np.float32
+            vectors = module(vectors, out if direct else ws.get(f"texts.dense{i}", shape, np.float32), ws)
+        if out.dtype != np.float32:
+            out[...] = vectors
+
+    def vector_without_tokens(self, normalize: bool | None = None) -> F32:
+        """The vector (pooled_size,) of a text of which no token is pooled: 0, through the Dense modules.
+
+        normalize : as of `pool`
+        """
+        if not self.dense:
+            return np.zeros(self.pooled_size, np.float32)
+        xp = module_of(self.dense[0].linear.weight)
+        out = xp.empty((1, self.pooled_size), np.float32)
+        zero = xp.zeros((1, self.hidden_size * len(self.pooling)), np.float32)
+        self._through_dense(zero, out, self.workspace.on(self.device))
+        if self.normalize if normalize is None else normalize:
+            ops.l2_normalize(out, out=out)
+        return cast(F32, to_host(out)[0])
 
     @device_memory_errors()
     def embed(
@@ -224,15 +278,10 @@ class TextEmbedder(ABC):
                 states, lengths, remaining = without_first(skipped, states, lengths)
                 cu_seqlens = self._placed("texts.cu_seqlens", remaining, ws)
             # normalized here, but after truncation if the caller asks for it
-            vectors = to_host(
-                self.pool(
-                    states,
-                    cu_seqlens=cu_seqlens,
-                    normalize=None if normalize is None else False,
-                    skipped=skipped,
-                )
-            )
-            vectors[lengths == 0] = 0
+            here = None if normalize is None else False
+            vectors = to_host(self.pool(states, cu_seqlens=cu_seqlens, normalize=here, skipped=skipped))
+            if not lengths.all():
+                vectors[lengths == 0] = self.vector_without_tokens(here)
             out[rows] = vectors[:, : self.embedding_size]
         if normalize:
             ops.l2_normalize(out, out=out)

@@ -232,6 +232,8 @@ def distill(
         raise ValueError(f"{folder} is not a model folder; training needs the dense model")
     output.destination(out)
     teacher = encodes(load_folder(folder), folder, "training")
+    if teacher.dense:
+        raise ValueError(f"{folder} has Dense modules (modules.json), which training does not take")
     if teacher.tokenizer is None:
         raise ValueError(f"{folder} has no tokenizer.json, so no text can run through the model")
     texts = list(dict.fromkeys(texts))

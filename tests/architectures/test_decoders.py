@@ -177,7 +177,8 @@ def test_half_types(name: str, dtype: str) -> None:
             "for each type of layers",
         ),
         ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0: soft caps"),
-        ("gemma3_text", {"use_bidirectional_attention": True}, "only causal attention"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "vectors of texts, and needs modules.json"),
+        ("llama", {"use_bidirectional_attention": True}, "only causal attention"),
     ],
 )
 def test_what_is_not_supported_is_named(name: str, changes: dict, message: str, tmp_path: Path) -> None:

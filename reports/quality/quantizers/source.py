@@ -13,7 +13,7 @@ from rbe_gpu.models.bert import BertEncoder
 from rbe_gpu.models.bert_tensors import tensor_shapes
 from rbe_gpu.models.encoders import canonical_name
 from rbe_gpu.models.folder import read_folder
-from rbe_gpu.models.load import read_checkpoint
+from rbe_gpu.models.load import open_checkpoint, read_weights
 from rbe_gpu.models.tokenizer import read_tokenizer
 
 from ...harness.baselines import F32, Folder
@@ -88,7 +88,9 @@ class Source:
     def __init__(self, folder: Path) -> None:
         self.folder = Folder(folder)
         self.config = self.folder.config
-        stored = {canonical_name(name): tensor for name, tensor in read_checkpoint(folder).items()}
+        stored = {
+            canonical_name(name): tensor for name, tensor in read_weights(open_checkpoint(folder)).items()
+        }
         self.tensors: dict[str, F32] = {
             name: np.asarray(stored[name], np.float32) for name, _ in tensor_shapes(self.config)
         }
