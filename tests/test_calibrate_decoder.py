@@ -15,7 +15,8 @@ from rbe_gpu.models import corpus
 from rbe_gpu.models.architectures import read_gguf_folder
 from rbe_gpu.models.calibrate_decoder import windows_of
 from rbe_gpu.models.decoder import Decoder
-from rbe_gpu.models.decoders import decoder_config, tensor_shapes
+from rbe_gpu.models.decoder_tensors import tensor_shapes
+from rbe_gpu.models.decoders import decoder_config
 from rbe_gpu.models.load import load
 
 from . import real

@@ -12,7 +12,8 @@ import rbe_gpu as rbe
 from rbe_gpu.layers import KVCache
 from rbe_gpu.models import decoder as decoder_module
 from rbe_gpu.models.decoder import Decoder
-from rbe_gpu.models.decoders import decoder_config, tensor_shapes
+from rbe_gpu.models.decoder_tensors import tensor_shapes
+from rbe_gpu.models.decoders import decoder_config
 
 from .architectures.cases import weights
 from .architectures.decoder_cases import CONFIGS, inputs

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from . import bert_tensors, decoders, dense_modules, encoders
+from . import bert_tensors, decoder_tensors, decoders, dense_modules, encoders
 from .bert import BertEncoder
 from .bert_config import check_config
 from .decoder import Decoder
@@ -155,11 +155,11 @@ _ENCODER = Architecture(
 _DECODER = Architecture(
     decoders.decoder_config,
     _decoder,
-    decoders.check_tensors,
+    decoder_tensors.check_tensors,
     _check_decoder,
-    decoders.linear_weights,
-    lambda config: decoders.tensor_shapes(decoders.decoder_config(config)),
-    decoders.canonical_name,
+    decoder_tensors.linear_weights,
+    lambda config: decoder_tensors.tensor_shapes(decoders.decoder_config(config)),
+    decoder_tensors.canonical_name,
 )
 #: by model_type of config.json
 ARCHITECTURES = {**dict.fromkeys(encoders.ENCODERS, _ENCODER), **dict.fromkeys(decoders.DECODERS, _DECODER)}

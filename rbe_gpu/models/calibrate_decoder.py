@@ -45,7 +45,7 @@ from .allocation import (
     warn_of_few,
 )
 from .decoder import Decoder, DecoderLayer
-from .decoders import EMBEDDINGS, HEAD, LINEAR_PARTS
+from .decoder_tensors import EMBEDDINGS, HEAD, LINEAR_PARTS
 from .journal import NoJournal
 from .pooling import cu_seqlens_of
 

@@ -27,19 +27,19 @@ from ..layers import RBEFFN, KVCache, RBEAttention, RBEEmbedding, RBELinear, RBE
 from ..workspace import ThreadWorkspaces, Workspace
 from .bert import DTYPES
 from .chat import ChatTemplate
-from .decoders import (
+from .decoder_tensors import (
     EMBEDDINGS,
     FINAL_NORM,
     HEAD,
     LINEAR_PARTS,
     canonical_name,
     check_tensors,
-    decoder_config,
     has_bias,
     linear_weights,
     norm_names,
     tensor_shapes,
 )
+from .decoders import decoder_config
 from .generate import Generation, Sampling, generate, sampling_of
 from .int8_check import check_int8_activations
 from .one_token import one_token
@@ -55,14 +55,14 @@ Tensors = Mapping[str, "Array | RBEBlocks"]
 
 
 class DecoderLayer(NamedTuple):
-    """A layer. `norms` are those of `decoders.norm_names`."""
+    """A layer. `norms` are those of `decoder_tensors.norm_names`."""
 
     attention: RBEAttention
     ffn: RBEFFN
     norms: tuple[RBERMSNorm, ...]
 
     def linear(self, part: str) -> RBELinear:
-        """A linear layer by its name in `decoders.LINEAR_PARTS`."""
+        """A linear layer by its name in `decoder_tensors.LINEAR_PARTS`."""
         owner = self.ffn if part in ("gate", "up", "down") else self.attention
         return cast(RBELinear, getattr(owner, part))
 
@@ -184,7 +184,7 @@ class Decoder:
             self.layers.append(DecoderLayer(attention, RBEFFN(up, down, gate, c.activation), norms))
 
     def tensors(self) -> dict[str, Array | RBEBlocks]:
-        """The tensors of the model, named as in `decoders.tensor_shapes`, with the dtypes that it computes with."""
+        """The tensors of the model, with the dtypes that it computes with, named as in `decoder_tensors`."""
         c = self.settings
         offset = np.float32(1.0 if c.sandwich else 0.0)
 

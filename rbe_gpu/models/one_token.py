@@ -13,7 +13,7 @@ from ..dispatch import CPU
 from ..layers import RBELinear, RBERMSNorm
 from ..threads import get_num_threads
 from ..workspace import Workspace
-from .decoders import LINEAR_PARTS
+from .decoder_tensors import LINEAR_PARTS
 
 if TYPE_CHECKING:
     from ..layers import KVCache

@@ -29,7 +29,7 @@ from rbe_gpu.evaluate_decoders import WINDOW, evaluate_decoders
 from rbe_gpu.layers import RBELinear
 from rbe_gpu.matmul import PreparedInput
 from rbe_gpu.models.decoder import Decoder
-from rbe_gpu.models.decoders import LINEAR_PARTS, linear_weights
+from rbe_gpu.models.decoder_tensors import LINEAR_PARTS, linear_weights
 from rbe_gpu.models.load import load_decoder
 
 from ..harness.baselines import F32
@@ -47,7 +47,7 @@ TORCH_SETTINGS = {
         "2 bits, groups of 16", "2 bits, groups of 32",
     ),
 }  # fmt: skip
-#: llama.cpp's names of `decoders.LINEAR_PARTS`
+#: llama.cpp's names of `decoder_tensors.LINEAR_PARTS`
 _GGUF_PARTS = {
     "query": "attn_q", "key": "attn_k", "value": "attn_v", "output": "attn_output", "gate": "ffn_gate",
     "up": "ffn_up", "down": "ffn_down",

@@ -62,7 +62,8 @@ def write_with_tokenizer(path: Path) -> Path:
     """A folder of a Llama with random weights, a tokenizer of bytes and a chat template."""
     from safetensors.numpy import save_file
 
-    from rbe_gpu.models.decoders import decoder_config, tensor_shapes
+    from rbe_gpu.models.decoder_tensors import tensor_shapes
+    from rbe_gpu.models.decoders import decoder_config
 
     from .cases import bytes_tokenizer, weights
 
