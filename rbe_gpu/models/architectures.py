@@ -16,6 +16,7 @@ from .folder import FolderSettings, check_extra, check_pooling, read_folder, wei
 from .generate import sampling_of
 from .gguf_file import GGUFFile, read_gguf
 from .json_files import read_json
+from .tensor_views import Part
 from .text_embedder import TextEmbedder
 
 #: what `rbe_gpu.load` returns
@@ -36,6 +37,7 @@ class Architecture(NamedTuple):
     linear_weights : canonical names of the weights of linear layers, of a config.json
     tensor_shapes : canonical name and shape of every tensor that is read, of a config.json
     canonical_name : of the name of a tensor in a checkpoint
+    parts : of the names of a checkpoint's tensors and a config.json: what they are here (`decoder_tensors.parts_of`)
     """
 
     check_config: Callable[[Mapping[str, Any]], object]
@@ -47,6 +49,7 @@ class Architecture(NamedTuple):
     linear_weights: Callable[[Mapping[str, Any]], Iterable[str]] = lambda config: ()
     tensor_shapes: Callable[[Mapping[str, Any]], Iterable[tuple[str, tuple[int, ...]]]] = lambda config: ()
     canonical_name: Callable[[str], str] = lambda name: name
+    parts: Callable[[Iterable[str], Mapping[str, Any]], dict[str, Part] | None] = lambda names, config: None
 
 
 _EXTRA = ("prompts", "default_prompt_name", "truncate_dim")
@@ -160,6 +163,7 @@ _DECODER = Architecture(
     decoder_tensors.linear_weights,
     lambda config: decoder_tensors.tensor_shapes(decoders.decoder_config(config)),
     decoder_tensors.canonical_name,
+    decoder_tensors.parts_of,
 )
 #: by model_type of config.json
 ARCHITECTURES = {**dict.fromkeys(encoders.ENCODERS, _ENCODER), **dict.fromkeys(decoders.DECODERS, _DECODER)}
@@ -189,7 +193,7 @@ def read_model_folder(folder: Path) -> FolderSettings:
         A file is invalid, or a setting is not supported; the message names the file and the key.
     """
     config = read_json(weights_folder(folder) / "config.json", "it is not a model folder")
-    if not _is_decoder(config):
+    if not _is_decoder(config) or decoders.DECODERS[config["model_type"]].encoder:
         return read_folder(folder)
     if (folder / "modules.json").is_file():
         return read_embedding_decoder(folder, config)
@@ -226,9 +230,11 @@ def embeds(model: Model, source: object) -> TextEmbedder:
 
 def encodes(model: Model, source: object, what: str = "this") -> BertEncoder:
     """A BERT encoder; a ValueError for any other model. what : for the message, what it is needed for"""
-    if not isinstance(embeds(model, source), BertEncoder):
-        raise ValueError(f"{source} makes vectors with a decoder, which {what} does not take")
-    return cast(BertEncoder, model)
+    if isinstance(model, DecoderEmbedder):
+        model_type = model.decoder.settings.model_type
+        kind = f"a {model_type} encoder" if decoders.DECODERS[model_type].encoder else "a decoder"
+        raise ValueError(f"{source} makes vectors with {kind}, which {what} does not take")
+    return cast(BertEncoder, embeds(model, source))
 
 
 def generates(model: Model, source: object) -> Decoder:

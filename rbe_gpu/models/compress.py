@@ -29,7 +29,7 @@ from ..container import Writer, header
 from ..encode import GRADES, compress
 from ..json_checks import dump_json
 from ..threads import blas, get_num_threads
-from .architectures import architecture
+from .architectures import architecture, encodes
 from .bert_tensors import block_of
 from .journal import Journal, NoJournal, digest
 from .load import load
@@ -396,7 +396,7 @@ def _calibration(
     from .calibrate import TRANSFORM, Calibration
     from .calibrate import calibrate as run
     from .calibrate_decoder import DecoderCalibration
-    from .decoder_embedder import DecoderEmbedder
+    from .decoder import Decoder
 
     if not opened.config:
         raise ValueError(f"{source} is not a model folder; calibration runs the model on texts")
@@ -409,8 +409,8 @@ def _calibration(
                 )
         return texts
     model = load(source)
-    if isinstance(model, DecoderEmbedder):
-        raise ValueError(f"{source} makes vectors with a decoder, which calibration does not take")
+    if not isinstance(model, Decoder):
+        model = encodes(model, source, "calibration")
     return run(
         model,
         texts,

@@ -5,8 +5,9 @@
     x_(l+1) = a + down(activation(gate(h)) * up(h)),  h = RMSNorm(a)
     logits  = head RMSNorm(x_L)
 
-Gemma also normalises what attention and the feed-forward part add. The texts of a batch are packed end to end,
-without padding; with a `KVCache` only new tokens are computed.
+Gemma also normalises what attention and the feed-forward part add. ModernBERT, an encoder, has LayerNorms in place of
+RMSNorms, and attention in both directions. The texts of a batch are packed end to end, without padding; with a
+`KVCache` only new tokens are computed.
 """
 
 from __future__ import annotations
@@ -23,11 +24,21 @@ from .. import ops
 from ..blocks import Array, RBEBlocks
 from ..cache import PanelCache
 from ..dispatch import device_memory_errors, device_of, module_of, to_host
-from ..layers import RBEFFN, KVCache, RBEAttention, RBEEmbedding, RBELinear, RBERMSNorm, RBERotary
+from ..layers import (
+    RBEFFN,
+    KVCache,
+    RBEAttention,
+    RBEEmbedding,
+    RBELayerNorm,
+    RBELinear,
+    RBERMSNorm,
+    RBERotary,
+)
 from ..workspace import ThreadWorkspaces, Workspace
 from .bert import DTYPES
 from .chat import ChatTemplate
 from .decoder_tensors import (
+    EMBEDDING_NORM,
     EMBEDDINGS,
     FINAL_NORM,
     HEAD,
@@ -35,6 +46,7 @@ from .decoder_tensors import (
     canonical_name,
     check_tensors,
     has_bias,
+    has_norm,
     linear_weights,
     norm_names,
     tensor_shapes,
@@ -52,14 +64,15 @@ if TYPE_CHECKING:
 
 F32 = NDArray[np.float32]
 Tensors = Mapping[str, "Array | RBEBlocks"]
+Norm = RBERMSNorm | RBELayerNorm
 
 
 class DecoderLayer(NamedTuple):
-    """A layer. `norms` are those of `decoder_tensors.norm_names`."""
+    """A layer. `norms` are those of `decoder_tensors.norm_names`, None where it has none."""
 
     attention: RBEAttention
     ffn: RBEFFN
-    norms: tuple[RBERMSNorm, ...]
+    norms: tuple[Any, ...]
 
     def linear(self, part: str) -> RBELinear:
         """A linear layer by its name in `decoder_tensors.LINEAR_PARTS`."""
@@ -72,8 +85,8 @@ class Decoder:
 
     Parameters
     ----------
-    tensors : name -> array (float32, float16 or bfloat16) or RBEMatrix/RBEVectors, named as in the checkpoint, with
-        or without `model.`; tensors that the decoder does not use are ignored
+    tensors : name -> array (float32, float16 or bfloat16) or RBEMatrix/RBEVectors, named as in a checkpoint of Llama,
+        with or without `model.` (`decoder_tensors`); tensors that the decoder does not use are ignored
     config : config.json
     tokenizer : a `tokenizers.Tokenizer`, or None if only `forward` and `logits` are used
     cache_bytes : memory for decoded float32 panels of compressed linear weights (`BertEncoder`)
@@ -147,9 +160,14 @@ class Decoder:
             dtype = tensor.dtype if self.dtype == np.float32 else self.dtype
             return cast(Array, module_of(tensor).ascontiguousarray(tensor, dtype=dtype))
 
-        def norm(name: str) -> RBERMSNorm:
-            weight = vector(name)
+        def norm(name: str) -> Norm:
+            weight = vector(f"{name}.weight")
+            if c.norm == "layer":
+                return RBELayerNorm(weight, vector(f"{name}.bias") if c.norm_bias else None, c.eps)
             return RBERMSNorm(weight + np.float32(1.0) if c.sandwich else weight, c.eps)
+
+        def head_norm(name: str) -> RBERMSNorm | None:
+            return cast(RBERMSNorm, norm(name)) if c.head_norms else None
 
         def linear(layer: str, part: str) -> RBELinear:
             name = f"{layer}{LINEAR_PARTS[part]}"
@@ -164,6 +182,7 @@ class Decoder:
             kind: RBERotary(rope_frequencies(p, c.head_dim)) for kind, p in c.rotary.items()
         }
         self.word_embeddings = RBEEmbedding(matrix(EMBEDDINGS), self.dtype)
+        self.embedding_norm = norm(EMBEDDING_NORM) if c.embedding_norm else None
         self.final_norm = norm(FINAL_NORM)
         self._head = None if c.tied else matrix(HEAD)
         self.layers: list[DecoderLayer] = []
@@ -171,16 +190,13 @@ class Decoder:
             at = f"model.layers.{i}."
             query, key, value, output, gate, up, down = (linear(at, part) for part in LINEAR_PARTS)
             window = c.windows[i]
-            query_norm, key_norm = (
-                norm(f"{at}self_attn.{name}.weight") if c.head_norms else None
-                for name in ("q_norm", "k_norm")
-            )
+            query_norm, key_norm = (head_norm(f"{at}self_attn.{name}") for name in ("q_norm", "k_norm"))
             attention = RBEAttention(
                 query, key, value, output, c.num_heads, c.num_kv_heads, c.causal,
                 None if window is None else (window - 1, 0 if c.causal else window - 1), c.scale, query_norm,
                 key_norm, rotary[c.layer_type(i)],
             )  # fmt: skip
-            norms = tuple(norm(f"{at}{name}.weight") for name in norm_names(c))
+            norms = tuple(norm(f"{at}{name}") if has_norm(c, i, name) else None for name in norm_names(c))
             self.layers.append(DecoderLayer(attention, RBEFFN(up, down, gate, c.activation), norms))
 
     def tensors(self) -> dict[str, Array | RBEBlocks]:
@@ -188,13 +204,17 @@ class Decoder:
         c = self.settings
         offset = np.float32(1.0 if c.sandwich else 0.0)
 
-        def plain(norm: RBERMSNorm) -> Array:
-            return cast(Array, norm.weight - offset)  # type: ignore[operator]
+        named: dict[str, Array | RBEBlocks] = {EMBEDDINGS: self.word_embeddings.weight}
 
-        named: dict[str, Array | RBEBlocks] = {
-            EMBEDDINGS: self.word_embeddings.weight,
-            FINAL_NORM: plain(self.final_norm),
-        }
+        def add_norm(name: str, norm: Norm | None) -> None:
+            if norm is None:
+                return
+            named[f"{name}.weight"] = cast(Array, norm.weight - offset)  # type: ignore[operator]
+            if isinstance(norm, RBELayerNorm) and norm.bias is not None:
+                named[f"{name}.bias"] = norm.bias
+
+        add_norm(FINAL_NORM, self.final_norm)
+        add_norm(EMBEDDING_NORM, self.embedding_norm)
         if not c.tied:
             named[HEAD] = self.head
         for i, layer in enumerate(self.layers):
@@ -206,10 +226,9 @@ class Decoder:
                 if linear.bias is not None:
                     named[f"{at}{name}.bias"] = linear.bias
             for name, norm in zip(norm_names(c), norms, strict=True):
-                named[f"{at}{name}.weight"] = plain(norm)
-            for name, head_norm in (("q_norm", attention.query_norm), ("k_norm", attention.key_norm)):
-                if head_norm is not None:
-                    named[f"{at}self_attn.{name}.weight"] = plain(head_norm)
+                add_norm(f"{at}{name}", norm)
+            add_norm(f"{at}self_attn.q_norm", attention.query_norm)
+            add_norm(f"{at}self_attn.k_norm", attention.key_norm)
         return named
 
     def with_tensors(self, tensors: Tensors) -> Decoder:
@@ -237,10 +256,12 @@ class Decoder:
     def nbytes(self) -> int:
         """Bytes of all weights in memory, without the cache and the workspace."""
         total = self.word_embeddings.nbytes + self.final_norm.nbytes
+        if self.embedding_norm is not None:
+            total += self.embedding_norm.nbytes
         if self._head is not None:
             total += RBEEmbedding(self._head).nbytes
         for attention, ffn, norms in self.layers:
-            total += attention.nbytes + ffn.nbytes + sum(norm.nbytes for norm in norms)
+            total += attention.nbytes + ffn.nbytes + sum(norm.nbytes for norm in norms if norm is not None)
         return total
 
     @property
@@ -269,10 +290,7 @@ class Decoder:
             Tokens see those behind them, which a cache cannot have.
         """
         c = self.settings
-        if not c.causal:
-            raise ValueError(
-                "the model has attention in both directions: it generates no text and has no cache"
-            )
+        self._check_generates()
         capacity = c.max_positions if capacity is None else min(capacity, c.max_positions)
         return KVCache(c.num_layers, batch, capacity, c.num_kv_heads, c.head_dim, self.dtype, self.device)
 
@@ -336,8 +354,9 @@ class Decoder:
         Raises
         ------
         TypeError, ValueError
-            As `forward`; with `last`, a text has no tokens.
+            As `forward`; with `last`, a text has no tokens; the model has attention in both directions.
         """
+        self._check_generates()
         ids, counts = self._checked(ids, lengths)
         if last and counts.size and counts.min() == 0:
             raise ValueError(f"text {int(np.argmin(counts))} has no tokens, and no last one")
@@ -349,6 +368,10 @@ class Decoder:
         there = module_of(packed).asarray(np.arange(ids.shape[1]) < counts[:, None])
         padded[there] = self._logits(packed)
         return cast(Array, padded)
+
+    def _check_generates(self) -> None:
+        if not self.settings.causal:
+            raise ValueError("the model has attention in both directions: it generates no text")
 
     def _logits(self, states: Array) -> Array:
         """(tokens, vocab_size) float32."""
@@ -422,6 +445,8 @@ class Decoder:
         device_ends, device_positions = placed(cu_seqlens), placed(positions)
         x, y, h = (ws.get(f"decoder.{name}", shape, self.dtype) for name in "xyh")
         self._embed(placed(ids), x, ws)
+        if self.embedding_norm is not None:
+            self.embedding_norm(x, out=x)
         yield x
         for i, (attention, ffn, norms) in enumerate(self.layers):
             arguments: dict[str, Any] = {
@@ -430,16 +455,16 @@ class Decoder:
                 "cache": None if cache is None else cache.layer(i),
                 "workspace": ws,
             }
-            norms[0](x, out=h)
+            source = x if norms[0] is None else norms[0](x, out=h)
             if c.sandwich:
-                attention(h, out=y, **arguments)
+                attention(source, out=y, **arguments)
                 norms[1](y, out=y)
                 norms[2](y, residual=x, out=h, residual_out=x)
                 ffn(h, out=y, workspace=ws)
                 norms[3](y, out=y)
                 ops.add(x, y, out=x)
             else:
-                attention(h, residual=x, out=y, **arguments)
+                attention(source, residual=x, out=y, **arguments)
                 norms[1](y, out=h)
                 ffn(h, residual=y, out=x, workspace=ws)
             if i + 1 < c.num_layers:

@@ -97,6 +97,47 @@ _GEMMA: dict[str, Key] = {
     "attn_logit_softcapping": only(None, effect="soft caps are not supported"),
     **ignored("hidden_act", "cache_implementation", effect="not read by Gemma 3"),
 }
+_MODERNBERT: dict[str, Key] = {
+    **_SHARED,
+    "model_type": honoured("`modernbert`"),
+    **{name: _LLAMA[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "attention_bias")},
+    "intermediate_size": honoured("half of the rows of `mlp.Wi`"),
+    "num_attention_heads": honoured("heads of attention"),
+    "max_position_embeddings": honoured("texts are truncated to so many tokens"),
+    "hidden_activation": honoured("activation of the gate, as `hidden_act` of Llama"),
+    "norm_eps": honoured("eps of layer normalisation"),
+    "norm_bias": honoured("biases of the norms"),
+    "mlp_bias": honoured("biases of the feed-forward layers"),
+    "local_attention": honoured("tokens that a layer with a window sees, half of them on either side"),
+    "layer_types": _WINDOW["layer_types"],
+    "global_attn_every_n_layers": honoured(
+        "every so many layers one without a window, the first one too, where there are no `layer_types`"
+    ),
+    "global_rope_theta": honoured("base of the rotary frequencies of layers without a window"),
+    "local_rope_theta": honoured("base of the rotary frequencies of layers with a window"),
+    "rope_scaling": honoured("of all layers; default or linear; others are refused by name"),
+    "rope_parameters": honoured("the same and theta for each type of layers, as transformers 5 writes it"),
+    "tokenizer_class": honoured("where tokenizer_config.json has none"),
+    "partial_rotary_factor": only(None, 1, 1.0, effect="whole heads are rotated"),
+    "head_dim": only(None, effect="heads are `hidden_size` / `num_attention_heads` wide"),
+    **ignored(
+        *(
+            "embedding_dropout",
+            "mlp_dropout",
+            "attention_dropout",
+            "initializer_cutoff_factor",
+            "reference_compile",
+        ),
+        *("repad_logits_with_grad", "deterministic_flash_attn", "attn_implementation"),
+        effect="of training or speed",
+    ),
+    **ignored("layer_norm_eps", "position_embedding_type", effect="not read by ModernBERT"),
+    **ignored(
+        *("decoder_bias", "classifier_pooling", "classifier_activation", "sparse_prediction"),
+        "sparse_pred_ignore_index",
+        effect="of heads, which are not run",
+    ),
+}
 #: by the key of `settings.FILES`
 CONFIGS: dict[str, dict[str, Key]] = {
     "config.json (llama)": _LLAMA,
@@ -108,6 +149,7 @@ CONFIGS: dict[str, dict[str, Key]] = {
     "config.json (qwen2)": {**_QWEN, "model_type": honoured("`qwen2`")},
     "config.json (qwen3)": {**_QWEN, "model_type": honoured("`qwen3`")},
     "config.json (gemma3_text)": _GEMMA,
+    "config.json (modernbert)": _MODERNBERT,
 }
 GENERATION: dict[str, Key] = {
     "eos_token_id": honoured("the tokens that end a text"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from .checkpoint import check_distinct, check_shapes
 from .decoders import DecoderConfig, decoder_config
 from .dense_modules import PREFIX
+from .tensor_views import Part
 
 #: attribute of `RBEAttention` or `RBEFFN` -> name of its weight in a layer
 LINEAR_PARTS = {
@@ -19,7 +21,42 @@ LINEAR_PARTS = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }
-EMBEDDINGS, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+FINAL_NORM, EMBEDDING_NORM = "model.norm", "model.embed_norm"
+
+
+class Layout(NamedTuple):
+    """How the checkpoints of a `model_type` name and store tensors, where that differs from Llama's.
+
+    Attributes
+    ----------
+    renamed : name of a module in a checkpoint, of a layer behind its number -> here
+    fused : name of a linear layer -> those of LINEAR_PARTS that it is, one below the other
+    """
+
+    renamed: Mapping[str, str]
+    fused: Mapping[str, tuple[str, ...]]
+
+
+#: by model_type of config.json
+LAYOUTS = {
+    "modernbert": Layout(
+        {
+            "embeddings.tok_embeddings": "embed_tokens",
+            "embeddings.norm": "embed_norm",
+            "final_norm": "norm",
+            "attn_norm": "input_layernorm",
+            "mlp_norm": "post_attention_layernorm",
+        },
+        {
+            "attn.Wqkv": ("query", "key", "value"),
+            "attn.Wo": ("output",),
+            "mlp.Wi": ("gate", "up"),
+            "mlp.Wo": ("down",),
+        },
+    ),
+}
+_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 
 
 def canonical_name(name: str) -> str:
@@ -28,7 +65,7 @@ def canonical_name(name: str) -> str:
 
 
 def norm_names(config: DecoderConfig) -> tuple[str, ...]:
-    """The norms of a layer over the hidden states, in the order in which they are applied."""
+    """The norms of a layer over the hidden states, in the order in which they are applied (`has_norm`)."""
     if config.sandwich:
         return (
             "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm",
@@ -36,18 +73,16 @@ def norm_names(config: DecoderConfig) -> tuple[str, ...]:
     return "input_layernorm", "post_attention_layernorm"
 
 
-def tensor_shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor that a decoder reads.
+def has_norm(config: DecoderConfig, index: int, name: str) -> bool:
+    """Whether a layer has a norm of `norm_names`: the first one none where embeddings are normalised."""
+    return not (config.embedding_norm and index == 0 and name == "input_layernorm")
 
-    A generator, since a config from an untrusted file may claim any number of layers.
-    """
+
+def linear_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
+    """The shape of the weight of every linear layer of LINEAR_PARTS."""
     hidden, inner = config.hidden_size, config.intermediate_size
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    yield EMBEDDINGS, (config.vocab_size, hidden)
-    yield FINAL_NORM, (hidden,)
-    if not config.tied:
-        yield HEAD, (config.vocab_size, hidden)
-    shapes = {
+    return {
         "query": (queries, hidden),
         "key": (keys, hidden),
         "value": (keys, hidden),
@@ -56,6 +91,60 @@ def tensor_shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]
         "up": (inner, hidden),
         "down": (hidden, inner),
     }
+
+
+def parts_of(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, Part] | None:
+    """What the tensors of a checkpoint are here: name here -> part of a tensor; None where they are as they are.
+
+    names : in the checkpoint; those that are of no module of the model keep their names
+
+    Raises
+    ------
+    ValueError
+        Two tensors are the same weight.
+    """
+    layout = LAYOUTS.get(str(config["model_type"]))
+    if layout is None:
+        return None
+    settings = decoder_config(config)
+    shapes = linear_shapes(settings)
+    parts: list[tuple[str, Part]] = []
+    for name in names:
+        module, _, kind = name.removeprefix("model.").rpartition(".")
+        layer = _LAYER.fullmatch(module)
+        at, module = ("model.", module) if layer is None else (f"model.layers.{layer[1]}.", layer[2])
+        if layer is not None and module in layout.fused:
+            start = 0
+            for part in layout.fused[module]:
+                stop = start + shapes[part][0]
+                parts.append((f"{at}{LINEAR_PARTS[part]}.{kind}", Part(name, start, stop)))
+                start = stop
+        elif module in layout.renamed:
+            parts.append((f"{at}{layout.renamed[module]}.{kind}", Part(name)))
+        else:
+            parts.append((name, Part(name)))
+    check_distinct((part.name, here) for here, part in parts)
+    return dict(parts)
+
+
+def tensor_shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor that a decoder reads.
+
+    A generator, since a config from an untrusted file may claim any number of layers.
+    """
+    hidden, shapes = config.hidden_size, linear_shapes(config)
+
+    def norm(name: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield f"{name}.weight", (hidden,)
+        if config.norm_bias:
+            yield f"{name}.bias", (hidden,)
+
+    yield EMBEDDINGS, (config.vocab_size, hidden)
+    yield from norm(FINAL_NORM)
+    if config.embedding_norm:
+        yield from norm(EMBEDDING_NORM)
+    if not config.tied:
+        yield HEAD, (config.vocab_size, hidden)
     for i in range(config.num_layers):
         layer = f"model.layers.{i}."
         for part, name in LINEAR_PARTS.items():
@@ -63,7 +152,8 @@ def tensor_shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]
             if has_bias(config, part):
                 yield f"{layer}{name}.bias", shapes[part][:1]
         for name in norm_names(config):
-            yield f"{layer}{name}.weight", (hidden,)
+            if has_norm(config, i, name):
+                yield from norm(f"{layer}{name}")
         if config.head_norms:
             for name in ("q_norm", "k_norm"):
                 yield f"{layer}self_attn.{name}.weight", (config.head_dim,)

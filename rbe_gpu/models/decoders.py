@@ -1,7 +1,8 @@
 """The decoders that load, and where each differs from Llama: one `Decoder` for each `model_type`.
 
-All are stacks of causal attention with rotary positions and a gated feed-forward part, normalised by RMSNorm before
-each. They differ in biases, in norms of queries and keys, in norms behind the parts, and in windows of attention.
+All are stacks of attention and a feed-forward part, normalised before each. They differ in the kind of norm, in norms
+of queries and keys and behind the parts, in positions, biases, gates and windows of attention. ModernBERT, an encoder
+(Warner et al. 2024), is built so, too.
 """
 
 from __future__ import annotations
@@ -31,8 +32,14 @@ class Family:
     sandwich : whether the results of attention and of the feed-forward part are normalised, too, before they are
         added; and norms scale by 1 + weight, word embeddings by sqrt(hidden_size)
     windows : whether layers may see only the last `sliding_window` tokens
-    local_theta : theta of the layers with a window, where they differ; None: all layers rotate alike
+    thetas : of the layers without and with a window, where they differ, the key of config.json and its default; None:
+        all layers rotate alike
+    scaled_local : whether rope_scaling is of the layers with a window, too
     both_directions : whether `use_bidirectional_attention` lets tokens see those behind them
+    encoder : whether tokens always do; such a model makes vectors and generates no text
+    norm : "rms" (RMSNorm) or "layer" (LayerNorm; `norm_bias` of config.json says whether with a bias)
+    embedding_norm : whether word embeddings are normalised, and then not again before the first attention
+    eps : the key of config.json, and its default
     activation : the key of config.json, and its default
     eos : the token that ends a text, where config.json does not say
     """
@@ -43,8 +50,13 @@ class Family:
     head_norms: bool = False
     sandwich: bool = False
     windows: bool = False
-    local_theta: float | None = None
+    thetas: Mapping[str, tuple[str, float]] | None = None
+    scaled_local: bool = False
     both_directions: bool = False
+    encoder: bool = False
+    norm: str = "rms"
+    embedding_norm: bool = False
+    eps: tuple[str, float] = ("rms_norm_eps", 1e-6)
     activation: tuple[str, str] = ("hidden_act", "silu")
     eos: int | None = None
 
@@ -56,8 +68,14 @@ DECODERS: dict[str, Family] = {
     "qwen2": Family(qkv_bias=True, windows=True),
     "qwen3": Family(reads_bias=True, head_norms=True, windows=True),
     "gemma3_text": Family(
-        reads_bias=True, eos=1, head_norms=True, sandwich=True, windows=True, local_theta=10_000.0,
-        both_directions=True, activation=("hidden_activation", "gelu_pytorch_tanh"),
+        reads_bias=True, eos=1, head_norms=True, sandwich=True, windows=True, both_directions=True,
+        thetas={FULL: ("rope_theta", 1e6), SLIDING: ("rope_local_base_freq", 1e4)},
+        activation=("hidden_activation", "gelu_pytorch_tanh"),
+    ),
+    "modernbert": Family(
+        reads_bias=True, ffn_bias=True, windows=True, scaled_local=True, encoder=True, norm="layer",
+        thetas={FULL: ("global_rope_theta", 160_000.0), SLIDING: ("local_rope_theta", 1e4)},
+        embedding_norm=True, eps=("norm_eps", 1e-5), activation=("hidden_activation", "gelu"),
     ),
 }  # fmt: skip
 #: activation of config.json -> of `RBEFFN`
@@ -88,7 +106,8 @@ class DecoderConfig:
     activation : of `RBEFFN`
     qkv_bias, output_bias, ffn_bias : whether the linear layers of queries, keys and values, of the output of
         attention, and of the feed-forward part have a bias
-    head_norms, sandwich : as in `Family`
+    head_norms, sandwich, norm, embedding_norm : as in `Family`
+    norm_bias : whether norms have a bias
     embedding_scale : of the word embeddings; 1 but for Gemma
     scale : of the scores of attention
     tied : whether logits are computed with the word embeddings
@@ -114,6 +133,9 @@ class DecoderConfig:
     ffn_bias: bool
     head_norms: bool
     sandwich: bool
+    norm: str
+    norm_bias: bool
+    embedding_norm: bool
     embedding_scale: float
     scale: float
     tied: bool
@@ -151,21 +173,24 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     head_dim = _optional_size(config, "head_dim", config["hidden_size"] // heads)
     if not 2 <= head_dim <= 256 or head_dim % 2:
         fail("config.json", "head_dim", head_dim, "an even number from 2 to 256")
-    eps = config.get("rms_norm_eps", 1e-6)
+    key, default_eps = family.eps
+    eps = config.get(key, default_eps)
     if type(eps) not in (int, float) or not 0 <= eps < 1:
-        fail("config.json", "rms_norm_eps", eps, "a number from 0 to 1")
+        fail("config.json", key, eps, "a number from 0 to 1")
     key, default = family.activation
     activation = config.get(key) or default
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         fail("config.json", key, activation, f"one of {', '.join(ACTIVATIONS)}")
     bias = _flag(config, "attention_bias", False) and family.reads_bias
-    causal = not (family.both_directions and _flag(config, "use_bidirectional_attention", False))
+    causal = not family.encoder
+    if family.both_directions:
+        causal = not _flag(config, "use_bidirectional_attention", False)
     windows = _windows(config, family, model_type)
     if not causal:  # the window of config.json is that of both directions together
         windows = tuple(None if window is None else window // 2 + 1 for window in windows)
     rotary = {}
     for layer_type in sorted({FULL if w is None else SLIDING for w in windows}):
-        rotary[layer_type] = rope_parameters(config, layer_type, family.local_theta)
+        rotary[layer_type] = rope_parameters(config, layer_type, family.thetas, family.scaled_local)
         check_rope(rotary[layer_type], head_dim)
     scalar = config.get("query_pre_attn_scalar", 256) if family.sandwich else head_dim
     check_positive("query_pre_attn_scalar", scalar)
@@ -186,9 +211,12 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
         ffn_bias=_flag(config, "mlp_bias", False) and family.ffn_bias,
         head_norms=family.head_norms,
         sandwich=family.sandwich,
+        norm=family.norm,
+        norm_bias=family.norm == "layer" and _flag(config, "norm_bias", False),
+        embedding_norm=family.embedding_norm,
         embedding_scale=sqrt(config["hidden_size"]) if family.sandwich else 1.0,
         scale=1.0 / sqrt(scalar),
-        tied=_flag(config, "tie_word_embeddings", family.sandwich),
+        tied=family.encoder or _flag(config, "tie_word_embeddings", family.sandwich),
         causal=causal,
         windows=windows,
         rotary=rotary,
@@ -225,28 +253,27 @@ def _flag(config: Mapping[str, Any], name: str, default: bool) -> bool:
 def _windows(config: Mapping[str, Any], family: Family, model_type: str) -> tuple[int | None, ...]:
     """For each layer the window of config.json, or None for all tokens."""
     layers = config["num_hidden_layers"]
-    window = config.get("sliding_window", 4096)
+    key, usual = ("local_attention", 128) if family.encoder else ("sliding_window", 4096)
+    window = config.get(key, usual)
     uses = _flag(config, "use_sliding_window", not model_type.startswith("qwen"))
     if not family.windows or window is None or not uses:
         window = None
     elif type(window) is not int or window < 1:
-        fail("config.json", "sliding_window", window, "a positive integer or null")
+        fail("config.json", key, window, "a positive integer or null")
     types = config.get("layer_types")
     if types is not None:
         known = isinstance(types, list) and all(kind in (FULL, SLIDING) for kind in types)
         if not known or len(types) != layers:
             fail("config.json", "layer_types", types, f"{layers} times {FULL} or {SLIDING}")
         if window is None and SLIDING in types:
-            fail(
-                "config.json",
-                "sliding_window",
-                config.get("sliding_window"),
-                "a number, as layer_types has it",
-            )
+            fail("config.json", key, config.get(key), "a number, as layer_types has it")
         return tuple(window if kind == SLIDING else None for kind in types)
+    if model_type in ("gemma3_text", "modernbert") and window is None:
+        fail("config.json", key, config.get(key), "a positive integer")
+    if model_type == "modernbert":
+        pattern = _optional_size(config, "global_attn_every_n_layers", 3)
+        return tuple(window if i % pattern else None for i in range(layers))
     if model_type == "gemma3_text":
-        if window is None:
-            fail("config.json", "sliding_window", config.get("sliding_window"), "a positive integer")
         name = "sliding_window_pattern" if "sliding_window_pattern" in config else "_sliding_window_pattern"
         pattern = _optional_size(config, name, 6)
         return tuple(window if (i + 1) % pattern else None for i in range(layers))

@@ -161,11 +161,21 @@ def read_weights(files: Mapping[str, TensorFile]) -> dict[str, np.ndarray[Any, A
 def open_weights(
     settings: FolderSettings, floats: tuple[str, ...] = FLOATS, read_only: bool = False
 ) -> dict[str, MappedFile | TensorViews]:
-    """The mapped file of every tensor of a model, by name: those of the checkpoint and of the Dense modules.
+    """The file of every tensor of a model, by name: those of the checkpoint, perhaps in parts, and of Dense modules.
 
     floats : as of `open_checkpoint`
     """
-    files: dict[str, MappedFile | TensorViews] = {**open_checkpoint(settings.weights, floats, read_only)}
+    stored = open_checkpoint(settings.weights, floats, read_only)
+    files: dict[str, MappedFile | TensorViews] = {**stored}
+    parts = architecture(settings.config).parts(stored, settings.config)
+    if parts is not None:
+        of_file: dict[Path, dict[str, Part]] = {}
+        for name, part in parts.items():
+            of_file.setdefault(stored[part.name].path, {})[name] = part
+        files = {}
+        for of_one in of_file.values():
+            file = stored[next(iter(of_one.values())).name]
+            files |= dict.fromkeys(of_one, TensorViews(file, of_one))
     for i, folder in enumerate(settings.dense):
         for name, file in open_checkpoint(folder, floats, read_only).items():
             kind = name.removeprefix("linear.")

@@ -30,23 +30,29 @@ _NUMBERS = {
 _COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
-def rope_parameters(config: Mapping[str, Any], layer_type: str, local_theta: float | None) -> dict[str, Any]:
+def rope_parameters(
+    config: Mapping[str, Any],
+    layer_type: str,
+    thetas: Mapping[str, tuple[str, float]] | None,
+    scaled_local: bool,
+) -> dict[str, Any]:
     """The rotary embedding of the layers of a type: "rope_type", "rope_theta" and what the kind needs.
 
-    As transformers 5 reads it: `rope_scaling`, if there is one, else `rope_parameters`, which of Gemma is one object
-    for each type of layers. Older files have theta beside them: `rope_theta`, and of Gemma `rope_local_base_freq` for
-    sliding attention, which is not scaled.
+    As transformers 5 reads it: `rope_scaling`, if there is one, else `rope_parameters`, which of Gemma and ModernBERT
+    is one object for each type of layers. Older files have theta beside them: `rope_theta`, and of these two one key
+    for each type of layers.
 
     Parameters
     ----------
     layer_type : "full_attention" or "sliding_attention"
-    local_theta : where full and sliding attention differ: theta of the latter if config.json has none
+    thetas : where full and sliding attention differ: for each the key of theta, and theta where there is none
+    scaled_local : whether `rope_scaling` is of sliding attention, too
     """
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     values = config.get(name) or {}
     if not isinstance(values, Mapping):
         fail("config.json", name, values, "an object")
-    if local_theta is None:
+    if thetas is None:
         return {"rope_theta": config.get("rope_theta", 10000.0), **values}
     sliding = layer_type == "sliding_attention"
     if any(isinstance(part, Mapping) for part in values.values()):
@@ -55,10 +61,10 @@ def rope_parameters(config: Mapping[str, Any], layer_type: str, local_theta: flo
             fail("config.json", f"{name}.{layer_type}", values, "an object")
     elif name == "rope_parameters" and values:
         fail("config.json", name, dict(values), "an object for each type of layers")
-    elif sliding:
+    elif sliding and not scaled_local:
         values = {}
-    theta = config.get("rope_local_base_freq", local_theta) if sliding else config.get("rope_theta", 1e6)
-    return {"rope_theta": theta, **values}
+    key, default = thetas[layer_type]
+    return {"rope_theta": config.get(key, default), **values}
 
 
 def check_positive(name: str, value: Any) -> None:

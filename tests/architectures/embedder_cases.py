@@ -38,16 +38,23 @@ class Embedder(NamedTuple):
 
 
 _BERT = {
-    "model_type": "bert", "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3,
-    "intermediate_size": 40, "hidden_act": "gelu", "max_position_embeddings": 80, "type_vocab_size": 2,
+    "model_type": "bert", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 96, "hidden_act": "gelu", "max_position_embeddings": 80, "type_vocab_size": 2,
 }  # fmt: skip
 _GEMMA = {
-    "model_type": "gemma3_text", "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 4,
-    "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 200,
+    "model_type": "gemma3_text", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 200,
     "rms_norm_eps": 1e-6, "query_pre_attn_scalar": 12, "sliding_window": 9, "_sliding_window_pattern": 6,
     "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
     "rope_theta": 1e6, "rope_local_base_freq": 10000.0, "rope_scaling": None, "use_bidirectional_attention": True,
     "hidden_activation": "gelu_pytorch_tanh", "attn_logit_softcapping": None, "final_logit_softcapping": None,
+}  # fmt: skip
+_MODERNBERT = {
+    "model_type": "modernbert", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5,
+    "num_attention_heads": 4, "max_position_embeddings": 200, "norm_eps": 1e-5, "hidden_activation": "gelu",
+    "global_attn_every_n_layers": 3, "local_attention": 8, "global_rope_theta": 160000.0,
+    "local_rope_theta": 10000.0, "attention_bias": False, "mlp_bias": False, "norm_bias": False, "pad_token_id": 1,
+    "cls_token_id": 0, "sep_token_id": 2, "bos_token_id": 0, "eos_token_id": 2,
 }  # fmt: skip
 _PROMPTS = {"query": "task: search result | query: ", "document": "title: none | text: "}
 
@@ -61,28 +68,47 @@ def _dense(inputs: int, outputs: int, activation: str, bias: bool = False) -> di
 
 CASES: dict[str, Embedder] = {
     "bert, Dense with tanh": Embedder(
-        _BERT, {"pooling_mode": "mean"}, (_dense(24, 16, TANH, bias=True),), normalize=False
+        _BERT, {"pooling_mode": "mean"}, (_dense(64, 48, TANH, bias=True),), normalize=False
     ),
     "bert, two modes, prompt not pooled": Embedder(
         _BERT,
         {"pooling_mode": ["cls", "mean"], "include_prompt": False},
-        (_dense(48, 32, TANH, bias=True), _dense(32, 40, IDENTITY)),
+        (_dense(128, 32, TANH, bias=True), _dense(32, 40, IDENTITY)),
         prompts={"query": "find "},
         call={"prompt_name": "query"},
     ),
     "embeddinggemma": Embedder(
         _GEMMA,
         {"pooling_mode": "mean"},
-        (_dense(24, 96, IDENTITY), _dense(96, 24, IDENTITY)),
+        (_dense(64, 96, IDENTITY), _dense(96, 64, IDENTITY)),
         prompts=_PROMPTS,
         call={"prompt_name": "query"},
     ),
     "embeddinggemma, an even window, documents": Embedder(
         {**_GEMMA, "sliding_window": 12},
         {"pooling_mode": "mean"},
-        (_dense(24, 24, IDENTITY),),
+        (_dense(64, 64, IDENTITY),),
         prompts=_PROMPTS,
         call={"prompt_name": "document"},
+    ),
+    "modernbert": Embedder(_MODERNBERT, {"pooling_mode": "cls"}),
+    "modernbert, with biases, of transformers 5": Embedder(
+        {
+            **{k: v for k, v in _MODERNBERT.items() if "theta" not in k and not k.startswith("global")},
+            "attention_bias": True,
+            "mlp_bias": True,
+            "norm_bias": True,
+            "local_attention": 7,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "layer_types": ["sliding_attention", "full_attention", *["sliding_attention"] * 3],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+            },
+        },
+        {"pooling_mode": "mean"},
+        (_dense(64, 8, TANH, bias=True),),
+        normalize=False,
     ),
 }
 TEXTS = ("The theatre there, then: naïve Café-goers in 東京", "", "x", "word of a longer text, " * 7)
@@ -123,7 +149,12 @@ def write(path: Path, case: Embedder, shapes: Mapping[str, tuple[int, ...]]) -> 
         ],
     }  # fmt: skip
     path.mkdir(parents=True)
-    save_file(weights(dict(shapes)), path / "model.safetensors")
+    made = weights(
+        dict(shapes)
+    )  # for matrices twice as large as those of `cases`: by less, or scores are hundreds
+    save_file(
+        {k: a * np.float32(0.5) if a.ndim == 2 else a for k, a in made.items()}, path / "model.safetensors"
+    )
     for i, (kind, settings) in enumerate(modules):
         if settings is not None:
             files[f"{i}_{kind}/config.json"] = settings

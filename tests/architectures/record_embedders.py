@@ -1,6 +1,7 @@
 """Record what sentence-transformers computes: `python -m tests.architectures.record_embedders`, as `record.py`.
 
-Writes `embedder_vectors.npz`: the shapes of each model's tensors, and the vectors of `TEXTS`, computed in float64.
+Writes `embedder_vectors.npz`: the shapes of each model's tensors, and of `TEXTS` the hidden states of transformers
+and the vectors of sentence-transformers, computed in float64.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModel
 
@@ -34,6 +36,15 @@ def main() -> None:
             # text by text: with a window, a token of padding that sees only padding gives NaN
             vectors = embedder.encode(list(TEXTS), batch_size=1, **case.call)
             recorded[f"{name}.vectors"] = np.asarray(vectors, np.float32)
+            model = AutoModel.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
+            states = []
+            for text in TEXTS:
+                ids = torch.tensor([embedder.tokenizer(text, truncation=True, max_length=60)["input_ids"]])
+                with torch.no_grad():
+                    out = model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
+                # the last of hidden_states is that before the last norm in some models
+                states.append(torch.cat([*out.hidden_states[:-1], out.last_hidden_state]))
+            recorded[f"{name}.states"] = torch.cat(states, dim=1).numpy().astype(np.float32)
             recorded[f"{name}.shapes"] = np.array(json.dumps(shapes))
     np.savez_compressed(Path(__file__).with_name("embedder_vectors.npz"), **recorded)
 

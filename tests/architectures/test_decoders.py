@@ -49,7 +49,8 @@ def close(got: NDArray[Any], want: NDArray[Any], tolerance: float = TOLERANCE) -
 
 
 def test_every_model_type_is_recorded() -> None:
-    assert {config["model_type"] for config in CONFIGS.values()} == set(DECODERS)
+    generate = {name for name, family in DECODERS.items() if not family.encoder}  # others: test_embedders
+    assert {config["model_type"] for config in CONFIGS.values()} == generate
     assert {key.rpartition(".")[0] for key in RECORDED.files} == set(CONFIGS)
 
 
