@@ -184,8 +184,10 @@ class RBEAttention:
         x = as_cupy(x)
         workspace = (workspace or Workspace()).on(device_of(x, "x"))
         context = as_cupy(context)
-        tokens = prod(x.shape[:-1])
-        projections = self.projections(tokens, x.dtype, None if context is None else prod(context.shape[:-1]))
+        projections: RBEAttention | TransformDomainAttention = self
+        if cache is None:  # keys that are cached are those of every later call, whatever its size
+            context_tokens = None if context is None else prod(context.shape[:-1])
+            projections = self.projections(prod(x.shape[:-1]), x.dtype, context_tokens)
         heads = self._mix(projections, x, lengths, mask, context, workspace, cu_seqlens, positions, cache)
         return projections.output(heads, residual, out=out, workspace=workspace)
 

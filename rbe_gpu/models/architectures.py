@@ -38,6 +38,7 @@ class Architecture(NamedTuple):
     tensor_shapes : canonical name and shape of every tensor that is read, of a config.json
     canonical_name : of the name of a tensor in a checkpoint
     parts : of the names of a checkpoint's tensors and a config.json: what they are here (`decoder_tensors.parts_of`)
+    unread : whether a tensor of a checkpoint with that name is no weight, of a config.json
     """
 
     check_config: Callable[[Mapping[str, Any]], object]
@@ -50,6 +51,7 @@ class Architecture(NamedTuple):
     tensor_shapes: Callable[[Mapping[str, Any]], Iterable[tuple[str, tuple[int, ...]]]] = lambda config: ()
     canonical_name: Callable[[str], str] = lambda name: name
     parts: Callable[[Iterable[str], Mapping[str, Any]], dict[str, Part] | None] = lambda names, config: None
+    unread: Callable[[str, Mapping[str, Any]], bool] = lambda name, config: False
 
 
 _EXTRA = ("prompts", "default_prompt_name", "truncate_dim")
@@ -58,7 +60,8 @@ _EXTRA = ("prompts", "default_prompt_name", "truncate_dim")
 def _dense(stored: Mapping[str, Any], where: object) -> tuple[dense_modules.DenseSettings, ...]:
     """The settings of the Dense modules behind the pooling of a model."""
     config = stored["config"]
-    hidden = config["hidden_size"] if _is_decoder(config) else encoders.with_bert_names(config)["hidden_size"]
+    names = decoders.with_llama_names if _is_decoder(config) else encoders.with_bert_names
+    hidden = names(config)["hidden_size"]
     modes, _ = check_pooling(stored.get("pooling"))
     return dense_modules.check_all(stored.get("dense"), hidden * len(modes), where)
 
@@ -164,6 +167,7 @@ _DECODER = Architecture(
     lambda config: decoder_tensors.tensor_shapes(decoders.decoder_config(config)),
     decoder_tensors.canonical_name,
     decoder_tensors.parts_of,
+    decoder_tensors.is_unread,
 )
 #: by model_type of config.json
 ARCHITECTURES = {**dict.fromkeys(encoders.ENCODERS, _ENCODER), **dict.fromkeys(decoders.DECODERS, _DECODER)}

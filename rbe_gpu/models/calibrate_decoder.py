@@ -45,7 +45,8 @@ from .allocation import (
     warn_of_few,
 )
 from .decoder import Decoder, DecoderLayer
-from .decoder_tensors import EMBEDDINGS, HEAD, LINEAR_PARTS
+from .decoder_tensors import EMBEDDINGS, HEAD, POSITIONS, linear_parts
+from .decoders import DecoderConfig
 from .journal import NoJournal
 from .pooling import cu_seqlens_of
 
@@ -73,11 +74,14 @@ _STAGES = {
 class _Stages:
     """A layer in stages: each ends at the input of the next weights."""
 
-    def __init__(self, layer: DecoderLayer, index: int, sandwich: bool) -> None:
+    def __init__(self, layer: DecoderLayer, index: int, settings: DecoderConfig) -> None:
         self._layer = layer
-        self._sandwich = sandwich
+        self._sandwich = settings.sandwich
         self._ws = Workspace()
-        self.names = {part: f"model.layers.{index}.{name}" for part, name in LINEAR_PARTS.items()}
+        self.names = {part: f"model.layers.{index}.{name}" for part, name in linear_parts(settings).items()}
+        self.stages = {
+            stage: tuple(part for part in parts if part in self.names) for stage, parts in _STAGES.items()
+        }
 
     def linear(self, part: str) -> RBELinear:
         owner = self._layer.ffn if part in ("gate", "up", "down") else self._layer.attention
@@ -109,8 +113,8 @@ class _Stages:
 
     def inner(self, h: F32) -> F32:
         """The input of the down projection."""
-        up = self.linear("up")(h, workspace=self._ws)
-        return np.asarray(up * self.linear("gate")(h, workspace=self._ws))
+        up = np.asarray(self.linear("up")(h, workspace=self._ws))
+        return up * self.linear("gate")(h, workspace=self._ws) if "gate" in self.names else up
 
     def finished(self, inner: F32, x: F32) -> F32:
         y = self.linear("down")(inner, workspace=self._ws)
@@ -140,8 +144,23 @@ def windows_of(ids: Sequence[int], window: int = WINDOW, most: int = MOST_TOKENS
     return parts[:: max(1, -(-len(parts) * window // most))]
 
 
-def _embedded(model: Decoder, table: F32, ids: Ids) -> F32:
-    return np.asarray(table[ids] * np.float32(model.settings.embedding_scale), np.float32)
+def _tables(model: Decoder) -> dict[str, F32]:
+    """The tables of words and of learned positions, by name."""
+    tables = {EMBEDDINGS: np.asarray(model.word_embeddings.weight, np.float32)}
+    if model.position_embeddings is not None:
+        tables[POSITIONS] = np.asarray(model.position_embeddings.weight, np.float32)
+    return tables
+
+
+def _embedded(model: Decoder, tables: Mapping[str, F32], texts: _Texts) -> list[F32]:
+    """The hidden states before the first layer, for each group of windows."""
+    states = []
+    for ids, ends in zip(texts.ids, texts.ends, strict=True):
+        x = tables[EMBEDDINGS][ids] * np.float32(model.settings.embedding_scale)
+        if POSITIONS in tables:
+            x += tables[POSITIONS][np.arange(ids.size) - np.repeat(ends[:-1], np.diff(ends))]
+        states.append(np.asarray(x, np.float32))
+    return states
 
 
 def _predictions(model: Decoder, head: Any, states: Sequence[F32]) -> list[F32]:
@@ -204,7 +223,7 @@ class DecoderCalibration:
 
         most = (1 + INT8_SHARE) * divergence(lossy)
         names: list[str] = []
-        for name in LINEAR_PARTS.values():
+        for name in linear_parts(self.model.settings).values():
             part = [f"model.layers.{i}.{name}.weight" for i in range(len(self.model.layers))]
             try:
                 rounded = lossy.with_int8_activations(part)
@@ -256,7 +275,7 @@ def calibrate_decoder(
     windows = windows_of(ids, longest)
     if not windows:
         raise ValueError("the texts have fewer than two tokens; there is nothing to predict")
-    layers = [_Stages(layer, i, model.settings.sandwich) for i, layer in enumerate(model.layers)]
+    layers = [_Stages(layer, i, model.settings) for i, layer in enumerate(model.layers)]
     size = block or DEFAULT_BLOCK
     report("moments", 0, 1)
     every = max(1, len(windows) // 16)
@@ -264,10 +283,12 @@ def calibrate_decoder(
     report("moments", 1, 1)
     weights: dict[str, Weight] = {}
     if tables:
-        values = np.asarray(model.word_embeddings.weight, np.float32)
-        counts = np.bincount(np.asarray(ids), minlength=len(values))
-        scales = row_scales(values, ROW_POWER, counts)
-        weights[EMBEDDINGS] = Weight.of_table(EMBEDDINGS, values, transform, size, scales)
+        for name, values in _tables(model).items():
+            # of positions no row counts more: windows are shorter than texts may be
+            counts = np.bincount(np.asarray(ids), minlength=len(values)) if name == EMBEDDINGS else None
+            weights[name] = Weight.of_table(
+                name, values, transform, size, row_scales(values, ROW_POWER, counts)
+            )
     if not model.settings.tied:
         weights[HEAD] = Weight.of_matrix(HEAD, np.asarray(model.head, np.float32), geometries[HEAD])
     for layer in layers:
@@ -283,11 +304,12 @@ def _dense_pass(
     model: Decoder, texts: _Texts, layers: list[_Stages], transform: str, block: int
 ) -> dict[str, Geometry]:
     """The geometry of every linear layer's input in the dense model, by the layer's name without `.weight`."""
-    table = np.asarray(model.word_embeddings.weight, np.float32)
-    states = [_embedded(model, table, ids) for ids in texts.ids]
+    states = _embedded(model, _tables(model), texts)
     geometries: dict[str, Geometry] = {}
     for layer in layers:
-        moments = {stage: Moments(layer.linear(parts[0]).in_features) for stage, parts in _STAGES.items()}
+        moments = {
+            stage: Moments(layer.linear(parts[-1]).in_features) for stage, parts in layer.stages.items()
+        }
         for i, (x, ends) in enumerate(zip(states, texts.ends, strict=True)):
             h = layer.attention_input(x)
             heads = layer.heads(h, ends)
@@ -297,7 +319,7 @@ def _dense_pass(
             for stage, a in (("qkv", h), ("output", heads), ("gate_up", g), ("down", inner)):
                 moments[stage].add(a, a)
             states[i] = layer.finished(inner, y)
-        for stage, parts in _STAGES.items():
+        for stage, parts in layer.stages.items():
             geo = geometry(moments.pop(stage), transform, block)
             geometries |= {layer.names[part]: geo for part in parts}
     if not model.settings.tied:
@@ -318,9 +340,9 @@ def _measure(
     journal: NoJournal,
 ) -> None:
     """Set each weight's sensitivity: quantise it alone, run the remaining model, divide by the squared step."""
-    table = np.asarray(model.word_embeddings.weight, np.float32)
+    tables = _tables(model)
     head = np.asarray(model.head, np.float32)
-    states = [[_embedded(model, table, ids) for ids in texts.ids]]
+    states = [_embedded(model, tables, texts)]
     for layer in layers:
         states.append([layer.run(x, ends) for x, ends in zip(states[-1], texts.ends, strict=True)])
     dense = _predictions(model, head, states[-1])
@@ -331,17 +353,18 @@ def _measure(
         return max(_divergence(dense, _predictions(model, head, x)), 1e-9)
 
     done = 0
-    if EMBEDDINGS in weights:
-        words = weights[EMBEDDINGS]
+    for name in (name for name in tables if name in weights):
+        rows = weights[name]
 
-        def of_table() -> float:
-            assert words.scales is not None
-            step = words.step_for(PROBE_BITS)
-            probe = quantize_table(table, step, words.scales).decode()
-            x = [_embedded(model, probe, ids) for ids in texts.ids]
-            return finish(x, 0, probe if model.settings.tied else head) / step**2
+        def of_table(name: str = name, rows: Weight = rows) -> float:
+            assert rows.scales is not None
+            step = rows.step_for(PROBE_BITS)
+            probe = quantize_table(tables[name], step, rows.scales).decode()
+            x = _embedded(model, {**tables, name: probe}, texts)
+            makes_logits = name == EMBEDDINGS and model.settings.tied
+            return finish(x, 0, probe if makes_logits else head) / step**2
 
-        words.sensitivity = journal.value(f"sensitivity of {EMBEDDINGS}", of_table)
+        rows.sensitivity = journal.value(f"sensitivity of {name}", of_table)
         report("sensitivity", done := done + 1, len(weights))
     if HEAD in weights:
         last = weights[HEAD]
@@ -398,13 +421,15 @@ class _Encoding:
 
     def run(self, steps: Mapping[str, float]) -> CalibrationResult:
         model, texts = self.model, self.texts
-        table = lossy = np.asarray(model.word_embeddings.weight, np.float32)
-        if EMBEDDINGS in self.weights:
-            lossy = self._table(steps[EMBEDDINGS])
-        texts.dense = [_embedded(model, table, ids) for ids in texts.ids]
-        texts.compressed = [_embedded(model, lossy, ids) for ids in texts.ids]
+        tables = _tables(model)
+        lossy = {
+            name: self._table(name, steps[name]) if name in self.weights else table
+            for name, table in tables.items()
+        }
+        texts.dense = _embedded(model, tables, texts)
+        texts.compressed = _embedded(model, lossy, texts)
         for index, layer in enumerate(model.layers):
-            self._layer(_Stages(layer, index, model.settings.sandwich))
+            self._layer(_Stages(layer, index, model.settings))
         if HEAD in self.weights:
             pairs = (
                 (np.asarray(model.final_norm(a), np.float32), np.asarray(model.final_norm(b), np.float32))
@@ -426,20 +451,20 @@ class _Encoding:
         self.bits[name] = weight.bits_per_weight
         self.report("encoding", len(self.bits), len(self.weights))
 
-    def _table(self, step: float) -> F32:
-        weight = self.weights[EMBEDDINGS]
-        limit = self._limit(EMBEDDINGS, 1.0)
+    def _table(self, name: str, step: float) -> F32:
+        weight = self.weights[name]
+        limit = self._limit(name, 1.0)
 
         def encoded() -> dict[str, Any]:
             def quantized(step: float) -> Any:
                 assert weight.scales is not None
                 return quantize_table(weight.values, step, weight.scales)
 
-            return {EMBEDDINGS: weight.fitted(quantized, step, limit)}
+            return {name: weight.fitted(quantized, step, limit)}
 
-        self.tensors.update(self.journal.tensors(EMBEDDINGS, encoded))
-        self._spend(EMBEDDINGS, self.tensors[EMBEDDINGS])
-        return np.asarray(self.tensors[EMBEDDINGS].decode())
+        self.tensors.update(self.journal.tensors(name, encoded))
+        self._spend(name, self.tensors[name])
+        return np.asarray(self.tensors[name].decode())
 
     def _layer(self, layer: _Stages) -> None:
         texts, lossy = self.texts, layer
@@ -454,7 +479,7 @@ class _Encoding:
             lossy = layer.with_linears(compressed)
 
         both = range(len(texts.ids))
-        stage(_STAGES["qkv"], (
+        stage(layer.stages["qkv"], (
             (layer.attention_input(texts.dense[i]), layer.attention_input(texts.compressed[i])) for i in both
         ))  # fmt: skip
         heads = [
@@ -464,11 +489,11 @@ class _Encoding:
             )
             for i in both
         ]
-        stage(_STAGES["output"], iter(heads))
+        stage(layer.stages["output"], iter(heads))
         for i, (a, b) in enumerate(heads):
             texts.dense[i] = layer.attended(a, texts.dense[i])
             texts.compressed[i] = lossy.attended(b, texts.compressed[i])
-        stage(_STAGES["gate_up"], (
+        stage(layer.stages["gate_up"], (
             (layer.ffn_input(texts.dense[i]), layer.ffn_input(texts.compressed[i])) for i in both
         ))  # fmt: skip
 
@@ -479,7 +504,7 @@ class _Encoding:
                 yield dense, lossy.inner(layer.ffn_input(texts.compressed[i]))
                 texts.dense[i] = layer.finished(dense, texts.dense[i])
 
-        stage(_STAGES["down"], inner())
+        stage(layer.stages["down"], inner())
         for i in both:
             x = texts.compressed[i]
             texts.compressed[i] = lossy.finished(lossy.inner(layer.ffn_input(x)), x)

@@ -5,9 +5,10 @@
     x_(l+1) = a + down(activation(gate(h)) * up(h)),  h = RMSNorm(a)
     logits  = head RMSNorm(x_L)
 
-Gemma also normalises what attention and the feed-forward part add. ModernBERT, an encoder, has LayerNorms in place of
-RMSNorms, and attention in both directions. The texts of a batch are packed end to end, without padding; with a
-`KVCache` only new tokens are computed.
+Gemma also normalises what attention and the feed-forward part add. GPT-2 has LayerNorms in place of RMSNorms,
+embeddings of positions in place of rotations, and no gate. ModernBERT, an encoder, has LayerNorms, and attention in
+both directions. The texts of a batch are packed end to end, without padding; with a `KVCache` only new tokens are
+computed.
 """
 
 from __future__ import annotations
@@ -43,10 +44,12 @@ from .decoder_tensors import (
     FINAL_NORM,
     HEAD,
     LINEAR_PARTS,
+    POSITIONS,
     canonical_name,
     check_tensors,
     has_bias,
     has_norm,
+    linear_parts,
     linear_weights,
     norm_names,
     tensor_shapes,
@@ -182,22 +185,26 @@ class Decoder:
             kind: RBERotary(rope_frequencies(p, c.head_dim)) for kind, p in c.rotary.items()
         }
         self.word_embeddings = RBEEmbedding(matrix(EMBEDDINGS), self.dtype)
+        self.position_embeddings: RBEEmbedding | None = None
+        if c.learned_positions:
+            self.position_embeddings = RBEEmbedding(matrix(POSITIONS), self.dtype)
         self.embedding_norm = norm(EMBEDDING_NORM) if c.embedding_norm else None
         self.final_norm = norm(FINAL_NORM)
         self._head = None if c.tied else matrix(HEAD)
         self.layers: list[DecoderLayer] = []
         for i in range(c.num_layers):
             at = f"model.layers.{i}."
-            query, key, value, output, gate, up, down = (linear(at, part) for part in LINEAR_PARTS)
+            made = {part: linear(at, part) for part in linear_parts(c)}
             window = c.windows[i]
             query_norm, key_norm = (head_norm(f"{at}self_attn.{name}") for name in ("q_norm", "k_norm"))
             attention = RBEAttention(
-                query, key, value, output, c.num_heads, c.num_kv_heads, c.causal,
+                made["query"], made["key"], made["value"], made["output"], c.num_heads, c.num_kv_heads, c.causal,
                 None if window is None else (window - 1, 0 if c.causal else window - 1), c.scale, query_norm,
-                key_norm, rotary[c.layer_type(i)],
+                key_norm, rotary.get(c.layer_type(i)),
             )  # fmt: skip
             norms = tuple(norm(f"{at}{name}") if has_norm(c, i, name) else None for name in norm_names(c))
-            self.layers.append(DecoderLayer(attention, RBEFFN(up, down, gate, c.activation), norms))
+            ffn = RBEFFN(made["up"], made["down"], made.get("gate"), c.activation)
+            self.layers.append(DecoderLayer(attention, ffn, norms))
 
     def tensors(self) -> dict[str, Array | RBEBlocks]:
         """The tensors of the model, with the dtypes that it computes with, named as in `decoder_tensors`."""
@@ -215,12 +222,14 @@ class Decoder:
 
         add_norm(FINAL_NORM, self.final_norm)
         add_norm(EMBEDDING_NORM, self.embedding_norm)
+        if self.position_embeddings is not None:
+            named[POSITIONS] = self.position_embeddings.weight
         if not c.tied:
             named[HEAD] = self.head
         for i, layer in enumerate(self.layers):
             attention, _, norms = layer
             at = f"model.layers.{i}."
-            for part, name in LINEAR_PARTS.items():
+            for part, name in linear_parts(c).items():
                 linear = layer.linear(part)
                 named[f"{at}{name}.weight"] = linear.weight
                 if linear.bias is not None:
@@ -256,8 +265,7 @@ class Decoder:
     def nbytes(self) -> int:
         """Bytes of all weights in memory, without the cache and the workspace."""
         total = self.word_embeddings.nbytes + self.final_norm.nbytes
-        if self.embedding_norm is not None:
-            total += self.embedding_norm.nbytes
+        total += sum(p.nbytes for p in (self.embedding_norm, self.position_embeddings) if p is not None)
         if self._head is not None:
             total += RBEEmbedding(self._head).nbytes
         for attention, ffn, norms in self.layers:
@@ -445,6 +453,8 @@ class Decoder:
         device_ends, device_positions = placed(cu_seqlens), placed(positions)
         x, y, h = (ws.get(f"decoder.{name}", shape, self.dtype) for name in "xyh")
         self._embed(placed(ids), x, ws)
+        if self.position_embeddings is not None:
+            ops.add(x, self._rows(self.position_embeddings, device_positions, y, ws), out=x)
         if self.embedding_norm is not None:
             self.embedding_norm(x, out=x)
         yield x
@@ -474,13 +484,16 @@ class Decoder:
 
     def _embed(self, ids: Array, x: Array, ws: Workspace) -> None:
         """Word embeddings into x, times their scale."""
-        table = self.word_embeddings
-        if table.dtype == self.dtype:
-            table(ids, out=x, workspace=ws)
-        else:
-            x[...] = table(ids, out=ws.get("decoder.stored", x.shape, table.dtype), workspace=ws)
+        self._rows(self.word_embeddings, ids, x, ws)
         if self.settings.embedding_scale != 1.0:
             module_of(x).multiply(x, x.dtype.type(self.settings.embedding_scale), out=x)
+
+    def _rows(self, table: RBEEmbedding, rows: Array, x: Array, ws: Workspace) -> Array:
+        """Rows of a table into x, which is returned."""
+        if table.dtype == self.dtype:
+            return table(rows, out=x, workspace=ws)
+        x[...] = table(rows, out=ws.get("decoder.stored", x.shape, table.dtype), workspace=ws)
+        return x
 
     # --- text -----------------------------------------------------------------------------------------
 

@@ -97,6 +97,29 @@ _GEMMA: dict[str, Key] = {
     "attn_logit_softcapping": only(None, effect="soft caps are not supported"),
     **ignored("hidden_act", "cache_implementation", effect="not read by Gemma 3"),
 }
+_GPT2: dict[str, Key] = {
+    **_SHARED,
+    "model_type": honoured("`gpt2`"),
+    "vocab_size": _LLAMA["vocab_size"],
+    "n_embd": _LLAMA["hidden_size"],
+    "n_layer": _LLAMA["num_hidden_layers"],
+    "n_head": honoured("heads of attention"),
+    "n_inner": honoured("width of the feed-forward layers; null: 4 `n_embd`"),
+    "n_positions": honoured("rows of the position embeddings; tokens of a text at most"),
+    "activation_function": BERT_CONFIG["hidden_act"],
+    "layer_norm_epsilon": honoured("eps of layer normalisation"),
+    "scale_attn_weights": honoured("false: scores are not divided by the square root of the width of a head"),
+    "scale_attn_by_inverse_layer_idx": only(
+        *OFF, effect="scores that are scaled by the layer are not supported"
+    ),
+    **{name: _LLAMA[name] for name in ("tie_word_embeddings", "eos_token_id", "is_decoder", "is_causal")},
+    "use_bidirectional_attention": _LLAMA["use_bidirectional_attention"],
+    **ignored("n_ctx", effect="not read by GPT-2"),
+    **ignored(
+        "resid_pdrop", "embd_pdrop", "attn_pdrop", "attn_implementation", effect="of training or speed"
+    ),
+    **ignored("reorder_and_upcast_attn", effect="of the precision of scores, which are float32"),
+}
 _MODERNBERT: dict[str, Key] = {
     **_SHARED,
     "model_type": honoured("`modernbert`"),
@@ -149,6 +172,7 @@ CONFIGS: dict[str, dict[str, Key]] = {
     "config.json (qwen2)": {**_QWEN, "model_type": honoured("`qwen2`")},
     "config.json (qwen3)": {**_QWEN, "model_type": honoured("`qwen3`")},
     "config.json (gemma3_text)": _GEMMA,
+    "config.json (gpt2)": _GPT2,
     "config.json (modernbert)": _MODERNBERT,
 }
 GENERATION: dict[str, Key] = {

@@ -22,7 +22,7 @@ LINEAR_PARTS = {
     "down": "mlp.down_proj",
 }
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-FINAL_NORM, EMBEDDING_NORM = "model.norm", "model.embed_norm"
+FINAL_NORM, EMBEDDING_NORM, POSITIONS = "model.norm", "model.embed_norm", "model.position_embeddings.weight"
 
 
 class Layout(NamedTuple):
@@ -30,17 +30,46 @@ class Layout(NamedTuple):
 
     Attributes
     ----------
+    prefix : that names of checkpoints with a head begin with
+    layers : what layers are called
     renamed : name of a module in a checkpoint, of a layer behind its number -> here
     fused : name of a linear layer -> those of LINEAR_PARTS that it is, one below the other
+    transposed : whether the weights of `fused` are stored with inputs as rows, as `Conv1D` of transformers does
+    unread : modules of a layer whose tensors are no weights
     """
 
+    prefix: str
+    layers: str
     renamed: Mapping[str, str]
     fused: Mapping[str, tuple[str, ...]]
+    transposed: bool = False
+    unread: tuple[str, ...] = ()
 
 
 #: by model_type of config.json
 LAYOUTS = {
+    "gpt2": Layout(
+        "transformer.",
+        "h",
+        {
+            "wte": "embed_tokens",
+            "wpe": "position_embeddings",
+            "ln_f": "norm",
+            "ln_1": "input_layernorm",
+            "ln_2": "post_attention_layernorm",
+        },
+        {
+            "attn.c_attn": ("query", "key", "value"),
+            "attn.c_proj": ("output",),
+            "mlp.c_fc": ("up",),
+            "mlp.c_proj": ("down",),
+        },
+        transposed=True,
+        unread=("attn.bias", "attn.masked_bias"),  # masks of causal attention
+    ),
     "modernbert": Layout(
+        "model.",
+        "layers",
         {
             "embeddings.tok_embeddings": "embed_tokens",
             "embeddings.norm": "embed_norm",
@@ -56,7 +85,7 @@ LAYOUTS = {
         },
     ),
 }
-_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
+_LAYER = re.compile(r"(layers|h)\.(\d+)\.(.+)")
 
 
 def canonical_name(name: str) -> str:
@@ -78,8 +107,13 @@ def has_norm(config: DecoderConfig, index: int, name: str) -> bool:
     return not (config.embedding_norm and index == 0 and name == "input_layernorm")
 
 
+def linear_parts(config: DecoderConfig) -> dict[str, str]:
+    """LINEAR_PARTS of a decoder: those without a gate lack it."""
+    return {part: name for part, name in LINEAR_PARTS.items() if config.gated or part != "gate"}
+
+
 def linear_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
-    """The shape of the weight of every linear layer of LINEAR_PARTS."""
+    """The shape of the weight of each of LINEAR_PARTS."""
     hidden, inner = config.hidden_size, config.intermediate_size
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     return {
@@ -91,6 +125,13 @@ def linear_shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
         "up": (inner, hidden),
         "down": (hidden, inner),
     }
+
+
+def is_unread(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a tensor of a checkpoint is no weight (`Layout.unread`)."""
+    layout = LAYOUTS.get(str(config["model_type"]))
+    layer = None if layout is None else _LAYER.fullmatch(name.removeprefix(layout.prefix))
+    return layout is not None and layer is not None and layer[3] in layout.unread
 
 
 def parts_of(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, Part] | None:
@@ -110,14 +151,18 @@ def parts_of(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, Part]
     shapes = linear_shapes(settings)
     parts: list[tuple[str, Part]] = []
     for name in names:
-        module, _, kind = name.removeprefix("model.").rpartition(".")
-        layer = _LAYER.fullmatch(module)
-        at, module = ("model.", module) if layer is None else (f"model.layers.{layer[1]}.", layer[2])
+        short = name.removeprefix(layout.prefix)
+        layer = _LAYER.fullmatch(short)
+        if layer is not None and layer[1] != layout.layers:
+            layer = None
+        at, short = ("model.", short) if layer is None else (f"model.layers.{layer[2]}.", layer[3])
+        module, _, kind = short.rpartition(".")
         if layer is not None and module in layout.fused:
+            transposed = layout.transposed and kind == "weight"
             start = 0
             for part in layout.fused[module]:
                 stop = start + shapes[part][0]
-                parts.append((f"{at}{LINEAR_PARTS[part]}.{kind}", Part(name, start, stop)))
+                parts.append((f"{at}{LINEAR_PARTS[part]}.{kind}", Part(name, start, stop, transposed)))
                 start = stop
         elif module in layout.renamed:
             parts.append((f"{at}{layout.renamed[module]}.{kind}", Part(name)))
@@ -143,11 +188,13 @@ def tensor_shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]
     yield from norm(FINAL_NORM)
     if config.embedding_norm:
         yield from norm(EMBEDDING_NORM)
+    if config.learned_positions:
+        yield POSITIONS, (config.max_positions, hidden)
     if not config.tied:
         yield HEAD, (config.vocab_size, hidden)
     for i in range(config.num_layers):
         layer = f"model.layers.{i}."
-        for part, name in LINEAR_PARTS.items():
+        for part, name in linear_parts(config).items():
             yield f"{layer}{name}.weight", shapes[part]
             if has_bias(config, part):
                 yield f"{layer}{name}.bias", shapes[part][:1]
@@ -168,16 +215,17 @@ def has_bias(config: DecoderConfig, part: str) -> bool:
 
 def linear_weights(config: Mapping[str, Any]) -> Iterator[str]:
     """Names of the weights of linear layers, of a config.json."""
-    for i in range(config["num_hidden_layers"]):
-        for name in LINEAR_PARTS.values():
+    settings = decoder_config(config)
+    for i in range(settings.num_layers):
+        for name in linear_parts(settings).values():
             yield f"model.layers.{i}.{name}.weight"
 
 
 def check_tensors(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> None:
     """Raise a ValueError if tensors with these names and shapes are not those of a decoder; others are ignored."""
-    layers = config.get("num_hidden_layers")
-    if type(layers) is int and layers > len(shapes):  # what a config costs is then bounded by the tensors
-        raise ValueError(f"config.json has num_hidden_layers={layers}, but there are {len(shapes)} tensors")
+    settings = decoder_config(config)
+    if settings.num_layers > len(shapes):  # what a config costs is then bounded by the tensors
+        raise ValueError(f"config.json has {settings.num_layers} layers, but there are {len(shapes)} tensors")
     names = [(name, canonical_name(name)) for name in shapes]
     check_distinct(names)
-    check_shapes({short: tuple(shapes[name]) for name, short in names}, tensor_shapes(decoder_config(config)))
+    check_shapes({short: tuple(shapes[name]) for name, short in names}, tensor_shapes(settings))

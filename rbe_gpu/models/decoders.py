@@ -8,10 +8,12 @@ of queries and keys and behind the parts, in positions, biases, gates and window
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any
 
+from ..layers.ffn import GATED
+from .bert_config import ACTIVATIONS as UNGATED
 from .rope_frequencies import check_positive, check_rope, rope_parameters
 from .settings import check_keys, fail
 
@@ -37,7 +39,12 @@ class Family:
     scaled_local : whether rope_scaling is of the layers with a window, too
     both_directions : whether `use_bidirectional_attention` lets tokens see those behind them
     encoder : whether tokens always do; such a model makes vectors and generates no text
+    renamed : Llama's name of a size in config.json -> its name there, where that is another
     norm : "rms" (RMSNorm) or "layer" (LayerNorm; `norm_bias` of config.json says whether with a bias)
+    linear_bias : whether all linear layers and norms have a bias
+    learned_positions : whether positions are embeddings that are added to those of the words, in place of rotations
+    gated : whether the feed-forward part has a gate
+    tied : whether logits are computed with the word embeddings, where config.json does not say
     embedding_norm : whether word embeddings are normalised, and then not again before the first attention
     eps : the key of config.json, and its default
     activation : the key of config.json, and its default
@@ -54,7 +61,12 @@ class Family:
     scaled_local: bool = False
     both_directions: bool = False
     encoder: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
     norm: str = "rms"
+    linear_bias: bool = False
+    learned_positions: bool = False
+    gated: bool = True
+    tied: bool = False
     embedding_norm: bool = False
     eps: tuple[str, float] = ("rms_norm_eps", 1e-6)
     activation: tuple[str, str] = ("hidden_act", "silu")
@@ -68,12 +80,20 @@ DECODERS: dict[str, Family] = {
     "qwen2": Family(qkv_bias=True, windows=True),
     "qwen3": Family(reads_bias=True, head_norms=True, windows=True),
     "gemma3_text": Family(
-        reads_bias=True, eos=1, head_norms=True, sandwich=True, windows=True, both_directions=True,
+        reads_bias=True, eos=1, head_norms=True, sandwich=True, windows=True, both_directions=True, tied=True,
         thetas={FULL: ("rope_theta", 1e6), SLIDING: ("rope_local_base_freq", 1e4)},
         activation=("hidden_activation", "gelu_pytorch_tanh"),
     ),
+    "gpt2": Family(
+        renamed={
+            "hidden_size": "n_embd", "intermediate_size": "n_inner", "num_hidden_layers": "n_layer",
+            "num_attention_heads": "n_head", "max_position_embeddings": "n_positions",
+        },
+        norm="layer", linear_bias=True, learned_positions=True, gated=False, tied=True,
+        eps=("layer_norm_epsilon", 1e-5), activation=("activation_function", "gelu_new"), eos=50256,
+    ),
     "modernbert": Family(
-        reads_bias=True, ffn_bias=True, windows=True, scaled_local=True, encoder=True, norm="layer",
+        reads_bias=True, ffn_bias=True, windows=True, scaled_local=True, encoder=True, norm="layer", tied=True,
         thetas={FULL: ("global_rope_theta", 160_000.0), SLIDING: ("local_rope_theta", 1e4)},
         embedding_norm=True, eps=("norm_eps", 1e-5), activation=("hidden_activation", "gelu"),
     ),
@@ -103,17 +123,17 @@ class DecoderConfig:
 
     Attributes
     ----------
-    activation : of `RBEFFN`
+    activation : of `RBEFFN`; a gated one where the feed-forward part has a gate
     qkv_bias, output_bias, ffn_bias : whether the linear layers of queries, keys and values, of the output of
         attention, and of the feed-forward part have a bias
-    head_norms, sandwich, norm, embedding_norm : as in `Family`
+    head_norms, sandwich, norm, embedding_norm, learned_positions : as in `Family`
     norm_bias : whether norms have a bias
     embedding_scale : of the word embeddings; 1 but for Gemma
     scale : of the scores of attention
     tied : whether logits are computed with the word embeddings
     causal : whether a token sees only those before it and itself
     windows : for each layer how far a token sees: those less than so many tokens away; None: all
-    rotary : the rotary embedding of each type of layer, as `rope_parameters` has it
+    rotary : the rotary embedding of each type of layer, as `rope_parameters` has it; none with learned positions
     eos : tokens that end a text
     """
 
@@ -136,6 +156,7 @@ class DecoderConfig:
     norm: str
     norm_bias: bool
     embedding_norm: bool
+    learned_positions: bool
     embedding_scale: float
     scale: float
     tied: bool
@@ -143,6 +164,11 @@ class DecoderConfig:
     windows: tuple[int | None, ...]
     rotary: dict[str, dict[str, Any]]
     eos: tuple[int, ...]
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward part has a gate."""
+        return self.activation in GATED
 
     def layer_type(self, index: int) -> str:
         return FULL if self.windows[index] is None else SLIDING
@@ -161,11 +187,13 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
         raise ValueError(f"config.json has model_type {model_type!r}; supported: {', '.join(DECODERS)}")
     family = DECODERS[model_type]
     check_keys(config, f"config.json ({model_type})", "config.json")
+    config = with_llama_names(config)
     for name in _SIZES:
         if type(config.get(name)) is not int or config[name] < 1:
-            fail("config.json", name, config.get(name), "a positive integer")
+            fail("config.json", family.renamed.get(name, name), config.get(name), "a positive integer")
     if config["num_hidden_layers"] > MOST_LAYERS:  # what a config alone can cost is bounded
-        fail("config.json", "num_hidden_layers", config["num_hidden_layers"], f"at most {MOST_LAYERS}")
+        name = family.renamed.get("num_hidden_layers", "num_hidden_layers")
+        fail("config.json", name, config["num_hidden_layers"], f"at most {MOST_LAYERS}")
     heads = config["num_attention_heads"]
     kv_heads = _optional_size(config, "num_key_value_heads", heads)
     if heads % kv_heads:
@@ -179,9 +207,10 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
         fail("config.json", key, eps, "a number from 0 to 1")
     key, default = family.activation
     activation = config.get(key) or default
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        fail("config.json", key, activation, f"one of {', '.join(ACTIVATIONS)}")
-    bias = _flag(config, "attention_bias", False) and family.reads_bias
+    activations = ACTIVATIONS if family.gated else UNGATED
+    if not isinstance(activation, str) or activation not in activations:
+        fail("config.json", key, activation, f"one of {', '.join(activations)}")
+    bias = family.linear_bias or (_flag(config, "attention_bias", False) and family.reads_bias)
     causal = not family.encoder
     if family.both_directions:
         causal = not _flag(config, "use_bidirectional_attention", False)
@@ -189,11 +218,14 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     if not causal:  # the window of config.json is that of both directions together
         windows = tuple(None if window is None else window // 2 + 1 for window in windows)
     rotary = {}
-    for layer_type in sorted({FULL if w is None else SLIDING for w in windows}):
+    layer_types = {FULL if w is None else SLIDING for w in windows}
+    for layer_type in sorted(layer_types) if not family.learned_positions else ():
         rotary[layer_type] = rope_parameters(config, layer_type, family.thetas, family.scaled_local)
         check_rope(rotary[layer_type], head_dim)
     scalar = config.get("query_pre_attn_scalar", 256) if family.sandwich else head_dim
     check_positive("query_pre_attn_scalar", scalar)
+    if not _flag(config, "scale_attn_weights", True):
+        scalar = 1
     return DecoderConfig(
         model_type=model_type,
         vocab_size=config["vocab_size"],
@@ -205,23 +237,36 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
         head_dim=head_dim,
         max_positions=config["max_position_embeddings"],
         eps=float(eps),
-        activation=ACTIVATIONS[activation],
+        activation=activations[activation],
         qkv_bias=bias or family.qkv_bias,
         output_bias=bias,
-        ffn_bias=_flag(config, "mlp_bias", False) and family.ffn_bias,
+        ffn_bias=family.linear_bias or (_flag(config, "mlp_bias", False) and family.ffn_bias),
         head_norms=family.head_norms,
         sandwich=family.sandwich,
         norm=family.norm,
-        norm_bias=family.norm == "layer" and _flag(config, "norm_bias", False),
+        norm_bias=family.linear_bias or (family.norm == "layer" and _flag(config, "norm_bias", False)),
         embedding_norm=family.embedding_norm,
+        learned_positions=family.learned_positions,
         embedding_scale=sqrt(config["hidden_size"]) if family.sandwich else 1.0,
         scale=1.0 / sqrt(scalar),
-        tied=family.encoder or _flag(config, "tie_word_embeddings", family.sandwich),
+        tied=family.encoder or _flag(config, "tie_word_embeddings", family.tied),
         causal=causal,
         windows=windows,
         rotary=rotary,
         eos=token_ids(config.get("eos_token_id", family.eos), "config.json", "eos_token_id"),
     )
+
+
+def with_llama_names(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config.json with its sizes under Llama's names, too; others as they are."""
+    family = DECODERS.get(str(config.get("model_type")))
+    if family is None or not family.renamed:
+        return config
+    named = {name: config[other] for name, other in family.renamed.items() if other in config}
+    width = named.get("hidden_size")
+    if named.get("intermediate_size") is None and type(width) is int:
+        named["intermediate_size"] = 4 * width
+    return {**config, **named}
 
 
 def token_ids(value: Any, where: object, name: str) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 from ..json_checks import quoted
+from .decoders import with_llama_names
 from .dense_modules import check_dense
 from .json_files import read_json, read_json_list, read_optional
 from .settings import REFUSED_FILES, check_keys, fail, shown
@@ -238,7 +239,7 @@ def _max_seq_length(
     weights: Path, config: Mapping[str, Any], tokenizer_config: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> int | None:
     """The first of sentence_bert_config.json and tokenizer_config.json that names a length, within the positions."""
-    positions = config.get("max_position_embeddings")
+    positions = with_llama_names(config).get("max_position_embeddings")
     if type(positions) is not int:
         return None  # refused by the check of config.json
     for file, name, value in (

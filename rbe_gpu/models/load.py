@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +165,12 @@ def open_weights(
 
     floats : as of `open_checkpoint`
     """
-    stored = open_checkpoint(settings.weights, floats, read_only)
+    made = architecture(settings.config)
+    stored = open_checkpoint(
+        settings.weights, floats, read_only, lambda name: made.unread(name, settings.config)
+    )
     files: dict[str, MappedFile | TensorViews] = {**stored}
-    parts = architecture(settings.config).parts(stored, settings.config)
+    parts = made.parts(stored, settings.config)
     if parts is not None:
         of_file: dict[Path, dict[str, Part]] = {}
         for name, part in parts.items():
@@ -195,13 +198,17 @@ def open_weights(
 
 
 def open_checkpoint(
-    folder: Path, floats: tuple[str, ...] = FLOATS, read_only: bool = False
+    folder: Path,
+    floats: tuple[str, ...] = FLOATS,
+    read_only: bool = False,
+    unread: Callable[[str], bool] = lambda name: False,
 ) -> dict[str, MappedFile]:
     """The mapped file of every tensor of a folder, by name.
 
     floats : dtypes of weights that are accepted
+    unread : whether a tensor of that name is no weight, and left out
     """
-    files = dict(_files(folder, read_only))
+    files = {name: file for name, file in _files(folder, read_only) if not unread(name)}
     dtypes: dict[Path, dict[str, str]] = {}
     for name, file in files.items():
         dtypes.setdefault(file.path, {})[name] = file.entries[name].dtype

@@ -31,14 +31,18 @@ def one_token(model: Decoder, ids: NDArray[np.int64], cache: KVCache) -> Array |
     Returns
     -------
     (1, hidden_size) float32 in scratch memory, or None where the token has to go op by op: on a GPU, with states of a
-    half type, with weights that are decoded, and if a state is not finite.
+    half type, with weights that are decoded, without rotary positions, RMSNorm or a gate (GPT-2), and if a state is
+    not finite.
 
     Raises
     ------
     ValueError
         The cache has no room.
     """
+    c = model.settings
     if model.device != "cpu" or model.dtype != np.float32 or cache.batch != 1:
+        return None
+    if c.norm != "rms" or c.learned_positions or not c.gated:
         return None
     cache.check_room(np.ones(1, np.int64))
     position = int(cache.lengths[0])

@@ -53,6 +53,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
         },
     },
+    "gpt2": {
+        "model_type": "gpt2", "vocab_size": 61, "n_embd": 24, "n_inner": 40, "n_layer": 3, "n_head": 6,
+        "n_positions": 200, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "n_ctx": 200,
+    },
+    "gpt2, with a head": {
+        "model_type": "gpt2", "vocab_size": 61, "n_embd": 24, "n_layer": 3, "n_head": 3, "n_positions": 200,
+        "activation_function": "relu", "layer_norm_epsilon": 1e-2, "tie_word_embeddings": False,
+        "scale_attn_weights": False,
+    },
 }  # fmt: skip
 LENGTHS = np.array([11, 150, 1])
 NEW_TOKENS = 40

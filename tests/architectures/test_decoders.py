@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import rbe_gpu as rbe
+from rbe_gpu.layers import KVCache, RBEAttention
 from rbe_gpu.models.decoder import Decoder
+from rbe_gpu.models.decoder_tensors import parts_of
 from rbe_gpu.models.decoders import DECODERS, DecoderConfig, decoder_config
 from rbe_gpu.models.load import load
 
@@ -36,8 +38,20 @@ def folder(name: str, path: Path, **changes: Any) -> Path:
     return path
 
 
+def named(name: str) -> dict[str, NDArray[np.float32]]:
+    """The tensors as a decoder takes them."""
+    stored = tensors(name)
+    parts = parts_of(stored, CONFIGS[name])
+    if parts is None:
+        return stored
+    return {
+        here: np.ascontiguousarray((stored[p.name].T if p.transposed else stored[p.name])[p.start : p.stop])
+        for here, p in parts.items()
+    }
+
+
 def model(name: str) -> Decoder:
-    return Decoder(tensors(name), CONFIGS[name])
+    return Decoder(named(name), CONFIGS[name])
 
 
 def packed(states: Any) -> NDArray[np.float32]:
@@ -98,7 +112,7 @@ def test_greedy_texts(name: str) -> None:
         assert list(got.ids) == want.tolist()
         assert (got.reason, got.prompt_tokens) == ("length", len(prompt))
     ends = int(RECORDED[f"{name}.tokens"][0, 5])
-    stopped = Decoder(tensors(name), {**CONFIGS[name], "eos_token_id": [ends]}).generate(prompts, NEW_TOKENS)
+    stopped = Decoder(named(name), {**CONFIGS[name], "eos_token_id": [ends]}).generate(prompts, NEW_TOKENS)
     for got, want in zip(stopped, RECORDED[f"{name}.tokens"].tolist(), strict=True):
         expected = want[: want.index(ends) + 1] if ends in want else want
         assert list(got.ids) == expected
@@ -120,9 +134,9 @@ def test_compressed_files_are_loaded(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
 def test_half_types(name: str, dtype: str) -> None:
-    decoder = Decoder(tensors(name), CONFIGS[name], dtype=dtype)
+    decoder = Decoder(named(name), CONFIGS[name], dtype=dtype)
     got = packed(decoder.logits(inputs(), LENGTHS))
     want = RECORDED[f"{name}.logits"]
     assert got.dtype == np.float32
@@ -134,8 +148,8 @@ def test_half_types(name: str, dtype: str) -> None:
     [
         (
             "llama",
-            {"model_type": "gpt2"},
-            "model_type 'gpt2'; supported: .*llama, mistral, qwen2, qwen3, gemma3_text",
+            {"model_type": "gpt_neo"},
+            "model_type 'gpt_neo'; supported: .*llama, mistral, qwen2, qwen3, gemma3_text, gpt2",
         ),
         (
             "llama",
@@ -144,7 +158,7 @@ def test_half_types(name: str, dtype: str) -> None:
         ),
         ("llama", {"num_hidden_layers": 0}, "num_hidden_layers=0; needs a positive integer"),
         ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000; needs at most 10000"),
-        ("llama", {"num_hidden_layers": 999}, "num_hidden_layers=999, but there are 30 tensors"),
+        ("llama", {"num_hidden_layers": 999}, "999 layers, but there are 30 tensors"),
         ("llama", {"num_hidden_layers": 4}, "no tensor 'model.layers.3.self_attn.q_proj.weight'"),
         (
             "llama",
@@ -180,6 +194,17 @@ def test_half_types(name: str, dtype: str) -> None:
         ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0: soft caps"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "vectors of texts, and needs modules.json"),
         ("llama", {"use_bidirectional_attention": True}, "only causal attention"),
+        ("gpt2", {"n_layer": 0}, "n_layer=0; needs a positive integer"),
+        ("gpt2", {"n_layer": 10**9}, "n_layer=1000000000; needs at most 10000"),
+        ("gpt2", {"n_embd": "x"}, 'n_embd="x"; needs a positive integer'),
+        ("gpt2", {"n_head": 5}, r'c_attn.(weight|bias)" has 72 rows, config.json says 60'),
+        ("gpt2", {"n_inner": None}, r'mlp.c_fc.(weight|bias)" has 40 rows, config.json says 96'),
+        ("gpt2", {"n_positions": 100}, r"position_embeddings.weight has shape \(200, 24\)"),
+        ("gpt2", {"activation_function": "snake"}, 'activation_function="snake"'),
+        ("gpt2", {"layer_norm_epsilon": -1}, "layer_norm_epsilon=-1; needs a number from 0 to 1"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scores that are scaled by the layer"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention=true"),
+        ("gpt2", {"hidden_size": 24}, 'unknown key "hidden_size"'),
     ],
 )
 def test_what_is_not_supported_is_named(name: str, changes: dict, message: str, tmp_path: Path) -> None:
@@ -224,3 +249,36 @@ def test_a_decoder_and_an_encoder_are_told_apart(tmp_path: Path) -> None:
     assert generates(decoder, "x") is decoder
     with pytest.raises(ValueError, match="x is a decoder, which makes no vectors of texts"):
         embeds(decoder, "x")
+
+
+def test_masks_of_gpt2_are_not_read(tmp_path: Path) -> None:
+    """Checkpoints hold them as weights; those of a model without a head have no prefix."""
+    path = folder("gpt2", tmp_path / "model")
+    stored = {name.removeprefix("transformer."): a for name, a in tensors("gpt2").items()}
+    masks = {f"h.{i}.attn.bias": np.ones((1, 1, 200, 200), np.uint8) for i in range(3)}
+    save_file(
+        {**stored, **masks, "h.0.attn.masked_bias": np.full(1, -1e4, np.float32)}, path / "model.safetensors"
+    )
+    decoder = load(path)
+    assert close(packed(decoder.logits(inputs(), LENGTHS)), RECORDED["gpt2.logits"])
+    rbe.compress_model(path, tmp_path / "m.rbe.safetensors", codes="dense-int12", transform="none")
+    assert "bias" not in " ".join(rbe.load_file(tmp_path / "m.rbe.safetensors")[0]).replace(
+        "proj.bias", ""
+    ).replace("norm.bias", "")
+
+
+def test_a_cache_keeps_the_features_of_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are those of every later call: no call with a cache has them in the transform domain."""
+    random = np.random.default_rng(0)
+    q, k, v, o = (random.standard_normal((128, 128)).astype(np.float32) / 8 for _ in range(4))
+    attention = RBEAttention.from_dense(q, k, v, o, 2, causal=True, codes="dense-int8", transform="dct")
+    derived = attention._transform_domain()
+    assert derived is not None
+    monkeypatch.setattr(attention, "_projections", lambda x, context: derived if len(x) > 1 else attention)
+    x = random.standard_normal((9, 128)).astype(np.float32)
+    want = attention(x, cu_seqlens=np.array([0, 9]))
+    cache = KVCache(1, 1, 16, 2, 64)
+    first = attention(x[:8], cu_seqlens=np.array([0, 8]), cache=cache.layer(0))
+    cache.lengths += 8
+    last = attention(x[8:], cu_seqlens=np.array([0, 1]), cache=cache.layer(0))
+    assert close(np.concatenate([first, last]), want)
