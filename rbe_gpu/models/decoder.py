@@ -59,7 +59,7 @@ from .generate import Generation, Sampling, generate, sampling_of
 from .int8_check import check_int8_activations
 from .one_token import one_token
 from .pooling import cu_seqlens_of
-from .rope_frequencies import rope_frequencies
+from .rope_frequencies import rope_amplitude, rope_frequencies
 from .tokenizer import check_unicode, tokenizer_errors
 
 if TYPE_CHECKING:
@@ -182,7 +182,8 @@ class Decoder:
             )
 
         rotary = self.rotary = {
-            kind: RBERotary(rope_frequencies(p, c.head_dim)) for kind, p in c.rotary.items()
+            kind: RBERotary(rope_frequencies(p, c.head_dim), rope_amplitude(p))
+            for kind, p in c.rotary.items()
         }
         self.word_embeddings = RBEEmbedding(matrix(EMBEDDINGS), self.dtype)
         self.position_embeddings: RBEEmbedding | None = None

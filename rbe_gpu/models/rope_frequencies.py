@@ -4,14 +4,15 @@
     f_j / factor                                                        "linear" (Chen et al. 2023)
     f_j / factors[j]                                                    "factors", as GGUF files hold them
     f_j, f_j / factor, or a mixture, by the wavelength 2 pi / f_j       "llama3" (Grattafiori et al. 2024)
+    f_j, f_j / factor, or a mixture, by j                               "yarn" (Peng et al. 2023)
 
-Computed in float32, as models were trained.
+Computed in float32, as models were trained. YaRN also multiplies cosines and sines (`rope_amplitude`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import pi
+from math import ceil, floor, log, pi
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,10 @@ _NUMBERS = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "factors": (),
+    "yarn": ("factor", "original_max_position_embeddings"),
 }
+#: numbers that a kind may have, positive, or null
+_OPTIONAL = {"yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")}
 #: keys that are read of every kind
 _COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
@@ -53,7 +57,7 @@ def rope_parameters(
     if not isinstance(values, Mapping):
         fail("config.json", name, values, "an object")
     if thetas is None:
-        return {"rope_theta": config.get("rope_theta", 10000.0), **values}
+        return _completed({"rope_theta": config.get("rope_theta", 10000.0), **values}, config)
     sliding = layer_type == "sliding_attention"
     if any(isinstance(part, Mapping) for part in values.values()):
         values = values.get(layer_type) or {}
@@ -64,7 +68,18 @@ def rope_parameters(
     elif sliding and not scaled_local:
         values = {}
     key, default = thetas[layer_type]
-    return {"rope_theta": config.get(key, default), **values}
+    return _completed({"rope_theta": config.get(key, default), **values}, config)
+
+
+def _kind(parameters: Mapping[str, Any]) -> Any:
+    return parameters.get("rope_type", parameters.get("type", "default"))
+
+
+def _completed(parameters: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """With the context that YaRN extends, which is that of the config where it is not named."""
+    if _kind(parameters) == "yarn":
+        parameters.setdefault("original_max_position_embeddings", config.get("max_position_embeddings"))
+    return parameters
 
 
 def check_positive(name: str, value: Any) -> None:
@@ -76,12 +91,14 @@ def check_positive(name: str, value: Any) -> None:
 
 def check_rope(parameters: Mapping[str, Any], head_dim: int) -> None:
     """Raise a ValueError for a rotary embedding that is not supported, naming what it is."""
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    kind = _kind(parameters)
     if not isinstance(kind, str) or kind not in _NUMBERS:
         raise ValueError(
             f"config.json has the rotary embedding {shown(kind)} (rope_scaling); supported: {', '.join(_NUMBERS)}"
         )
-    known = {*_COMMON, *_NUMBERS[kind], *(("factors",) if kind == "factors" else ())}
+    optional = _OPTIONAL.get(kind, ())
+    others = {"factors": ("factors",), "yarn": ("truncate",)}.get(kind, ())
+    known = {*_COMMON, *_NUMBERS[kind], *optional, *others}
     unknown = sorted(set(parameters) - known)
     if unknown:
         raise ValueError(
@@ -96,6 +113,13 @@ def check_rope(parameters: Mapping[str, Any], head_dim: int) -> None:
         )
     for name in ("rope_theta", *_NUMBERS[kind]):
         check_positive(f"{name} of the rotary embedding", parameters.get(name))
+    for name in optional:
+        if parameters.get(name) is not None:
+            check_positive(f"{name} of the rotary embedding", parameters[name])
+    if kind == "yarn" and parameters["rope_theta"] <= 1:
+        fail("config.json", "rope_theta of the rotary embedding", parameters["rope_theta"], "more than 1")
+    if parameters.get("truncate", True) is not True:
+        fail("config.json", "truncate of the rotary embedding", parameters["truncate"], "true")
     if kind == "llama3" and parameters["low_freq_factor"] >= parameters["high_freq_factor"]:
         fail("config.json", "low_freq_factor", parameters["low_freq_factor"], "less than high_freq_factor")
     factors = parameters.get("factors")
@@ -112,14 +136,32 @@ def rope_frequencies(parameters: Mapping[str, Any], head_dim: int) -> F32:
     theta = np.float32(parameters["rope_theta"])
     exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     frequencies = np.asarray(np.float32(1.0) / theta**exponent, np.float32)
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    kind = _kind(parameters)
     if kind == "linear":
         return np.asarray(frequencies / np.float32(parameters["factor"]))
     if kind == "factors":
         return np.asarray(frequencies / np.asarray(parameters["factors"], np.float32))
     if kind == "llama3":
         return _llama3(frequencies, parameters)
+    if kind == "yarn":
+        return _yarn(frequencies, parameters, head_dim)
     return frequencies
+
+
+def rope_amplitude(parameters: Mapping[str, Any]) -> float:
+    """What cosines and sines are multiplied with, of parameters that `check_rope` has let through."""
+    if _kind(parameters) != "yarn":
+        return 1.0
+    given = parameters.get("attention_factor")
+    if given is not None:
+        return float(given)
+
+    def of(scale: float, mscale: float = 1.0) -> float:
+        return 1.0 if scale <= 1 else 0.1 * mscale * log(scale) + 1.0
+
+    factor, mscale, all_dim = (parameters.get(name) for name in ("factor", "mscale", "mscale_all_dim"))
+    assert factor is not None
+    return of(factor, mscale) / of(factor, all_dim) if mscale and all_dim else of(factor)
 
 
 def _llama3(frequencies: F32, parameters: Mapping[str, Any]) -> F32:
@@ -129,3 +171,19 @@ def _llama3(frequencies: F32, parameters: Mapping[str, Any]) -> F32:
     # from 0 where the context holds `low` wavelengths to 1 where it holds `high`
     share = np.clip((context / wavelength - low) / (high - low), np.float32(0), np.float32(1))
     return np.asarray((1 - share) * frequencies / factor + share * frequencies, np.float32)
+
+
+def _yarn(frequencies: F32, parameters: Mapping[str, Any], head_dim: int) -> F32:
+    """Pairs that turn `beta_fast` times within the context as they are, those of `beta_slow` divided by `factor`."""
+    theta, context = parameters["rope_theta"], parameters["original_max_position_embeddings"]
+    fast, slow = parameters.get("beta_fast") or 32, parameters.get("beta_slow") or 1
+
+    def pair_of(turns: float) -> float:
+        return float(head_dim * log(context / (turns * 2 * pi)) / (2 * log(theta)))
+
+    low = max(floor(pair_of(fast)), 0)
+    high = min(ceil(pair_of(slow)), head_dim - 1)
+    ramp = np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)
+    share = 1 - np.clip(ramp / np.float32(high - low or 0.001), np.float32(0), np.float32(1))
+    divided = frequencies / np.float32(parameters["factor"])
+    return np.asarray(divided * (1 - share) + frequencies * share, np.float32)

@@ -53,6 +53,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
         },
     },
+    "qwen3, yarn": {
+        "model_type": "qwen3", **_SIZES, "head_dim": 32, "rope_theta": 1e4,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 50},
+    },
+    "llama, yarn": {
+        "model_type": "llama", **_SIZES, "head_dim": 32,
+        "rope_parameters": {
+            "rope_type": "yarn", "factor": 3.0, "rope_theta": 1e3, "beta_fast": 8, "beta_slow": 2, "mscale": 0.7,
+            "mscale_all_dim": 0.4,
+        },
+    },
     "gpt2": {
         "model_type": "gpt2", "vocab_size": 61, "n_embd": 24, "n_inner": 40, "n_layer": 3, "n_head": 6,
         "n_positions": 200, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "n_ctx": 200,

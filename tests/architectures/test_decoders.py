@@ -143,6 +143,9 @@ def test_half_types(name: str, dtype: str) -> None:
     assert np.linalg.norm(got - want) <= {"float16": 0.01, "bfloat16": 0.06}[dtype] * np.linalg.norm(want)
 
 
+_YARN = {"rope_type": "yarn", "factor": 4.0}
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
@@ -166,7 +169,13 @@ def test_half_types(name: str, dtype: str) -> None:
             r"model.embed_tokens.weight has shape \(61, 24\), config.json says \(62, 24\)",
         ),
         ("llama", {"head_dim": 7}, "head_dim=7; needs an even number"),
-        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 'rotary embedding "yarn"'),
+        ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, 'rotary embedding "dynamic"'),
+        ("llama", {"rope_scaling": {"rope_type": "yarn"}}, "factor of the rotary embedding=null"),
+        ("llama", {"rope_scaling": {**_YARN, "beta_fast": -1}}, "beta_fast of the rotary embedding=-1"),
+        ("llama", {"rope_scaling": {**_YARN, "attention_factor": "x"}}, "attention_factor of the rotary"),
+        ("llama", {"rope_scaling": {**_YARN, "truncate": False}}, "truncate of the rotary embedding=false"),
+        ("llama", {"rope_scaling": {**_YARN, "low_freq_factor": 1}}, "low_freq_factor=1 of rope_scaling"),
+        ("llama", {"rope_theta": 1, "rope_scaling": _YARN}, "rope_theta of the rotary embedding=1; needs"),
         ("llama", {"rope_scaling": {"rope_type": "linear"}}, "factor of the rotary embedding=null"),
         (
             "llama",
