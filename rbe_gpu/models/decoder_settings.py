@@ -97,6 +97,22 @@ _GEMMA: dict[str, Key] = {
     "attn_logit_softcapping": only(None, effect="soft caps are not supported"),
     **ignored("hidden_act", "cache_implementation", effect="not read by Gemma 3"),
 }
+_PHI3: dict[str, Key] = {
+    **{
+        name: key
+        for name, key in _LLAMA.items()
+        if name not in ("mlp_bias", "pretraining_tp", "is_llama_config")
+    },
+    "model_type": honoured("`phi3`"),
+    "sliding_window": _WINDOW["sliding_window"],
+    "rope_scaling": honoured("default; others (longrope, su) are refused by name"),
+    "original_max_position_embeddings": Key("of longrope, which is refused"),
+    "attention_bias": only(*OFF, effect="Phi-3 has no biases"),
+    **ignored("auto_map", effect="code for versions of transformers without Phi-3; it is not run"),
+    **ignored(
+        "resid_pdrop", "embd_pdrop", "attention_dropout", "attn_implementation", effect="of training or speed"
+    ),
+}
 _GPT2: dict[str, Key] = {
     **_SHARED,
     "model_type": honoured("`gpt2`"),
@@ -172,6 +188,7 @@ CONFIGS: dict[str, dict[str, Key]] = {
     "config.json (qwen2)": {**_QWEN, "model_type": honoured("`qwen2`")},
     "config.json (qwen3)": {**_QWEN, "model_type": honoured("`qwen3`")},
     "config.json (gemma3_text)": _GEMMA,
+    "config.json (phi3)": _PHI3,
     "config.json (gpt2)": _GPT2,
     "config.json (modernbert)": _MODERNBERT,
 }

@@ -67,6 +67,12 @@ LAYOUTS = {
         transposed=True,
         unread=("attn.bias", "attn.masked_bias"),  # masks of causal attention
     ),
+    "phi3": Layout(
+        "model.",
+        "layers",
+        {},
+        {"self_attn.qkv_proj": ("query", "key", "value"), "mlp.gate_up_proj": ("gate", "up")},
+    ),
     "modernbert": Layout(
         "model.",
         "layers",
@@ -164,8 +170,8 @@ def parts_of(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, Part]
                 stop = start + shapes[part][0]
                 parts.append((f"{at}{LINEAR_PARTS[part]}.{kind}", Part(name, start, stop, transposed)))
                 start = stop
-        elif module in layout.renamed:
-            parts.append((f"{at}{layout.renamed[module]}.{kind}", Part(name)))
+        elif layer is not None or module in layout.renamed:
+            parts.append((f"{at}{layout.renamed.get(module, module)}.{kind}", Part(name)))
         else:
             parts.append((name, Part(name)))
     check_distinct((part.name, here) for here, part in parts)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..layers.ffn import GATED
 from .bert_config import ACTIVATIONS as UNGATED
-from .rope_frequencies import check_positive, check_rope, rope_parameters
+from .rope_frequencies import KINDS, check_positive, check_rope, rope_parameters
 from .settings import check_keys, fail
 
 MOST_LAYERS = 10_000
@@ -36,6 +36,7 @@ class Family:
     windows : whether layers may see only the last `sliding_window` tokens
     thetas : of the layers without and with a window, where they differ, the key of config.json and its default; None:
         all layers rotate alike
+    rope_kinds : of rotary embeddings that it may have
     scaled_local : whether rope_scaling is of the layers with a window, too
     both_directions : whether `use_bidirectional_attention` lets tokens see those behind them
     encoder : whether tokens always do; such a model makes vectors and generates no text
@@ -58,6 +59,7 @@ class Family:
     sandwich: bool = False
     windows: bool = False
     thetas: Mapping[str, tuple[str, float]] | None = None
+    rope_kinds: tuple[str, ...] = KINDS
     scaled_local: bool = False
     both_directions: bool = False
     encoder: bool = False
@@ -84,6 +86,8 @@ DECODERS: dict[str, Family] = {
         thetas={FULL: ("rope_theta", 1e6), SLIDING: ("rope_local_base_freq", 1e4)},
         activation=("hidden_activation", "gelu_pytorch_tanh"),
     ),
+    # what Phi-3 calls yarn is another embedding
+    "phi3": Family(windows=True, rope_kinds=("default",), eps=("rms_norm_eps", 1e-5), eos=32000),
     "gpt2": Family(
         renamed={
             "hidden_size": "n_embd", "intermediate_size": "n_inner", "num_hidden_layers": "n_layer",
@@ -221,7 +225,7 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     layer_types = {FULL if w is None else SLIDING for w in windows}
     for layer_type in sorted(layer_types) if not family.learned_positions else ():
         rotary[layer_type] = rope_parameters(config, layer_type, family.thetas, family.scaled_local)
-        check_rope(rotary[layer_type], head_dim)
+        check_rope(rotary[layer_type], head_dim, family.rope_kinds)
     scalar = config.get("query_pre_attn_scalar", 256) if family.sandwich else head_dim
     check_positive("query_pre_attn_scalar", scalar)
     if not _flag(config, "scale_attn_weights", True):
@@ -298,8 +302,8 @@ def _flag(config: Mapping[str, Any], name: str, default: bool) -> bool:
 def _windows(config: Mapping[str, Any], family: Family, model_type: str) -> tuple[int | None, ...]:
     """For each layer the window of config.json, or None for all tokens."""
     layers = config["num_hidden_layers"]
-    key, usual = ("local_attention", 128) if family.encoder else ("sliding_window", 4096)
-    window = config.get(key, usual)
+    key = "local_attention" if family.encoder else "sliding_window"
+    window = config.get(key, {"modernbert": 128, "phi3": None}.get(model_type, 4096))
     uses = _flag(config, "use_sliding_window", not model_type.startswith("qwen"))
     if not family.windows or window is None or not uses:
         window = None

@@ -11,7 +11,7 @@ Computed in float32, as models were trained. YaRN also multiplies cosines and si
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import ceil, floor, log, pi
 from typing import Any
 
@@ -21,13 +21,15 @@ from numpy.typing import NDArray
 from .settings import fail, shown
 
 F32 = NDArray[np.float32]
-_NUMBERS = {
+_NUMBERS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "factors": (),
     "yarn": ("factor", "original_max_position_embeddings"),
 }
+#: what is supported
+KINDS = tuple(_NUMBERS)
 #: numbers that a kind may have, positive, or null
 _OPTIONAL = {"yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")}
 #: keys that are read of every kind
@@ -89,12 +91,12 @@ def check_positive(name: str, value: Any) -> None:
         fail("config.json", name, value, "a positive number")
 
 
-def check_rope(parameters: Mapping[str, Any], head_dim: int) -> None:
-    """Raise a ValueError for a rotary embedding that is not supported, naming what it is."""
+def check_rope(parameters: Mapping[str, Any], head_dim: int, kinds: Collection[str] = KINDS) -> None:
+    """Raise a ValueError for a rotary embedding that is not one of `kinds`, or not supported, naming what it is."""
     kind = _kind(parameters)
-    if not isinstance(kind, str) or kind not in _NUMBERS:
+    if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(
-            f"config.json has the rotary embedding {shown(kind)} (rope_scaling); supported: {', '.join(_NUMBERS)}"
+            f"config.json has the rotary embedding {shown(kind)} (rope_scaling); supported: {', '.join(kinds)}"
         )
     optional = _OPTIONAL.get(kind, ())
     others = {"factors": ("factors",), "yarn": ("truncate",)}.get(kind, ())

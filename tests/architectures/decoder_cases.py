@@ -64,6 +64,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "mscale_all_dim": 0.4,
         },
     },
+    "phi3": {
+        "model_type": "phi3", **_SIZES, "sliding_window": 8, "pad_token_id": 0,
+        "original_max_position_embeddings": 200,
+    },
     "gpt2": {
         "model_type": "gpt2", "vocab_size": 61, "n_embd": 24, "n_inner": 40, "n_layer": 3, "n_head": 6,
         "n_positions": 200, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "n_ctx": 200,

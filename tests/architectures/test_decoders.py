@@ -152,7 +152,7 @@ _YARN = {"rope_type": "yarn", "factor": 4.0}
         (
             "llama",
             {"model_type": "gpt_neo"},
-            "model_type 'gpt_neo'; supported: .*llama, mistral, qwen2, qwen3, gemma3_text, gpt2",
+            "model_type 'gpt_neo'; supported: .*llama, mistral, qwen2, qwen3, gemma3_text, phi3, gpt2",
         ),
         (
             "llama",
@@ -203,6 +203,20 @@ _YARN = {"rope_type": "yarn", "factor": 4.0}
         ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0: soft caps"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "vectors of texts, and needs modules.json"),
         ("llama", {"use_bidirectional_attention": True}, "only causal attention"),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "longrope", "short_factor": [1, 1]}},
+            'rotary embedding "longrope"',
+        ),
+        ("phi3", {"rope_scaling": {"type": "su"}}, 'rotary embedding "su"'),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "yarn", "factor": 2.0}},
+            'rotary embedding "yarn" .*supported: default$',
+        ),
+        ("phi3", {"partial_rotary_factor": 0.75}, "partial_rotary_factor=0.75: whole heads"),
+        ("phi3", {"num_key_value_heads": 3}, r'qkv_proj.weight" has 40 rows, config.json says 48'),
+        ("phi3", {"attention_bias": True}, "attention_bias=true: Phi-3 has no biases"),
         ("gpt2", {"n_layer": 0}, "n_layer=0; needs a positive integer"),
         ("gpt2", {"n_layer": 10**9}, "n_layer=1000000000; needs at most 10000"),
         ("gpt2", {"n_embd": "x"}, 'n_embd="x"; needs a positive integer'),
@@ -225,9 +239,11 @@ def test_defaults_are_those_of_transformers() -> None:
     def of(name: str, **changes: Any) -> DecoderConfig:
         return decoder_config({**CONFIGS[name], **changes})
 
-    assert [of(name).eos for name in ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")] == [
-        (2,), (2,), (), (), (1,),
+    assert [of(name).eos for name in ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "gpt2")] == [
+        (2,), (2,), (), (), (1,), (32000,), (50256,),
     ]  # fmt: skip
+    assert of("phi3", sliding_window=None).windows == (None,) * 3
+    assert of("gpt2", n_inner=None).intermediate_size == 96
     assert of("llama", eos_token_id=None).eos == ()
     assert of("llama", eos_token_id=[5, 6]).eos == (5, 6)
     assert not of("mistral", attention_bias=True).output_bias
