@@ -7,8 +7,8 @@
 
 Gemma also normalises what attention and the feed-forward part add. GPT-2 has LayerNorms in place of RMSNorms,
 embeddings of positions in place of rotations, and no gate. ModernBERT, an encoder, has LayerNorms, and attention in
-both directions. The texts of a batch are packed end to end, without padding; with a `KVCache` only new tokens are
-computed.
+both directions; NomicBERT, too, with norms behind the parts, as BERT has them. The texts of a batch are packed end to
+end, without padding; with a `KVCache` only new tokens are computed.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from .decoder_tensors import (
     HEAD,
     LINEAR_PARTS,
     POSITIONS,
+    TYPES,
     canonical_name,
     check_tensors,
     has_bias,
@@ -190,7 +191,10 @@ class Decoder:
         if c.learned_positions:
             self.position_embeddings = RBEEmbedding(matrix(POSITIONS), self.dtype)
         self.embedding_norm = norm(EMBEDDING_NORM) if c.embedding_norm else None
-        self.final_norm = norm(FINAL_NORM)
+        self.token_types: RBEEmbedding | None = None
+        if c.token_types:  # of few rows: always dense
+            self.token_types = RBEEmbedding(vector(TYPES).astype(self.dtype, copy=False))
+        self.final_norm: Any = None if c.post_norm else norm(FINAL_NORM)
         self._head = None if c.tied else matrix(HEAD)
         self.layers: list[DecoderLayer] = []
         for i in range(c.num_layers):
@@ -225,6 +229,8 @@ class Decoder:
         add_norm(EMBEDDING_NORM, self.embedding_norm)
         if self.position_embeddings is not None:
             named[POSITIONS] = self.position_embeddings.weight
+        if self.token_types is not None:
+            named[TYPES] = self.token_types.weight
         if not c.tied:
             named[HEAD] = self.head
         for i, layer in enumerate(self.layers):
@@ -265,8 +271,12 @@ class Decoder:
     @property
     def nbytes(self) -> int:
         """Bytes of all weights in memory, without the cache and the workspace."""
-        total = self.word_embeddings.nbytes + self.final_norm.nbytes
-        total += sum(p.nbytes for p in (self.embedding_norm, self.position_embeddings) if p is not None)
+        total = self.word_embeddings.nbytes
+        total += sum(
+            int(part.nbytes)
+            for part in (self.embedding_norm, self.position_embeddings, self.token_types, self.final_norm)
+            if part is not None
+        )
         if self._head is not None:
             total += RBEEmbedding(self._head).nbytes
         for attention, ffn, norms in self.layers:
@@ -456,6 +466,9 @@ class Decoder:
         self._embed(placed(ids), x, ws)
         if self.position_embeddings is not None:
             ops.add(x, self._rows(self.position_embeddings, device_positions, y, ws), out=x)
+        if self.token_types is not None:
+            first = placed(np.zeros(ids.size, np.int64))
+            ops.add(x, self._rows(self.token_types, first, y, ws), out=x)
         if self.embedding_norm is not None:
             self.embedding_norm(x, out=x)
         yield x
@@ -466,6 +479,14 @@ class Decoder:
                 "cache": None if cache is None else cache.layer(i),
                 "workspace": ws,
             }
+            if c.post_norm:
+                attention(x, residual=x, out=y, **arguments)
+                norms[0](y, out=y)
+                ffn(y, residual=y, out=x, workspace=ws)
+                norms[1](x, out=x)
+                if i + 1 < c.num_layers:
+                    yield x
+                continue
             source = x if norms[0] is None else norms[0](x, out=h)
             if c.sandwich:
                 attention(source, out=y, **arguments)
@@ -480,7 +501,8 @@ class Decoder:
                 ffn(h, residual=y, out=x, workspace=ws)
             if i + 1 < c.num_layers:
                 yield x
-        self.final_norm(x, out=x)
+        if self.final_norm is not None:
+            self.final_norm(x, out=x)
         yield x
 
     def _embed(self, ids: Array, x: Array, ws: Workspace) -> None:

@@ -136,6 +136,67 @@ _GPT2: dict[str, Key] = {
     ),
     **ignored("reorder_and_upcast_attn", effect="of the precision of scores, which are float32"),
 }
+_NOMIC: dict[str, Key] = {
+    **_SHARED,
+    "model_type": honoured("`nomic_bert`"),
+    "vocab_size": _LLAMA["vocab_size"],
+    "type_vocab_size": BERT_CONFIG["type_vocab_size"],
+    **{
+        name: _LLAMA[name]
+        for name in ("hidden_size", "num_hidden_layers", "intermediate_size", "head_dim", "hidden_act")
+    },
+    "num_attention_heads": honoured("heads of attention"),
+    "max_position_embeddings": honoured("texts are truncated to so many tokens"),
+    "layer_norm_eps": honoured("eps of layer normalisation"),
+    "rope_theta": honoured("base of the rotary frequencies"),
+    "rope_parameters": honoured("the same; rope_type default or linear"),
+    "rope_scaling": honoured("default or linear"),
+    "partial_rotary_factor": only(None, 1, 1.0, effect="whole heads are rotated"),
+    "n_embd": honoured("`hidden_size`"),
+    "n_layer": honoured("`num_hidden_layers`"),
+    "n_head": honoured("`num_attention_heads`"),
+    "n_inner": honoured("`intermediate_size`; null: 4 `n_embd`"),
+    "n_positions": honoured("`max_position_embeddings`"),
+    "layer_norm_epsilon": honoured("`layer_norm_eps`"),
+    "rotary_emb_base": honoured("`rope_theta`"),
+    "tokenizer_class": honoured("where tokenizer_config.json has none"),
+    "activation_function": only("swiglu", effect="only SwiGLU is supported under this name"),
+    "rotary_emb_fraction": only(1, 1.0, effect="whole heads are rotated"),
+    "rotary_emb_interleaved": only(*OFF, effect="pairs are the halves of a head"),
+    **dict.fromkeys(
+        ("rotary_emb_scale_base", "rotary_scaling_factor"),
+        only(None, effect="scaled rotations are not supported"),
+    ),
+    **dict.fromkeys(
+        ("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias"), only(*OFF, effect="linear layers have no biases")
+    ),
+    **dict.fromkeys(
+        ("prenorm", "parallel_block"), only(*OFF, effect="only norms behind each part are supported")
+    ),
+    "causal": only(*OFF, effect="only bidirectional attention is supported"),
+    "use_rms_norm": only(*OFF, effect="only LayerNorm is supported"),
+    "scale_attn_weights": only(
+        None, True, effect="scores are divided by the square root of the width of a head"
+    ),
+    "scale_attn_by_inverse_layer_idx": only(
+        *OFF, effect="scores that are scaled by the layer are not supported"
+    ),
+    "moe_every_n_layers": only(None, 0, effect="mixtures of experts are not supported"),
+    **ignored("auto_map", effect="the model's own code, which is not run"),
+    **ignored(
+        *(
+            "attn_pdrop",
+            "embd_pdrop",
+            "resid_pdrop",
+            "dense_seq_output",
+            "fused_bias_fc",
+            "fused_dropout_add_ln",
+        ),
+        *("use_xentropy", "reorder_and_upcast_attn", "attn_implementation", "max_trained_positions"),
+        *("pad_vocab_size_multiple", "parallel_block_tied_norm"),
+        effect="of training or speed",
+    ),
+}
 _MODERNBERT: dict[str, Key] = {
     **_SHARED,
     "model_type": honoured("`modernbert`"),
@@ -190,6 +251,7 @@ CONFIGS: dict[str, dict[str, Key]] = {
     "config.json (gemma3_text)": _GEMMA,
     "config.json (phi3)": _PHI3,
     "config.json (gpt2)": _GPT2,
+    "config.json (nomic_bert)": _NOMIC,
     "config.json (modernbert)": _MODERNBERT,
 }
 GENERATION: dict[str, Key] = {

@@ -23,6 +23,7 @@ LINEAR_PARTS = {
 }
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 FINAL_NORM, EMBEDDING_NORM, POSITIONS = "model.norm", "model.embed_norm", "model.position_embeddings.weight"
+TYPES = "model.token_type_embeddings.weight"
 
 
 class Layout(NamedTuple):
@@ -73,6 +74,26 @@ LAYOUTS = {
         {},
         {"self_attn.qkv_proj": ("query", "key", "value"), "mlp.gate_up_proj": ("gate", "up")},
     ),
+    "nomic_bert": Layout(
+        "nomic_bert.",
+        "layers",
+        {
+            "embeddings.word_embeddings": "embed_tokens",
+            "embeddings.token_type_embeddings": "token_type_embeddings",
+            "emb_ln": "embed_norm",
+            "embeddings.LayerNorm": "embed_norm",
+            "norm1": "post_attention_layernorm",
+            "norm2": "post_feedforward_layernorm",
+            "post_mlp_layernorm": "post_feedforward_layernorm",
+        },
+        {
+            "attn.Wqkv": ("query", "key", "value"),
+            "attn.out_proj": ("output",),
+            "mlp.fc11": ("up",),
+            "mlp.fc12": ("gate",),
+            "mlp.fc2": ("down",),
+        },
+    ),
     "modernbert": Layout(
         "model.",
         "layers",
@@ -91,7 +112,7 @@ LAYOUTS = {
         },
     ),
 }
-_LAYER = re.compile(r"(layers|h)\.(\d+)\.(.+)")
+_LAYER = re.compile(r"(?:encoder\.)?(layers|h)\.(\d+)\.(.+)")
 
 
 def canonical_name(name: str) -> str:
@@ -105,6 +126,8 @@ def norm_names(config: DecoderConfig) -> tuple[str, ...]:
         return (
             "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm",
         )  # fmt: skip
+    if config.post_norm:
+        return "post_attention_layernorm", "post_feedforward_layernorm"
     return "input_layernorm", "post_attention_layernorm"
 
 
@@ -191,9 +214,12 @@ def tensor_shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]
             yield f"{name}.bias", (hidden,)
 
     yield EMBEDDINGS, (config.vocab_size, hidden)
-    yield from norm(FINAL_NORM)
+    if not config.post_norm:
+        yield from norm(FINAL_NORM)
     if config.embedding_norm:
         yield from norm(EMBEDDING_NORM)
+    if config.token_types:
+        yield TYPES, (config.token_types, hidden)
     if config.learned_positions:
         yield POSITIONS, (config.max_positions, hidden)
     if not config.tied:

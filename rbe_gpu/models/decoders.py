@@ -37,12 +37,16 @@ class Family:
     thetas : of the layers without and with a window, where they differ, the key of config.json and its default; None:
         all layers rotate alike
     rope_kinds : of rotary embeddings that it may have
+    theta : of the rotary frequencies, where config.json has none and all layers rotate alike
     scaled_local : whether rope_scaling is of the layers with a window, too
     both_directions : whether `use_bidirectional_attention` lets tokens see those behind them
     encoder : whether tokens always do; such a model makes vectors and generates no text
-    renamed : Llama's name of a size in config.json -> its name there, where that is another
-    norm : "rms" (RMSNorm) or "layer" (LayerNorm; `norm_bias` of config.json says whether with a bias)
-    linear_bias : whether all linear layers and norms have a bias
+    renamed : Llama's name of a setting in config.json -> its name there, where that is, or may be, another
+    norm : "rms" (RMSNorm) or "layer" (LayerNorm)
+    norm_bias : whether LayerNorms have a bias; else `norm_bias` of config.json says so
+    post_norm : whether norms are not before the parts but behind them, of the sum, and there is none at the end
+    token_types : whether the embedding of token type 0 is added to those of the words
+    linear_bias : whether all linear layers have a bias
     learned_positions : whether positions are embeddings that are added to those of the words, in place of rotations
     gated : whether the feed-forward part has a gate
     tied : whether logits are computed with the word embeddings, where config.json does not say
@@ -60,11 +64,15 @@ class Family:
     windows: bool = False
     thetas: Mapping[str, tuple[str, float]] | None = None
     rope_kinds: tuple[str, ...] = KINDS
+    theta: float = 1e4
     scaled_local: bool = False
     both_directions: bool = False
     encoder: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict)
     norm: str = "rms"
+    norm_bias: bool = False
+    post_norm: bool = False
+    token_types: bool = False
     linear_bias: bool = False
     learned_positions: bool = False
     gated: bool = True
@@ -93,13 +101,23 @@ DECODERS: dict[str, Family] = {
             "hidden_size": "n_embd", "intermediate_size": "n_inner", "num_hidden_layers": "n_layer",
             "num_attention_heads": "n_head", "max_position_embeddings": "n_positions",
         },
-        norm="layer", linear_bias=True, learned_positions=True, gated=False, tied=True,
+        norm="layer", norm_bias=True, linear_bias=True, learned_positions=True, gated=False, tied=True,
         eps=("layer_norm_epsilon", 1e-5), activation=("activation_function", "gelu_new"), eos=50256,
     ),
     "modernbert": Family(
         reads_bias=True, ffn_bias=True, windows=True, scaled_local=True, encoder=True, norm="layer", tied=True,
         thetas={FULL: ("global_rope_theta", 160_000.0), SLIDING: ("local_rope_theta", 1e4)},
         embedding_norm=True, eps=("norm_eps", 1e-5), activation=("hidden_activation", "gelu"),
+    ),
+    # the names of the model's own code, and in transformers 5 those of Llama
+    "nomic_bert": Family(
+        renamed={
+            "hidden_size": "n_embd", "intermediate_size": "n_inner", "num_hidden_layers": "n_layer",
+            "num_attention_heads": "n_head", "max_position_embeddings": "n_positions",
+            "layer_norm_eps": "layer_norm_epsilon", "rope_theta": "rotary_emb_base",
+        },
+        encoder=True, norm="layer", norm_bias=True, post_norm=True, token_types=True, embedding_norm=True, tied=True,
+        rope_kinds=("default", "linear"), theta=1000.0, eps=("layer_norm_eps", 1e-12),
     ),
 }  # fmt: skip
 #: activation of config.json -> of `RBEFFN`
@@ -111,6 +129,11 @@ ACTIVATIONS = {
     "gelu_new": "geglu_tanh",
     "relu": "reglu",
 }
+#: keys of NomicBERT whose defaults are not those of the models that were published
+_NOMIC_DEFAULTS = (
+    *("activation_function", "layer_norm_epsilon", "rotary_emb_base", "rotary_emb_fraction"),
+    *("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias"),
+)
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -130,8 +153,9 @@ class DecoderConfig:
     activation : of `RBEFFN`; a gated one where the feed-forward part has a gate
     qkv_bias, output_bias, ffn_bias : whether the linear layers of queries, keys and values, of the output of
         attention, and of the feed-forward part have a bias
-    head_norms, sandwich, norm, embedding_norm, learned_positions : as in `Family`
+    head_norms, sandwich, norm, post_norm, embedding_norm, learned_positions : as in `Family`
     norm_bias : whether norms have a bias
+    token_types : rows of the embeddings of token types; 0 for none
     embedding_scale : of the word embeddings; 1 but for Gemma
     scale : of the scores of attention
     tied : whether logits are computed with the word embeddings
@@ -159,7 +183,9 @@ class DecoderConfig:
     sandwich: bool
     norm: str
     norm_bias: bool
+    post_norm: bool
     embedding_norm: bool
+    token_types: int
     learned_positions: bool
     embedding_scale: float
     scale: float
@@ -191,12 +217,18 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
         raise ValueError(f"config.json has model_type {model_type!r}; supported: {', '.join(DECODERS)}")
     family = DECODERS[model_type]
     check_keys(config, f"config.json ({model_type})", "config.json")
+    if model_type == "nomic_bert" and "n_embd" in config:
+        for name in _NOMIC_DEFAULTS:
+            if name not in config:
+                raise ValueError(
+                    f"config.json has no {name}, for which the model's own code has another default"
+                )
     config = with_llama_names(config)
     for name in _SIZES:
         if type(config.get(name)) is not int or config[name] < 1:
-            fail("config.json", family.renamed.get(name, name), config.get(name), "a positive integer")
+            fail("config.json", _own_name(config, name), config.get(name), "a positive integer")
     if config["num_hidden_layers"] > MOST_LAYERS:  # what a config alone can cost is bounded
-        name = family.renamed.get("num_hidden_layers", "num_hidden_layers")
+        name = _own_name(config, "num_hidden_layers")
         fail("config.json", name, config["num_hidden_layers"], f"at most {MOST_LAYERS}")
     heads = config["num_attention_heads"]
     kv_heads = _optional_size(config, "num_key_value_heads", heads)
@@ -208,7 +240,7 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     key, default_eps = family.eps
     eps = config.get(key, default_eps)
     if type(eps) not in (int, float) or not 0 <= eps < 1:
-        fail("config.json", key, eps, "a number from 0 to 1")
+        fail("config.json", _own_name(config, key), eps, "a number from 0 to 1")
     key, default = family.activation
     activation = config.get(key) or default
     activations = ACTIVATIONS if family.gated else UNGATED
@@ -224,7 +256,7 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     rotary = {}
     layer_types = {FULL if w is None else SLIDING for w in windows}
     for layer_type in sorted(layer_types) if not family.learned_positions else ():
-        rotary[layer_type] = rope_parameters(config, layer_type, family.thetas, family.scaled_local)
+        rotary[layer_type] = rope_parameters(config, layer_type, family)
         check_rope(rotary[layer_type], head_dim, family.rope_kinds)
     scalar = config.get("query_pre_attn_scalar", 256) if family.sandwich else head_dim
     check_positive("query_pre_attn_scalar", scalar)
@@ -248,7 +280,9 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
         head_norms=family.head_norms,
         sandwich=family.sandwich,
         norm=family.norm,
-        norm_bias=family.linear_bias or (family.norm == "layer" and _flag(config, "norm_bias", False)),
+        norm_bias=family.norm_bias or (family.norm == "layer" and _flag(config, "norm_bias", False)),
+        post_norm=family.post_norm,
+        token_types=_positive(config, "type_vocab_size") if family.token_types else 0,
         embedding_norm=family.embedding_norm,
         learned_positions=family.learned_positions,
         embedding_scale=sqrt(config["hidden_size"]) if family.sandwich else 1.0,
@@ -261,8 +295,21 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     )
 
 
+def _own_name(config: Mapping[str, Any], name: str) -> str:
+    """What a config.json calls a setting, or would call it."""
+    other = DECODERS[config["model_type"]].renamed.get(name, name)
+    return name if name in config and other not in config else other
+
+
+def _positive(config: Mapping[str, Any], name: str) -> int:
+    value = config.get(name)
+    if type(value) is not int or value < 1:
+        fail("config.json", name, value, "a positive integer")
+    return value
+
+
 def with_llama_names(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A config.json with its sizes under Llama's names, too; others as they are."""
+    """A config.json with its settings under Llama's names, too."""
     family = DECODERS.get(str(config.get("model_type")))
     if family is None or not family.renamed:
         return config

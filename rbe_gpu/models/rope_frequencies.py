@@ -13,12 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from math import ceil, floor, log, pi
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .settings import fail, shown
+
+if TYPE_CHECKING:
+    from .decoders import Family
 
 F32 = NDArray[np.float32]
 _NUMBERS: dict[str, tuple[str, ...]] = {
@@ -36,12 +39,7 @@ _OPTIONAL = {"yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "m
 _COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
-def rope_parameters(
-    config: Mapping[str, Any],
-    layer_type: str,
-    thetas: Mapping[str, tuple[str, float]] | None,
-    scaled_local: bool,
-) -> dict[str, Any]:
+def rope_parameters(config: Mapping[str, Any], layer_type: str, family: Family) -> dict[str, Any]:
     """The rotary embedding of the layers of a type: "rope_type", "rope_theta" and what the kind needs.
 
     As transformers 5 reads it: `rope_scaling`, if there is one, else `rope_parameters`, which of Gemma and ModernBERT
@@ -51,15 +49,14 @@ def rope_parameters(
     Parameters
     ----------
     layer_type : "full_attention" or "sliding_attention"
-    thetas : where full and sliding attention differ: for each the key of theta, and theta where there is none
-    scaled_local : whether `rope_scaling` is of sliding attention, too
+    family : its `theta`, `thetas` and `scaled_local` are read
     """
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     values = config.get(name) or {}
     if not isinstance(values, Mapping):
         fail("config.json", name, values, "an object")
-    if thetas is None:
-        return _completed({"rope_theta": config.get("rope_theta", 10000.0), **values}, config)
+    if family.thetas is None:
+        return _completed({"rope_theta": config.get("rope_theta", family.theta), **values}, config)
     sliding = layer_type == "sliding_attention"
     if any(isinstance(part, Mapping) for part in values.values()):
         values = values.get(layer_type) or {}
@@ -67,9 +64,9 @@ def rope_parameters(
             fail("config.json", f"{name}.{layer_type}", values, "an object")
     elif name == "rope_parameters" and values:
         fail("config.json", name, dict(values), "an object for each type of layers")
-    elif sliding and not scaled_local:
+    elif sliding and not family.scaled_local:
         values = {}
-    key, default = thetas[layer_type]
+    key, default = family.thetas[layer_type]
     return _completed({"rope_theta": config.get(key, default), **values}, config)
 
 

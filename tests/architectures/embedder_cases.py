@@ -56,6 +56,11 @@ _MODERNBERT = {
     "local_rope_theta": 10000.0, "attention_bias": False, "mlp_bias": False, "norm_bias": False, "pad_token_id": 1,
     "cls_token_id": 0, "sep_token_id": 2, "bos_token_id": 0, "eos_token_id": 2,
 }  # fmt: skip
+_NOMIC = {
+    "model_type": "nomic_bert", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "max_position_embeddings": 200, "type_vocab_size": 2, "layer_norm_eps": 1e-12,
+    "hidden_act": "silu", "rope_parameters": {"rope_type": "default", "rope_theta": 700.0}, "pad_token_id": 1,
+}  # fmt: skip
 _PROMPTS = {"query": "task: search result | query: ", "document": "title: none | text: "}
 
 
@@ -109,6 +114,9 @@ CASES: dict[str, Embedder] = {
         {"pooling_mode": "mean"},
         (_dense(64, 8, TANH, bias=True),),
         normalize=False,
+    ),
+    "nomic_bert": Embedder(
+        _NOMIC, {"pooling_mode": "mean"}, prompts={"query": "search_query: "}, call={"prompt_name": "query"}
     ),
 }
 TEXTS = ("The theatre there, then: naïve Café-goers in 東京", "", "x", "word of a longer text, " * 7)

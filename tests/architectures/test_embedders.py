@@ -24,7 +24,7 @@ from .embedder_cases import CASES, TANH, TEXTS, write
 RECORDED = np.load(Path(__file__).with_name("embedder_vectors.npz"))
 #: of the largest component: float32 sums in another order
 TOLERANCE = 1e-5
-GEMMA, MODERNBERT = "embeddinggemma", "modernbert"
+GEMMA, MODERNBERT, NOMIC = "embeddinggemma", "modernbert", "nomic_bert"
 BERT = "bert, Dense with tanh"
 
 
@@ -195,6 +195,81 @@ def test_what_is_not_supported_of_modernbert_is_named(
         load(path)
     with pytest.raises(ValueError, match=message):
         compress_model(path, tmp_path / "c", codes="dense-int8")
+
+
+def own_nomic(path: Path) -> Path:
+    """The folder of a NomicBERT with the names of the model's own code, as nomic-embed-text has them."""
+    path = folder(NOMIC, path)
+    stored = load_file(path / "model.safetensors")
+    made = {}
+    for name, tensor in stored.items():
+        name = name.replace("embeddings.LayerNorm", "emb_ln").replace("layers.", "encoder.layers.")
+        for other, own in (
+            ("self_attn.o_proj", "attn.out_proj"), ("mlp.up_proj", "mlp.fc11"), ("mlp.gate_proj", "mlp.fc12"),
+            ("mlp.down_proj", "mlp.fc2"), ("post_attention_layernorm", "norm1"), ("post_mlp_layernorm", "norm2"),
+        ):  # fmt: skip
+            name = name.replace(other, own)
+        made[name] = tensor
+    for i in range(3):
+        at = f"encoder.layers.{i}."
+        rows = [made.pop(f"{at}self_attn.{part}_proj.weight") for part in "qkv"]
+        made[f"{at}attn.Wqkv.weight"] = np.concatenate(rows)
+    save_file(made, path / "model.safetensors")
+    config = json.loads((path / "config.json").read_text())
+    own = {
+        "model_type": "nomic_bert", "vocab_size": config["vocab_size"], "type_vocab_size": 2, "n_embd": 64,
+        "n_inner": 96, "n_layer": 3, "n_head": 4, "n_positions": 200, "activation_function": "swiglu",
+        "layer_norm_epsilon": 1e-12, "rotary_emb_base": 700, "rotary_emb_fraction": 1.0, "prenorm": False,
+        "rotary_emb_interleaved": False, "rotary_emb_scale_base": None, "rotary_scaling_factor": None,
+        "qkv_proj_bias": False, "mlp_fc1_bias": False, "mlp_fc2_bias": False, "use_rms_norm": False,
+        "auto_map": {"AutoModel": "x"}, "max_trained_positions": 200, "causal": False,
+    }  # fmt: skip
+    (path / "config.json").write_text(json.dumps(own))
+    return path
+
+
+def test_nomic_bert_with_its_own_names(tmp_path: Path) -> None:
+    """The model's own code names tensors and settings otherwise than transformers."""
+    model, same = load_embedder(own_nomic(tmp_path / "own")), load_embedder(folder(NOMIC, tmp_path / "m"))
+    assert isinstance(model, DecoderEmbedder)
+    np.testing.assert_array_equal(model.embed(TEXTS), same.embed(TEXTS))
+    assert model.tensors().keys() == same.tensors().keys()
+    assert "model.norm.weight" not in model.tensors()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n_layer": 0}, "n_layer=0; needs a positive integer"),
+        ({"n_inner": 64}, r'fc1[12].weight" has 96 rows, config.json says 64'),
+        ({"qkv_proj_bias": True}, "qkv_proj_bias=true: linear layers have no biases"),
+        ({"rotary_emb_fraction": 0.5}, "rotary_emb_fraction=0.5: whole heads"),
+        ({"rotary_scaling_factor": 2}, "rotary_scaling_factor=2: scaled rotations"),
+        ({"prenorm": True}, "prenorm=true: only norms behind each part"),
+        ({"activation_function": "geglu"}, "activation_function 'geglu'"),
+        ({"moe_every_n_layers": 2}, "moe_every_n_layers=2: mixtures of experts"),
+        ({"layer_norm_epsilon": 3}, "layer_norm_epsilon=3; needs a number from 0 to 1"),
+        ({"type_vocab_size": 0}, "type_vocab_size=0; needs a positive integer"),
+        ({"type_vocab_size": 3}, r"token_type_embeddings.weight has shape \(2, 64\)"),
+        ({"n_experts": 3}, 'unknown key "n_experts"'),
+    ],
+)
+def test_what_is_not_supported_of_nomic_bert_is_named(
+    values: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = own_nomic(tmp_path / "m")
+    change(path / "config.json", **values)
+    with pytest.raises(ValueError, match=message):
+        load(path)
+
+
+def test_settings_of_nomic_bert_that_have_another_default_have_to_be_there(tmp_path: Path) -> None:
+    path = own_nomic(tmp_path / "m")
+    config = json.loads((path / "config.json").read_text())
+    del config["qkv_proj_bias"]
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config.json has no qkv_proj_bias, for which"):
+        load(path)
 
 
 def test_a_weight_that_is_there_twice_is_refused(tmp_path: Path) -> None:
