@@ -105,8 +105,11 @@ _PHI3: dict[str, Key] = {
     },
     "model_type": honoured("`phi3`"),
     "sliding_window": _WINDOW["sliding_window"],
-    "rope_scaling": honoured("default; others (longrope, su) are refused by name"),
-    "original_max_position_embeddings": Key("of longrope, which is refused"),
+    "rope_scaling": honoured(
+        "default or longrope (su), of which the frequencies of short texts are taken; others are refused by name"
+    ),
+    "original_max_position_embeddings": honoured("of longrope: tokens of a text at most; absent: 4096"),
+    "partial_rotary_factor": honoured("of the features of a head, how many are rotated"),
     "attention_bias": only(*OFF, effect="Phi-3 has no biases"),
     **ignored("auto_map", effect="code for versions of transformers without Phi-3; it is not run"),
     **ignored(

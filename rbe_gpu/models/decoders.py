@@ -14,7 +14,7 @@ from typing import Any
 
 from ..layers.ffn import GATED
 from .bert_config import ACTIVATIONS as UNGATED
-from .rope_frequencies import KINDS, check_positive, check_rope, rope_parameters
+from .rope_frequencies import KINDS, check_positive, check_rope, most_positions, rope_parameters
 from .settings import check_keys, fail
 
 MOST_LAYERS = 10_000
@@ -37,6 +37,7 @@ class Family:
     thetas : of the layers without and with a window, where they differ, the key of config.json and its default; None:
         all layers rotate alike
     rope_kinds : of rotary embeddings that it may have
+    partial_rotary : whether `partial_rotary_factor` may say that a part of the features is rotated
     theta : of the rotary frequencies, where config.json has none and all layers rotate alike
     scaled_local : whether rope_scaling is of the layers with a window, too
     both_directions : whether `use_bidirectional_attention` lets tokens see those behind them
@@ -64,6 +65,7 @@ class Family:
     windows: bool = False
     thetas: Mapping[str, tuple[str, float]] | None = None
     rope_kinds: tuple[str, ...] = KINDS
+    partial_rotary: bool = False
     theta: float = 1e4
     scaled_local: bool = False
     both_directions: bool = False
@@ -95,7 +97,9 @@ DECODERS: dict[str, Family] = {
         activation=("hidden_activation", "gelu_pytorch_tanh"),
     ),
     # what Phi-3 calls yarn is another embedding
-    "phi3": Family(windows=True, rope_kinds=("default",), eps=("rms_norm_eps", 1e-5), eos=32000),
+    "phi3": Family(
+        windows=True, rope_kinds=("default", "longrope"), partial_rotary=True, eps=("rms_norm_eps", 1e-5), eos=32000,
+    ),
     "gpt2": Family(
         renamed={
             "hidden_size": "n_embd", "intermediate_size": "n_inner", "num_hidden_layers": "n_layer",
@@ -257,7 +261,7 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     layer_types = {FULL if w is None else SLIDING for w in windows}
     for layer_type in sorted(layer_types) if not family.learned_positions else ():
         rotary[layer_type] = rope_parameters(config, layer_type, family)
-        check_rope(rotary[layer_type], head_dim, family.rope_kinds)
+        check_rope(rotary[layer_type], head_dim, family.rope_kinds, family.partial_rotary)
     scalar = config.get("query_pre_attn_scalar", 256) if family.sandwich else head_dim
     check_positive("query_pre_attn_scalar", scalar)
     if not _flag(config, "scale_attn_weights", True):
@@ -271,7 +275,7 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        max_positions=config["max_position_embeddings"],
+        max_positions=min([config["max_position_embeddings"], *map(most_positions, rotary.values())]),
         eps=float(eps),
         activation=activations[activation],
         qkv_bias=bias or family.qkv_bias,

@@ -5,14 +5,16 @@
     f_j / factors[j]                                                    "factors", as GGUF files hold them
     f_j, f_j / factor, or a mixture, by the wavelength 2 pi / f_j       "llama3" (Grattafiori et al. 2024)
     f_j, f_j / factor, or a mixture, by j                               "yarn" (Peng et al. 2023)
+    f_j / short_factor[j], of texts within the first context            "longrope" (Ding et al. 2024)
 
-Computed in float32, as models were trained. YaRN also multiplies cosines and sines (`rope_amplitude`).
+Computed in float32, as models were trained. YaRN and LongRoPE also multiply cosines and sines (`rope_amplitude`). For
+head_dim stands the part of it that is rotated (`rotary_dim`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from math import ceil, floor, log, pi
+from math import ceil, floor, log, pi, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,11 +32,17 @@ _NUMBERS: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "factors": (),
     "yarn": ("factor", "original_max_position_embeddings"),
+    "longrope": ("original_max_position_embeddings", "factor"),
 }
-#: what is supported
-KINDS = tuple(_NUMBERS)
+#: what is supported of most models
+KINDS = tuple(kind for kind in _NUMBERS if kind != "longrope")
+#: lists of positive numbers, one for each pair of features
+_LISTS = {"factors": ("factors",), "longrope": ("short_factor", "long_factor")}
 #: numbers that a kind may have, positive, or null
-_OPTIONAL = {"yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")}
+_OPTIONAL = {
+    "longrope": ("attention_factor",),
+    "yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
+}
 #: keys that are read of every kind
 _COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
@@ -56,7 +64,10 @@ def rope_parameters(config: Mapping[str, Any], layer_type: str, family: Family) 
     if not isinstance(values, Mapping):
         fail("config.json", name, values, "an object")
     if family.thetas is None:
-        return _completed({"rope_theta": config.get("rope_theta", family.theta), **values}, config)
+        own = {"rope_theta": config.get("rope_theta", family.theta)}
+        if family.partial_rotary:
+            own["partial_rotary_factor"] = config.get("partial_rotary_factor", 1.0)
+        return _completed({**own, **values}, config)
     sliding = layer_type == "sliding_attention"
     if any(isinstance(part, Mapping) for part in values.values()):
         values = values.get(layer_type) or {}
@@ -71,13 +82,26 @@ def rope_parameters(config: Mapping[str, Any], layer_type: str, family: Family) 
 
 
 def _kind(parameters: Mapping[str, Any]) -> Any:
-    return parameters.get("rope_type", parameters.get("type", "default"))
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    return "longrope" if kind == "su" else kind  # its first name
+
+
+def rotary_dim(parameters: Mapping[str, Any], head_dim: int) -> int:
+    """How many features of a head are rotated, the first ones."""
+    share = parameters.get("partial_rotary_factor")
+    return head_dim if share is None else int(head_dim * share)
 
 
 def _completed(parameters: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """With the context that YaRN extends, which is that of the config where it is not named."""
-    if _kind(parameters) == "yarn":
-        parameters.setdefault("original_max_position_embeddings", config.get("max_position_embeddings"))
+    """With the context that YaRN and LongRoPE extend, where it is not named."""
+    kind, most = _kind(parameters), config.get("max_position_embeddings")
+    if kind == "yarn":
+        parameters.setdefault("original_max_position_embeddings", most)
+    if kind == "longrope":  # of Phi-3, which has it beside
+        context = config.get("original_max_position_embeddings", 4096)
+        parameters["original_max_position_embeddings"] = context
+        if parameters.get("factor") is None and type(context) is int and context > 0 and type(most) is int:
+            parameters["factor"] = most / context
     return parameters
 
 
@@ -88,28 +112,34 @@ def check_positive(name: str, value: Any) -> None:
         fail("config.json", name, value, "a positive number")
 
 
-def check_rope(parameters: Mapping[str, Any], head_dim: int, kinds: Collection[str] = KINDS) -> None:
-    """Raise a ValueError for a rotary embedding that is not one of `kinds`, or not supported, naming what it is."""
+def check_rope(
+    parameters: Mapping[str, Any], head_dim: int, kinds: Collection[str] = KINDS, partial: bool = False
+) -> None:
+    """Raise a ValueError for a rotary embedding that is not one of `kinds`, or not supported, naming what it is.
+
+    partial : whether a part of a head may be rotated
+    """
     kind = _kind(parameters)
     if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(
             f"config.json has the rotary embedding {shown(kind)} (rope_scaling); supported: {', '.join(kinds)}"
         )
     optional = _OPTIONAL.get(kind, ())
-    others = {"factors": ("factors",), "yarn": ("truncate",)}.get(kind, ())
+    others = (*_LISTS.get(kind, ()), *(("truncate",) if kind == "yarn" else ()))
     known = {*_COMMON, *_NUMBERS[kind], *optional, *others}
     unknown = sorted(set(parameters) - known)
     if unknown:
         raise ValueError(
             f"config.json has {unknown[0]}={shown(parameters[unknown[0]])} of rope_scaling, which {kind!r} has not"
         )
-    if parameters.get("partial_rotary_factor", 1.0) not in (None, 1.0):
-        fail(
-            "config.json",
-            "partial_rotary_factor",
-            parameters["partial_rotary_factor"],
-            "1: whole heads are rotated",
-        )
+    share = parameters.get("partial_rotary_factor", 1.0)
+    if not partial and share not in (None, 1.0):
+        fail("config.json", "partial_rotary_factor", share, "1: whole heads are rotated")
+    if share is not None and (type(share) not in (int, float) or not 0 < share <= 1):
+        fail("config.json", "partial_rotary_factor", share, "a number above 0, at most 1")
+    rotated = rotary_dim(parameters, head_dim)
+    if rotated < 2 or rotated % 2:
+        fail("config.json", "partial_rotary_factor", share, f"an even part of head_dim={head_dim}")
     for name in ("rope_theta", *_NUMBERS[kind]):
         check_positive(f"{name} of the rotary embedding", parameters.get(name))
     for name in optional:
@@ -121,17 +151,21 @@ def check_rope(parameters: Mapping[str, Any], head_dim: int, kinds: Collection[s
         fail("config.json", "truncate of the rotary embedding", parameters["truncate"], "true")
     if kind == "llama3" and parameters["low_freq_factor"] >= parameters["high_freq_factor"]:
         fail("config.json", "low_freq_factor", parameters["low_freq_factor"], "less than high_freq_factor")
-    factors = parameters.get("factors")
-    if kind == "factors" and (
-        not isinstance(factors, list)
-        or len(factors) != head_dim // 2
-        or not all(type(f) in (int, float) and 1e-30 < f < 1e30 for f in factors)
-    ):
-        fail("config.json", "rope_scaling.factors", factors, f"{head_dim // 2} positive numbers")
+    for name in _LISTS.get(kind, ()):
+        factors = parameters.get(name)
+        if (
+            not isinstance(factors, list)
+            or len(factors) != rotated // 2
+            or not all(type(f) in (int, float) and 1e-30 < f < 1e30 for f in factors)
+        ):
+            fail("config.json", f"rope_scaling.{name}", factors, f"{rotated // 2} positive numbers")
+    if kind == "longrope" and parameters["original_max_position_embeddings"] <= 1:
+        fail("config.json", "original_max_position_embeddings", 1, "more than 1")
 
 
 def rope_frequencies(parameters: Mapping[str, Any], head_dim: int) -> F32:
-    """Radians per position, (head_dim/2,), of parameters that `check_rope` has let through."""
+    """Radians per position, (rotary_dim/2,), of parameters that `check_rope` has let through."""
+    head_dim = rotary_dim(parameters, head_dim)
     theta = np.float32(parameters["rope_theta"])
     exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     frequencies = np.asarray(np.float32(1.0) / theta**exponent, np.float32)
@@ -144,16 +178,29 @@ def rope_frequencies(parameters: Mapping[str, Any], head_dim: int) -> F32:
         return _llama3(frequencies, parameters)
     if kind == "yarn":
         return _yarn(frequencies, parameters, head_dim)
+    if kind == "longrope":
+        factors = np.asarray(parameters["short_factor"], np.float32)
+        return np.asarray(np.float32(1.0) / (factors * theta**exponent), np.float32)
     return frequencies
+
+
+def most_positions(parameters: Mapping[str, Any]) -> int:
+    """Positions that the frequencies are for: LongRoPE has others for texts beyond its first context."""
+    context = parameters.get("original_max_position_embeddings")
+    return int(context) if context is not None and _kind(parameters) == "longrope" else 1 << 62
 
 
 def rope_amplitude(parameters: Mapping[str, Any]) -> float:
     """What cosines and sines are multiplied with, of parameters that `check_rope` has let through."""
-    if _kind(parameters) != "yarn":
+    kind = _kind(parameters)
+    if kind not in ("yarn", "longrope"):
         return 1.0
     given = parameters.get("attention_factor")
     if given is not None:
         return float(given)
+    if kind == "longrope":
+        factor, context = parameters["factor"], parameters["original_max_position_embeddings"]
+        return 1.0 if factor <= 1 else sqrt(1 + log(factor) / log(context))
 
     def of(scale: float, mscale: float = 1.0) -> float:
         return 1.0 if scale <= 1 else 0.1 * mscale * log(scale) + 1.0

@@ -68,6 +68,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "model_type": "phi3", **_SIZES, "sliding_window": 8, "pad_token_id": 0,
         "original_max_position_embeddings": 200,
     },
+    "phi3, longrope": {
+        "model_type": "phi3", **_SIZES, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "pad_token_id": 0, "max_position_embeddings": 800,
+        "original_max_position_embeddings": 200, "partial_rotary_factor": 0.75, "tie_word_embeddings": True,
+        "rope_scaling": {
+            "type": "longrope", "short_factor": [1.0, 1.1, 1.3, 1.2, 2.0, 3.5],
+            "long_factor": [1.0, 2.1, 4.3, 8.2, 16.0, 32.5],
+        },
+    },
     "gpt2": {
         "model_type": "gpt2", "vocab_size": 61, "n_embd": 24, "n_inner": 40, "n_layer": 3, "n_head": 6,
         "n_positions": 200, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "n_ctx": 200,

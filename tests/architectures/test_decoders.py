@@ -144,6 +144,7 @@ def test_half_types(name: str, dtype: str) -> None:
 
 
 _YARN = {"rope_type": "yarn", "factor": 4.0}
+_LONG = {"type": "longrope", "short_factor": [1, 1], "long_factor": [1, 1]}
 
 
 @pytest.mark.parametrize(
@@ -205,16 +206,29 @@ _YARN = {"rope_type": "yarn", "factor": 4.0}
         ("llama", {"use_bidirectional_attention": True}, "only causal attention"),
         (
             "phi3",
-            {"rope_scaling": {"type": "longrope", "short_factor": [1, 1]}},
-            'rotary embedding "longrope"',
+            {"rope_scaling": {"type": "longrope", "short_factor": [1]}},
+            r"short_factor=\[1\]; needs 2 pos",
         ),
-        ("phi3", {"rope_scaling": {"type": "su"}}, 'rotary embedding "su"'),
         (
             "phi3",
-            {"rope_scaling": {"type": "yarn", "factor": 2.0}},
-            'rotary embedding "yarn" .*supported: default$',
+            {"rope_scaling": {"type": "su", "short_factor": [1, 1]}},
+            "long_factor=null; needs 2 positive",
         ),
-        ("phi3", {"partial_rotary_factor": 0.75}, "partial_rotary_factor=0.75: whole heads"),
+        (
+            "phi3",
+            {"rope_scaling": {**_LONG, "attention_factor": -1}},
+            "attention_factor of the rotary embedding=-1",
+        ),
+        ("phi3", {"rope_scaling": _LONG, "original_max_position_embeddings": 1}, "=1; needs more than 1"),
+        ("phi3", {"rope_scaling": _LONG, "original_max_position_embeddings": "x"}, '="x"; needs a positive'),
+        ("phi3", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, '"yarn" .*supported: default, longrope$'),
+        ("llama", {"rope_scaling": _LONG}, 'rotary embedding "longrope"'),
+        (
+            "phi3",
+            {"partial_rotary_factor": 0.75},
+            "partial_rotary_factor=0.75; needs an even part of head_dim=4",
+        ),
+        ("phi3", {"partial_rotary_factor": 1.5}, "partial_rotary_factor=1.5; needs a number above 0"),
         ("phi3", {"num_key_value_heads": 3}, r'qkv_proj.weight" has 40 rows, config.json says 48'),
         ("phi3", {"attention_bias": True}, "attention_bias=true: Phi-3 has no biases"),
         ("gpt2", {"n_layer": 0}, "n_layer=0; needs a positive integer"),
@@ -307,3 +321,12 @@ def test_a_cache_keeps_the_features_of_heads(monkeypatch: pytest.MonkeyPatch) ->
     cache.lengths += 8
     last = attention(x[8:], cu_seqlens=np.array([0, 1]), cache=cache.layer(0))
     assert close(np.concatenate([first, last]), want)
+
+
+def test_texts_beyond_the_first_context_of_longrope_are_refused() -> None:
+    decoder = model("phi3, longrope")
+    assert decoder.settings.max_positions == 200
+    decoder.forward(np.full((1, 200), 3))
+    with pytest.raises(ValueError, match="a text has 201 tokens, the model has 200 positions"):
+        decoder.forward(np.full((1, 201), 3))
+    assert decoder.rotary["full_attention"].rotary_dim == 12
