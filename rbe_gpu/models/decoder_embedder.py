@@ -1,6 +1,7 @@
-"""Sentence embeddings of decoders, such as Qwen3-Embedding (Zhang et al. 2025).
+"""Sentence embeddings of decoders, such as Qwen3-Embedding (Zhang et al. 2025), and of encoders that are built as
+decoders are, such as ModernBERT (Warner et al. 2024).
 
-A token's state has seen the tokens before it: that of the last one is the text's.
+A token's state in a decoder has seen the tokens before it: that of the last one is the text's.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .text_embedder import TextEmbedder
 
 
 class DecoderEmbedder(TextEmbedder):
-    """A decoder whose pooled states are vectors of texts.
+    """A decoder, or an encoder that is built as one, whose pooled states are vectors of texts.
 
     Parameters
     ----------
@@ -33,7 +34,7 @@ class DecoderEmbedder(TextEmbedder):
 
     Attributes
     ----------
-    decoder : it generates no text: its head was not trained
+    decoder : it is not to generate text: its head was not trained, or it has none
     """
 
     def __init__(

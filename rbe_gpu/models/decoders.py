@@ -1,8 +1,8 @@
 """The decoders that load, and where each differs from Llama: one `Decoder` for each `model_type`.
 
 All are stacks of attention and a feed-forward part, normalised before each. They differ in the kind of norm, in norms
-of queries and keys and behind the parts, in positions, biases, gates and windows of attention. ModernBERT, an encoder
-(Warner et al. 2024), is built so, too.
+of queries and keys and behind the parts, in positions, biases, gates and windows of attention. Two encoders are built
+so, too: ModernBERT (Warner et al. 2024) and, but for the place of its norms, NomicBERT (Nussbaum et al. 2024).
 """
 
 from __future__ import annotations

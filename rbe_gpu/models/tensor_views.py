@@ -61,15 +61,16 @@ class TensorViews:
         rows: dict[str, int] = {}
         for name, part in parts.items():
             entry = file.entries[part.name]
+            if part.stop is not None and not entry.shape:
+                raise ValueError(f"{file.path}: tensor {quoted(part.name)} is one number, not rows of them")
             shape = entry.shape[::-1] if part.transposed else entry.shape
             if part.stop is not None:
-                shape = (max(0, min(part.stop, *shape[:1]) - part.start), *shape[1:])
+                shape = (max(0, min(part.stop, shape[0]) - part.start), *shape[1:])
                 rows[part.name] = max(rows.get(part.name, 0), part.stop)
             self.entries[name] = entry._replace(shape=tuple(shape))
         for name, count in rows.items():
-            shape = file.entries[name].shape
             transposed = any(part.transposed for part in parts.values() if part.name == name)
-            stored = shape[-1 if transposed else 0] if shape else 0
+            stored = file.entries[name].shape[-1 if transposed else 0]
             if stored != count:
                 raise ValueError(
                     f"{file.path}: tensor {quoted(name)} has {stored} rows, config.json says {count}"

@@ -330,3 +330,12 @@ def test_texts_beyond_the_first_context_of_longrope_are_refused() -> None:
     with pytest.raises(ValueError, match="a text has 201 tokens, the model has 200 positions"):
         decoder.forward(np.full((1, 201), 3))
     assert decoder.rotary["full_attention"].rotary_dim == 12
+
+
+@pytest.mark.parametrize("shape", [(), (72,), (0,), (72, 24, 1)])
+def test_stacked_tensors_of_another_shape_are_named(shape: tuple[int, ...], tmp_path: Path) -> None:
+    path, name = folder("gpt2", tmp_path / "model"), "transformer.h.1.attn.c_attn.weight"
+    save_file({**tensors("gpt2"), name: np.zeros(shape, np.float32)}, path / "model.safetensors")
+    for call in (lambda: load(path), lambda: rbe.compress_model(path, tmp_path / "c", codes="dense-int8")):
+        with pytest.raises(ValueError, match=r"c_attn.weight|q_proj.weight has shape"):
+            call()
