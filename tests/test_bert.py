@@ -573,9 +573,13 @@ def test_sentence_transformers_files(folder: Folder) -> None:
     modules = json.loads((path / "modules.json").read_text())
     (path / "modules.json").write_text(json.dumps(modules[:2]))
     assert not load(path).normalize
+    norm = {"type": "sentence_transformers.models.LayerNorm", "path": "2_LayerNorm"}
+    (path / "modules.json").write_text(json.dumps([*modules[:2], norm]))
+    with pytest.raises(ValueError, match='the module "LayerNorm"'):
+        load(path)
     dense = {"type": "sentence_transformers.models.Dense", "path": "2_Dense"}
     (path / "modules.json").write_text(json.dumps([*modules[:2], dense]))
-    with pytest.raises(ValueError, match='the module "Dense"'):
+    with pytest.raises(FileNotFoundError, match=r"2_Dense has no config\.json"):
         load(path)
     (path / "modules.json").write_text("{}")
     with pytest.raises(ValueError, match=r"modules\.json is not a list"):

@@ -59,6 +59,21 @@ def _modules(edit: Callable[[Any], object], *words: str) -> Bad:
     return Bad(("modules.json", *words), (change("modules.json", edit),))
 
 
+DENSE = "2_Dense/config.json"
+_DENSE_MODULE = {"idx": 2, "name": "dense", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+_DENSE_SETTINGS = {
+    "in_features": 384,
+    "out_features": 8,
+    "bias": True,
+    "activation_function": "torch.nn.Tanh",
+}
+_WITH_DENSE = change("modules.json", lambda m: m.insert(2, _DENSE_MODULE))
+
+
+def _dense(word: str, **values: Any) -> Bad:
+    return Bad(("2_Dense", word), (_WITH_DENSE, writes(DENSE, {**_DENSE_SETTINGS, **values})))
+
+
 def _tokenizer(edit: Callable[[Any], object], *words: str) -> Bad:
     return Bad((TOKENIZER, *words), (change(TOKENIZER, edit),))
 
@@ -132,7 +147,10 @@ FOLDERS: dict[str, Bad] = {
     "normalized before pooling": _modules(lambda m: m.insert(1, m.pop()), "Transformer, Normalize, Pooling"),
     "pooled twice": _modules(lambda m: m.append({**m[1], "name": "3"}), "Normalize, Pooling"),
     "names twice": _modules(lambda m: m[2].update(name="1"), "two modules", "1"),
-    "dense module": _modules(lambda m: m[2].update(type="sentence_transformers.models.Dense"), "Dense"),
+    "dense after normalize": Bad(
+        ("modules.json", "Normalize, Dense"),
+        (change("modules.json", lambda m: m.append(_DENSE_MODULE)), writes(DENSE, _DENSE_SETTINGS)),
+    ),
     "layer norm": _modules(lambda m: m[2].update(type="sentence_transformers.models.LayerNorm"), "LayerNorm"),
     "router": _modules(lambda m: m[0].update(type="sentence_transformers.models.Router"), "Router"),
     "module of another library": _modules(lambda m: m[2].update(type="custom.Normalize"), "custom.Normalize"),
@@ -155,6 +173,21 @@ FOLDERS: dict[str, Bad] = {
         ("2_Normalize", "module_input_name"),
         (sets("2_Normalize/config.json", module_input_name="token_embeddings"),),
     ),
+    # 2_Dense
+    "dense without sizes": _dense("in_features", in_features=None),
+    "dense of a size that is true": _dense("out_features", out_features=True),
+    "dense of another width": Bad(
+        ("a Dense module", "in_features=385"),
+        (_WITH_DENSE, writes(DENSE, {**_DENSE_SETTINGS, "in_features": 385})),
+    ),
+    "dense with another activation": _dense("activation_function", activation_function="torch.nn.GELU"),
+    "dense with code of its own": _dense("activation_function", activation_function="custom.Identity"),
+    "dense without an activation": _dense("activation_function", activation_function=None),
+    "dense with a bias that is a number": _dense("bias", bias=1),
+    "dense with a residual": _dense("use_residual", use_residual=True),
+    "dense of tokens": _dense("module_input_name", module_input_name="token_embeddings"),
+    "unknown key of 2_Dense": _dense("scale", scale=2),
+    "nested 2_Dense": Bad((DENSE, "nested"), (_WITH_DENSE, _text(DENSE, DEEP))),
     # sentence_bert_config.json
     "length 0": _keys(BERT, max_seq_length=0),
     "length -1": _keys(BERT, max_seq_length=-1),
