@@ -26,7 +26,7 @@ from .architectures import (
 from .bert import DTYPES, BertEncoder
 from .checkpoint import FLOATS, check_finite, check_names
 from .decoder import Decoder
-from .dense_modules import PREFIX, check_dense, check_tensors
+from .dense_modules import PREFIX, check_dense, check_tensors, tensor_names
 from .folder import FolderSettings
 from .json_files import read_json
 from .locate import find_model
@@ -179,13 +179,13 @@ def open_weights(
         for of_one in of_file.values():
             file = stored[next(iter(of_one.values())).name]
             files |= dict.fromkeys(of_one, TensorViews(file, of_one))
+    dense = [check_dense(described) for described in settings.stored.get("dense", ())]
     for i, folder in enumerate(settings.dense):
         for name, file in open_checkpoint(folder, floats, read_only).items():
-            kind = name.removeprefix("linear.")
-            here = f"{PREFIX}{i}.{kind}"
-            if name not in ("linear.weight", "linear.bias"):
+            here = name.replace("linear.", f"{PREFIX}{i}.", 1)
+            if here not in tensor_names(dense[i], i):
                 raise ValueError(
-                    f"{file.path} has the tensor {name!r}; a Dense module has linear.weight and linear.bias"
+                    f"{file.path} has the tensor {name!r}, which a Dense module with these settings has not"
                 )
             if here in files:
                 raise ValueError(
@@ -193,7 +193,7 @@ def open_weights(
                 )
             files[here] = TensorViews(file, {here: Part(name)})
     shapes = {name: file.entries[name].shape for name, file in files.items()}
-    check_tensors(shapes, [check_dense(dense) for dense in settings.stored.get("dense", ())])
+    check_tensors(shapes, dense)
     return files
 
 

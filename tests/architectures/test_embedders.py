@@ -322,6 +322,11 @@ def test_dense_tensors_that_are_not_supported_are_named(tmp_path: Path) -> None:
     save_file({**weights, "residual.weight": weights["linear.weight"]}, file)
     with pytest.raises(ValueError, match=r"2_Dense.*has the tensor 'residual.weight'"):
         load(path)
+    save_file(weights, file)
+    change(path / "2_Dense" / "config.json", bias=False)
+    with pytest.raises(ValueError, match=r"2_Dense.*has the tensor 'linear.bias', which"):
+        load(path)
+    change(path / "2_Dense" / "config.json", bias=True)
     save_file({"linear.weight": weights["linear.weight"]}, file)
     with pytest.raises(ValueError, match=r"no tensor 'dense.0.bias' of its Dense module"):
         load(path)
