@@ -313,7 +313,7 @@ def test_a_cache_keeps_the_features_of_heads(monkeypatch: pytest.MonkeyPatch) ->
     attention = RBEAttention.from_dense(q, k, v, o, 2, causal=True, codes="dense-int8", transform="dct")
     derived = attention._transform_domain()
     assert derived is not None
-    monkeypatch.setattr(attention, "_projections", lambda x, context: derived if len(x) > 1 else attention)
+    monkeypatch.setattr(attention, "projections", lambda tokens, *_: derived if tokens > 1 else attention)
     x = random.standard_normal((9, 128)).astype(np.float32)
     want = attention(x, cu_seqlens=np.array([0, 9]))
     cache = KVCache(1, 1, 16, 2, 64)
