@@ -31,7 +31,7 @@ from . import simd_emit as emit
 from ._jit import cpu_inline
 from ._numba_internals import cgutils
 from .int8_rows import STEP, SUMS, for_width, row_starts
-from .int8_simd import load_words, pointer_at, splat, unpack_64
+from .int8_simd import load_words, pointer_at, prefetch, splat, unpack_64
 from .isa import isa_of
 from .simd import LANES, vload, vmax, vmaxval, vmul, vsplat, vsub
 
@@ -229,6 +229,7 @@ def digit_sums(typingctx, bits, packed, at, size, rows, digits, columns, scale, 
         activations = pointer_at(context, b, of[5], digits, _I64(0), _I8)
         totals = [cgutils.alloca_once_value(b, emit.const(0, _FLOATS)) for _ in range(SUMS)]
         whole = b.udiv(columns, _I64(2 * STEP))
+        ahead = b.mul(size, _I64(SUMS))  # to the codes of the next call
 
         def width(bits: int) -> None:
             def add(step: ir.Value, codes_of: Any) -> None:
@@ -240,6 +241,7 @@ def digit_sums(typingctx, bits, packed, at, size, rows, digits, columns, scale, 
                 centre = _load(b, block, 3 * STEP * registers)
                 byte = b.mul(step, _I64(STEP // 8 * registers * bits))
                 for start, line, total in zip(starts, scales, totals, strict=True):
+                    prefetch(context, b, b.gep(start, [b.add(byte, ahead)]))
                     y = b.add(_sum(b, codes_of(b.gep(start, [byte])), values), centre)
                     s = _scales(b, line, step, registers)
                     b.store(emit.fma(b, s, b.sitofp(y, _FLOATS), b.load(total)), total)

@@ -24,7 +24,7 @@ from numba.extending import intrinsic
 
 from . import simd_emit as emit
 from ._numba_internals import cgutils
-from .int8_simd import RUN, Products, pointer_at, splat, unpack, unpack_64
+from .int8_simd import RUN, Products, pointer_at, prefetch, splat, unpack, unpack_64
 from .isa import isa_of
 
 #: Sums of a call: of four rows and a token, or of a row and four tokens.
@@ -45,13 +45,21 @@ class _Sums:
     ----------
     rows : pointers to the first codes of the rows, four or one
     tokens : pointers to the activations of the tokens, one or four
+    size : bytes from one row to the next
     """
 
     def __init__(
-        self, context: Any, builder: ir.IRBuilder, bits: int, rows: list[ir.Value], tokens: list[ir.Value]
+        self,
+        context: Any,
+        builder: ir.IRBuilder,
+        bits: int,
+        rows: list[ir.Value],
+        tokens: list[ir.Value],
+        size: ir.Value,
     ) -> None:
-        self.builder, self.bits, self.rows, self.tokens = builder, bits, rows, tokens
+        self.context, self.builder, self.bits, self.rows, self.tokens = context, builder, bits, rows, tokens
         self.make = Products(builder, isa_of(context))
+        self.ahead = builder.mul(size, _I64(len(rows)))  # to the codes of the next call
         self.signed = not self.make.vnni and (bits == 8 or not self.make.pairs)
         self.sums = [cgutils.alloca_once(builder, self.make.words) for _ in range(SUMS)]
         self.short: Any = None  # whether a step has 32 columns
@@ -90,6 +98,7 @@ class _Sums:
         byte = b.mul(step, self.step_bytes)
         sums = iter(self.sums)
         for row in self.rows:
+            prefetch(self.context, b, b.gep(row, [b.add(byte, self.ahead)]))
             codes = self._codes(b.gep(row, [byte]))
             for z in activations:
                 total = next(sums)
@@ -220,7 +229,7 @@ def grid_sums(typingctx, tokens, bits, packed, at, size, rows, z, z_at, depth, c
         totals = cgutils.alloca_once(b, _TOTALS)
 
         def width(bits: int) -> None:
-            make = _Sums(context, b, bits, starts, lines)
+            make = _Sums(context, b, bits, starts, lines, size)
             make.clear()
             with make.steps(columns) as step:
                 make.add(step)
@@ -290,7 +299,7 @@ def dense_sums(
         total = cgutils.alloca_once_value(b, emit.const(0, floats))
 
         def width(bits: int) -> None:
-            make = _Sums(context, b, bits, starts, lines)
+            make = _Sums(context, b, bits, starts, lines, size)
             make.clear()
             with make.steps(columns, runs) as step:
                 make.add(step)

@@ -296,6 +296,15 @@ def unpack(builder: ir.IRBuilder, bits: int, pointer: ir.Value) -> ir.Value:
     return result
 
 
+def prefetch(context: Any, builder: ir.IRBuilder, pointer: ir.Value) -> None:
+    """Load the cache line at `pointer`, which may be anywhere, for a later read; on x86, where it was measured."""
+    if not isa_of(context).has("ssse3"):
+        return
+    kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [pointer, _I32(0), _I32(3), _I32(1)])
+
+
 def load_words(builder: ir.IRBuilder, pointer: ir.Value, count: ir.Value) -> ir.Value:
     """`count` bytes, a multiple of 4, as 16 words, and then zeros; what is behind them is not read."""
     b, words = builder, ir.VectorType(_I32, 16)
