@@ -7,14 +7,9 @@ threads before any of them is loaded.
 from __future__ import annotations
 
 import argparse
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import count
@@ -28,20 +23,11 @@ from rbe_gpu import output
 from rbe_gpu.models.locate import model_folder
 
 from .harness import row_names
-from .harness.memory import child_environment
+from .harness.process import start, threads_to_use
 from .harness.rows import Row, Session, append_rows, read_rows, usable_cores
 
 EXTRA = ("matplotlib", "jinja2")  # packages of the extra `report` that pages and plots import
-PATIENCE = 20.0  # seconds that the measuring process has to clean up after an interrupt
 QUICK_TEXTS = 64  # of a quick run; as many documents, a quarter of them with a query
-#: environment variables from which each library reads its number of threads when it is loaded
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMBA_NUM_THREADS",
-)
 
 
 @dataclass(frozen=True)
@@ -155,29 +141,9 @@ def _run(out: Path, model: Path | None, flags: list[str]) -> int:
     """Run this module as a command, in a process with equal threads. Returns its exit status."""
     require_extra()
     folder = model_folder(model)
-    threads = _threads()
-    command = [sys.executable, "-m", "rbe_gpu.cli._measure", "--out", str(out), "--model", str(folder)]
-    command += ["--threads", str(threads), *flags]
-    environment = child_environment(**dict.fromkeys(THREAD_VARIABLES, str(threads)))
-    with subprocess.Popen(command, env=environment) as child:
-        try:
-            status = child.wait()
-        except BaseException:  # an interrupt: the child removes its scratch folder
-            child.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(timeout=PATIENCE)
-            child.kill()
-            raise
-    if status < 0:
-        raise ChildProcessError(f"the measuring process was ended by {signal.Signals(-status).name}")
-    return status
-
-
-def _threads() -> int:
-    text = os.environ.get("RBE_THREADS") or str(usable_cores())
-    if not text.isdecimal() or not 1 <= int(text[:9]) <= 4096:
-        raise ValueError(f"RBE_THREADS={text!r} is not a number of threads; set it to 1 or more, or unset it")
-    return int(text)
+    threads = threads_to_use()
+    arguments = ["--out", str(out), "--model", str(folder), "--threads", str(threads), *flags]
+    return start("rbe_gpu.cli._measure", arguments, threads)
 
 
 def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console) -> None:

@@ -100,7 +100,7 @@ HEADERS = {
 REPORTS = {
     "": {"__init__", "__main__", "corpus", "run", "targets"},
     "harness": {
-        *("__init__", "row_names", "rows", "timing", "memory", "measure", "weight_error"),
+        *("__init__", "row_names", "rows", "timing", "memory", "process", "measure", "weight_error"),
         *("inputs", "baselines", "text", "plots", "page", "readme"),
     },
     "speed": {"__init__", "compression", "plots", "page", "readme"},

@@ -23,7 +23,7 @@ from typing import Any
 from rbe_gpu import output
 
 from .. import targets
-from ..harness.memory import child_environment
+from ..harness.process import child_environment
 from ..harness.rows import Row, read_rows
 from . import stage
 from .stage import CANNOT_RUN, FAILED, PASSED, STOPPED, Options, Result

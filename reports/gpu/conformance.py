@@ -17,7 +17,7 @@ from rbe_gpu import registry
 from rbe_gpu.gpu import _source
 from rbe_gpu.models.locate import model_folder
 
-from ..harness.memory import child_environment
+from ..harness.process import child_environment
 from .checkout import root
 from .stage import FAILED, PASSED, STOPPED, Options, Result, finish, start
 

@@ -12,7 +12,7 @@ from typing import Any
 from rbe_gpu.models.locate import model_folder
 
 from ..harness.measure import OURS
-from ..harness.memory import child_environment
+from ..harness.process import child_environment
 from .device import Device, open_device
 from .stage import FAILED, PASSED, STOPPED, Options, Result, finish, start
 

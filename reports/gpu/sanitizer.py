@@ -10,7 +10,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from ..harness.memory import child_environment
+from ..harness.process import child_environment
 from .checkout import root
 from .stage import CANNOT_RUN, FAILED, PASSED, STOPPED, Options, Result, finish, start
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import rbe_gpu
+from .process import child_environment
 
 
 def own_peak_bytes() -> int:
@@ -27,15 +26,6 @@ def own_peak_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def child_environment(**variables: str) -> dict[str, str]:
-    """The environment of a process that imports the same rbe_gpu as this one, with further variables."""
-    here = str(Path(rbe_gpu.__file__).parent.parent)
-    inherited = os.environ.get("PYTHONPATH")
-    path = here if not inherited else os.pathsep.join((here, inherited))
-    # idle threads of NumPy's OpenBLAS must not spin into the turn of the next provider
-    return {"OPENBLAS_THREAD_TIMEOUT": "4", **os.environ, "PYTHONPATH": path, **variables}
 
 
 def peak_bytes(target: str, **arguments: Any) -> int:
