@@ -5,7 +5,7 @@ A provider whose result is wrong is not timed, so that no figure stands for a wr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +72,33 @@ class Case:
         return session.row(
             self.op, self.name, provider, metric, unit, values, shape=self.shape, dtype=self.dtype
         )
+
+
+def rate_rows(
+    session: Session,
+    op: str,
+    case: str,
+    times: Mapping[str, Sequence[float]],
+    *,
+    texts: int,
+    shape: str,
+    baselines: Mapping[str, Collection[str]],
+) -> Iterator[Row]:
+    """Rows of the time per call, of the sentences per second, and of the speed relative to baselines, all round by
+    round.
+
+    times : provider -> seconds of a call that embeds `texts` texts
+    baselines : provider -> those that are not compared with it; one that was not timed is left out
+    """
+    for name, seconds in times.items():
+        yield session.row(op, case, name, "time", "s", seconds, shape=shape)
+        rate = [texts / t for t in seconds]
+        yield session.row(op, case, name, "sentences_per_second", "1/s", rate, shape=shape)
+    for baseline, others in baselines.items():
+        if baseline in times:
+            for name, ratio in speedups(times, baseline).items():
+                if name != baseline and name not in others:
+                    yield session.row(op, case, name, f"speed_vs_{baseline}", "x", ratio, shape=shape)
 
 
 def to_numpy(array: Any) -> NDArray[Any]:

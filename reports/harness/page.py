@@ -18,9 +18,14 @@ from .rows import Row
 from .text import GONE, MISSING, RATINGS, Rating
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
-SPEED_PAGE, QUALITY_PAGE = "index.html", "quality.html"
-#: prefix of the pictures of the quality page; writing one page leaves the other's pictures alone
-QUALITY_PLOT = "quality-"
+SPEED_PAGE, QUALITY_PAGE, CHOICE_PAGE = "index.html", "quality.html", "small-good-fast.html"
+QUALITY_PLOT, CHOICE_PLOT = "quality-", "small-good-fast-"
+#: pages that may lie in one folder: name -> (prefix of its pictures, what others call it)
+PAGES = {
+    SPEED_PAGE: ("", "Speed and memory"),
+    QUALITY_PAGE: (QUALITY_PLOT, "Quality per byte"),
+    CHOICE_PAGE: (CHOICE_PLOT, "Small, good, fast"),
+}
 
 
 # --- tables -----------------------------------------------------------------------------------------------
@@ -115,11 +120,11 @@ def render(template: str, rows: Sequence[Row], plots: Iterable[Plot], **names: A
 
 
 def write(out: Path, name: str, source: str, plots: Iterable[Plot]) -> Path:
-    """Write the page `out/name` and its pictures, `out/plots/*.png`. Returns the page's path."""
+    """Write the page `out/name` and its pictures, `out/plots/*.png`; those of other pages stay. Returns its path."""
     folder = out / "plots"
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):  # a plot that is not drawn this time must not stay from an earlier run
-        if old.name.startswith(QUALITY_PLOT) is (name == QUALITY_PAGE):
+        if _page_of(old.name) == name:
             old.unlink()
     for plot in plots:
         plot.png(folder / f"{plot.name}.png")
@@ -128,15 +133,17 @@ def write(out: Path, name: str, source: str, plots: Iterable[Plot]) -> Path:
     return out / name
 
 
+def _page_of(picture: str) -> str:
+    """The page that a picture belongs to."""
+    fitting = (name for name, (prefix, _) in PAGES.items() if picture.startswith(prefix))
+    return max(fitting, key=lambda name: len(PAGES[name][0]))
+
+
 def link(out: Path) -> None:
-    """Link the two pages of a folder to each other, each only while the other is there."""
-    for name, other, words in (
-        (SPEED_PAGE, QUALITY_PAGE, "Quality per byte"),
-        (QUALITY_PAGE, SPEED_PAGE, "Speed and memory"),
-    ):
-        page = out / name
-        if page.exists():
-            inside = f'<a href="{other}">{words}</a>' if (out / other).exists() else ""
-            source = page.read_text(encoding="utf-8")
-            source = re.sub(r"(?s)(<!-- pages -->).*?(<!-- /pages -->)", rf"\g<1>{inside}\g<2>", source)
-            output.write_text(page, source)
+    """Link the pages of a folder to each other, each only while it is there."""
+    there = [name for name in PAGES if (out / name).exists()]
+    for name in there:
+        links = "".join(f'<a href="{other}">{PAGES[other][1]}</a>' for other in there if other != name)
+        source = (out / name).read_text(encoding="utf-8")
+        source = re.sub(r"(?s)(<!-- pages -->).*?(<!-- /pages -->)", rf"\g<1>{links}\g<2>", source)
+        output.write_text(out / name, source)

@@ -96,9 +96,15 @@ def draw(plots: Iterable[Callable[[Results], Plot | None]], results: Results) ->
 # --- pieces -----------------------------------------------------------------------------------------------
 
 
-def new_figure(height: float, width: float = NARROW, panels: int = 0) -> tuple[Figure, Any]:
-    """A figure and its axes; of several panels beside each other, the list of their axes."""
+def new_figure(
+    height: float, width: float = NARROW, panels: int = 0, stacked: bool = False
+) -> tuple[Figure, Any]:
+    """A figure and its axes; of several panels the list of their axes. They lie beside each other and share y, or are
+    stacked and share x.
+    """
     figure = Figure(figsize=(width, height), layout="constrained")
+    if panels and stacked:
+        return figure, figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
     if panels:
         return figure, figure.subplots(1, panels, sharey=True, squeeze=False)[0]
     return figure, figure.subplots()

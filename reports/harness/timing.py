@@ -174,7 +174,7 @@ def paired_times(
     return times
 
 
-def speedups(times: Mapping[str, list[float]], baseline: str) -> dict[str, list[float]]:
+def speedups(times: Mapping[str, Sequence[float]], baseline: str) -> dict[str, list[float]]:
     """time(baseline) / time(provider) of every provider, round by round."""
     base = times[baseline]
     return {name: [b / t for b, t in zip(base, own, strict=True)] for name, own in times.items()}

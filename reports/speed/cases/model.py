@@ -16,12 +16,12 @@ from rbe_gpu.models import corpus
 
 from ...harness.baselines import TorchBert, torch_or_none
 from ...harness.inputs import Inputs
-from ...harness.measure import check
+from ...harness.measure import check, rate_rows
 from ...harness.memory import extra_bytes
 from ...harness.row_names import BATCH
 from ...harness.row_names import MODEL_MEMORY as MEMORY
 from ...harness.rows import Row, Session
-from ...harness.timing import Calls, paired_times, speedups
+from ...harness.timing import Calls, paired_times
 from ...quality.quantizers import Encoder, Source, onnx_runtime
 from ..compression import Setting, vector_rows
 from . import DENSE, NUMPY, ONNX, OURS, TORCH
@@ -89,15 +89,8 @@ def times(
     calls: dict[str, Calls] = {name: [lambda m=m: m.embed(texts)] for name, m in models.items()}  # type: ignore[misc]
     # no warm-up: every model has embedded texts before
     measured = paired_times(calls, seconds=seconds, least=least, warm_up=0, on_round=on_round)
-    for name, per_round in measured.items():
-        yield session.row("model", case, name, "time", "s", per_round, shape=shape)
-        rate = [len(texts) / t for t in per_round]
-        yield session.row("model", case, name, "sentences_per_second", "1/s", rate, shape=shape)
-    for baseline in (DENSE, *BASELINES):
-        if baseline in measured:
-            for name, ratio in speedups(measured, baseline).items():
-                if name != baseline and name not in BASELINES:
-                    yield session.row("model", case, name, f"speed_vs_{baseline}", "x", ratio, shape=shape)
+    compared = dict.fromkeys((DENSE, *BASELINES), BASELINES)
+    yield from rate_rows(session, "model", case, measured, texts=len(texts), shape=shape, baselines=compared)
     for name, model in models.items():
         if hasattr(model, "cache"):
             held = float(model.nbytes + model.cache.nbytes)
