@@ -264,9 +264,6 @@ def measure_quality(
         _say(console, f"{name} is not installed and is not measured: {command}")
     out.mkdir(parents=True, exist_ok=True)
     path = out / measure.FILE
-    if path.exists() and not resume:
-        old = path.replace(path.with_name(f"{path.name}.old"))
-        _say(console, f"the rows of an earlier run are now in {old}")
     started, steps = time.perf_counter(), count(1)
 
     def elapsed() -> tuple[int, int]:

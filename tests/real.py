@@ -10,6 +10,7 @@ import ast
 import importlib.util
 import json
 import os
+import shutil
 import sysconfig
 from functools import cache, lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import safe_open
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 from rbe_gpu import reference
@@ -49,6 +51,21 @@ def weight_names() -> tuple[str, ...]:
 def layer(index: int, name: str) -> np.ndarray:
     """A tensor of one encoder layer, e.g. layer(0, "intermediate.dense.weight")."""
     return weight(f"encoder.layer.{index}.{name}")
+
+
+def one_layer(path: Path, tokens: int = 6000) -> Path:
+    """A model folder of MiniLM's first layer and its most frequent tokens, with real weights. Returns its path."""
+    shutil.copytree(MODEL_DIR, path, ignore=shutil.ignore_patterns("*.safetensors", "vocab.txt"))
+    (path / "config.json").write_text(json.dumps({**config(), "num_hidden_layers": 1, "vocab_size": tokens}))
+    known = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
+    known["model"]["vocab"] = {token: i for token, i in known["model"]["vocab"].items() if i < tokens}
+    (path / "tokenizer.json").write_text(json.dumps(known), encoding="utf-8")
+    kept = [n for n in weight_names() if not n.startswith("encoder.layer.") or n.split(".")[2] == "0"]
+    tensors = {n: np.array(weight(n)) for n in kept}
+    words = "embeddings.word_embeddings.weight"
+    tensors[words] = tensors[words][:tokens].copy()
+    save_file(tensors, path / "model.safetensors")
+    return path
 
 
 @lru_cache(maxsize=1)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from itertools import combinations
@@ -606,27 +605,12 @@ def test_the_readmes_tables_are_those_of_the_committed_rows(name):
 # --- measuring and going on -----------------------------------------------------------------------------------
 
 FEW = 24  # texts, and documents
-TOKENS = 6000
 POINTS = {"bits": (3.25,), "ratios": (8,), "ablation": (("dct", 64),), "tools": ()}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """MiniLM's first layer and its most frequent tokens: real weights, and a tokenizer that knows fewer words."""
-    path = tmp_path_factory.mktemp("model") / "one-layer"
-    shutil.copytree(real.MODEL_DIR, path, ignore=shutil.ignore_patterns("*.safetensors", "vocab.txt"))
-    config = {**real.config(), "num_hidden_layers": 1, "vocab_size": TOKENS}
-    (path / "config.json").write_text(json.dumps(config))
-    tokenizer = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
-    vocabulary = tokenizer["model"]["vocab"]
-    tokenizer["model"]["vocab"] = {token: i for token, i in vocabulary.items() if i < TOKENS}
-    (path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    kept = [n for n in real.weight_names() if not n.startswith("encoder.layer.") or n.split(".")[2] == "0"]
-    tensors = {n: np.array(real.weight(n)) for n in kept}
-    words = "embeddings.word_embeddings.weight"
-    tensors[words] = tensors[words][:TOKENS].copy()
-    save_file(tensors, path / "model.safetensors")
-    return path
+    return real.one_layer(tmp_path_factory.mktemp("model") / "one-layer")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -722,22 +706,30 @@ def test_a_run_that_fails_keeps_its_rows_and_says_how_to_go_on(measured, folder,
     assert not (tmp_path / "quality.html").exists()
 
 
-def test_a_new_run_moves_earlier_rows_aside(measured, folder, tmp_path, monkeypatch):
+def test_a_run_that_is_not_quick_measures_all(folder, tmp_path, monkeypatch):
     from rich.console import Console
 
-    copy(measured, tmp_path / "quality.csv")
     seen = {}
 
     def fake(folder, path, session, **options):
-        seen.update(options, existed=path.exists())
+        seen.update(options)
         append_rows(path, ROWS)
         return ROWS
 
     monkeypatch.setattr(measure, "measure", fake)
     monkeypatch.setattr(page, "write", lambda rows, out: out)
     run.measure_quality(tmp_path, folder, 2, False, False, Console(stderr=True))
-    assert (seen["existed"], seen["resume"], "texts" in seen) == (False, False, False)
+    assert (seen["resume"], "texts" in seen) == (False, False)
+
+
+def test_a_run_moves_the_rows_of_an_earlier_one(measured, tmp_path):
+    path, words = copy(measured, tmp_path / "quality.csv"), []
+    assert measure.Run(path, SESSION, SHAPE, True).rows == read_rows(measured)
+    assert path.exists()
+    assert measure.Run(path, SESSION, SHAPE, False, words.append).rows == []
+    assert not path.exists()
     assert read_rows(tmp_path / "quality.csv.old") == read_rows(measured)
+    assert words == [f"the rows of an earlier run are now in {tmp_path / 'quality.csv.old'}"]
 
 
 def test_flags_of_the_command(tmp_path, monkeypatch):

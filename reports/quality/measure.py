@@ -32,7 +32,8 @@ from ..harness.weight_error import file_weight_error, weight_error
 from .quantizers import TOOLS, Baseline, Encoder, Source, baselines
 
 FILE = "quality.csv"
-DENSE, CALIBRATED, PLAIN = "dense", "rbe_gpu calibrated", "rbe_gpu plain"
+DENSE = "dense"
+CALIBRATED, PLAIN, DISTILLED = "rbe_gpu calibrated", "rbe_gpu plain", "rbe_gpu distilled"
 LINEAR, WHOLE = "linear layers", "whole file"
 ENCODING = "encoding"  # how long a baseline took, and what its file holds
 PLAIN_WHOLE = "plain, whole file"  # weight error of our plain files
@@ -107,7 +108,8 @@ class Evaluator:
 
 
 class Run:
-    """One run: its rows are written at once, and not measured again where they are there already.
+    """One run: its rows are written at once, and not measured again where they are there already. Without `resume`
+    a file that is there is moved to `path` + ".old".
 
     Attributes
     ----------
@@ -123,14 +125,19 @@ class Run:
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.path, self.session, self.shape, self.say = path, session, shape, say
-        if not resume:
-            path.unlink(missing_ok=True)
+        if path.exists() and not resume:
+            old = path.replace(path.with_name(f"{path.name}.old"))
+            say(f"the rows of an earlier run are now in {old}")
         self.rows = read_rows(path) if path.exists() else []
         self._done = {(r.op, r.case, r.provider) for r in self.rows}
 
+    def done(self, op: str, case: str, provider: str) -> bool:
+        """Whether this was measured."""
+        return (op, case, provider) in self._done
+
     def has(self, op: str, case: str, provider: str) -> bool:
         """Whether this was measured; if not, announce it as the next measurement."""
-        if (op, case, provider) in self._done:
+        if self.done(op, case, provider):
             return True
         self.say(f"{case}: {provider}")
         return False
@@ -162,9 +169,14 @@ class Run:
             )
             for metric, value in values
         ]
+        self.add(rows)
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Write rows that were made elsewhere."""
+        rows = list(rows)
         append_rows(self.path, rows)
         self.rows += rows
-        self._done.add((op, case, provider))
+        self._done |= {(r.op, r.case, r.provider) for r in rows}
 
 
 _UNITS = {
@@ -209,7 +221,7 @@ def measure(
     shape = f"{len(texts.held_out)} texts, {len(texts.queries)} queries, {len(texts.documents)} documents"
     run = Run(path, session, shape, resume, say)
     size = float((folder / "model.safetensors").stat().st_size)
-    _check_same(run, size)
+    check_same(run, size)
     source, dense = Source(folder), load_model(folder)
     evaluator = Evaluator(dense, texts)
     if not run.has("quality", WHOLE, DENSE):
@@ -234,8 +246,16 @@ def measure(
     return run.rows
 
 
-def _check_same(run: Run, size: float) -> None:
-    """Rows of other texts, or of another model, are no part of this run."""
+def check_same(run: Run, size: float) -> None:
+    """Check that the rows that a run resumes from are of its texts and its model.
+
+    size : bytes of the dense model's row
+
+    Raises
+    ------
+    ValueError
+        They are not.
+    """
     for r in run.rows:
         if (r.op, r.metric) == ("quality", "cosine_mean") and r.shape != run.shape:
             raise ValueError(f"{run.path} has rows of {r.shape}, not of {run.shape}; start anew")
