@@ -109,6 +109,7 @@ REPORTS = {
     "quality/quantizers": {
         "__init__", "__main__", "source", "gguf_file", "llama", "onnx_runtime", "torch_tools"
     },
+    "quality/small_good_fast": {"__init__", "__main__", "measure", "peers", "plots", "page"},
     "gpu": {
         *("__init__", "check", "stage", "device", "checkout", "pack"),
         *("conformance", "minilm", "bandwidth", "weights", "crossover", "attention", "encoder", "latency"),

@@ -32,7 +32,7 @@ from ..harness.plots import (
 )
 from ..harness.rows import Results
 from ..harness.text import cosine_rating
-from .measure import CALIBRATED, DENSE, LINEAR, PLAIN, PLAIN_RATIO, PLAIN_WHOLE, WHOLE
+from .measure import CALIBRATED, DENSE, DISTILLED, LINEAR, PLAIN, PLAIN_RATIO, PLAIN_WHOLE, WHOLE
 from .points import Point, baselines, basis_trials, measured_tools, ours, point, points
 
 #: colours of Okabe and Ito, and markers: either is enough to tell tools apart
@@ -40,6 +40,12 @@ STYLES = (
     (VERMILLION, "s"), ("#009e73", "^"), ("#e69f00", "D"), ("#cc79a7", "v"), (INK, "x"), ("#7a6a00", "P"),
     (GREY, "*"),
 )  # fmt: skip
+#: our files: prefix of their providers, and how they are drawn
+SERIES = (
+    (DISTILLED, {"color": BLUE, "marker": "*", "markersize": 12, "zorder": 3.5}),
+    (CALIBRATED, {"color": BLUE, "marker": "o", "markersize": 6.5, "zorder": 3}),
+    (PLAIN, {"color": SKY, "marker": "o", "markersize": 6.5, "markerfacecolor": PAPER, "zorder": 2.5}),
+)
 FLOOR = 1e-6  # of 1 - cosine: below is float32's rounding, and is drawn at the edge
 CLOSE = 0.01  # 1 - cosine of what is very close to dense
 #: abbreviations of settings' names in a plot
@@ -78,13 +84,17 @@ def frontier(points: Sequence[Point], value: Value) -> list[Point]:
 
 
 @dataclass(frozen=True)
-class _Chart:
-    """What the axes of a chart show: x and y of a point, and the name of one of ours. A lower `cost` is better."""
+class Chart:
+    """What the axes of a chart show: x and y of a point, and the name of one of ours. A lower `cost` is better.
+
+    joined : lines join our points of a kind
+    """
 
     x: Value
     y: Value
     cost: Value
     name: Callable[[Point], str]
+    joined: bool = True
 
     def at(self, points: Sequence[Point]) -> list[tuple[float, float, Point]]:
         """(x, y, point) of those that have both."""
@@ -100,39 +110,40 @@ def _loss(p: Point) -> float | None:
     return None if p.loss is None else max(p.loss, FLOOR)
 
 
-def _megabytes(p: Point) -> float:
+def file_megabytes(p: Point) -> float:
+    """Bytes of a file, in MB."""
     return p.bytes / 1e6
 
 
 #: bits as they were asked for name our points: "3.25 bits"
-LINEAR_LOSS = _Chart(
+LINEAR_LOSS = Chart(
     lambda p: p.bits_per_weight,
     _loss,
     lambda p: p.loss,
     lambda p: p.provider.removeprefix(CALIBRATED).strip(),
 )
-FILE_LOSS = _Chart(_megabytes, _loss, lambda p: p.loss, _ratio)
+FILE_LOSS = Chart(file_megabytes, _loss, lambda p: p.loss, _ratio)
 FILE_RECALL = replace(
     FILE_LOSS, y=lambda p: p.recall_at_10, cost=lambda p: None if p.recall_at_10 is None else -p.recall_at_10
 )
 
 
-def _draw(
-    axes: Any, results: Results, points: Sequence[Point], chart: _Chart
+def draw_points(
+    axes: Any, results: Results, points: Sequence[Point], chart: Chart, named: Sequence[Point] | None = None
 ) -> tuple[list[Name], list[tuple[float, float]]]:
-    """Our curves and every baseline's points. Returns the names to write, and all that they must keep off."""
+    """Our points and every baseline's. Returns the names to write, and all that they must keep off.
+
+    named : the baselines that get a name; None: those of the frontier whose quality is not gone
+    """
     names: list[Name] = []
     solid: list[tuple[float, float]] = []
-    series = [
-        (CALIBRATED, "rbe_gpu, calibrated", {"color": BLUE, "marker": "o", "zorder": 3}),
-        (PLAIN, "rbe_gpu, plain", {"color": SKY, "marker": "o", "markerfacecolor": PAPER, "zorder": 2.5}),
-    ]
-    for prefix, label, style in series:
+    for prefix, style in SERIES:
         at = chart.at(ours(points, prefix))
         if at:
             xs, ys, _ = zip(*at, strict=True)
-            axes.plot(xs, ys, markersize=6.5, label=label, **style)
-            solid += _along(xs, ys)
+            line = "-" if chart.joined else "none"
+            axes.plot(xs, ys, linestyle=line, label=prefix.replace(" ", ", "), **style)
+            solid += _along(xs, ys) if chart.joined else zip(xs, ys, strict=True)
             # a plain file has the bytes of the calibrated one of its ratio: one name serves both
             known = {name.words for name in names}
             names += [Name(chart.name(p), x, y, bold=True) for x, y, p in at if chart.name(p) not in known]
@@ -145,8 +156,9 @@ def _draw(
             axes.plot(xs, ys, marker, color=colour, markersize=5.5, linestyle="none", label=tool, zorder=2,
                       clip_on=False)  # fmt: skip
             solid += zip(xs, ys, strict=True)
-    usable = (p for p in frontier(others, chart.cost) if p.cosine_mean is not None)
-    named = [p for p in usable if cosine_rating(p.cosine_mean).level != "gone"]
+    if named is None:
+        usable = (p for p in frontier(others, chart.cost) if p.cosine_mean is not None)
+        named = [p for p in usable if cosine_rating(p.cosine_mean).level != "gone"]
     return names + [Name(short(p.setting), x, y) for x, y, p in chart.at(named)], solid
 
 
@@ -161,12 +173,16 @@ def _along(xs: Sequence[float], ys: Sequence[float], steps: int = 12) -> list[tu
     return list(zip(x.tolist(), y.tolist(), strict=True))
 
 
-def _loss_axis(axes: Any, points: Sequence[Point], dense_x: float) -> Name:
-    """The y axis of 1 - cosine, with a line where vectors are very close to the dense model's.
+def least_loss(points: Sequence[Point]) -> float:
+    """The lower edge of the y axis for these points."""
+    return max(FLOOR, min((_loss(p) or 1 for p in points), default=1.0) / 3)
+
+
+def loss_axis(axes: Any, low: float, dense_x: float) -> Name:
+    """The y axis of 1 - cosine, from `low` up, with a line where vectors are very close to the dense model's.
 
     The dense model has 1 - cosine = 0, which a log axis cannot show: it stands on the lower edge. Returns its name.
     """
-    low = max(FLOOR, min(_loss(p) or 1 for p in points) / 3)
     axes.set_yscale("log")
     axes.set_ylim(low, 2.0)
     log_axis(axes.yaxis, [t for t in 10.0 ** np.arange(-6, 1) if t >= low])
@@ -176,7 +192,8 @@ def _loss_axis(axes: Any, points: Sequence[Point], dense_x: float) -> Name:
     return Name("dense: 0", dense_x, low, bold=True)
 
 
-def _x_axis(axes: Any, low: float, high: float, ticks: Sequence[float], label: str) -> None:
+def x_axis(axes: Any, low: float, high: float, ticks: Sequence[float], label: str) -> None:
+    """A log x axis from low to high."""
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     low, high = axes.get_xlim()
@@ -184,9 +201,10 @@ def _x_axis(axes: Any, low: float, high: float, ticks: Sequence[float], label: s
     axes.set_xlabel(label)
 
 
-def _file_axis(axes: Any, points: Sequence[Point], dense: Point) -> None:
-    sizes = [_megabytes(p) for p in (*points, dense)]
-    _x_axis(
+def file_axis(axes: Any, points: Sequence[Point], dense: Point) -> None:
+    """The x axis of the sizes of files."""
+    sizes = [file_megabytes(p) for p in (*points, dense)]
+    x_axis(
         axes,
         min(sizes) / 1.2,
         max(sizes) * 1.25,
@@ -195,13 +213,14 @@ def _file_axis(axes: Any, points: Sequence[Point], dense: Point) -> None:
     )
 
 
-def _finish(figure: Any, axes: Any, names: Sequence[Name], solid: Sequence[tuple[float, float]]) -> None:
+def finish(figure: Any, axes: Any, names: Sequence[Name], solid: Sequence[tuple[float, float]]) -> None:
     """The legend, then the names where it leaves room."""
     legend_above(axes, ncols=5, columnspacing=1.4, handletextpad=0.5)
     place(figure, axes, names, solid)
 
 
-def _alt(points: Sequence[Point], value: Value) -> str:
+def listing(points: Sequence[Point], value: Value) -> str:
+    """The points in words."""
     return "; ".join(
         f"{p.provider}: {p.bytes / 1e6:.2f} MB, {v:.4g}" for p in points if (v := value(p)) is not None
     )
@@ -213,19 +232,19 @@ def linear_loss(results: Results) -> Plot | None:
     if not layers:
         return None
     figure, axes = new_figure(5.4, BROAD)
-    names, solid = _draw(axes, results, layers, LINEAR_LOSS)
+    names, solid = draw_points(axes, results, layers, LINEAR_LOSS)
     least = min(p.bits_per_weight or 1 for p in layers)
-    _x_axis(
+    x_axis(
         axes, least / 1.15, 40, BIT_TICKS,
         "bits per weight of the linear layers, scales and tables of codes counted (log scale)",
     )  # fmt: skip
-    _finish(figure, axes, [_loss_axis(axes, layers, 32), *names], solid)
+    finish(figure, axes, [loss_axis(axes, least_loss(layers), 32), *names], solid)
     return Plot(
         f"{QUALITY_PLOT}linear", "Linear layers alone: loss against bits per weight",
         "Only the weights of the linear layers are quantised; all else is dense. Lower left is better. The dotted "
         "line is a mean cosine of 0.99. Names stand beside the baselines that no other baseline beats at its bits, "
         f"where quality is not gone. {ABBREVIATIONS}",
-        f"Scatter chart, both axes logarithmic, of bytes and 1 - cosine. {_alt(layers, lambda p: p.loss)}.",
+        f"Scatter chart, both axes logarithmic, of bytes and 1 - cosine. {listing(layers, lambda p: p.loss)}.",
         figure, broad=True,
     )  # fmt: skip
 
@@ -237,14 +256,14 @@ def file_loss(results: Results) -> Plot | None:
     if not files or dense is None:
         return None
     figure, axes = new_figure(5.4, BROAD)
-    names, solid = _draw(axes, results, files, FILE_LOSS)
-    _file_axis(axes, files, dense)
-    _finish(figure, axes, [_loss_axis(axes, files, _megabytes(dense)), *names], solid)
+    names, solid = draw_points(axes, results, files, FILE_LOSS)
+    file_axis(axes, files, dense)
+    finish(figure, axes, [loss_axis(axes, least_loss(files), file_megabytes(dense)), *names], solid)
     return Plot(
         f"{QUALITY_PLOT}file-loss", "Whole files: loss against size",
         "Lower left is better. The dotted line is a mean cosine of 0.99. Our points are named by their ratio. "
         f"{ABBREVIATIONS}",
-        f"Scatter chart, both axes logarithmic, of bytes and 1 - cosine. {_alt(files, lambda p: p.loss)}.",
+        f"Scatter chart, both axes logarithmic, of bytes and 1 - cosine. {listing(files, lambda p: p.loss)}.",
         figure, broad=True,
     )  # fmt: skip
 
@@ -256,21 +275,21 @@ def file_recall(results: Results) -> Plot | None:
     if not files or dense is None or dense.recall_at_10 is None:
         return None
     figure, axes = new_figure(5.4, BROAD)
-    names, solid = _draw(axes, results, files, FILE_RECALL)
+    names, solid = draw_points(axes, results, files, FILE_RECALL)
     axes.axhline(dense.recall_at_10, color=INK, linestyle="--", linewidth=1.2, zorder=1)
-    axes.plot(_megabytes(dense), dense.recall_at_10, "D", color=INK, markersize=8, zorder=5)
-    _file_axis(axes, files, dense)
+    axes.plot(file_megabytes(dense), dense.recall_at_10, "D", color=INK, markersize=8, zorder=5)
+    file_axis(axes, files, dense)
     low, high = axes.get_xlim()
     solid += [(x, dense.recall_at_10) for x in np.geomspace(low, high, 80).tolist()]
     recalls = [p.recall_at_10 or 0 for p in files]
     axes.set_ylim(min(0.0, *recalls) - 0.02, min(1.02, max(dense.recall_at_10, *recalls) * 1.12))
     axes.set_ylabel("recall@10 (higher is better)")
-    _finish(figure, axes, [Name("dense", _megabytes(dense), dense.recall_at_10, bold=True), *names], solid)
+    finish(figure, axes, [Name("dense", file_megabytes(dense), dense.recall_at_10, bold=True), *names], solid)
     return Plot(
         f"{QUALITY_PLOT}file-recall", "Whole files: recall@10 against size",
         f"Upper left is better. The dashed line is the dense model. {ABBREVIATIONS}",
         f"Scatter chart of bytes (log scale) and recall@10; the dense model has {dense.recall_at_10:.4g}. "
-        f"{_alt(files, lambda p: p.recall_at_10)}.",
+        f"{listing(files, lambda p: p.recall_at_10)}.",
         figure, broad=True,
     )  # fmt: skip
 

@@ -18,13 +18,13 @@ from dataclasses import dataclass, fields
 
 from ..harness.measure import OURS
 from ..harness.rows import Results, Row
-from .measure import CALIBRATED, DENSE, LINEAR, PLAIN, PLAIN_WHOLE, RATIOS, REFUSED, WHOLE
+from .measure import CALIBRATED, DENSE, DISTILLED, LINEAR, PLAIN, PLAIN_WHOLE, RATIOS, REFUSED, WHOLE
 from .quantizers import TOOLS
 
 
 def tool_of(provider: str) -> str:
     """Who made a file: "rbe_gpu", "dense", or a tool's name."""
-    if provider.startswith((CALIBRATED, PLAIN)):
+    if provider.startswith((CALIBRATED, PLAIN, DISTILLED)):
         return OURS
     # a tool that is no longer in TOOLS has its name first, too
     return next((t.name for t in TOOLS if provider.startswith(f"{t.name} ")), provider.split(" ", 1)[0])
@@ -83,7 +83,7 @@ def points(results: Results, case: str) -> list[Point]:
 
 
 def ours(points: Iterable[Point], prefix: str) -> list[Point]:
-    """Our points whose providers begin with `prefix`, `CALIBRATED` or `PLAIN`."""
+    """Our points whose providers begin with `prefix`: `CALIBRATED`, `PLAIN` or `DISTILLED`."""
     return [p for p in points if p.provider.startswith(prefix)]
 
 
