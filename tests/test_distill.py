@@ -17,7 +17,7 @@ import rbe_gpu as rbe
 from rbe_gpu.codecs import GridCodes
 from rbe_gpu.models.compress import compress_model
 from rbe_gpu.models.load import load_folder
-from rbe_gpu.train.distill import distill
+from rbe_gpu.train.distill import LEARNING_RATE, distill
 
 from . import real
 from .cli.command import refused, run
@@ -34,7 +34,7 @@ from rbe_gpu.train.batches import Batches, in_order, padded  # noqa: E402
 from rbe_gpu.train.quantizer import Grid  # noqa: E402
 from rbe_gpu.train.rate import Rate  # noqa: E402
 from rbe_gpu.train.student import Student  # noqa: E402
-from rbe_gpu.train.trainer import LATENTS_RATE, RowAdam  # noqa: E402
+from rbe_gpu.train.trainer import RowAdam  # noqa: E402
 
 from .architectures.cases import CONFIGS, weights  # noqa: E402
 from .architectures.test_states import RECORDED  # noqa: E402
@@ -256,14 +256,14 @@ def test_adam_of_rows_is_adam() -> None:
     rng = torch.Generator().manual_seed(1)
     rows = torch.randn(6, 4, generator=rng)
     dense = rows.clone().requires_grad_()
-    adam = torch.optim.Adam([dense], lr=LATENTS_RATE, betas=(0.9, 0.98), eps=1e-12)
+    adam = torch.optim.Adam([dense], lr=LEARNING_RATE, betas=(0.9, 0.98), eps=1e-12)
     lazy = RowAdam(rows)
     untouched = rows[5].clone()
     for _ in range(5):
         gradient = torch.randn(6, 4, generator=rng)
         dense.grad = gradient
         adam.step()
-        lazy.update(rows, torch.arange(5), gradient[:5], LATENTS_RATE)
+        lazy.update(rows, torch.arange(5), gradient[:5], LEARNING_RATE)
     torch.testing.assert_close(rows[:5], dense.detach()[:5])
     assert torch.equal(rows[5], untouched)
 
@@ -321,7 +321,9 @@ def test_two_runs_and_a_resumed_one_give_the_same_file(
     path = checkpoint.path_for(tmp_path / "c")
     with pytest.raises(ValueError, match="of a run with another texts"):
         _train(folder, texts[:-1], start, tmp_path / "c", resume=True)
-    with pytest.raises(ValueError, match="of a run with another batch size, tokens, precision or seed"):
+    with pytest.raises(
+        ValueError, match="of a run with another batch size, tokens, precision, learning rate or seed"
+    ):
         _train(folder, texts, start, tmp_path / "c", resume=True, seed=1)
     steps = []
     resumed = _train(
@@ -333,6 +335,8 @@ def test_two_runs_and_a_resumed_one_give_the_same_file(
     assert not path.exists()
     _train(folder, texts, start, tmp_path / "d", seed=1)
     assert (tmp_path / "d").read_bytes() != (tmp_path / "a").read_bytes()
+    _train(folder, texts, start, tmp_path / "e", learning_rate=0.02)
+    assert (tmp_path / "e").read_bytes() != (tmp_path / "a").read_bytes()
 
 
 def test_training_gains_at_the_same_size(folder: Path, start: Path, tmp_path: Path) -> None:
@@ -403,6 +407,8 @@ def test_errors(folder: Path, texts: list[str], start: Path, tmp_path: Path) -> 
     refuses("max_tokens=2 leaves no room", max_tokens=2)
     refuses('device="?.tpu', device="tpu")
     refuses("precision='int8'; use one of", precision="int8")
+    refuses("learning_rate=0 is not above 0", learning_rate=0)
+    refuses("learning_rate=nan is not above 0", learning_rate=float("nan"))
     refuses("different texts with a token are too few", some=texts[:40])
     refuses("different texts with a token are too few", some=[" " * (i + 1) for i in range(200)])
     refuses("5 held-out texts are too few", held_out=texts[:5])

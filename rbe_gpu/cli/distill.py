@@ -64,6 +64,9 @@ def command(
         str | None,
         typer.Option(help="float32 or bfloat16, of the matmuls. Default: float32 on the CPU, else bfloat16."),
     ] = None,
+    learning_rate: Annotated[
+        float, typer.Option(help="Of the integers, in steps of their grid a step of training.")
+    ] = 0.01,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a run that was interrupted or killed.")
     ] = False,
@@ -113,6 +116,7 @@ def command(
             seed=seed,
             device=device,
             precision=precision,
+            learning_rate=learning_rate,
             resume=resume,
             progress=training,
             calibration_progress=calibrating,

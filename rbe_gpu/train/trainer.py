@@ -19,9 +19,7 @@ from .quantizer import Grid
 from .student import Student
 
 WORDS = "embeddings.word_embeddings.weight"
-#: In steps of the grid, per step of training: 100 steps of one sign change an integer by 1
-LATENTS_RATE = 0.01
-SCALES_RATE = 1e-3  # of logarithms of column scales, biases and norms
+_SLOW = 0.1  # of the learning rate is that of logarithms of column scales, biases and norms
 _BETAS = (0.9, 0.98)
 _EVALUATED = 64  # held-out texts at a time
 
@@ -66,6 +64,7 @@ class Trainer:
     held_out : token ids of the texts that the student is measured on
     batch_size : texts of a step
     precision : of the matmuls, "float32" or "bfloat16"
+    learning_rate : of the latents, in steps of the grid per step of training
     """
 
     def __init__(
@@ -78,7 +77,9 @@ class Trainer:
         seed: int,
         device: str,
         precision: str = "float32",
+        learning_rate: float = 0.01,
     ) -> None:
+        self.learning_rate = learning_rate
         self.student = Student.of(teacher)
         self.device = device
         self.dtype = getattr(torch, precision)
@@ -107,7 +108,7 @@ class Trainer:
                 latents.append(grid.latents.requires_grad_())
         slow = [*self.dense.values(), *(grid.factor for grid in self.grids.values())]
         groups: list[dict[str, Any]] = [
-            {"params": p, "lr": r} for p, r in ((latents, LATENTS_RATE), (slow, SCALES_RATE)) if p
+            {"params": p, "lr": r} for p, r in ((latents, learning_rate), (slow, _SLOW * learning_rate)) if p
         ]
         self._adam = torch.optim.Adam(groups, betas=_BETAS, eps=1e-12, fused=True)
         self._rates = [group["lr"] for group in groups]
@@ -172,7 +173,7 @@ class Trainer:
             group["lr"] = base * rate
         self._adam.step()
         if self._table is not None and self._rows is not None:
-            self._rows.update(self._table.latents, used, latents.grad, LATENTS_RATE * rate)
+            self._rows.update(self._table.latents, used, latents.grad, self.learning_rate * rate)
         return result
 
     def coarsen(self, by: float) -> None:
