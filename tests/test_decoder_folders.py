@@ -128,6 +128,7 @@ def test_refusals(folder: Path, tmp_path: Path, file: str, values: dict[str, Any
         ({"generation": []}, "generation, which is not an object"),
         ({"generation": {"num_beams": 2}}, "num_beams=2"),
         ({"special_tokens": {"bos_token": 5}}, "special_tokens, which are not texts"),
+        ({"dense": []}, "dense without pooling"),
     ],
 )
 def test_settings_of_a_compressed_file(

@@ -142,6 +142,8 @@ def _check_decoder(stored: Mapping[str, Any], where: object) -> None:
     sampling_of(stored.get("generation") or {}, ())
     if "pooling" in stored:
         _check_encoder(stored, where)
+    elif "dense" in stored:
+        raise ValueError(f"{where} has dense without pooling")
     elif not decoders.decoder_config(stored["config"]).causal:
         raise ValueError(
             f"{where} has attention in both directions (use_bidirectional_attention): such a model makes vectors of "

@@ -110,7 +110,8 @@ class BertEncoder(TextEmbedder):
 
     Notes
     -----
-    Several Python threads may use one model at once: each has a workspace of its own.
+    Several Python threads may use one model at once: each has a workspace of its own. The layers are not to be
+    changed: arguments of their kernels are kept. `with_tensors` makes a model with other weights.
     """
 
     def __init__(

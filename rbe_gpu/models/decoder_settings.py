@@ -49,7 +49,10 @@ _LLAMA: dict[str, Key] = {
     "max_position_embeddings": honoured("tokens of a text at most"),
     "rms_norm_eps": honoured("eps of RMSNorm"),
     "rope_theta": honoured("base of the rotary frequencies"),
-    "rope_scaling": honoured("default, linear, llama3 or yarn; others are refused by name"),
+    "rope_scaling": honoured(
+        "default, linear, llama3, yarn, or factors, which the frequencies of a GGUF file become; others are refused "
+        "by name"
+    ),
     "rope_parameters": honoured("the same, as transformers 5 writes it"),
     "tie_word_embeddings": honoured("true: logits are computed with the word embeddings"),
     "attention_bias": honoured("biases of the linear layers of attention"),
@@ -110,7 +113,9 @@ _PHI3: dict[str, Key] = {
     ),
     "original_max_position_embeddings": honoured("of longrope: tokens of a text at most; absent: 4096"),
     "partial_rotary_factor": honoured("of the features of a head, how many are rotated"),
-    "attention_bias": only(*OFF, effect="Phi-3 has no biases"),
+    **dict.fromkeys(("attention_bias", "mlp_bias", "lm_head_bias"), only(*OFF, effect="Phi-3 has no biases")),
+    "full_attn_mod": only(None, 1, effect="every layer attends alike"),
+    "interpolate_factor": only(None, 1, effect="rotations are scaled by rope_scaling alone"),
     **ignored("auto_map", effect="code for versions of transformers without Phi-3; it is not run"),
     **ignored(
         "resid_pdrop", "embd_pdrop", "attention_dropout", "attn_implementation", effect="of training or speed"

@@ -227,6 +227,7 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
                 raise ValueError(
                     f"config.json has no {name}, for which the model's own code has another default"
                 )
+    _check_names(config, family)
     config = with_llama_names(config)
     for name in _SIZES:
         if type(config.get(name)) is not int or config[name] < 1:
@@ -238,9 +239,19 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     kv_heads = _optional_size(config, "num_key_value_heads", heads)
     if heads % kv_heads:
         fail("config.json", "num_key_value_heads", kv_heads, f"a divisor of num_attention_heads={heads}")
-    head_dim = _optional_size(config, "head_dim", config["hidden_size"] // heads)
-    if not 2 <= head_dim <= 256 or head_dim % 2:
-        fail("config.json", "head_dim", head_dim, "an even number from 2 to 256")
+    hidden = config["hidden_size"]
+    head_dim = _optional_size(config, "head_dim", hidden // heads)
+    own_size = config.get("head_dim") is not None
+    if not 2 <= head_dim <= 256 or head_dim % 2 or (family.renamed and not own_size and hidden % heads):
+        if own_size:
+            fail("config.json", "head_dim", head_dim, "an even number from 2 to 256")
+        name, width = _own_name(config, "num_attention_heads"), _own_name(config, "hidden_size")
+        fail(
+            "config.json",
+            name,
+            heads,
+            f"a divisor of {width}={hidden}, with heads of an even width from 2 to 256",
+        )
     key, default_eps = family.eps
     eps = config.get(key, default_eps)
     if type(eps) not in (int, float) or not 0 <= eps < 1:
@@ -317,11 +328,25 @@ def with_llama_names(config: Mapping[str, Any]) -> Mapping[str, Any]:
     family = DECODERS.get(str(config.get("model_type")))
     if family is None or not family.renamed:
         return config
-    named = {name: config[other] for name, other in family.renamed.items() if other in config}
+    own = family.renamed.items()
+    named = {**config, **{name: config[other] for name, other in own if config.get(other) is not None}}
     width = named.get("hidden_size")
     if named.get("intermediate_size") is None and type(width) is int:
         named["intermediate_size"] = 4 * width
-    return {**config, **named}
+    return named
+
+
+def _check_names(config: Mapping[str, Any], family: Family) -> None:
+    """Raise a ValueError where one setting has two values, under Llama's name and the family's own."""
+    for name, other in family.renamed.items():
+        values = config.get(name), config.get(other)
+        if None not in values and values[0] != values[1]:
+            fail("config.json", name, values[0], f"{other}={values[1]}, or absent")
+    if config.get("activation_function") == "swiglu" and config.get("hidden_act", "silu") not in (
+        "silu",
+        "swish",
+    ):
+        fail("config.json", "hidden_act", config["hidden_act"], "silu, beside activation_function")
 
 
 def token_ids(value: Any, where: object, name: str) -> tuple[int, ...]:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from ..blocks import Array
 from ..dispatch import CPU
-from ..layers import RBELinear
 from ..threads import get_num_threads
 from ..workspace import Workspace
 
@@ -58,15 +57,15 @@ def _step_of(model: BertEncoder, module: Any, tokens: int, ws: Workspace) -> Any
     threads = get_num_threads()
 
     def make(buffer: Callable[[int], Any]) -> Any:
-        def linear(a: RBELinear) -> Any:
-            return module.StepLinear(a.weight, a.bias, a.activation, a.cache, a.method, a.activation_bits)
-
         layers = []
         for attention, attention_norm, ffn, ffn_norm in model.layers:
             part = attention.projections(tokens, model.dtype)
             layers.append(
                 module.StepLayer(
-                    *map(linear, (part.query, part.key, part.value, part.output, ffn.up, ffn.down)),
+                    *map(
+                        module.StepLinear.of,
+                        (part.query, part.key, part.value, part.output, ffn.up, ffn.down),
+                    ),
                     norms=[attention_norm.weight, attention_norm.bias, ffn_norm.weight, ffn_norm.bias],
                 )
             )

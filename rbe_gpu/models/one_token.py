@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..blocks import Array
 from ..dispatch import CPU
-from ..layers import RBELinear, RBERMSNorm
+from ..layers import RBERMSNorm
 from ..threads import get_num_threads
 from ..workspace import Workspace
 from .decoder_tensors import LINEAR_PARTS
@@ -68,9 +68,6 @@ def _step_of(model: Decoder, workspace: Workspace) -> Any:
     def make(buffer: Callable[[int], Any]) -> Any:
         c, kinds = model.settings, list(model.rotary)
 
-        def linear(a: RBELinear) -> Any:
-            return module.StepLinear(a.weight, a.bias, a.activation, a.cache, a.method, a.activation_bits)
-
         def gain(norm: RBERMSNorm | None) -> Any:
             return None if norm is None else norm.weight
 
@@ -80,7 +77,7 @@ def _step_of(model: Decoder, workspace: Workspace) -> Any:
             layers.append(
                 module.StepLayer(
                     norms=[norm.weight for norm in layer.norms],
-                    **{part: linear(layer.linear(part)) for part in LINEAR_PARTS},
+                    **{part: module.StepLinear.of(layer.linear(part)) for part in LINEAR_PARTS},
                     query_norm=gain(layer.attention.query_norm),
                     key_norm=gain(layer.attention.key_norm),
                     window=-1 if window is None else window - 1,

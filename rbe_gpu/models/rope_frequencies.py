@@ -57,17 +57,24 @@ def rope_parameters(config: Mapping[str, Any], layer_type: str, family: Family) 
     Parameters
     ----------
     layer_type : "full_attention" or "sliding_attention"
-    family : its `theta`, `thetas` and `scaled_local` are read
+    family : its `theta`, `thetas`, `scaled_local` and `renamed` are read
+
+    Raises
+    ------
+    ValueError
+        A base is null, or what is said of the rotary embedding is no object, or is said twice.
     """
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     values = config.get(name) or {}
     if not isinstance(values, Mapping):
         fail("config.json", name, values, "an object")
     if family.thetas is None:
-        own = {"rope_theta": config.get("rope_theta", family.theta)}
+        own = {"rope_theta": _theta(config, "rope_theta", family.theta, family.renamed.get("rope_theta"))}
         if family.partial_rotary:
             own["partial_rotary_factor"] = config.get("partial_rotary_factor", 1.0)
         return _completed({**own, **values}, config)
+    if config.get("rope_scaling") and config.get("rope_parameters"):
+        fail("config.json", "rope_scaling", values, "absent, beside rope_parameters")
     sliding = layer_type == "sliding_attention"
     if any(isinstance(part, Mapping) for part in values.values()):
         values = values.get(layer_type) or {}
@@ -78,7 +85,16 @@ def rope_parameters(config: Mapping[str, Any], layer_type: str, family: Family) 
     elif sliding and not family.scaled_local:
         values = {}
     key, default = family.thetas[layer_type]
-    return _completed({"rope_theta": config.get(key, default), **values}, config)
+    return _completed({"rope_theta": _theta(config, key, default), **values}, config)
+
+
+def _theta(config: Mapping[str, Any], key: str, default: float, own_name: str | None = None) -> Any:
+    """The base of the frequencies, which a config.json may call by a name of its own."""
+    name = own_name if own_name is not None and own_name in config else key
+    value = config.get(name, default)
+    if value is None:
+        fail("config.json", name, value, "a positive number")
+    return value
 
 
 def _kind(parameters: Mapping[str, Any]) -> Any:
@@ -143,7 +159,8 @@ def check_rope(
     for name in ("rope_theta", *_NUMBERS[kind]):
         check_positive(f"{name} of the rotary embedding", parameters.get(name))
     for name in optional:
-        if parameters.get(name) is not None:
+        absent = (None, 0) if name.startswith("mscale") else (None,)
+        if parameters.get(name) not in absent:
             check_positive(f"{name} of the rotary embedding", parameters[name])
     if kind == "yarn" and parameters["rope_theta"] <= 1:
         fail("config.json", "rope_theta of the rotary embedding", parameters["rope_theta"], "more than 1")
@@ -195,9 +212,9 @@ def rope_amplitude(parameters: Mapping[str, Any]) -> float:
     kind = _kind(parameters)
     if kind not in ("yarn", "longrope"):
         return 1.0
-    given = parameters.get("attention_factor")
-    if given is not None:
-        return float(given)
+    attention_factor = parameters.get("attention_factor")
+    if attention_factor is not None:
+        return float(attention_factor)
     if kind == "longrope":
         factor, context = parameters["factor"], parameters["original_max_position_embeddings"]
         return 1.0 if factor <= 1 else sqrt(1 + log(factor) / log(context))

@@ -70,10 +70,11 @@ class TensorViews:
             self.entries[name] = entry._replace(shape=tuple(shape))
         for name, count in rows.items():
             transposed = any(part.transposed for part in parts.values() if part.name == name)
-            stored = file.entries[name].shape[-1 if transposed else 0]
-            if stored != count:
+            shape = tuple(file.entries[name].shape)
+            if shape[-1 if transposed else 0] != count:
                 raise ValueError(
-                    f"{file.path}: tensor {quoted(name)} has {stored} rows, config.json says {count}"
+                    f"{file.path}: tensor {quoted(name)} has shape {shape}, but config.json says {count} "
+                    f"{'columns' if transposed else 'rows'}"
                 )
 
     def array(self, name: str) -> NDArray[Any]:

@@ -66,7 +66,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "phi3": {
         "model_type": "phi3", **_SIZES, "sliding_window": 8, "pad_token_id": 0,
-        "original_max_position_embeddings": 200,
+        "original_max_position_embeddings": 200, "full_attn_mod": 1, "interpolate_factor": 1,
+        "lm_head_bias": False, "mlp_bias": False,
     },
     "phi3, longrope": {
         "model_type": "phi3", **_SIZES, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1,

@@ -145,6 +145,7 @@ def test_half_types(name: str, dtype: str) -> None:
 
 _YARN = {"rope_type": "yarn", "factor": 4.0}
 _LONG = {"type": "longrope", "short_factor": [1, 1], "long_factor": [1, 1]}
+_BY_TYPE = {kind: {"rope_type": "default"} for kind in ("full_attention", "sliding_attention")}
 
 
 @pytest.mark.parametrize(
@@ -183,6 +184,7 @@ _LONG = {"type": "longrope", "short_factor": [1, 1], "long_factor": [1, 1]}
             {"rope_scaling": {"rope_type": "linear", "factor": 2, "beta": 1}},
             "beta=1 of rope_scaling",
         ),
+        ("llama", {"rope_theta": None}, "rope_theta=null; needs a positive number"),
         ("llama", {"rope_theta": -1.0}, "rope_theta of the rotary embedding=-1.0; needs a positive number"),
         ("llama", {"hidden_act": "snake"}, 'hidden_act="snake"'),
         ("llama", {"pretraining_tp": 2}, "pretraining_tp=2: split matrices"),
@@ -201,6 +203,12 @@ _LONG = {"type": "longrope", "short_factor": [1, 1], "long_factor": [1, 1]}
             {"rope_scaling": None, "rope_parameters": {"rope_theta": 1e6}},
             "for each type of layers",
         ),
+        (
+            "gemma3_text",
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_parameters": _BY_TYPE},
+            "rope_scaling=.*; needs absent, beside rope_parameters",
+        ),
+        ("gemma3_text", {"rope_scaling": None, "rope_local_base_freq": None}, "rope_local_base_freq=null"),
         ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0: soft caps"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "vectors of texts, and needs modules.json"),
         ("llama", {"use_bidirectional_attention": True}, "only causal attention"),
@@ -229,13 +237,24 @@ _LONG = {"type": "longrope", "short_factor": [1, 1], "long_factor": [1, 1]}
             "partial_rotary_factor=0.75; needs an even part of head_dim=4",
         ),
         ("phi3", {"partial_rotary_factor": 1.5}, "partial_rotary_factor=1.5; needs a number above 0"),
-        ("phi3", {"num_key_value_heads": 3}, r'qkv_proj.weight" has 40 rows, config.json says 48'),
+        (
+            "phi3",
+            {"num_key_value_heads": 3},
+            r'qkv_proj.weight" has shape \(40, 24\), but config.json says 48 rows',
+        ),
+        ("phi3", {"full_attn_mod": 2}, "full_attn_mod=2: every layer attends alike"),
+        ("phi3", {"lm_head_bias": True}, "lm_head_bias=true: Phi-3 has no biases"),
         ("phi3", {"attention_bias": True}, "attention_bias=true: Phi-3 has no biases"),
         ("gpt2", {"n_layer": 0}, "n_layer=0; needs a positive integer"),
         ("gpt2", {"n_layer": 10**9}, "n_layer=1000000000; needs at most 10000"),
         ("gpt2", {"n_embd": "x"}, 'n_embd="x"; needs a positive integer'),
-        ("gpt2", {"n_head": 5}, r'c_attn.(weight|bias)" has 72 rows, config.json says 60'),
-        ("gpt2", {"n_inner": None}, r'mlp.c_fc.(weight|bias)" has 40 rows, config.json says 96'),
+        ("gpt2", {"n_head": 5}, "n_head=5; needs a divisor of n_embd=24, with heads of an even width"),
+        ("gpt2", {"n_head": 8}, "n_head=8; needs a divisor of n_embd=24, with heads of an even width"),
+        (
+            "gpt2",
+            {"n_inner": None},
+            r'c_fc.(weight" has shape \(24, 40\), but config.json says 96 columns|bias" .* 96 rows)',
+        ),
         ("gpt2", {"n_positions": 100}, r"position_embeddings.weight has shape \(200, 24\)"),
         ("gpt2", {"activation_function": "snake"}, 'activation_function="snake"'),
         ("gpt2", {"layer_norm_epsilon": -1}, "layer_norm_epsilon=-1; needs a number from 0 to 1"),

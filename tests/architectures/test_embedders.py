@@ -179,7 +179,10 @@ def test_int8_activations_of_modernbert(tmp_path: Path) -> None:
         ({"global_rope_theta": 0}, "rope_theta of the rotary embedding=0"),
         ({"norm_bias": True}, "no tensor 'model.norm.bias'"),
         ({"attention_bias": True}, r"no tensor 'model.layers.0.self_attn.q_proj.bias'"),
-        ({"intermediate_size": 95}, r'"layers.0.mlp.Wi.weight" has 192 rows, config.json says 190'),
+        (
+            {"intermediate_size": 95},
+            r'"layers.0.mlp.Wi.weight" has shape \(192, 64\), but config.json says 190 rows',
+        ),
         ({"num_hidden_layers": 6}, r"no tensor 'model.layers.5.self_attn.q_proj.weight'"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000; needs at most 10000"),
         ({"rope_theta": 5.0}, "rope_theta=5.0"),
@@ -241,7 +244,10 @@ def test_nomic_bert_with_its_own_names(tmp_path: Path) -> None:
     ("values", "message"),
     [
         ({"n_layer": 0}, "n_layer=0; needs a positive integer"),
-        ({"n_inner": 64}, r'fc1[12].weight" has 96 rows, config.json says 64'),
+        ({"n_inner": 64}, r'fc1[12].weight" has shape \(96, 64\), but config.json says 64 rows'),
+        ({"hidden_size": 32}, "hidden_size=32; needs n_embd=64, or absent"),
+        ({"hidden_act": "gelu"}, 'hidden_act="gelu"; needs silu, beside activation_function'),
+        ({"rotary_emb_base": None}, "rotary_emb_base=null; needs a positive number"),
         ({"qkv_proj_bias": True}, "qkv_proj_bias=true: linear layers have no biases"),
         ({"rotary_emb_fraction": 0.5}, "rotary_emb_fraction=0.5: whole heads"),
         ({"rotary_scaling_factor": 2}, "rotary_scaling_factor=2: scaled rotations"),
