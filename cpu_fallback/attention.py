@@ -547,15 +547,15 @@ def prepare(
     size = 2 * width * tile + 3 * tile + KEY_TILE * (2 * width + tile) + 512
     get = np.empty if workspace is None else partial(workspace.get, "attention")
     scratch = get((num_threads(), size), np.float32)
-    kept = mask is not None and mask.dtype == bool
+    keeps = mask is not None and mask.dtype == bool
     mask_strides = (0, 0, 0, 0) if mask is None else tuple(s // mask.itemsize for s in mask.strides)
     left, right = window
     # the struct holds the addresses of the arrays
     params_at, *arrays = _schedule(
         (
             *map(address, (q, k, v, out)),
-            0 if kept else address(mask),
-            address(mask) if kept else 0,
+            0 if keeps else address(mask),
+            address(mask) if keeps else 0,
             address(lse),
         ),
         (*packed, *q.strides, *packed, *k.strides, *packed, *v.strides, *packed, *out.strides, q.itemsize),
@@ -567,7 +567,7 @@ def prepare(
         (
             left,
             0 if causal else right,
-            0 if mask is None else _KEPT if kept else _ADDED,
+            0 if mask is None else _KEPT if keeps else _ADDED,
         ),
         float(scale),
         scratch,

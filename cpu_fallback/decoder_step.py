@@ -27,7 +27,16 @@ from ._parts import pointer, record_at
 from ._workers import RUN
 from .arrays import address, floats_at
 from .attention_few_queries import HEADS, PARALLEL_FROM, scratch_floats
-from .prepared_matmul import Buffers, Measure, StepLinear, multiply, prepare
+from .prepared_matmul import (
+    Buffers,
+    Measure,
+    StepLinear,
+    aligned,
+    multiply,
+    prepare,
+    rows_bytes,
+    scratch_rows,
+)
 from .rms_norm import deviation, write_row
 from .rope import rotate_halves
 from .simd import vload, vload_n, vmul, vstore, vstore_n
@@ -163,10 +172,6 @@ _LINEARS = ("query", "key", "value", "output", "gate", "up", "down")
 _NORMS = {2: ("norm", "ffn_norm"), 4: ("norm", "attention_norm", "ffn_norm", "output_norm")}
 
 
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // 64) * 64
-
-
 class DecoderStep:
     """The filled structs of a model's step, and the memory that they point to.
 
@@ -208,17 +213,13 @@ class DecoderStep:
             "gate": inner, "up": inner,
         }  # fmt: skip
         scratch = threads * scratch_floats(num_heads // num_kv_heads, head_dim)
-        sizes = {name: _aligned(4 * width) for name, width in widths.items()}
-        memory = buffer(sum(sizes.values()) + _aligned(4 * scratch) + measure.call + measure.activations)
-        arrays: dict[str, NDArray[np.float32]] = {}
-        start = 0
-        for name, nbytes in sizes.items():
-            arrays[name] = memory[start : start + 4 * widths[name]].view(np.float32).reshape(1, -1)
-            start += nbytes
-        own = memory[start:][: 4 * scratch]
-        rest = memory[start + _aligned(4 * scratch) :]
-        of_call, of_input = rest[: measure.call], rest[measure.call :]  # of one matmul at a time
-        buffers = Buffers(lambda _: of_call, lambda _: of_input)
+        of_rows, of_attention, of_call = rows_bytes(widths, 1), aligned(4 * scratch), aligned(measure.call)
+        memory = buffer(of_rows + of_attention + of_call + measure.activations)
+        arrays = scratch_rows(memory, widths, 1)
+        own = memory[of_rows:]
+        call = own[of_attention : of_attention + of_call]
+        activations = own[of_attention + of_call :]
+        buffers = Buffers(lambda _: call, lambda _: activations)  # of one matmul at a time
         self.x = arrays["x"]
         self._eps = eps
         self._attention = params.ATTENTION_FEW.record(

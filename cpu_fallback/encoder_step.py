@@ -26,7 +26,16 @@ from ._workers import RUN
 from .arrays import address, floats_at, longs_at
 from .attention import prepare as prepare_attention
 from .layer_norm import PARALLEL_FROM, normalize_rows
-from .prepared_matmul import Buffers, Measure, StepLinear, multiply, prepare
+from .prepared_matmul import (
+    Buffers,
+    Measure,
+    StepLinear,
+    aligned,
+    multiply,
+    prepare,
+    rows_bytes,
+    scratch_rows,
+)
 
 _STEP, _LAYER, _ATTENTION = params.ENCODER_STEP.dtype, params.ENCODER_LAYER.dtype, params.ATTENTION.dtype
 _LINEARS = ("query", "key", "value", "output", "up", "down")
@@ -97,10 +106,6 @@ def takes(tokens: int, hidden_size: int) -> bool:
     return 0 < tokens <= MOST_TOKENS and tokens * hidden_size < PARALLEL_FROM
 
 
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // 64) * 64
-
-
 class EncoderStep:
     """The filled structs of a model's step, and the memory that they point to.
 
@@ -142,17 +147,11 @@ class EncoderStep:
         hidden, inner = layers[0].output.weight.shape[0], layers[0].up.weight.shape[0]
         width = num_heads * head_dim
         widths = {"x": hidden, "y": hidden, "q": width, "k": width, "v": width, "mixed": width, "up": inner}
-        sizes = {name: _aligned(4 * tokens * width) for name, width in widths.items()}
-        call, activations = _aligned(measure.call), measure.activations
-        memory = buffer(sum(sizes.values()) + call + activations)
-        arrays: dict[str, NDArray[np.float32]] = {}
-        start = 0
-        for name, nbytes in sizes.items():
-            arrays[name] = (
-                memory[start : start + 4 * tokens * widths[name]].view(np.float32).reshape(tokens, -1)
-            )
-            start += nbytes
-        buffers = Buffers(lambda _: memory[start:], lambda _: memory[start + call :])
+        of_rows, of_call = rows_bytes(widths, tokens), aligned(measure.call)
+        memory = buffer(of_rows + of_call + measure.activations)
+        arrays = scratch_rows(memory, widths, tokens)
+        call, activations = memory[of_rows : of_rows + of_call], memory[of_rows + of_call :]
+        buffers = Buffers(lambda _: call, lambda _: activations)
         self.x, self.y = arrays["x"], arrays["y"]
         self._heads = [arrays[name].reshape(tokens, num_heads, head_dim) for name in ("q", "k", "v", "mixed")]
         self._eps, self._scale = eps, scale

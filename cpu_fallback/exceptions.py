@@ -28,9 +28,8 @@ def exceptions_from(w, row, column):
         else:
             high = middle
     first = low
-    for e in range(
-        low, high
-    ):  # without a branch that depends on columns: four of these cost as much as it all
+    # counted, not searched for: the processor would guess the branch wrong, which takes as long as all of this
+    for e in range(low, high):
         first += np.int64(element(columns, e)) < column
     return first, stop
 

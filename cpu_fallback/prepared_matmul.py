@@ -6,7 +6,7 @@ another kernel. It is computed by the kernel that `linear` calls, so that result
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +40,13 @@ class StepLinear(NamedTuple):
     cache: Any
     method: str | None
     activation_bits: int | None
+
+    @classmethod
+    def of(cls, layer: Any) -> StepLinear:
+        """Of an `RBELinear`."""
+        return cls(
+            layer.weight, layer.bias, layer.activation, layer.cache, layer.method, layer.activation_bits
+        )
 
 
 @cpu_inline
@@ -101,6 +108,26 @@ class Measure:
     @property
     def buffers(self) -> Buffers:
         return Buffers(self._call, self._activations)
+
+
+def aligned(nbytes: int) -> int:
+    """Bytes up to the next cache line."""
+    return -(-nbytes // 64) * 64
+
+
+def rows_bytes(widths: Mapping[str, int], rows: int) -> int:
+    """What `scratch_rows` takes."""
+    return sum(aligned(4 * rows * width) for width in widths.values())
+
+
+def scratch_rows(memory: Any, widths: Mapping[str, int], rows: int) -> dict[str, Any]:
+    """Arrays (rows, width) float32 at the start of scratch memory, each from a cache line on."""
+    arrays, start = {}, 0
+    for name, width in widths.items():
+        nbytes = 4 * rows * width
+        arrays[name] = memory[start : start + nbytes].view(np.float32).reshape(rows, width)
+        start += aligned(nbytes)
+    return arrays
 
 
 class PreparedMatmul:

@@ -3,7 +3,8 @@
     q = cut + delta,   cut = min(max(q, -2^(b-1)), 2^(b-1) - 1)
 
 A few large integers set the width of all where every integer has as many bits. So b, `base_bits`, is chosen for each
-matrix, and the integers that are not of b bits are exceptions: a column and a delta each, 3 bytes.
+matrix, and the integers that are not of b bits are exceptions: a column and a delta each, 3 bytes. (Databases keep
+columns so: Zukowski et al. 2006, "Super-Scalar RAM-CPU Cache Compression".)
 """
 
 from __future__ import annotations
