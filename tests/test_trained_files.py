@@ -14,11 +14,15 @@ from rbe_gpu.models import corpus
 from . import real
 
 FOLDER = Path(__file__).parents[1] / "reports" / "models"
-#: file -> (ratio, mean cosine, top-10 overlap) on 128 held-out docstrings of Python 3.11's library
-FILES = {"minilm-r16": (16.0, 0.975, 0.832)}
-#: Another Python has other docstrings. Over texts the cosine spreads by 0.014 and the overlap by 0.096, so that the
-#: difference of two means of 128 has standard errors of 0.0017 and 0.012: three of them.
-COSINE, OVERLAP = 0.0052, 0.036
+#: file -> ratio, mean cosine and top-10 overlap on 128 held-out docstrings of Python 3.11's library, and their standard
+#: deviations over texts
+FILES = {
+    "minilm-r16": (16.0, (0.975, 0.014), (0.832, 0.096)),
+    "minilm-r32": (32.0, (0.941, 0.031), (0.758, 0.125)),
+}
+#: Another Python has other docstrings. The difference of two means of 128 has a standard error of an eighth of the
+#: standard deviation: three of them.
+ERRORS = 3 / 8
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +42,10 @@ def test_every_file_is_evaluated() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_a_trained_file_is_as_good_as_documented(name: str, texts: list[str], dense: np.ndarray) -> None:
     path = FOLDER / f"{name}.rbe.safetensors"
-    ratio, cosine, overlap = FILES[name]
+    ratio, (cosine, cosine_spread), (overlap, overlap_spread) = FILES[name]
     stored = sum(real.weight(n).size * 4 for n in real.weight_names() if real.weight(n).dtype == np.float32)
     assert path.stat().st_size <= stored / ratio
     assert path.stat().st_size < 6e6
     quality = agreement(dense, rbe.load(path).embed(texts))
-    assert quality.cosine_mean > cosine - COSINE
-    assert quality.overlap_at_10 > overlap - OVERLAP
+    assert quality.cosine_mean > cosine - ERRORS * cosine_spread
+    assert quality.overlap_at_10 > overlap - ERRORS * overlap_spread
