@@ -14,8 +14,8 @@ from rbe_gpu.models import corpus
 from . import real
 
 FOLDER = Path(__file__).parents[1] / "reports" / "models"
-#: file -> ratio, mean cosine and top-10 overlap on 128 held-out docstrings of Python 3.11's library, and their standard
-#: deviations over texts
+#: file -> ratio, mean cosine and top-10 overlap on 128 held-out docstrings of Python 3.11's library, each with its
+#: standard deviation over texts
 FILES = {
     "minilm-r16": (16.0, (0.975, 0.014), (0.832, 0.096)),
     "minilm-r32": (32.0, (0.941, 0.031), (0.758, 0.125)),
