@@ -84,12 +84,12 @@ RESULTS = Results(ROWS)
 
 
 def test_the_table_has_every_encoder_ours_before_others_and_smallest_first() -> None:
-    found = page.choice_table(RESULTS).records()
-    assert list(found) == [
+    records = page.choice_table(RESULTS).records()
+    assert list(records) == [
         "dense", "rbe_gpu distilled small-r32", "rbe_gpu distilled small-r16", "rbe_gpu calibrated r8",
         "rbe_gpu plain r8", "model2vec int8, 70 dimensions", "gguf Q4_0", peers.ONNX_INT8, peers.ONNX,
     ]  # fmt: skip
-    small = found["rbe_gpu distilled small-r16"]
+    small = records["rbe_gpu distilled small-r16"]
     assert [small[h] for h in ("mean cosine", "1st percentile", "top-10 overlap", "recall@10")] == [
         "0.9600", "0.950", "90%", "0.770",
     ]  # fmt: skip
@@ -100,19 +100,19 @@ def test_the_table_has_every_encoder_ours_before_others_and_smallest_first() -> 
         "2.75×",
     )
     assert (small["a short text"], small["a short text vs dense"]) == ("4.55 ms", "2.20×")
-    assert (found["dense"]["vs dense"], found["dense"]["vs ONNX Runtime float32"]) == ("1", "1.25×")
-    assert (found[peers.ONNX]["vs dense"], found[peers.ONNX]["vs ONNX Runtime float32"]) == ("0.80×", "1")
-    assert found[peers.ONNX]["in memory"] == ""
-    weights = found["gguf Q4_0"]
+    assert (records["dense"]["vs dense"], records["dense"]["vs ONNX Runtime float32"]) == ("1", "1.25×")
+    assert (records[peers.ONNX]["vs dense"], records[peers.ONNX]["vs ONNX Runtime float32"]) == ("0.80×", "1")
+    assert records[peers.ONNX]["in memory"] == ""
+    weights = records["gguf Q4_0"]
     assert (weights["sentences per second"], weights["vs dense"]) == (page.NOT_ITS_OWN, "")
     assert weights["recall@10"] == MISSING
-    static = found["model2vec int8, 70 dimensions"]
+    static = records["model2vec int8, 70 dimensions"]
     assert (static["rating"], static["mean cosine"], static["recall@10"]) == (page.OTHER_SPACE, "", "0.500")
 
 
 def test_what_was_not_timed_is_said() -> None:
-    found = page.choice_table(Results(r for r in ROWS if r.op != OP)).records()
-    small = found["rbe_gpu distilled small-r16"]
+    records = page.choice_table(Results(r for r in ROWS if r.op != OP)).records()
+    small = records["rbe_gpu distilled small-r16"]
     assert (small["sentences per second"], small["vs dense"], small["a short text"]) == (MISSING, "", "")
 
 

@@ -76,8 +76,8 @@ class Trainer:
         batch_size: int,
         seed: int,
         device: str,
-        precision: str = "float32",
-        learning_rate: float = 0.01,
+        precision: str,
+        learning_rate: float,
     ) -> None:
         self.learning_rate = learning_rate
         self.student = Student.of(teacher)
