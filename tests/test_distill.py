@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ torch = pytest.importorskip(
 
 from rbe_gpu.models.bert import BertEncoder  # noqa: E402
 from rbe_gpu.models.encoders import canonical_name  # noqa: E402
-from rbe_gpu.train import checkpoint, interrupts, objective, schedule  # noqa: E402
+from rbe_gpu.train import checkpoint, interrupts, loop, objective, schedule  # noqa: E402
 from rbe_gpu.train.batches import Batches, in_order, padded  # noqa: E402
 from rbe_gpu.train.quantizer import Grid  # noqa: E402
 from rbe_gpu.train.rate import Rate  # noqa: E402
@@ -250,6 +251,52 @@ def test_the_size_falls_from_start_to_end_and_the_rate_to_zero() -> None:
     assert schedule.step_factor(2.0, 1.0) == 1.03
     assert schedule.step_factor(1.0, 2.0) == 1.0
     assert schedule.step_factor(1.01, 1.0) == pytest.approx(2**0.01)
+
+
+class _Scripted:
+    """A trainer whose cosine on held-out texts is that of a function of the steps done."""
+
+    def __init__(self, cosine: Any) -> None:
+        self.grids: dict[str, Any] = {}
+        self._cosine, self._steps = cosine, 0
+
+    def held_out_cosine(self) -> float:
+        return float(self._cosine(self._steps))
+
+    def step(self, index: int, rate: float) -> Any:
+        self._steps = index + 1
+        return SimpleNamespace(total=torch.tensor(0.0), cosine=0.0)
+
+    def snapshot(self) -> int:
+        return self._steps
+
+    def restore(self, best: int) -> None:
+        self._steps = best
+
+
+@pytest.mark.parametrize(
+    ("cosine", "steps", "best"),
+    [
+        (lambda n: 0.9 if n == 0 else 0.8 + n / 1e5, 8000, 0),  # below the start for long, and rising
+        (lambda n: 0.9 if n == 0 else 0.88 + n / 1e5, 8000, 8000),
+        (
+            lambda n: 0.9 - n / 1e6,
+            5900,
+            0,
+        ),  # never better: 15 evaluations after the rate is half of its height
+    ],
+)
+def test_training_that_gains_no_more_ends_when_the_rate_has_fallen(
+    cosine: Any, steps: int, best: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = SimpleNamespace(fixed=0.0, file_bytes=lambda: 1000.0, bits=lambda _: 1.0)
+    monkeypatch.setattr(loop, "Rate", lambda *_: size)
+    trainer = _Scripted(cosine)
+    one = loop.Loop(trainer, 1000, 1000, 8000, None, tmp_path / "checkpoint", {})
+    one.run(None)
+    one.finish()
+    assert one.steps == steps
+    assert trainer.snapshot() == best
 
 
 def test_adam_of_rows_is_adam() -> None:

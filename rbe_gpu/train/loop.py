@@ -16,12 +16,13 @@ from .trainer import Snapshot, Trainer
 _EVALUATE_EVERY = 100  # steps
 _STEER_EVERY = 10  # steps between two looks at the size, 60 ms each
 _CHECKPOINT_SECONDS = 300.0
-#: Evaluations without a better state, after which training ends: with a falling learning rate the curve rises to its
-#: end
+#: Evaluations without a better one, after which training ends. They count from when the learning rate has fallen to
+#: half of its height: at its height a good state to start from gets worse at first, and what follows makes up for it
 _PATIENCE = 15
+_PATIENT_BELOW = 0.5
 _SMOOTHING = 0.95
 #: what a checkpoint has of a `Loop`, beside the curve
-_KEPT = ("index", "elapsed", "loss", "cosine", "held_out", "best_cosine", "since_best")
+_KEPT = ("index", "elapsed", "loss", "cosine", "held_out", "best_cosine", "late_best", "since_best")
 _FITS = 1.0005  # an estimated size may exceed the target by this; what is written may not
 
 
@@ -86,6 +87,7 @@ class Loop:
         self._held_out = trainer.held_out_cosine()
         self._best: Snapshot | None = None
         self._best_cosine: float | None = None
+        self._late_best = -1.0  # of the evaluations that count
         self._since_best = 0
         self.curve: list[tuple[int, float, float, float]] = [self._point()]
         self._keep_best()
@@ -159,10 +161,13 @@ class Loop:
             self.save()
             raise
 
+    @property
+    def _learning_rate(self) -> float:
+        """Factor of the learning rates for the next step."""
+        return schedule.learning_rate(self._index, self._done, self._start > self._target * _FITS)
+
     def _step(self) -> None:
-        falling = self._start > self._target * _FITS
-        rate = schedule.learning_rate(self._index, self._done, falling)
-        result = self._trainer.step(self._index, rate)
+        result = self._trainer.step(self._index, self._learning_rate)
         first = self._index == 0
         self._loss = _smoothed(self._loss, float(result.total.detach()), first)
         self._cosine = _smoothed(self._cosine, float(result.cosine), first)
@@ -184,14 +189,17 @@ class Loop:
         self._held_out = self._trainer.held_out_cosine()
         self.curve.append(self._point())
         self._keep_best()
-
-    def _keep_best(self) -> None:
-        if self._file_bytes > self._target * _FITS:
-            return
-        if self._best_cosine is None or self._held_out > self._best_cosine:
-            self._best, self._best_cosine, self._since_best = self._trainer.snapshot(), self._held_out, 0
+        if self._held_out > self._late_best or self._learning_rate > _PATIENT_BELOW:
+            self._since_best = 0
         else:
             self._since_best += 1
+        if self._learning_rate <= _PATIENT_BELOW:
+            self._late_best = max(self._late_best, self._held_out)
+
+    def _keep_best(self) -> None:
+        fits = self._file_bytes <= self._target * _FITS
+        if fits and (self._best_cosine is None or self._held_out > self._best_cosine):
+            self._best, self._best_cosine = self._trainer.snapshot(), self._held_out
 
     def finish(self) -> None:
         """Set the trainer to the best state that fits; without one, to the last."""
