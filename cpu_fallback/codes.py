@@ -350,13 +350,19 @@ def grid_integers(w, row, column, cols, out, at):
 @cpu_inline
 def scale_grid_integers(w, row, column, cols, out, at):
     """What `grid_integers` wrote to coefficients, in place."""
-    columns, shrink = halves_at(w.column_scale), w.shrink
+    scale = w.gain * widen(element(halves_at(w.scale), row))
+    scale_integers(scale, halves_at(w.column_scale), w.shrink, column, cols, out, at)
+
+
+@cpu_inline
+def scale_integers(scale, column_scale, shrink, column, cols, out, at):
+    """out[at + c] = scale * column_scale[column + c] * (q - sign(q) * shrink) of q = out[at + c], c < cols."""
     zero, up, down = vsplat(_ZERO), vsplat(shrink), vsplat(-shrink)
-    s = vsplat(w.gain * widen(element(halves_at(w.scale), row)))
+    s = vsplat(scale)
     for c in range(0, cols, 16):
         q = vload(out, at + c)
         towards = vselect_less(q, zero, down, vselect_less(zero, q, up, zero))
-        vstore(out, at + c, vmul(vmul(s, vload(columns, column + c)), vsub(q, towards)))
+        vstore(out, at + c, vmul(vmul(s, vload(column_scale, column + c)), vsub(q, towards)))
 
 
 def _grid_rows(weight, first, rows, column, cols, out, out_row):

@@ -15,6 +15,7 @@ import numpy as np
 from rbe_gpu import transforms
 from rbe_gpu.blocks import RBEBlocks, RBEMatrix
 from rbe_gpu.codecs import Codes, DenseCodes, GridCodes, SparseCodes
+from rbe_gpu.codecs.grid import GridRows
 from rbe_gpu.codecs.packing import RUN
 from rbe_gpu.workspace import Workspace
 
@@ -24,6 +25,7 @@ from ._parts import in_parts, record_at
 from ._pool import num_threads
 from .arrays import address
 from .codes import grid_integers, scale_grid_integers
+from .grid_rows import rows_of
 from .operand import operand_of
 from .simd import bits, narrow, vload, vstore, widen
 from .unpack import add_scaled, multiply_1x32, multiply_4x32, multiply_4x64, unpack_run
@@ -154,6 +156,10 @@ def _expand_grid(weight: RBEBlocks, codes: Any, rows: Any, first: int, out: Any,
     _grid_rows_in_parts(out.shape[0], num_threads(), address(record.view(np.uint8)), rows, first, out)
 
 
+def _expand_grid_rows(weight: RBEBlocks, codes: Any, rows: Any, first: int, out: Any, ws: Workspace) -> None:
+    rows_of(codes, weight.gain, rows, first, out)
+
+
 def _expand_sparse(weight: RBEBlocks, codes: Any, rows: Any, first: int, out: Any, ws: Workspace) -> None:
     gain, kind = np.float32(weight.gain), _INDEX_KIND[codes.index_kind]
     index = _NO_BYTES if codes.index is None else np.atleast_2d(codes.index)
@@ -173,6 +179,7 @@ def _expand_sparse(weight: RBEBlocks, codes: Any, rows: Any, first: int, out: An
 EXPAND: dict[type[Codes], Any] = {
     DenseCodes: _expand_dense,
     GridCodes: _expand_grid,
+    GridRows: _expand_grid_rows,
     SparseCodes: _expand_sparse,
 }
 

@@ -151,7 +151,7 @@ def _int8_support(weight: Weight) -> tuple[bool, str]:
     if not isinstance(weight, RBEBlocks):
         return NOT_COMPRESSED
     codes = weight.codes
-    if not isinstance(codes, DenseCodes | GridCodes):
+    if type(codes) not in (DenseCodes, GridCodes):
         return _NOT_INT8
     if codes.bits > 8:
         return _WIDE

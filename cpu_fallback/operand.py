@@ -155,7 +155,8 @@ def _dense_fields(weight: RBEBlocks, stored: Any) -> dict[str, Any]:
     return {"kind": INT, "scale": address(stored.scale), "bits": stored.bits, "group": stored.group}
 
 
-def _grid_fields(weight: RBEBlocks, stored: Any) -> dict[str, Any]:
+def grid_fields(stored: Any) -> dict[str, Any]:
+    """The fields of `params.WEIGHT` that say how grid codes are stored, but for `value`."""
     fields = {
         "kind": GRID,
         "scale": address(stored.row_scale),
@@ -174,7 +175,7 @@ def _grid_fields(weight: RBEBlocks, stored: Any) -> dict[str, Any]:
 #: not here is multiplied with decoded panels
 CODE_FIELDS: dict[type[Codes], Callable[[RBEBlocks, Any], dict[str, Any]]] = {
     DenseCodes: _dense_fields,
-    GridCodes: _grid_fields,
+    GridCodes: lambda _, stored: grid_fields(stored),
     SparseCodes: _sparse_fields,
 }
 

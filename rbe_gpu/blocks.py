@@ -208,6 +208,11 @@ class RBEBlocks:
         codes = self.codes if device == "cpu" else self.codes.for_gpu()
         return replace(self, basis=basis, codes=codes.map_arrays(lambda a: move_array(a, device)))
 
+    def for_lookup(self: B) -> B:
+        """The same weight in the form that takes least memory as a table of `embedding`; a matmul decodes it."""
+        codes = self.codes.for_lookup()
+        return self if codes is self.codes else replace(self, codes=codes)
+
     def error_report(self, original: NDArray[Any]) -> ErrorReport:
         """Compare with the weight that was compressed."""
         return error_report(original, self.decode())

@@ -96,7 +96,9 @@ def grid_calls(name: str) -> Iterator[tuple[str, dict[str, Any], tuple[int, ...]
         if form.startswith("grid") and name in ("linear", "embedding"):
             m = compressed(form)
             if name == "embedding":
-                yield form, {"ids": np.array([m.rows - 1, 0, 7]), "weight": m}, (3, m.cols)
+                ids = np.array([m.rows - 1, 0, 7])
+                for weight in {id(w): w for w in (m, m.for_lookup())}.values():
+                    yield form, {"ids": ids, "weight": weight}, (3, m.cols)
                 continue
             for tokens in (1, 5, 70):
                 x = np.resize(real.activations(tokens), (tokens, m.cols))

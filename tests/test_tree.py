@@ -56,6 +56,7 @@ CPU = {
     *("_atomics", "_workers", "_pool", "_parts"),  # threads
     *("simd", "simd_emit", "simd_math"),
     *("quantize", "feedback", "cut"),  # the encoder's loops, and those of loading
+    "grid_rows",  # of embedding
     "attention_few_queries",
     *("decoder_step", "encoder_step", "prepared_matmul"),
     "wide_rows",  # of the norms

@@ -132,8 +132,12 @@ class Codes(ABC):
         mapped = {name: function(a) for name, a in arrays.items() if hasattr(a, "nbytes")}
         return replace(self, **mapped)  # type: ignore[type-var]
 
-    def for_gpu(self: C) -> C:
+    def for_gpu(self) -> Codes:
         """The same codes in the form that CUDA kernels read, on the host."""
+        return self
+
+    def for_lookup(self) -> Codes:
+        """The same codes in the form that takes least memory where rows are looked up, and nothing is multiplied."""
         return self
 
     def check_read_back(self, read: Codes, fail: Fail) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..dispatch import CPU
 from ..json_checks import Fail, json_choice, json_fields, json_number
 from . import entropy, packing
 from .base import Array, Codes, LoadCost, Take, on_host
@@ -17,6 +18,8 @@ from .cut import Exceptions, cut_columns
 
 GRID_BITS = tuple(range(2, 9))
 _CHUNK = 1 << 20  # integers packed at a time
+_SAMPLE = 256  # rows that tell whether a table is mostly zeros
+_MOST_ENTRIES = (1 << 32) - 1  # bytes of entries that `row_start` counts
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,20 @@ class GridCodes(Codes):
             return self
         return replace(self, value=_pack_integers(self.integers(), self.bits), exceptions=None)
 
+    def for_lookup(self) -> GridCodes:
+        rows, cols = len(self.row_scale), len(self.col_scale)
+        if self.device != "cpu" or 2 * rows * cols > _MOST_ENTRIES:
+            return self
+        # an entry is a byte at least; some rows tell, before a kernel is compiled
+        some = _unpack_integers(self.value[:: -(-rows // _SAMPLE)], self.base_bits, cols)
+        if np.count_nonzero(some) * rows > self.resident_nbytes * len(some):
+            return self
+        entries, row_start = CPU.module("grid_rows").entries_of(self)
+        made = GridRows(
+            self.bits, self.shrink, entries, self.row_scale, self.col_scale, self.stored, row_start=row_start
+        )
+        return made if made.resident_nbytes < self.resident_nbytes else self
+
     @property
     def name(self) -> str:
         return f"grid-int{self.bits}"
@@ -243,6 +260,49 @@ class GridCodes(Codes):
         assert isinstance(read, GridCodes)
         if not np.array_equal(read.integers(), self.integers()):
             fail("the stream and the value of its codes differ; make them with GridCodes.from_integers")
+
+
+@dataclass(frozen=True)
+class GridRows(GridCodes):
+    """Grid codes in memory of a table that is mostly zeros and that only rows are looked up in.
+
+    An entry is a byte, or two; those of a row follow each other by column. Its low six bits are the columns since
+    the entry before (0 to 63), its high two bits
+
+        0, 1   the integer there is -1, 1
+        2      the next byte is the integer, int8
+        3      there is none: one column more is passed over
+
+    Made by `GridCodes.for_lookup`. CPU kernels read no other columns of it than a whole row's, so that a matmul
+    decodes it; GPUs get `GridCodes`.
+
+    Attributes
+    ----------
+    value : (bytes,) uint8, the entries
+    row_start : (rows_pad + 1,) uint32; those of row r are value[row_start[r] : row_start[r + 1]]
+    """
+
+    row_start: Array = field(default=None, repr=False, kw_only=True)
+
+    def integers(self) -> NDArray[np.int8]:
+        q: NDArray[np.int8] = CPU.module("grid_rows").integers_of(self)
+        return q
+
+    def for_gpu(self) -> GridCodes:
+        value = _pack_integers(self.integers(), self.bits)
+        return GridCodes(self.bits, self.shrink, value, self.row_scale, self.col_scale, self.stored)
+
+    def for_lookup(self) -> GridCodes:
+        return self
+
+    @property
+    def resident_nbytes(self) -> int:
+        return super().resident_nbytes + int(self.row_start.nbytes)
+
+    def map_arrays(self, function: Callable[[Array], Array]) -> GridRows:
+        mapped = super().map_arrays(function)
+        assert isinstance(mapped, GridRows)
+        return replace(mapped, row_start=function(self.row_start))
 
 
 def _pack_integers(q: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:

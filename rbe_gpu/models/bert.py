@@ -184,6 +184,10 @@ class BertEncoder(TextEmbedder):
                 activation_bits=8 if name + ".weight" in self.int8_activations else None,
             )
 
+        def table(name: str) -> RBEEmbedding:
+            weight = matrix(name)
+            return RBEEmbedding(weight.for_lookup() if isinstance(weight, RBEBlocks) else weight, self.dtype)
+
         eps = float(self.config["layer_norm_eps"])
 
         def norm(name: str) -> RBELayerNorm:
@@ -191,8 +195,8 @@ class BertEncoder(TextEmbedder):
 
         heads = self.config["num_attention_heads"]
         activation = ACTIVATIONS[self.config.get("hidden_act", "gelu")]
-        self.word_embeddings = RBEEmbedding(matrix("embeddings.word_embeddings.weight"), self.dtype)
-        self.position_embeddings = RBEEmbedding(matrix("embeddings.position_embeddings.weight"), self.dtype)
+        self.word_embeddings = table("embeddings.word_embeddings.weight")
+        self.position_embeddings = table("embeddings.position_embeddings.weight")
         self.token_type_embeddings: RBEEmbedding | None = None
         if TYPES in named:  # of few rows: always dense
             self.token_type_embeddings = RBEEmbedding(vector(TYPES).astype(self.dtype, copy=False))

@@ -1,0 +1,130 @@
+"""Grid codes as entries of their rows, of which only whole rows are read: `rbe_gpu.codecs.grid.GridRows`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import params
+from ._jit import cpu_inline, cpu_kernel
+from ._parts import in_parts, record_at
+from ._pool import num_threads
+from .arrays import address
+from .codes import grid_integers, scale_integers
+from .operand import grid_fields
+from .simd import bits, widen
+
+_WEIGHT = params.WEIGHT.dtype
+_GAP_BITS = 6
+_LONGEST = (1 << _GAP_BITS) - 1  # columns that an entry passes over
+_BYTE, _SKIP = 2, 3  # the integer is the next byte; there is none
+_ZERO = np.float32(0)
+_CHUNK = 1024  # rows whose integers are made at a time
+
+
+@cpu_kernel
+def _write_entries(weight, line, columns, row_start, entries):
+    """The entries of all rows, and where those of each row end.
+
+    weight : address of a `params.WEIGHT` of grid codes. line (cols,) float32, columns (cols + 1,) int32 : scratch
+    memory
+    """
+    w, at = record_at(weight, _WEIGHT), 0
+    for r in range(row_start.shape[0] - 1):
+        grid_integers(w, r, 0, line.shape[0], line, 0)
+        count = 0
+        for c in range(line.shape[0]):  # without a branch, which the processor would often guess wrong
+            columns[count] = c
+            count += line[c] != _ZERO
+        last = -1
+        for k in range(count):
+            c = columns[k]
+            q, gap, last = np.int32(line[c]), c - last - 1, c
+            while gap > _LONGEST:
+                entries[at] = _SKIP << _GAP_BITS | _LONGEST
+                at += 1
+                gap -= _LONGEST + 1
+            large = q < -1 or q > 1
+            entries[at] = (_BYTE if large else (q + 1) >> 1) << _GAP_BITS | gap
+            if large:
+                entries[at + 1] = np.uint8(q)
+            at += 2 if large else 1
+        row_start[r + 1] = at
+
+
+@cpu_inline
+def _integers(entries, start, stop, out, out_at, cols):
+    """out[out_at + c] = integer c of the row whose entries are start to stop, c < cols."""
+    for c in range(cols):
+        out[out_at + c] = _ZERO
+    at, c = start, out_at
+    while at < stop:
+        entry = np.int64(entries[at])
+        kind = entry >> _GAP_BITS
+        c += entry & _LONGEST
+        at += 1
+        if kind < _BYTE:
+            out[c] = np.float32(2 * kind - 1)
+        elif kind == _BYTE:
+            out[c] = np.float32(np.int8(entries[at]))
+            at += 1
+        c += 1
+
+
+def _rows(entries, row_start, row_scale, col_scale, gain, shrink, rows, first, out, begin, end):
+    """out[i] = gain * row_scale * col_scale[c] * (q - sign(q) * shrink) of row rows[i], or first + i for None."""
+    flat, cols = out.reshape(-1), out.shape[1]
+    for i in range(begin, end):
+        row = first + i
+        if rows is not None:
+            row = rows[i]
+        _integers(entries, row_start[row], row_start[row + 1], flat, i * cols, cols)
+        scale_integers(gain * widen(row_scale[row]), col_scale, shrink, 0, cols, flat, i * cols)
+
+
+_rows_in_parts = in_parts(_rows)
+
+
+def entries_of(codes: Any) -> tuple[Any, Any]:
+    """`value` and `row_start` of `GridRows` with the integers of `GridCodes`."""
+    rows, cols = codes.value.shape[0], len(codes.col_scale)
+    record = params.WEIGHT.record(value=address(codes.value), row_values=cols, **grid_fields(codes))
+    row_start = np.zeros(rows + 1, np.uint32)
+    entries = np.empty(
+        2 * rows * cols, np.uint8
+    )  # the most; the system gives memory only for what is written
+    line, columns = np.empty(cols, np.float32), np.empty(cols + 1, np.int32)
+    _write_entries(address(record.view(np.uint8)), line, columns, row_start, entries)
+    return entries[: int(row_start[-1])].copy(), row_start
+
+
+def rows_of(codes: Any, gain: float, rows: Any, first: int, out: Any) -> None:
+    """gain * coefficients of the rows `rows` (int64), or first, first + 1, ... for None; out (n, cols) float32."""
+    _rows_in_parts(
+        out.shape[0], num_threads(), codes.value, codes.row_start, bits(codes.row_scale), bits(codes.col_scale),
+        np.float32(gain), np.float32(codes.shrink), rows, first, out,
+    )  # fmt: skip
+
+
+def integers_of(codes: Any) -> Any:
+    """q of `GridRows`, (rows_pad, cols_pad) int8."""
+    ones, rows, cols = np.float16(1), len(codes.row_scale), len(codes.col_scale)
+    q, some = np.empty((rows, cols), np.int8), np.empty((_CHUNK, cols), np.float32)
+    scales = bits(np.full(rows, ones)), bits(np.full(cols, ones))
+    for first in range(0, rows, _CHUNK):
+        out = some[: min(_CHUNK, rows - first)]
+        _rows_in_parts(
+            len(out),
+            num_threads(),
+            codes.value,
+            codes.row_start,
+            *scales,
+            np.float32(1),
+            _ZERO,
+            None,
+            first,
+            out,
+        )
+        q[first : first + len(out)] = out
+    return q
