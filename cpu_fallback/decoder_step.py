@@ -185,6 +185,7 @@ class DecoderStep:
     Attributes
     ----------
     supported : whether the step can be run: no matmul decodes its weight
+    weight_bytes : of the weights that a run reads, as they are stored
     x : (1, hidden_size) float32: the token's embedding before a run, its normalised last states afterwards
     """
 
@@ -206,6 +207,7 @@ class DecoderStep:
         self.supported = all(prepare(linear, 1, threads, measure.buffers) is not None for linear in linears)
         if not self.supported:
             return
+        self.weight_bytes = sum(linear.weight.nbytes for linear in linears)
         hidden, inner = layers[0].output.weight.shape[0], layers[0].up.weight.shape[0]
         q_width, kv_width = num_heads * head_dim, num_kv_heads * head_dim
         widths = {

@@ -120,6 +120,7 @@ class EncoderStep:
     Attributes
     ----------
     supported : whether the step can be run: no matmul decodes its weight
+    weight_bytes : of the weights that a run reads, as they are stored
     x : (tokens, hidden_size) float32: the first rows are the normalised embeddings before a run, and the last states
         afterwards
     y : the same, for the caller before a run
@@ -144,6 +145,7 @@ class EncoderStep:
         )
         if not self.supported:
             return
+        self.weight_bytes = sum(getattr(layer, name).weight.nbytes for layer in layers for name in _LINEARS)
         hidden, inner = layers[0].output.weight.shape[0], layers[0].up.weight.shape[0]
         width = num_heads * head_dim
         widths = {"x": hidden, "y": hidden, "q": width, "k": width, "v": width, "mixed": width, "up": inner}

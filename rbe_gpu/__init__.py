@@ -65,6 +65,7 @@ if TYPE_CHECKING:
         softmax,
         swiglu,
     )
+    from .profiler import Profile, profile
     from .threads import get_num_threads, set_num_threads
     from .train.distill import distill
     from .transfer import to
@@ -86,6 +87,7 @@ _MODULES = {
     "models.load": "load",
     "ops": "add attention decode dropout embedding gelu l2_normalize layer_norm linear mean_pool rms_norm rope "
     "silu softmax swiglu",
+    "profiler": "Profile profile",
     "threads": "get_num_threads set_num_threads",
     "train.distill": "distill",
     "transfer": "to",
@@ -118,6 +120,7 @@ __all__ = [
     "KVCache",
     "PanelCache",
     "PreparedInput",
+    "Profile",
     "RBEAttention",
     "RBEDropout",
     "RBEEmbedding",
@@ -149,6 +152,7 @@ __all__ = [
     "load_file",
     "mean_pool",
     "prepare_input",
+    "profile",
     "rms_norm",
     "rope",
     "save_file",

@@ -24,7 +24,15 @@ class BackendOp:
     def __set_name__(self, owner: type[Backend], name: str) -> None:
         self.name = name
 
-    def __get__(self, backend: Backend, owner: type[Backend]) -> Callable[..., Any]:
+    def __get__(self, backend: Backend | None, owner: type[Backend]) -> Any:
+        if backend is None:
+            return self
+        function = self.resolve(backend)
+        setattr(backend, self.name, function)
+        return function
+
+    def resolve(self, backend: Backend) -> Callable[..., Any]:
+        """The function of a backend; `NotImplementedError` where it has none."""
         if self.name in backend.without:
             raise NotImplementedError(
                 f"the {backend.name} backend has no {self.name}: {backend.without[self.name]}"
@@ -32,7 +40,6 @@ class BackendOp:
         function: Callable[..., Any] = getattr(
             importlib.import_module(f"{backend.package}.{self.name}"), self.name
         )
-        setattr(backend, self.name, function)
         return function
 
 

@@ -37,6 +37,7 @@ PACKAGE = {
     "cache": "decoded panels under a byte budget",
     "workspace": "scratch memory kept between calls",
     "machine": "what this machine has, and what is missing",
+    "profiler": "calls, time, bytes and algorithms of the ops",
     "warmup": "a model's kernels before its first batch",
     "kernel_struct": "parameters of kernels with names, defined once for Python, Numba and CUDA",
     "matmul": "what a matmul algorithm is, and how a backend chooses one",

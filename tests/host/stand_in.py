@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from time import perf_counter
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 from unittest import mock
@@ -111,6 +112,33 @@ def RawKernel(code: str, name: str) -> Any:
     return lambda grid, block, args: None
 
 
+class Event:
+    """An event whose time is the host's when it is recorded."""
+
+    def record(self) -> None:
+        self.at = perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Nvtx:
+    """Keeps the names of the ranges that were opened, and how many are open."""
+
+    available = True
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.open = 0
+
+    def RangePush(self, message: str) -> None:
+        self.names.append(message)
+        self.open += 1
+
+    def RangePop(self) -> None:
+        self.open -= 1
+
+
 PROPERTIES = {
     "name": b"Stand-in GPU",
     "major": 9,
@@ -150,6 +178,7 @@ def _module() -> ModuleType:
 
     cupy.__getattr__ = wrapped  # type: ignore[method-assign]
     cupy.__version__ = "0"  # type: ignore[attr-defined]
+    cupy.capturing = False  # type: ignore[attr-defined]
     cupy.RawModule = RawModule  # type: ignore[attr-defined]
     cupy.RawKernel = RawKernel  # type: ignore[attr-defined]
     cupy.ndarray = ndarray  # type: ignore[attr-defined]
@@ -159,6 +188,10 @@ def _module() -> ModuleType:
     cupy.cuda = SimpleNamespace(  # type: ignore[attr-defined]
         Device=_Device,
         nvrtc=SimpleNamespace(getVersion=lambda: (13, 2), getSupportedArchs=lambda: (75, 90)),
+        Event=Event,
+        get_elapsed_time=lambda before, after: 1e3 * (after.at - before.at),
+        get_current_stream=lambda: SimpleNamespace(is_capturing=lambda: cupy.capturing),
+        nvtx=Nvtx(),
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         runtime=SimpleNamespace(
             getDeviceCount=lambda: GPUS,
