@@ -10,11 +10,13 @@ import hashlib
 import json
 import re
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import metadata
+from pathlib import Path
 
 from rbe_gpu.gpu import _load, _source
 
@@ -22,8 +24,10 @@ from . import build
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 PACKAGE = "nvidia-cuda-nvrtc"
-#: What CuPy passes and appends, and ptxas's report.
-OPTIONS = (*_load.OPTIONS, "-ftz=true", "--ptxas-options=-v")
+#: What CuPy passes and appends, ptxas's report, and the lines of instructions, which change none of them.
+OPTIONS = (*_load.OPTIONS, "-ftz=true", "--ptxas-options=-v", "-lineinfo")
+#: Architectures whose machine code the cache keeps, up to 1 MB each.
+DISASSEMBLED = (80, 90)
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ def _library() -> ctypes.CDLL:
     raise NvrtcError(f"{PACKAGE} {metadata.version(PACKAGE)} holds no NVRTC library")
 
 
-def _compile(text: str, architecture: int) -> tuple[bool, str]:
+def _compile(text: str, architecture: int) -> tuple[bytes | None, str]:
+    """The machine code, None where the source does not compile, and the log."""
     lib = _library()
     program = ctypes.c_void_p()
     if lib.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"source.cu", 0, None, None):
@@ -78,8 +83,14 @@ def _compile(text: str, architecture: int) -> tuple[bool, str]:
     lib.nvrtcGetProgramLogSize(program, ctypes.byref(size))
     log = ctypes.create_string_buffer(size.value)
     lib.nvrtcGetProgramLog(program, log)
+    cubin = None
+    if not failed:
+        lib.nvrtcGetCUBINSize(program, ctypes.byref(size))
+        code = ctypes.create_string_buffer(size.value)
+        lib.nvrtcGetCUBIN(program, code)
+        cubin = code.raw
     lib.nvrtcDestroyProgram(ctypes.byref(program))
-    return not failed, log.value.decode()
+    return cubin, log.value.decode()
 
 
 def _number(pattern: str, text: str) -> int:
@@ -100,6 +111,25 @@ def _usage(log: str) -> dict[str, Usage]:
     return kernels
 
 
+def _kept(text: str, architecture: int) -> tuple[Path, Path]:
+    """The files of the cache: log and usage, and the machine code."""
+    key = "\0".join((text, str(architecture), metadata.version(PACKAGE), *OPTIONS, "2"))
+    name = f"nvrtc-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+    return build.cache() / f"{name}.json", build.cache() / f"{name}.cubin.z"
+
+
+def _compile_and_keep(text: str, architecture: int) -> tuple[Compiled, bytes]:
+    cubin, log = _compile(text, architecture)
+    if cubin is None:
+        raise NvrtcError(f"sm_{architecture}:\n{log}")
+    result = Compiled(log, _usage(log))
+    usage, code = _kept(text, architecture)
+    if architecture in DISASSEMBLED:
+        build.write(code, zlib.compress(cubin))
+    build.write(usage, json.dumps(asdict(result)).encode())
+    return result, cubin
+
+
 def compile_source(text: str, architecture: int) -> Compiled:
     """Compile an inlined source. What compiled once, with this NVRTC, is taken from the cache.
 
@@ -108,18 +138,21 @@ def compile_source(text: str, architecture: int) -> Compiled:
     NvrtcError
         With the compiler's messages.
     """
-    key = "\0".join((text, str(architecture), metadata.version(PACKAGE), *OPTIONS, "1"))
     _library()  # also where the result is known
-    kept = build.cache() / f"nvrtc-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-    if kept.is_file():
-        known = json.loads(kept.read_text())
+    usage, _ = _kept(text, architecture)
+    if usage.is_file():
+        known = json.loads(usage.read_text())
         return Compiled(known["log"], {name: Usage(**u) for name, u in known["kernels"].items()})
-    succeeded, log = _compile(text, architecture)
-    if not succeeded:
-        raise NvrtcError(f"sm_{architecture}:\n{log}")
-    result = Compiled(log, _usage(log))
-    build.write(kept, json.dumps(asdict(result)).encode())
-    return result
+    return _compile_and_keep(text, architecture)[0]
+
+
+def machine_code(text: str, architecture: int) -> bytes:
+    """The cubin of an inlined source, with line numbers; from the cache as `compile_source`, with its errors."""
+    _library()
+    _, code = _kept(text, architecture)
+    if code.is_file():
+        return zlib.decompress(code.read_bytes())
+    return _compile_and_keep(text, architecture)[1]
 
 
 def compile_all(jobs: list[tuple[str, int]]) -> None:
