@@ -30,13 +30,13 @@ __device__ __forceinline__ void add(const AddParams& p) {
   }
 }
 
-#define ENTRY(name, T, VEC)                                                                    \
-  extern "C" __global__ void __launch_bounds__(256) name(AddParams_PARAMETERS) {               \
-    const AddParams p = AddParams_VALUES;                                                      \
-    add<T, VEC>(p);                                                                            \
+#define ENTRY(name, T, VEC) \
+  KERNEL(name, 256)(AddParams_PARAMETERS) { \
+    const AddParams p = AddParams_VALUES; \
+    add<T, VEC>(p); \
   }
-#define ENTRIES(type, T)                  \
-  ENTRY(add_##type, T, VECTOR<T>)         \
+#define ENTRIES(type, T) \
+  ENTRY(add_##type, T, VECTOR<T>) \
   ENTRY(add_##type##_single, T, 1)
 
 ENTRIES(f32, float)

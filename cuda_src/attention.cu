@@ -447,7 +447,7 @@ __device__ __forceinline__ void attend(const AttentionParams& a) {
 }
 
 #define ENTRY(name, T, blocks, ...)                                                                          \
-  extern "C" __global__ void __launch_bounds__(128, blocks) name(AttentionParams_PARAMETERS) { \
+  KERNEL(name, 128, blocks)(AttentionParams_PARAMETERS) { \
     const AttentionParams p = AttentionParams_VALUES; \
     attend<T, __VA_ARGS__>(p);                                                                                \
   }

@@ -115,10 +115,10 @@ __device__ __forceinline__ void decode_tiles(const DecodeParams& p) {
 }
 
 // One block a multiprocessor: with the bound's default the compiler saves registers, and spills.
-#define ENTRY(B, threads)                                                                                     \
-  extern "C" __global__ void __launch_bounds__(threads, 1) decode_##B(DecodeParams_PARAMETERS) { \
+#define ENTRY(B, threads) \
+  KERNEL(decode_##B, threads, 1)(DecodeParams_PARAMETERS) { \
     const DecodeParams p = DecodeParams_VALUES; \
-    decode_tiles<B>(p);                                                                                        \
+    decode_tiles<B>(p); \
   }
 ENTRY(32, 128)
 ENTRY(64, 128)
@@ -163,7 +163,7 @@ __device__ __forceinline__ void decode_parts(const DecodeParams& p) {
   }
 }
 
-extern "C" __global__ void __launch_bounds__(256) decode_plain(DecodeParams_PARAMETERS) {
+KERNEL(decode_plain, 256)(DecodeParams_PARAMETERS) {
   const DecodeParams p = DecodeParams_VALUES;
   if (p.type == TYPE_F32) {
     decode_parts<4>(p);
@@ -173,7 +173,7 @@ extern "C" __global__ void __launch_bounds__(256) decode_plain(DecodeParams_PARA
 }
 
 // starts of the stored rows first, first + 1, ..., or ids; a warp a row.
-extern "C" __global__ void __launch_bounds__(256) decode_starts(StartsParams_PARAMETERS) {
+KERNEL(decode_starts, 256)(StartsParams_PARAMETERS) {
   const StartsParams p = StartsParams_VALUES;
   int warps = blockDim.x / WARP;
   i64 blocks = p.codes.cols / p.block;

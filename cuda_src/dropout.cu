@@ -76,13 +76,13 @@ __device__ __forceinline__ void dropout(const DropoutParams& p) {
   }
 }
 
-#define ENTRY(name, T, ALIGNED)                                                                          \
-  extern "C" __global__ void __launch_bounds__(256) name(DropoutParams_PARAMETERS) {     \
+#define ENTRY(name, T, ALIGNED) \
+  KERNEL(name, 256)(DropoutParams_PARAMETERS) { \
     const DropoutParams p = DropoutParams_VALUES; \
-    dropout<T, ALIGNED>(p);                                                                              \
+    dropout<T, ALIGNED>(p); \
   }
-#define ENTRIES(type, T)                        \
-  ENTRY(dropout_##type, T, true)                \
+#define ENTRIES(type, T) \
+  ENTRY(dropout_##type, T, true) \
   ENTRY(dropout_##type##_single, T, false)
 
 ENTRIES(f32, float)

@@ -24,7 +24,7 @@ __device__ __forceinline__ void copy_rows(const CopyRowsParams& p, U none) {
   }
 }
 
-extern "C" __global__ void __launch_bounds__(256) embedding_rows(CopyRowsParams_PARAMETERS) {
+KERNEL(embedding_rows, 256)(CopyRowsParams_PARAMETERS) {
   const CopyRowsParams p = CopyRowsParams_VALUES;
   if (p.unit == 4) {
     copy_rows(p, make_uint4(0x7fff7fffu, 0x7fff7fffu, 0x7fff7fffu, 0x7fff7fffu));  // NaN in every float type
@@ -84,11 +84,10 @@ __device__ __forceinline__ void decode_row(const EmbeddingParams& p) {
 }
 
 // One block a multiprocessor, as in decode.cu.
-#define ENTRY(B, threads)                                                                        \
-  extern "C" __global__ void __launch_bounds__(threads, 1)                                       \
-      embedding_##B(EmbeddingParams_PARAMETERS) {                                 \
+#define ENTRY(B, threads) \
+  KERNEL(embedding_##B, threads, 1)(EmbeddingParams_PARAMETERS) { \
     const EmbeddingParams p = EmbeddingParams_VALUES; \
-    decode_row<B>(p);                                                                            \
+    decode_row<B>(p); \
   }
 ENTRY(32, 128)
 ENTRY(64, 128)

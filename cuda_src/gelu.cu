@@ -12,15 +12,15 @@
 #include "activations.cuh"
 #include "elementwise.cuh"
 
-#define ENTRY(name, T, VEC, Function)                                                                            \
-  extern "C" __global__ void __launch_bounds__(256) name(ElementwiseParams_PARAMETERS) { \
+#define ENTRY(name, T, VEC, Function) \
+  KERNEL(name, 256)(ElementwiseParams_PARAMETERS) { \
     const ElementwiseParams p = ElementwiseParams_VALUES; \
-    map_elements<T, VEC>(p, Function());                                                                                  \
+    map_elements<T, VEC>(p, Function()); \
   }
-#define ENTRIES(type, T)                                    \
-  ENTRY(gelu_##type##_erf, T, VECTOR<T>, GeluErf)           \
-  ENTRY(gelu_##type##_erf_single, T, 1, GeluErf)            \
-  ENTRY(gelu_##type##_tanh, T, VECTOR<T>, GeluTanh)         \
+#define ENTRIES(type, T) \
+  ENTRY(gelu_##type##_erf, T, VECTOR<T>, GeluErf) \
+  ENTRY(gelu_##type##_erf_single, T, 1, GeluErf) \
+  ENTRY(gelu_##type##_tanh, T, VECTOR<T>, GeluTanh) \
   ENTRY(gelu_##type##_tanh_single, T, 1, GeluTanh)
 
 ENTRIES(f32, float)

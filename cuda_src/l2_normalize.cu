@@ -118,17 +118,17 @@ __device__ __forceinline__ void l2_normalize_long(const L2NormalizeParams& p) {
 }
 
 // The names are explained in softmax.cu.
-#define ENTRY(name, body, threads, T, VEC, CHUNKS)                                             \
-  extern "C" __global__ void __launch_bounds__(threads, 1) name(L2NormalizeParams_PARAMETERS) {     \
-    const L2NormalizeParams p = L2NormalizeParams_VALUES;                                      \
-    body<T, VEC, CHUNKS>(p);                                                                   \
+#define ENTRY(name, body, threads, T, VEC, CHUNKS) \
+  KERNEL(name, threads, 1)(L2NormalizeParams_PARAMETERS) { \
+    const L2NormalizeParams p = L2NormalizeParams_VALUES; \
+    body<T, VEC, CHUNKS>(p); \
   }
-#define ENTRIES(type, T)                                                                      \
-  ENTRY(l2_normalize_##type##_8, l2_normalize_rows, 1024, T, VECTOR<T>, 8 / VECTOR<T>)        \
-  ENTRY(l2_normalize_##type##_16, l2_normalize_rows, 1024, T, VECTOR<T>, 16 / VECTOR<T>)      \
-  ENTRY(l2_normalize_##type##_32, l2_normalize_rows, 512, T, VECTOR<T>, 32 / VECTOR<T>)       \
-  ENTRY(l2_normalize_##type##_single_8, l2_normalize_rows, 512, T, 1, 8)                      \
-  ENTRY(l2_normalize_##type##_long, l2_normalize_long, 512, T, VECTOR<T>, 16 / VECTOR<T>)     \
+#define ENTRIES(type, T) \
+  ENTRY(l2_normalize_##type##_8, l2_normalize_rows, 1024, T, VECTOR<T>, 8 / VECTOR<T>) \
+  ENTRY(l2_normalize_##type##_16, l2_normalize_rows, 1024, T, VECTOR<T>, 16 / VECTOR<T>) \
+  ENTRY(l2_normalize_##type##_32, l2_normalize_rows, 512, T, VECTOR<T>, 32 / VECTOR<T>) \
+  ENTRY(l2_normalize_##type##_single_8, l2_normalize_rows, 512, T, 1, 8) \
+  ENTRY(l2_normalize_##type##_long, l2_normalize_long, 512, T, VECTOR<T>, 16 / VECTOR<T>) \
   ENTRY(l2_normalize_##type##_single_long, l2_normalize_long, 512, T, 1, 4)
 
 ENTRIES(f32, float)

@@ -185,17 +185,17 @@ __device__ __forceinline__ void layer_norm_long(const NormParams& p) {
 }
 
 // The names are explained in softmax.cu.
-#define ENTRY(name, body, threads, T, VEC, CHUNKS)                                                                 \
-  extern "C" __global__ void __launch_bounds__(threads, 1) name(NormParams_PARAMETERS) { \
+#define ENTRY(name, body, threads, T, VEC, CHUNKS) \
+  KERNEL(name, threads, 1)(NormParams_PARAMETERS) { \
     const NormParams p = NormParams_VALUES; \
-    body<T, VEC, CHUNKS>(p);                                                                           \
+    body<T, VEC, CHUNKS>(p); \
   }
-#define ENTRIES(type, T)                                                               \
-  ENTRY(layer_norm_##type##_8, layer_norm_rows, 1024, T, VECTOR<T>, 8 / VECTOR<T>)     \
-  ENTRY(layer_norm_##type##_16, layer_norm_rows, 1024, T, VECTOR<T>, 16 / VECTOR<T>)   \
-  ENTRY(layer_norm_##type##_32, layer_norm_rows, 512, T, VECTOR<T>, 32 / VECTOR<T>)   \
-  ENTRY(layer_norm_##type##_single_8, layer_norm_rows, 512, T, 1, 8)                  \
-  ENTRY(layer_norm_##type##_long, layer_norm_long, 512, T, VECTOR<T>, 16 / VECTOR<T>)             \
+#define ENTRIES(type, T) \
+  ENTRY(layer_norm_##type##_8, layer_norm_rows, 1024, T, VECTOR<T>, 8 / VECTOR<T>) \
+  ENTRY(layer_norm_##type##_16, layer_norm_rows, 1024, T, VECTOR<T>, 16 / VECTOR<T>) \
+  ENTRY(layer_norm_##type##_32, layer_norm_rows, 512, T, VECTOR<T>, 32 / VECTOR<T>) \
+  ENTRY(layer_norm_##type##_single_8, layer_norm_rows, 512, T, 1, 8) \
+  ENTRY(layer_norm_##type##_long, layer_norm_long, 512, T, VECTOR<T>, 16 / VECTOR<T>) \
   ENTRY(layer_norm_##type##_single_long, layer_norm_long, 512, T, 1, 4)
 
 ENTRIES(f32, float)

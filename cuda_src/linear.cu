@@ -44,7 +44,7 @@ constexpr int DOT_ROWS = T > 1 ? 2 : 4;  // rows of a warp: as many sums as regi
 // --- activation prologue
 
 // Largest absolute value of each token; NaN where there is one. A warp a token.
-extern "C" __global__ void __launch_bounds__(256) linear_absmax(AbsmaxParams_PARAMETERS) {
+KERNEL(linear_absmax, 256)(AbsmaxParams_PARAMETERS) {
   const AbsmaxParams p = AbsmaxParams_VALUES;
   int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
   for (i64 token = static_cast<i64>(blockIdx.x) * warps + threadIdx.x / WARP; token < p.x.tokens;
@@ -62,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(256) linear_absmax(AbsmaxParams_PAR
 }
 
 // x^_J = S^T x_J of some (token, J) at a time.
-extern "C" __global__ void __launch_bounds__(128, 2) linear_inputs(InputsParams_PARAMETERS) {
+KERNEL(linear_inputs, 128, 2)(InputsParams_PARAMETERS) {
   const InputsParams p = InputsParams_VALUES;
   __shared__ float4 storage[TILE_FLOATS / 4];
   float* tile = reinterpret_cast<float*>(storage);
@@ -110,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) linear_inputs(InputsParams_
 
 // The functions of the basis times x, of (token, J): matrix: sums with 1, x^2, cos(pi x), cos(2 pi x), then
 // sum_c d(y, c) x[c] for the `block` rows y; vectors: sums with 1, |x|, x^2, cos(pi x), cos(2 pi x). A warp each.
-extern "C" __global__ void __launch_bounds__(128) linear_features(FeaturesParams_PARAMETERS) {
+KERNEL(linear_features, 128)(FeaturesParams_PARAMETERS) {
   const FeaturesParams p = FeaturesParams_VALUES;
   __shared__ float values[4][128];
   int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -346,29 +346,26 @@ __device__ __forceinline__ void weight_rows(const DenseSplitKParams& p) {
   store_parts<T>(p, place, row, total);
 }
 
-#define SPLIT_K(T, ...)                                                                                      \
-  extern "C" __global__ void __launch_bounds__(__VA_ARGS__)                                                   \
-      linear_dot_##T(SplitKParams_PARAMETERS) {                                                \
+#define SPLIT_K(T, ...) \
+  KERNEL(linear_dot_##T, __VA_ARGS__)(SplitKParams_PARAMETERS) { \
     const SplitKParams p = SplitKParams_VALUES; \
-    if (p.codes.kind == CODES_GRID) {                                                                         \
-      dot_rows<T, true>(p);                                                                                   \
-    } else {                                                                                                  \
-      dot_rows<T, false>(p);                                                                                  \
-    }                                                                                                         \
-  }                                                                                                           \
-  extern "C" __global__ void __launch_bounds__(256, 4)                                                        \
-      linear_sparse_##T(SplitKParams_PARAMETERS) {                                             \
+    if (p.codes.kind == CODES_GRID) { \
+      dot_rows<T, true>(p); \
+    } else { \
+      dot_rows<T, false>(p); \
+    } \
+  } \
+  KERNEL(linear_sparse_##T, 256, 4)(SplitKParams_PARAMETERS) { \
     const SplitKParams p = SplitKParams_VALUES; \
-    sparse_rows<T>(p);                                                                                        \
-  }                                                                                                           \
-  extern "C" __global__ void __launch_bounds__(256, 2)                                                        \
-      linear_weight_##T(DenseSplitKParams_PARAMETERS) {                                        \
+    sparse_rows<T>(p); \
+  } \
+  KERNEL(linear_weight_##T, 256, 2)(DenseSplitKParams_PARAMETERS) { \
     const DenseSplitKParams p = DenseSplitKParams_VALUES; \
-    if (p.wide) {                                                                                             \
-      weight_rows<T, 4>(p);                                                                                   \
-    } else {                                                                                                  \
-      weight_rows<T, 1>(p);                                                                                   \
-    }                                                                                                         \
+    if (p.wide) { \
+      weight_rows<T, 4>(p); \
+    } else { \
+      weight_rows<T, 1>(p); \
+    } \
   }
 // The bounds of linear_dot and linear_sparse are those with which the compiler keeps all values in registers, for every architecture.
 SPLIT_K(1, 128, 4)
@@ -376,7 +373,7 @@ SPLIT_K(4, 512)
 SPLIT_K(8, 128)
 
 // The results from `splits` parts.
-extern "C" __global__ void __launch_bounds__(128, 2) linear_epilogue(SplitKEpilogueParams_PARAMETERS) {
+KERNEL(linear_epilogue, 128, 2)(SplitKEpilogueParams_PARAMETERS) {
   const SplitKEpilogueParams p = SplitKEpilogueParams_VALUES;
   __shared__ float4 storage[TILE_FLOATS / 4];
   float* tile = reinterpret_cast<float*>(storage);
@@ -473,18 +470,17 @@ __device__ __forceinline__ void mma_tile(const MmaParams& p) {
   store_tile(tile, p.block, first_m, p.column + first_n, min(p.column + p.rows, epilogue.cols), epilogue, adjust);
 }
 
-#define MMA(name, T, LOADER)                                     \
-  extern "C" __global__ void __launch_bounds__(256, RESIDENT)    \
-      linear_mma_##name(MmaParams_PARAMETERS) {   \
+#define MMA(name, T, LOADER) \
+  KERNEL(linear_mma_##name, 256, RESIDENT)(MmaParams_PARAMETERS) { \
     const MmaParams p = MmaParams_VALUES; \
-    mma_tile<T, LOADER>(p);                                      \
+    mma_tile<T, LOADER>(p); \
   }
 MMA(codes, f16, RunLoader)
 MMA(f16, f16, NoLoader)
 MMA(bf16, bf16, NoLoader)
 
 // parts[split, token, row] of 16 tokens x 128 rows a block; splits of `each` values of k.
-extern "C" __global__ void __launch_bounds__(256) linear_mma_few(SplitKParams_PARAMETERS) {
+KERNEL(linear_mma_few, 256)(SplitKParams_PARAMETERS) {
   const SplitKParams p = SplitKParams_VALUES;
   DYNAMIC_SHARED(f16, stages);
   Place place(p.rows, BN, p.splits);
@@ -524,7 +520,7 @@ __device__ __forceinline__ void load_eight(const void* p, int type, int wide, i6
   }
 }
 
-extern "C" __global__ void __launch_bounds__(128) linear_ffma(FfmaParams_PARAMETERS) {
+KERNEL(linear_ffma, 128)(FfmaParams_PARAMETERS) {
   const FfmaParams p = FfmaParams_VALUES;
   __shared__ float4 storage[FM * FN / 4];
   float* memory = reinterpret_cast<float*>(storage);  // a tile of x and one of W, k by k; then the sums

@@ -55,8 +55,7 @@ __device__ __forceinline__ void load_lines(const Activations& x, i64 first, int 
 }
 
 // x^, float (groups, padded, 128); zeros beyond x.
-extern "C" __global__ void __launch_bounds__(128, 2)
-    linear_transform_inputs(TransformInputsParams_PARAMETERS) {
+KERNEL(linear_transform_inputs, 128, 2)(TransformInputsParams_PARAMETERS) {
   const TransformInputsParams p = TransformInputsParams_VALUES;
   __shared__ float4 storage[TILE_FLOATS / 4];
   float* tile = reinterpret_cast<float*>(storage);
@@ -78,8 +77,7 @@ extern "C" __global__ void __launch_bounds__(128, 2)
 }
 
 // f = phi x_J, float (groups, blocks, 16, 128).
-extern "C" __global__ void __launch_bounds__(128)
-    linear_transform_features(TransformFeaturesParams_PARAMETERS) {
+KERNEL(linear_transform_features, 128)(TransformFeaturesParams_PARAMETERS) {
   const TransformFeaturesParams p = TransformFeaturesParams_VALUES;
   __shared__ float4 storage[TILE_FLOATS / 4];
   float* tile = reinterpret_cast<float*>(storage);
@@ -107,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(128)
 
 // g_I of BASIS_ROWS blocks of rows a thread. The functions of a coordinate t are 1, t^2, cos(pi t), cos(2 pi t), then
 // those of d.
-extern "C" __global__ void __launch_bounds__(128) linear_transform_basis(BasisParams_PARAMETERS) {
+KERNEL(linear_transform_basis, 128)(BasisParams_PARAMETERS) {
   const BasisParams p = BasisParams_VALUES;
   i64 row_blocks = p.row_blocks, blocks = p.blocks, tokens = p.tokens;
   i64 pieces = (row_blocks + BASIS_ROWS - 1) / BASIS_ROWS, count = (tokens + GROUP - 1) / GROUP * pieces;
@@ -141,7 +139,7 @@ extern "C" __global__ void __launch_bounds__(128) linear_transform_basis(BasisPa
 // --- positions
 
 // Bitmaps (rows, cols / 32) of delta positions.
-extern "C" __global__ void __launch_bounds__(256) linear_transform_bitmap(BitmapParams_PARAMETERS) {
+KERNEL(linear_transform_bitmap, 256)(BitmapParams_PARAMETERS) {
   const BitmapParams p = BitmapParams_VALUES;
   int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
   for (i64 row = static_cast<i64>(blockIdx.x) * warps + threadIdx.x / WARP; row < p.rows;
@@ -277,8 +275,7 @@ __device__ __forceinline__ void end_tile(const TransformMatmulParams& p, float* 
   }
 }
 
-extern "C" __global__ void __launch_bounds__(256)
-    linear_transform_epilogue(TransformSumParams_PARAMETERS) {
+KERNEL(linear_transform_epilogue, 256)(TransformSumParams_PARAMETERS) {
   const TransformSumParams p = TransformSumParams_VALUES;
   DYNAMIC_SHARED(float, tile);
   i64 tokens = p.epilogue.epilogue.tokens;
@@ -470,11 +467,10 @@ __device__ __forceinline__ void matmul_sparse(const TransformMatmulParams& p) {
   end_tile(p, memory, place);
 }
 
-#define MATMUL(name, call, ...)                                                 \
-  extern "C" __global__ void __launch_bounds__(__VA_ARGS__)                      \
-      linear_transform_##name(TransformMatmulParams_PARAMETERS) { \
+#define MATMUL(name, call, ...) \
+  KERNEL(linear_transform_##name, __VA_ARGS__)(TransformMatmulParams_PARAMETERS) { \
     const TransformMatmulParams p = TransformMatmulParams_VALUES; \
-    call(p);                                                                     \
+    call(p); \
   }
 MATMUL(codes, matmul_f16<RunLoader>, 256)
 MATMUL(entries, matmul_f16<EntryLoader>, 256, RESIDENT)

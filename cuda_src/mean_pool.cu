@@ -77,13 +77,13 @@ __device__ __forceinline__ void mean_pool(const MeanPoolParams& p) {
 }
 
 // 4 blocks an SM: 64 registers a thread. Without the bound the compiler takes 48, and spills 8 bytes on sm_100
-#define ENTRY(name, T, VEC)                                                                    \
-  extern "C" __global__ void __launch_bounds__(256, 4) name(MeanPoolParams_PARAMETERS) {       \
-    const MeanPoolParams p = MeanPoolParams_VALUES;                                            \
-    mean_pool<T, VEC>(p);                                                                      \
+#define ENTRY(name, T, VEC) \
+  KERNEL(name, 256, 4)(MeanPoolParams_PARAMETERS) { \
+    const MeanPoolParams p = MeanPoolParams_VALUES; \
+    mean_pool<T, VEC>(p); \
   }
-#define ENTRIES(type, T)                        \
-  ENTRY(mean_pool_##type, T, VECTOR<T>)         \
+#define ENTRIES(type, T) \
+  ENTRY(mean_pool_##type, T, VECTOR<T>) \
   ENTRY(mean_pool_##type##_single, T, 1)
 
 ENTRIES(f32, float)

@@ -91,15 +91,15 @@ __device__ __forceinline__ void rope(const RopeParams& p) {
   }
 }
 
-#define ENTRY(name, T, INTERLEAVED, SINGLE)                                       \
-  extern "C" __global__ void __launch_bounds__(256) name(RopeParams_PARAMETERS) { \
-    const RopeParams p = RopeParams_VALUES;                                       \
-    rope<T, INTERLEAVED, SINGLE>(p);                                              \
+#define ENTRY(name, T, INTERLEAVED, SINGLE) \
+  KERNEL(name, 256)(RopeParams_PARAMETERS) { \
+    const RopeParams p = RopeParams_VALUES; \
+    rope<T, INTERLEAVED, SINGLE>(p); \
   }
-#define ENTRIES(type, T)                                    \
-  ENTRY(rope_##type, T, false, false)                       \
-  ENTRY(rope_##type##_single, T, false, true)               \
-  ENTRY(rope_##type##_interleaved, T, true, false)          \
+#define ENTRIES(type, T) \
+  ENTRY(rope_##type, T, false, false) \
+  ENTRY(rope_##type##_single, T, false, true) \
+  ENTRY(rope_##type##_interleaved, T, true, false) \
   ENTRY(rope_##type##_interleaved_single, T, true, true)
 
 ENTRIES(f32, float)

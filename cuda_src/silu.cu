@@ -12,13 +12,13 @@
 #include "activations.cuh"
 #include "elementwise.cuh"
 
-#define ENTRY(name, T, VEC)                                                                            \
-  extern "C" __global__ void __launch_bounds__(256) name(ElementwiseParams_PARAMETERS) { \
+#define ENTRY(name, T, VEC) \
+  KERNEL(name, 256)(ElementwiseParams_PARAMETERS) { \
     const ElementwiseParams p = ElementwiseParams_VALUES; \
-    map_elements<T, VEC>(p, Silu());                                                                                  \
+    map_elements<T, VEC>(p, Silu()); \
   }
-#define ENTRIES(type, T)                   \
-  ENTRY(silu_##type, T, VECTOR<T>)         \
+#define ENTRIES(type, T) \
+  ENTRY(silu_##type, T, VECTOR<T>) \
   ENTRY(silu_##type##_single, T, 1)
 
 ENTRIES(f32, float)

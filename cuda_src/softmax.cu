@@ -157,17 +157,17 @@ __device__ __forceinline__ void softmax_long(const SoftmaxParams& p) {
 // softmax_<type>_<items>: rows in registers, up to `items` scores a thread; _single: element by element, for
 // rows that are not aligned to 16 bytes; _long: rows of any length. Bounds of one block: without the 1 ptxas spills
 // a few registers to fit another block.
-#define ENTRY(name, body, threads, T, VEC, CHUNKS)                                                                    \
-  extern "C" __global__ void __launch_bounds__(threads, 1) name(SoftmaxParams_PARAMETERS) { \
+#define ENTRY(name, body, threads, T, VEC, CHUNKS) \
+  KERNEL(name, threads, 1)(SoftmaxParams_PARAMETERS) { \
     const SoftmaxParams p = SoftmaxParams_VALUES; \
-    body<T, VEC, CHUNKS>(p);                                                                              \
+    body<T, VEC, CHUNKS>(p); \
   }
-#define ENTRIES(type, T)                                                          \
-  ENTRY(softmax_##type##_8, softmax_rows, 1024, T, VECTOR<T>, 8 / VECTOR<T>)      \
-  ENTRY(softmax_##type##_16, softmax_rows, 1024, T, VECTOR<T>, 16 / VECTOR<T>)    \
-  ENTRY(softmax_##type##_32, softmax_rows, 1024, T, VECTOR<T>, 32 / VECTOR<T>)    \
-  ENTRY(softmax_##type##_single_8, softmax_rows, 1024, T, 1, 8)                   \
-  ENTRY(softmax_##type##_long, softmax_long, 512, T, VECTOR<T>, 16 / VECTOR<T>)  \
+#define ENTRIES(type, T) \
+  ENTRY(softmax_##type##_8, softmax_rows, 1024, T, VECTOR<T>, 8 / VECTOR<T>) \
+  ENTRY(softmax_##type##_16, softmax_rows, 1024, T, VECTOR<T>, 16 / VECTOR<T>) \
+  ENTRY(softmax_##type##_32, softmax_rows, 1024, T, VECTOR<T>, 32 / VECTOR<T>) \
+  ENTRY(softmax_##type##_single_8, softmax_rows, 1024, T, 1, 8) \
+  ENTRY(softmax_##type##_long, softmax_long, 512, T, VECTOR<T>, 16 / VECTOR<T>) \
   ENTRY(softmax_##type##_single_long, softmax_long, 512, T, 1, 8)
 
 ENTRIES(f32, float)

@@ -45,13 +45,13 @@ __device__ __forceinline__ void swiglu(const ElementwiseParams& p) {
   }
 }
 
-#define ENTRY(name, T, VEC)                                                                            \
-  extern "C" __global__ void __launch_bounds__(256) name(ElementwiseParams_PARAMETERS) { \
+#define ENTRY(name, T, VEC) \
+  KERNEL(name, 256)(ElementwiseParams_PARAMETERS) { \
     const ElementwiseParams p = ElementwiseParams_VALUES; \
-    swiglu<T, VEC>(p);                                                                                  \
+    swiglu<T, VEC>(p); \
   }
-#define ENTRIES(type, T)                     \
-  ENTRY(swiglu_##type, T, VECTOR<T>)         \
+#define ENTRIES(type, T) \
+  ENTRY(swiglu_##type, T, VECTOR<T>) \
   ENTRY(swiglu_##type##_single, T, 1)
 
 ENTRIES(f32, float)

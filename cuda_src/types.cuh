@@ -4,8 +4,20 @@
 // are compiled by a C++ compiler for the tests; then "device.hpp" of the host build defines the wrappers of what only a
 // GPU has (barriers, shuffles, shared memory, cp.async, ldmatrix, mma.sync), with threads as fibers.
 //
+// A kernel is declared KERNEL(name, launch bounds)(parameters) { ... }. The text of a module on a GPU has every kernel of
+// a source and compiles one (rbe_gpu/gpu/_source.py: ONE_KERNEL); the others are templates that nothing instantiates.
+//
 // Rules for kernels: every thread of a block reaches every barrier; every lane named by a mask reaches the
 // shuffle; offsets into arrays are i64; sums are float.
+
+#ifdef ONE_KERNEL  // CHOSEN_<name> is a comma and extern "C" for the one that is compiled
+#define KERNEL_LINKAGE(...) KERNEL_SECOND(__VA_ARGS__)
+#define KERNEL_SECOND(chosen, linkage, ...) linkage
+#define KERNEL(name, ...) \
+  KERNEL_LINKAGE(CHOSEN_##name, template <int>, ) __global__ void __launch_bounds__(__VA_ARGS__) name
+#else
+#define KERNEL(name, ...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name
+#endif
 
 using u16 = unsigned short;
 using u32 = unsigned int;

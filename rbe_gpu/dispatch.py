@@ -192,6 +192,17 @@ def backend_of(**arrays: Any) -> Backend:
     return CPU if first_device == "cpu" else CUDA
 
 
+@contextmanager
+def numpy_backend(backend: Backend) -> Iterator[None]:
+    """Within the block, ops on NumPy arrays run on `backend`. Not thread-safe."""
+    global CPU
+    before, CPU = CPU, backend
+    try:
+        yield
+    finally:
+        CPU = before
+
+
 def canonical_device(device: str) -> str:
     """ "cpu", or "cuda:<index>"; plain "cuda" is CuPy's current GPU.
 

@@ -9,26 +9,36 @@
   parameter, costs registers (NVRTC 13.5, sm_90: attention_f16_128 and attention_bf16_128 spill 52 bytes, three
   kernels of linear 16). So Python and CUDA share no layout that a `static_assert` could check. They share names,
   order and types: `tests/test_launch_params.py` compiles every struct from its parameters.
+- A `CONSTANT` is a setting that a CUDA kernel is compiled for: the width of codes, a block size, a dtype.
+  `Params.constants` has the values of a launch. `text(constants)` renders the field as
+  `static constexpr int bits = 4;` and leaves it out of the parameters, so that a kernel reads `c.bits` either way;
+  without `constants` it is a parameter like the others.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+#: The type of a field that a kernel is compiled for.
+CONSTANT = "constexpr int"
+_NO_CONSTANTS: Mapping[str, int] = MappingProxyType({})
+
 #: By the names that the CUDA kernels use.
 _INTEGERS: dict[str, Callable[[int], Any]] = {
     "int": np.int32,
+    CONSTANT: np.int32,
     "u32": np.uint32,
     "i64": np.int64,
     "u64": np.uint64,
 }
 #: Codes of the module `struct` for the fields of a record; an address is an int64.
-_CODES = {"int": "i", "u32": "I", "i64": "q", "u64": "Q", "float": "f"}
+_CODES = {"int": "i", CONSTANT: "i", "u32": "I", "i64": "q", "u64": "Q", "float": "f"}
 _NULL = np.uint64(0)  # CuPy would take None for no parameter at all
 
 
@@ -56,9 +66,14 @@ class Params:
         return self.values[self.struct.leaves[leaf]]
 
     @property
+    def constants(self) -> tuple[int, ...]:
+        """The values that the kernel is compiled for, in the order of `struct.constants`."""
+        return tuple([int(self.values[i]) for i in self.struct.constants.values()])
+
+    @property
     def arguments(self) -> tuple[Any, ...]:
-        """What a kernel is called with: arrays, null pointers and NumPy scalars of the types of its parameters."""
-        return tuple([_NULL if value is None else value for value in self.values])
+        """What a kernel compiled for `constants` is called with: arrays, null pointers and NumPy scalars."""
+        return tuple([_NULL if self.values[i] is None else self.values[i] for i in self.struct.passed])
 
 
 class Struct:
@@ -67,17 +82,27 @@ class Struct:
     Parameters
     ----------
     name : of the C struct
-    fields : a C type each ("int", "u32", "i64", "u64", "float", or a pointer "const void*"), or a Struct
+    fields : a C type each ("int", "u32", "i64", "u64", "float", or a pointer "const void*"), `CONSTANT`, or a Struct
 
     Attributes
     ----------
     dtype : of a record, aligned as a C compiler aligns the struct
     leaves : places of the fields that are no structs, "codes.cols" for those of a nested struct
     types : their C types
+    constants : places among the leaves of the fields that a kernel is compiled for, by "Codes.bits": the struct that
+        has the field, and the field
+    passed : places of the other leaves
+
+    Raises
+    ------
+    TypeError
+        Two nested structs of one type have constants, which would be the same C constants.
     """
 
     dtype: np.dtype[np.void]
     leaves: dict[str, int]
+    constants: dict[str, int]
+    passed: tuple[int, ...]
     types: tuple[str, ...]
     _format: str
 
@@ -86,13 +111,20 @@ class Struct:
         self.fields = fields
         leaves: list[str] = []
         types: list[str] = []
+        self.constants = {}
         for field, kind in fields.items():
             if isinstance(kind, Struct):
+                if repeated := self.constants.keys() & kind.constants.keys():
+                    raise TypeError(f"{name}: {sorted(repeated)} stand in two of its structs")
+                self.constants |= {key: len(leaves) + place for key, place in kind.constants.items()}
                 leaves += [f"{field}.{leaf}" for leaf in kind.leaves]
                 types += kind.types
             else:
+                if kind == CONSTANT:
+                    self.constants[f"{name}.{field}"] = len(leaves)
                 leaves.append(field)
-                types.append(kind)
+                types.append("int" if kind == CONSTANT else kind)
+        self.passed = tuple(sorted(set(range(len(leaves))) - set(self.constants.values())))
         self.leaves = {leaf: i for i, leaf in enumerate(leaves)}
         self.types = tuple(types)
         codes = {f: k if isinstance(k, Struct) else _CODES.get(k, "q") for f, k in fields.items()}
@@ -166,21 +198,41 @@ class Struct:
         found = value.struct.name if isinstance(value, Params) else type(value).__name__
         return TypeError(f"{self.name}: the field {field} is {wanted}, got {found}")
 
-    def text(self) -> str:
-        """The C struct; `<name>_PARAMETERS`, the parameters of a kernel; `<name>_VALUES`, the struct from them."""
-        types = [kind.name if isinstance(kind, Struct) else kind for kind in self.fields.values()]
-        fields = "".join(f"  {kind} {field};\n" for kind, field in zip(types, self.fields, strict=True))
+    def text(self, constants: Mapping[str, int] = _NO_CONSTANTS) -> str:
+        """The C struct; `<name>_PARAMETERS`, the parameters of a kernel; `<name>_VALUES`, the struct from them.
+
+        constants : values by "Codes.bits", as the keys of `self.constants`
+        """
+        fields = ""
+        for field, kind in self.fields.items():
+            value = constants.get(f"{self.name}.{field}")
+            if value is not None:
+                fields += f"  static {CONSTANT} {field} = {value};\n"
+            else:
+                fields += f"  {_c_type(kind)} {field};\n"
+        known = {place for key, place in self.constants.items() if key in constants}
         parameters = ", ".join(
-            f"{kind} p_{leaf.replace('.', '_')}" for kind, leaf in zip(self.types, self.leaves, strict=True)
+            f"{kind} p_{leaf.replace('.', '_')}"
+            for (leaf, place), kind in zip(self.leaves.items(), self.types, strict=True)
+            if place not in known
         )
         return (
             f"struct {self.name} {{\n{fields}}};\n#define {self.name}_PARAMETERS {parameters}\n"
-            f"#define {self.name}_VALUES {self._initialiser('p')}\n"
+            f"#define {self.name}_VALUES {self._initialiser('p', constants)}\n"
         )
 
-    def _initialiser(self, prefix: str) -> str:
+    def _initialiser(self, prefix: str, constants: Mapping[str, int]) -> str:
         values = [
-            kind._initialiser(f"{prefix}_{field}") if isinstance(kind, Struct) else f"{prefix}_{field}"
+            kind._initialiser(f"{prefix}_{field}", constants)
+            if isinstance(kind, Struct)
+            else f"{prefix}_{field}"
             for field, kind in self.fields.items()
+            if f"{self.name}.{field}" not in constants
         ]
         return "{" + ", ".join(values) + "}"
+
+
+def _c_type(kind: str | Struct) -> str:
+    if isinstance(kind, Struct):
+        return kind.name
+    return "int" if kind == CONSTANT else kind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -44,6 +45,14 @@ def to(value: _T, device: str) -> _T:
     where = canonical_device(device)
     with device_memory_errors():
         return _Move(where).value(as_cupy(value))  # type: ignore[no-any-return]
+
+
+def as_on_gpu(model: _T) -> _T:
+    """A model as `to` would make it for a GPU, in NumPy arrays: codes without exceptions, float activations.
+
+    Its launches are those of the model on a GPU; no CPU op runs its weights.
+    """
+    return _AsOnGpu("a GPU").value(model)  # type: ignore[no-any-return]
 
 
 def _models() -> tuple[type[Any], ...]:
@@ -93,3 +102,16 @@ class _Move:
         ):
             return self.value(part)
         return part
+
+
+class _AsOnGpu(_Move):
+    """Moves nothing; arrays start where CuPy's would, at multiples of 16 bytes at least."""
+
+    def value(self, value: Any) -> Any:
+        if isinstance(value, RBEBlocks):
+            codes = value.codes.for_gpu().map_arrays(self.value)
+            basis = None if value.basis is None else self.value(value.basis)
+            return replace(value, codes=codes, basis=basis)
+        if isinstance(value, np.ndarray):
+            return value if value.ctypes.data % 16 == 0 else value.copy()
+        return super().value(value)

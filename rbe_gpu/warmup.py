@@ -4,72 +4,101 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import registry
-from .blocks import RBEBlocks
-from .dispatch import CPU, CUDA, canonical_device
-from .gpu import _load, _source
-from .layers import RBEFFN, RBEAttention, RBEEmbedding, RBELinear
-from .matmul import algorithms_of
+from .dispatch import CPU, Backend, canonical_device, numpy_backend
+from .gpu import _execute, _load, _source
+from .gpu._launch import Kernel, Launch
 from .models.bert import BertEncoder
 from .models.decoder import Decoder
 from .models.text_embedder import TextEmbedder
-from .transfer import to
+from .threads import get_num_threads
+from .transfer import as_on_gpu, to
 
 TEXT = "Interest rates rose for the third time this year, and the bank expects one more step before winter."
 TOKENS = 24  # for a model without a tokenizer
-MANY_TOKENS = 4096
+#: (texts, tokens of each) of the batches whose kernels are compiled: `linear` has its own for 1, 2 to 4, 5 to 16, up
+#: to 32 and more tokens.
+_BATCHES = ((1, 1), (1, 3), (1, 12), (1, 24), (8, 128))
+_KERNELS_A_PROCESS = 8  # so many take about as long as a process takes to start
+_LAUNCHERS = Backend("cuda", "rbe_gpu.gpu")
 
 
-def ops_of(model: BertEncoder) -> tuple[str, ...]:
-    """The ops whose CUDA kernels a batch of `model` launches, in the order of `registry.OPS`.
-
-    `linear_transform` follows `linear` if a layer with method="transform" would use it.
-    """
-    launched = {"embedding", "add", "layer_norm", "attention", "linear"}
-    if "mean" in model.pooling:
-        launched.add("mean_pool")
-    if model.normalize:
-        launched.add("l2_normalize")
-    layers = [part for part in _layers(vars(model).values()) if isinstance(part.weight, RBEBlocks)]
-    if layers:
-        launched.add("decode")  # rows of tables, and panels of linear weights
-    ops = [op for op in registry.OPS if op in launched]
-    weights = [part.weight for part in layers if isinstance(part, RBELinear)]
-    if any(_transform_source(weight, model.dtype) != "linear" for weight in weights):
-        ops.insert(ops.index("linear") + 1, "linear_transform")
-    return tuple(ops)
-
-
-def _transform_source(weight: RBEBlocks, dtype: Any) -> str:
-    """The .cu file that multiplies many tokens in the transform domain of a weight."""
-    algorithm: Any = algorithms_of(CUDA).choose(weight, MANY_TOKENS, dtype, method="transform")
-    return str(algorithm.source)
-
-
-def _layers(parts: Iterable[Any]) -> Iterable[RBELinear | RBEEmbedding]:
-    """The layers in `parts`, and inside them, that have a weight that may be compressed."""
-    for part in parts:
-        if isinstance(part, RBELinear | RBEEmbedding):
-            yield part
-        elif isinstance(part, RBEAttention | RBEFFN):
-            yield from _layers(vars(part).values())
-        elif isinstance(part, list | tuple):
-            yield from _layers(part)
-
-
-def _with_kernels(ops: Sequence[str]) -> Sequence[str]:
-    missing = [op for op in ops if not _source.has(op)]
+def _with_sources(kernels: Iterable[Kernel]) -> tuple[Kernel, ...]:
+    kernels = tuple(kernels)
+    missing = [op for op in ops_of(kernels) if not _source.has(op)]
     if missing:
         raise RuntimeError(
             f"this version has no CUDA kernels for {', '.join(missing)}, which the model needs"
         )
-    return ops
+    return kernels
+
+
+def kernels_of(model: BertEncoder) -> tuple[Kernel, ...]:
+    """The CUDA kernels that batches of `model` launch, each with its configuration, in the order of first launch.
+
+    The launchers run on NumPy arrays, and nothing is computed: what they would launch is noted.
+    """
+    kernels: dict[Kernel, None] = {}
+
+    def note(launches: tuple[Launch, ...]) -> None:
+        kernels.update(dict.fromkeys(launch.kernel for launch in launches))
+
+    there = as_on_gpu(model)
+    with numpy_backend(_LAUNCHERS), _execute.executor(note), np.errstate(all="ignore"):
+        for texts, tokens in _BATCHES:
+            seq = min(tokens, model.max_positions)
+            states = there.forward(np.zeros((texts, seq), np.int64))
+            there.pool(states)
+            there.pool(states, lengths=np.full(texts, seq))
+    return _with_sources(kernels)
+
+
+def ops_of(kernels: Iterable[Kernel]) -> tuple[str, ...]:
+    """The sources of kernels, by name, in the order of first launch."""
+    return tuple(dict.fromkeys(kernel.op for kernel in kernels))
+
+
+def _seconds(compile_one: Callable[[Kernel], Any], kernel: Kernel) -> float:
+    start = time.perf_counter()
+    compile_one(kernel)
+    return time.perf_counter() - start
+
+
+def processes_for(kernels: Sequence[Kernel]) -> int:
+    """Processes that compile: one a thread of this package, each with some kernels."""
+    return max(1, min(get_num_threads(), len(kernels) // _KERNELS_A_PROCESS))
+
+
+def compile_all(
+    compile_one: Callable[[Kernel], Any], kernels: Sequence[Kernel], processes: int
+) -> dict[str, float]:
+    """Call `compile_one` for every kernel, in processes where there is more than one.
+
+    compile_one : can be pickled
+
+    Returns
+    -------
+    Seconds by op, summed over its kernels
+    """
+    seconds: dict[str, float] = dict.fromkeys(ops_of(kernels), 0.0)
+    timed = partial(_seconds, compile_one)
+    if processes == 1:
+        each = list(map(timed, kernels))
+    else:
+        # spawned: a process that has used CUDA, or runs threads, cannot be forked
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            each = list(pool.map(timed, kernels))
+    for kernel, spent in zip(kernels, each, strict=True):
+        seconds[kernel.op] += spent
+    return seconds
 
 
 def _timed(function: Any, *args: Any) -> float:
@@ -78,30 +107,43 @@ def _timed(function: Any, *args: Any) -> float:
     return time.perf_counter() - start
 
 
+def _compile_only(architecture: int, kernel: Kernel) -> None:
+    _load.compile_only(kernel, architecture)
+
+
+def _compile_on(device: int, kernel: Kernel) -> None:
+    _load.compile_kernel(kernel, device)
+
+
 def compiled_only(model: BertEncoder, architectures: Sequence[int]) -> dict[str, Any]:
     """Compile a model's kernels for each architecture, without storing them. Needs no GPU.
 
     Returns
     -------
-    `ops`, and `compiled`: for each architecture the seconds of every op
+    `ops`, `kernels` (their number), `processes`, and `compiled`: for each architecture the seconds of every op, and
+    `elapsed_seconds`, less where several processes compile
 
     Raises
     ------
     ImportError : CuPy, whose NVRTC compiles, is not installed
     RuntimeError : NVRTC does not support an architecture, or a source does not compile
     """
-    ops = _with_kernels(ops_of(model))
     try:
         import cupy  # noqa: F401
     except ImportError:
         raise ImportError(
             "CuPy, whose NVRTC compiles the kernels, is not installed: pip install 'rbe-gpu[cuda13]' (or [cuda12])"
         ) from None
-    compiled = [
-        {"architecture": a, "seconds": {op: _timed(_load.compile_only, op, a) for op in ops}}
-        for a in architectures
-    ]
-    return {"ops": list(ops), "compiled": compiled}
+    kernels = kernels_of(model)
+    processes = processes_for(kernels)
+    compiled = []
+    for architecture in architectures:
+        start = time.perf_counter()
+        seconds = compile_all(partial(_compile_only, architecture), kernels, processes)
+        elapsed = time.perf_counter() - start
+        compiled.append({"architecture": architecture, "seconds": seconds, "elapsed_seconds": elapsed})
+    ops = list(ops_of(kernels))
+    return {"ops": ops, "kernels": len(kernels), "processes": processes, "compiled": compiled}
 
 
 def gpu_named(device: int | None) -> str:
@@ -124,22 +166,25 @@ def warm(model: BertEncoder, where: str) -> dict[str, Any]:
 
     Returns
     -------
-    `device`, `name`, `cache` (CuPy's folder of compiled binaries), `ops`, `compiled` (the architecture, and the
-    seconds of every op: near zero where the binary was cached), `move_seconds`, `first_batch_seconds`,
+    `device`, `name`, `cache` (CuPy's folder of compiled binaries), `ops`, `kernels`, `processes` and `compiled` as
+    `compiled_only` (near zero where binaries were cached), `move_seconds`, `first_batch_seconds`,
     `second_batch_seconds`, and `tokens`, the number of tokens of a batch
 
     Raises
     ------
     RuntimeError : the GPU is too old
     """
-    ops = _with_kernels(ops_of(model))
     import cupy
 
+    kernels = kernels_of(model)
+    processes = processes_for(kernels)
     number = int(where.partition(":")[2])
     gpu = cupy.cuda.Device(number)
     with gpu:
         cupy.cuda.runtime.free(0)  # creates the context: 0.1 to 1 s that belong to no op
-        seconds = {op: _timed(_load.compile_op, op, number) for op in ops}
+        start = time.perf_counter()
+        seconds = compile_all(partial(_compile_on, number), kernels, processes)
+        elapsed = time.perf_counter() - start
         start = time.perf_counter()
         there = to(model, where)
         gpu.synchronize()
@@ -156,8 +201,12 @@ def warm(model: BertEncoder, where: str) -> dict[str, Any]:
         "device": where,
         "name": name.decode() if isinstance(name, bytes) else str(name),
         "cache": os.environ.get("CUPY_CACHE_DIR") or str(Path.home() / ".cupy" / "kernel_cache"),
-        "ops": list(ops),
-        "compiled": [{"architecture": int(gpu.compute_capability), "seconds": seconds}],
+        "ops": list(ops_of(kernels)),
+        "kernels": len(kernels),
+        "processes": processes,
+        "compiled": [
+            {"architecture": int(gpu.compute_capability), "seconds": seconds, "elapsed_seconds": elapsed}
+        ],
         "move_seconds": moved,
         "first_batch_seconds": first,
         "second_batch_seconds": second,

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from rbe_gpu import dispatch, registry
-from rbe_gpu.gpu import _execute, _load, _source
+from rbe_gpu.gpu import _execute, _launch, _load, _source
 from rbe_gpu.gpu._elements import divider
 from rbe_gpu.gpu._launch import MAX_GRID, Launch
 from rbe_gpu.gpu._rows import share_rows
@@ -535,7 +535,8 @@ def launch_of(entry: str = "softmax_f32_8", device: int = 0, shared: int = 0, op
 def test_kernels_are_compiled_once_and_launched_in_order(cupy: FakeCupy) -> None:
     _execute.run(launch_of(), launch_of("softmax_f32_16"))
     _execute.run(launch_of())
-    assert cupy.modules == [(_source.source("softmax"), ("-std=c++17",))]
+    kernels = [_launch.Kernel("softmax", name) for name in ("softmax_f32_8", "softmax_f32_16")]
+    assert cupy.modules == [(_source.kernel_source(kernel), ("-std=c++17",)) for kernel in kernels]
     assert [name for _, name, *_ in cupy.calls] == ["softmax_f32_8", "softmax_f32_16", "softmax_f32_8"]
     _, _, grid, block, args, shared = cupy.calls[0]
     assert (grid, block, shared) == ((2, 1, 1), (32, 1, 1), 0)

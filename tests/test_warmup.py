@@ -23,6 +23,8 @@ from .host import stand_in
 from .host.executor import HostExecutor
 from .test_compress_model import make_model
 
+SOFTMAX = _launch.Kernel("softmax", "softmax_f32_8")
+
 
 def run(*arguments: Any) -> Result:
     result = CliRunner().invoke(cli.app, ["warmup", *map(str, arguments)])
@@ -61,33 +63,61 @@ def products(model: BertEncoder) -> list[RBELinear]:
     ]
 
 
+@pytest.mark.parametrize("method", [None, "transform"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("kind", ["folder", "compressed", "sparse"])
-def test_ops_of_a_model_are_those_whose_kernels_a_batch_launches(
-    kind: str, dtype: str, request: pytest.FixtureRequest
+def test_kernels_of_a_model_are_those_that_batches_launch(
+    kind: str, dtype: str, method: str | None, request: pytest.FixtureRequest
 ) -> None:
     """By default, and with the method that may use kernels of another source."""
     model = load(request.getfixturevalue(kind), dtype=dtype)
-    launched: dict[str | None, set[str]] = {None: set(), "transform": set()}
+    launched: set[_launch.Kernel] = set()
     host = HostExecutor()
-    method: str | None = None
 
     def run_and_note(launches: tuple[_launch.Launch, ...]) -> None:
-        launched[method].update(launch.op for launch in launches)
+        launched.update(launch.kernel for launch in launches)
         host(launches)
 
+    for layer in products(model):
+        layer.method = method
     with stand_in.installed() as cupy, _execute.executor(run_and_note):
-        for method in launched:
-            there = to(model, "cuda")
-            for layer in products(there):
-                layer.method = method
-            there.embed(["one text", "and another, which is so much longer that many tokens are multiplied"])
-            there.pool(there.forward(cupy.asarray(np.ones((2, 3), np.int64))))
-    assert "linear_transform" not in launched[None]
-    ops = warmup.ops_of(model)
-    assert len(set(ops)) == len(ops)
-    assert set(ops) == launched[None] | launched["transform"]
-    assert ("linear_transform" in ops) == (kind == "sparse" or (kind, dtype) == ("compressed", "float32"))
+        there = to(model, "cuda")
+        there.embed(["one text", "and another, which is so much longer that many tokens are multiplied"])
+        there.embed(["x"])
+        there.pool(there.forward(cupy.asarray(np.ones((2, 3), np.int64))))
+    kernels = warmup.kernels_of(model)
+    assert len(set(kernels)) == len(kernels)
+    assert launched <= set(kernels)
+    assert warmup.ops_of(kernels) == tuple(dict.fromkeys(k.op for k in kernels))
+    assert set(warmup.ops_of(kernels)) == {kernel.op for kernel in launched}
+
+
+def test_listing_kernels_computes_nothing(compressed: Path) -> None:
+    """And leaves the model, and the backend of NumPy arrays, as they were."""
+    model = load(compressed)
+    before = model.embed(["some text"])
+    with _execute.executor(lambda launches: pytest.fail("a kernel was run")):
+        assert warmup.kernels_of(model)
+    np.testing.assert_array_equal(model.embed(["some text"]), before)
+
+
+def _refuse(kernel: _launch.Kernel) -> None:
+    if kernel.entry == "refused":
+        raise RuntimeError(f"{kernel.entry} does not compile")
+
+
+def test_processes_share_the_kernels() -> None:
+    kernels = [_launch.Kernel("add", f"add_{i}") for i in range(3)]
+    kernels.append(_launch.Kernel("silu", "silu_f32"))
+    seconds = warmup.compile_all(_refuse, kernels, 2)
+    assert list(seconds) == ["add", "silu"]
+    assert all(0 <= spent < 10 for spent in seconds.values())
+    with pytest.raises(RuntimeError, match="refused does not compile"):
+        warmup.compile_all(_refuse, [*kernels, _launch.Kernel("add", "refused")], 2)
+
+
+def test_few_kernels_start_no_process() -> None:
+    assert warmup.processes_for([_launch.Kernel("add", "add_f32")]) == 1
 
 
 # --- what NVRTC is asked for --------------------------------------------------------------------------
@@ -149,23 +179,25 @@ def installed(nvrtc: NVRTC, monkeypatch: pytest.MonkeyPatch) -> NVRTC:
 
 
 def test_compile_only_asks_as_cupy_does(nvrtc: NVRTC) -> None:
-    assert _load.compile_only("softmax", 90) == 5
+    assert _load.compile_only(SOFTMAX, 90) == 5
     options = ("-std=c++17", "-ftz=true", "--device-as-default-execution-space", "-arch=sm_90")
     assert nvrtc.options == [options]
-    assert nvrtc.source == _source.source("softmax")
+    assert nvrtc.source == _source.kernel_source(SOFTMAX)
     assert not nvrtc.alive
 
 
 @pytest.mark.parametrize("architecture", [70, 89, 900])
 def test_an_architecture_that_nvrtc_or_the_kernels_do_not_have(nvrtc: NVRTC, architecture: int) -> None:
     with pytest.raises(RuntimeError, match=r"not one that NVRTC 13\.2 compiles for: use 75, 80, 90"):
-        _load.compile_only("softmax", architecture)
+        _load.compile_only(SOFTMAX, architecture)
 
 
 def test_a_source_that_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     nvrtc = installed(NVRTC("softmax"), monkeypatch)
-    with pytest.raises(RuntimeError, match=r"softmax\.cu does not compile for sm_90:\nerror: refused"):
-        _load.compile_only("softmax", 90)
+    with pytest.raises(
+        RuntimeError, match=r"softmax_f32_8 of softmax\.cu does not compile for sm_90:\nerror: refused"
+    ):
+        _load.compile_only(SOFTMAX, 90)
     assert not nvrtc.alive
 
 
@@ -224,6 +256,7 @@ def test_device_and_arch_exclude_each_other(folder: Path) -> None:
 @pytest.mark.parametrize("device", [None, 1])
 def test_a_model_is_made_warm(compressed: Path, device: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stand_in.RawModule, "compiled", [])
+    monkeypatch.setattr(warmup, "processes_for", lambda kernels: 1)  # another process has no stand-in
     monkeypatch.setenv("CUPY_CACHE_DIR", "somewhere")
     _load._module.cache_clear()
     with stand_in.installed():
@@ -233,9 +266,10 @@ def test_a_model_is_made_warm(compressed: Path, device: int | None, monkeypatch:
         shown = run(compressed)
         missing = run(compressed, "--device", 2)
     _load._module.cache_clear()
-    ops = warmup.ops_of(load(compressed))
-    assert stand_in.RawModule.compiled[: len(ops)] == [_source.source(op) for op in ops]
-    assert found["ops"] == list(ops)
+    kernels = warmup.kernels_of(load(compressed))
+    ops = warmup.ops_of(kernels)
+    assert stand_in.RawModule.compiled[: len(kernels)] == [_source.kernel_source(k) for k in kernels]
+    assert (found["ops"], found["kernels"]) == (list(ops), len(kernels))
     assert found["device"] == f"cuda:{device or 0}"
     assert found["compiled"][0]["architecture"] == 90
     assert set(found["compiled"][0]["seconds"]) == set(ops)
@@ -248,13 +282,15 @@ def test_a_model_is_made_warm(compressed: Path, device: int | None, monkeypatch:
 
 @pytest.mark.usefixtures("every_op_has_kernels", "nvrtc")
 def test_architectures_are_compiled_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, int]] = []
-    monkeypatch.setattr(_load, "compile_only", lambda op, a: asked.append((op, a)))
+    asked: list[tuple[_launch.Kernel, int]] = []
+    monkeypatch.setattr(_load, "compile_only", lambda kernel, a: asked.append((kernel, a)))
+    monkeypatch.setattr(warmup, "processes_for", lambda kernels: 1)
     shown = run(folder, "--arch", 75, "--arch", 90)
     assert shown.exit_code == 0, shown.stderr
     assert "nothing is kept" in shown.stdout
-    ops = warmup.ops_of(load(folder))
-    assert asked == [(op, a) for a in (75, 90) for op in ops]
+    kernels = warmup.kernels_of(load(folder))
+    ops = warmup.ops_of(kernels)
+    assert asked == [(kernel, a) for a in (75, 90) for kernel in kernels]
     found = json.loads(run(folder, "--arch", 75, "--json").stdout)
     assert found["ops"] == list(ops)
     assert set(found["compiled"][0]["seconds"]) == set(ops)

@@ -77,15 +77,19 @@ def command(
         table.add_row(op, *(f"{a['seconds'][op]:.2f} s" for a in result["compiled"]))
     sums = (f"{sum(a['seconds'].values()):.2f} s" for a in result["compiled"])
     table.add_row("all", *sums)
+    table.add_row("elapsed", *(f"{a['elapsed_seconds']:.2f} s" for a in result["compiled"]))
+    compiled = f"{result['kernels']} kernels, compiled in {result['processes']} processes"
     if arch:
         show(
             table,
+            compiled,
             "nothing is kept: CuPy keeps kernels only where their GPU is; run rbe-gpu warmup there too",
         )
         return
     first, second = result["first_batch_seconds"], result["second_batch_seconds"]
     show(
         table,
+        compiled,
         f"{result['device']}: {result['name']}; kept in {result['cache']}",
         f"weights moved in {result['move_seconds']:.2f} s; first batch {1e3 * first:.1f} ms, second "
         f"{1e3 * second:.1f} ms ({result['tokens']} tokens)",

@@ -26,6 +26,22 @@ TYPE = {_F32: 0, _F16: 1, _BF16: 2}
 
 
 @dataclass(frozen=True, slots=True)
+class Kernel:
+    """What is compiled as one module: a kernel of a source, for some configuration.
+
+    Attributes
+    ----------
+    op : name of the source, `cuda_src/<op>.cu`
+    entry : name of the kernel in it
+    constants : values of the `CONSTANT` fields of its parameters by name, ("Codes.bits", 4)
+    """
+
+    op: str
+    entry: str
+    constants: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
     """One kernel launch.
 
@@ -34,7 +50,7 @@ class Launch:
     op : name of the source, `cuda_src/<op>.cu`
     entry : name of the `extern "C"` kernel in it
     grid, block : x, y, z
-    params : the kernel's parameters by name
+    params : the kernel's parameters by name, and the constants that it is compiled for
     shared : bytes of dynamic shared memory
     """
 
@@ -53,6 +69,12 @@ class Launch:
             raise ValueError(f"{self.entry}: block={self.block} is outside 1 to {MAX_BLOCK}")
         if block_x * block_y * block_z > MAX_THREADS:
             raise ValueError(f"{self.entry}: block={self.block} has more than {MAX_THREADS} threads")
+
+    @property
+    def kernel(self) -> Kernel:
+        """What is compiled for this launch."""
+        names = self.params.struct.constants
+        return Kernel(self.op, self.entry, tuple(zip(names, self.params.constants, strict=True)))
 
 
 def type_of(vector: Any) -> int:

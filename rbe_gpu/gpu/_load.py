@@ -1,15 +1,15 @@
-"""Kernels: compiles the source of an op when it is first launched, and runs launches.
+"""Kernels: compiles each for its configuration when it is first launched, and runs launches.
 
 CuPy is imported here and nowhere else in the package, when the first launch asks for it.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
-from ._launch import Launch
-from ._source import source
+from ._launch import Kernel, Launch
+from ._source import kernel_source
 
 #: CuPy appends -arch and what stands in APPENDED.
 OPTIONS = ("-std=c++17",)
@@ -17,13 +17,15 @@ APPENDED = ("-ftz=true", "--device-as-default-execution-space")
 OLDEST = (7, 5)  # compute capability: ldmatrix, and what NVRTC 13 still compiles for
 _DEFAULT_SHARED = 48 << 10  # a kernel must ask for more
 
-_kernels: dict[tuple[int, str], Any] = {}  # by device and entry
-_shared: dict[tuple[int, str], int] = {}  # dynamic shared memory asked for so far, above the default
+#: Of a device, an entry and its constants: what is looked up at every launch.
+_Key = tuple[int, str, tuple[int, ...]]
+_kernels: dict[_Key, Any] = {}
+_shared: dict[_Key, int] = {}  # dynamic shared memory asked for so far, above the default
 
 
-@lru_cache
-def _module(op: str, device: int) -> Any:
-    """The op's kernels for the current device, which is `device`."""
+@cache
+def _module(kernel: Kernel, device: int) -> Any:
+    """The module of one kernel for the current device, which is `device`."""
     import cupy
 
     capability = cupy.cuda.Device(device).compute_capability  # "75", "90", "120"
@@ -32,11 +34,11 @@ def _module(op: str, device: int) -> Any:
             f"GPU {device} has compute capability {capability[:-1]}.{capability[-1]}; rbe_gpu needs "
             f"{OLDEST[0]}.{OLDEST[1]} or newer. Move the arrays to the CPU (cupy.asnumpy(...))"
         )
-    return cupy.RawModule(code=source(op), options=OPTIONS)
+    return cupy.RawModule(code=kernel_source(kernel), options=OPTIONS)
 
 
-def compile_op(op: str, device: int) -> None:
-    """Compile an op's kernels for a GPU and load them; CuPy keeps the binary on disk.
+def compile_kernel(kernel: Kernel, device: int) -> None:
+    """Compile a kernel for a GPU and load it; CuPy keeps the binary on disk.
 
     Raises
     ------
@@ -46,11 +48,11 @@ def compile_op(op: str, device: int) -> None:
     import cupy
 
     with cupy.cuda.Device(device):
-        _module(op, device).compile()
+        _module(kernel, device).compile()
 
 
-def compile_only(op: str, architecture: int) -> int:
-    """Compile an op's kernels for sm_<architecture> as CuPy does, and keep nothing. Needs CuPy, but no GPU.
+def compile_only(kernel: Kernel, architecture: int) -> int:
+    """Compile a kernel for sm_<architecture> as CuPy does, and keep nothing. Needs CuPy, but no GPU.
 
     Returns
     -------
@@ -71,42 +73,46 @@ def compile_only(op: str, architecture: int) -> int:
         raise RuntimeError(
             f"architecture {architecture} is not one that NVRTC {version} compiles for: use {names}"
         )
-    program = nvrtc.createProgram(source(op), f"{op}.cu", (), ())
+    program = nvrtc.createProgram(kernel_source(kernel), f"{kernel.op}.cu", (), ())
     try:
         nvrtc.compileProgram(program, (*OPTIONS, *APPENDED, f"-arch=sm_{architecture}"))
         return len(nvrtc.getCUBIN(program))
     except nvrtc.NVRTCError:
         log = nvrtc.getProgramLog(program)
-        raise RuntimeError(f"{op}.cu does not compile for sm_{architecture}:\n{log}") from None
+        raise RuntimeError(
+            f"{kernel.entry} of {kernel.op}.cu does not compile for sm_{architecture}:\n{log}"
+        ) from None
     finally:
         nvrtc.destroyProgram(program)
 
 
-def _kernel(launch: Launch, device: int) -> Any:
-    kernel = _module(launch.op, device).get_function(launch.entry)
-    _kernels[device, launch.entry] = kernel
-    return kernel
+def _load(launch: Launch, key: _Key) -> Any:
+    function = _module(launch.kernel, key[0]).get_function(launch.entry)
+    _kernels[key] = function
+    return function
 
 
-def _allow_shared(kernel: Any, launch: Launch, device: int) -> None:
-    """Let `kernel` have more than 48 KB of dynamic shared memory."""
+def _allow_shared(function: Any, launch: Launch, key: _Key) -> None:
+    """Let a kernel have more than 48 KB of dynamic shared memory."""
     import cupy
 
+    device = key[0]
     most = int(cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"])
-    if launch.shared + kernel.shared_size_bytes > most:
+    if launch.shared + function.shared_size_bytes > most:
         raise RuntimeError(
-            f"{launch.entry} needs {launch.shared + kernel.shared_size_bytes} bytes of shared memory, GPU "
+            f"{launch.entry} needs {launch.shared + function.shared_size_bytes} bytes of shared memory, GPU "
             f"{device} has {most} for a block"
         )
-    kernel.max_dynamic_shared_size_bytes = launch.shared
-    _shared[device, launch.entry] = launch.shared
+    function.max_dynamic_shared_size_bytes = launch.shared
+    _shared[key] = launch.shared
 
 
 def _launch(launch: Launch, device: int) -> None:
-    kernel = _kernels.get((device, launch.entry)) or _kernel(launch, device)
-    if launch.shared > _DEFAULT_SHARED and launch.shared > _shared.get((device, launch.entry), 0):
-        _allow_shared(kernel, launch, device)
-    kernel(launch.grid, launch.block, launch.params.arguments, shared_mem=launch.shared)
+    key = (device, launch.entry, launch.params.constants)
+    function = _kernels.get(key) or _load(launch, key)
+    if launch.shared > _DEFAULT_SHARED and launch.shared > _shared.get(key, 0):
+        _allow_shared(function, launch, key)
+    function(launch.grid, launch.block, launch.params.arguments, shared_mem=launch.shared)
 
 
 def run(launches: tuple[Launch, ...]) -> None:

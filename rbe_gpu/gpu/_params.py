@@ -3,12 +3,13 @@
 `HEADERS` says which of them stand in which header; `_source` puts the text in the place of `#include "..._params.h"`,
 so that there is nothing to keep in step. A kernel takes the fields one by one, since the struct by value costs
 registers (figures in `rbe_gpu/kernel_struct.py`): there is no common layout that a `static_assert` could check.
-Constants (`*_type`, `activation`, `kind`, ...) are those of the CUDA sources.
+Codes (`*_type`, `activation`, `kind`, ...) are those of the CUDA sources. A field of type `CONSTANT` is a number that
+the kernel is compiled for: `_source.kernel_source` makes one module per kernel and set of such numbers.
 """
 
 from __future__ import annotations
 
-from ..kernel_struct import Struct
+from ..kernel_struct import CONSTANT, Struct
 
 _POINTER, _OUTPUT, _FLOATS, _FLOATS_OUT = "const void*", "void*", "const float*", "float*"
 
@@ -81,10 +82,10 @@ ATTENTION = Struct(
 #: The coefficients of a compressed weight, and where they are stored.
 CODES = Struct(
     "Codes",
-    kind="int",
-    bits="int",  # of a code; sparse: 32 and 16 are float and f16
-    group="int",  # dense: columns, sparse: entries that share a scale
-    index_kind="int",  # sparse
+    kind=CONSTANT,
+    bits=CONSTANT,  # of a code; sparse: 32 and 16 are float and f16
+    group=CONSTANT,  # dense: columns, sparse: entries that share a scale
+    index_kind=CONSTANT,  # sparse
     value="const unsigned char*",
     scale="const f16*",  # dense: (rows, ceil(cols / group)); grid: (rows); sparse: (ceil(entries / group))
     col_scale="const f16*",  # grid
@@ -95,39 +96,39 @@ CODES = Struct(
 )
 
 #: Rows of a weight that has `stored` of them: from `first` on, or those in `ids`, int64 (`wide`) or int32.
-ROWS = Struct("RowNumbers", ids=_POINTER, wide="int", first="i64", stored="i64")
+ROWS = Struct("RowNumbers", ids=_POINTER, wide=CONSTANT, first="i64", stored="i64")
 
 #: decode_<B>, decode_plain. sides: ALONG_ROWS, DOWN_COLUMNS; wide: rows of `out` are aligned to 16 bytes.
 DECODE = Struct(
     "DecodeParams",
-    codes=CODES, starts="const uint2*", numbers=ROWS, rows="i64", cols="i64", sides="int", transform="int",
-    basis="const f16*", gain="float", out=_OUTPUT, type="int", wide="int",
+    codes=CODES, starts="const uint2*", numbers=ROWS, rows="i64", cols="i64", sides=CONSTANT, transform=CONSTANT,
+    basis="const f16*", gain="float", out=_OUTPUT, type=CONSTANT, wide=CONSTANT,
 )  # fmt: skip
 
 #: decode_starts.
-STARTS = Struct("StartsParams", codes=CODES, numbers=ROWS, rows="i64", block="int", starts="uint2*")
+STARTS = Struct("StartsParams", codes=CODES, numbers=ROWS, rows="i64", block=CONSTANT, starts="uint2*")
 
 #: embedding_<B>.
 EMBEDDING = Struct(
     "EmbeddingParams",
-    codes=CODES, starts="const uint2*", numbers=ROWS, count="i64", cols="i64", transform="int",
-    basis="const f16*", gain="float", out=_OUTPUT, type="int",
+    codes=CODES, starts="const uint2*", numbers=ROWS, count="i64", cols="i64", transform=CONSTANT,
+    basis="const f16*", gain="float", out=_OUTPUT, type=CONSTANT,
 )  # fmt: skip
 
 #: embedding_rows: `count` rows of `units` units of 2^unit bytes.
 COPY_ROWS = Struct(
     "CopyRowsParams",
-    numbers=ROWS, table=_POINTER, count="i64", units="i64", unit="int", out=_OUTPUT,
+    numbers=ROWS, table=_POINTER, count="i64", units="i64", unit=CONSTANT, out=_OUTPUT,
 )  # fmt: skip
 
 #: x of linear, (tokens, cols) row-major; wide: rows of 4 values start at multiples of their size.
-ACTIVATIONS = Struct("Activations", data=_POINTER, type="int", wide="int", tokens="i64", cols="i64")
+ACTIVATIONS = Struct("Activations", data=_POINTER, type=CONSTANT, wide=CONSTANT, tokens="i64", cols="i64")
 
 #: out = activation(y + bias) + residual, (tokens, cols) row-major; wide: rows of 8 values are aligned to 16 bytes.
 EPILOGUE = Struct(
     "Epilogue",
-    bias=_POINTER, bias_type="int", activation="int", residual=_POINTER, residual_type="int",
-    type="int", out=_OUTPUT, tokens="i64", cols="i64", wide="int",
+    bias=_POINTER, bias_type=CONSTANT, activation=CONSTANT, residual=_POINTER, residual_type=CONSTANT,
+    type=CONSTANT, out=_OUTPUT, tokens="i64", cols="i64", wide=CONSTANT,
 )  # fmt: skip
 
 #: linear_absmax.
@@ -136,12 +137,14 @@ ABSMAX = Struct("AbsmaxParams", x=ACTIVATIONS, absmax=_FLOATS_OUT)
 #: linear_inputs: `padded` columns and `group` tokens a group are written; col_scale has `scaled_cols` values.
 INPUTS = Struct(
     "InputsParams",
-    x=ACTIVATIONS, padded="i64", block="int", transform="int", col_scale="const f16*", scaled_cols="i64",
-    absmax=_FLOATS, layout="int", group="int", out=_OUTPUT,
+    x=ACTIVATIONS, padded="i64", block=CONSTANT, transform=CONSTANT, col_scale="const f16*", scaled_cols="i64",
+    absmax=_FLOATS, layout=CONSTANT, group=CONSTANT, out=_OUTPUT,
 )  # fmt: skip
 
 #: linear_features.
-FEATURES = Struct("FeaturesParams", x=ACTIVATIONS, blocks="i64", block="int", matrix="int", out=_FLOATS_OUT)
+FEATURES = Struct(
+    "FeaturesParams", x=ACTIVATIONS, blocks="i64", block=CONSTANT, matrix=CONSTANT, out=_FLOATS_OUT
+)
 
 #: linear_dot_T, linear_sparse_T, linear_mma_few: partial sums (splits, tokens, ld). each: spans of 1024 columns
 #: (dot) or columns (mma_few) of a split; ldx: columns of x^ (mma_few).
@@ -154,7 +157,7 @@ SPLIT_K = Struct(
 #: linear_weight_T: the same of a dense W (rows, cols); x^ has `padded` columns, a split `each`.
 DENSE_SPLIT_K = Struct(
     "DenseSplitKParams",
-    w=_POINTER, w_type="int", wide="int", x=_FLOATS, rows="i64", cols="i64", padded="i64", tokens="i64",
+    w=_POINTER, w_type=CONSTANT, wide=CONSTANT, x=_FLOATS, rows="i64", cols="i64", padded="i64", tokens="i64",
     each="i64", splits="int", ld="i64", parts=_FLOATS_OUT,
 )  # fmt: skip
 
@@ -162,33 +165,34 @@ DENSE_SPLIT_K = Struct(
 #: Lines of `block` columns; the basis' blocks are basis_block wide. scaled: x^ was scaled token by token.
 SPLIT_K_EPILOGUE = Struct(
     "SplitKEpilogueParams",
-    parts=_FLOATS, splits="int", ld="i64", stored="i64", block="int", transform="int", matrix="int", gain="float",
-    absmax=_FLOATS, scaled="int", basis="const f16*", features=_FLOATS, blocks="i64", basis_block="int",
-    epilogue=EPILOGUE,
+    parts=_FLOATS, splits="int", ld="i64", stored="i64", block=CONSTANT, transform=CONSTANT, matrix=CONSTANT,
+    gain="float", absmax=_FLOATS, scaled=CONSTANT, basis="const f16*", features=_FLOATS, blocks="i64",
+    basis_block=CONSTANT, epilogue=EPILOGUE,
 )  # fmt: skip
 
 #: linear_mma_*: the rows of W are the columns `column` on of out.
 MMA = Struct(
     "MmaParams",
-    x=_POINTER, ldx="i64", w=_POINTER, ldw="i64", codes=CODES, rows="i64", column="i64", depth="i64", block="int",
-    transform="int", gain="float", absmax=_FLOATS, epilogue=EPILOGUE,
+    x=_POINTER, ldx="i64", w=_POINTER, ldw="i64", codes=CODES, rows="i64", column="i64", depth="i64", block=CONSTANT,
+    transform=CONSTANT, gain="float", absmax=_FLOATS, epilogue=EPILOGUE,
 )  # fmt: skip
 
 #: linear_ffma. x_wide, w_wide: rows are multiples of 8 values and start at multiples of 16 bytes.
 FFMA = Struct(
     "FfmaParams",
-    x=_POINTER, x_type="int", x_wide="int", w=_POINTER, w_type="int", w_wide="int", ldw="i64", rows="i64",
+    x=_POINTER, x_type=CONSTANT, x_wide=CONSTANT, w=_POINTER, w_type=CONSTANT, w_wide=CONSTANT, ldw="i64",
+    rows="i64",
     column="i64", depth="i64", gain="float", epilogue=EPILOGUE,
 )  # fmt: skip
 
 #: linear_transform_inputs.
 TRANSFORM_INPUTS = Struct(
-    "TransformInputsParams", x=ACTIVATIONS, padded="i64", block="int", transform="int", out=_FLOATS_OUT
+    "TransformInputsParams", x=ACTIVATIONS, padded="i64", block=CONSTANT, transform=CONSTANT, out=_FLOATS_OUT
 )
 
 #: linear_transform_features; functions: phi (block, 16).
 TRANSFORM_FEATURES = Struct(
-    "TransformFeaturesParams", x=ACTIVATIONS, blocks="i64", block="int", functions=_FLOATS, out=_FLOATS_OUT
+    "TransformFeaturesParams", x=ACTIVATIONS, blocks="i64", block=CONSTANT, functions=_FLOATS, out=_FLOATS_OUT
 )
 
 #: linear_transform_basis.
@@ -207,8 +211,8 @@ BITMAP = Struct(
 #: basis: or null; sums: g, of vectors the output of linear_features; functions: psi, null of vectors.
 TRANSFORM_EPILOGUE = Struct(
     "TransformEpilogue",
-    block="int", transform="int", gain="float", absmax=_FLOATS, scaled="int", basis="const f16*", sums=_FLOATS,
-    functions=_FLOATS, blocks="i64", row_blocks="i64", epilogue=EPILOGUE,
+    block=CONSTANT, transform=CONSTANT, gain="float", absmax=_FLOATS, scaled=CONSTANT, basis="const f16*",
+    sums=_FLOATS, functions=_FLOATS, blocks="i64", row_blocks="i64", epilogue=EPILOGUE,
 )  # fmt: skip
 
 #: linear_transform_codes, _entries, _dense, _sparse; a split has k_each values of k.

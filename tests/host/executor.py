@@ -9,15 +9,15 @@ import ctypes
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rbe_gpu.gpu import _execute
-from rbe_gpu.gpu._launch import Launch
+from rbe_gpu.gpu import _execute, _source
+from rbe_gpu.gpu._launch import Kernel, Launch
 from rbe_gpu.kernel_struct import address
 
 from . import build
@@ -31,9 +31,10 @@ class KernelError(RuntimeError):
 
 
 class Library:
-    """The kernels of one compiled source."""
+    """The kernels of one compiled source; or one kernel, compiled for the constants of a launch (`for_launch`)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, for_launch: bool = False) -> None:
+        self._for_launch = for_launch
         self._lib = ctypes.CDLL(str(path))
         for name in ("rbe_name", "rbe_parameters", "rbe_launch"):
             getattr(self._lib, name).restype = ctypes.c_char_p
@@ -45,7 +46,7 @@ class Library:
 
     def check(self, launch: Launch) -> None:
         """A launch that does not fit its kernel is an error."""
-        self._slots(launch.entry, prod(launch.block), launch.params.values)
+        self._slots(launch.entry, prod(launch.block), self._values(launch))
 
     def launch(self, launch: Launch, reverse: bool = False) -> None:
         """Run one launch; `reverse` runs blocks, warps and lanes in descending order."""
@@ -53,7 +54,7 @@ class Library:
             launch.entry,
             launch.grid,
             launch.block,
-            *launch.params.values,
+            *self._values(launch),
             shared=launch.shared,
             reverse=reverse,
         )
@@ -72,6 +73,10 @@ class Library:
             )
         if error:
             raise KernelError(f"{entry}: {error.decode()}")
+
+    def _values(self, launch: Launch) -> tuple[Any, ...]:
+        values = launch.params.values
+        return tuple(values[i] for i in launch.params.struct.passed) if self._for_launch else values
 
     def _slots(self, entry: str, threads: int, args: tuple[Any, ...]) -> np.ndarray:
         """The arguments in 8 bytes each; arguments and threads that do not fit the kernel are an error."""
@@ -102,16 +107,28 @@ def library(op: str, sanitize: bool = False) -> Library:
     return Library(build.library(op, sanitize))
 
 
-class HostExecutor:
-    """`_execute.executor(HostExecutor())`: the launches of `rbe_gpu.gpu` on NumPy arrays."""
+@cache
+def kernel_library(kernel: Kernel) -> Library:
+    """One kernel, compiled for its configuration from the text that a GPU gets."""
+    return Library(build.build(_source.kernel_source(kernel)), for_launch=True)
 
-    def __init__(self, reverse: bool = False, sanitize: bool = False) -> None:
+
+class HostExecutor:
+    """`_execute.executor(HostExecutor())`: the launches of `rbe_gpu.gpu` on NumPy arrays.
+
+    specialised : each kernel is compiled for its configuration, as on a GPU; else one library of a source takes the
+        numbers of the configuration as parameters
+    """
+
+    def __init__(self, reverse: bool = False, sanitize: bool = False, specialised: bool = False) -> None:
         self.reverse = reverse
         self.sanitize = sanitize
+        self.specialised = specialised
 
     def __call__(self, launches: tuple[Launch, ...]) -> None:
         for launch in launches:
-            library(launch.op, self.sanitize).launch(launch, self.reverse)
+            kernels = kernel_library(launch.kernel) if self.specialised else library(launch.op, self.sanitize)
+            kernels.launch(launch, self.reverse)
 
 
 @contextmanager
