@@ -25,7 +25,8 @@
 //            8 rows lie in 8 different groups of banks.
 // Bytes      reads q once, k and v once for every tile of queries (from L2 where a head's keys fit), writes out once;
 //            4 seq_q seq_k head_dim float operations a head, half of that where causal.
-// Accuracy   float scores, sums and outputs; weights round to T before p v, as does the result. exp2 to 2 ulp.
+// Accuracy   float scores, sums and outputs; weights round to T before p v, as does the result. exp2 to 2 ulp. Scores of
+//            any size float can hold: only differences are exponentiated.
 //
 // A value that is not finite turns 0 * v into NaN also for the queries that do not see it, or whose weight
 // underflows. Such rows end as NaN with a finite sum; they are computed once more, key by key, by `repair`.
@@ -82,12 +83,14 @@ __device__ __forceinline__ void attend_halves(const AttentionParams& a) {
   }
   cp_async_commit();
 
-  // the lane's row of the fragments that ldmatrix loads, and the places of chunk 2 k + lane / 16 of it
-  int at = lane % 16 * D;
-  int turned = place<T, D>(lane % 8, lane / 16);
-  auto fragment = [&](int k) {
-    return at + ((turned ^ (2 * k & SPREAD<T, D>)) + (2 * k & ~SPREAD<T, D>)) * VEC;
+  // Where a lane's row of four 8 x 8 matrices is, of columns 16 k on: ldmatrix gives two neighbouring registers the two
+  // halves of a fragment, which are 16 columns of 8 keys, but 8 columns of 16 queries or values
+  auto fragments_at = [&](int row, int chunk) {
+    int at = row * D, turned = place<T, D>(row, chunk);
+    return [=](int k) { return at + ((turned ^ (2 * k & SPREAD<T, D>)) + (2 * k & ~SPREAD<T, D>)) * VEC; };
   };
+  auto fragment = fragments_at(lane % 16, lane / 16);
+  auto key_fragment = fragments_at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
 
   u32 q[Q_STAYS ? 1 : D / 16][TILES][4];
   if constexpr (!Q_STAYS) {
@@ -111,6 +114,7 @@ __device__ __forceinline__ void attend_halves(const AttentionParams& a) {
 
   int stage = 0;
 #pragma unroll 1
+  // hot: tiles
   for (int j0 = start; j0 < end; j0 += KEYS) {
     T* k_tile = stages + stage * STAGE;
     T* v_tile = k_tile + KEYS * D;
@@ -142,6 +146,7 @@ __device__ __forceinline__ void attend_halves(const AttentionParams& a) {
         for (int n = 0; n < KEYS / 8; ++n) s[r][n][0] = s[r][n][1] = 0.0f;
       }
 #pragma unroll
+      // hot: scores
       for (int k = 0; k < D / 16; ++k) {
         u32 a[TILES][4];
 #pragma unroll
@@ -156,11 +161,11 @@ __device__ __forceinline__ void attend_halves(const AttentionParams& a) {
 #pragma unroll
         for (int n = 0; n < KEYS / 16; ++n) {
           u32 b[4];
-          ldmatrix(b, k_tile + n * 16 * D + fragment(k));
+          ldmatrix(b, k_tile + n * 16 * D + key_fragment(k));
 #pragma unroll
           for (int i = 0; i < TILES; ++i) {
-            multiply<T>(s[2 * i][2 * n], s[2 * i + 1][2 * n], a[i], b[0], b[2]);
-            multiply<T>(s[2 * i][2 * n + 1], s[2 * i + 1][2 * n + 1], a[i], b[1], b[3]);
+            multiply<T>(s[2 * i][2 * n], s[2 * i + 1][2 * n], a[i], b[0], b[1]);
+            multiply<T>(s[2 * i][2 * n + 1], s[2 * i + 1][2 * n + 1], a[i], b[2], b[3]);
           }
         }
       }
@@ -175,6 +180,7 @@ __device__ __forceinline__ void attend_halves(const AttentionParams& a) {
     }
     if (seen) {
       if (!whole) mask_scores<8>(p, own + g, j0 + 2 * t, s);
+      // hot: weights
       weigh<4>(p, s, m, l, [&](int r, float factor) {
 #pragma unroll
         for (int n = 0; n < D / 8; ++n) {
@@ -183,6 +189,7 @@ __device__ __forceinline__ void attend_halves(const AttentionParams& a) {
         }
       });
 #pragma unroll
+      // hot: values
       for (int k = 0; k < KEYS / 16; ++k) {
         u32 a[TILES][4];
 #pragma unroll
@@ -257,7 +264,7 @@ __device__ __forceinline__ void attend_halves(const AttentionParams& a) {
     __syncwarp();
 #pragma unroll 1
     for (int r = warp * OWN; r < (warp + 1) * OWN && row0 + r < again.seq_q; ++r) {
-      if (rows[r].odd) repair<T, D>(again, row0 + r, rows[r].m);
+      if (rows[r].odd) repair<T, D>(again, row0 + r);
     }
   }
 }
@@ -302,6 +309,7 @@ __device__ __forceinline__ void attend_floats(const AttentionParams& a, int r0) 
   }
 
 #pragma unroll 1
+  // hot: float tiles
   for (int j0 = start; j0 < end; j0 += KEYS) {
     int next = j0 + KEYS;
     cp_async_wait<0>();
@@ -311,6 +319,7 @@ __device__ __forceinline__ void attend_floats(const AttentionParams& a, int r0) 
 
     float s[OWN][COUNT][1] = {};
 #pragma unroll 2
+    // hot: float scores
     for (int chunk = 0; chunk < D / 4; ++chunk) {
       float b[COUNT][4];
 #pragma unroll
@@ -349,6 +358,7 @@ __device__ __forceinline__ void attend_floats(const AttentionParams& a, int r0) 
     }
     cp_async_commit();
 #pragma unroll 2
+    // hot: float values
     for (int j = 0; j < KEYS; j += 4) {
       float a[OWN][4];
 #pragma unroll
@@ -416,7 +426,7 @@ __device__ __forceinline__ void attend_floats(const AttentionParams& a, int r0) 
 #pragma unroll 1
     for (int k = 0; k < 2 * OWN; ++k) {
       int row = warp_row(k);
-      if (rows[row].odd) repair<T, D>(again, row0 + row, rows[row].m);
+      if (rows[row].odd) repair<T, D>(again, row0 + row);
     }
   }
 }

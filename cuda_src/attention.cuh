@@ -52,9 +52,10 @@ struct Problem {
   }
   __device__ __forceinline__ int within(i64 j) const { return j < 0 ? 0 : j < length ? static_cast<int>(j) : length; }
 
-  // Scores are held in units of log2 where nothing is added to them, so that exp2 takes one fma of them
+  // Whether scores are scaled before the maximum is sought: a mask is added, or the order changes. Otherwise they are
+  // the products q.k, and exp2 takes one fma of them. unit: log2 of the weight of a score of 1
   __device__ __forceinline__ bool scaled() const { return mask_kind != MASK_NONE; }
-  __device__ __forceinline__ float unit() const { return scaled() ? LOG2_E : 1.0f; }
+  __device__ __forceinline__ float unit() const { return scaled() ? LOG2_E : scale; }
 };
 
 __device__ __forceinline__ int cut(i64 v, int most) { return v < 0 ? 0 : v < most ? static_cast<int>(v) : most; }
@@ -259,15 +260,26 @@ __device__ __forceinline__ void mask_scores(const Problem<T>& p, int query, int 
   }
 }
 
-// What the exponentials of a row are relative to: its maximum, or 0 where all of its scores are -inf.
+// m of a row, or 0 where all of its scores so far are -inf.
 __device__ __forceinline__ float base_of(float m) { return m == MINUS_INF ? 0.0f : m; }
+
+// A row's exponentials are relative to m: its maximum, or up to 2^SLACK below it, so that most tiles rescale nothing.
+// s and m are what the products became (times scale where `scaled`), and `unit` makes units of log2 of them. One fma a
+// score: exp2(s * unit - less), less = m * unit. But less is rounded: by 2^-24 of its size, which at 1e9 is beyond all
+// exponents of float. So where it is far from 0, and where a mask has been added, m is subtracted first.
+constexpr float SLACK = 8.0f;
+constexpr float FAR = 1024.0f;
+
+__device__ __forceinline__ bool far(bool scaled, float less) { return scaled || !(fabsf(less) <= FAR); }
 
 // The scores become weights, and m and l of every row go on; shrink(r, factor) scales the outputs so far.
 // `LANES` neighbouring lanes share a row; l is each lane's own part.
 template <int LANES, class T, int ROWS, int COUNT, int PAIR, class Shrink>
 __device__ __forceinline__ void weigh(const Problem<T>& p, float (&s)[ROWS][COUNT][PAIR], float (&m)[ROWS],
                                       float (&l)[ROWS], Shrink shrink) {
-  bool scaled = p.scaled();
+  bool scaled = p.scaled(), moved = false;
+  float unit = p.unit();
+  float next[ROWS], less[ROWS];
 #pragma unroll
   for (int r = 0; r < ROWS; ++r) {
     float top = s[r][0][0];
@@ -278,30 +290,47 @@ __device__ __forceinline__ void weigh(const Problem<T>& p, float (&s)[ROWS][COUN
     }
 #pragma unroll
     for (int offset = 1; offset < LANES; offset *= 2) top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, offset));
-    top = fmaxf(m[r], scaled ? top : top * p.scale);
-    float factor = exp2f((m[r] - base_of(top)) * (scaled ? LOG2_E : 1.0f));
-    m[r] = top;
-    l[r] *= factor;
-    shrink(r, factor);
+    bool moves = (top - m[r]) * unit > SLACK;  // not where both are the same infinity
+    next[r] = moves ? top : m[r];
+    moved = moved || moves;
   }
-  if (scaled) {  // the difference first: a mask may add numbers that only differences can bear
+  if (__any_sync(ALL_LANES, moved)) {
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
+      float base = base_of(next[r]), to = base * unit;
+      float factor = exp2f(far(scaled, to) ? (m[r] - base) * unit : m[r] * unit - to);
+      m[r] = next[r];
+      l[r] *= factor;
+      shrink(r, factor);
+    }
+  }
+  bool apart = false;
+#pragma unroll
+  for (int r = 0; r < ROWS; ++r) {
+    less[r] = base_of(m[r]) * unit;
+    apart = apart || far(scaled, less[r]);
+  }
+  if (apart) {
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      bool first = far(scaled, less[r]);
+      float base = first ? base_of(m[r]) : 0.0f;
+      less[r] = first ? 0.0f : less[r];
 #pragma unroll
       for (int n = 0; n < COUNT; ++n) {
 #pragma unroll
-        for (int e = 0; e < PAIR; ++e) s[r][n][e] -= base_of(m[r]);
+        for (int e = 0; e < PAIR; ++e) s[r][n][e] -= base;
       }
     }
   }
 #pragma unroll
   for (int r = 0; r < ROWS; ++r) {
-    float less = scaled ? 0.0f : base_of(m[r]), sum = 0.0f;
+    float sum = 0.0f;
 #pragma unroll
     for (int n = 0; n < COUNT; ++n) {
 #pragma unroll
       for (int e = 0; e < PAIR; ++e) {
-        s[r][n][e] = exp2f(fmaf(s[r][n][e], scaled ? LOG2_E : p.scale, -less));
+        s[r][n][e] = exp2f(fmaf(s[r][n][e], unit, -less[r]));
         sum += s[r][n][e];
       }
     }
@@ -313,29 +342,42 @@ __device__ __forceinline__ void weigh(const Problem<T>& p, float (&s)[ROWS][COUN
 template <class T>
 __device__ __forceinline__ float log_sum(const Problem<T>& p, float m, float l) {
   if (m == MINUS_INF) return l == l ? MINUS_INF : l;
-  return (p.scaled() ? m : m * LN_2) + log2f(l) * LN_2;
+  return (p.scaled() ? m : m * (p.scale * LN_2)) + log2f(l) * LN_2;
 }
 
-// The output of query i by one warp, key by key; its maximum m is known. A key that is seen has a weight above 0,
-// however small, so that an infinite value counts.
+// The score of query i and key j, in the units of `weigh`.
+template <class T>
+__device__ __forceinline__ float score_of(const Problem<T>& p, int i, int j) {
+  const T* q = p.q + i * p.q_row;
+  const T* k = p.k + j * p.k_row;
+  float s = 0.0f;
+#pragma unroll 1
+  for (int d = 0; d < p.head_dim; ++d) s = fmaf(to_float(q[d]), to_float(k[d]), s);
+  if (!p.scaled()) return s;
+  s *= p.scale;
+  return p.mask_kind == MASK_SCALED ? s : masked(p, s, p.mask + i * p.mask_row + j * p.mask_key);
+}
+
+// The output of query i by one warp, key by key. A key that is seen has a weight above 0, however small, so that an
+// infinite value counts. Sums here round otherwise than on tensor cores, so that the maximum is sought anew: at scores
+// of 1e9 and more the other one may be off by all exponents of float.
 template <class T, int D>
-__device__ __forceinline__ void repair(const Problem<T>& p, int i, float m) {
+__device__ __forceinline__ void repair(const Problem<T>& p, int i) {
   int lane = threadIdx.x % WARP;
   int low = p.first_key(i), high = p.end_key(i);
-  float base = base_of(m), l = 0.0f;
-  const T* q = p.q + i * p.q_row;
+  float top = MINUS_INF, l = 0.0f;
+#pragma unroll 1
+  for (int j = low + lane; j < high; j += WARP) top = fmaxf(top, score_of(p, i, j));
+#pragma unroll
+  for (int offset = 1; offset < WARP; offset *= 2) top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, offset));
+  float base = base_of(top);
   float sum[D / WARP] = {};
 #pragma unroll 1
   for (int j0 = low; j0 < high; j0 += WARP) {
     int j = j0 + lane;
     float weight = 0.0f;
     if (j < high) {
-      const T* k = p.k + j * p.k_row;
-      float s = 0.0f;
-#pragma unroll 1
-      for (int d = 0; d < p.head_dim; ++d) s = fmaf(to_float(q[d]), to_float(k[d]), s);
-      s *= p.scale;
-      if (p.mask_kind > MASK_SCALED) s = masked(p, s, p.mask + i * p.mask_row + j * p.mask_key);
+      float s = score_of(p, i, j);
       if (s != MINUS_INF) weight = fmaxf(exp2f((s - base) * p.unit()), TINY);
     }
 #pragma unroll 1

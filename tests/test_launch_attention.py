@@ -174,10 +174,10 @@ def test_mask(mask: Any, kind: int, strides: tuple[int, ...]) -> None:
     library("attention").check(launch)
 
 
-@pytest.mark.parametrize("scale", [0.0, -0.5])
+@pytest.mark.parametrize("scale", [0.0, -0.5, 1e-40])
 def test_scale_that_exp2_cannot_take(scale: float) -> None:
     found = numbers(planned(scale=scale))
-    assert (found["mask_kind"], found["scale"]) == (1, scale)
+    assert (found["mask_kind"], found["scale"]) == (1, np.float32(scale))
 
 
 @pytest.mark.parametrize(
@@ -382,6 +382,8 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "head_dim 250": ((1, 20, 68, 1, 1, 250), {"window": (30, 30)}),
     "scale 0": ((1, 20, 70, 1, 1, 32), {"scale": 0.0, "causal": True}),
     "scale negative": ((1, 20, 70, 1, 1, 32), {"scale": -0.2, "lengths": np.array([66])}),
+    "scale that is 0 on a GPU": ((1, 20, 70, 1, 1, 32), {"scale": 1e-40, "causal": True}),
+    "scores of 100": ((1, 40, 270, 1, 1, 32), {"scale": 2.0}),
 }
 
 
@@ -613,9 +615,10 @@ KERNELS = {
 
 
 def worst(lib: Library, head_dim: int, dtype: Any) -> float:
-    """The largest error of two calls in both orders, infinite where a call fails."""
+    """The largest error of three calls in both orders, infinite where a call fails; of one, scores that spread so far
+    that sums are rescaled."""
     largest = 0.0
-    for options in ({}, {"causal": True}):
+    for options in ({}, {"causal": True}, {"scale": 1.0}):
         arrays = qkv(1, 140, 200, 1, 1, head_dim, dtype)
         for reverse in (False, True):
             try:

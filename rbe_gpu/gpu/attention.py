@@ -94,7 +94,7 @@ def launches(
     left, right = window
     if mask is not None:
         kind, factor = _KEEP if mask.dtype == np.bool_ else _ADDED, scale
-    elif scale > 0:
+    elif scale * _LOG2_E >= np.finfo(np.float32).tiny:
         kind, factor = _NONE, scale * _LOG2_E
     else:
         kind, factor = _SCALED, scale
