@@ -100,12 +100,12 @@ HEADERS = {
     *("transforms", "types", "vector_io"),
 }
 REPORTS = {
-    "": {"__init__", "__main__", "corpus", "run", "targets"},
+    "": {"__init__", "__main__", "compare", "corpus", "run", "targets"},
     "harness": {
         *("__init__", "row_names", "rows", "timing", "memory", "process", "measure", "weight_error"),
-        *("inputs", "baselines", "text", "plots", "page", "readme"),
+        *("inputs", "baselines", "text", "plots", "page", "readme", "significance"),
     },
-    "speed": {"__init__", "compression", "plots", "page", "readme"},
+    "speed": {"__init__", "compression", "plots", "page", "readme", "short", "summary"},
     "speed/cases": {"__init__", "model", *registry.OPS},
     "quality": {"__init__", "decoders", "measure", "points", "findings", "plots", "page", "readme"},
     "quality/quantizers": {

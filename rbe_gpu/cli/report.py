@@ -31,8 +31,22 @@ def command(
     resume: Annotated[
         bool, typer.Option("--resume", help="With --quality: continue an interrupted run.")
     ] = False,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="A.csv B.csv",
+            help="Measure nothing: print what differs between two results files beyond its spread, as Markdown.",
+        ),
+    ] = None,
 ) -> None:
     """Measure speed, memory, size and quality on this machine, and write an HTML page."""
+    if compare is not None:
+        if quick or quality or resume or model is not None:
+            usage("it measures nothing, and goes with no other option", "--compare")
+        run = import_module("rbe_gpu.reports.run")
+        run.require_extra()
+        typer.echo(import_module("rbe_gpu.reports.compare").compare(*compare))
+        return
     if resume and not quality:
         usage("it goes with --quality", "--resume")
     check_folder(out)

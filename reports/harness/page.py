@@ -14,6 +14,7 @@ from markupsafe import Markup
 from rbe_gpu import output
 
 from .plots import Plot
+from .readme import head, line
 from .rows import Row
 from .text import GONE, MISSING, RATINGS, Rating
 
@@ -38,11 +39,18 @@ class Column(NamedTuple):
     css: str = ""
 
 
+class Number(NamedTuple):
+    """A cell that is sorted by its value."""
+
+    words: str
+    value: float
+
+
 @dataclass(frozen=True)
 class Line:
     """A row of a table: its cells, and its CSS class ("base": the baseline, "ours")."""
 
-    cells: tuple[str | Rating, ...]
+    cells: tuple[str | Rating | Number, ...]
     css: str = ""
 
 
@@ -55,11 +63,20 @@ class Table:
     lines: list[Line] = field(default_factory=list)
     css: str = ""
 
-    def add(self, *cells: str | Rating, css: str = "") -> None:
+    def add(self, *cells: str | Rating | Number, css: str = "") -> None:
         """Append a row. `ValueError` when it does not have a cell for each column."""
         if len(cells) != len(self.columns):
             raise ValueError(f"{self.caption}: {len(cells)} cells for {len(self.columns)} columns: {cells}")
         self.lines.append(Line(cells, css))
+
+    def markdown(self) -> str:
+        """The table in Markdown."""
+
+        def words(cell: str | Rating | Number) -> str:
+            return (cell if isinstance(cell, str) else cell.words).replace("|", r"\|")
+
+        lines = [line(words(cell) for cell in row.cells) for row in self.lines]
+        return "\n".join([*head(line(c.head for c in self.columns)), *lines])
 
     def records(self) -> dict[str, dict[str, Any]]:
         """Name of a row -> head of a column -> cell."""
@@ -108,7 +125,7 @@ def render(template: str, rows: Sequence[Row], plots: Iterable[Plot], **names: A
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    drawings = [(p, Markup(p.svg())) for p in plots]
+    drawings = [(p, Markup(p.svg()), p.phone and Markup(p.phone.svg())) for p in plots]
     shared = {
         "ratings": RATINGS,
         "gone": GONE,

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
-from typing import Any
+from textwrap import fill
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -48,16 +52,39 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 9.5,
     "lines.linewidth": 1.6,
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",  # text of the page's own font: a quarter of the bytes, and a reader can search it
     "svg.hashsalt": "rbe-gpu",
     "figure.constrained_layout.use": True,
 }
 NARROW, BROAD = 6.4, 8.8  # inches; 72 SVG units each
+#: a drawing as wide as a page of 1240 pixels, and one for a phone, whose text is as large on a screen of 390
+WIDE, PHONE = 12.4, 4.9
+PHONE_ROWS = 1.5  # height of a row whose label stands above it
+#: the width that every new figure gets instead of its own, and whether labels of rows stand above them
+_width: ContextVar[float | None] = ContextVar("width", default=None)
+
+
+class Value(NamedTuple):
+    """A point of a figure, in data coordinates of `axes`, and what it says when it is pointed at."""
+
+    axes: Any
+    x: float
+    y: float
+    words: str
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawn figure. `alt` says in words what it shows, for those who do not see it."""
+    """A drawn figure.
+
+    Attributes
+    ----------
+    alt : says in words what it shows, for those who do not see it
+    broad : whether it is as wide as the page
+    values : what points say when they are pointed at
+    phone : the same plot for narrow screens; None: there is one drawing for all
+    of_phone : whether it is one for narrow screens
+    """
 
     name: str
     title: str
@@ -65,6 +92,9 @@ class Plot:
     alt: str
     figure: Figure
     broad: bool = False
+    values: Sequence[Value] = ()
+    phone: Plot | None = None
+    of_phone: bool = False
 
     def svg(self) -> str:
         """An `<svg>` element for an HTML page: ids of its own, ink and grid in the page's colours."""
@@ -77,9 +107,23 @@ class Plot:
         text = re.sub(r'(href="#|url\(#)', rf"\g<1>{self.name}-", text)
         text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
         text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+        text = _smaller(text)
         for colour, variable in ((INK, "currentColor"), (GRID, "var(--grid)"), (PAPER, "var(--card)")):
             text = text.replace(colour, variable)
-        return text.strip()
+        return text.strip().removesuffix("</svg>") + self._targets() + "</svg>"
+
+    def _targets(self) -> str:
+        """Circles over the points with values: a browser shows their titles, and the page's script better ones."""
+        if not self.values:
+            return ""
+        dpi, height = self.figure.dpi, self.figure.get_figheight() * 72
+        circles = []
+        for value in self.values:
+            x, y = value.axes.transData.transform((value.x, value.y)) * 72 / dpi
+            # the script takes the words of a phone's drawing from the wide one: a finger does not show titles
+            title = "" if self.of_phone else f"<title>{escape(value.words)}</title>"
+            circles.append(f'<circle cx="{x:.1f}" cy="{height - y:.1f}" r="7">{title}</circle>')
+        return f'<g class="values">{"".join(circles)}</g>'
 
     def png(self, path: Path) -> None:
         """A picture on white."""
@@ -87,10 +131,62 @@ class Plot:
             self.figure.savefig(file, format="png", dpi=160, facecolor="white")
 
 
+def _rounded(attribute: re.Match[str]) -> str:
+    return re.sub(r"(\d+\.\d\d)\d+", r"\1", attribute[0])
+
+
+_GRID_LINE = "fill: none; stroke: var(--grid); stroke-width: 0.8; stroke-linecap: square"
+
+
+def _smaller(svg: str) -> str:
+    """A drawing of matplotlib's without what a page does not need: half of the bytes."""
+    svg = re.sub(
+        r'(<(?:g|path)\b[^>]*?) id="(?![^"]*-m[0-9a-f]{8,}")[^"]*"', r"\1", svg
+    )  # markers are referred to
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.S)
+    svg = re.sub(r" font-family: [^;\"]*;", "", svg)  # the page's own
+    svg = re.sub(r"(font: [^;\"]*px) [^;\"]*;", r"\1 sans-serif;", svg)
+    svg = re.sub(r' transform="rotate\(-0 [^)]*\)"', "", svg)
+    svg = svg.replace(f'style="{_GRID_LINE}"', 'class="grid"')
+    svg = re.sub(r' (?:d|x|y|points|transform)="[^"]*"', _rounded, svg)
+    svg = re.sub(r"\s*\n\s*", " ", svg)
+    svg = re.sub(r"> <", "><", svg)
+    while (flat := re.sub(r"<g>((?:(?!</?g\b).)*)</g>", r"\1", svg)) != svg:  # groups without a style
+        svg = flat
+    return svg
+
+
 def draw(plots: Iterable[Callable[[Results], Plot | None]], results: Results) -> list[Plot]:
     """Every plot whose rows are there."""
     with matplotlib.rc_context(STYLE):
         return [plot for make in plots if (plot := make(results)) is not None]
+
+
+def draw_for_screens(plots: Iterable[Callable[[Results], Plot | None]], results: Results) -> list[Plot]:
+    """Every plot whose rows are there, as wide as the page, and once more for a phone."""
+    plots = list(plots)
+    with _drawn_at(WIDE):
+        wide = draw(plots, results)
+    with _drawn_at(PHONE):
+        narrow = draw(plots, results)
+    return [
+        replace(plot, broad=True, phone=replace(phone, name=f"{phone.name}-phone", of_phone=True))
+        for plot, phone in zip(wide, narrow, strict=True)
+    ]
+
+
+@contextmanager
+def _drawn_at(width: float) -> Iterator[None]:
+    token = _width.set(width)
+    try:
+        yield
+    finally:
+        _width.reset(token)
+
+
+def on_phone() -> bool:
+    """Whether figures are drawn for a phone."""
+    return _width.get() == PHONE
 
 
 # --- pieces -----------------------------------------------------------------------------------------------
@@ -100,8 +196,12 @@ def new_figure(
     height: float, width: float = NARROW, panels: int = 0, stacked: bool = False
 ) -> tuple[Figure, Any]:
     """A figure and its axes; of several panels the list of their axes. They lie beside each other and share y, or are
-    stacked and share x.
+    stacked and share x. On a phone panels are always stacked.
     """
+    width = _width.get() or width
+    if panels and not stacked and on_phone():
+        figure = Figure(figsize=(width, height * panels), layout="constrained")
+        return figure, figure.subplots(panels, 1, sharey=True, squeeze=False)[:, 0]
     figure = Figure(figsize=(width, height), layout="constrained")
     if panels and stacked:
         return figure, figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
@@ -139,32 +239,89 @@ def log_axis(axis: Any, ticks: Sequence[float], label: Callable[[float], str] = 
     axis.set_major_formatter(FuncFormatter(lambda v, _: label(v)))
 
 
-def ratio_axis(axes: Any, values: Sequence[float], room: float, label: str) -> None:
-    """A log x axis of speedups, with a line at 1 and space for `room` times the least value on the left."""
+def fences(values: Sequence[float]) -> tuple[float, float]:
+    """Limits of a log axis that shows most of the positive values: those within three times the interquartile range.
+
+    The range is at least a factor of 2 on both sides of the quartiles, so that values that lie close together have no
+    outliers.
+    """
+    logs = np.log10(values)
+    low, high = np.percentile(logs, (25, 75))
+    reach = max(3 * (high - low), float(np.log10(2)))
+    inside = logs[(logs >= low - reach) & (logs <= high + reach)]
+    return float(10 ** inside.min()), float(10 ** inside.max())
+
+
+def ratio_axis(axes: Any, values: Sequence[float], room: float, label: str) -> tuple[float, float]:
+    """A log x axis of speedups, with a line at 1 and space for `room` times the least value on the left.
+
+    Returns its limits. Outliers are outside of them (`fences`): `outliers` writes their values at the edge.
+    """
     axes.axvline(1.0, color=INK, linewidth=1.4, zorder=1.9)  # below the points
-    low, high = min(0.5, *values) / room, max(2.0, *values) * 1.25
+    least, most = fences(values)
+    low, high = min(0.5, least) / room, max(2.0, most) * 1.25
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     steps = (1,) if high / low > 300 else (1, 2, 5)  # as many labels as there is room for
     log_axis(axes.xaxis, [t for e in range(-4, 5) for s in steps if low <= (t := s * 10.0**e) <= high], ratio)
-    axes.set_xlabel(label)
+    axes.set_xlabel(fill(label, 50) if on_phone() else label)
+    return low, high
 
 
-def label_rows(axes: Any, labels: Sequence[str]) -> None:
-    """Name the rows of a chart from the top down."""
-    axes.set_yticks(range(len(labels)), labels)
+def outliers(axes: Any, points: Iterable[tuple[float, float]], colour: str) -> list[tuple[float, float]]:
+    """Mark the points (x, y) beyond the limits of the x axis by arrows at its edge, with their values.
+
+    Returns the points, those that are marked at the place of their arrow.
+    """
+    low, high = axes.get_xlim()
+    places = []
+    for x, y in points:
+        if low <= x <= high:
+            places.append((x, y))
+            continue
+        left = x < low
+        edge = low * (high / low) ** (0.008 if left else 0.992)
+        axes.plot(edge, y, "<" if left else ">", color=colour, markersize=7, clip_on=False, zorder=4)
+        axes.annotate(
+            f"{x:.2g}×", (edge, y), xytext=(7 if left else -7, 0), textcoords="offset points", fontsize=8.5,
+            ha="left" if left else "right", va="center", zorder=4,
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5},
+        )  # fmt: skip
+        places.append((edge, y))
+    return places
+
+
+def label_rows(axes: Any, labels: Sequence[str], above: float = 0.36) -> None:
+    """Name the rows of a chart from the top down; on a phone in the chart, `above` the middle of each row."""
+    axes.set_yticks(range(len(labels)), [] if on_phone() else labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
+    if not on_phone():
+        return
+    figure = axes.get_figure()
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + (PHONE_ROWS - 1) * 0.27 * len(labels))
+    axes.set_ylim(len(labels) - 0.5, -0.9)
+    for y, label in enumerate(labels):
+        axes.annotate(
+            label, (0, y - above), xycoords=("axes fraction", "data"), xytext=(1, 0), textcoords="offset points",
+            va="bottom", fontsize=8.8, zorder=3, bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.3},
+        )  # fmt: skip
+
+
+def bar_height(height: float) -> float:
+    """Of a bar whose label may stand above it."""
+    return 0.5 if on_phone() else height
 
 
 def bars(axes: Any, bars: Sequence[tuple[str, float, str]], height: float = 0.66) -> None:
     """Horizontal bars of MB with their values, from (label, MB, colour)."""
     labels, values, colours = zip(*bars, strict=True)
-    axes.barh(range(len(bars)), values, height, color=colours)
+    axes.barh(range(len(bars)), values, bar_height(height), color=colours)
     for y, v in enumerate(values):
         axes.annotate(
             f"{v:.1f} MB", (v, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9
         )
-    label_rows(axes, labels)
+    label_rows(axes, labels, 0.27)
     axes.grid(axis="y", visible=False)
 
 

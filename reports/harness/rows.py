@@ -23,7 +23,14 @@ PACKAGES = ("numpy", "numba", "llvmlite", "ml_dtypes", "tokenizers", "safetensor
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. `p20`, `p50`, `p80` are percentiles over `runs`; equal where runs is 1."""
+    """One measurement.
+
+    Attributes
+    ----------
+    p20, p50, p80 : percentiles over `runs`; equal where runs is 1
+    noise : how much longer an idle spin took around the case than at its fastest, as a share; None: not measured
+    others : share of the time of all cores that other processes took during the case; None: not measured
+    """
 
     op: str
     case: str
@@ -42,9 +49,19 @@ class Row:
     versions: str
     commit: str
     timestamp: str
+    noise: float | None = None
+    others: float | None = None
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether another process took more than `DISTURBED` of the machine, or the spin was as much slower."""
+        return max(self.noise or 0.0, self.others or 0.0) > DISTURBED
 
 
+DISTURBED = 0.1
 COLUMNS = tuple(f.name for f in fields(Row))
+#: of files written before the noise of the machine was measured
+OLDER_COLUMNS = COLUMNS[: COLUMNS.index("noise")]
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -55,6 +72,8 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
     before = place.path.read_text(encoding="utf-8") if place.path.exists() else ""
     added = io.StringIO()
     writer = csv.DictWriter(added, COLUMNS, lineterminator="\n")
+    if before and tuple(next(csv.reader([before.partition("\n")[0]]))) == OLDER_COLUMNS:
+        rows, before = [*read_rows(place.path), *rows], ""
     if not before:
         writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
@@ -67,15 +86,30 @@ def read_rows(path: Path) -> list[Row]:
     Raises
     ------
     ValueError
-        Its columns are not those of `Row`.
+        Its columns are not those of `Row`, or a line has other values.
     """
-    with path.open(newline="", encoding="utf-8") as f:
-        reader = csv.DictReader(f)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{path} is not a results file: its columns are {reader.fieldnames}")
-        types: dict[str, Callable[[str], Any]] = dict.fromkeys(COLUMNS, str)
-        types |= {"threads": int, "runs": int, "p20": float, "p50": float, "p80": float}
-        return [Row(*(types[name](record[name]) for name in COLUMNS)) for record in reader]
+    types: dict[str, Callable[[str], Any]] = dict.fromkeys(COLUMNS, str)
+    types |= {"threads": int, "runs": int, "p20": float, "p50": float, "p80": float}
+    types |= dict.fromkeys(("noise", "others"), lambda text: float(text) if text else None)
+    rows = []
+    with path.open(newline="", encoding="utf-8", errors="replace") as f:
+        reader = csv.DictReader(f, strict=True)
+        try:
+            columns = tuple(reader.fieldnames or ())
+            if columns not in (COLUMNS, OLDER_COLUMNS):
+                raise ValueError(
+                    f"{path} is not a results file: its columns are {str(reader.fieldnames)[:200]}"
+                )
+            for record in reader:
+                try:
+                    rows.append(Row(*(types[name](record[name]) for name in columns)))
+                except (TypeError, ValueError) as error:
+                    raise ValueError(
+                        f"{path}, line {reader.line_num} is not a row of results: {error}"
+                    ) from None
+        except csv.Error as error:
+            raise ValueError(f"{path} is not a results file: {error}") from None
+    return rows
 
 
 class Results:

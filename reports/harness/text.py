@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 PASSED, FAILED, MISSING = "passed", "failed", "not measured"
@@ -60,6 +60,20 @@ def listed(words: Sequence[str]) -> str:
     """a, b and c."""
     *most, last = words
     return f"{', '.join(most)} and {last}" if most else last
+
+
+#: unit of a row -> how its values are shown
+_SHOWN: dict[str, Callable[[float], str]] = {
+    "s": seconds,
+    "x": times,
+    "B": megabytes,
+    "1/s": lambda value: f"{value:.4g}/s",
+}
+
+
+def shown(value: float, unit: str) -> str:
+    """A row's value in its unit."""
+    return _SHOWN[unit](value) if unit in _SHOWN else f"{value:.6g} {unit}".strip()
 
 
 # --- ratings ----------------------------------------------------------------------------------------------

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from rbe_gpu import output
+
 from .. import targets
 from ..harness import page, plots, row_names
 from ..harness.measure import NUMPY, ONNX, OURS, TOLERANCE, TORCH
-from ..harness.page import Table, columns
+from ..harness.page import Number, Table, columns
 from ..harness.rows import Results, Row
+from ..harness.significance import interval
 from ..harness.text import (
     CLOSE,
     FAILED,
@@ -22,13 +25,14 @@ from ..harness.text import (
     Rating,
     cosine_rating,
     fixed,
-    listed,
     megabytes,
     percent,
     plain,
     seconds,
+    shown,
     times,
 )
+from . import short, summary
 from .cases import DENSE, ORIGINAL_TIME
 from .cases.model import BASELINES
 from .compression import ALL_SETTINGS, SETTINGS, Setting
@@ -83,51 +87,31 @@ def cost_table(results: Results, settings: Iterable[Setting] = ALL_SETTINGS) -> 
     return table
 
 
-def findings(results: Results) -> list[str]:
-    """The first table in sentences; each only where its figures were measured."""
-    sentences = []
-    dense = results.value("model", "dense", OURS, "file_bytes")
+def sentences(results: Results) -> list[str]:
+    """What the table says about quality; each sentence only where its figures were measured."""
+    made = []
     measured = [
-        (setting, mean, size)
+        (setting, mean)
         for setting in SETTINGS
         if (mean := results.value("model", setting.name, OURS, "cosine_mean")) is not None
-        and (size := results.value("model", setting.name, OURS, "file_bytes")) is not None
     ]
-    close = [m for m in measured if m[1] >= CLOSE]
-    if close and dense:
-        setting, mean, size = min(close, key=lambda m: m[2])
-        sentences.append(
-            f"The smallest file that stays very close to the dense model is {setting.name}: {megabytes(size)} "
-            f"instead of {megabytes(dense)} ({dense / size:.1f} times smaller), mean cosine {fixed(mean)}."
-        )
-    elif measured:
-        sentences.append(
-            "No measured setting stays very close to the dense model (mean cosine 0.99 or more)."
-        )
+    if measured and all(mean < CLOSE for _, mean in measured):
+        made.append("No measured setting stays very close to the dense model (mean cosine 0.99 or more).")
     for level, words, meaning in (
         ("lost", "Quality is lost", "their vectors differ too much from the model's to stand in for them"),
         ("gone", "Quality is gone", "their vectors no longer say what the texts say"),
     ):
         names = ", ".join(
-            f"{s.name} ({fixed(mean)})" for s, mean, _ in measured if cosine_rating(mean).level == level
+            f"{s.name} ({fixed(mean)})" for s, mean in measured if cosine_rating(mean).level == level
         )
         if names:
-            sentences.append(f"{words} (mean cosine {LOSSES[level]}) at {names}: {meaning}.")
+            made.append(f"{words} (mean cosine {LOSSES[level]}) at {names}: {meaning}.")
     unrelated = results.value("model", "dense", OURS, "unrelated_cosine")
     if unrelated is not None:
-        sentences.append(
+        made.append(
             f"For comparison: the vectors of two unrelated texts have a cosine of {unrelated:.2f} on average."
         )
-    speeds = [
-        f"{value:.2f} times as fast as {baseline}"
-        for baseline in BASELINES
-        if (value := results.value("model", row_names.MODEL, DENSE, f"speed_vs_{baseline}")) is not None
-    ]
-    if speeds:
-        sentences_rate = results.value("model", row_names.MODEL, DENSE, "sentences_per_second")
-        each = "" if sentences_rate is None else f" It embeds {sentences_rate:.0f} sentences per second."
-        sentences.append(f"The dense rbe_gpu model is {listed(speeds)} on the same threads.{each}")
-    return sentences
+    return made
 
 
 # --- targets and ops --------------------------------------------------------------------------------------
@@ -210,6 +194,23 @@ def encode_table(results: Results) -> Table:
     return table
 
 
+def row_table(results: Results) -> Table:
+    """All rows."""
+    table = Table(
+        "All rows",
+        columns("op", "case", "provider", "metric", "median", "95% interval", "runs", "machine"),
+        css="rows",
+    )  # fmt: skip
+    for r in results.rows:
+        known = interval(r)
+        table.add(
+            r.op, r.case, r.provider, r.metric, Number(shown(r.p50, r.unit), r.p50),
+            "" if known is None else f"{shown(known.low, r.unit)} – {shown(known.high, r.unit)}",
+            Number(str(r.runs), r.runs), "disturbed" if r.disturbed else "",
+        )  # fmt: skip
+    return table
+
+
 # --- the page ---------------------------------------------------------------------------------------------
 
 
@@ -239,7 +240,11 @@ def render(rows: Iterable[Row], drawn: Sequence[plots.Plot], quick: bool = False
         texts=texts,
         baseline_texts=baseline_texts,
         batch=MISSING if batch is None else f"{batch.case}, {batch.shape}",
-        findings=findings(results),
+        quiet=summary.quiet(results.rows),
+        findings=summary.findings(results),
+        losses=summary.losses(results),
+        sentences=sentences(results),
+        all_rows=row_table(results),
         costs=cost_table(results),
         targets=target_table(results),
         encodes=encode_table(results),
@@ -249,7 +254,16 @@ def render(rows: Iterable[Row], drawn: Sequence[plots.Plot], quick: bool = False
 
 
 def write(rows: Iterable[Row], out: Path, quick: bool = False) -> Path:
-    """Draw the plots into `out/plots/` and write `out/index.html`. Returns the page's path."""
+    """Draw the plots into `out/plots/`, and write `out/index.html`, `report.md` and `report.pdf`.
+
+    Returns the page's path.
+    """
     rows = list(rows)
-    drawn = plots.draw(PLOTS, Results(rows))
-    return page.write(out, page.SPEED_PAGE, render(rows, drawn, quick), drawn)
+    drawn = plots.draw_for_screens(PLOTS, Results(rows))
+    written = page.write(out, page.SPEED_PAGE, render(rows, drawn, quick), drawn)
+    results = Results(rows)
+    output.write_text(
+        out / short.MARKDOWN, short.markdown(results, cost_table(results), target_table(results), quick)
+    )
+    short.pdf(results, drawn, out / short.PDF, quick)
+    return written

@@ -18,18 +18,23 @@ from ..harness.plots import (
     SKY,
     VERMILLION,
     Plot,
+    Value,
+    bar_height,
     bars,
     bound_chart,
     label_rows,
     legend_above,
     log_axis,
     new_figure,
+    on_phone,
+    outliers,
     ratio,
     ratio_axis,
     shape_label,
     spread,
 )
 from ..harness.rows import Results, Row
+from ..harness.text import seconds, times
 from ..targets import DENSITY_LIMITS, LARGE, SMALL, VS_NUMPY, VS_TORCH
 from .cases import DENSE, NUMPY, ONNX, OURS, TORCH
 from .cases.model import BASELINES
@@ -51,6 +56,15 @@ def _points(results: Results, x: str, y: str) -> list[tuple[Setting, float, floa
     return sorted(points, key=lambda p: p[1])
 
 
+def _percentiles(row: Row, shown: Callable[[float | None], str]) -> str:
+    return f"20% to 80%: {shown(row.p20)} to {shown(row.p80)}, {row.runs} runs"
+
+
+def _speed_words(label: str, baseline: str, row: Row) -> str:
+    """What a point of a speedup says."""
+    return f"{shape_label(label)}: {times(row.p50)} as fast as {baseline} ({_percentiles(row, times)})"
+
+
 #: where a name stands beside its point, as (offset, horizontal, vertical): grades and ratios come close to
 #: each other, and each chart has one side of the curve free
 _UPPER_LEFT = {"grade": ((-3, 6), "right", "bottom"), "ratio": ((-8, 0), "right", "center")}
@@ -62,7 +76,7 @@ def _name(axes: Any, setting: Setting, x: float, y: float, places: dict[str, Any
     offset, horizontal, vertical = places["grade" if setting.grade else "ratio"]
     axes.annotate(
         setting.short.replace("x", "×"), (x, y), xytext=offset, textcoords="offset points",
-        ha=horizontal, va=vertical, fontweight="bold", fontsize=9.5, zorder=1.5,
+        ha=horizontal, va=vertical, fontweight="bold", fontsize=9.5, zorder=3,
         bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5},
     )  # fmt: skip
 
@@ -104,11 +118,16 @@ def quality_bytes(results: Results) -> Plot | None:
     axes.set_ylabel("cosine to the dense model's vector")
     axes.legend(loc="center right")
     text = "; ".join(f"{t.name}: {b / 1e6:.1f} MB, mean cosine {c:.3f}" for t, b, c in mean)
+    values = [
+        Value(axes, b / 1e6, c, f"{t.name}: {b / 1e6:.2f} MB, {what} {c:.4f}")
+        for what, points in (("mean cosine", mean), ("cosine of the worst text", least))
+        for t, b, c in points
+    ]
     return Plot(
         "quality_bytes", "Quality against file size",
         "Sentence vectors of held-out texts from the compressed model against those of the dense one. "
         "1 is the same direction.",
-        f"Line chart. The dense file has {dense / 1e6:.1f} MB and cosine 1. {text}.", figure,
+        f"Line chart. The dense file has {dense / 1e6:.1f} MB and cosine 1. {text}.", figure, values=values,
     )  # fmt: skip
 
 
@@ -133,12 +152,16 @@ def error_bits(results: Results) -> Plot | None:
     )
     for setting, b, e in models:
         _name(axes, setting, b, e, _UPPER_RIGHT)
+    values = [
+        Value(axes, b, e, f"{t.name}: {b:.3f} bits per weight, weight error {e:.4g}") for t, b, e in models
+    ]
+    values += [Value(axes, b, e, f"a single weight: {b:.3f} bits, error {e:.4g}") for b, e in layers]
     text = "; ".join(f"{t.name}: {b:.2f} bits, error {e:.3g}" for t, b, e in models)
     return Plot(
         "error_bits", "Weight error against bits per weight",
         "The dashed line is the least error that any code can reach on independent Gaussian values; real "
         "weights are close to Gaussian, so distance to the line is what a better code could still gain.",
-        f"Scatter chart, error on a log scale. {text}.", figure,
+        f"Scatter chart, error on a log scale. {text}.", figure, values=values,
     )  # fmt: skip
 
 
@@ -159,33 +182,37 @@ def batch_time(results: Results) -> Plot | None:
     dense = results.one("model", row_names.MODEL, DENSE, "time")
     if dense is None:
         return None
-    times: list[tuple[str, Row, str]] = []
+    timed: list[tuple[str, Row, str]] = []
     for provider in (*reversed(BASELINES), DENSE):
         row = results.one("model", row_names.MODEL, provider, "time")
         if row is not None:
-            times.append((f"{OURS if provider == DENSE else provider}, dense", row, COLOURS[provider]))
-    times += _by_mode(results, "time")
-    labels, rows, colours = zip(*times, strict=True)
-    figure, axes = new_figure(0.9 + 0.27 * len(times))
-    where = np.arange(len(times))
+            timed.append((f"{OURS if provider == DENSE else provider}, dense", row, COLOURS[provider]))
+    timed += _by_mode(results, "time")
+    labels, rows, colours = zip(*timed, strict=True)
+    figure, axes = new_figure(0.9 + 0.27 * len(timed))
+    where = np.arange(len(timed))
     values = np.array([r.p50 * 1e3 for r in rows])
-    axes.barh(where, values, 0.72, color=colours)
+    axes.barh(where, values, bar_height(0.72), color=colours)
     axes.errorbar(values, where, xerr=spread(rows, 1e3), fmt="none", ecolor=GREY, elinewidth=1.2, capsize=2)
     edge = max(r.p80 * 1e3 for r in rows)
     for y, row in enumerate(rows):
         axes.text(row.p80 * 1e3 + 0.012 * edge, y, f"{row.p50 * 1e3:.0f}", va="center", fontsize=9,
                   bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.8})  # fmt: skip
     axes.axvline(dense.p50 * 1e3, color=INK, linestyle="--", linewidth=1.2)
-    label_rows(axes, labels)
+    label_rows(axes, labels, 0.27)
     axes.grid(axis="y", visible=False)
     axes.set_xlim(0, edge * 1.1)
     axes.set_xlabel(f"milliseconds per batch of {row_names.MODEL}, {rows[0].shape} (shorter is faster)")
-    text = "; ".join(f"{label} {row.p50 * 1e3:.0f} ms" for label, row, _ in times)
+    text = "; ".join(f"{label} {row.p50 * 1e3:.0f} ms" for label, row, _ in timed)
+    hover = [
+        Value(axes, row.p50 * 1e3, y, f"{label}: {seconds(row.p50)} ({_percentiles(row, seconds)})")
+        for y, (label, row, _) in enumerate(timed)
+    ]
     return Plot(
         "batch_time", "Time per batch",
         f"Medians, {PERCENTILES}; the dashed line is the dense rbe_gpu model. A compressed model has room to cache "
         "decoded weights where that is estimated to be faster (dark), or has no cache (light, “lean”).",
-        f"Bar chart. {text}.", figure,
+        f"Bar chart. {text}.", figure, values=hover,
     )  # fmt: skip
 
 
@@ -226,15 +253,23 @@ def _speed_plot(
     if not speeds:
         return None
     figure, axes = new_figure(1.2 + 0.27 * len(speeds), BROAD)
+    label_rows(axes, [shape_label(label) for label, _ in speeds])
+    spreads = [v for _, rows in speeds for row in rows.values() for v in (row.p20, row.p80)]
+    ratio_axis(axes, spreads, 1.25, "speed of rbe_gpu, the baseline = 1 (log scale; right is faster)")
+    low, high = axes.get_xlim()
+    values = []
     for baseline, marker, shift in ((NUMPY, "s", 0.13), (TORCH, "o", -0.13)):
-        points = [(y + shift, rows[baseline]) for y, (_, rows) in enumerate(speeds) if baseline in rows]
-        if points:
-            where, rows = zip(*points, strict=True)
+        points = [
+            (y + shift, rows[baseline], label) for y, (label, rows) in enumerate(speeds) if baseline in rows
+        ]
+        shown = [(y, row) for y, row, _ in points if low <= row.p50 <= high]
+        if shown:
+            where, rows = zip(*shown, strict=True)
             axes.errorbar([r.p50 for r in rows], where, xerr=spread(rows), fmt=marker, color=COLOURS[baseline],
                           markersize=6, elinewidth=1.2, label=f"against {baseline}")  # fmt: skip
-    values = [v for _, rows in speeds for row in rows.values() for v in (row.p20, row.p80)]
-    ratio_axis(axes, values, 1.25, "speed of rbe_gpu, the baseline = 1 (log scale; right is faster)")
-    label_rows(axes, [shape_label(label) for label, _ in speeds])
+        places = outliers(axes, [(row.p50, y) for y, row, _ in points], COLOURS[baseline])
+        for place, (_, row, label) in zip(places, points, strict=True):
+            values.append(Value(axes, *place, _speed_words(label, baseline, row)))
     legend_above(axes)
     text = "; ".join(
         f"{label.replace('  ', ', ')}: "
@@ -244,8 +279,8 @@ def _speed_plot(
     return Plot(
         name, title,
         f"{what} A point right of 1 means that rbe_gpu is faster. Medians of the ratios of paired runs, "
-        f"{PERCENTILES}.",
-        f"Dot chart of speedups. {text}.", figure, broad=True,
+        f"{PERCENTILES}; an arrow at the edge is a value beyond it.",
+        f"Dot chart of speedups. {text}.", figure, broad=True, values=values,
     )  # fmt: skip
 
 
@@ -281,6 +316,7 @@ def density_speed(results: Results) -> Plot | None:
     if not shown:
         return None
     figure, all_axes = new_figure(4.2, BROAD, len(shown))
+    hover = []
     where = np.arange(len(columns))
     styles = ((BLUE, "o"), (SKY, "s"), (VERMILLION, "v"), (GREEN, "D"))
     for axes, (number, group, cases) in zip(all_axes, shown, strict=True):
@@ -292,6 +328,15 @@ def density_speed(results: Results) -> Plot | None:
         for (label, rows), (colour, marker), by in zip(cases, styles, shift, strict=False):
             axes.errorbar(where + by, [r.p50 for r in rows], yerr=spread(rows), fmt=marker, color=colour,
                           markersize=6, elinewidth=1.2, label=label)  # fmt: skip
+            hover += [
+                Value(
+                    axes,
+                    x,
+                    row.p50,
+                    _speed_words(f"{label}, {column.removeprefix(OURS).strip()}", TORCH, row),
+                )
+                for x, column, row in zip(where + by, columns, rows, strict=True)
+            ]
         axes.set_yscale("log")
         axes.set_xticks(where, [*(f"{k:.0%}" for k in row_names.DENSITIES), "dense"])
         axes.set_xlim(-0.6, len(columns) - 0.4)
@@ -303,7 +348,8 @@ def density_speed(results: Results) -> Plot | None:
     ticks = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
     log_axis(all_axes[0].yaxis, [t for t in ticks if low <= t <= high], ratio)
     all_axes[0].set_ylim(low, high)
-    all_axes[0].set_ylabel("speed, PyTorch's dense matmul = 1 (log scale)")
+    for axes in all_axes if on_phone() else all_axes[:1]:
+        axes.set_ylabel("speed, PyTorch's dense matmul = 1 (log scale)")
     text = "; ".join(
         f"{label}: "
         + ", ".join(
@@ -317,7 +363,7 @@ def density_speed(results: Results) -> Plot | None:
         "Speed of a matmul with a sparse weight, in the transform domain, against PyTorch's with the "
         "dense weight; on the right of each panel, rbe_gpu's own dense matmul. Medians of the ratios of paired "
         f"runs, {PERCENTILES}; dashes are the targets.",
-        f"Dot chart of speedups. {text}.", figure, broad=True,
+        f"Dot chart of speedups. {text}.", figure, broad=True, values=hover,
     )  # fmt: skip
 
 
@@ -342,24 +388,30 @@ def decoded_once(results: Results) -> Plot | None:
     if not any(modes[0][-1]):
         return None
     figure, axes = new_figure(1.3 + 0.42 * len(cases), BROAD)
+    label_rows(axes, [shape_label(c.removesuffix(row_names.DECODED)) for c in cases])
     axes.axvline(0.95, color=INK, linewidth=1.2, linestyle="--")
+    ratio_axis(
+        axes, [row.p50 for *_, by_case in modes for rows in by_case for row in rows], 4,
+        "speed, NumPy's matmul with the decoded weight = 1 (log scale; right is faster)",
+    )  # fmt: skip
+    low, high = axes.get_xlim()
+    values = []
     for _, label, colour, marker, shift, by_case in modes:
-        points = [(row.p50, y + shift) for y, rows in enumerate(by_case) for row in rows]
-        if points:
+        points = [(row.p50, y + shift, row) for y, rows in enumerate(by_case) for row in rows]
+        shown = [(x, y) for x, y, _ in points if low <= x <= high]
+        if shown:
             axes.plot(
-                *zip(*points, strict=True), marker, color=colour, markersize=6, linestyle="none", label=label
+                *zip(*shown, strict=True), marker, color=colour, markersize=6, linestyle="none", label=label
             )
+        for place, (_, _, row) in zip(outliers(axes, [p[:2] for p in points], colour), points, strict=True):
+            name = f"{row.case}, {row.provider.removeprefix(OURS).strip()}"
+            values.append(Value(axes, *place, _speed_words(name, NUMPY, row)))
         for y, rows in enumerate(by_case):
             worst = min(rows, key=lambda row: row.p50, default=None)
-            if worst is not None and worst.p50 < 0.95:
+            if worst is not None and low <= worst.p50 < 0.95:
                 name = worst.provider.removesuffix(row_names.LEAN).removeprefix(OURS).strip()
                 axes.annotate(name, (worst.p50, y + shift), xytext=(-6, 0), textcoords="offset points", ha="right",
                               va="center", fontsize=8.5, zorder=1.5)  # fmt: skip
-    values = [row.p50 for *_, by_case in modes for rows in by_case for row in rows]
-    ratio_axis(
-        axes, values, 4, "speed, NumPy's matmul with the decoded weight = 1 (log scale; right is faster)"
-    )
-    label_rows(axes, [shape_label(c.removesuffix(row_names.DECODED)) for c in cases])
     legend_above(axes)
     text = "; ".join(
         f"{case}{suffix or ', with a cache'}: {min(r.p50 for r in rows):.2f} to {max(r.p50 for r in rows):.2f}"
@@ -372,7 +424,7 @@ def decoded_once(results: Results) -> Plot | None:
         "The algorithm that rbe_gpu chooses, against NumPy's matmul with a weight that was decoded before, one point "
         "for each grade and density. The worst is named where it is left of the dashed line, "
         "0.95, the target for all.",
-        f"Dot chart of speedups. {text}.", figure, broad=True,
+        f"Dot chart of speedups. {text}.", figure, broad=True, values=values,
     )  # fmt: skip
 
 
@@ -391,12 +443,13 @@ def attention_memory(results: Results) -> Plot | None:
     axes.set_xlim(0, max(*(r.p50 / 1e6 for r in rows), 1.0) * 1.16)
     axes.set_xlabel(f"MB beyond q, k, v and the result, {rows[0].case}")
     text = "; ".join(f"{r.provider}: {r.p50 / 1e6:.1f} MB" for r in rows)
+    values = [Value(axes, r.p50 / 1e6, y, f"{r.provider}: {r.p50 / 1e6:.2f} MB") for y, r in enumerate(rows)]
     return Plot(
         "attention_memory", "Memory of a long attention",
         "Peak resident memory of a process that attends over the whole sequence, less that of one that holds "
         "the same arrays and attends among 64 tokens; less than 1 MB is noise. NumPy holds the scores of one head "
         "at a time.",
-        f"Bar chart. {text}.", figure,
+        f"Bar chart of peak memory beyond the inputs and the result. {text}.", figure, values=values,
     )  # fmt: skip
 
 
@@ -414,11 +467,12 @@ def weight_memory(results: Results) -> Plot | None:
     axes.set_xlim(0, max(size for _, size, _ in sizes) * 1.13)
     axes.set_xlabel("MB held for weights and decoded weights while the model runs")
     text = "; ".join(f"{label}: {size:.1f} MB" for label, size, _ in sizes)
+    values = [Value(axes, size, y, f"{label}: {size:.2f} MB") for y, (label, size, _) in enumerate(sizes)]
     return Plot(
         "weight_memory", "Memory for weights",
         "A compressed model that may cache decoded linear weights (dark) needs the memory of those in the cache "
         "beside that of the compressed ones; one without a cache (light, “lean”) the compressed weights alone.",
-        f"Bar chart. {text}.", figure,
+        f"Bar chart. {text}.", figure, values=values,
     )  # fmt: skip
 
 
@@ -450,16 +504,20 @@ def process_memory(results: Results) -> Plot | None:
                   label="" if y else "bytes stored")  # fmt: skip
     axes.axvline(dense, color=INK, linestyle="--", linewidth=1.2, label="the same weights in float32")
     for label in axes.texts:  # readable where a line passes behind
-        label.set(bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0}, zorder=5)
+        label.set(bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}, zorder=5)
     axes.set_xlim(0, max(dense, *(peak for _, peak, _ in sizes)) * 1.16)
     axes.set_xlabel("MB that the weights add to the peak of a process")
     legend_above(axes)
     text = "; ".join(f"{label}: {peak:.1f} MB, stored {stored:.1f} MB" for label, peak, stored in sizes)
+    values = [
+        Value(axes, peak, y, f"{label}: adds {peak:.2f} MB to the peak, {stored:.2f} MB are stored")
+        for y, (label, peak, stored) in enumerate(sizes)
+    ]
     return Plot(
         "process_memory", "Weights in a running process",
         "Peak resident memory of a process that loads a model and runs a batch, less that of one that does so with "
         "one layer and the words that occur. A model with a hidden dense copy would reach the dashed line.",
-        f"Bar chart. {text}; in float32 {dense:.1f} MB.", figure,
+        f"Bar chart. {text}; in float32 {dense:.1f} MB.", figure, values=values,
     )  # fmt: skip
 
 

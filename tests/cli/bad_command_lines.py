@@ -161,6 +161,10 @@ USAGE: tuple[tuple[str, str], ...] = (
     ("report --quick --resume", "--resume"),
     ("report --out", "--out"),
     ("report --model", "--model"),
+    ("report --compare", "--compare"),
+    ("report --compare a.csv", "--compare"),
+    ("report --compare a.csv b.csv --quick", "--compare"),
+    ("report --compare a.csv b.csv --model {texts}", "--compare"),
 )
 
 DATA: tuple[tuple[str, str], ...] = (
