@@ -471,6 +471,7 @@ class Kernel:
     def __init__(self, cupy: FakeCupy, name: str) -> None:
         self.cupy, self.name = cupy, name
         self.max_dynamic_shared_size_bytes = 48 << 10
+        self.preferred_shared_memory_carveout = -1
 
     def __call__(self, grid: Any, block: Any, args: Any, shared_mem: int = 0) -> None:
         self.cupy.calls.append((self.cupy.current, self.name, grid, block, args, shared_mem))
@@ -570,6 +571,23 @@ def test_shared_memory_over_48_kilobytes(cupy: FakeCupy) -> None:
     with pytest.raises(RuntimeError, match="needs 232449 bytes of shared memory, GPU 0 has 232448"):
         _execute.run(launch_of(shared=232_448 - 255))
     assert len(cupy.calls) == 3
+
+
+@pytest.mark.parametrize(("static", "dynamic", "percent"), [
+    (256, 0, -1), (0, (16 << 10) - 1, -1), (256, (16 << 10) - 256, 100), (16 << 10, 0, 100), (0, 65536, 100),
+])  # fmt: skip
+def test_share_of_shared_memory(
+    cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch, static: int, dynamic: int, percent: int
+) -> None:
+    """Kernels that work in shared memory ask for all of it, whatever the driver would choose; -1 is its choice."""
+    monkeypatch.setattr(Kernel, "shared_size_bytes", static)
+    _execute.run(launch_of(shared=dynamic))
+    assert cupy.kernels["softmax_f32_8"].preferred_shared_memory_carveout == percent
+
+
+def test_share_of_shared_memory_of_a_later_launch(cupy: FakeCupy) -> None:
+    _execute.run(launch_of(), launch_of(shared=60_000))
+    assert cupy.kernels["softmax_f32_8"].preferred_shared_memory_carveout == 100
 
 
 @pytest.mark.parametrize("capability", ["70", "61", "52"])

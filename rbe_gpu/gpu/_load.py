@@ -16,6 +16,9 @@ OPTIONS = ("-std=c++17",)
 APPENDED = ("-ftz=true", "--device-as-default-execution-space")
 OLDEST = (7, 5)  # compute capability: ldmatrix, and what NVRTC 13 still compiles for
 _DEFAULT_SHARED = 48 << 10  # a kernel must ask for more
+#: Bytes of a block from which a multiprocessor is asked for all the shared memory it has, and the least L1 cache: two
+#: blocks fit otherwise only if the driver chooses so, and such kernels read what they read twice from shared memory.
+_CARVEOUT_FROM = 16 << 10
 
 #: Of a device, an entry and its constants: what is looked up at every launch.
 _Key = tuple[int, str, tuple[int, ...]]
@@ -89,6 +92,8 @@ def compile_only(kernel: Kernel, architecture: int) -> int:
 def _load(launch: Launch, key: _Key) -> Any:
     function = _module(launch.kernel, key[0]).get_function(launch.entry)
     _kernels[key] = function
+    if launch.shared + function.shared_size_bytes >= _CARVEOUT_FROM:
+        function.preferred_shared_memory_carveout = 100
     return function
 
 
