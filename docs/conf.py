@@ -16,7 +16,7 @@ project = "rbe-gpu"
 copyright = "the authors of rbe-gpu, Apache-2.0"
 root_doc = "docs/index"
 language = "en"
-smartquotes = False  # "gelu" is a value to copy
+smartquotes_action = "D"  # dashes; "gelu" is a value to copy
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",

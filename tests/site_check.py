@@ -65,6 +65,8 @@ def problems(site: Path) -> Iterator[str]:
     for path in site.rglob("*.css"):
         for address in re.findall(r"url\(\s*['\"]?((?:https?:)?//[^)'\"]+)", path.read_text("utf-8")):
             yield f"{path.relative_to(site)} loads {address}"
+    if "window.Stemmer = EnglishStemmer;" not in (site / "_static" / "language_data.js").read_text("utf-8"):
+        yield "the search has no stemmer, without which it does not run"
     index = (site / "searchindex.js").read_text("utf-8")
     terms = json.loads(index[index.index("{") : index.rindex("}") + 1])["terms"]
     for word in ("calibr", "압축", "보정"):

@@ -49,7 +49,7 @@ class EnglishAndKorean(SearchEnglish):
     """English stems; Korean words by each of their beginnings, as particles follow a noun without a space."""
 
     lang = "en-ko"
-    language_name = "English and Korean"
+    language_name = "English"  # of the stemmer in JavaScript
 
     def split(self, input: str) -> list[str]:
         words = super().split(input)
