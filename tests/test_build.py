@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import pytest
 from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -69,18 +70,36 @@ def test_archives_are_reproducible(tmp_path: Path) -> None:
     assert not [name for name in names if name.endswith(".csv") or name.startswith("tests/")]
 
 
-def test_the_lock_has_what_is_asked_for() -> None:
-    """Else `make lock` was forgotten, and CI does not test what pyproject.toml says."""
-    lock = (REPOSITORY / ".ci" / "lock" / "test.txt").read_text("utf-8")
-    pinned = re.findall(r"^([\w.-]+)==(\S+)(?: ; (.*?))? \\$", lock, re.MULTILINE)
+def _pinned(lock: str) -> dict[str, str]:
+    """The versions that a file of .ci/lock/ has for this interpreter."""
+    text = (REPOSITORY / ".ci" / "lock" / lock).read_text("utf-8")
+    pinned = re.findall(r"^([\w.-]+)==(\S+)(?: ; (.*?))? \\$", text, re.MULTILINE)
     assert len(pinned) > 50
-    assert lock.count("\n    --hash=sha256:") >= len(pinned)
-    here = {name: version for name, version, marker in pinned if not marker or Marker(marker).evaluate()}
+    assert text.count("\n    --hash=sha256:") >= len(pinned)
+    return {name: version for name, version, marker in pinned if not marker or Marker(marker).evaluate()}
+
+
+DOCS = pytest.mark.skipif(sys.version_info < (3, 11), reason="locked from Python 3.11 on, as .ci/run says")
+
+
+@pytest.mark.parametrize("extra", ["test", pytest.param("docs", marks=DOCS)])
+def test_the_lock_has_what_is_asked_for(extra: str) -> None:
+    """Else `make lock` was forgotten, and CI does not test what pyproject.toml says."""
+    here = _pinned(f"{extra}.txt")
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
     asked = [
-        Requirement(text) for text in (*project["dependencies"], *project["optional-dependencies"]["test"])
+        Requirement(text) for text in (*project["dependencies"], *project["optional-dependencies"][extra])
     ]
     for requirement in asked:
         if requirement.marker is None or requirement.marker.evaluate():
             version = here[canonicalize_name(requirement.name)]
             assert requirement.specifier.contains(version), requirement
+
+
+@DOCS
+def test_the_locks_agree() -> None:
+    """Installing what the documentation needs changes nothing that the tests ran with."""
+    tests, docs = _pinned("test.txt"), _pinned("docs.txt")
+    assert {name: docs[name] for name in tests.keys() & docs.keys()} == {
+        name: tests[name] for name in tests.keys() & docs.keys()
+    }
