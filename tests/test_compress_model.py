@@ -53,12 +53,12 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
             f.write(a.tobytes())
 
 
-def cut_tensors() -> dict[str, np.ndarray]:
-    """MiniLM's first layer and embeddings, cut to 3 heads, 160 inner units and 2200 words."""
+def cut_tensors(layers: int = 1) -> dict[str, np.ndarray]:
+    """MiniLM's first layers and embeddings, cut to 3 heads, 160 inner units and 2200 words."""
     size = {384: HIDDEN, 1536: INNER, 30522: VOCABULARY, 512: POSITIONS}
     out: dict[str, np.ndarray] = {}
     for name in real.weight_names():
-        if name.startswith("embeddings.") or name.startswith("encoder.layer.0."):
+        if name.startswith(("embeddings.", *(f"encoder.layer.{i}." for i in range(layers)))):
             a = real.weight(name)
             if a.dtype == np.float32:
                 out[name] = np.ascontiguousarray(a[tuple(slice(size.get(n, n)) for n in a.shape)])
@@ -66,7 +66,7 @@ def cut_tensors() -> dict[str, np.ndarray]:
     return out
 
 
-def make_model(folder: Path, tensors: dict[str, np.ndarray] | None = None) -> Path:
+def make_model(folder: Path, tensors: dict[str, np.ndarray] | None = None, layers: int = 1) -> Path:
     """A model folder as sentence-transformers lays it out."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
@@ -74,7 +74,7 @@ def make_model(folder: Path, tensors: dict[str, np.ndarray] | None = None) -> Pa
         "hidden_size": HIDDEN,
         "intermediate_size": INNER,
         "num_attention_heads": 3,
-        "num_hidden_layers": 1,
+        "num_hidden_layers": layers,
         "vocab_size": VOCABULARY,
         "max_position_embeddings": POSITIONS,
     }
@@ -86,7 +86,7 @@ def make_model(folder: Path, tensors: dict[str, np.ndarray] | None = None) -> Pa
     vocabulary = tokenizer["model"]["vocab"]
     tokenizer["model"]["vocab"] = {word: i for word, i in vocabulary.items() if i < VOCABULARY}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    write_safetensors(folder / "model.safetensors", cut_tensors() if tensors is None else tensors)
+    write_safetensors(folder / "model.safetensors", cut_tensors(layers) if tensors is None else tensors)
     return folder
 
 

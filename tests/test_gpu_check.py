@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,21 +19,23 @@ from rbe_gpu.reports import targets
 from rbe_gpu.reports.gpu import (
     attention,
     bandwidth,
+    cards,
     check,
     conformance,
     crossover,
     encoder,
     latency,
     minilm,
+    plan,
     sanitizer,
     stage,
     weights,
 )
-from rbe_gpu.reports.gpu.device import Device, attempt, file_name, open_device, sampled
+from rbe_gpu.reports.gpu.device import SECONDS, Device, attempt, file_name, open_device, run_cases, sampled
 from rbe_gpu.reports.gpu.stage import Options, Result
 from rbe_gpu.reports.harness import measure, rows
 from rbe_gpu.reports.harness.inputs import Inputs
-from rbe_gpu.reports.harness.measure import Case, Provider, WrongResult
+from rbe_gpu.reports.harness.measure import OURS, Case, Provider, WrongResult
 from rbe_gpu.reports.harness.text import FAILED, MISSING, PASSED
 from rbe_gpu.reports.harness.timing import EventClock, WallClock, paired_times
 
@@ -86,7 +89,7 @@ def test_bandwidth(device: Device, inputs: Inputs, result: Result, monkeypatch: 
     chosen = [c for c in bandwidth.cases() if c.cols == 768 or (c.cols == 4096 and c.dtype == "float16")]
     assert {c.op for c in chosen} == set(bandwidth.OURS_OF)
     monkeypatch.setattr(bandwidth, "QUICK_NBYTES", 1 << 13)
-    monkeypatch.setattr(bandwidth, "cases", lambda: iter(chosen))
+    monkeypatch.setattr(bandwidth, "cases", lambda quick: iter(chosen))
     bandwidth.measure(device, inputs, result)
     assert "failed" not in result.facts, result.lines
     results = measured(device)
@@ -103,7 +106,7 @@ def test_decode(device: Device, inputs: Inputs, result: Result) -> None:
     weights.measure_decode(device, inputs, result)
     assert "failed" not in result.facts, result.lines
     results = measured(device)
-    for case in weights.decodes():
+    for case in weights.decodes(quick=True):
         assert results.value("decode", case.name, "rbe_gpu", "written_vs_copy") is not None
 
 
@@ -116,10 +119,9 @@ def test_linear(device: Device, inputs: Inputs, result: Result) -> None:
             assert results.value("linear", case.name, provider, "speed_vs_PyTorch") is not None
 
 
-def test_crossover(device: Device, inputs: Inputs, result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = [("dense-int4", "float16"), ("sparse-int4, density 12%", "float32")]
+def test_crossover(device: Device, inputs: Inputs, result: Result) -> None:
+    chosen = list(crossover.series(quick=True))
     assert set(chosen) < set(crossover.series())
-    monkeypatch.setattr(crossover, "series", lambda: iter(chosen))
     crossover.measure(device, inputs, result)
     assert "failed" not in result.facts, result.lines
     results = measured(device)
@@ -155,7 +157,7 @@ def test_attention(device: Device, inputs: Inputs, result: Result) -> None:
         assert results.value("attention", case.name, "rbe_gpu", "rate") is not None
         assert results.value("attention", case.name, "rbe_gpu", "speed_vs_PyTorch") is not None
     # the CPU has no cuDNN: that is said, and not passed over
-    assert any("no PyTorch cudnn" in line for line in result.lines)
+    assert any("PyTorch cudnn is left out: RuntimeError" in line for line in result.lines)
 
 
 @pytest.fixture
@@ -211,10 +213,84 @@ def test_a_wrong_result_is_not_timed(device: Device) -> None:
     with pytest.raises(WrongResult):
         measure.check("x", device.array(np.full(4, np.nan, np.float32)), right, 1e-6)
     wrong = device.array(np.array([0, 1, 2, 4], np.float32))
-    case = Case("softmax", "4", "(4,)", {"me": Provider([lambda: wrong], right[[0, 3]], 1e-6)}, sample=[0, 3])
-    with pytest.raises(WrongResult, match="softmax, 4, float32: me is off by"):
+    case = Case("softmax", "4", "(4,)", {OURS: Provider([lambda: wrong], right[[0, 3]], 1e-6)}, sample=[0, 3])
+    with pytest.raises(WrongResult, match="softmax, 4, float32: rbe_gpu is off by"):
         device.measure(case)
     assert not device.path.exists()
+
+
+def test_a_baseline_that_is_wrong_or_raises_is_left_out(device: Device, result: Result) -> None:
+    right = np.arange(4.0)
+    good, wrong = (device.array(np.float32(a)) for a in (right, right + 1))
+    device.say = result.say
+
+    def raises() -> Any:
+        raise RuntimeError("no kernel of theirs\nand more")
+
+    calls = iter((good, good, good))  # checked, warmed up, and no further
+    providers = {
+        OURS: Provider([lambda: good], right, 1e-6),
+        "copy": Provider([lambda: good]),
+        "PyTorch": Provider([lambda: wrong], right, 1e-6),
+        "PyTorch flash": Provider([raises], right, 1e-6),
+        "PyTorch unchecked": Provider([raises]),
+    }
+    case = Case("softmax", "4", "(4,)", providers, baselines=("PyTorch",))
+    assert set(device.measure(case)) == {OURS, "copy"}
+    assert [line.split(" (")[0] for line in result.lines] == [
+        "softmax, 4, float32: PyTorch is left out: WrongResult: softmax, 4, float32: PyTorch is off by 0.535",
+        "softmax, 4, float32: PyTorch flash is left out: RuntimeError: no kernel of theirs",
+        "softmax, 4, float32: PyTorch unchecked is left out: RuntimeError: no kernel of theirs",
+    ]
+    providers = {
+        OURS: Provider([lambda: good], right, 1e-6),
+        "PyTorch": Provider([lambda: next(calls)], right, 1e-6),
+    }
+    assert set(device.measure(replace(case, providers=providers))) == {OURS}
+    assert result.lines[-1].startswith("PyTorch is left out: StopIteration")
+    assert {r.provider for r in rows.read_rows(device.path) if r.metric == "time"} == {OURS, "copy"}
+
+
+@pytest.mark.parametrize("what", ["tensor", "functional"])
+def test_no_stage_fails_because_pytorch_does(
+    what: str, device: Device, inputs: Inputs, result: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raises(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    if what == "tensor":
+        monkeypatch.setattr(device, "tensor", raises)
+    for f in ("linear", "softmax", "scaled_dot_product_attention"):
+        monkeypatch.setattr(device.torch.nn.functional, f, raises)
+    softmax = bandwidth.Pass("softmax", 768, "float16")
+    attend = attention.Attention(1, 32, 1, 64, causal=True)
+    size = weights.Linear(weights.QUICK_SHAPE, 1, "dense-int4")
+    monkeypatch.setattr(bandwidth, "cases", lambda quick: iter([softmax]))
+    monkeypatch.setattr(attention, "cases", lambda quick: iter([attend]))
+    monkeypatch.setattr(weights, "linears", lambda quick: iter([size]))
+    for measure_stage in (bandwidth.measure, attention.measure, weights.measure_linear):
+        measure_stage(device, inputs, result)
+    assert "failed" not in result.facts, result.lines
+    assert sum("no kernel image" in line for line in result.lines) >= 3
+    for case in (softmax, attend, size):
+        op = getattr(case, "op", "linear" if case is size else "attention")
+        assert measured(device).providers(op, case.name, "time")
+        assert "PyTorch" not in measured(device).providers(op, case.name, "time")
+
+
+def test_cases_are_given_what_time_is_left(device: Device, result: Result) -> None:
+    device.quick, device.end = False, time.perf_counter() + 1000
+    seconds: list[float] = []
+    run_cases(device, result, [(str(i), lambda: seconds.append(device.seconds)) for i in range(3)])
+    assert seconds == [SECONDS] * 3
+    device.end = time.perf_counter() + 10
+    run_cases(device, result, [(str(i), lambda: seconds.append(device.seconds)) for i in range(20)])
+    assert 0.15 < seconds[3] <= 0.2
+    device.end = time.perf_counter()
+    run_cases(device, result, [("first", lambda: seconds.clear()), ("second", lambda: seconds.clear())])
+    assert seconds
+    assert result.facts["not_reached"] == ["first", "second"]
+    assert result.lines[-1] == "no time was left for 2 of 2 cases: first, ..."
 
 
 def test_the_gpu_of_this_machine(tmp_path: Path) -> None:
@@ -253,7 +329,8 @@ def test_buffers_are_more_than_the_cache(device: Device) -> None:
     ],
 )
 def test_bytes_that_must_move(case: bandwidth.Pass, moved: int, inputs: Inputs) -> None:
-    assert bandwidth.host_operands(case, bandwidth.Arrays(inputs), 1 << 20).moved == moved
+    arrays = bandwidth.Arrays(inputs.rows("2.sum", 64), inputs.folder)
+    assert bandwidth.host_operands(case, arrays, 1 << 20).moved == moved
 
 
 def test_flops_of_attention() -> None:
@@ -351,9 +428,10 @@ def row(
     value: float,
     provider: str = "rbe_gpu",
     shape: str = "",
-    gpu: str = "H100",
+    gpu: str = "NVIDIA H100 80GB HBM3",
+    architecture: str = "sm_90",
 ) -> rows.Row:
-    session = rows.Session(2, f"NVIDIA {gpu} 80GB HBM3 (sm_90)", "v", "c", "t", "cuda")
+    session = rows.Session(2, f"{gpu} ({architecture})", "v", "c", "t", "cuda")
     return session.row(op, case, provider, metric, "", value, shape=shape, dtype="float16")
 
 
@@ -390,19 +468,44 @@ def test_linear_counts_large_matrices_of_four_bits() -> None:
         row("linear", "4096x4096, 1 tokens, dense-int8", "speed_vs_PyTorch", 0.1),
         row("linear", case.format("4096x4096", 1), "speed_vs_PyTorch", 0.1, provider="rbe_gpu dense"),
     ]
-    assert outcome("linear, 4 bits, 1 token", *products).status == PASSED
-    assert outcome("linear, 4 bits, 16 tokens", *products).status == FAILED
-    assert outcome("linear, 4 bits, 512 tokens", *products).status == MISSING
+    assert outcome("linear, 4 bits, 4096x4096, 1 token", *products).status == PASSED
+    assert outcome("linear, 4 bits, 4096x4096, 16 tokens", *products).status == FAILED
+    assert outcome("linear, 4 bits, 4096x4096, 2048 tokens", *products).status == MISSING
 
 
-def test_attention_is_judged_on_the_gpu_that_its_limits_are_of() -> None:
-    rates = {1024: 310e12, 2048: 372e12}
-    of_h100 = [row("attention", f"{n} tokens, head_dim 128, full", "rate", rate) for n, rate in rates.items()]
-    assert outcome("attention, full, all", *of_h100).status == PASSED
-    assert outcome("attention, full, the best", *of_h100).status == PASSED
-    assert outcome("attention, causal, all", *of_h100).status == MISSING
-    other = row("attention", of_h100[0].case, "rate", 1e12, gpu="A100")
-    assert outcome("attention, full, all", other).status == MISSING
+@pytest.mark.parametrize("gpu", ["NVIDIA H100 80GB HBM3", "NVIDIA H200"])
+def test_attention_is_judged_on_every_gpu_of_the_architecture(gpu: str) -> None:
+    case = "8192 tokens, head_dim 128, full"
+    assert outcome("attention, full", row("attention", case, "rate", 510e12, gpu=gpu)).status == PASSED
+    assert outcome("attention, full", row("attention", case, "rate", 490e12, gpu=gpu)).status == FAILED
+    assert outcome("attention, causal", row("attention", case, "rate", 510e12, gpu=gpu)).status == MISSING
+    other = row("attention", case, "rate", 510e12, gpu="NVIDIA A100", architecture="sm_80")
+    assert outcome("attention, full", other).status == MISSING
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "bandwidth"),
+    [
+        ("NVIDIA H100 80GB HBM3 (sm_90, 132 multiprocessors, 79 GiB)", "H100", 3.35e12),
+        ("NVIDIA H100 PCIe (sm_90)", "H100 PCIe", 2.0e12),
+        ("NVIDIA H100 NVL (sm_90)", "H100 NVL", 3.9e12),
+        ("NVIDIA H200 (sm_90, 132 multiprocessors, 140 GiB)", "H200", 4.8e12),
+        ("NVIDIA A100-SXM4-80GB (sm_80)", None, None),
+    ],
+)
+def test_cards_are_known_by_what_they_report(device: str, name: str | None, bandwidth: float | None) -> None:
+    card = cards.recognised(device)
+    assert (card and card.name, card and card.bandwidth) == (name, bandwidth)
+
+
+def test_the_summary_compares_a_copy_with_the_data_sheet() -> None:
+    def line(rate: float, gpu: str) -> str:
+        copied = row("softmax", "4096 columns", "bandwidth", rate, provider="copy", gpu=gpu)
+        return check.summary([], [copied]).splitlines()[-1]
+
+    assert line(4.3e12, "NVIDIA H200").endswith("a copy moves 4.30 TB/s, 90% of the data sheet's 4.80")
+    assert line(4.3e12, "NVIDIA H100 80GB HBM3").endswith("MORE than it can: the times are wrong")
+    assert line(1.5e12, "NVIDIA A100").endswith("no known card")
 
 
 def test_a_limit_from_above() -> None:
@@ -449,7 +552,7 @@ def test_conformance_of_every_op(
 ) -> None:
     started: list[str] = []
 
-    def command(name: str, backend: str) -> list[str]:
+    def command(name: str, rehearse: bool) -> list[str]:
         started.append(name)
         wait = 60 if ends == stage.STOPPED else 0
         body = f"import sys, time; print({printed!r}, flush=True); time.sleep({wait}); sys.exit({status})"
@@ -525,7 +628,7 @@ def test_latency(device: Device, tmp_path: Path, result: Result, monkeypatch: py
         "move_seconds": 0.1, "first_batch_seconds": 0.5, "second_batch_seconds": 0.001,
     }  # fmt: skip
     script = f"import json; print('a warning'); print(json.dumps({found!r}, indent=2)); print('done')"
-    monkeypatch.setattr(latency, "command", lambda model: [sys.executable, "-c", script])
+    monkeypatch.setattr(latency, "command", lambda options, model: [sys.executable, "-c", script])
     latency.measure(device, Options(tmp_path, tmp_path, real.MODEL_DIR), result)
     assert result.status == stage.PASSED
     results = measured(device)
@@ -534,7 +637,7 @@ def test_latency(device: Device, tmp_path: Path, result: Result, monkeypatch: py
         assert results.value("model", case, "rbe_gpu", "compile_time") == 17.0
         assert results.value("model", case, "rbe_gpu", "first_batch_time") == 0.5
     monkeypatch.setattr(
-        latency, "command", lambda model: [sys.executable, "-c", "exit('no GPU can be used')"]
+        latency, "command", lambda options, model: [sys.executable, "-c", "exit('no GPU can be used')"]
     )
     latency.measure(device, Options(tmp_path, tmp_path, real.MODEL_DIR), result)
     assert result.status == stage.FAILED
@@ -571,9 +674,9 @@ def test_a_stage_is_a_process(body: str, status: str, last: str, tmp_path: Path)
 
 
 def test_a_stage_that_is_stopped_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = check.Stage("decode", "", 3.0, lambda options, result: None)
+    short = plan.Stage("decode", "", 1.0, 3.0, lambda options, result: None)
     monkeypatch.setattr(check, "LEAST", 0.1)
-    monkeypatch.setitem(check.STAGES, "decode", short)
+    monkeypatch.setitem(plan.STAGES, "decode", short)
     body = "write('stopped'); time.sleep(60)"
     (found,) = check.run_all(["decode"], Options(tmp_path, tmp_path), script(body))
     assert found["status"] == stage.STOPPED
@@ -601,7 +704,7 @@ def test_errors_of_a_stage_end_it_alone(tmp_path: Path, monkeypatch: pytest.Monk
         result.say("one case measured")
         raise RuntimeError("cudaErrorIllegalAddress: an illegal memory access was encountered\nmore")
 
-    monkeypatch.setitem(check.STAGES, "decode", check.Stage("decode", "", 5.0, broken))
+    monkeypatch.setitem(check.STAGES, "decode", plan.Stage("decode", "", 5.0, 5.0, broken))
     assert check.run_stage("decode", Options(tmp_path, tmp_path)) == 1
     left = stage.read(tmp_path / "decode.json")
     assert left is not None
@@ -617,7 +720,8 @@ def test_arguments(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for wrong in (
         ["--only", "decoding"],
         ["--jobs", "0"],
-        ["--seconds", "-1"],
+        ["--budget", "-1"],
+        ["--rehearse", "--rows", str(tmp_path)],
         ["--model", str(tmp_path / "no")],
     ):
         with pytest.raises(SystemExit) as caught:
@@ -625,24 +729,30 @@ def test_arguments(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert caught.value.code == 2
     assert check.main(["--list"]) == 0
     assert "conformance" in capsys.readouterr().out
+    assert check.parsed([]).rows == check.RESULTS
+    for small in ("--quick", "--rehearse"):
+        assert check.parsed([small, "--out", "there"]).rows == Path("there")
 
 
 def test_a_stage_gets_the_options(tmp_path: Path) -> None:
-    options = Options(tmp_path, tmp_path / "rows", tmp_path, True, "abc", 3, 9.5)
+    options = Options(tmp_path, tmp_path / "rows", tmp_path, True, "abc", 3, 9.5, rehearse=False)
     (*_, module, flag, name), rest = (c := check._command("linear", options))[:5], c[5:]
     assert (module, flag, name) == ("rbe_gpu.reports.gpu.check", "--stage", "linear")
     given = check.parsed(["--stage", "linear", *rest])
     assert (given.out, given.rows, given.model) == (options.out, options.rows, options.model)
-    assert (given.quick, given.commit, given.jobs, given.seconds) == (True, "abc", 3, 9.5)
+    assert (given.quick, given.commit, given.jobs, given.budget) == (True, "abc", 3, 9.5)
+    rehearsed = check._command("linear", replace(options, rehearse=True))
+    assert rehearsed[1:4] == ["-m", "tests.host.rehearsal", "rbe_gpu.reports.gpu.check"]
+    assert check.parsed(rehearsed[4:]).rehearse
 
 
 def test_the_summary_names_every_stage_and_target(tmp_path: Path) -> None:
     found = [
         {"stage": "decode", "status": stage.STOPPED, "seconds": 3.0, "lines": ["one", "stopped after 3 s"]}
     ]
-    told = check.summary(found, [row("attention", "1024 tokens, head_dim 64, full", "rate", 2e14)])
+    told = check.summary(found, [row("attention", "8192 tokens, head_dim 128, full", "rate", 2e14)])
     assert "decode       stopped        3 s  stopped after 3 s" in told
-    assert "failed: attention, full, all cases: ≥ 306 TFLOP/s, worst 200 TFLOP/s" in told
+    assert "failed: attention, full, 8192 tokens, head_dim 128: ≥ 500 TFLOP/s, worst 200 TFLOP/s" in told
     assert told.count("\n  ") == 1 + len(targets.GPU_TARGETS)
 
 

@@ -103,7 +103,7 @@ REPORTS = {
     "": {"__init__", "__main__", "compare", "corpus", "run", "targets"},
     "harness": {
         *("__init__", "row_names", "rows", "timing", "memory", "process", "measure", "weight_error"),
-        *("inputs", "baselines", "text", "plots", "page", "readme", "significance"),
+        *("inputs", "token_ids", "baselines", "text", "plots", "page", "readme", "significance"),
     },
     "speed": {"__init__", "compression", "plots", "page", "readme", "short", "summary"},
     "speed/cases": {"__init__", "model", *registry.OPS},
@@ -113,8 +113,8 @@ REPORTS = {
     },
     "quality/small_good_fast": {"__init__", "__main__", "measure", "peers", "plots", "page"},
     "gpu": {
-        *("__init__", "check", "stage", "device", "checkout", "pack"),
-        *("conformance", "minilm", "bandwidth", "weights", "crossover", "attention", "encoder", "latency"),
+        *("__init__", "check", "plan", "stage", "device", "cards", "checkout", "pack", "wheels", "deliver"),
+        *("launch", "conformance", "minilm", "bandwidth", "weights", "crossover", "attention", "encoder", "latency"),
         "sanitizer",
     },
 }  # fmt: skip

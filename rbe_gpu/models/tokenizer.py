@@ -11,13 +11,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING, Any
 
 from ..json_checks import quoted
 from .json_files import read_json, read_optional
 from .settings import check_keys, fail, same, shown
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _BERT = ("BertTokenizer", "DistilBertTokenizer", "MPNetTokenizer")
 _ROBERTA = ("RobertaTokenizer",)
@@ -127,6 +128,8 @@ def tokenizer_json(
 
 def read_tokenizer(text: bytes, where: object) -> Tokenizer:
     """A `tokenizers.Tokenizer` from the bytes of a tokenizer.json."""
+    from tokenizers import Tokenizer  # a model folder without a tokenizer loads without this package
+
     what = f"{where} holds no tokenizer"
     with tokenizer_errors(what):
         tokenizer = Tokenizer.from_str(text.decode("utf-8"))

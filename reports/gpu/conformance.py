@@ -15,8 +15,8 @@ from pathlib import Path
 
 from rbe_gpu import registry
 from rbe_gpu.gpu import _source
-from rbe_gpu.models.locate import model_folder
 
+from ..harness import token_ids
 from ..harness.process import child_environment
 from .checkout import root
 from .stage import FAILED, PASSED, STOPPED, Options, Result, finish, start
@@ -24,6 +24,10 @@ from .stage import FAILED, PASSED, STOPPED, Options, Result, finish, start
 #: the slowest first, so that none of them is left alone at the end
 ORDER = ("linear", "attention", "decode", "embedding")
 ARRAYS = "arrays"  # tests/test_on_gpu.py
+#: what a rehearsal runs of them: pytest's -k
+REHEARSED = {"rope": "test_value", ARRAYS: "clamped"}
+#: plugins of the machine's Python are left out: some of them cost seconds of every process
+ENVIRONMENT = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 _OUTCOME = re.compile(r"^\S*test_\w+\.py::(\S+) (PASSED|FAILED|ERROR)\b", re.MULTILINE)
 
 
@@ -36,11 +40,12 @@ def outcomes(log: str) -> tuple[Counter[str], list[str]]:
     return Counter(word.lower() for _, word in results), [name for name, word in results if word != "PASSED"]
 
 
-def command(name: str, backend: str) -> list[str]:
-    """pytest over the table's cases of an op, or over the tests of arrays."""
+def command(name: str, rehearse: bool = False) -> list[str]:
+    """pytest over the table's cases of an op, or over the tests of arrays; in a rehearsal over some of them."""
     files = ["tests/test_on_gpu.py"] if name == ARRAYS else ["tests/test_conformance.py", "--op", name]
-    options = ["-v", "--tb=short", "-p", "no:cacheprovider", "--backend", backend]
-    return [sys.executable, "-m", "pytest", *files, *options]
+    options = ["-v", "--tb=short", "-p", "no:cacheprovider", "--backend", "stand-in" if rehearse else "cuda"]
+    some = ["-k", REHEARSED[name]] if rehearse else []
+    return [sys.executable, "-m", "pytest", *files, *options, *some]
 
 
 def judge(
@@ -64,12 +69,15 @@ def judge(
     return (PASSED if ended else STOPPED), counts
 
 
-def run(options: Options, result: Result, backend: str = "cuda") -> None:
+def run(options: Options, result: Result) -> None:
     """Every op's cases and the tests of arrays, `options.jobs` processes at a time."""
     folder = root()
-    environment = child_environment(RBE_TEST_MODEL=str(model_folder(options.model).resolve()))
+    model = token_ids.model_folder(options.model).resolve()
+    environment = child_environment(RBE_TEST_MODEL=str(model), **ENVIRONMENT)
     ops = [op for op in registry.OPS if _source.has(op)]
     names = [*(op for op in ORDER if op in ops), ARRAYS, *(op for op in ops if op not in ORDER)]
+    if options.rehearse:
+        names = list(REHEARSED)
     stop = time.perf_counter() + options.seconds - result.seconds
 
     def part(name: str) -> tuple[int | None, Path, float] | None:
@@ -77,7 +85,7 @@ def run(options: Options, result: Result, backend: str = "cuda") -> None:
         log, began = options.out / f"conformance-{name}.log", time.perf_counter()
         if began > stop:
             return None
-        status = finish(start(command(name, backend), log, folder, environment), stop - began)
+        status = finish(start(command(name, options.rehearse), log, folder, environment), stop - began)
         return status, log, time.perf_counter() - began
 
     total: Counter[str] = Counter()

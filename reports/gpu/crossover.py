@@ -15,18 +15,21 @@ from ..harness.inputs import Inputs
 from ..harness.measure import OURS
 from ..harness.row_names import DENSITIES
 from ..harness.timing import speedups
-from .device import Device, attempt
+from .device import Device, run_cases
 from .stage import Result
 from .weights import QUICK_SHAPE, Linear, LinearSetup, Weights
 
 SHAPE = (4096, 4096)
 TOKENS = (1, 4, 16, 64, 256, 1024)
-QUICK_TOKENS = (1, 16, 40)
+QUICK_TOKENS = (1, 40)
 PROVIDERS = {method: f"{OURS} {method}" for method in ("transform", "decode")}
 
 
-def series() -> Iterator[tuple[str, str]]:
-    """Codes and dtypes: every one is measured at every number of tokens."""
+def series(quick: bool = False) -> Iterator[tuple[str, str]]:
+    """Codes and dtypes: every one is measured at every number of tokens. quick : two of them"""
+    if quick:
+        yield from (("dense-int4", "float16"), ("sparse-int4, density 12%", "float32"))
+        return
     for codes in ("dense-int4", *(f"sparse-int4, density {density:.0%}" for density in DENSITIES)):
         yield codes, "float16"
     yield "sparse-int4, density 12%", "float32"
@@ -54,13 +57,18 @@ def crossing(ratios: Mapping[int, float]) -> float | None:
 def measure(device: Device, inputs: Inputs, result: Result) -> None:
     """Both methods at every number of tokens, and where they cross."""
     weights = Weights(inputs)
-    for codes, dtype in series():
+    for codes, dtype in series(device.quick):
         ratios: dict[int, float] = {}
-        shape = ""
-        for case in cases(codes, dtype, device.quick):
-            shape = "x".join(map(str, case.shape))
-            what = f"crossover, {case.name}, {case.dtype}"
-            attempt(device, result, what, partial(one, device, case, weights, ratios))
+        sizes = list(cases(codes, dtype, device.quick))
+        shape = "x".join(map(str, sizes[0].shape))
+        run_cases(
+            device,
+            result,
+            [
+                (f"crossover, {case.name}, {case.dtype}", partial(one, device, case, weights, ratios))
+                for case in sizes
+            ],
+        )
         tokens = crossing(ratios)
         name = f"{shape}, {codes}"
         if tokens is not None:

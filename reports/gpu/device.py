@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf, isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..harness.measure import Case, check_case, measure
+from ..harness.measure import OURS, Case, Provider, check_case, time_rows
 from ..harness.rows import Session, append_rows, usable_cores, versions
 from ..harness.timing import MAX_QUEUED, Calls, Clock, EventClock, paired_times
 from .stage import Options, Result
@@ -20,6 +21,10 @@ from .stage import Options, Result
 COPY = "copy"
 CACHES = 4  # times the second-level cache: the total of rotating buffers
 MAX_COPIES = 64
+#: seconds for a case; less where a stage has little time, to reach all of its cases
+SECONDS, LEAST_SECONDS = 1.5, 0.15
+TIMED = 0.4  # of a case's time; the rest makes its arrays and checks the results
+ENDS = 0.93  # of a stage's time: the process must start, and end, in the rest
 
 
 @dataclass
@@ -34,6 +39,8 @@ class Device:
     path : the rows' file
     cache_bytes : size of the second-level cache
     seconds : for one case, all providers together
+    end : no case is begun after this time (`time.perf_counter`)
+    say : takes messages for the reader
     """
 
     cupy: Any
@@ -46,6 +53,8 @@ class Device:
     quick: bool = False
     seconds: float = 1.5
     torch_device: str = "cuda"
+    end: float = inf
+    say: Callable[[str], None] = print
 
     def array(self, host: NDArray[Any]) -> Any:
         """On the GPU, in memory of its own."""
@@ -64,19 +73,76 @@ class Device:
     def times(self, calls: Mapping[str, Calls], clock: Clock | None = None) -> dict[str, list[float]]:
         """Seconds per call of every provider, by the GPU's clock or another one."""
         return paired_times(
-            calls, clock=clock or self.clock, seconds=self.seconds, least=3 if self.quick else 7, most=60, warm_up=2,
+            calls, clock=clock or self.clock, seconds=self.seconds, least=2 if self.quick else 7, most=60,
+            warm_up=1 if self.quick else 2,
             short=0.0, max_calls=MAX_QUEUED,
         )  # fmt: skip
 
-    def measure(self, case: Case, clock: Clock | None = None) -> dict[str, list[float]]:
-        """Check every provider, time them and write the rows. Returns the times by provider."""
-        rows, times = measure(case, self.session, lambda calls: self.times(calls, clock))
-        append_rows(self.path, rows)
-        return times
+    def baselines(self, what: str, make: Callable[[], Mapping[str, Provider]]) -> dict[str, Provider]:
+        """Providers of another library; none, and a message, where making them raises."""
+        try:
+            return dict(make())
+        except Exception as error:  # theirs must not fail our case
+            self.say(f"{what}: no baselines: {described(error)}")
+            self.clock.synchronize()  # raises where a kernel has broken the context
+            return {}
 
-    def check(self, case: Case) -> None:
-        """Check every provider, and write the rows of their errors."""
-        append_rows(self.path, check_case(case, self.session))
+    def checked(self, case: Case) -> Case:
+        """Check every provider and write the rows of their errors.
+
+        Returns
+        -------
+        The case without the baselines whose result is wrong or that raise: a message names them.
+
+        Raises
+        ------
+        WrongResult
+            Our own result is wrong.
+        """
+        rows, providers = [], {}
+        for name, provider in case.providers.items():
+            try:
+                if provider.expected is None:  # not compared, but it must run
+                    provider.calls[-1]()
+                rows += check_case(replace(case, providers={name: provider}), self.session)
+            except Exception as error:
+                if not is_baseline(name):
+                    raise
+                self.say(f"{_title(case)}: {name} is left out: {described(error)}")
+                self.clock.synchronize()
+                continue
+            providers[name] = provider
+        append_rows(self.path, rows)
+        return replace(case, providers=providers)
+
+    def compare(self, calls: Mapping[str, Calls], clock: Clock | None = None) -> dict[str, list[float]]:
+        """`times`; if that raises, the times without the baselines."""
+        try:
+            return self.times(calls, clock)
+        except Exception as error:
+            ours = {name: c for name, c in calls.items() if not is_baseline(name)}
+            if len(ours) in (0, len(calls)):
+                raise
+            self.say(f"{', '.join(calls.keys() - ours.keys())} is left out: {described(error)}")
+            self.clock.synchronize()
+            return self.times(ours, clock)
+
+    def measure(self, case: Case, clock: Clock | None = None) -> dict[str, list[float]]:
+        """Check every provider, time them and write the rows.
+
+        Returns
+        -------
+        provider -> seconds per call, without the baselines that are wrong or raise
+
+        Raises
+        ------
+        WrongResult
+            Our own result is wrong.
+        """
+        case = self.checked(case)
+        times = self.compare({name: p.calls for name, p in case.providers.items()}, clock)
+        append_rows(self.path, time_rows(case, self.session, times))
+        return times
 
     def row(self, case: Case, provider: str, metric: str, unit: str, values: Any) -> None:
         """Write a further row of a case."""
@@ -96,14 +162,45 @@ class Device:
         )
 
 
+def is_baseline(provider: str) -> bool:
+    """Whether a provider is another library's: neither this package nor a plain copy."""
+    return provider != COPY and not provider.startswith(OURS)
+
+
+def described(error: BaseException) -> str:
+    """The type and first line of an error."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+def _title(case: Case) -> str:
+    return f"{case.op}, {case.name}, {case.dtype}"
+
+
+def run_cases(device: Device, result: Result, cases: Sequence[tuple[str, Callable[[], Any]]]) -> None:
+    """Measure cases in their order while the stage has time, each for its share of what is left.
+
+    cases : name and measurement, the most important first
+    """
+    device.say = result.say
+    for i, (name, measure) in enumerate(cases):
+        left = device.end - time.perf_counter()
+        if left <= 0:
+            names = [n for n, _ in cases[i:]]
+            result.fact("not_reached", [*result.facts.get("not_reached", []), *names])
+            result.say(f"no time was left for {len(names)} of {len(cases)} cases: {names[0]}, ...")
+            return
+        if isfinite(left) and not device.quick:
+            device.seconds = min(SECONDS, max(LEAST_SECONDS, TIMED * left / (len(cases) - i)))
+        attempt(device, result, name, measure)
+
+
 def attempt(device: Device, result: Result, name: str, measure: Callable[[], Any]) -> None:
     """Measure one case. Its error is reported and counted, and later cases go on, unless the GPU itself is broken."""
     try:
         measure()
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
         result.fact("failed", [*result.facts.get("failed", []), name])
-        result.say(f"{name}: FAILED: {type(error).__name__}: {first}")
+        result.say(f"{name}: FAILED: {described(error)}")
         device.clock.synchronize()  # raises where a kernel has broken the context
     else:
         result.say(f"{name}: measured")
@@ -132,7 +229,10 @@ def _versions(cupy: Any, torch: Any) -> str:
     """The libraries of `rows.versions`, and those of the GPU."""
     from rbe_gpu import machine
 
-    gpus, _ = machine.gpus()
+    try:
+        gpus, _ = machine.gpus()
+    except ImportError:  # nvidia-ml-py: the driver's version is then not recorded
+        gpus = []
     runtime = int(cupy.cuda.runtime.runtimeGetVersion())
     every = [versions(), f"cupy {cupy.__version__}"]
     if gpus:
@@ -184,5 +284,6 @@ def open_device(options: Options) -> Device:
         path,
         int(properties["l2CacheSize"]),
         options.quick,
-        0.2 if options.quick else 1.5,
+        0.2 if options.quick else SECONDS,
+        end=time.perf_counter() + ENDS * options.seconds,
     )

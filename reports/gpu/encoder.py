@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rbe_gpu as rbe
-from rbe_gpu.models import corpus
 from rbe_gpu.models.load import load_encoder as load
 
 from ..harness.baselines import TorchBert
 from ..harness.inputs import Inputs
 from ..harness.measure import OURS, TORCH, Case, Provider
 from ..harness.timing import WallClock, speedups
-from .device import Device, attempt
+from .device import Device, described, run_cases
 from .stage import Result
 
 BATCHES = ((64, 128), (1, 128), (1, 16))
@@ -34,8 +33,8 @@ COMPRESSED = "grade B"
 def token_ids(inputs: Inputs, shape: tuple[int, int]) -> NDArray[np.int64]:
     """Real text as full rows of tokens: no padding, so that every token counts for every provider."""
     ids: list[int] = []
-    for text in corpus.held_out(512):
-        ids += inputs.folder.tokenizer.encode(text).ids
+    for text in inputs.folder.text_ids("held_out", 512):
+        ids += text
         if len(ids) >= shape[0] * shape[1]:
             break
     return np.resize(np.array(ids, np.int64), shape)
@@ -53,12 +52,22 @@ def measure(device: Device, inputs: Inputs, result: Result) -> None:
         }
         there = {provider: rbe.to(model, "cuda") for provider, model in models.items()}
         baselines = _baselines(device, inputs)
-        for shape in QUICK_BATCHES if device.quick else BATCHES:
-            name = f"{shape[0]} x {shape[1]} tokens"
-            attempt(device, result, name, partial(one, device, inputs, shape, there, baselines))
-        for shape in QUICK_BATCHES if device.quick else GRAPHS:
-            name = f"{shape[0]} x {shape[1]} tokens as a graph"
-            attempt(device, result, name, partial(one_graph, device, inputs, shape, there[OURS], result))
+        batches, graphs = (QUICK_BATCHES, QUICK_BATCHES) if device.quick else (BATCHES, GRAPHS)
+        run_cases(
+            device,
+            result,
+            [
+                (f"{b} x {s} tokens", partial(one, device, inputs, (b, s), there, baselines))
+                for b, s in batches
+            ]
+            + [
+                (
+                    f"{b} x {s} tokens as a graph",
+                    partial(one_graph, device, inputs, (b, s), there[OURS], result),
+                )
+                for b, s in graphs
+            ],
+        )
 
 
 def _baselines(device: Device, inputs: Inputs) -> dict[str, TorchBert]:
@@ -66,10 +75,14 @@ def _baselines(device: Device, inputs: Inputs) -> dict[str, TorchBert]:
     torch = device.torch
     if torch is None:
         return {}
-    return {
-        name: TorchBert(inputs.folder, torch, device.torch_device, getattr(torch, name))
-        for name in ("float16", "float32")
-    }
+    try:
+        return {
+            name: TorchBert(inputs.folder, torch, device.torch_device, getattr(torch, name))
+            for name in ("float16", "float32")
+        }
+    except Exception as error:  # theirs must not fail our case
+        device.say(f"no {TORCH} encoder: {described(error)}")
+        return {}
 
 
 def _case(inputs: Inputs, ids: NDArray[np.int64], calls: Mapping[str, Callable[[], Any]], dtype: str) -> Case:
@@ -103,14 +116,12 @@ def one(
             return model.hidden(device.torch.from_numpy(ids).to(device.torch_device))
 
         calls.setdefault(dtype, {})[f"{TORCH} {dtype}"] = forward
-    by_dtype = {dtype: _case(inputs, ids, group, dtype) for dtype, group in calls.items()}
+    by_dtype = {dtype: device.checked(_case(inputs, ids, group, dtype)) for dtype, group in calls.items()}
     every = {name: p.calls for case in by_dtype.values() for name, p in case.providers.items()}
-    for case in by_dtype.values():
-        device.check(case)
-    times = device.times(every, WallClock(device.clock.synchronize))
+    times = device.compare(every, WallClock(device.clock.synchronize))
     for dtype, case in by_dtype.items():
-        device.rows(case, "time", "s", {p: times[p] for p in case.providers})
-        if dtype in baselines:
+        device.rows(case, "time", "s", {p: times[p] for p in case.providers if p in times})
+        if f"{TORCH} {dtype}" in times:
             ratios = speedups(times, f"{TORCH} {dtype}")
             device.rows(case, f"speed_vs_{TORCH}", "x", {p: ratios[p] for p in case.providers if p in models})
 
@@ -146,8 +157,7 @@ def one_graph(device: Device, inputs: Inputs, shape: tuple[int, int], model: Any
         graph.replay()
         return graph.states
 
-    case = _case(inputs, ids, {provider: replay}, str(model.dtype))
-    device.check(case)
+    case = device.checked(_case(inputs, ids, {provider: replay}, str(model.dtype)))
     wall = WallClock(device.clock.synchronize)
     walls = device.times({provider: [graph.replay], OURS: [partial(model.forward, ids)]}, wall)
     device.row(case, provider, "time", "s", walls[provider])

@@ -1,4 +1,8 @@
-"""Latency of the first call: `rbe-gpu warmup` in fresh processes, kernel cache empty, then full."""
+"""Latency of the first call, in fresh processes, kernel cache empty, then full.
+
+python -m rbe_gpu.reports.gpu.latency MODEL     what `rbe-gpu warmup MODEL --json` prints, without the command line
+
+"""
 
 from __future__ import annotations
 
@@ -9,18 +13,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rbe_gpu.models.locate import model_folder
+from rbe_gpu import warmup as warm_up
+from rbe_gpu.models.load import load_encoder
 
+from ..harness import token_ids
 from ..harness.measure import OURS
 from ..harness.process import child_environment
 from .device import Device, open_device
-from .stage import FAILED, PASSED, STOPPED, Options, Result, finish, start
+from .stage import FAILED, PASSED, STOPPED, Options, Result, finish, module_command, start
 
 CASES = ("empty kernel cache", "filled kernel cache")
 
 
-def command(model: Path) -> list[str]:
-    return [sys.executable, "-m", "rbe_gpu.cli", "warmup", str(model), "--json"]
+def command(options: Options, model: Path) -> list[str]:
+    return module_command(options, "rbe_gpu.reports.gpu.latency", str(model))
 
 
 def write_rows(device: Device, case: str, warmup: dict[str, Any]) -> None:
@@ -39,13 +45,13 @@ def run(options: Options, result: Result) -> None:
 
 
 def measure(device: Device, options: Options, result: Result) -> None:
-    model = model_folder(options.model)
+    model = token_ids.model_folder(options.model)
     with tempfile.TemporaryDirectory() as cache:
         for case in CASES:
-            log = options.out / f"latency-{case.replace(' ', '-')}.json"
+            log = options.out / f"latency-{case.replace(' ', '-')}.log"
             began = time.perf_counter()
             process = start(
-                command(model.resolve()), log, environment=child_environment(CUPY_CACHE_DIR=cache)
+                command(options, model.resolve()), log, environment=child_environment(CUPY_CACHE_DIR=cache)
             )
             status = finish(process, options.seconds - result.seconds)
             output = log.read_text(encoding="utf-8", errors="replace")
@@ -63,3 +69,12 @@ def measure(device: Device, options: Options, result: Result) -> None:
             )
             result.fact(case, warmup)
     result.end(PASSED)
+
+
+def main() -> None:
+    model = load_encoder(Path(sys.argv[1]))
+    print(json.dumps(warm_up.warm(model, warm_up.gpu_named(None)), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -10,15 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rbe_gpu as rbe
-from rbe_gpu.models import corpus
 from rbe_gpu.models.load import load_encoder as load
-from rbe_gpu.models.locate import model_folder
 from rbe_gpu.registry import relative_error
 
-from ..harness.baselines import Folder
+from ..harness import token_ids
+from ..harness.baselines import Folder, padded
 from ..harness.measure import OURS, to_numpy
 from .device import Device, open_device
-from .pack import TEXTS, Batch, candle_states, stored_states
+from .pack import Batch, candle_states, short_texts, stored_states
 from .stage import FAILED, PASSED, Options, Result
 
 TOLERANCE = 1e-5  # float32 against float32 through all layers, as between the CPU and Candle
@@ -41,7 +40,7 @@ def reference_states(folder: Path, quick: bool = False) -> tuple[Batch, Any, str
     quick : only the shortest text
     """
     stored = stored_states(folder)
-    batch = Folder(folder).batch(corpus.calibration(TEXTS)) if stored is None else stored[0]
+    batch = short_texts(Folder(folder)) if stored is None else stored[0]
     if quick:
         one = int(np.argmin(batch[1]))
         ids, lengths = (a[one : one + 1] for a in batch)
@@ -55,12 +54,18 @@ def reference_states(folder: Path, quick: bool = False) -> tuple[Batch, Any, str
         return batch, None, "Candle is not installed here, and the model folder has no stored states"
 
 
+def vectors(model: Any, ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Sentence vectors of a padded batch, (batch, embedding_size)."""
+    states = model.forward(ids, lengths)
+    return to_numpy(model.pool(states, rbe.to(lengths, model.device)))
+
+
 def run(options: Options, result: Result) -> None:
     measure(open_device(options), options, result)
 
 
 def measure(device: Device, options: Options, result: Result) -> None:
-    folder = model_folder(options.model)
+    folder = token_ids.model_folder(options.model)
     (ids, lengths), theirs, source = reference_states(folder, options.quick)
     host = load(folder)
     there = rbe.to(load(folder), "cuda")
@@ -92,8 +97,8 @@ def measure(device: Device, options: Options, result: Result) -> None:
         small, small_there = load(file), rbe.to(load(file), "cuda")
         states, expected = (m.forward(ids, lengths, all_hidden_states=True) for m in (small_there, small))
         compare("grade B", "CPU", worst(states, expected, lengths), COMPRESSED_TOLERANCE)
-    texts = corpus.held_out(1 if options.quick else 64)
-    a, b = there.embed(texts), host.embed(texts)
+    texts = Folder(folder).text_ids("held_out", 1 if options.quick else 64)
+    a, b = (vectors(model, *padded(texts)) for model in (there, host))
     cosine = float(np.min(np.einsum("ij,ij->i", a, b)))
     device.write("model", "dense", OURS, "cosine_min_vs_CPU", "", cosine, f"{len(texts)} texts", "float32")
     ok = cosine >= COSINE

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 import time
 from importlib import metadata
 from pathlib import Path
 
 from ..harness.process import child_environment
 from .checkout import root
-from .stage import CANNOT_RUN, FAILED, PASSED, STOPPED, Options, Result, finish, start
+from .stage import CANNOT_RUN, FAILED, PASSED, STOPPED, Options, Result, finish, module_command, start
 
 TOOLS = ("memcheck", "racecheck")
+REHEARSED = ("silu",)  # ops of a rehearsal
+REHEARSAL = "tests/host/no_sanitizer.sh"  # in a rehearsal it stands for compute-sanitizer
 PACKAGE = "nvidia-cuda-sanitizer-api"
 ERRORS = 9  # exit status of compute-sanitizer when it finds errors
 _SUMMARY = {
@@ -39,15 +40,16 @@ def program() -> str | None:
     return next((p for p in places if os.access(p, os.X_OK)), None)
 
 
-def command(tool: str, path: str, log: Path) -> list[str]:
+def command(tool: str, path: str, log: Path, options: Options) -> list[str]:
     """One pass under a tool. CuPy's own failed calls are no errors of a kernel; those of a launch raise."""
-    options = [
+    arguments = [
         *("--tool", tool, "--error-exitcode", str(ERRORS), "--launch-timeout", "120"),
         *("--print-limit", "50", "--log-file", str(log)),
     ]
     if tool == "memcheck":
-        options += ["--report-api-errors", "no", "--padding", "64"]
-    return [path, *options, sys.executable, "-m", "tests.every_kernel"]
+        arguments += ["--report-api-errors", "no", "--padding", "64"]
+    ops = REHEARSED if options.rehearse else ()
+    return [path, *arguments, *module_command(options, "tests.every_kernel", *ops)]
 
 
 def findings(tool: str, log: str) -> int | None:
@@ -65,19 +67,21 @@ def kernels(output: str) -> int | None:
 def run(options: Options, result: Result) -> None:
     """Each tool in turn, with half of the time each."""
     folder = root()
-    path = program()
+    path = str(folder / REHEARSAL) if options.rehearse else program()
     if path is None:
         result.say(
             f"compute-sanitizer is not here; it comes with the CUDA toolkit, or: pip install {PACKAGE}"
         )
         result.end(CANNOT_RUN)
         return
+    if options.rehearse:
+        result.say("a rehearsal: the kernels are run, and nothing is checked")
     statuses = []
     for i, tool in enumerate(TOOLS):
         began = time.perf_counter()
         log, output = options.out / f"{tool}.log", options.out / f"{tool}-output.log"
         log.unlink(missing_ok=True)
-        process = start(command(tool, path, log.resolve()), output, folder, child_environment())
+        process = start(command(tool, path, log.resolve(), options), output, folder, child_environment())
         share = (options.seconds - result.seconds) / (len(TOOLS) - i)
         status = finish(process, share)
         errors = findings(tool, log.read_text(errors="replace")) if log.is_file() else None

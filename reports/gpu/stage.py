@@ -6,8 +6,10 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,18 @@ from rbe_gpu import output
 
 from ..harness.text import FAILED, PASSED
 
-__all__ = ["CANNOT_RUN", "FAILED", "PASSED", "STOPPED", "Options", "Result", "finish", "read", "start"]
+__all__ = [
+    "CANNOT_RUN",
+    "FAILED",
+    "PASSED",
+    "STOPPED",
+    "Options",
+    "Result",
+    "finish",
+    "module_command",
+    "read",
+    "start",
+]
 
 STOPPED, CANNOT_RUN = "stopped", "cannot run"
 
@@ -27,13 +40,14 @@ class Options:
 
     Attributes
     ----------
-    out : folder of results and logs
+    out : folder of the stages' results and logs
     rows : folder of the CSV file of rows
     model : folder of a BERT-shaped model, or None for the installed package's
     quick : small and few cases: shows that everything works, not figures to quote
     commit : recorded in the rows, "" for the checkout's own
     jobs : processes at once where a stage can have several
     seconds : time budget of the stage
+    rehearse : without a GPU, on the tests' stand-in for CuPy
     """
 
     out: Path
@@ -43,6 +57,7 @@ class Options:
     commit: str = ""
     jobs: int = 4
     seconds: float = 600.0
+    rehearse: bool = False
 
 
 @dataclass
@@ -91,6 +106,16 @@ def read(path: Path) -> dict[str, Any] | None:
     return result
 
 
+#: runs a module as `python -m` does, with a stand-in for CuPy; only a checkout has it
+REHEARSAL = "tests.host.rehearsal"
+
+
+def module_command(options: Options, module: str, *arguments: str) -> list[str]:
+    """`python -m module arguments`; in a rehearsal without a GPU."""
+    prefix = (REHEARSAL,) if options.rehearse else ()
+    return [sys.executable, "-m", *prefix, module, *arguments]
+
+
 def start(
     command: Sequence[str],
     log: Path,
@@ -110,6 +135,14 @@ def finish(process: subprocess.Popen[bytes], seconds: float) -> int | None:
     try:
         return process.wait(max(seconds, 0.0))
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _kill(process)
         return None
+    except BaseException:  # an interrupt: no stage outlives the run
+        _kill(process)
+        raise
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

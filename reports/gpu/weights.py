@@ -18,7 +18,7 @@ from ..harness.inputs import Inputs
 from ..harness.measure import OURS, TORCH, Case, Provider
 from ..harness.row_names import DENSITIES
 from ..harness.timing import Calls
-from .device import COPY, Device, attempt, sampled
+from .device import COPY, Device, run_cases, sampled
 from .stage import Result
 
 #: name -> how the weight is compressed
@@ -36,7 +36,7 @@ CODES: dict[str, dict[str, Any]] = {
 DECODED = (*(name for name in CODES if not name.startswith("sparse")), "sparse-int4, density 25%")
 SHAPES = ((4096, 4096), (11008, 4096), (8192, 8192))  # (out_features, in_features)
 QUICK_SHAPE = (256, 384)
-TOKENS = (1, 4, 16, 64, 512, 2048)
+TOKENS = (1, 16, 2048, 512, 4, 64)
 QUICK_TOKENS = (1, 16, 40)
 SAMPLE = 32
 TORCH_TOLERANCE = 2e-3  # cuBLAS may add in float16 within a split
@@ -82,19 +82,26 @@ class Decode:
         return self.codes
 
 
-def decodes() -> Iterator[Decode]:
-    for codes in DECODED:
-        for dtype in ("float16", "float32"):
+def decodes(quick: bool = False) -> Iterator[Decode]:
+    """In the order of their worth: float16 first. quick : no float32"""
+    for dtype in ("float16",) if quick else ("float16", "float32"):
+        for codes in DECODED:
             yield Decode(codes, dtype)
 
 
 def measure_decode(device: Device, inputs: Inputs, result: Result) -> None:
     """Bytes written per second, beside a copy of as many bytes."""
     weights = Weights(inputs)
-    for case in decodes():
+
+    def measurement(case: Decode) -> Callable[[], None]:
         shape = QUICK_SHAPE if device.quick else (8192, 8192 if case.dtype == "float16" else 4096)
-        name = f"decode, {case.name}, {case.dtype}"
-        attempt(device, result, name, partial(one_decode, device, case, weights, shape))
+        return partial(one_decode, device, case, weights, shape)
+
+    run_cases(
+        device,
+        result,
+        [(f"decode, {case.name}, {case.dtype}", measurement(case)) for case in decodes(device.quick)],
+    )
 
 
 def one_decode(device: Device, size: Decode, weights: Weights, shape: tuple[int, int]) -> None:
@@ -144,21 +151,29 @@ class Linear:
 
 
 def linears(quick: bool = False) -> Iterator[Linear]:
-    for shape in (QUICK_SHAPE,) if quick else SHAPES:
-        for tokens in QUICK_TOKENS if quick else TOKENS:
+    """In the order of their worth: 4096 x 4096 in 4 bits is what a target names."""
+    first, *others = (QUICK_SHAPE,) if quick else SHAPES
+    for tokens in QUICK_TOKENS if quick else TOKENS:
+        yield Linear(first, tokens, "dense-int4")
+    for codes in ("dense-int8", "sparse-int4, density 25%"):
+        for tokens in QUICK_TOKENS[:1] if quick else (1, 16, 512):
+            yield Linear(first, tokens, codes)
+    for shape in others:
+        for tokens in TOKENS:
             yield Linear(shape, tokens, "dense-int4")
-    for tokens in QUICK_TOKENS if quick else (1, 16, 512):
-        for codes in ("dense-int8", "sparse-int4, density 25%"):
-            yield Linear(QUICK_SHAPE if quick else SHAPES[0], tokens, codes)
 
 
 def measure_linear(device: Device, inputs: Inputs, result: Result) -> None:
     """Our matmuls with compressed and dense weights beside PyTorch's (cuBLAS) with the decoded weight."""
     weights = Weights(inputs)
-    for case in linears(device.quick):
-        attempt(
-            device, result, f"linear, {case.name}, {case.dtype}", partial(one_linear, device, case, weights)
-        )
+    run_cases(
+        device,
+        result,
+        [
+            (f"linear, {case.name}, {case.dtype}", partial(one_linear, device, case, weights))
+            for case in linears(device.quick)
+        ],
+    )
 
 
 def one_linear(device: Device, size: Linear, weights: Weights) -> None:
@@ -214,9 +229,12 @@ class LinearSetup:
 
     def torch(self) -> dict[str, Provider]:
         """PyTorch's matmul (cuBLAS) with the decoded weight; empty where PyTorch is not there."""
-        torch = self.device.torch
-        if torch is None:
+        if self.device.torch is None:
             return {}
+        return self.device.baselines(f"linear, {self.size.name}, {self.size.dtype}", self._torch)
+
+    def _torch(self) -> dict[str, Provider]:
+        torch = self.device.torch
         dense = self.weights.decoded(self.size.shape, self.size.codes, self.size.dtype)
         x = self.device.tensor(self.x)
         calls = [

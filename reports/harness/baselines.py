@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
-from tokenizers import Tokenizer
+
+from . import token_ids
 
 F32 = NDArray[np.float32]
 
@@ -119,18 +120,14 @@ def attention(q: F32, k: F32, v: F32, lengths: NDArray[np.int64] | None = None, 
 
 
 class Folder:
-    """A model folder: configuration, tokenizer, pooling, and weights by name."""
+    """A model folder: configuration, tokenizer (None where it holds token ids), pooling, and weights by name."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config: dict[str, Any] = json.loads((path / "config.json").read_text())
         self.weights_file = path / "model.safetensors"
-        try:
-            self.tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-        except Exception as error:  # tokenizers raises plain Exception
-            raise ValueError(f"{path / 'tokenizer.json'} is not a tokenizer: {error}") from None
-        self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(self._longest())
+        self._stored = token_ids.stored(path)
+        self.tokenizer: Any = self._read_tokenizer() if self._stored is None else None
         pooling = path / "1_Pooling" / "config.json"
         chosen = json.loads(pooling.read_text()) if pooling.exists() else {"pooling_mode_mean_tokens": True}
         if not chosen.get("pooling_mode_mean_tokens"):
@@ -138,10 +135,22 @@ class Folder:
                 f"{path} does not pool by the mean of its tokens; the report's baselines do only that"
             )
 
+    def _read_tokenizer(self) -> Any:
+        from tokenizers import Tokenizer  # a folder that holds token ids does without it
+
+        try:
+            tokenizer = Tokenizer.from_file(str(self.path / "tokenizer.json"))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise ValueError(f"{self.path / 'tokenizer.json'} is not a tokenizer: {error}") from None
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(self._longest())
+        return tokenizer
+
     def _longest(self) -> int:
         sentence = self.path / "sentence_bert_config.json"
         longest = json.loads(sentence.read_text()).get("max_seq_length") if sentence.exists() else None
-        return int(longest or self.config["max_position_embeddings"])
+        positions = int(self.config["max_position_embeddings"])
+        return min(int(longest or positions), positions)
 
     @cache  # noqa: B019 - one folder lives as long as the report
     def tensor(self, name: str) -> F32:
@@ -157,12 +166,26 @@ class Folder:
 
     def batch(self, texts: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Token ids (count, seq), padded with zeros to the longest, and lengths (count,)."""
-        encoded = [e.ids for e in self.tokenizer.encode_batch(texts)]
-        lengths = np.array([len(e) for e in encoded], np.int64)
-        ids = np.zeros((len(encoded), int(lengths.max())), np.int64)
-        for row, e in zip(ids, encoded, strict=True):
-            row[: len(e)] = e
-        return ids, lengths
+        return padded(self.encode(texts))
+
+    def encode(self, texts: list[str]) -> token_ids.Ids:
+        """The ids of each text by the folder's tokenizer, special tokens included."""
+        return [e.ids for e in self.tokenizer.encode_batch(texts)]
+
+    def text_ids(self, kind: str, count: int) -> token_ids.Ids:
+        """The ids of the first `count` "calibration" or "held_out" texts of the corpus, stored or encoded here."""
+        if self._stored is not None:
+            return self._stored[kind][:count]
+        return self.encode(token_ids.TEXTS[kind](count))
+
+
+def padded(encoded: token_ids.Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token ids (count, seq), padded with zeros to the longest, and lengths (count,)."""
+    lengths = np.array([len(e) for e in encoded], np.int64)
+    ids = np.zeros((len(encoded), int(lengths.max())), np.int64)
+    for row, e in zip(ids, encoded, strict=True):
+        row[: len(e)] = e
+    return ids, lengths
 
 
 class _Bert:

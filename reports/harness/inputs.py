@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rbe_gpu.models import corpus
-
-from .baselines import F32, Folder, NumpyBert
+from .baselines import F32, Folder, NumpyBert, padded
 
 BROAD = 4096  # inputs and outputs of the largest matrix
 
@@ -22,8 +20,10 @@ class Inputs:
     384 x 384, four of them make 768 x 768; activations of twice the width are two layers' side by side.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, texts: int = 32) -> None:
+        """texts : the number of texts that activations are taken from."""
         self.folder = Folder(folder)
+        self._texts = texts
         self.numpy = NumpyBert(self.folder)
 
     def weight(self, layer: int, name: str) -> F32:
@@ -41,8 +41,8 @@ class Inputs:
 
     @cached_property
     def batch(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Ids and lengths of 32 calibration texts."""
-        return self.folder.batch(corpus.calibration(32))
+        """Ids and lengths of the calibration texts."""
+        return padded(self.folder.text_ids("calibration", self._texts))
 
     @cached_property
     def activations(self) -> dict[str, F32]:

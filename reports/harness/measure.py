@@ -158,7 +158,15 @@ def measure(case: Case, session: Session, timer: Timer) -> tuple[list[Row], dict
     """
     rows = check_case(case, session)
     times = timer({name: p.calls for name, p in case.providers.items()})
-    rows += [case.row(session, name, "time", "s", seconds) for name, seconds in times.items()]
+    return rows + time_rows(case, session, times), times
+
+
+def time_rows(case: Case, session: Session, times: Mapping[str, Sequence[float]]) -> list[Row]:
+    """Rows of the times of a case's providers, and of their speed relative to its baselines.
+
+    times : provider -> seconds per call, round by round; a provider may be left out
+    """
+    rows = [case.row(session, name, "time", "s", seconds) for name, seconds in times.items()]
     for baseline in case.baselines:
         if baseline in times:
             rows += [
@@ -166,4 +174,4 @@ def measure(case: Case, session: Session, timer: Timer) -> tuple[list[Row], dict
                 for name, ratios in speedups(times, baseline).items()
                 if name not in case.baselines
             ]
-    return rows, times
+    return rows

@@ -193,6 +193,7 @@ def _module() -> ModuleType:
         get_current_stream=lambda: SimpleNamespace(is_capturing=lambda: cupy.capturing),
         nvtx=Nvtx(),
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+        set_allocator=lambda allocator: None,
         runtime=SimpleNamespace(
             getDeviceCount=lambda: GPUS,
             getDevice=lambda: _current[-1],
