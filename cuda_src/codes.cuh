@@ -19,9 +19,10 @@ __device__ __forceinline__ u32 plane_quad(const u32* plane, int quad) {
   return plane[quad % WIDTH] >> (quad / WIDTH * WIDTH) & MASK;
 }
 
-// Codes 4 quad ... 4 quad + 3 of a run of `bits`-bit codes, as floats. The run may be memory or registers.
-__device__ __forceinline__ void unpack_quad(const u32* run, int bits, int quad, float (&u)[4]) {
-  u32 high = 0, low = 0;
+// Codes 4 quad ... 4 quad + 3 of a run of `bits`-bit codes, a code to a byte; of wider ones `high` has the topmost 8 bits
+// and `low` the others. The run may be memory or registers.
+__device__ __forceinline__ void quad_bytes(const u32* run, int bits, int quad, u32& low, u32& high) {
+  high = low = 0;
   if (bits & 8) {
     high = plane_quad<8>(run, quad);
     run += 8;
@@ -35,14 +36,54 @@ __device__ __forceinline__ void unpack_quad(const u32* run, int bits, int quad, 
     run += 2;
   }
   if (bits & 1) low = low << 1 | plane_quad<1>(run, quad);
+  if (bits == 8) low = high;
+}
+// The same as floats.
+__device__ __forceinline__ void unpack_quad(const u32* run, int bits, int quad, float (&u)[4]) {
+  u32 low, high;
+  quad_bytes(run, bits, quad, low, high);
   if (bits > 8) {
     float weight = static_cast<float>(1 << (bits - 8));
 #pragma unroll
     for (int i = 0; i < 4; ++i) u[i] = fmaf(byte_value(high, i), weight, byte_value(low, i));
   } else {
-    u32 word = high | low;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) u[i] = byte_value(word, i);
+    for (int i = 0; i < 4; ++i) u[i] = byte_value(low, i);
+  }
+}
+
+constexpr int RUN_WORDS = 12;  // of the widest codes
+
+// The words of a run, in accesses of up to 16 bytes, as runs are aligned. Where `bits` is a constant all are under way
+// before the first is used.
+__device__ __forceinline__ void load_run(const u32* run, int bits, u32 (&w)[RUN_WORDS]) {
+  if (bits % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < RUN_WORDS; i += 4) {
+      if (i < bits) {
+        CHECK_ALIGNED(run, 16);
+        uint4 four = *reinterpret_cast<const uint4*>(run + i);
+        w[i] = four.x;
+        w[i + 1] = four.y;
+        w[i + 2] = four.z;
+        w[i + 3] = four.w;
+      }
+    }
+  } else if (bits % 2 == 0) {
+#pragma unroll
+    for (int i = 0; i < RUN_WORDS; i += 2) {
+      if (i < bits) {
+        CHECK_ALIGNED(run, 8);
+        uint2 two = *reinterpret_cast<const uint2*>(run + i);
+        w[i] = two.x;
+        w[i + 1] = two.y;
+      }
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < RUN_WORDS; ++i) {
+      if (i < bits) w[i] = run[i];
+    }
   }
 }
 
@@ -51,23 +92,34 @@ __device__ __forceinline__ float shrunk(float q, float shrink) {
   return q > 0.0f ? q - shrink : q < 0.0f ? q + shrink : 0.0f;
 }
 
-// Four coefficients of a row from column `col`, a multiple of 4, on; dense and grid codes.
-__device__ __forceinline__ void load_quad(const Codes& c, i64 row, i64 col, float (&v)[4]) {
-  const u32* words = reinterpret_cast<const u32*>(c.value);
-  i64 run = row * (c.cols / RUN) + col / RUN;
-  unpack_quad(words + run * c.bits, c.bits, static_cast<int>(col % RUN) / 4, v);
+// Dense and grid codes: where the runs of a row begin.
+__device__ __forceinline__ const u32* row_runs(const Codes& c, i64 row) {
+  return reinterpret_cast<const u32*>(c.value) + row * (c.cols / RUN) * c.bits;
+}
+// The scale of column `col` of a row; one for the codes of a run.
+__device__ __forceinline__ float scale_at(const Codes& c, i64 row, i64 col) {
+  if (c.kind == CODES_GRID) return to_float(c.scale[row]);
+  return to_float(c.scale[row * ((c.cols + c.group - 1) / c.group) + col / c.group]);
+}
+// The codes of columns col ... col + 3 as coefficients; the scale is that of scale_at.
+__device__ __forceinline__ void scale_quad(const Codes& c, float scale, i64 col, float (&v)[4]) {
   if (c.kind == CODES_DENSE) {
-    float middle = 0.5f * static_cast<float>((1 << c.bits) - 1);
-    float scale = to_float(c.scale[row * ((c.cols + c.group - 1) / c.group) + col / c.group]);
+    // scale * (v - middle), rounded once: of an f16 scale the product with `middle` is exact
+    float middle = 0.5f * static_cast<float>((1 << c.bits) - 1), shift = -scale * middle;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) v[i] = scale * (v[i] - middle);
+    for (int i = 0; i < 4; ++i) v[i] = fmaf(scale, v[i], shift);
   } else {
-    float middle = static_cast<float>(1 << (c.bits - 1));
-    float scale = to_float(c.scale[row]), step[4];
+    float middle = static_cast<float>(1 << (c.bits - 1)), step[4];
     load<4>(c.col_scale + col, step);
 #pragma unroll
     for (int i = 0; i < 4; ++i) v[i] = scale * step[i] * shrunk(v[i] - middle, c.offset);
   }
+}
+
+// Four coefficients of a row from column `col`, a multiple of 4, on; dense and grid codes.
+__device__ __forceinline__ void load_quad(const Codes& c, i64 row, i64 col, float (&v)[4]) {
+  unpack_quad(row_runs(c, row) + col / RUN * c.bits, c.bits, static_cast<int>(col % RUN) / 4, v);
+  scale_quad(c, scale_at(c, row, col), col, v);
 }
 
 // The value of entry e of sparse codes. Groups are of 32, 64 or 128 entries, found without a division of 64 bits.

@@ -1,13 +1,8 @@
 // Arrays taken as one run of elements, in chunks of VEC: VECTOR<T> where all arrays are 16-byte aligned and rows,
 // where they matter, are a multiple of it; else 1. Chunks in strides of the grid.
+#include "division.cuh"
 #include "vector_io.cuh"
 #include "elementwise_params.h"
-
-// n / d by a product: high(n * factor) >> shift for n < 2^63; factor 0 stands for d = 1.
-// Source: Granlund and Montgomery 1994, "Division by invariant integers using multiplication".
-__device__ __forceinline__ i64 quotient(i64 n, const Divider& by) {
-  return by.factor ? static_cast<i64>(__umul64hi(static_cast<u64>(n), by.factor) >> by.shift) : n;
-}
 
 __device__ __forceinline__ i64 first_chunk() {
   return static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x;

@@ -12,6 +12,7 @@
 //            (of transform `none`: of the row), out once.
 // Accuracy   as decode.cu
 #include "basis.cuh"
+#include "division.cuh"
 #include "tiles.cuh"
 #include "embedding_params.h"
 
@@ -36,9 +37,6 @@ KERNEL(embedding_rows, 256)(CopyRowsParams_PARAMETERS) {
 }
 
 template <int B>
-constexpr int TILES = B == 32 ? 4 : B == 64 ? 2 : 1;
-
-template <int B>
 __device__ __forceinline__ void decode_row(const EmbeddingParams& p) {
   DYNAMIC_SHARED(float, tiles);
   i64 blocks = p.codes.cols / B;
@@ -49,7 +47,7 @@ __device__ __forceinline__ void decode_row(const EmbeddingParams& p) {
   int line = threadIdx.x % LINES, part = threadIdx.x / LINES;
   float* own = tiles + line / B * (B * B);
   for (i64 w = blockIdx.x; w < p.count * per_row; w += gridDim.x) {
-    i64 i = w / per_row, block_col = w % per_row * TILES<B>;
+    i64 i = quotient(w, p.by_pieces), block_col = (w - i * per_row) * TILES<B>;
     i64 id = stored_row(p.numbers, i), top = id / B * B;
     if (id < 0) top = 0;
     int row = id < 0 ? 0 : static_cast<int>(id - top);
@@ -59,7 +57,7 @@ __device__ __forceinline__ void decode_row(const EmbeddingParams& p) {
       row = 0;
     }
     const uint2* own_starts = p.starts + top * (blocks + 1);
-    load_tiles<B, TILES<B>>(p.codes, own_starts, whole ? B : 1, block_col, tiles, [=](int r) { return top + r; });
+    load_tiles<B>(p.codes, own_starts, whole ? B : 1, block_col, tiles, [=](int r) { return top + r; });
     __syncthreads();
     if (whole) {
 #pragma unroll 1
@@ -70,7 +68,7 @@ __device__ __forceinline__ void decode_row(const EmbeddingParams& p) {
     i64 col = block_col * B + line;
     if (part == 0 && col < p.cols) {
       float v[1] = {factor * tiles[line / B * (B * B) + tile_at<B>(row, line % B)]};
-      if (p.basis) {
+      if (p.with_basis) {
         float weights[8];
         i64 at = id < 0 ? 0 : id;
         load<8>(p.basis + (at / B * blocks + col / B) * 8, weights);

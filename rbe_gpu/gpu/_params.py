@@ -98,21 +98,22 @@ CODES = Struct(
 #: Rows of a weight that has `stored` of them: from `first` on, or those in `ids`, int64 (`wide`) or int32.
 ROWS = Struct("RowNumbers", ids=_POINTER, wide=CONSTANT, first="i64", stored="i64")
 
-#: decode_<B>, decode_plain. sides: ALONG_ROWS, DOWN_COLUMNS; wide: rows of `out` are aligned to 16 bytes.
+#: decode_<B>, decode_plain. sides: ALONG_ROWS, DOWN_COLUMNS; wide: rows of `out` are aligned to 16 bytes. by_pieces
+#: divides by the pieces of a row: tiles side by side, or parts of decode_plain.
 DECODE = Struct(
     "DecodeParams",
-    codes=CODES, starts="const uint2*", numbers=ROWS, rows="i64", cols="i64", sides=CONSTANT, transform=CONSTANT,
-    basis="const f16*", gain="float", out=_OUTPUT, type=CONSTANT, wide=CONSTANT,
+    codes=CODES, starts="const uint2*", numbers=ROWS, rows="i64", cols="i64", by_pieces=DIVIDER, sides=CONSTANT, transform=CONSTANT,
+    with_basis=CONSTANT, basis="const f16*", gain="float", out=_OUTPUT, type=CONSTANT, wide=CONSTANT,
 )  # fmt: skip
 
 #: decode_starts.
 STARTS = Struct("StartsParams", codes=CODES, numbers=ROWS, rows="i64", block=CONSTANT, starts="uint2*")
 
-#: embedding_<B>.
+#: embedding_<B>; by_pieces as of decode.
 EMBEDDING = Struct(
     "EmbeddingParams",
-    codes=CODES, starts="const uint2*", numbers=ROWS, count="i64", cols="i64", transform=CONSTANT,
-    basis="const f16*", gain="float", out=_OUTPUT, type=CONSTANT,
+    codes=CODES, starts="const uint2*", numbers=ROWS, count="i64", cols="i64", by_pieces=DIVIDER,
+    transform=CONSTANT, with_basis=CONSTANT, basis="const f16*", gain="float", out=_OUTPUT, type=CONSTANT,
 )  # fmt: skip
 
 #: embedding_rows: `count` rows of `units` units of 2^unit bytes.
@@ -227,7 +228,8 @@ TRANSFORM_SUM = Struct(
 )
 
 HEADERS: dict[str, tuple[Struct, ...]] = {
-    "elementwise_params.h": (DIVIDER, ELEMENTWISE),
+    "division_params.h": (DIVIDER,),
+    "elementwise_params.h": (ELEMENTWISE,),
     "add_params.h": (ADD,),
     "rope_params.h": (ROPE,),
     "dropout_params.h": (DROPOUT,),

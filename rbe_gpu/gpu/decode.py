@@ -10,6 +10,7 @@ from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.codecs import DenseCodes, GridCodes, SparseCodes
 
 from ..kernel_struct import Params
+from ._elements import divider
 from ._execute import run
 from ._launch import TYPE, WARP, Launch, aligned, ceil_div, grid_1d
 from ._params import CODES, DECODE, ROWS, STARTS
@@ -111,25 +112,29 @@ def launches(
     if sparse:
         starts = get_starts(weight, ceil_div(n, weight.row_block) * weight.row_block, ws)
         before = (find_starts(weight, ids, first, starts.shape[0], starts),)
+    plain = not sparse and weight.transform == "none" and weight.basis is None
+    part = _PLAIN_STEPS * WARP * (ALIGNMENT // out.itemsize)
+    pieces = ceil_div(cols, part) if plain else ceil_div(weight.cols_pad // block, TILES[block])
     params = DECODE.fill(
         codes=codes_params(weight),
         starts=starts,
         numbers=row_numbers(weight, ids, first),
         rows=n,
         cols=cols,
+        by_pieces=divider(pieces),
         sides=2 * weight.row_transformed + weight.col_transformed,  # ALONG_ROWS, DOWN_COLUMNS of decode.cu
         transform=TRANSFORM[weight.transform],
+        with_basis=weight.basis is not None,
         basis=weight.basis,
         gain=gain,
         out=out,
         type=TYPE[out.dtype],
         wide=rows_are_wide(out),
     )
-    if not sparse and weight.transform == "none" and weight.basis is None:
-        part = _PLAIN_STEPS * WARP * (ALIGNMENT // out.itemsize)
-        blocks = ceil_div(n * ceil_div(cols, part), _PLAIN_THREADS // WARP)
+    if plain:
+        blocks = ceil_div(n * pieces, _PLAIN_THREADS // WARP)
         return (Launch("decode", "decode_plain", grid_1d(blocks), (_PLAIN_THREADS, 1, 1), params),)
-    grid = grid_1d(ceil_div(n, block) * ceil_div(weight.cols_pad // block, TILES[block]))
+    grid = grid_1d(ceil_div(n, block) * pieces)
     shared = 4 * block * block * TILES[block]
     return (*before, Launch("decode", f"decode_{block}", grid, (THREADS[block], 1, 1), params, shared))
 

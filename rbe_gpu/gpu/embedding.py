@@ -7,6 +7,7 @@ from typing import Any
 from rbe_gpu.blocks import RBEBlocks
 
 from . import decode
+from ._elements import divider
 from ._execute import run
 from ._launch import TYPE, Launch, aligned, ceil_div, grid_1d
 from ._params import COPY_ROWS, EMBEDDING, ROWS
@@ -43,19 +44,22 @@ def launches(ids: Any, weight: Any, out: Any, ws: Any) -> tuple[Launch, ...]:
         before = (decode.find_starts(weight, None, 0, weight.rows_pad, starts),)
     block = weight.block
     tiles = decode.TILES[block]
+    pieces = ceil_div(weight.cols_pad // block, tiles)
     params = EMBEDDING.fill(
         codes=decode.codes_params(weight),
         starts=starts,
         numbers=decode.row_numbers(weight, ids, 0),
         count=ids.size,
         cols=weight.cols,
+        by_pieces=divider(pieces),
         transform=decode.TRANSFORM[weight.transform],
+        with_basis=weight.basis is not None,
         basis=weight.basis,
         gain=weight.gain,
         out=out,
         type=TYPE[out.dtype],
     )
-    grid = grid_1d(ids.size * ceil_div(weight.cols_pad // block, tiles))
+    grid = grid_1d(ids.size * pieces)
     threads, shared = (decode.THREADS[block], 1, 1), 4 * block * block * tiles
     return (*before, Launch("embedding", f"embedding_{block}", grid, threads, params, shared))
 
