@@ -7,7 +7,8 @@
 #   make test     run the whole test suite, in two processes (JOBS=4: in four; JOBS=0: in one); on a processor with
 #                 AVX-512, run the CPU kernels' tests once more compiled for AVX2 (`make test-avx2` alone does that)
 #   make gpu-check  on a machine with an NVIDIA GPU: correctness, compute-sanitizer and speed, with rows to
-#                 reports/results/<gpu>.csv (ARGS="--only attention,linear" runs some stages, ARGS=--list names them)
+#                 reports/results/<gpu>.csv (ARGS="--only attention,linear" runs some stages, ARGS=--list names them,
+#                 ARGS="--budget 545" fits that many seconds, ARGS=--rehearse needs no GPU)
 #   make neon-check   the CPU suite on aarch64, emulated where the machine is another (an hour or two the first
 #                 time; needs qemu-user-static and mmdebstrap)
 #   make fuzz     coverage-guided fuzzing of the reader, of model folders, GGUF files and the command line, FUZZ_SECONDS

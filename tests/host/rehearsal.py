@@ -22,6 +22,8 @@ from rbe_gpu.reports.gpu.stage import Options
 from rbe_gpu.reports.harness.rows import Session, usable_cores
 from rbe_gpu.reports.harness.timing import WallClock
 
+from rbe_gpu import set_num_threads
+
 from . import capture
 
 NAME = "Rehearsal without a GPU (kernels built by the C++ compiler, PyTorch on the CPU)"
@@ -86,6 +88,7 @@ def main() -> None:
         if missing:
             sys.exit(f"rehearsal: CuPy {version} has no {', '.join(missing)}")
         device.open_device = open_device
+        set_num_threads(1)  # nothing here is measured, and other processes share the cores
         sys.argv = [module, *arguments]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
 
