@@ -102,8 +102,9 @@ ROWS = Struct("RowNumbers", ids=_POINTER, wide=CONSTANT, first="i64", stored="i6
 #: divides by the pieces of a row: tiles side by side, or parts of decode_plain.
 DECODE = Struct(
     "DecodeParams",
-    codes=CODES, starts="const uint2*", numbers=ROWS, rows="i64", cols="i64", by_pieces=DIVIDER, sides=CONSTANT, transform=CONSTANT,
-    with_basis=CONSTANT, basis="const f16*", gain="float", out=_OUTPUT, type=CONSTANT, wide=CONSTANT,
+    codes=CODES, starts="const uint2*", numbers=ROWS, rows="i64", cols="i64", by_pieces=DIVIDER, sides=CONSTANT,
+    transform=CONSTANT, with_basis=CONSTANT, basis="const f16*", gain="float", out=_OUTPUT, type=CONSTANT,
+    wide=CONSTANT,
 )  # fmt: skip
 
 #: decode_starts.
