@@ -32,7 +32,7 @@ from rbe_gpu.cli import _app
 from . import error_messages
 from .cli.command import run as run_command
 from .host import capture
-from .real import MODEL_DIR
+from .real import MODEL_DIR, smollm2
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -49,7 +49,6 @@ TRAINED = ROOT / "reports" / "models" / "minilm-r16.rbe.safetensors"
 MINUTES = "takes minutes"
 NETWORK = "installs from the network"
 OTHERS = "needs transformers or sentence-transformers; tests/test_torch_integration.py makes the same calls"
-GGUF = "decodes 538 MB of weights; tests/test_generate.py and test_gguf.py make the same calls"
 PLACEHOLDERS = "names files of the reader's own"
 
 #: Blocks and commands that do not run, by page and a piece of their text; "" is the whole page.
@@ -73,8 +72,7 @@ NOT_RUN = {
     ("docs/calibrate.ko.md", ""): MINUTES,
     ("docs/models.md", "--prompt-name query"): PLACEHOLDERS,
     ("docs/models.ko.md", "--prompt-name query"): PLACEHOLDERS,
-    ("docs/models.md", "read_gguf"): GGUF,
-    ("docs/decoders.md", ""): GGUF,
+    ("docs/decoders.md", "rbe-gpu"): MINUTES,
     ("docs/distill.md", ""): MINUTES,
     ("docs/pytorch.md", ""): OTHERS,
     ("docs/pytorch.md", "SentenceTransformer"): OTHERS,
@@ -206,9 +204,10 @@ def test_python_that_does_not_run_names_what_there_is(block: Block) -> None:
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the model's folder, and its file of ratio 16 under the name that pages use."""
+    """A folder with the models, and the file of MiniLM at ratio 16 under the name that pages use."""
     folder = tmp_path_factory.mktemp("docs")
     (folder / "MODEL_DIR").symlink_to(MODEL_DIR)
+    (folder / smollm2().name).symlink_to(smollm2())
     shutil.copy(TRAINED, folder / "minilm.rbe.safetensors")
     return folder
 
