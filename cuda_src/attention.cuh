@@ -294,6 +294,7 @@ __device__ __forceinline__ void weigh(const Problem<T>& p, float (&s)[ROWS][COUN
     next[r] = moves ? top : m[r];
     moved = moved || moves;
   }
+  // hot: rescale
   if (__any_sync(ALL_LANES, moved)) {
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
