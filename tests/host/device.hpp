@@ -179,6 +179,13 @@ inline int __popcll(unsigned long long v) { return __builtin_popcountll(v); }
 inline int __ffs(int v) { return __builtin_ffs(v); }
 inline int __clz(int v) { return v ? __builtin_clz(static_cast<unsigned>(v)) : 32; }
 inline float rsqrtf(float v) { return 1.0f / sqrtf(v); }
+// A whole ulp off unless v is a power of two, as it may be on a GPU; no subnormal results.
+inline float reciprocal(float v) {
+  float r = 1.0f / v;
+  if (!(fabsf(r) >= 0x1p-126f)) return r != r ? r : copysignf(0.0f, r);
+  int exponent;
+  return frexpf(fabsf(v), &exponent) == 0.5f || !std::isfinite(r) ? r : nextafterf(r, 2.0f * r);
+}
 template <class T>
 inline T __ldg(const T* p) {
   return *p;
