@@ -9,14 +9,15 @@
 //                    no coefficient is stored, and scales f16 operands
 //   linear_inputs    x^ from x, in the order in which the next kernel reads it
 //   linear_features  Phi_k x_J, where there is a basis: 1, x^2, cos(pi x), cos(2 pi x) and the B rows of d
-//   linear_dot_T     partial sums of C x^, dense and grid codes: a warp four rows, a lane a run of 32 codes, T tokens
+//   linear_dot_T     partial sums of C x^, dense and grid codes: a warp four rows, a lane a run of 32 codes of each, all
+//                    loaded before the first is unpacked, T tokens
 //   linear_sparse_T  the same of sparse codes: a warp a row, a lane an entry
 //   linear_weight_T  the same of a dense W: a warp four rows
 //   linear_mma_few   the same by tensor cores, 16 tokens: dense and grid codes, f16 x^
 //   linear_epilogue  sums the parts, transforms by S, adds the basis, then bias, activation, residual
 // Many tokens, limited by arithmetic:
-//   linear_mma_codes f16 x^ (linear_inputs) times a tile of C, unpacked to f16 in shared memory while the tile
-//                    before is multiplied; S, bias, activation, residual at the end
+//   linear_mma_codes f16 x^ (linear_inputs) times a tile of C, whose codes are loaded while the tile before is multiplied
+//                    and then unpacked to f16 in shared memory; S, bias, activation, residual at the end
 //   linear_mma_f16, linear_mma_bf16   the same of a dense W, or of a panel that decode.cu wrote (sparse codes, a
 //                    basis, or dwt-bior3.1, whose x^ would lose digits): W read and written once more, 2 bytes a weight
 //   linear_ffma      float x or W: FMA; a compressed W comes as panels, 4 bytes a weight twice
@@ -30,7 +31,8 @@
 // Shared     mma: 64 KB (few: 36 KB); inputs and epilogue: 128 B a value of B; ffma 8 KB
 // Bytes      Few tokens: codes, scales once per 8 tokens (mma_few: 16); x^ 4 bytes, parts 8 bytes a token and split,
 //            mostly in L2. Many: x^ and W once per 128 x 128 tile.
-// Accuracy   float sums. f16 operands: x^ and C each rounded once to 11 bits, x^ scaled by a power of two per token.
+// Accuracy   float sums. f16 operands: x^ and C each rounded once to 11 bits (grid codes: shrunk integer, scale and their
+//            product each), x^ scaled by a power of two per token.
 #include "linear.cuh"
 #include "linear_params.h"
 
@@ -66,22 +68,23 @@ KERNEL(linear_inputs, 128, 2)(InputsParams_PARAMETERS) {
   const InputsParams p = InputsParams_VALUES;
   __shared__ float4 storage[TILE_FLOATS / 4];
   float* tile = reinterpret_cast<float*>(storage);
-  int block = p.block, lines = tile_lines(block), quads = block / 4, group = p.group;
+  int block = p.block, lines = p.lines, quads = block / 4, group = p.group;
   i64 per_token = p.padded / block;
   i64 count = (p.x.tokens + group - 1) / group * group * per_token;
   float factor = transform_factor(p.transform, block);
   for (i64 first = static_cast<i64>(blockIdx.x) * lines; first < count; first += static_cast<i64>(gridDim.x) * lines) {
     for (int i = threadIdx.x; i < lines * quads; i += blockDim.x) {
       int line = i / quads, k = i % quads * 4;
+      i64 token = quotient(first + line, p.by_token), col = (first + line - token * per_token) * block + k;
       float v[4];
-      load_activations(p.x, (first + line) / per_token, (first + line) % per_token * block + k, v);
+      load_activations(p.x, token, col, v);
       store<4>(tile + tile_at(block, line, k), v);
     }
     __syncthreads();
-    transform_lines<true>(block, p.transform, tile);
+    transform_lines<true>(block, p.transform, tile, lines);
     for (int i = threadIdx.x; i < lines * quads; i += blockDim.x) {
       int line = i / quads, k = i % quads * 4;
-      i64 token = (first + line) / per_token, col = (first + line) % per_token * block + k;
+      i64 token = quotient(first + line, p.by_token), col = (first + line - token * per_token) * block + k;
       if (first + line >= count) continue;
       float v[4], step[4] = {1.0f, 1.0f, 1.0f, 1.0f};
       load<4>(tile + tile_at(block, line, k), v);
@@ -203,65 +206,79 @@ __device__ __forceinline__ void store_parts(const P& p, const Place& place, i64 
   }
 }
 
-template <int T, bool GRID>
-__device__ __forceinline__ void dot_rows(const SplitKParams& p) {
-  const Codes& c = p.codes;
-  i64 rows = p.rows;
-  int spans_each = static_cast<int>(p.each);
-  int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
-  Place place(p.rows, warps * DOT_ROWS<T>, p.splits);
-  i64 row = place.first_row + threadIdx.x / WARP * DOT_ROWS<T>;
-  int runs = static_cast<int>(c.cols / RUN), spans = (runs + WARP - 1) / WARP;
-  int per_scale = GRID ? 1 : c.group / RUN, groups = (runs + per_scale - 1) / per_scale;
-  float middle = GRID ? static_cast<float>(1 << (c.bits - 1)) : 0.5f * static_cast<float>((1 << c.bits) - 1);
-  float total[DOT_ROWS<T> * T] = {};
-  int last = min(spans, (place.split + 1) * spans_each);
-  int digits = c.bits > 8 ? 2 : 1;
-  for (int step = place.split * spans_each * digits; step < last * digits; ++step) {
-    int span = step / digits, digit = step % digits;
-    int run = min(span * WARP + lane, runs - 1);  // x^ is 0 beyond the last
-    float scale[DOT_ROWS<T>];
-    u32 words[DOT_ROWS<T>][RUN / 4];
+// The runs of a lane in the rows of its warp, as they are stored, and their scales.
+template <int ROWS>
+struct DotRuns {
+  u32 words[ROWS][RUN_WORDS];
+  f16 scale[ROWS];
+
+  __device__ __forceinline__ void load(const Codes& c, const i64 (&rows)[ROWS], i64 scales, int run) {
+    bool grid = c.kind == CODES_GRID;
 #pragma unroll
-    for (int r = 0; r < DOT_ROWS<T>; ++r) {
-      i64 source = min(row + r, rows - 1);
-      load_digits(reinterpret_cast<const u32*>(c.value) + (source * runs + run) * c.bits, c.bits, digit, words[r]);
-      scale[r] = GRID ? to_float(c.scale[source]) : to_float(c.scale[source * groups + run / per_scale]);
+    for (int r = 0; r < ROWS; ++r) {
+      load_run(row_runs(c, rows[r]) + static_cast<i64>(run) * c.bits, c.bits, words[r]);
+      scale[r] = c.scale[rows[r] * scales + (grid ? 0 : run / (c.group / RUN))];
     }
+  }
+};
+
+// The next span's codes are on their way while one is multiplied.
+template <int T>
+__device__ __forceinline__ void dot_rows(const SplitKParams& p) {
+  constexpr int ROWS = DOT_ROWS<T>;
+  const Codes& c = p.codes;
+  bool grid = c.kind == CODES_GRID;
+  int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+  Place place(p.rows, warps * ROWS, p.splits);
+  i64 row = place.first_row + threadIdx.x / WARP * ROWS;
+  int runs = static_cast<int>(c.cols / RUN), spans = (runs + WARP - 1) / WARP;
+  i64 scales = grid ? 1 : (c.cols + c.group - 1) / c.group, source[ROWS];
+#pragma unroll
+  for (int r = 0; r < ROWS; ++r) source[r] = min(row + r, p.rows - 1);
+  float middle = grid ? static_cast<float>(1 << (c.bits - 1)) : 0.5f * static_cast<float>((1 << c.bits) - 1);
+  // sum (u - middle) x as sum u x - middle sum x, but not of wide codes, whose digits it would cost
+  bool apart = !grid && c.bits <= 8;
+  int each = static_cast<int>(p.each), first = place.split * each, last = min(spans, first + each);
+  float total[ROWS * T] = {};
+  DotRuns<ROWS> next;
+  next.load(c, source, scales, min(first * WARP + lane, runs - 1));  // x^ is 0 beyond the last run
+  // hot: dot
+  for (int span = first; span < last; ++span) {
+    DotRuns<ROWS> now = next;
+    if (span + 1 < last) next.load(c, source, scales, min((span + 1) * WARP + lane, runs - 1));
     const float* own = static_cast<const float*>(p.x) + (place.group * spans + span) * T * SPAN + lane * 4;
-    float part[DOT_ROWS<T> * T] = {}, sum[T] = {};
+    float part[ROWS * T] = {}, sum[T] = {};
 #pragma unroll
     for (int quad = 0; quad < RUN / 4; ++quad) {
-      float u[DOT_ROWS<T>][4];
+      float u[ROWS][4];
 #pragma unroll
-      for (int r = 0; r < DOT_ROWS<T>; ++r) {
+      for (int r = 0; r < ROWS; ++r) {
+        unpack_quad(now.words[r], c.bits, quad, u[r]);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          u[r][i] = byte_value(words[r][quad], i);
-          if constexpr (GRID) u[r][i] = shrunk(u[r][i] - middle, c.offset);
+          if (!apart) u[r][i] -= middle;
+          if (grid) u[r][i] = shrunk(u[r][i], c.offset);
         }
       }
 #pragma unroll
       for (int t = 0; t < T; ++t) {
         float v[4];
         load<4>(own + t * SPAN + quad * (4 * WARP), v);
-        if constexpr (!GRID) sum[t] += (v[0] + v[1]) + (v[2] + v[3]);
+        if (apart) sum[t] += (v[0] + v[1]) + (v[2] + v[3]);
 #pragma unroll
-        for (int r = 0; r < DOT_ROWS<T>; ++r) {
+        for (int r = 0; r < ROWS; ++r) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) part[r * T + t] = fmaf(u[r][i], v[i], part[r * T + t]);
         }
       }
     }
-    // the upper digit counts 2^(bits - 8) times, the lower one takes the middle
-    float weight = digit ? static_cast<float>(1 << (c.bits - 8)) : 1.0f, shift = digit ? 0.0f : middle;
 #pragma unroll
-    for (int r = 0; r < DOT_ROWS<T>; ++r) {
+    for (int r = 0; r < ROWS; ++r) {
 #pragma unroll
       for (int t = 0; t < T; ++t) {
         float v = part[r * T + t];
-        if constexpr (!GRID) v = fmaf(weight, v, -shift * sum[t]);
-        total[r * T + t] = fmaf(scale[r], v, total[r * T + t]);
+        if (apart) v = fmaf(-middle, sum[t], v);
+        total[r * T + t] = fmaf(to_float(now.scale[r]), v, total[r * T + t]);
       }
     }
   }
@@ -349,11 +366,7 @@ __device__ __forceinline__ void weight_rows(const DenseSplitKParams& p) {
 #define SPLIT_K(T, ...) \
   KERNEL(linear_dot_##T, __VA_ARGS__)(SplitKParams_PARAMETERS) { \
     const SplitKParams p = SplitKParams_VALUES; \
-    if (p.codes.kind == CODES_GRID) { \
-      dot_rows<T, true>(p); \
-    } else { \
-      dot_rows<T, false>(p); \
-    } \
+    dot_rows<T>(p); \
   } \
   KERNEL(linear_sparse_##T, 256, 4)(SplitKParams_PARAMETERS) { \
     const SplitKParams p = SplitKParams_VALUES; \
@@ -367,9 +380,10 @@ __device__ __forceinline__ void weight_rows(const DenseSplitKParams& p) {
       weight_rows<T, 1>(p); \
     } \
   }
-// The bounds of linear_dot and linear_sparse are those with which the compiler keeps all values in registers, for every architecture.
+// The bounds of linear_dot and linear_sparse are those with which the compiler keeps all values in registers, for every
+// architecture.
 SPLIT_K(1, 128, 4)
-SPLIT_K(4, 512)
+SPLIT_K(4, 256, 2)
 SPLIT_K(8, 128)
 
 // The results from `splits` parts.
@@ -377,7 +391,7 @@ KERNEL(linear_epilogue, 128, 2)(SplitKEpilogueParams_PARAMETERS) {
   const SplitKEpilogueParams p = SplitKEpilogueParams_VALUES;
   __shared__ float4 storage[TILE_FLOATS / 4];
   float* tile = reinterpret_cast<float*>(storage);
-  int block = p.block, lines = tile_lines(block);
+  int block = p.block, lines = p.lines;
   i64 tokens = p.epilogue.tokens, cols = p.epilogue.cols;
   i64 per_token = (cols + block - 1) / block;
   i64 count = tokens * per_token;
@@ -386,19 +400,20 @@ KERNEL(linear_epilogue, 128, 2)(SplitKEpilogueParams_PARAMETERS) {
   for (i64 first = static_cast<i64>(blockIdx.x) * lines; first < count; first += static_cast<i64>(gridDim.x) * lines) {
     for (int i = threadIdx.x; i < lines * block; i += blockDim.x) {
       int line = i / block, k = i % block;
-      i64 token = (first + line) / per_token, col = (first + line) % per_token * block + k;
+      i64 token = quotient(first + line, p.by_token), col = (first + line - token * per_token) * block + k;
       float sum = 0.0f;
       if (token < tokens && col < p.stored) {
+#pragma unroll 4
         for (int s = 0; s < p.splits; ++s) sum += p.parts[(s * tokens + token) * p.ld + col];
       }
       tile[tile_at(block, line, k)] = sum;
     }
     __syncthreads();
-    transform_lines<false>(block, p.transform, tile);
-    if (p.basis) {
+    transform_lines<false>(block, p.transform, tile, lines);
+    if (p.with_basis) {
       for (int i = threadIdx.x; i < lines * block; i += blockDim.x) {
         int line = i / block, k = i % block;
-        i64 token = (first + line) / per_token, col = (first + line) % per_token * block + k;
+        i64 token = quotient(first + line, p.by_token), col = (first + line - token * per_token) * block + k;
         if (token < tokens && col < cols) {
           float sum = basis_product(p.basis, p.features, token, col, p.blocks, p.basis_block, p.matrix);
           tile[tile_at(block, line, k)] += inverse * sum;
@@ -408,7 +423,7 @@ KERNEL(linear_epilogue, 128, 2)(SplitKEpilogueParams_PARAMETERS) {
     }
     auto write = [&](auto& v, int line, int k) {
       constexpr int N = sizeof v / sizeof v[0];
-      i64 token = (first + line) / per_token, col = (first + line) % per_token * block + k;
+      i64 token = quotient(first + line, p.by_token), col = (first + line - token * per_token) * block + k;
       if (token >= tokens || col >= cols) return;
 #pragma unroll
       for (int n = 0; n < N; ++n) v[n] = factor * tile[tile_at(block, line, k + n)];

@@ -1,9 +1,10 @@
-// What the two sources of linear share: the epilogue, lines of activations under a transform, codes by whole runs, and
-// tile matmuls on tensor cores.
+// What the two sources of linear share: the epilogue, lines of activations under a transform, and tile matmuls on tensor
+// cores.
 #include "activations.cuh"
 #include "async_copy.cuh"
 #include "basis.cuh"
 #include "codes.cuh"
+#include "division.cuh"
 #include "mma.cuh"
 #include "transforms.cuh"
 #include "epilogue_params.h"
@@ -70,26 +71,27 @@ __device__ __forceinline__ void load_activations(const Activations& x, i64 token
   }
 }
 
+// `lines` of them.
 template <int B, bool TRANSPOSED>
-__device__ __forceinline__ void transform_lines(int transform, float* tile) {
+__device__ __forceinline__ void transform_lines(int transform, float* tile, int lines) {
   constexpr int LINES = 128 / LINE_THREADS<B>;
   Line<B> line{tile, static_cast<int>(threadIdx.x) % LINES, false};
   int part = threadIdx.x / LINES;
   if constexpr (TRANSPOSED) {
-    transpose_synthesis<B>(transform, line, true, part);
+    transpose_synthesis<B>(transform, line, line.index < lines, part);
   } else {
-    synthesise<B>(transform, line, true, part);
+    synthesise<B>(transform, line, line.index < lines, part);
   }
 }
 template <bool TRANSPOSED>
-__device__ __forceinline__ void transform_lines(int block, int transform, float* tile) {
+__device__ __forceinline__ void transform_lines(int block, int transform, float* tile, int lines) {
   if (transform == NO_TRANSFORM) return;
   if (block == 32) {
-    transform_lines<32, TRANSPOSED>(transform, tile);
+    transform_lines<32, TRANSPOSED>(transform, tile, lines);
   } else if (block == 64) {
-    transform_lines<64, TRANSPOSED>(transform, tile);
+    transform_lines<64, TRANSPOSED>(transform, tile, lines);
   } else {
-    transform_lines<128, TRANSPOSED>(transform, tile);
+    transform_lines<128, TRANSPOSED>(transform, tile, lines);
   }
 }
 
@@ -119,64 +121,6 @@ __device__ __forceinline__ float basis_product(const f16* basis, const float* fe
   return sum;
 }
 
-// --- codes by whole runs
-
-// Words of a plane of N words, of codes of `bits` bits: so aligned are they.
-template <int N>
-__device__ __forceinline__ void load_plane(const u32* p, int bits, u32 (&w)[N]) {
-  if (N >= 4 && bits % 4 == 0) {
-#pragma unroll
-    for (int i = 0; i < N / 4; ++i) {
-      uint4 four = reinterpret_cast<const uint4*>(p)[i];
-      w[4 * i] = four.x;
-      w[4 * i + 1] = four.y;
-      w[4 * i + 2] = four.z;
-      w[4 * i + 3] = four.w;
-    }
-  } else if (N >= 2 && bits % 2 == 0) {
-#pragma unroll
-    for (int i = 0; i < N / 2; ++i) {
-      uint2 two = reinterpret_cast<const uint2*>(p)[i];
-      w[2 * i] = two.x;
-      w[2 * i + 1] = two.y;
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < N; ++i) w[i] = p[i];
-  }
-}
-
-// The codes of a run, four to a word: of codes of more than 8 bits the topmost 8 (digit 1) or the others (digit 0).
-__device__ __forceinline__ void load_digits(const u32* run, int bits, int digit, u32 (&words)[RUN / 4]) {
-  if (digit || bits == 8) {
-    load_plane(run, bits, words);
-    return;
-  }
-  if (bits & 8) run += 8;
-#pragma unroll
-  for (int i = 0; i < RUN / 4; ++i) words[i] = 0;
-  if (bits & 4) {
-    u32 plane[4];
-    load_plane(run, bits, plane);
-#pragma unroll
-    for (int i = 0; i < RUN / 4; ++i) words[i] = plane_quad<4>(plane, i);
-    run += 4;
-  }
-  if (bits & 2) {
-    u32 plane[2];
-    load_plane(run, bits, plane);
-#pragma unroll
-    for (int i = 0; i < RUN / 4; ++i) words[i] = words[i] << 2 | plane_quad<2>(plane, i);
-    run += 2;
-  }
-  if (bits & 1) {
-    u32 plane[1];
-    load_plane(run, bits, plane);
-#pragma unroll
-    for (int i = 0; i < RUN / 4; ++i) words[i] = words[i] << 1 | plane_quad<1>(plane, i);
-  }
-}
-
 // --- tile matmuls: tensor cores
 
 constexpr int BN = 128, BK = 64;  // outputs and values of k of a tile
@@ -187,16 +131,39 @@ constexpr int RESIDENT = TENSOR_CORES<bf16> ? 2 : 1;
 // Element offset of a chunk of a row; rows are 128 bytes, chunks exchanged by row.
 __device__ __forceinline__ int half_at(int row, int chunk) { return row * BK + ((chunk ^ row) & 7) * 8; }
 
-// Rows first ... first + ROWS - 1 and columns k ... k + BK - 1 of a (rows, ld) array of halves, zeros beyond `rows` and
-// `depth`.
+constexpr int MMA_THREADS = 256;
+
+// Rows first ... first + ROWS - 1 of a (rows, ld) array of halves, tile after tile of BK columns; zeros beyond `rows` and
+// `depth`. A thread copies the same chunk of rows MMA_THREADS / CHUNKS apart, which chunks are exchanged alike in.
 template <int ROWS, class T>
-__device__ __forceinline__ void copy_tile(T* tile, const T* source, i64 first, i64 rows, i64 k, i64 depth, i64 ld) {
-  for (int i = threadIdx.x; i < ROWS * CHUNKS; i += blockDim.x) {
-    int row = i / CHUNKS, chunk = i % CHUNKS;
-    bool valid = first + row < rows && k + chunk * 8 < depth;
-    cp_async_16(tile + half_at(row, chunk), valid ? source + (first + row) * ld + k + chunk * 8 : source, valid);
+struct TileCopy {
+  static constexpr int APART = MMA_THREADS / CHUNKS, EACH = (ROWS + APART - 1) / APART;
+  const T* from;  // of the thread, at k = 0
+  T* to;          // in a stage
+  i64 stride;
+  int valid;  // rows of the thread that there are
+  int col;
+
+  __device__ __forceinline__ TileCopy(T* tile, const T* source, i64 first, i64 rows, i64 ld) {
+    int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+    i64 left = rows - first - row;
+    int most = row < ROWS ? (ROWS - row + APART - 1) / APART : 0;
+    valid = static_cast<int>(min(max((left + APART - 1) / APART, i64{0}), static_cast<i64>(most)));
+    col = chunk * 8;
+    from = valid ? source + (first + row) * ld + col : source;
+    to = tile + half_at(row, chunk);
+    stride = APART * ld;
   }
-}
+  __device__ __forceinline__ void copy(int stage, i64 k, i64 depth) const {
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+      bool there = i < valid && k + col < depth;
+      if (ROWS >= APART || threadIdx.x < ROWS * CHUNKS) {
+        cp_async_16(to + stage + i * APART * BK, there ? from + k + i * stride : from, there);
+      }
+    }
+  }
+};
 
 // How a tile of W comes to shared memory: `load` begins while the tile before is multiplied, `store` ends it after.
 struct NoLoader {  // dense W: cp.async
@@ -205,50 +172,85 @@ struct NoLoader {  // dense W: cp.async
   __device__ __forceinline__ void store(const Codes&, i64, f16*) const {}
 };
 
-// Runs of dense and grid codes: thread 2 r + h has run h of row r.
-struct RunLoader {
-  u32 low[RUN / 4], high[RUN / 4];
-  float scale;
-  bool valid;
+// A factor as two f16.
+__device__ __forceinline__ u32 pair_of(float v) { return pack_f16(v, v); }
 
-  __device__ __forceinline__ void begin(const Codes&, i64, i64, i64) {}
-  __device__ __forceinline__ void load(const Codes& c, i64 first, i64 rows, i64 k) {
-    i64 runs = c.cols / RUN, row = first + threadIdx.x / 2, run = k / RUN + threadIdx.x % 2;
-    valid = row < rows && run < runs;
-    if (!valid) return;
-    const u32* words = reinterpret_cast<const u32*>(c.value) + (row * runs + run) * c.bits;
-    load_digits(words, c.bits, 0, low);
-    if (c.bits > 8) load_digits(words, c.bits, 1, high);
-    i64 groups = c.kind == CODES_GRID ? 1 : (c.cols + c.group - 1) / c.group;
-    scale = to_float(c.kind == CODES_GRID ? c.scale[row] : c.scale[row * groups + run * RUN / c.group]);
+// Codes of 2 columns as f16, from bytes 2 half and 2 half + 1 of a word: 1024 + u is 0x6400 | u. `lower` is 1024 plus the
+// middle, or the integer below it.
+__device__ __forceinline__ u32 centred_pair(u32 bytes, int half, u32 lower) {
+  u32 biased = __byte_perm(bytes, 0x64646464u, half ? 0x4342u : 0x4140u);
+  return add_f16x2(biased, lower ^ 0x80008000u);
+}
+
+// Runs of dense and grid codes: thread 2 r + h has run h of row r. The words stay as they were loaded, untouched, until
+// the tile before has been multiplied: else every step would wait for memory.
+struct RunLoader {
+  const u32* runs;    // of the thread, at k = 0
+  const f16* scales;  // of its row
+  u32 words[RUN_WORDS];
+  f16 scale;
+  bool row_valid;
+
+  __device__ __forceinline__ void begin(const Codes& c, i64 first, i64 rows, i64) {
+    i64 row = first + threadIdx.x / 2;
+    row_valid = row < rows;
+    if (!row_valid) row = 0;
+#pragma unroll
+    for (int i = 0; i < RUN_WORDS; ++i) words[i] = 0;
+    runs = row_runs(c, row) + threadIdx.x % 2 * c.bits;
+    scales = c.scale + (c.kind == CODES_GRID ? row : row * ((c.cols + c.group - 1) / c.group));
+  }
+  __device__ __forceinline__ void load(const Codes& c, i64, i64, i64 k) {
+    i64 col = k + threadIdx.x % 2 * RUN;
+    scale.bits = 0;  // and so are the coefficients of what is not there
+    if (!row_valid || col >= c.cols) return;
+    load_run(runs + k / RUN * c.bits, c.bits, words);
+    scale = c.kind == CODES_GRID ? scales[0] : scales[col / c.group];
+  }
+  // Columns 8 chunk ... of the run: of up to 8 bits, two at a time.
+  __device__ __forceinline__ uint4 pairs(const Codes& c, i64 col, int chunk) const {
+    u32 pair[4];
+    u32 bytes[2], none;
+    quad_bytes(words, c.bits, 2 * chunk, bytes[0], none);
+    quad_bytes(words, c.bits, 2 * chunk + 1, bytes[1], none);
+    u32 factor = scale.bits * 0x10001u;
+    if (c.kind == CODES_DENSE) {  // scale * (u - (2^bits - 1) / 2), rounded once
+      u32 lower = pair_of(1024.0f + static_cast<float>((1 << c.bits) / 2 - 1));
+      u32 rest = mul_f16x2(factor, 0xb800b800u);  // -1/2 of it
+#pragma unroll
+      for (int i = 0; i < 4; ++i) pair[i] = fma_f16x2(centred_pair(bytes[i / 2], i % 2, lower), factor, rest);
+    } else {
+      u32 lower = pair_of(1024.0f + static_cast<float>((1 << c.bits) / 2)), shrink = pair_of(-c.offset);
+      uint4 step = *reinterpret_cast<const uint4*>(c.col_scale + col + chunk * 8);
+      u32 steps[4] = {step.x, step.y, step.z, step.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {  // of an integer q the clamped value is its sign
+        u32 q = centred_pair(bytes[i / 2], i % 2, lower);
+        pair[i] = mul_f16x2(fma_f16x2(clamp_unit_f16x2(q), shrink, q), mul_f16x2(steps[i], factor));
+      }
+    }
+    return make_uint4(pair[0], pair[1], pair[2], pair[3]);
   }
   __device__ __forceinline__ void store(const Codes& c, i64 k, f16* tile) const {
     int row = threadIdx.x / 2, half = threadIdx.x % 2;
-    i64 run = k / RUN + half;
-    float middle = c.kind == CODES_GRID ? static_cast<float>(1 << (c.bits - 1))
-                                        : 0.5f * static_cast<float>((1 << c.bits) - 1);
-    float weight = static_cast<float>(1 << (c.bits > 8 ? c.bits - 8 : 0));
+    i64 col = min(k + half * RUN, c.cols - RUN);  // that has a scale
 #pragma unroll
     for (int chunk = 0; chunk < RUN / 8; ++chunk) {
-      float v[8] = {};
-      if (valid) {
+      f16* to = tile + half_at(row, half * (RUN / 8) + chunk);
+      if (c.bits <= 8) {
+        *reinterpret_cast<uint4*>(to) = pairs(c, col, chunk);
+      } else {
+        float v[8];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) v[i] = byte_value(low[2 * chunk + i / 4], i % 4);
-        if (c.bits > 8) {
+        for (int q = 0; q < 2; ++q) {
+          float four[4];
+          unpack_quad(words, c.bits, 2 * chunk + q, four);
+          scale_quad(c, to_float(scale), col + chunk * 8 + q * 4, four);
 #pragma unroll
-          for (int i = 0; i < 8; ++i) v[i] = fmaf(weight, byte_value(high[2 * chunk + i / 4], i % 4), v[i]);
+          for (int i = 0; i < 4; ++i) v[4 * q + i] = four[i];
         }
-        if (c.kind == CODES_GRID) {
-          float step[8];
-          ::load<8>(c.col_scale + run * RUN + chunk * 8, step);
-#pragma unroll
-          for (int i = 0; i < 8; ++i) v[i] = scale * step[i] * shrunk(v[i] - middle, c.offset);
-        } else {
-#pragma unroll
-          for (int i = 0; i < 8; ++i) v[i] = scale * (v[i] - middle);
-        }
+        ::store<8>(to, v);
       }
-      ::store<8>(tile + half_at(row, half * (RUN / 8) + chunk), v);
     }
   }
 };
@@ -287,8 +289,14 @@ struct Tiles {
         for (int i = 0; i < 4; ++i) sums[m][n][i] = 0.0f;
       }
     }
+    // half_at of what a lane gives ldmatrix: rows 16 apart exchange chunks alike, and of a chunk 2 step + half the
+    // step turns the upper bits
+    int row = lane % 8, half_a = lane / 16, half_w = lane / 8 % 2;
+    int at_a = (m0 + lane % 16) * BK, at_w = A + (n0 + lane / 16 * 8 + row) * BK;
     LOADER loader;
     loader.begin(codes, first_n, rows, begin);
+    TileCopy<BM, T> copy_x(stages, x, first_m, tokens, ldx);
+    TileCopy<CODED ? 0 : BN, T> copy_w(stages + A, w, first_n, rows, ldw);
     int turn = 0;
     for (i64 k = begin - BK; k < end; k += BK, turn ^= 1) {  // the first round only fetches
       cp_async_wait<0>();
@@ -297,25 +305,26 @@ struct Tiles {
       T* next = stages + turn * STAGE;
       bool more = k + BK < end;
       if (more) {
-        copy_tile<BM>(next, x, first_m, tokens, k + BK, depth, ldx);
+        copy_x.copy(turn * STAGE, k + BK, depth);
         if constexpr (CODED) {
           loader.load(codes, first_n, rows, k + BK);
         } else {
-          copy_tile<BN>(next + A, w, first_n, rows, k + BK, depth, ldw);
+          copy_w.copy(turn * STAGE, k + BK, depth);
         }
       }
       cp_async_commit();
       if (k >= begin) {
+        // hot: matmul
 #pragma unroll (UNROLL)
         for (int step = 0; step < BK / 16; ++step) {
           u32 a[MT][4], b[NT / 2][4];
 #pragma unroll
           for (int m = 0; m < MT; ++m) {
-            ldmatrix(a[m], now + half_at(m0 + m * 16 + lane % 16, 2 * step + lane / 16));
+            ldmatrix(a[m], now + at_a + ((2 * step) ^ half_a ^ row) * 8 + m * (16 * BK));
           }
 #pragma unroll
           for (int n = 0; n < NT / 2; ++n) {  // k 0-7 and 8-15 of 8 outputs, then of the next 8
-            ldmatrix(b[n], now + A + half_at(n0 + n * 16 + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
+            ldmatrix(b[n], now + at_w + ((2 * step) ^ half_w ^ row) * 8 + n * (16 * BK));
           }
 #pragma unroll
           for (int m = 0; m < MT; ++m) {
@@ -328,6 +337,7 @@ struct Tiles {
         }
       }
       if constexpr (CODED) {
+        // hot: unpack
         if (more) loader.store(codes, k + BK, next + A);
       }
     }

@@ -26,7 +26,7 @@
 // Bytes      x^ and the codes once for every 128 x 128 tile, each code byte by one warp; parts, if k was split, 8 bytes a
 //            result and split; bitmaps of delta positions 1 bit a weight, written and read; f and g 64 bytes a token and
 //            block, f read once for 4 blocks of rows.
-// Accuracy   float sums. f16 operands: x^ and C each rounded once to 11 bits, x^ scaled by a power of two per token.
+// Accuracy   float sums. f16 operands: x^ and C each rounded to 11 bits, as linear.cu, x^ scaled by a power of two per token.
 //            A NaN or an Inf of x gives its token results that are not finite: S^T spreads it over the block, 0 times it
 //            is NaN, and linear_transform_sparse, which skips zeros, adds 0 * max |x| at the end.
 //
@@ -66,7 +66,7 @@ KERNEL(linear_transform_inputs, 128, 2)(TransformInputsParams_PARAMETERS) {
     i64 first = w / blocks * lines, start = w % blocks * block;
     load_lines(p.x, first, lines, start, block, tile);
     __syncthreads();
-    transform_lines<true>(block, p.transform, tile);
+    transform_lines<true>(block, p.transform, tile, lines);
     float* to = p.out + (first / GROUP * p.padded + start) * GROUP + first % GROUP;
     for (int i = threadIdx.x; i < lines * block; i += blockDim.x) {  // a warp writes 128 bytes
       int line = i % lines, k = i / lines;
@@ -239,7 +239,7 @@ __device__ __forceinline__ void transform_store(const TransformEpilogue& p, floa
     float absmax = p.absmax ? p.absmax[token] : 0.0f, all = p.scaled ? factor * token_scale(absmax) : factor;
 #pragma unroll
     for (int n = 0; n < N; ++n) v[n] = fmaf(all, v[n], 0.0f * absmax);
-    if (p.basis) add_basis(p, token, col, v);
+    if (p.with_basis) add_basis(p, token, col, v);
   };
   store_tile(tile, p.block, first_m, first_n, p.epilogue.cols, p.epilogue, adjust);
 }

@@ -122,6 +122,35 @@ __device__ __forceinline__ u32 pack_bf16(float low, float high) {
 #endif
 }
 
+// Two f16 at once, each result rounded once.
+__device__ __forceinline__ u32 add_f16x2(u32 a, u32 b) {
+  u32 sum;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+  return sum;
+}
+__device__ __forceinline__ u32 mul_f16x2(u32 a, u32 b) {
+  u32 product;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+__device__ __forceinline__ u32 fma_f16x2(u32 a, u32 b, u32 c) {
+  u32 sum;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+  return sum;
+}
+// a where it lies in -1 ... 1, else the nearer of both
+__device__ __forceinline__ u32 clamp_unit_f16x2(u32 a) {
+#if __CUDA_ARCH__ >= 800
+  asm("min.f16x2 %0, %0, %1;" : "+r"(a) : "r"(0x3c003c00u));
+  asm("max.f16x2 %0, %0, %1;" : "+r"(a) : "r"(0xbc00bc00u));
+  return a;
+#else
+  float low, high;
+  unpack_f16(a, low, high);
+  return pack_f16(fminf(fmaxf(low, -1.0f), 1.0f), fminf(fmaxf(high, -1.0f), 1.0f));
+#endif
+}
+
 #endif  // RBE_HOST
 
 // --- conversions -------------------------------------------------------------------------------------------

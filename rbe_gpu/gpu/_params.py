@@ -139,8 +139,8 @@ ABSMAX = Struct("AbsmaxParams", x=ACTIVATIONS, absmax=_FLOATS_OUT)
 #: linear_inputs: `padded` columns and `group` tokens a group are written; col_scale has `scaled_cols` values.
 INPUTS = Struct(
     "InputsParams",
-    x=ACTIVATIONS, padded="i64", block=CONSTANT, transform=CONSTANT, col_scale="const f16*", scaled_cols="i64",
-    absmax=_FLOATS, layout=CONSTANT, group=CONSTANT, out=_OUTPUT,
+    x=ACTIVATIONS, padded="i64", block=CONSTANT, transform=CONSTANT, lines="int", by_token=DIVIDER,
+    col_scale="const f16*", scaled_cols="i64", absmax=_FLOATS, layout=CONSTANT, group=CONSTANT, out=_OUTPUT,
 )  # fmt: skip
 
 #: linear_features.
@@ -168,8 +168,8 @@ DENSE_SPLIT_K = Struct(
 SPLIT_K_EPILOGUE = Struct(
     "SplitKEpilogueParams",
     parts=_FLOATS, splits="int", ld="i64", stored="i64", block=CONSTANT, transform=CONSTANT, matrix=CONSTANT,
-    gain="float", absmax=_FLOATS, scaled=CONSTANT, basis="const f16*", features=_FLOATS, blocks="i64",
-    basis_block=CONSTANT, epilogue=EPILOGUE,
+    lines="int", by_token=DIVIDER, gain="float", absmax=_FLOATS, scaled=CONSTANT, with_basis=CONSTANT, basis="const f16*", features=_FLOATS,
+    blocks="i64", basis_block=CONSTANT, epilogue=EPILOGUE,
 )  # fmt: skip
 
 #: linear_mma_*: the rows of W are the columns `column` on of out.
@@ -213,8 +213,8 @@ BITMAP = Struct(
 #: basis: or null; sums: g, of vectors the output of linear_features; functions: psi, null of vectors.
 TRANSFORM_EPILOGUE = Struct(
     "TransformEpilogue",
-    block=CONSTANT, transform=CONSTANT, gain="float", absmax=_FLOATS, scaled=CONSTANT, basis="const f16*",
-    sums=_FLOATS, functions=_FLOATS, blocks="i64", row_blocks="i64", epilogue=EPILOGUE,
+    block=CONSTANT, transform=CONSTANT, gain="float", absmax=_FLOATS, scaled=CONSTANT, with_basis=CONSTANT,
+    basis="const f16*", sums=_FLOATS, functions=_FLOATS, blocks="i64", row_blocks="i64", epilogue=EPILOGUE,
 )  # fmt: skip
 
 #: linear_transform_codes, _entries, _dense, _sparse; a split has k_each values of k.

@@ -15,6 +15,7 @@ from rbe_gpu.matmul import PreparedInput, check_activation_bits, check_method
 from ..kernel_struct import Params, address
 from . import decode, linear_transform
 from . import matmul_algorithms as algorithms
+from ._elements import divider
 from ._execute import run
 from ._launch import TYPE, WARP, Launch, aligned, ceil_div, grid_1d, type_of
 from ._params import (
@@ -46,6 +47,8 @@ _DOT_ROWS = {1: 4, 4: 2, 8: 2}
 _THREADS = 256
 _SPAN = 1024  # columns that a warp of linear_dot takes at once
 _BLOCKS_WANTED = 512  # of threads, so that every multiprocessor has some
+_DOT_BLOCKS_WANTED = 1024  # of linear_dot: rather a span a warp, whose codes are all loaded at once
+_LINE_BLOCKS_WANTED = 132  # of the transforms of x^ and of the results: a multiprocessor each
 _TILE = 128  # of linear_mma, tokens and outputs
 _STEP = 64  # along k
 _FFMA_TILE = 64
@@ -133,7 +136,8 @@ class Call:
         block = 64 if weight is None else weight.block
         transform = _NO_TRANSFORM if weight is None else decode.TRANSFORM[weight.col_transform]
         col_scale = getattr(weight.codes, "col_scale", None) if scaled and weight is not None else None
-        lines = 64 if block == 128 else 128  # of a block of threads
+        per_token = padded // block
+        lines = _lines(rows * per_token, block)
         scales = 0 if col_scale is None else address(col_scale)
         if self.is_computed("linear.x", out, layout, group, block, transform, scales, absmax is None):
             return out
@@ -142,6 +146,8 @@ class Call:
             padded=padded,
             block=block,
             transform=transform,
+            lines=lines,
+            by_token=divider(per_token),
             col_scale=col_scale,
             scaled_cols=0 if weight is None else weight.cols_pad,
             absmax=absmax,
@@ -149,7 +155,7 @@ class Call:
             group=group,
             out=out,
         )
-        self.add("inputs", ceil_div(rows * (padded // block), lines), 128, params)
+        self.add("inputs", ceil_div(rows * per_token, lines), 128, params)
         return out
 
     def half_inputs(self, weight: RBEBlocks) -> tuple[Any, Any]:
@@ -185,6 +191,8 @@ class Call:
         features, blocks = None, 0
         if weight is not None and basis is not None:
             features, blocks = self.features(weight), weight.cols_pad // weight.block
+        per_token = ceil_div(self.out.shape[1], block)
+        lines = _lines(tokens * per_token, block)
         params = SPLIT_K_EPILOGUE.fill(
             parts=parts,
             splits=splits,
@@ -193,17 +201,19 @@ class Call:
             block=block,
             transform=transform,
             matrix=matrix,
+            lines=lines,
+            by_token=divider(per_token),
             gain=1.0 if weight is None else weight.gain,
             absmax=absmax,
             scaled=scaled,
+            with_basis=basis is not None,
             basis=basis,
             features=features,
             blocks=blocks,
             basis_block=0 if weight is None else weight.block,
             epilogue=self.epilogue(),
         )
-        lines = 64 if block == 128 else 128
-        self.add("epilogue", ceil_div(tokens * ceil_div(self.out.shape[1], block), lines), 128, params)
+        self.add("epilogue", ceil_div(tokens * per_token, lines), 128, params)
 
     def features(self, weight: RBEBlocks) -> Any:
         """The basis functions times x: (tokens, blocks, 4 + B), of vectors (tokens, blocks, 5)."""
@@ -219,10 +229,18 @@ class Call:
         return self.ws.get("linear.parts", (splits, self.tokens, ceil_div(rows, 8) * 8))
 
 
-def _splits(pieces: int, blocks: int) -> tuple[int, int]:
-    """Pieces of k a split, and splits: enough for `_BLOCKS_WANTED` where one split has `blocks`."""
-    each = ceil_div(pieces, min(pieces, ceil_div(_BLOCKS_WANTED, blocks)))
+def _splits(pieces: int, blocks: int, wanted: int = _BLOCKS_WANTED) -> tuple[int, int]:
+    """Pieces of k a split, and splits: enough for `wanted` blocks of threads where one split has `blocks`."""
+    each = ceil_div(pieces, min(pieces, ceil_div(wanted, blocks)))
     return each, ceil_div(pieces, each)
+
+
+def _lines(count: int, block: int) -> int:
+    """Lines of `block` values that a block of threads transforms: fewer where `count` would not fill a GPU."""
+    lines = 64 if block == 128 else 128
+    while lines > 1 and count < lines * _LINE_BLOCKS_WANTED:
+        lines //= 2
+    return lines
 
 
 def _group(tokens: int) -> int:
@@ -254,7 +272,7 @@ def _dot(call: Call, weight: RBEBlocks) -> None:
     spans = ceil_div(weight.cols_pad, _SPAN)
     threads = _DOT_THREADS[group]
     blocks = ceil_div(rows, threads // WARP * _DOT_ROWS[group]) * groups
-    each, splits = _splits(spans, blocks)
+    each, splits = _splits(spans, blocks, _DOT_BLOCKS_WANTED)
     x = call.inputs(spans * _SPAN, _RUNS, group, weight, scaled=True)
     parts = call.parts(splits, rows)
     call.add(f"dot_{group}", blocks * splits, threads, _split_k(call, weight, x, 0, each, parts))

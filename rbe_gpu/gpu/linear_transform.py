@@ -96,9 +96,16 @@ def _float_inputs(call: Call, weight: RBEBlocks) -> Any:
 def _basis(call: Call, weight: RBEBlocks) -> dict[str, Any]:
     """Parameters, sums and functions of the basis, for the epilogue."""
     if weight.basis is None:
-        return {"basis": None, "sums": None, "functions": None, "blocks": 0, "row_blocks": 0}
+        return {
+            "with_basis": False,
+            "basis": None,
+            "sums": None,
+            "functions": None,
+            "blocks": 0,
+            "row_blocks": 0,
+        }
     blocks, row_blocks = weight.cols_pad // weight.block, weight.rows_pad // weight.row_block
-    counts = {"basis": weight.basis, "blocks": blocks, "row_blocks": row_blocks}
+    counts = {"with_basis": True, "basis": weight.basis, "blocks": blocks, "row_blocks": row_blocks}
     if weight.row_block == 1:
         return {**counts, "sums": call.features(weight), "functions": None}
     tokens, block = call.tokens, weight.block

@@ -213,6 +213,27 @@ inline void unpack_f16(unsigned word, float& low, float& high) {
 inline unsigned pack_f16(float low, float high) { return f16_bits(low) | unsigned(f16_bits(high)) << 16; }
 inline unsigned pack_bf16(float low, float high) { return bf16_bits(low) | unsigned(bf16_bits(high)) << 16; }
 
+// Sums and products of two f16 are exact in double, and so are products to which a third is added but for ties.
+template <class F>
+inline unsigned rbe_f16x2(F f) {
+  unsigned short half[2];
+  for (int i = 0; i < 2; ++i) half[i] = rbe_bits<unsigned short>(static_cast<_Float16>(f(16 * i)));
+  return half[0] | unsigned(half[1]) << 16;
+}
+inline double rbe_half_of(unsigned word, int shift) { return f16_value(static_cast<unsigned short>(word >> shift)); }
+inline unsigned add_f16x2(unsigned a, unsigned b) {
+  return rbe_f16x2([&](int s) { return rbe_half_of(a, s) + rbe_half_of(b, s); });
+}
+inline unsigned mul_f16x2(unsigned a, unsigned b) {
+  return rbe_f16x2([&](int s) { return rbe_half_of(a, s) * rbe_half_of(b, s); });
+}
+inline unsigned fma_f16x2(unsigned a, unsigned b, unsigned c) {
+  return rbe_f16x2([&](int s) { return rbe_half_of(a, s) * rbe_half_of(b, s) + rbe_half_of(c, s); });
+}
+inline unsigned clamp_unit_f16x2(unsigned a) {
+  return rbe_f16x2([&](int s) { return std::fmin(std::fmax(rbe_half_of(a, s), -1.0), 1.0); });
+}
+
 // --- asynchronous copies: done at the wait, so that a forgotten wait shows -----------------------------------
 
 inline void cp_async_16(void* shared, const void* global, bool valid = true, RBE_HERE) {
