@@ -51,7 +51,9 @@ def state(args: Args) -> dict[str, bytes]:
     data = {}
     for name, value in args.items():
         if isinstance(value, blocks.RBEBlocks):
-            data.update({f"{name}.{k}": a.tobytes() for k, a in value.arrays.items()})
+            arrays = [] if value.basis is None else [value.basis]
+            value.codes.map_arrays(lambda a, seen=arrays: seen.append(a) or a)
+            data.update({f"{name}.{i}": a.tobytes() for i, a in enumerate(arrays)})
         elif isinstance(value, np.ndarray):
             data[name] = value.tobytes()
     return data

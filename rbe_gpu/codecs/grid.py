@@ -246,13 +246,14 @@ class GridCodes(Codes):
         return description, {"stream": (8 * rows * cols,), "row_scale": (rows,), "col_scale": (cols,)}
 
     def map_arrays(self, function: Callable[[Array], Array]) -> GridCodes:
-        # the stream is for files and stays on the host; made here, for from a GPU the value would be copied back
+        # the stream is for files and stays on the host; not made here: most codes that are moved are never written
+        stored = vars(self).get("stream") if self.stored is None else self.stored
         return replace(
             self,
             value=function(self.value),
             row_scale=function(self.row_scale),
             col_scale=function(self.col_scale),
-            stored=self.stream,
+            stored=stored,
             exceptions=None if self.exceptions is None else self.exceptions.map_arrays(function),
         )
 

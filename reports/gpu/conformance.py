@@ -25,7 +25,7 @@ from .stage import FAILED, PASSED, STOPPED, Options, Result, finish, start
 ORDER = ("linear", "attention", "decode", "embedding")
 ARRAYS = "arrays"  # tests/test_on_gpu.py
 #: what a rehearsal runs of them: pytest's -k
-REHEARSED = {"rope": "test_value", ARRAYS: "clamped"}
+REHEARSED = {"rope": "test_value", ARRAYS: "clamped or (test_decode and grid and int2)"}
 #: plugins of the machine's Python are left out: some of them cost seconds of every process
 ENVIRONMENT = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 _OUTCOME = re.compile(r"^\S*test_\w+\.py::(\S+) (PASSED|FAILED|ERROR)\b", re.MULTILINE)
