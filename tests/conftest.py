@@ -193,7 +193,7 @@ DEFAULT = ("cpu", "host", "host-reverse")
 LONG = (
     *("conformance", "host_build", "nvrtc", "bert", "reports", "calibrate_model", "threads"),
     *("launch_attention", "attention", "quality", "layers", "assembly", "graph", "reader"),
-    *("gpu_check", "cupy_arrays", "eval", "simd", "linear_transform", "bert_gpu"),
+    *("gpu_check", "gpu_first_run", "cupy_arrays", "eval", "simd", "linear_transform", "bert_gpu"),
 )
 
 
