@@ -7,10 +7,12 @@ threads before any of them is loaded.
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -26,22 +28,26 @@ from .harness import row_names
 from .harness.process import start, threads_to_use
 from .harness.rows import Row, Session, append_rows, read_rows, usable_cores
 
-EXTRA = ("matplotlib", "jinja2")  # packages of the extra `report` that pages and plots import
+EXTRA = ("matplotlib", "jinja2", "psutil")  # packages of the extra `report` that pages and plots import
 QUICK_TEXTS = 64  # of a quick run; as many documents, a quarter of them with a query
 
 
 @dataclass(frozen=True)
 class RunBudget:
-    """How much is measured. `seconds` per case are for all providers of the case together."""
+    """How much is measured.
+
+    `seconds` per case are for all providers of the case together; `patience` are those for repeating disturbed cases.
+    """
 
     texts: int
     case_seconds: float
     batch_seconds: float
     least: int
+    patience: float
 
     @classmethod
     def of(cls, quick: bool) -> RunBudget:
-        return cls(64, 0.2, 1.0, 2) if quick else cls(512, 1.5, 12.0, 5)
+        return cls(64, 0.2, 1.0, 3, 2.0) if quick else cls(512, 1.5, 12.0, 5, 120.0)
 
 
 @dataclass
@@ -149,19 +155,16 @@ def _run(out: Path, model: Path | None, flags: list[str]) -> int:
 def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console) -> None:
     """Measure speed and memory and write the page, in this process; the environment has set the threads."""
     from rbe_gpu.models import corpus
-    from rbe_gpu.models.load import load_encoder as load_model
 
-    from .harness.baselines import torch_or_none
     from .harness.inputs import Inputs
+    from .harness.noise import Watch
     from .speed import compression, page
-    from .speed.cases import DENSE, ONNX, OPS, OURS, attention, load, measure_case, model
+    from .speed.cases import DENSE, ONNX, OPS, OURS, TORCH, attention, model
+    from .speed.processes import Processes, installed
 
     budget = RunBudget.of(quick)
-    torch = torch_or_none()
-    if torch is None:
+    if TORCH not in installed():
         console.print("PyTorch is not installed: the report compares with NumPy alone.")
-    else:
-        torch.set_num_threads(threads)
     session = Session.here(threads)
     inputs = Inputs(folder)
     settings = compression.QUICK_SETTINGS if quick else compression.ALL_SETTINGS
@@ -170,7 +173,12 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
         SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description:<34}"), BarColumn(28),
         TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as scratch, Progress(*columns, console=console) as progress:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Processes(folder, threads, quick) as processes,
+        Progress(*columns, console=console) as progress,
+    ):
+        watch = Watch(lambda: (os.getpid(), *processes.pids), budget.patience)
         stages = Stages(progress, total=3 + 2 * len(settings) + 2 + len(OPS) + 2 + 1)
         results = Path(scratch) / page.FILE  # an earlier report stays whole until this one is
 
@@ -181,7 +189,7 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
         compression.warm_up(inputs.weight(0, "attention.self.query"))
         stages.begin("read the texts, run the dense model")
         texts = corpus.held_out(budget.texts)
-        dense = load_model(folder)
+        dense = processes.load_encoder(DENSE, folder)
         dense_vectors = dense.embed(texts)
         keep(
             [
@@ -192,7 +200,7 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
             ]
         )  # fmt: skip
         stages.begin("check it against the baselines")
-        others = model.baselines(inputs, threads)
+        others = processes.baseline_encoders()
         if ONNX not in others:
             console.print("ONNX Runtime (onnxruntime and onnx) is not installed and is not measured.")
         keep(model.compare(dense, others, texts[: row_names.BATCH], session))
@@ -212,9 +220,9 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
             move = stages.begin(f"quality: {name}", total=1.0)
             keep(compression.weight_rows(inputs.folder, file, setting, session))
             move(0.3)
-            models[provider] = load_model(file, cache_bytes=1 << 40)
+            models[provider] = processes.load_encoder(provider, file, 1 << 40)
             keep(compression.vector_rows(dense_vectors, models[provider].embed(texts), name, session))
-            lean[provider] = load_model(file)
+            lean[provider] = processes.load_encoder(f"{provider}, lean", file)
             lean[provider].embed(texts[:1])
 
         # the lean models are slow: fewer rounds show as much
@@ -227,20 +235,20 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
             def step(move: Any = move, rounds: Any = rounds, least: int = least) -> None:
                 move(min(next(rounds), least - 0.1))
 
-            keep(model.times(inputs, case_name, group, session, budget.batch_seconds, least, step))
-        models.clear()
-        lean.clear()
+            timed = partial(model.times, inputs, case_name, group, session, budget.batch_seconds, least, step)
+            keep(watch.measure(timed))
+        processes.forget_encoders()
 
         for op in OPS:
-            cases = load(op)
             stages.begin(f"op: {op}")
-            for case in cases(inputs, quick):
-                keep(measure_case(case, session, budget.case_seconds, budget.least))
+            for case in processes.cases(op):
+                measured = partial(processes.measure, case, session, budget.case_seconds, budget.least)
+                keep(watch.measure(measured))
         stages.begin("memory of long attention")
         keep(attention.memory(inputs, session, Path(scratch), quick))
         stages.begin("memory of the weights")
-        measured = (compression.FAST, *(() if quick else (compression.SETTINGS[2], None)))
-        keep(model.memory(inputs, session, {s: files[s] for s in measured}, Path(scratch)))
+        in_memory = (compression.FAST, *(() if quick else (compression.SETTINGS[2], None)))
+        keep(model.memory(inputs, session, {s: files[s] for s in in_memory}, Path(scratch)))
         stages.begin("plots and page")
         page.write(read_rows(results), out, quick)
         output.write_text(out / page.FILE, results.read_text(encoding="utf-8"))

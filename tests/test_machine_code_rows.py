@@ -11,8 +11,8 @@ from rbe_gpu.gpu import _source
 from .host import machine_code
 from .host.machine_code import Kernel
 
-#: Instructions for a chunk of 8 half values, with what a bias would take. An H100 has some 280 issue slots for a warp's
-#: 32 chunks in the time that its memory takes to move them (71 cycles of 4 schedulers).
+#: Instructions for a chunk of 8 half values, with what a bias would take. An H100 has some 280 issue slots for the 32
+#: chunks of a warp in the time that its memory takes to move them (71 cycles of 4 schedulers).
 ELEMENTWISE = {"gelu_{}_erf": 215, "gelu_{}_tanh": 215, "silu_{}": 200}
 
 

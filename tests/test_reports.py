@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rbe_gpu.reports import run, targets
 from rbe_gpu.reports.harness import baselines, inputs, memory, plots, row_names, text, timing
+from rbe_gpu.reports.harness.measure import measure
 from rbe_gpu.reports.harness.rows import COLUMNS, Results, Row, Session, append_rows, read_rows
 from rbe_gpu.reports.speed import compression, page
 from rbe_gpu.reports.speed.cases import (
@@ -22,7 +24,6 @@ from rbe_gpu.reports.speed.cases import (
     Provider,
     linear,
     load,
-    measure_case,
     model,
 )
 from rbe_gpu.reports.speed.plots import PLOTS
@@ -33,6 +34,12 @@ from rbe_gpu.models.locate import model_folder
 
 from . import kills, real
 from .html_page import checked
+
+
+def measure_case(case: Case, session: Session, seconds: float, least: int = 5) -> list[Row]:
+    """In this process."""
+    return measure(case, session, partial(timing.paired_times, seconds=seconds, least=least))[0]
+
 
 SESSION = Session(
     2, "a processor (2 cores)", "python 3.11, numpy 2.0", "0123456789ab", "2030-01-02T03:04:05Z"
@@ -512,6 +519,9 @@ def rows(report) -> list[Row]:
 
 def test_rows_cover_every_op_and_setting(rows):
     assert {r.op for r in rows} == {*OPS, "model"}
+    timed = [r for r in rows if r.metric == "time"]
+    assert all(r.noise is not None and r.noise >= 0 for r in timed)
+    assert any(r.others is not None for r in timed)
     results = Results(rows)
     for setting in compression.QUICK_SETTINGS:
         for metric in ("file_bytes", "bits_per_weight", "weight_error", "cosine_mean", "cosine_min",

@@ -104,8 +104,12 @@ REPORTS = {
     "harness": {
         *("__init__", "row_names", "rows", "timing", "memory", "process", "measure", "weight_error"),
         *("inputs", "token_ids", "baselines", "text", "plots", "page", "readme", "significance"),
+        *("libraries", "noise"),
     },
-    "speed": {"__init__", "compression", "plots", "page", "readme", "short", "summary"},
+    "speed": {
+        *("__init__", "compression", "plots", "page", "processes", "readme"),
+        *("short", "summary"),
+    },
     "speed/cases": {"__init__", "model", *registry.OPS},
     "quality": {"__init__", "decoders", "measure", "points", "findings", "plots", "page", "readme"},
     "quality/quantizers": {

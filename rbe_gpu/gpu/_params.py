@@ -168,8 +168,8 @@ DENSE_SPLIT_K = Struct(
 SPLIT_K_EPILOGUE = Struct(
     "SplitKEpilogueParams",
     parts=_FLOATS, splits="int", ld="i64", stored="i64", block=CONSTANT, transform=CONSTANT, matrix=CONSTANT,
-    lines="int", by_token=DIVIDER, gain="float", absmax=_FLOATS, scaled=CONSTANT, with_basis=CONSTANT, basis="const f16*", features=_FLOATS,
-    blocks="i64", basis_block=CONSTANT, epilogue=EPILOGUE,
+    lines="int", by_token=DIVIDER, gain="float", absmax=_FLOATS, scaled=CONSTANT, with_basis=CONSTANT,
+    basis="const f16*", features=_FLOATS, blocks="i64", basis_block=CONSTANT, epilogue=EPILOGUE,
 )  # fmt: skip
 
 #: linear_mma_*: the rows of W are the columns `column` on of out.

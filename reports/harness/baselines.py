@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from . import token_ids
+from .measure import TORCH, builds
 
 F32 = NDArray[np.float32]
 
 
 @cache
 def torch_or_none() -> Any:
-    """The module `torch`, or None when it is not installed."""
+    """The module `torch`, or None when it is not installed, or this process builds nothing that needs it."""
+    if not builds(TORCH):
+        return None
     try:
         import torch
     except ImportError:

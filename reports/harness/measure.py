@@ -18,6 +18,7 @@ from .rows import Row, Session
 from .timing import Calls, speedups
 
 OURS, NUMPY, TORCH, ONNX = "rbe_gpu", "NumPy", "PyTorch", "ONNX Runtime"
+_only: str | None = None  # the library that this process builds cases for
 #: largest relative Frobenius error of a float32 result against NumPy's. The longest sums have 4096 terms;
 #: sums of that length in another order differ by 1e-6, polynomials by 5e-7
 TOLERANCE = 1e-5
@@ -72,6 +73,22 @@ class Case:
         return session.row(
             self.op, self.name, provider, metric, unit, values, shape=self.shape, dtype=self.dtype
         )
+
+
+def library_of(provider: str) -> str:
+    """The library that a provider computes with: `OURS`, `TORCH`, `ONNX` or `NUMPY`."""
+    return next((name for name in (OURS, TORCH, ONNX) if provider.startswith(name)), NUMPY)
+
+
+def build_only(library: str | None) -> None:
+    """From now on this process builds the providers of one library alone; None: those of all."""
+    global _only
+    _only = library
+
+
+def builds(library: str) -> bool:
+    """Whether this process builds the providers of a library."""
+    return _only in (None, library)
 
 
 def rate_rows(
@@ -148,15 +165,22 @@ def check_case(case: Case, session: Session) -> list[Row]:
     return rows
 
 
-def measure(case: Case, session: Session, timer: Timer) -> tuple[list[Row], dict[str, list[float]]]:
+def measure(
+    case: Case,
+    session: Session,
+    timer: Timer,
+    check: Callable[[Case, Session], list[Row]] = check_case,
+) -> tuple[list[Row], dict[str, list[float]]]:
     """Check every provider of a case and time them. Returns the rows, and the times by provider.
+
+    check : as `check_case`
 
     Raises
     ------
     WrongResult
         A provider's error exceeds what it is allowed.
     """
-    rows = check_case(case, session)
+    rows = check(case, session)
     times = timer({name: p.calls for name, p in case.providers.items()})
     return rows + time_rows(case, session, times), times
 

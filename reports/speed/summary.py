@@ -145,9 +145,9 @@ def _sparse_speed(results: Results) -> Finding | None:
     low, high = min(r.p50 for r in rows), max(r.p50 for r in rows)
     return Finding(
         f"{times(middle)} matmul",
-        f"With {density:.0%} of the coefficients a matmul is {times(middle)} as fast as {TORCH}'s dense one, the "
-        f"median of {len(rows)} shapes ({times(low)} to {times(high)}). MiniLM's vectors are of no use at that "
-        "density.",
+        f"With {density:.0%} of the coefficients a matmul is {times(middle)} as fast as {TORCH}'s dense one"
+        + (f", the median of {len(rows)} shapes ({times(low)} to {times(high)})" if len(rows) > 1 else "")
+        + ". MiniLM's vectors are of no use at that density.",
     )
 
 
@@ -215,7 +215,7 @@ def losses(results: Results) -> list[Finding]:
     if gone:
         found.append(
             Finding(
-                f"{len(gone)} settings",
+                f"{len(gone)} of {len(SETTINGS)} settings",
                 f"lose the model's quality (mean cosine): {', '.join(gone)}. Do not use them without training.",
             )
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,8 @@ from rbe_gpu import registry
 
 from ...harness.baselines import F32, torch_or_none
 from ...harness.inputs import Inputs
-from ...harness.measure import NUMPY, ONNX, OURS, TORCH, Case, Provider, measure
+from ...harness.measure import NUMPY, ONNX, OURS, TORCH, Case, Provider
 from ...harness.row_names import DENSE, DENSE_NEW
-from ...harness.rows import Row, Session
-from ...harness.timing import paired_times
 
 __all__ = [
     "DENSE",
@@ -29,7 +26,6 @@ __all__ = [
     "Case",
     "Provider",
     "load",
-    "measure_case",
 ]
 
 OPS = tuple(registry.OPS)
@@ -41,17 +37,6 @@ def load(op: str) -> Callable[[Inputs, bool], Iterator[Case]]:
     """The function `cases` of an op's file."""
     cases: Callable[[Inputs, bool], Iterator[Case]] = importlib.import_module(f"{__name__}.{op}").cases
     return cases
-
-
-def measure_case(case: Case, session: Session, seconds: float, least: int = 5) -> list[Row]:
-    """Check and time every provider of a case, wall time, in pairs.
-
-    Raises
-    ------
-    WrongResult
-        A result differs from the expected one by more than it may.
-    """
-    return measure(case, session, partial(paired_times, seconds=seconds, least=least))[0]
 
 
 def rowwise(

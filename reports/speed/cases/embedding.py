@@ -10,7 +10,8 @@ import rbe_gpu as rbe
 
 from ...harness.baselines import torch_or_none
 from ...harness.inputs import Inputs
-from . import DENSE, NUMPY, TORCH, Case, Provider
+from ...harness.measure import builds
+from . import DENSE, NUMPY, OURS, TORCH, Case, Provider
 
 WIDTHS = ("dense-int8", "dense-int4")
 
@@ -34,7 +35,7 @@ def cases(inputs: Inputs, quick: bool = False) -> Iterator[Case]:
     providers[DENSE] = Provider(
         [lambda: rbe.embedding(tokens, table, out=out, workspace=workspace)], expected
     )
-    for codes in WIDTHS:
+    for codes in WIDTHS if builds(OURS) else ():
         m = rbe.compress(table, codes=codes, kind="vectors", basis=False)
         report = m.error_report(table)
         providers[f"rbe_gpu {codes}"] = Provider(

@@ -16,7 +16,8 @@ from rbe_gpu.models import corpus
 
 from ...harness.baselines import TorchBert, torch_or_none
 from ...harness.inputs import Inputs
-from ...harness.measure import check, rate_rows
+from ...harness.libraries import RemoteClock
+from ...harness.measure import builds, check, rate_rows
 from ...harness.memory import extra_bytes
 from ...harness.row_names import BATCH
 from ...harness.row_names import MODEL_MEMORY as MEMORY
@@ -40,12 +41,12 @@ def batch(inputs: Inputs, texts: list[str]) -> list[str]:
 
 
 def baselines(inputs: Inputs, threads: int) -> dict[str, Encoder]:
-    """The encoders that rbe_gpu is compared with, those of them that are installed."""
-    encoders: dict[str, Encoder] = {NUMPY: inputs.numpy}
+    """The encoders that rbe_gpu is compared with, those that are installed and that this process builds."""
+    encoders: dict[str, Encoder] = {NUMPY: inputs.numpy} if builds(NUMPY) else {}
     torch = torch_or_none()
     if torch is not None:
         encoders[TORCH] = TorchBert(inputs.folder, torch)
-    if find_spec("onnx") is not None and find_spec("onnxruntime") is not None:
+    if builds(ONNX) and find_spec("onnx") is not None and find_spec("onnxruntime") is not None:
         # ONNX Runtime fuses what it can by itself; with attention and norms fused by hand it was no faster
         source = Source(inputs.folder.path)
         graph = onnx_runtime.graph(source).SerializeToString()
@@ -81,19 +82,21 @@ def times(
     """Time per batch of every model in turn, sentences per second, and the bytes that ours hold for weights and
     decoded panels.
 
-    models : provider -> object with `embed(texts)`
+    models : provider -> `processes.RemoteEncoder`
     """
     texts = batch(inputs, corpus.held_out(512))
     tokens = int(inputs.folder.batch(texts)[1].sum())
     shape = f"{tokens} tokens"
-    calls: dict[str, Calls] = {name: [lambda m=m: m.embed(texts)] for name, m in models.items()}  # type: ignore[misc]
+    calls: dict[str, Calls] = {name: m.calls(texts) for name, m in models.items()}
     # no warm-up: every model has embedded texts before
-    measured = paired_times(calls, seconds=seconds, least=least, warm_up=0, on_round=on_round)
+    measured = paired_times(
+        calls, seconds=seconds, least=least, warm_up=0, on_round=on_round, clock=RemoteClock()
+    )
     compared = dict.fromkeys((DENSE, *BASELINES), BASELINES)
     yield from rate_rows(session, "model", case, measured, texts=len(texts), shape=shape, baselines=compared)
     for name, model in models.items():
-        if hasattr(model, "cache"):
-            held = float(model.nbytes + model.cache.nbytes)
+        held = model.held_bytes()
+        if held is not None:
             yield session.row("model", case, name, "weights_held", "B", held, shape=shape)
 
 
