@@ -57,7 +57,7 @@ def changed(op: str, old: str, new: str, entry: str) -> Kernel:
             "float tail = 0.5f * erfcf(a * 0.70710678f);",
             "gelu_{}_erf",
         ),
-        ({"loads and stores of 16 bytes"}, "silu", "T, VECTOR<T>)  ", "T, 4)  ", "silu_{}"),
+        ({"loads and stores of 16 bytes"}, "silu", "T, VECTOR<T>) ", "T, 4)  ", "silu_{}"),
         (
             {"blocks of a multiprocessor"},
             "silu",
