@@ -90,6 +90,7 @@ HEADERS = {
         "attention",
         "basis",
         "codes",
+        "division",
         "elementwise",
         "linear",
         "mma",

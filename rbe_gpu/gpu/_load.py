@@ -109,6 +109,7 @@ def _allow_shared(function: Any, launch: Launch, key: _Key) -> None:
             f"{device} has {most} for a block"
         )
     function.max_dynamic_shared_size_bytes = launch.shared
+    function.preferred_shared_memory_carveout = 100
     _shared[key] = launch.shared
 
 
