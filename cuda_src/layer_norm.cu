@@ -4,7 +4,9 @@
 //            and residual_out may be x or residual: a thread reads an element for the last time before it writes it.
 //            weight, bias: (cols) of weight_type and bias_type; bias may be null
 // Ownership  A team of blockDim.x threads holds a row in registers, each thread up to 32 values of it; a block
-//            has blockDim.y teams. Rows too long for 512 threads: the whole block goes through the row twice.
+//            has blockDim.y teams. 32 halves are held as they are stored (a residual is then read again from the L1
+//            cache), so that two blocks of 512 threads fit a multiprocessor. Rows too long for 512 threads: the whole
+//            block goes through the row twice.
 // Launch     block (team, teams): teams of 1 to 32 lanes fill 128 threads, larger teams are the block;
 //            grid (blocks), rows in strides of the grid
 // Shared     128 bytes a sum, three of them, of teams larger than a warp only
@@ -89,8 +91,7 @@ __device__ __forceinline__ void write(const NormParams& p, i64 start, i64 col, c
 }
 
 template <int VEC, int CHUNKS>
-__device__ __forceinline__ float sum_of(const float (&s)[CHUNKS][VEC]) {
-  float sum = 0.0f;
+__device__ __forceinline__ float add_to(float sum, const float (&s)[CHUNKS][VEC]) {
 #pragma unroll
   for (int k = 0; k < CHUNKS; ++k) {
 #pragma unroll
@@ -99,25 +100,31 @@ __device__ __forceinline__ float sum_of(const float (&s)[CHUNKS][VEC]) {
   return sum;
 }
 
-// d = sums of s - pivot and of its square over the thread's chunks.
+// d += sums of s - pivot and of its square.
+template <int VEC>
+__device__ __forceinline__ void add_deviations(const float (&s)[VEC], float pivot, float (&d)[2]) {
+#pragma unroll
+  for (int i = 0; i < VEC; ++i) {
+    float apart = s[i] - pivot;
+    d[0] += apart;
+    d[1] += apart * apart;
+  }
+}
+
+// d = those sums over the thread's chunks.
 template <int VEC, int CHUNKS>
 __device__ __forceinline__ void deviations(const float (&s)[CHUNKS][VEC], float pivot, int end, float (&d)[2]) {
   d[0] = d[1] = 0.0f;
 #pragma unroll
   for (int k = 0; k < CHUNKS; ++k) {
-    if (static_cast<int>(k * blockDim.x + threadIdx.x) * VEC < end) {
-#pragma unroll
-      for (int i = 0; i < VEC; ++i) {
-        float apart = s[k][i] - pivot;
-        d[0] += apart;
-        d[1] += apart * apart;
-      }
-    }
+    if (static_cast<int>(k * blockDim.x + threadIdx.x) * VEC < end) add_deviations(s[k], pivot, d);
   }
 }
 
-template <class T, int VEC, int CHUNKS>
+// Held: Sums or Halves, what a thread has of its row.
+template <class T, class Held>
 __device__ __forceinline__ void layer_norm_rows(const NormParams& p) {
+  constexpr int VEC = Held::VEC, CHUNKS = Held::CHUNKS;
   const T* x = static_cast<const T*>(p.x);
   const T* residual = static_cast<const T*>(p.residual);
   i64 rows = p.rows, cols = p.cols;
@@ -128,17 +135,35 @@ __device__ __forceinline__ void layer_norm_rows(const NormParams& p) {
     i64 row = first + threadIdx.y;
     i64 start = row * cols;
     int end = row < rows ? static_cast<int>(cols) : 0;  // a team without a row takes part in the reductions only
-    float s[CHUNKS][VEC], d[2];
-    load_row<VEC>(x, residual, start, end, s);
-    float pivot = team_sum(sum_of(s), team) / count;
-    deviations(s, pivot, end, d);
+    const Held held(x, residual, start, end);
+    float sum = 0.0f, d[2] = {};
+#pragma unroll
+    for (int k = 0; k < CHUNKS; ++k) {
+      float s[1][VEC];
+      held.chunk(k, residual, start, end, s[0]);
+      sum = add_to(sum, s);
+    }
+    float pivot = team_sum(sum, team) / count;
+#pragma unroll
+    for (int k = 0; k < CHUNKS; ++k) {
+      int col = (k * team + threadIdx.x) * VEC;
+      float s[VEC];
+      if (col < end) {
+        held.chunk(k, residual, start, end, s);
+        add_deviations(s, pivot, d);
+      }
+    }
     team_reduce(d, team, Add());
     Moments m = moments(pivot, d, count, p.eps, MOST_OFF);
     m.wide = m.wide && end;
 #pragma unroll
     for (int k = 0; k < CHUNKS; ++k) {
       int col = (k * team + threadIdx.x) * VEC;
-      if (col < end && !m.wide) write<T>(p, start, col, m, s[k]);
+      if (col < end && !m.wide) {
+        float s[VEC];
+        held.chunk(k, residual, start, end, s);
+        write<T>(p, start, col, m, s);
+      }
     }
     if (__any_sync(ALL_LANES, m.wide)) wide_row<T>(p, start, m.wide ? cols : 0);
   }
@@ -155,7 +180,7 @@ __device__ __forceinline__ void layer_norm_long(const NormParams& p) {
     float s[CHUNKS][VEC], d[2];
     int end = columns_left(0, cols, step);
     load_row<VEC>(x, residual, start, end, s);
-    float pivot = team_sum(sum_of(s), team) / static_cast<float>(end);
+    float pivot = team_sum(add_to(0.0f, s), team) / static_cast<float>(end);
     LongSum total, squares;
     for (i64 first = 0; first < cols; first += step) {
       end = columns_left(first, cols, step);
@@ -184,20 +209,21 @@ __device__ __forceinline__ void layer_norm_long(const NormParams& p) {
   }
 }
 
-// The names are explained in softmax.cu.
-#define ENTRY(name, body, threads, T, VEC, CHUNKS) \
-  KERNEL(name, threads, 1)(NormParams_PARAMETERS) { \
+// The names are explained in softmax.cu. Rows of halves that take 512 threads are held as they are stored, so that two
+// blocks fit a multiprocessor: one loads while the other stores.
+#define ENTRY(name, threads, blocks, ...) \
+  KERNEL(name, threads, blocks)(NormParams_PARAMETERS) { \
     const NormParams p = NormParams_VALUES; \
-    body<T, VEC, CHUNKS>(p); \
+    __VA_ARGS__(p); \
   }
-#define ENTRIES(type, T) \
-  ENTRY(layer_norm_##type##_8, layer_norm_rows, 1024, T, VECTOR<T>, 8 / VECTOR<T>) \
-  ENTRY(layer_norm_##type##_16, layer_norm_rows, 1024, T, VECTOR<T>, 16 / VECTOR<T>) \
-  ENTRY(layer_norm_##type##_32, layer_norm_rows, 512, T, VECTOR<T>, 32 / VECTOR<T>) \
-  ENTRY(layer_norm_##type##_single_8, layer_norm_rows, 512, T, 1, 8) \
-  ENTRY(layer_norm_##type##_long, layer_norm_long, 512, T, VECTOR<T>, 16 / VECTOR<T>) \
-  ENTRY(layer_norm_##type##_single_long, layer_norm_long, 512, T, 1, 4)
+#define ENTRIES(type, T, Held, blocks) \
+  ENTRY(layer_norm_##type##_8, 1024, 1, layer_norm_rows<T, Sums<T, VECTOR<T>, 8 / VECTOR<T>>>) \
+  ENTRY(layer_norm_##type##_16, 1024, 1, layer_norm_rows<T, Sums<T, VECTOR<T>, 16 / VECTOR<T>>>) \
+  ENTRY(layer_norm_##type##_32, 512, blocks, layer_norm_rows<T, Held<T, VECTOR<T>, 32 / VECTOR<T>>>) \
+  ENTRY(layer_norm_##type##_single_8, 512, 1, layer_norm_rows<T, Sums<T, 1, 8>>) \
+  ENTRY(layer_norm_##type##_long, 512, 1, layer_norm_long<T, VECTOR<T>, 16 / VECTOR<T>>) \
+  ENTRY(layer_norm_##type##_single_long, 512, 1, layer_norm_long<T, 1, 4>)
 
-ENTRIES(f32, float)
-ENTRIES(f16, f16)
-ENTRIES(bf16, bf16)
+ENTRIES(f32, float, Sums, 1)
+ENTRIES(f16, f16, Halves, 2)
+ENTRIES(bf16, bf16, Halves, 2)

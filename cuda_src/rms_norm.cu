@@ -4,7 +4,9 @@
 //            and residual_out may be x or residual: a thread reads an element for the last time before it writes it.
 //            weight: (cols) of weight_type
 // Ownership  A team of blockDim.x threads holds a row in registers, each thread up to 32 values of it; a block
-//            has blockDim.y teams. Rows too long for 512 threads: the whole block goes through the row twice.
+//            has blockDim.y teams. 32 halves are held as they are stored (a residual is then read again from the L1
+//            cache), so that two blocks of 512 threads fit a multiprocessor. Rows too long for 512 threads: the whole
+//            block goes through the row twice.
 // Launch     block (team, teams): teams of 1 to 32 lanes fill 128 threads, larger teams are the block;
 //            grid (blocks), rows in strides of the grid
 // Shared     128 bytes, of teams larger than a warp only
@@ -29,8 +31,7 @@ __device__ __forceinline__ void write(const NormParams& p, i64 start, i64 col, f
 }
 
 template <int VEC, int CHUNKS>
-__device__ __forceinline__ float squares(const float (&s)[CHUNKS][VEC]) {
-  float sum = 0.0f;
+__device__ __forceinline__ float add_squares(float sum, const float (&s)[CHUNKS][VEC]) {
 #pragma unroll
   for (int k = 0; k < CHUNKS; ++k) {
 #pragma unroll
@@ -61,8 +62,10 @@ __device__ __forceinline__ void wide_row(const NormParams& p, i64 start, i64 end
   }
 }
 
-template <class T, int VEC, int CHUNKS>
+// Held: Sums or Halves, what a thread has of its row.
+template <class T, class Held>
 __device__ __forceinline__ void rms_norm_rows(const NormParams& p) {
+  constexpr int VEC = Held::VEC, CHUNKS = Held::CHUNKS;
   const T* x = static_cast<const T*>(p.x);
   const T* residual = static_cast<const T*>(p.residual);
   i64 rows = p.rows, cols = p.cols;
@@ -72,15 +75,25 @@ __device__ __forceinline__ void rms_norm_rows(const NormParams& p) {
     i64 row = first + threadIdx.y;
     i64 start = row * cols;
     int end = row < rows ? static_cast<int>(cols) : 0;  // a team without a row takes part in the reduction only
-    float s[CHUNKS][VEC];
-    load_row<VEC>(x, residual, start, end, s);
-    float mean_square = team_sum(squares(s), team) / static_cast<float>(cols) + p.eps;
+    const Held held(x, residual, start, end);
+    float sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < CHUNKS; ++k) {
+      float s[1][VEC];
+      held.chunk(k, residual, start, end, s[0]);
+      sum = add_squares(sum, s);
+    }
+    float mean_square = team_sum(sum, team) / static_cast<float>(cols) + p.eps;
     bool wide = end && !in_range(mean_square);
     float factor = 1.0f / sqrtf(mean_square);
 #pragma unroll
     for (int k = 0; k < CHUNKS; ++k) {
       int col = (k * team + threadIdx.x) * VEC;
-      if (col < end && !wide) write<T>(p, start, col, factor, s[k]);
+      if (col < end && !wide) {
+        float s[VEC];
+        held.chunk(k, residual, start, end, s);
+        write<T>(p, start, col, factor, s);
+      }
     }
     if (__any_sync(ALL_LANES, wide)) wide_row<T>(p, start, wide ? cols : 0);
   }
@@ -98,7 +111,7 @@ __device__ __forceinline__ void rms_norm_long(const NormParams& p) {
     LongSum total;
     for (i64 first = 0; first < cols; first += step) {
       load_row<VEC>(x, residual, start + first, columns_left(first, cols, step), s);
-      total.add(squares(s));
+      total.add(add_squares(0.0f, s));
     }
     float mean_square = team_sum(total.value(), team) / static_cast<float>(cols) + p.eps;
     if (!in_range(mean_square)) {
@@ -118,20 +131,20 @@ __device__ __forceinline__ void rms_norm_long(const NormParams& p) {
   }
 }
 
-// The names are explained in softmax.cu.
-#define ENTRY(name, body, threads, T, VEC, CHUNKS) \
-  KERNEL(name, threads, 1)(NormParams_PARAMETERS) { \
+// The names are explained in softmax.cu; Halves as in layer_norm.cu.
+#define ENTRY(name, threads, blocks, ...) \
+  KERNEL(name, threads, blocks)(NormParams_PARAMETERS) { \
     const NormParams p = NormParams_VALUES; \
-    body<T, VEC, CHUNKS>(p); \
+    __VA_ARGS__(p); \
   }
-#define ENTRIES(type, T) \
-  ENTRY(rms_norm_##type##_8, rms_norm_rows, 1024, T, VECTOR<T>, 8 / VECTOR<T>) \
-  ENTRY(rms_norm_##type##_16, rms_norm_rows, 1024, T, VECTOR<T>, 16 / VECTOR<T>) \
-  ENTRY(rms_norm_##type##_32, rms_norm_rows, 512, T, VECTOR<T>, 32 / VECTOR<T>) \
-  ENTRY(rms_norm_##type##_single_8, rms_norm_rows, 512, T, 1, 8) \
-  ENTRY(rms_norm_##type##_long, rms_norm_long, 512, T, VECTOR<T>, 16 / VECTOR<T>) \
-  ENTRY(rms_norm_##type##_single_long, rms_norm_long, 512, T, 1, 4)
+#define ENTRIES(type, T, Held, blocks) \
+  ENTRY(rms_norm_##type##_8, 1024, 1, rms_norm_rows<T, Sums<T, VECTOR<T>, 8 / VECTOR<T>>>) \
+  ENTRY(rms_norm_##type##_16, 1024, 1, rms_norm_rows<T, Sums<T, VECTOR<T>, 16 / VECTOR<T>>>) \
+  ENTRY(rms_norm_##type##_32, 512, blocks, rms_norm_rows<T, Held<T, VECTOR<T>, 32 / VECTOR<T>>>) \
+  ENTRY(rms_norm_##type##_single_8, 512, 1, rms_norm_rows<T, Sums<T, 1, 8>>) \
+  ENTRY(rms_norm_##type##_long, 512, 1, rms_norm_long<T, VECTOR<T>, 16 / VECTOR<T>>) \
+  ENTRY(rms_norm_##type##_single_long, 512, 1, rms_norm_long<T, 1, 4>)
 
-ENTRIES(f32, float)
-ENTRIES(f16, f16)
-ENTRIES(bf16, bf16)
+ENTRIES(f32, float, Sums, 1)
+ENTRIES(f16, f16, Halves, 2)
+ENTRIES(bf16, bf16, Halves, 2)

@@ -37,6 +37,50 @@ __device__ __forceinline__ void load_row(const T* x, const T* residual, i64 star
   }
 }
 
+// The thread's chunks of a row in registers: the sums x + residual.
+template <class T, int VEC_, int CHUNKS_>
+struct Sums {
+  static constexpr int VEC = VEC_, CHUNKS = CHUNKS_;
+  float s[CHUNKS][VEC];
+
+  __device__ __forceinline__ Sums(const T* x, const T* residual, i64 start, int end) {
+    load_row<VEC>(x, residual, start, end, s);
+  }
+  // Chunk k; 0 beyond `end` columns.
+  __device__ __forceinline__ void chunk(int k, const T*, i64, int, float (&v)[VEC]) const {
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) v[i] = s[k][i];
+  }
+};
+
+// x as it is stored, in half the registers; of the residual each use reads what the L1 cache has by then.
+template <class T, int VEC_, int CHUNKS_>
+struct Halves {
+  static constexpr int VEC = VEC_, CHUNKS = CHUNKS_;
+  uint4 words[CHUNKS];
+  static_assert(VEC * sizeof(T) == sizeof(uint4), "chunks of 16 bytes of a half type");
+
+  __device__ __forceinline__ Halves(const T* x, const T*, i64 start, int end) {
+#pragma unroll
+    for (int k = 0; k < CHUNKS; ++k) {
+      int col = (k * blockDim.x + threadIdx.x) * VEC;
+      words[k] = col < end ? *reinterpret_cast<const uint4*>(x + start + col) : make_uint4(0, 0, 0, 0);
+    }
+  }
+  __device__ __forceinline__ void chunk(int k, const T* residual, i64 start, int end, float (&v)[VEC]) const {
+    const u32 parts[4] = {words[k].x, words[k].y, words[k].z, words[k].w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) unpack<T>(parts[i], v[2 * i], v[2 * i + 1]);
+    int col = (k * blockDim.x + threadIdx.x) * VEC;
+    if (residual && col < end) {
+      float r[VEC];
+      load<VEC>(residual + start + col, r);
+#pragma unroll
+      for (int i = 0; i < VEC; ++i) v[i] += r[i];
+    }
+  }
+};
+
 // --- rows whose sums leave the range of float: the norms take them once more, in double and column by column ---
 
 // Whether a float sum of squares with this mean (and eps) is as exact as float allows: below, squares were lost to the

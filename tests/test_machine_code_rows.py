@@ -11,7 +11,7 @@ from rbe_gpu.gpu import _source
 from .host import machine_code
 from .host.machine_code import Kernel
 
-#: Instructions for a chunk of 8 half values, with what a bias would take. An H100 has some 280 issue slots for the 32
+#: Instructions for a chunk of 8 half values, with what a bias would take. An H100 has some 280 issue slots for the
 #: chunks of a warp in the time that its memory takes to move them (71 cycles of 4 schedulers).
 ELEMENTWISE = {"gelu_{}_erf": 215, "gelu_{}_tanh": 215, "silu_{}": 200}
 
@@ -37,12 +37,21 @@ def test_elementwise(name: str, type_name: str, architecture: int) -> None:
     assert elementwise_violations(kernel, ELEMENTWISE[name]) == set()
 
 
+#: `store` of vector_io.cuh one by one
+STORE_EACH = """
+template <int N, class T>
+__device__ __forceinline__ void store_each(T* p, const float (&v)[N]) {
+  for (int i = 0; i < N; ++i) p[i] = from_float<T>(v[i]);
+}"""
+
+
 @lru_cache
 def changed(op: str, old: str, new: str, entry: str) -> Kernel:
     """The kernel `entry` of a source with `old` exchanged."""
     text = _source.source(op)
     assert old in text, f"{old!r} is not in the source"
-    return machine_code.kernels_of(text.replace(old, new), 90)[entry]
+    text = text.replace("struct Words;", f"struct Words;{STORE_EACH}").replace(old, new)
+    return machine_code.kernels_of(text, 90)[entry]
 
 
 @pytest.mark.parametrize(
@@ -70,3 +79,41 @@ def changed(op: str, old: str, new: str, entry: str) -> Kernel:
 def test_worse_elementwise_copies_are_seen(gates: set[str], op: str, old: str, new: str, name: str) -> None:
     kernel = changed(op, old, new, name.format("f16"))
     assert gates <= elementwise_violations(kernel, ELEMENTWISE[name])
+
+
+#: Rows of halves that 512 threads hold: columns 513 to 16384.
+NORMS = ("layer_norm", "rms_norm")
+
+
+def norm_violations(kernel: Kernel) -> set[str]:
+    loop = max(kernel.loops, key=len)
+    gates = {
+        "two blocks": kernel.blocks_per_sm(512) >= 2,
+        "loads and stores of 16 bytes": loop.count(r"LDG\.E\.128") >= 4 and loop.count(r"STG\.E\.128") >= 8,
+        "no local memory": kernel.local == 0,
+    }
+    return {name for name, passed in gates.items() if not passed}
+
+
+@pytest.mark.parametrize("op", NORMS)
+@pytest.mark.parametrize("type_name", ["f16", "bf16"])
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_norms_of_16384_columns(op: str, type_name: str, architecture: int) -> None:
+    assert norm_violations(machine_code.kernels(op, architecture)[f"{op}_{type_name}_32"]) == set()
+
+
+@pytest.mark.parametrize("op", NORMS)
+@pytest.mark.parametrize(
+    ("gate", "old", "new"),
+    [
+        ("two blocks", "ENTRIES(f16, f16, Halves, 2)", "ENTRIES(f16, f16, Sums, 1)"),
+        ("no local memory", "ENTRIES(f16, f16, Halves, 2)", "ENTRIES(f16, f16, Sums, 3)"),
+        (
+            "loads and stores of 16 bytes",
+            "store<VEC>(static_cast<T*>(p.out)",
+            "store_each<VEC>(static_cast<T*>(p.out)",
+        ),
+    ],
+)
+def test_worse_norms_are_seen(op: str, gate: str, old: str, new: str) -> None:
+    assert gate in norm_violations(changed(op, old, new, f"{op}_f16_32"))
