@@ -240,12 +240,14 @@ __device__ __forceinline__ void dot_rows(const SplitKParams& p) {
   bool apart = !grid && c.bits <= 8;
   int each = static_cast<int>(p.each), first = place.split * each, last = min(spans, first + each);
   float total[ROWS * T] = {};
+  bool ahead = c.bits <= 8;  // two spans of wider codes are too many registers
   DotRuns<ROWS> next;
-  next.load(c, source, scales, min(first * WARP + lane, runs - 1));  // x^ is 0 beyond the last run
+  if (ahead) next.load(c, source, scales, min(first * WARP + lane, runs - 1));  // x^ is 0 beyond the last run
   // hot: dot
   for (int span = first; span < last; ++span) {
     DotRuns<ROWS> now = next;
-    if (span + 1 < last) next.load(c, source, scales, min((span + 1) * WARP + lane, runs - 1));
+    if (!ahead) now.load(c, source, scales, min(span * WARP + lane, runs - 1));
+    if (ahead && span + 1 < last) next.load(c, source, scales, min((span + 1) * WARP + lane, runs - 1));
     const float* own = static_cast<const float*>(p.x) + (place.group * spans + span) * T * SPAN + lane * 4;
     float part[ROWS * T] = {}, sum[T] = {};
 #pragma unroll
@@ -383,8 +385,8 @@ __device__ __forceinline__ void weight_rows(const DenseSplitKParams& p) {
 // The bounds of linear_dot and linear_sparse are those with which the compiler keeps all values in registers, for every
 // architecture.
 SPLIT_K(1, 128, 4)
-SPLIT_K(4, 256, 2)
-SPLIT_K(8, 128)
+SPLIT_K(4, 128, 2)
+SPLIT_K(8, 128, 2)
 
 // The results from `splits` parts.
 KERNEL(linear_epilogue, 128, 2)(SplitKEpilogueParams_PARAMETERS) {
@@ -495,7 +497,7 @@ MMA(f16, f16, NoLoader)
 MMA(bf16, bf16, NoLoader)
 
 // parts[split, token, row] of 16 tokens x 128 rows a block; splits of `each` values of k.
-KERNEL(linear_mma_few, 256)(SplitKParams_PARAMETERS) {
+KERNEL(linear_mma_few, 256, RESIDENT + 1)(SplitKParams_PARAMETERS) {
   const SplitKParams p = SplitKParams_VALUES;
   DYNAMIC_SHARED(f16, stages);
   Place place(p.rows, BN, p.splits);

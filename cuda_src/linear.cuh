@@ -139,27 +139,26 @@ template <int ROWS, class T>
 struct TileCopy {
   static constexpr int APART = MMA_THREADS / CHUNKS, EACH = (ROWS + APART - 1) / APART;
   const T* from;  // of the thread, at k = 0
-  T* to;          // in a stage
   i64 stride;
   int valid;  // rows of the thread that there are
-  int col;
+  int col, to;
 
-  __device__ __forceinline__ TileCopy(T* tile, const T* source, i64 first, i64 rows, i64 ld) {
+  __device__ __forceinline__ TileCopy(const T* source, i64 first, i64 rows, i64 ld) {
     int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
     i64 left = rows - first - row;
     int most = row < ROWS ? (ROWS - row + APART - 1) / APART : 0;
     valid = static_cast<int>(min(max((left + APART - 1) / APART, i64{0}), static_cast<i64>(most)));
     col = chunk * 8;
     from = valid ? source + (first + row) * ld + col : source;
-    to = tile + half_at(row, chunk);
+    to = half_at(row, chunk);
     stride = APART * ld;
   }
-  __device__ __forceinline__ void copy(int stage, i64 k, i64 depth) const {
+  __device__ __forceinline__ void copy(T* tile, i64 k, i64 depth) const {
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
       bool there = i < valid && k + col < depth;
       if (ROWS >= APART || threadIdx.x < ROWS * CHUNKS) {
-        cp_async_16(to + stage + i * APART * BK, there ? from + k + i * stride : from, there);
+        cp_async_16(tile + to + i * APART * BK, there ? from + k + i * stride : from, there);
       }
     }
   }
@@ -186,26 +185,28 @@ __device__ __forceinline__ u32 centred_pair(u32 bytes, int half, u32 lower) {
 // the tile before has been multiplied: else every step would wait for memory.
 struct RunLoader {
   const u32* runs;    // of the thread, at k = 0
-  const f16* scales;  // of its row
+  const f16* scales;  // of its row; of grid codes there is one
   u32 words[RUN_WORDS];
   f16 scale;
-  bool row_valid;
+  bool valid;  // the row; of others the coefficients are 0
 
   __device__ __forceinline__ void begin(const Codes& c, i64 first, i64 rows, i64) {
     i64 row = first + threadIdx.x / 2;
-    row_valid = row < rows;
-    if (!row_valid) row = 0;
+    valid = row < rows;
+    if (!valid) row = 0;
 #pragma unroll
     for (int i = 0; i < RUN_WORDS; ++i) words[i] = 0;
     runs = row_runs(c, row) + threadIdx.x % 2 * c.bits;
     scales = c.scale + (c.kind == CODES_GRID ? row : row * ((c.cols + c.group - 1) / c.group));
+    scale.bits = 0;
+    if (valid && c.kind == CODES_GRID) scale = scales[0];
   }
+  // Nothing is read beyond the last column: any finite coefficients stand there, for x^ is 0.
   __device__ __forceinline__ void load(const Codes& c, i64, i64, i64 k) {
     i64 col = k + threadIdx.x % 2 * RUN;
-    scale.bits = 0;  // and so are the coefficients of what is not there
-    if (!row_valid || col >= c.cols) return;
+    if (!valid || col >= c.cols) return;
     load_run(runs + k / RUN * c.bits, c.bits, words);
-    scale = c.kind == CODES_GRID ? scales[0] : scales[col / c.group];
+    if (c.kind == CODES_DENSE) scale = scales[col / c.group];
   }
   // Columns 8 chunk ... of the run: of up to 8 bits, two at a time.
   __device__ __forceinline__ uint4 pairs(const Codes& c, i64 col, int chunk) const {
@@ -295,8 +296,8 @@ struct Tiles {
     int at_a = (m0 + lane % 16) * BK, at_w = A + (n0 + lane / 16 * 8 + row) * BK;
     LOADER loader;
     loader.begin(codes, first_n, rows, begin);
-    TileCopy<BM, T> copy_x(stages, x, first_m, tokens, ldx);
-    TileCopy<CODED ? 0 : BN, T> copy_w(stages + A, w, first_n, rows, ldw);
+    TileCopy<BM, T> copy_x(x, first_m, tokens, ldx);
+    TileCopy<CODED ? 0 : BN, T> copy_w(w, first_n, rows, ldw);
     int turn = 0;
     for (i64 k = begin - BK; k < end; k += BK, turn ^= 1) {  // the first round only fetches
       cp_async_wait<0>();
@@ -305,11 +306,11 @@ struct Tiles {
       T* next = stages + turn * STAGE;
       bool more = k + BK < end;
       if (more) {
-        copy_x.copy(turn * STAGE, k + BK, depth);
+        copy_x.copy(next, k + BK, depth);
         if constexpr (CODED) {
           loader.load(codes, first_n, rows, k + BK);
         } else {
-          copy_w.copy(turn * STAGE, k + BK, depth);
+          copy_w.copy(next + A, k + BK, depth);
         }
       }
       cp_async_commit();

@@ -275,7 +275,7 @@ __device__ __forceinline__ void end_tile(const TransformMatmulParams& p, float* 
   }
 }
 
-KERNEL(linear_transform_epilogue, 256)(TransformSumParams_PARAMETERS) {
+KERNEL(linear_transform_epilogue, 256, 2)(TransformSumParams_PARAMETERS) {
   const TransformSumParams p = TransformSumParams_VALUES;
   DYNAMIC_SHARED(float, tile);
   i64 tokens = p.epilogue.epilogue.tokens;

@@ -1,17 +1,86 @@
-"""Every CUDA source compiles with NVRTC for every architecture, without a warning, and nothing spills."""
+"""Every CUDA source compiles with NVRTC for every architecture, without a warning, and nothing spills.
+
+Kernels that are compiled for a configuration: those of KERNELS, each width and kind of codes, transform, block size,
+dtype and kind of index among them.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
+import numpy as np
 import pytest
 
-from rbe_gpu.gpu import _source
+from rbe_gpu.gpu import _source, decode, embedding, linear
+from rbe_gpu.gpu._launch import Kernel, Launch
 
-from .host import nvrtc
+from .host import nvrtc, virtual
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted((ROOT / "cuda_src").glob("*.cu")) + sorted((ROOT / "tests" / "host").glob("*.cu"))
+CONFIGURED = ("decode", "embedding", "linear", "linear_transform")
+FILES = [p for p in sorted((ROOT / "cuda_src").glob("*.cu")) if p.stem not in CONFIGURED]
+FILES += sorted((ROOT / "tests" / "host").glob("*.cu"))
+
+F32, F16, BF16 = np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
+ROWS, COLS = 256, 1024
+#: Weights, with the dtype of x: each value of each setting stands in one of them at least.
+WEIGHTS: list[tuple[Any, Any]] = [
+    (virtual.matrix(ROWS, COLS), F16),
+    (virtual.matrix(ROWS, COLS), F32),
+    (virtual.matrix(ROWS, COLS, transform="dwt-db2", block=128, codes=virtual.dense_codes(ROWS, COLS, 3)), BF16),
+    (virtual.matrix(ROWS, COLS, transform="hadamard", block=32, codes=virtual.dense_codes(ROWS, COLS, 6)), F16),
+    (virtual.matrix(ROWS, COLS, transform="dwt-bior3.1", codes=virtual.dense_codes(ROWS, COLS, 8)), F16),
+    (virtual.matrix(ROWS, COLS, transform="none", codes=virtual.dense_codes(ROWS, COLS, 12)), F16),
+    (
+        virtual.matrix(ROWS, COLS, basis=virtual.virtual((4, 16, 8), F16), codes=virtual.dense_codes(ROWS, COLS, 2)),
+        F16,
+    ),
+    *(
+        (virtual.matrix(ROWS, COLS, transform="none", codes=virtual.grid_codes(ROWS, COLS, bits)), F16)
+        for bits in range(2, 9)
+    ),
+    (virtual.matrix(ROWS, COLS, transform="dwt-haar", codes=virtual.grid_codes(ROWS, COLS, 5)), F32),
+    (virtual.matrix(ROWS, COLS, block=32, codes=virtual.sparse_codes(ROWS, COLS, "int8", "delta")), F16),
+    (virtual.matrix(ROWS, COLS, block=128, codes=virtual.sparse_codes(ROWS, COLS, "int4", "bitmap")), F32),
+    (virtual.matrix(ROWS, COLS, codes=virtual.sparse_codes(ROWS, COLS, "f16", "full")), BF16),
+]  # fmt: skip
+
+
+def launches_of(weight: Any, dtype: Any) -> Iterator[Launch]:
+    ws: Any = virtual.VirtualWorkspace()
+    yield from decode.launches(weight, virtual.virtual(weight.shape, dtype), ws)
+    ids = virtual.virtual((9,), np.int64)
+    yield from embedding.launches(ids, weight, virtual.virtual((9, COLS), dtype), ws)
+    bias = virtual.virtual((ROWS,), dtype)
+    for tokens, method in ((1, None), (3, None), (9, None), (40, None), (40, "transform")):
+        x, out = virtual.virtual((tokens, COLS), dtype), virtual.virtual((tokens, ROWS), dtype)
+        activation = "gelu" if tokens == 40 else None
+        yield from linear.launches(x, weight, bias, activation, out, out, ws, None, method)
+
+
+def kernels() -> list[Kernel]:
+    found = dict.fromkeys(launch.kernel for w in WEIGHTS for launch in launches_of(*w))
+    dense = virtual.virtual((ROWS, COLS), BF16)
+    for tokens in (1, 3, 9, 40):
+        x, out = virtual.virtual((tokens, COLS), BF16), virtual.virtual((tokens, ROWS), BF16)
+        ws: Any = virtual.VirtualWorkspace()
+        launched = linear.launches(x, dense, None, None, None, out, ws)
+        found |= dict.fromkeys(launch.kernel for launch in launched)
+    ids = virtual.virtual((9,), np.int64)
+    launched = embedding.launches(ids, dense, virtual.virtual((9, COLS), BF16), virtual.VirtualWorkspace())
+    return list(found | dict.fromkeys(launch.kernel for launch in launched))
+
+
+KERNELS = kernels()
+
+
+def kernels_for(architecture: int) -> list[Kernel]:
+    """All of them for the oldest architecture and for 9.0; a third for the others, which 9.0's rules hold for."""
+    return KERNELS if architecture in (nvrtc.ARCHITECTURES[0], 90) else KERNELS[::3]
 
 
 def text(path: Path) -> str:
@@ -22,9 +91,42 @@ def text(path: Path) -> str:
 def compiled(request: pytest.FixtureRequest) -> None:
     """What the selected tests ask for, two at a time."""
     selected = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    nvrtc.compile_all(
-        [(text(p["path"]), p["architecture"]) for p in selected if {"path", "architecture"} <= p.keys()]
-    )
+    jobs = [(text(p["path"]), p["architecture"]) for p in selected if {"path", "architecture"} <= p.keys()]
+    if any("of" in p for p in selected):
+        jobs += [
+            (_source.kernel_source(k), p["of"]) for p in selected if "of" in p for k in kernels_for(p["of"])
+        ]
+    nvrtc.compile_all(jobs)
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("of", nvrtc.ARCHITECTURES)
+def test_kernels_compile_for_their_configuration(of: int) -> None:
+    """No message, no register spilled to memory, no array indexed into memory."""
+    wrong = []
+    for kernel in kernels_for(of):
+        result = nvrtc.compile_source(_source.kernel_source(kernel), of)
+        assert list(result.kernels) == [kernel.entry]
+        usage = result.kernels[kernel.entry]
+        assert usage.registers
+        if result.warnings or usage.spills or usage.stack:
+            wrong.append(f"{kernel.entry}: {usage}, {result.warnings}, {dict(kernel.constants)}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_configurations_are_many() -> None:
+    """Every width of codes and every kernel of the sources stands among them."""
+    settings = {item for kernel in KERNELS for item in kernel.constants}
+    for name, values in {
+        "Codes.bits": {2, 3, 4, 5, 6, 7, 8, 12, 16}, "Codes.kind": {0, 1, 2}, "Codes.index_kind": {0, 1, 2},
+        "Codes.group": {64}, "DecodeParams.transform": set(range(6)), "DecodeParams.type": {0, 1, 2},
+        "Epilogue.activation": {0, 2}, "MmaParams.block": {32, 64, 128}, "InputsParams.layout": {0, 1, 2},
+    }.items():  # fmt: skip
+        assert values <= {value for key, value in settings if key == name}, name
+    entries = {kernel.entry for kernel in KERNELS}
+    for op in CONFIGURED:
+        declared = re.findall(r"KERNEL\((\w+),", _source.read(f"{op}.cu"))
+        assert set(declared) <= entries
 
 
 @pytest.mark.usefixtures("compiled")

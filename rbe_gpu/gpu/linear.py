@@ -42,7 +42,7 @@ _NO_TRANSFORM = decode.TRANSFORM["none"]
 PANEL_BYTES = 32 << 20  # of a decoded panel: stays in the second-level cache of a large GPU
 
 _GROUPS = (1, 4, 8)  # tokens at once: T of linear_dot_T and others
-_DOT_THREADS = {1: 128, 4: 256, 8: 128}
+_DOT_THREADS = {1: 128, 4: 128, 8: 128}
 _DOT_ROWS = {1: 4, 4: 2, 8: 2}
 _THREADS = 256
 _SPAN = 1024  # columns that a warp of linear_dot takes at once

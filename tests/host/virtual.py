@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rbe_gpu.blocks import RBEMatrix, RBEVectors
-from rbe_gpu.codecs import DenseCodes, SparseCodes
+from rbe_gpu.codecs import DenseCodes, GridCodes, SparseCodes
 from rbe_gpu.gpu._launch import Launch
 from rbe_gpu.workspace import ConstantCache
 
@@ -40,6 +40,21 @@ class VirtualWorkspace:
 def dense_codes(rows: int, cols: int, bits: int = 4) -> DenseCodes:
     value, scale = virtual((rows, cols * bits // 8), np.uint8), virtual((rows, cols // 64), np.float16)
     return DenseCodes(bits, 64, value, scale)
+
+
+def grid_codes(rows: int, cols: int, bits: int) -> GridCodes:
+    value = virtual((rows, cols * bits // 8), np.uint8)
+    return GridCodes(bits, 0.1, value, virtual((rows,), np.float16), virtual((cols,), np.float16))
+
+
+def sparse_codes(rows: int, cols: int, values: str, index: str) -> SparseCodes:
+    """Codes of 8 entries a row; of all of them with a full index."""
+    index_bytes = {"full": (0,), "bitmap": (rows, cols // 8), "delta": (8 * rows,)}[index]
+    starts = None if index == "full" else virtual((rows + 1,), np.int64)
+    return SparseCodes(
+        values, index, 64, virtual((8 * rows,), np.uint8), virtual((rows,), np.float16),
+        virtual(index_bytes or (1,), np.uint8), virtual((rows,), np.uint16), 0.0, starts,
+    )  # fmt: skip
 
 
 def delta_codes(rows: int) -> SparseCodes:
