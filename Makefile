@@ -5,7 +5,8 @@
 #                 ARGS=--resume goes on where a run was stopped)
 #   make generate  compress SmolLM2-135M to a sixth of its float32 bytes and answer PROMPT with it
 #   make test     run the whole test suite, in two processes (JOBS=4: in four; JOBS=0: in one); on a processor with
-#                 AVX-512, run the CPU kernels' tests once more compiled for AVX2 (`make test-avx2` alone does that)
+#                 AVX-512, run the CPU kernels' tests once more compiled for AVX2 (`make test-avx2` alone does that).
+#                 Pages are also tested in Chromium where it is installed (apt-get install chromium)
 #   make gpu-check  on a machine with an NVIDIA GPU: correctness, compute-sanitizer and speed, with rows to
 #                 reports/results/<gpu>.csv (ARGS="--only attention,linear" runs some stages, ARGS=--list names them,
 #                 ARGS="--budget 545" fits that many seconds, ARGS=--rehearse needs no GPU)

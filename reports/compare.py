@@ -18,7 +18,8 @@ from .harness.text import shown, times
 
 #: metrics whose values change from run to run; every other one is the same each time, up to rounding
 _NOISY = re.compile(
-    r".*time|speed_vs_.*|.*per_second|.*_vs_.*|peak.*|.*memory.*|dense_share|rate|bandwidth.*|noise"
+    r".*time|speed_vs_.*|.*per_second|.*_vs_.*|peak.*|.*_peak|.*memory.*|dense_share|rate|bandwidth.*|busy|resident|"
+    r"allocated_bytes"
 )
 #: metrics of which more is better; of the others less is, or neither
 _MORE = re.compile(r"speed_vs_.*|.*per_second|.*_vs_copy|cosine_.*|nearest_same|rate|bandwidth.*|recall.*")

@@ -36,7 +36,8 @@ QUICK_TEXTS = 64  # of a quick run; as many documents, a quarter of them with a 
 class RunBudget:
     """How much is measured.
 
-    `seconds` per case are for all providers of the case together; `patience` are those for repeating disturbed cases.
+    `seconds` per case are for all providers of the case together; `patience` are those for repeating disturbed cases,
+    `watched` those of the encoder whose cores and memory are watched.
     """
 
     texts: int
@@ -44,10 +45,11 @@ class RunBudget:
     batch_seconds: float
     least: int
     patience: float
+    watched: float
 
     @classmethod
     def of(cls, quick: bool) -> RunBudget:
-        return cls(64, 0.2, 1.0, 3, 2.0) if quick else cls(512, 1.5, 12.0, 5, 120.0)
+        return cls(64, 0.2, 1.0, 3, 2.0, 1.5) if quick else cls(512, 1.5, 12.0, 5, 120.0, 8.0)
 
 
 @dataclass
@@ -158,7 +160,7 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
 
     from .harness.inputs import Inputs
     from .harness.noise import Watch
-    from .speed import compression, page
+    from .speed import compression, page, roofline, utilisation
     from .speed.cases import DENSE, ONNX, OPS, OURS, TORCH, attention, model
     from .speed.processes import Processes, installed
 
@@ -179,7 +181,7 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
         Progress(*columns, console=console) as progress,
     ):
         watch = Watch(lambda: (os.getpid(), *processes.pids), budget.patience)
-        stages = Stages(progress, total=3 + 2 * len(settings) + 2 + len(OPS) + 2 + 1)
+        stages = Stages(progress, total=3 + 2 * len(settings) + 2 + 2 + len(OPS) + 3 + 1)
         results = Path(scratch) / page.FILE  # an earlier report stays whole until this one is
 
         def keep(rows: Iterable[Row]) -> None:
@@ -237,7 +239,14 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
 
             timed = partial(model.times, inputs, case_name, group, session, budget.batch_seconds, least, step)
             keep(watch.measure(timed))
+        stages.begin("cores and memory over time")
+        watched = utilisation.measure(
+            dense, model.batch(inputs, corpus.held_out(512)), budget.watched, session
+        )
+        keep(watched)
         processes.forget_encoders()
+        stages.begin("bandwidth and matmul rates")
+        keep(watch.measure(lambda: roofline.measure(inputs, session, quick)))
 
         for op in OPS:
             stages.begin(f"op: {op}")
@@ -246,6 +255,8 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
                 keep(watch.measure(measured))
         stages.begin("memory of long attention")
         keep(attention.memory(inputs, session, Path(scratch), quick))
+        stages.begin("memory of whole processes")
+        keep(model.process_peaks(inputs, session, processes.libraries, Path(scratch)))
         stages.begin("memory of the weights")
         in_memory = (compression.FAST, *(() if quick else (compression.SETTINGS[2], None)))
         keep(model.memory(inputs, session, {s: files[s] for s in in_memory}, Path(scratch)))

@@ -286,6 +286,11 @@ def test_a_case_is_checked_and_timed(processes: Processes) -> None:
     assert by["rbe_gpu dense", f"speed_vs_{NUMPY}"].runs == 3
     assert by[NUMPY, "time"].p50 > 0
     assert by["rbe_gpu dense", "time"].p50 > 0
+    out, new = (by[name, "allocated_bytes"].p50 for name in ("rbe_gpu dense", "rbe_gpu dense, no out="))
+    assert out < 10_000
+    assert new == pytest.approx(64 * 1536 * 4, rel=0.05)
+    assert by["rbe_gpu dense", "moved_bytes"].p50 == 2 * 64 * 1536 * 4
+    assert (NUMPY, "moved_bytes") not in by
 
 
 def test_encoders_in_their_processes(processes: Processes) -> None:

@@ -518,10 +518,16 @@ def rows(report) -> list[Row]:
 
 
 def test_rows_cover_every_op_and_setting(rows):
-    assert {r.op for r in rows} == {*OPS, "model"}
+    assert {r.op for r in rows} == {*OPS, "model", "machine", "utilisation"}
     timed = [r for r in rows if r.metric == "time"]
     assert all(r.noise is not None and r.noise >= 0 for r in timed)
     assert any(r.others is not None for r in timed)
+    assert {r.metric for r in rows if r.op == "machine"} == {"bandwidth", "rate"}
+    for op in OPS:
+        assert any(
+            r.metric == "allocated_bytes" and r.provider.startswith("rbe_gpu") for r in rows if r.op == op
+        )
+    assert {r.provider for r in rows if r.metric == row_names.PEAK} >= {DENSE, NUMPY}
     results = Results(rows)
     for setting in compression.QUICK_SETTINGS:
         for metric in ("file_bytes", "bits_per_weight", "weight_error", "cosine_mean", "cosine_min",
@@ -550,6 +556,9 @@ def test_figures_of_the_run_hold_together(rows):
 
         assert results.value("model", setting.name, "rbe_gpu", "weight_error") <= GRADES[setting.grade]
     assert all(r.p50 <= 1e-4 for r in rows if r.metric == "relative_error")
+    for r in rows:
+        if r.metric == "allocated_bytes" and r.provider == DENSE:
+            assert r.p50 < 10_000, "with out= and a workspace nothing but small objects is allocated"
 
 
 def test_a_compressed_model_holds_no_dense_copy(rows):

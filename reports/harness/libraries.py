@@ -23,7 +23,7 @@ from .measure import Provider, build_only, library_of
 from .timing import Calls, WallClock
 
 PATIENCE = 2.0  # seconds that a process has to end
-PAUSE = 1e-3  # seconds between two looks at the threads
+PAUSE = 1e-3  # seconds between two checks of the threads
 LONGEST = 1.0  # seconds; Intel's OpenMP spins for 0.2
 
 
@@ -203,5 +203,5 @@ def _others_work() -> bool | None:
             if task.name != own and (task / "stat").read_text().rpartition(")")[2].split()[0] == "R":
                 return True
     except OSError:
-        return None if not tasks.exists() else True  # a thread that has just ended: look again
+        return None if not tasks.exists() else True  # a thread that has just ended: check again
     return False

@@ -29,6 +29,8 @@ MODEL = f"{BATCH} texts"
 #: the same with models that cache no decoded weight between batches
 MODEL_LEAN = f"{MODEL}, no cache"
 MODEL_MEMORY = "memory of the weights"
+#: metric of the peak memory of a whole process
+PEAK = "process_peak"
 #: density of the setting that is measured for its speed
 FAST_DENSITY = 0.12
 FAST = f"density {FAST_DENSITY:.0%}"

@@ -66,7 +66,9 @@ def listed(words: Sequence[str]) -> str:
 _SHOWN: dict[str, Callable[[float], str]] = {
     "s": seconds,
     "x": times,
-    "B": megabytes,
+    "B": lambda value: megabytes(value) if value >= 1e5 else f"{value:.0f} B",
+    "B/s": lambda value: f"{value / 1e9:.3g} GB/s",
+    "FLOP/s": lambda value: f"{value / 1e9:.4g} GFLOP/s",
     "1/s": lambda value: f"{value:.4g}/s",
 }
 

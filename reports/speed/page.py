@@ -36,6 +36,7 @@ from . import short, summary
 from .cases import DENSE, ORIGINAL_TIME
 from .cases.model import BASELINES
 from .compression import ALL_SETTINGS, SETTINGS, Setting
+from .costs import ALLOCATED
 from .plots import PLOTS
 
 FILE = "results.csv"
@@ -153,12 +154,13 @@ def _op_table(results: Results, op: str, timed: Sequence[Row]) -> Table:
     def value(row: Row, metric: str) -> float | None:
         return results.value(op, row.case, row.provider, metric)
 
+    allocates = any(value(row, ALLOCATED) is not None for row in timed)
     original = any(value(row, ORIGINAL_TIME) is not None for row in timed)
     table = Table(
         f"Times of {op}",
         columns("case", ("provider", "words"), ("time", "n"), ("20% – 80%", "n"),
                 *(f"vs {baseline}" for baseline in (TORCH, NUMPY)), "error", ("weight", "n"),
-                *[("original system", "n")] * original),
+                *[("allocated", "n")] * allocates, *[("original system", "n")] * original),
     )  # fmt: skip
     for row in timed:
         # a baseline is not compared with itself, and a dense weight has no weight error: nothing is missing there
@@ -170,10 +172,11 @@ def _op_table(results: Results, op: str, timed: Sequence[Row]) -> Table:
         weight = (
             "" if bits is None else f"{bits:.3g} bits" + ("" if error is None else f", error {error:.2g}")
         )
-        took = value(row, ORIGINAL_TIME)
+        took, held = value(row, ORIGINAL_TIME), value(row, ALLOCATED)
         table.add(
             row.case, row.provider, seconds(row.p50), f"{seconds(row.p20)} – {seconds(row.p80)}", *speeds,
-            "" if off is None else f"{off:.1g}", weight, *["" if took is None else seconds(took)] * original,
+            "" if off is None else f"{off:.1g}", weight, *["" if held is None else shown(held, "B")] * allocates,
+            *["" if took is None else seconds(took)] * original,
         )  # fmt: skip
     return table
 
@@ -249,6 +252,7 @@ def render(rows: Iterable[Row], drawn: Sequence[plots.Plot], quick: bool = False
         targets=target_table(results),
         encodes=encode_table(results),
         ops=op_tables(results),
+        allocates=any(r.metric == ALLOCATED for r in results.rows),
         tolerance=TOLERANCE,
     )
 

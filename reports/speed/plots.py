@@ -36,6 +36,7 @@ from ..harness.plots import (
 from ..harness.rows import Results, Row
 from ..harness.text import seconds, times
 from ..targets import DENSITY_LIMITS, LARGE, SMALL, VS_NUMPY, VS_TORCH
+from . import machine_plots
 from .cases import DENSE, NUMPY, ONNX, OURS, TORCH
 from .cases.model import BASELINES
 from .compression import ALL_SETTINGS, SETTINGS, Setting
@@ -523,5 +524,5 @@ def process_memory(results: Results) -> Plot | None:
 
 PLOTS: tuple[Callable[[Results], Plot | None], ...] = (
     quality_bytes, error_bits, batch_time, weight_memory, process_memory, density_speed, decoded_once,
-    compressed_speed, op_speed, attention_memory,
+    compressed_speed, op_speed, attention_memory, *machine_plots.PLOTS,
 )  # fmt: skip

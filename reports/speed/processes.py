@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from ..harness.measure import (
 )
 from ..harness.rows import Row, Session
 from ..harness.timing import paired_times
+from . import costs
 from .cases import load
 from .cases import model as models
 
@@ -73,9 +75,9 @@ class SpeedServer(Server):
         return replace(built, providers=calls, sample=None)
 
     def check(self, session: Session) -> list[Row]:
-        """`check_case` of the last case."""
+        """`check_case` of the last case, and what a call costs beside its time."""
         assert self._case is not None
-        return check_case(self._case, session)
+        return [*check_case(self._case, session), *costs.rows(self._case, session)]
 
     def baseline_encoders(self) -> list[str]:
         """Load the library's dense encoder, if it is a baseline. Returns the names of the providers."""
@@ -91,6 +93,14 @@ class SpeedServer(Server):
     def embed(self, provider: str, texts: list[str]) -> F32:
         vectors: F32 = self._encoders[provider].embed(texts)
         return vectors
+
+    def embed_for(self, provider: str, texts: list[str], seconds: float) -> int:
+        """Embed the texts over and over for so long. Returns how often."""
+        encoder, end, count = self._encoders[provider], time.monotonic() + seconds, 0
+        while time.monotonic() < end:
+            encoder.embed(texts)
+            count += 1
+        return count
 
     def take(self, texts: list[str]) -> None:
         """From now on the calls of every encoder embed these texts."""

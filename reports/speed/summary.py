@@ -38,7 +38,7 @@ class Finding(NamedTuple):
 
 
 def quiet(rows: Iterable[Row]) -> Finding:
-    """Whether the machine was quiet while the rows were measured; "unknown" where nobody looked."""
+    """Whether the machine was quiet while the rows were measured; "unknown" where that was not measured."""
     rows = list(rows)
     known = [r for r in rows if r.noise is not None or r.others is not None]
     if not known:

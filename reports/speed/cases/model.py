@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from rbe_gpu.models import corpus
 from ...harness.baselines import TorchBert, torch_or_none
 from ...harness.inputs import Inputs
 from ...harness.libraries import RemoteClock
-from ...harness.measure import builds, check, rate_rows
-from ...harness.memory import extra_bytes
-from ...harness.row_names import BATCH
+from ...harness.measure import build_only, builds, check, rate_rows
+from ...harness.memory import extra_bytes, peak_bytes
+from ...harness.row_names import BATCH, MODEL, PEAK
 from ...harness.row_names import MODEL_MEMORY as MEMORY
 from ...harness.rows import Row, Session
 from ...harness.timing import Calls, paired_times
@@ -109,6 +110,32 @@ def run_once(file: str, batch: str, cache_bytes: int) -> None:
     with np.load(batch) as arrays:
         for _ in range(2):
             model.forward(arrays["ids"], arrays["lengths"])
+
+
+def run_dense(library: str, folder: str, texts: str, threads: int) -> None:
+    """In a process of its own: load a library's dense encoder, and embed texts (a JSON file) twice."""
+    build_only(library)
+    batch_texts = json.loads(Path(texts).read_text(encoding="utf-8"))
+    if library == OURS:
+        encoder: Any = rbe.load(folder)
+    else:
+        encoder = baselines(Inputs(Path(folder)), threads)[library]
+    for _ in range(2):
+        encoder.embed(batch_texts)
+
+
+def process_peaks(inputs: Inputs, session: Session, libraries: Iterable[str], scratch: Path) -> Iterator[Row]:
+    """Peak memory of a fresh process that embeds 32 texts with a library's dense encoder."""
+    texts = batch(inputs, corpus.held_out(512))
+    file = scratch / "texts.json"
+    file.write_text(json.dumps(texts), encoding="utf-8")
+    for library in libraries:
+        peak = peak_bytes(
+            f"{__name__}:run_dense", library=library, folder=str(inputs.folder.path), texts=str(file),
+            threads=session.threads,
+        )  # fmt: skip
+        provider = DENSE if library == OURS else library
+        yield session.row("model", MODEL, provider, PEAK, "B", float(peak), shape=f"{len(texts)} texts")
 
 
 def memory(

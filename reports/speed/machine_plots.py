@@ -1,0 +1,162 @@
+"""The plots of the machine: its roof and where the ops are below it, its cores and memory while the encoder runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..harness.measure import NUMPY, ONNX, OURS, TORCH
+from ..harness.plots import (
+    BLUE,
+    BROAD,
+    GREEN,
+    GREY,
+    INK,
+    SKY,
+    VERMILLION,
+    Plot,
+    Value,
+    bars,
+    legend_above,
+    log_axis,
+    new_figure,
+    on_phone,
+    shape_label,
+)
+from ..harness.row_names import DENSE, PEAK
+from ..harness.rows import Results
+from ..harness.text import megabytes, seconds
+from . import roofline, utilisation
+from .costs import MOVED, operations
+
+#: groups of ops that get a colour and a marker of their own
+_STYLES = (
+    ("linear", BLUE, "o", ("linear",)),
+    ("attention", VERMILLION, "v", ("attention",)),
+    ("norms and softmax", GREEN, "D", ("layer_norm", "rms_norm", "softmax", "l2_normalize", "mean_pool")),
+    ("elementwise", SKY, "s", ("add", "gelu", "silu", "swiglu", "dropout", "rope")),
+)
+
+
+def roof(results: Results) -> Plot | None:
+    """Operations per second against operations per byte, below the measured limits."""
+    copy = results.value(roofline.OP, roofline.COPY, NUMPY, roofline.BANDWIDTH)
+    peak = results.value(roofline.OP, roofline.FLOAT32, NUMPY, roofline.RATE)
+    int8 = results.value(roofline.OP, roofline.INT8, OURS, roofline.RATE)
+    points = []
+    for group, colour, marker, ops in _STYLES:
+        for op in ops:
+            for case in results.cases(op):
+                time, moved = (results.one(op, case, DENSE, metric) for metric in ("time", MOVED))
+                work = None if time is None else operations(op, time.shape, case)
+                if time is not None and moved is not None and work and moved.p50 and time.p50:
+                    points.append(
+                        (group, colour, marker, op, case, work / moved.p50, work / time.p50, time.p50)
+                    )
+    if copy is None or peak is None or not points:
+        return None
+    figure, axes = new_figure(4.4, BROAD)
+    intensities = [p[5] for p in points]
+    rates = [p[6] for p in points]
+    low, high = min(*intensities, peak / copy) / 2, max(*intensities, peak / copy) * 2
+    x = np.geomspace(low, high, 200)
+    axes.plot(
+        x,
+        np.minimum(copy * x, peak) / 1e9,
+        color=INK,
+        linewidth=1.6,
+        label="limit, float32",
+    )
+    if int8 is not None:
+        axes.plot(x, np.minimum(copy * x, int8) / 1e9, "--", color=GREY, linewidth=1.3, label="limit, int8")
+    for group, colour, marker, _ in _STYLES:
+        own = [(p[5], p[6] / 1e9) for p in points if p[0] == group]
+        if own:
+            axes.plot(
+                *zip(*own, strict=True), marker, color=colour, markersize=6.5, linestyle="none", label=group
+            )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(low, high)
+    bottom, top = min(rates) / 2e9, max(*rates, peak, int8 or 0) * 2 / 1e9
+    axes.set_ylim(bottom, top)
+    ticks = [10.0**e for e in range(-4, 6)]
+    log_axis(axes.xaxis, [t for t in ticks if low <= t <= high])
+    log_axis(axes.yaxis, [t for t in ticks if bottom <= t <= top])
+    axes.set_xlabel("operations per byte moved (log scale)")
+    axes.set_ylabel("10⁹ operations per second (log scale)")
+    legend_above(axes, ncols=2 if on_phone() else 6)
+    values = []
+    for _, _, _, op, case, intensity, rate, took in points:
+        share = rate / min(peak, copy * intensity)
+        values.append(
+            Value(axes, intensity, rate / 1e9, f"{op} {shape_label(case)}: {rate / 1e9:.3g}·10⁹ operations/s, "
+                  f"{intensity:.3g} per byte, {share:.0%} of the limit there, {seconds(took)}")
+        )  # fmt: skip
+    text = "; ".join(v.words for v in values)
+    return Plot(
+        "roof", "Roofline",
+        "Each op of rbe_gpu on dense arrays, below what this machine does at most: a copy moves "
+        f"{copy / 1e9:.3g} GB/s, NumPy's BLAS multiplies {peak / 1e9:.3g}·10⁹ float32 operations/s"
+        + ("" if int8 is None else f", rbe_gpu's int8 matmul {int8 / 1e9:.3g}·10⁹")
+        + ". Bytes are those of operands and results, each once: arrays that stay in a cache can be above the slope.",
+        f"Scatter chart, both axes logarithmic. {text}.", figure, broad=True, values=values,
+    )  # fmt: skip
+
+
+def cores(results: Results) -> Plot | None:
+    """Busy share of the cores and resident memory over time."""
+    rows = [r for r in results.rows if r.op == utilisation.OP]
+    busy: dict[str, list[tuple[float, float]]] = {}
+    for r in rows:
+        if r.metric == utilisation.BUSY:
+            busy.setdefault(r.provider, []).append((float(r.case.split()[0]), r.p50))
+    memory = [(float(r.case.split()[0]), r.p50 / 1e6) for r in rows if r.metric == utilisation.RESIDENT]
+    if not busy or not memory:
+        return None
+    figure, (above, below) = new_figure(4.2, BROAD, panels=2, stacked=True)
+    colours = (BLUE, VERMILLION, GREEN, SKY, GREY, INK)
+    values = []
+    for (name, points), colour in zip(busy.items(), colours * 2, strict=False):
+        above.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3.5, label=name)
+        values += [Value(above, t, share, f"{name} at {t:.1f} s: {share:.0f}% busy") for t, share in points]
+    below.plot(*zip(*memory, strict=True), "o-", color=INK, markersize=3.5)
+    values += [Value(below, t, size, f"at {t:.1f} s: {size:.0f} MB resident") for t, size in memory]
+    above.set_ylim(-4, 108)
+    above.set_ylabel("busy, %")
+    below.set_ylim(0, max(size for _, size in memory) * 1.15)
+    below.set_ylabel("resident, MB")
+    below.set_xlabel(f"seconds, {rows[0].shape}")
+    legend_above(above, ncols=4)
+    means = ", ".join(f"{name} {np.mean([s for _, s in points]):.0f}%" for name, points in busy.items())
+    return Plot(
+        "cores", "Cores and memory while the encoder runs",
+        "Above the busy share of each core, all processes of the machine counted; below the resident memory of the "
+        "process, kernels and libraries included.",
+        f"Two line charts over time. Busy on average: {means}. At most {max(s for _, s in memory):.0f} MB resident.",
+        figure, broad=True, values=values,
+    )  # fmt: skip
+
+
+def process_peaks(results: Results) -> Plot | None:
+    """Peak memory of whole processes that load an encoder and run a batch."""
+    colours = {DENSE: INK, TORCH: VERMILLION, NUMPY: GREY, ONNX: GREEN}
+    rows = [r for r in results.rows if (r.op, r.metric) == ("model", PEAK)]
+    if not rows:
+        return None
+    figure, axes = new_figure(1.0 + 0.38 * len(rows))
+    bars(axes, [(r.provider, r.p50 / 1e6, colours.get(r.provider, BLUE)) for r in rows])
+    axes.set_xlim(0, max(r.p50 / 1e6 for r in rows) * 1.16)
+    axes.set_xlabel("MB resident at most, the whole process")
+    text = "; ".join(f"{r.provider}: {megabytes(r.p50)}" for r in rows)
+    return Plot(
+        "process_peaks", "Peak memory of a process",
+        "A fresh process that imports the library, loads the encoder and runs the same batch twice: Python, compiled "
+        "kernels and libraries included.",
+        f"Bar chart of peak resident memory. {text}.", figure,
+        values=[Value(axes, r.p50 / 1e6, y, f"{r.provider}: {megabytes(r.p50)}") for y, r in enumerate(rows)],
+    )  # fmt: skip
+
+
+PLOTS: tuple[Callable[[Results], Plot | None], ...] = (roof, cores, process_peaks)

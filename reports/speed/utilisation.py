@@ -1,0 +1,73 @@
+"""Utilisation of every core, and memory of the process, over time while the dense encoder runs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import psutil
+
+from ..harness.measure import OURS
+from ..harness.rows import Row, Session
+from .processes import RemoteEncoder
+
+OP = "utilisation"
+BUSY, RESIDENT = "busy", "resident"
+STEP = 0.2  # seconds; counters of processor time have steps of 10 ms
+MOST_CORES = 8  # of more, the mean, the busiest and the idlest are rows
+
+
+def _cores() -> list[int]:
+    return (
+        sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
+    )
+
+
+def _times(cores: Sequence[int]) -> list[tuple[float, float]]:
+    """(busy, all) seconds of each core since the machine was started."""
+    known = psutil.cpu_times(percpu=True)
+    chosen = [known[i] for i in cores if i < len(known)] or known
+    sums = [sum(t) - getattr(t, "guest", 0.0) - getattr(t, "guest_nice", 0.0) for t in chosen]
+    return [(s - t.idle - getattr(t, "iowait", 0.0), s) for s, t in zip(sums, chosen, strict=True)]
+
+
+def samples(
+    done: Callable[[float], bool], pid: int, cores: Sequence[int]
+) -> Iterator[tuple[float, list[float], int]]:
+    """(seconds since the start, busy share of each core since the last sample, resident bytes), until `done`.
+
+    done : waits for so many seconds; returns whether the work is done
+    """
+    process, began, before = psutil.Process(pid), time.perf_counter(), _times(cores)
+    while not done(STEP):
+        now = _times(cores)
+        shares = [(b - a) / max(s - r, 1e-9) for (a, r), (b, s) in zip(before, now, strict=True)]
+        before = now
+        yield time.perf_counter() - began, shares, process.memory_info().rss
+
+
+def measure(encoder: RemoteEncoder, texts: list[str], seconds: float, session: Session) -> Iterator[Row]:
+    """Rows of the busy share of the cores (%) and the resident memory of the encoder's process, every 0.2 s.
+
+    All processes count: on a quiet machine that is the encoder.
+    """
+    cores, provider = _cores(), encoder.provider
+    encoder.library.send("embed_for", provider, texts, seconds)
+    taken: list[Any] = [*samples(encoder.library.ready, encoder.library.pid, cores)]
+    batches = encoder.library.receive()
+    shape = f"{batches} batches of {len(texts)} texts"
+    for at, shares, resident in taken:
+        case = f"{at:.2f} s"
+        if len(shares) <= MOST_CORES:
+            named = {f"core {n}": share for n, share in zip(cores, shares, strict=True)}
+        else:
+            named = {
+                "busiest core": max(shares),
+                "mean": sum(shares) / len(shares),
+                "idlest core": min(shares),
+            }
+        for name, share in named.items():
+            yield session.row(OP, case, name, BUSY, "%", 100 * share, shape=shape)
+        yield session.row(OP, case, OURS, RESIDENT, "B", float(resident), shape=shape)
