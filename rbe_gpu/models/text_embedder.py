@@ -24,6 +24,14 @@ from .tokenizer import check_unicode, tokenizer_errors
 
 F32 = NDArray[np.float32]
 _TOKENIZER_BATCH = 1024  # texts: the encodings of the tokenizer take far more memory than ids
+_WINDOW = (
+    1024  # texts that are sorted by length together; of 32 texts a batch, more hardly change its lengths
+)
+
+
+def window_of(batch_size: int) -> int:
+    """Texts that `TextEmbedder.embed` sorts together: whole batches, 1,024 texts or the next number above it."""
+    return -(-_WINDOW // batch_size) * batch_size
 
 
 class TextEmbedder(ABC):
@@ -231,8 +239,9 @@ class TextEmbedder(ABC):
     ) -> F32:
         """One vector per text, in the order of `texts`.
 
-        Texts are processed longest first, so that scratch memory is allocated once and the texts of a batch have
-        similar lengths.
+        Texts are processed in windows of `window_of(batch_size)`, the longest of a window first, so that the texts of
+        a batch have similar lengths. The last bits of a vector depend on the texts of its batch, so vectors of a
+        part of the texts are the same bits if it starts and ends between two windows.
 
         Parameters
         ----------
@@ -261,7 +270,8 @@ class TextEmbedder(ABC):
         prompt = self.resolve_prompt(prompt, prompt_name)
         sequences = self.token_ids(list(texts), prompt)
         skipped = 0 if self.include_prompt or not prompt else self.prompt_length(prompt)
-        order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+        window = window_of(batch_size)
+        order = sorted(range(len(sequences)), key=lambda i: (i // window, -len(sequences[i])))
         out = np.empty((len(sequences), self.embedding_size), np.float32)
         ws = self.workspace.on(self.device)
         starts: Iterable[int] = range(0, len(order), batch_size)
