@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 try:
     import fcntl
@@ -141,6 +141,17 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a UTF-8 file; see `replacing`."""
     with replacing(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def write_npy(file: BinaryIO, array: Any) -> None:
+    """Write a NumPy array to a binary file in the format of .npy."""
+    import numpy as np
+    from numpy.lib import format as npy
+
+    array = np.ascontiguousarray(array)
+    # not np.save: on a full disk that raises "4096 requested and 2016 written"
+    npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(array))
+    file.write(memoryview(array).cast("B") if array.size else b"")
 
 
 @contextmanager

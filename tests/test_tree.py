@@ -46,11 +46,15 @@ PACKAGE = {
     "forks": "whether this process is a fork of one that imported the package",
     "threads": "how many threads kernels and BLAS use",
 }
-FOLDERS = {"ops", "codecs", "layers", "models", "gpu", "train", "integrations", "cli"}
+FOLDERS = {
+    *("ops", "codecs", "layers", "models", "gpu", "train", "integrations", "cli"),
+    *("cluster", "embed_files"),
+}
 COMMANDS = {"compress", "distill", "inspect", "embed", "generate", "eval", "report", "warmup", "tune", "info"}
 CLI = {
     *("__init__", "__main__", "_app", "_environment", "_errors", "_files", "_inputs", "_measure", "_options"),
     *("_compiling", "_compile_later", "_eval_decoders", "_output", "_signals", "_streams"),
+    *("_cluster", "_embed_files"),
 }
 CPU = {
     *("__init__", "_jit", "_disk_cache", "_numba_internals", "arrays", "isa", "params", "unpack"),

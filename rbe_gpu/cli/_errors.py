@@ -18,6 +18,7 @@ from . import _signals, _streams
 
 #: The environment variable that shows the traceback of an error of rbe-gpu itself.
 TRACEBACK = "RBE_TRACEBACK"
+MANIFEST = "manifest.json"  # of a folder of shards (`rbe_gpu.embed_files.folder`)
 _LONGEST = 1000  # characters of a message; names and values from the command line may be of any length
 
 
@@ -172,6 +173,12 @@ def writes(out: Path) -> None:
         _output, _before = out, _identity(out)
 
 
+def writes_folder(out: Path) -> None:
+    """Remember the folder of shards that the command writes."""
+    global _output, _before
+    _output, _before = out, _identity(out)
+
+
 def _identity(path: Path) -> object:
     """What tells a file from one that replaced it, or None if there is none."""
     try:
@@ -186,7 +193,7 @@ def _interrupted() -> int:
         return _signals.INTERRUPTED
     if _output is None:
         _say("interrupted")
-    elif _output.with_name(f".{_output.name}.journal").is_dir():
+    elif _output.with_name(f".{_output.name}.journal").is_dir() or (_output / MANIFEST).is_file():
         _say("interrupted; the finished part is kept: continue with --resume")
     elif _identity(_output) == _before:
         _say("interrupted; nothing was written")

@@ -1,4 +1,4 @@
-"""`rbe-gpu embed`: a file of texts -> a .npy file of embeddings."""
+"""`rbe-gpu embed`: a file of texts -> a .npy file of embeddings; with --scheduler, files -> a folder of shards."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from . import _embed_files
+from ._cluster import Scheduler, Workers, check_cluster
 from ._compiling import compiling
 from ._errors import about, fail, printable, usage, writes
 from ._files import Force, check_output, message_stream, save_npy
@@ -23,10 +25,20 @@ def command(
         typer.Argument(metavar="FILE", help="A .rbe.safetensors file, a model folder or hf://OWNER/NAME."),
     ],
     texts: Annotated[
-        Path, typer.Argument(readable=False, help="A UTF-8 file, one text per line; - for stdin.")
+        list[Path],
+        typer.Argument(
+            readable=False,
+            help="A UTF-8 file, one text per line; - for stdin. With --scheduler: .txt, .jsonl and .parquet files, "
+            "or folders of them.",
+        ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The .npy file to write, one row per line; - for stdout.")
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The .npy file to write, one row per line; - for stdout. With --scheduler: the folder.",
+        ),
     ],
     batch_size: Annotated[int, typer.Option(min=1, max=10**6, help="Texts per batch.")] = 32,
     prompt_name: Annotated[
@@ -45,15 +57,86 @@ def command(
             help="Round the inputs of all linear layers to int8, or of none. Default: of those that the file names.",
         ),
     ] = None,
+    scheduler: Scheduler = None,
+    workers: Workers = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="cpu|cuda", help="With --scheduler: where workers compute. Default: cpu."),
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(metavar="npy|parquet", help="With --scheduler: of the shards. Default: npy.")
+    ] = None,
+    field: Annotated[
+        str | None,
+        typer.Option(
+            help="With --scheduler: the field of JSON lines, or column of Parquet files, that holds the text. "
+            "Default: text."
+        ),
+    ] = None,
+    shard_texts: Annotated[
+        int | None,
+        typer.Option(min=1, max=10**9, help="With --scheduler: texts of a shard. Default: 8192."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="With --scheduler: continue a run to the same folder.")
+    ] = False,
     as_json: Json = False,
     force: Force = False,
 ) -> None:
-    """Embed each line of a text file; row i of the output is the embedding of line i."""
+    """Embed each line of a text file; row i of the output is the embedding of line i.
+
+    With --scheduler: embed files of texts on several processes or machines, into a folder of shards.
+    """
     if prompt is not None and prompt_name is not None:
         usage("give one of them", "--prompt", "--prompt-name")
     if activations not in (None, "int8", "float"):
         usage("use int8 or float", "--activations")
+    only_with_scheduler = {
+        "--workers": workers,
+        "--device": device,
+        "--format": format,
+        "--field": field,
+        "--shard-texts": shard_texts,
+        "--resume": resume or None,
+    }
+    check_cluster(scheduler, workers, only_with_scheduler)
     check_model(model)
+    if scheduler is not None:
+        _embed_files.run(
+            model,
+            texts,
+            out,
+            scheduler=scheduler,
+            workers=workers,
+            device=device or "cpu",
+            format=format or "npy",
+            field=field or "text",
+            shard_texts=shard_texts,
+            batch_size=batch_size,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            activations=activations,
+            resume=resume,
+            force=force,
+            as_json=as_json,
+        )
+        return
+    if len(texts) > 1:
+        usage("one file without --scheduler", "TEXTS")
+    _embed_file(model, texts[0], out, batch_size, prompt_name, prompt, activations, as_json, force)
+
+
+def _embed_file(
+    model: str,
+    texts: Path,
+    out: Path,
+    batch_size: int,
+    prompt_name: str | None,
+    prompt: str | None,
+    activations: str | None,
+    as_json: bool,
+    force: bool,
+) -> None:
     out = check_output(out, force)
     messages = message_stream(out)
     if as_json and messages is not sys.stdout:

@@ -1,0 +1,178 @@
+"""What a worker does: load the model once, and embed shards."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import output
+from ..models.load import load_embedder
+from ..models.text_embedder import TextEmbedder, window_of
+from ..transfer import to
+from .folder import MANIFEST
+from .text_files import Shard, parquet, windows
+
+_MODEL_FILES = (".json", ".safetensors", ".txt")
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all shards of a run share.
+
+    Attributes
+    ----------
+    model : path of a file or folder, which all workers can read; `digest` of what it holds
+    folder : where shards are written
+    format : "npy" or "parquet"
+    device : "cpu" or "cuda"
+    field : of JSON lines and Parquet files
+    activations, batch_size, prompt_name, prompt : as of `rbe_gpu.load` and `embed`
+    """
+
+    model: str
+    digest: str
+    folder: str
+    format: str
+    device: str
+    field: str
+    activations: str | None
+    batch_size: int
+    prompt_name: str | None
+    prompt: str | None
+
+
+def model_digest(path: Path) -> str:
+    """SHA-256 of a model file, or of the names and contents of a folder's model files."""
+    if path.is_file():
+        return _file_digest(path)
+    whole = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.suffix in _MODEL_FILES and p.is_file()):
+        whole.update(f"{file.relative_to(path).as_posix()} {_file_digest(file)}\n".encode())
+    return whole.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+_lock = threading.Lock()
+_loaded: dict[tuple[str, ...], TextEmbedder] = {}
+
+
+def _model(job: Job) -> TextEmbedder:
+    """The model of a job: loaded by the first task of this process, kept until a job with another one comes."""
+    key = (job.model, job.digest, job.device, str(job.activations))
+    with _lock:
+        if key not in _loaded:
+            _loaded.clear()
+            if model_digest(Path(job.model)) != job.digest:
+                raise ValueError(f"{job.model} is another model on a worker than where the run was started")
+            try:
+                model = load_embedder(job.model, activations=job.activations)
+            except (ValueError, RecursionError) as error:
+                message = str(error)
+                raise ValueError(message if job.model in message else f"{job.model}: {message}") from None
+            _loaded[key] = to(model, job.device)
+        return _loaded[key]
+
+
+def embed_shard(task: tuple[Job, Shard]) -> dict[str, Any]:
+    """Embed a shard and write its file. Returns the line of the log.
+
+    A shard that is there is complete, of a task whose worker died before its result arrived: it is not made again.
+    """
+    job, shard = task
+    path = Path(job.folder) / f"{shard.name}.{job.format}"
+    if not path.exists():
+        vectors = _vectors(job, shard)
+        if not (path.parent / MANIFEST).exists():
+            raise FileNotFoundError(f"{path.parent} is not the output of a run any more")
+        with output.replacing(path) as file:
+            _WRITERS[job.format](file, vectors, shard)
+    return {
+        "file": path.name,
+        "texts": shard.path,
+        "first": shard.first,
+        "rows": shard.rows,
+        "bytes": path.stat().st_size,
+        "columns": _columns(path),
+        "sha256": _file_digest(path),
+        "texts_sha256": shard.digest,
+    }
+
+
+def _vectors(job: Job, shard: Shard) -> F32:
+    """Vectors (rows, columns) of a shard, those of one `embed` of all texts of its file."""
+    model = _model(job)
+    out: F32 | None = None
+    done = 0
+    for texts in windows(shard, job.field, window_of(job.batch_size)):
+        try:
+            vectors = model.embed(texts, job.batch_size, prompt_name=job.prompt_name, prompt=job.prompt)
+        except ValueError as error:
+            lines = f"texts {shard.first + done + 1} to {shard.first + done + len(texts)}"
+            raise ValueError(f"{job.model}, {lines} of {shard.path}: {error}") from None
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            number = shard.first + done + int(np.argmin(finite)) + 1
+            raise ValueError(f"{job.model}: the embedding of text {number} of {shard.path} holds NaN or Inf")
+        if out is None:
+            out = np.empty((shard.rows, vectors.shape[1]), np.float32)
+        out[done : done + len(texts)] = vectors
+        done += len(texts)
+    if out is None or done != shard.rows:
+        raise ValueError(f"{shard.path} has changed while it was read, or is another file on a worker")
+    return out
+
+
+# --- files of vectors ---------------------------------------------------------------------------------
+
+
+def _write_npy(file: BinaryIO, vectors: F32, shard: Shard) -> None:
+    output.write_npy(file, vectors)
+
+
+def _write_parquet(file: BinaryIO, vectors: F32, shard: Shard) -> None:
+    """Columns `row` (int64, the number of the text in its file, from 0) and `vector` (a list of float32)."""
+    import pyarrow
+
+    columns = {
+        "row": pyarrow.array(np.arange(shard.first, shard.first + shard.rows)),
+        "vector": pyarrow.FixedSizeListArray.from_arrays(
+            pyarrow.array(vectors.reshape(-1)), vectors.shape[1]
+        ),
+    }
+    table = pyarrow.table(columns, metadata={"texts": shard.path})
+    parquet().write_table(table, file, compression="none", use_dictionary=False, write_statistics=["row"])
+
+
+_WRITERS = {"npy": _write_npy, "parquet": _write_parquet}
+
+
+def _columns(path: Path) -> int:
+    if path.suffix == ".npy":
+        return int(np.load(path, mmap_mode="r").shape[1])
+    return int(parquet().read_schema(path).field("vector").type.list_size)
+
+
+def read_shards(folder: Path, names: list[str]) -> Iterator[F32]:
+    """The vectors (rows, columns) float32 of shards by file name."""
+    for name in names:
+        path = folder / name
+        if path.suffix == ".npy":
+            yield np.load(path)
+        else:
+            column = parquet().read_table(path).column("vector").combine_chunks()
+            yield column.flatten().to_numpy().reshape(-1, column.type.list_size)
