@@ -68,16 +68,31 @@ class Moments:
 
     def add(self, dense: F32, compressed: F32) -> None:
         """Rows of both inputs, (n, features) float32. Products of a batch are float32, sums of them float64."""
+        if dense is compressed:
+            self.add_sums(*input_sums(dense))
+            return
         self.count += len(dense)
-        if self.same and dense is not compressed:
+        if self.same:
             self.cross = self.compressed.copy()
             self.same = False
-        product = compressed.T @ compressed
-        self.compressed += product
-        if not self.same:
-            self.cross += product if dense is compressed else dense.T @ compressed
+        self.compressed += compressed.T @ compressed
+        self.cross += dense.T @ compressed
         self.mean_dense += dense.sum(axis=0, dtype=np.float64)
         self.mean_compressed += compressed.sum(axis=0, dtype=np.float64)
+
+    def add_sums(self, count: int, product: F32, total: F64) -> None:
+        """Rows of inputs that are the same in both models, as `input_sums` has them."""
+        self.count += count
+        self.compressed += product
+        if not self.same:
+            self.cross += product
+        self.mean_dense += total
+        self.mean_compressed += total
+
+
+def input_sums(x: F32) -> tuple[int, F32, F64]:
+    """Of the rows of x (n, features): n, x^T x (features, features) float32, and their sum (features,) float64."""
+    return len(x), x.T @ x, x.sum(axis=0, dtype=np.float64)
 
 
 @dataclass(frozen=True)

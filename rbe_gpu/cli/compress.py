@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from ._cluster import Scheduler, Workers, check_cluster
 from ._errors import about, fail, usage, writes
 from ._files import Force, check_output, message_stream
 from ._inputs import check_apart, check_model, read_texts
@@ -86,6 +88,8 @@ def command(
             help="With --calibrate: continue a run to the same file that was killed or interrupted.",
         ),
     ] = False,
+    scheduler: Scheduler = None,
+    workers: Workers = None,
     as_json: Json = False,
     force: Force = False,
 ) -> None:
@@ -109,6 +113,7 @@ def command(
     elif resume:
         usage("it goes with --calibrate", "--resume")
     compression(grade, density, block, transform, codes)
+    check_cluster(scheduler, workers, {"--workers": workers})
     if not os.path.lexists(source):
         fail(f"{source} does not exist")
     check_model(str(source))
@@ -124,7 +129,12 @@ def command(
     texts = None if calibrate is None else calibration_texts(calibrate)
     get_num_threads()  # imports Numba before there is anything to clean up
     start = time.perf_counter()
-    with cleaning_up(), progress_bar("compressing") as progress, about(source):
+    with (
+        cleaning_up(),
+        progress_bar("compressing") as progress,
+        about(source),
+        _client(scheduler, workers) as client,
+    ):
         summary = compress_model(
             source,
             out,
@@ -139,12 +149,22 @@ def command(
             calibrate=texts,
             resume=resume,
             progress=progress,
+            client=client,
         )
     seconds = time.perf_counter() - start
     if as_json:
         print_json(_as_dict(summary, seconds))
     else:
         _show(summary, seconds, messages)
+
+
+def _client(scheduler: str | None, workers: int | None) -> AbstractContextManager[Any]:
+    """A client of the scheduler; None without one."""
+    if scheduler is None:
+        return nullcontext()
+    from ..cluster import connected
+
+    return connected(scheduler, workers)
 
 
 def calibration_texts(source: str) -> list[str]:

@@ -11,8 +11,7 @@ quantised.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, overload
 
@@ -30,10 +29,9 @@ from ..feedback import (
     quantize_table,
     row_scales,
 )
-from ..layers import RBEAttention, RBELayerNorm, RBELinear
+from ..layers import RBELayerNorm, RBELinear
 from ..threads import blas
 from ..transforms import DEFAULT_BLOCK
-from ..workspace import Workspace
 from .allocation import (
     EMPTY_STREAM,
     MARGIN,
@@ -51,109 +49,38 @@ from .bert import BertEncoder
 from .bert_tensors import block_of
 from .calibrate_decoder import DecoderCalibration, calibrate_decoder
 from .decoder import Decoder
+from .encoder_stages import (
+    POSITIONS,
+    WORDS,
+    Batch,
+    Stages,
+    batches,
+    embedded,
+    linear_weight,
+    tables_of,
+)
 from .encoders import token_positions
 from .int8_choice import int8_weights
 from .journal import NoJournal
+from .parts_folder import PartsFolder
 from .pooling import cu_seqlens_of
+from .sensitivity import Measurements, MeasurementsOnWorkers, Probe, stages_of
 
 F32 = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
-WORDS = "embeddings.word_embeddings.weight"
-POSITIONS = "embeddings.position_embeddings.weight"
 #: With calibration and entropy coding a transform gains less than it costs to make heavy-tailed weights Gaussian
 #: (MiniLM, 2.2 bits: cosine 0.957 without, 0.954 with).
 TRANSFORM = "none"
 #: Of more texts than this, evenly spaced ones run through a model of the hidden size _HIDDEN (1,000 take a minute or
 #: two, and 70 MB); how often a row of the tables is read is counted in all of them.
 MOST_TEXTS, _HIDDEN = 2048, 384
-_TOKENS = 4096  # tokens computed together
 _PROBE_TEXTS = 64  # texts that sensitivities are measured on
 _PLAN_TEXTS = 192  # texts for the moments of the allocation; quantisation uses all
 _FEW_BITS = 0.75  # below this many bits per weight, row scales of tables cost more than they gain
 
 
-@dataclass
-class _Batch:
-    """Packed hidden states of some texts: in the dense model, and after the layers compressed so far."""
-
-    ids: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    dense: F32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
-    compressed: F32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
-
-
-def batches(model: BertEncoder, texts: Sequence[str]) -> list[_Batch]:
-    """Texts with the default prompt as packed ids, sorted by length."""
-    sequences = sorted(model.token_ids(texts, model.resolve_prompt()), key=len)
-    parts: list[_Batch] = []
-    start = 0
-    while start < len(sequences):
-        stop, tokens = start, 0
-        while stop < len(sequences) and (stop == start or tokens + len(sequences[stop]) <= _TOKENS):
-            tokens += len(sequences[stop])
-            stop += 1
-        batch = sequences[start:stop]
-        parts.append(
-            _Batch(np.concatenate(batch).astype(np.int64), np.array([len(s) for s in batch], np.int64))
-        )
-        start = stop
-    return parts
-
-
-class _Layer:
-    """One encoder layer in stages: each ends at the input of the next weight."""
-
-    def __init__(self, model: BertEncoder, index: int, ws: Workspace) -> None:
-        attention, attention_norm, ffn, ffn_norm = model.layers[index]
-        self.norms = {"attention": attention_norm, "ffn": ffn_norm}
-        self._heads, self._mask = attention.num_heads, model.attention_mask()
-        self._ws = ws
-        at = f"encoder.layer.{index}."
-        self.norm_names = {"attention": f"{at}attention.output.LayerNorm", "ffn": f"{at}output.LayerNorm"}
-        self.names = {
-            "qkv": [f"{at}attention.self.{n}" for n in ("query", "key", "value")],
-            "output": [f"{at}attention.output.dense"],
-            "up": [f"{at}intermediate.dense"],
-            "down": [f"{at}output.dense"],
-        }
-        linears = (attention.query, attention.key, attention.value, attention.output, ffn.up, ffn.down)
-        names = [n for stage in self.names.values() for n in stage]
-        self.linears: dict[str, RBELinear] = dict(zip(names, linears, strict=True))
-
-    def with_linears(self, other: Mapping[str, RBELinear]) -> _Layer:
-        """The same layer with some of its linears replaced by those of `other`."""
-        layer = copy(self)
-        layer.linears = {name: other.get(name, linear) for name, linear in self.linears.items()}
-        return layer
-
-    def _linear(self, stage: str) -> RBELinear:
-        return self.linears[self.names[stage][0]]
-
-    def heads(self, x: F32, lengths: NDArray[np.int64]) -> F32:
-        """The input of the output projection."""
-        q, k, v = (self.linears[name] for name in self.names["qkv"])
-        attention = RBEAttention(q, k, v, self._linear("output"), self._heads)
-        return np.array(attention.mix(x, lengths, self._mask, workspace=self._ws))
-
-    def attended(self, heads: F32, x: F32) -> F32:
-        y = self._linear("output")(heads, residual=x, workspace=self._ws)
-        return np.asarray(self.norms["attention"](y, workspace=self._ws))
-
-    def inner(self, x: F32) -> F32:
-        """The input of the down projection."""
-        return np.asarray(self._linear("up")(x, workspace=self._ws))
-
-    def finished(self, inner: F32, x: F32) -> F32:
-        y = self._linear("down")(inner, residual=x, workspace=self._ws)
-        return np.asarray(self.norms["ffn"](y, workspace=self._ws))
-
-    def run(self, x: F32, lengths: NDArray[np.int64]) -> F32:
-        y = self.attended(self.heads(x, lengths), x)
-        return self.finished(self.inner(y), y)
-
-
-def _refitted(norm: RBELayerNorm, parts: list[_Batch]) -> tuple[F32, F32]:
+def _refitted(norm: RBELayerNorm, parts: list[Batch]) -> tuple[F32, F32]:
     """The gain and bias of a norm that fit its outputs to those of the dense model best (least squares).
 
     `parts` holds the outputs of both models; those of the compressed model are updated.
@@ -166,132 +93,48 @@ def _refitted(norm: RBELayerNorm, parts: list[_Batch]) -> tuple[F32, F32]:
     return weight.astype(np.float32), bias.astype(np.float32)
 
 
-def _linear_weight(linear: RBELinear) -> F32:
-    return np.asarray(linear.weight, np.float32)
-
-
-def _pooled(model: BertEncoder, states: Sequence[F32], parts: Sequence[_Batch]) -> F32:
-    """The vectors of all texts, not normalized."""
-    pooled = [
-        model.pool(x, cu_seqlens=cu_seqlens_of(p.lengths), normalize=False)
-        for x, p in zip(states, parts, strict=True)
-    ]
-    return np.concatenate(pooled)
-
-
-def _loss(model: BertEncoder, states: Sequence[F32], parts: Sequence[_Batch], dense: F32) -> float:
-    """Mean of 1 - cosine between the pooled states and the dense model's."""
-    v = _pooled(model, states, parts)
-    v /= np.linalg.norm(v, axis=1, keepdims=True)
-    return float(1.0 - (v * dense).sum(axis=1).mean())
-
-
-# --- how sensitive the vectors are --------------------------------------------------------------------
-
-
-def _tables(model: BertEncoder) -> dict[str, F32]:
-    return {
-        WORDS: np.asarray(model.word_embeddings.weight, np.float32),
-        POSITIONS: np.asarray(model.position_embeddings.weight, np.float32),
-    }
-
-
-def _embed(model: BertEncoder, tables: dict[str, F32], ids: NDArray[np.int64], lengths: Any) -> F32:
-    """Hidden states before the first layer, with these embedding tables."""
-    x = tables[WORDS][ids] + tables[POSITIONS][token_positions(ids, cu_seqlens_of(lengths), model.config)]
-    if model.token_type_embeddings is not None:
-        x += np.asarray(model.token_type_embeddings.weight)[0]
-    return np.asarray(model.embedding_norm(np.ascontiguousarray(x, np.float32)))
-
-
-def _dense_pass(
-    model: BertEncoder, parts: list[_Batch], layers: list[_Layer], transform: str, block: int | None
+def _geometries(
+    model: BertEncoder,
+    layers: list[Stages],
+    moments: Iterable[dict[str, Moments]],
+    transform: str,
+    block: int | None,
 ) -> dict[str, Geometry]:
     """The geometry of every linear layer's input in the dense model. One layer's moments are in memory at a time."""
     geometries: dict[str, Geometry] = {}
-    tables = _tables(model)
-    for part in parts:
-        part.dense = _embed(model, tables, part.ids, part.lengths)
-    for layer in layers:
-        moments = {
-            stage: Moments(layer.linears[names[0]].in_features) for stage, names in layer.names.items()
-        }
-        for part in parts:
-            x = part.dense
-            moments["qkv"].add(x, x)
-            heads = layer.heads(x, part.lengths)
-            moments["output"].add(heads, heads)
-            y = layer.attended(heads, x)
-            moments["up"].add(y, y)
-            inner = layer.inner(y)
-            moments["down"].add(inner, inner)
-            part.dense = layer.finished(inner, y)
+    for layer, of_stage in zip(layers, moments, strict=True):
         for stage, names in layer.names.items():
-            geo = geometry(moments.pop(stage), transform, block_of(names[0], model.config, transform, block))
+            geo = geometry(of_stage.pop(stage), transform, block_of(names[0], model.config, transform, block))
             geometries |= dict.fromkeys(names, geo)
     return geometries
 
 
 def _measure(
-    model: BertEncoder,
     weights: dict[str, Weight],
-    parts: list[_Batch],
+    texts: Sequence[str],
+    measurements: Measurements,
     report: Progress,
     journal: NoJournal,
 ) -> None:
-    """Set each weight's sensitivity: quantise it alone, run the remaining model, divide by the squared step.
+    """Set the sensitivity of each weight, from the journal where it is kept."""
 
-    The step of a linear weight counts in output error (its geometry's level), so that weights compare.
-    """
-    tables = _tables(model)
-    states = [[_embed(model, tables, p.ids, p.lengths) for p in parts]]
-    ws = Workspace()
-    layers = [_Layer(model, i, ws) for i in range(len(model.layers))]
-    for layer in layers:
-        states.append([layer.run(x, p.lengths) for x, p in zip(states[-1], parts, strict=True)])
-    dense = _pooled(model, states[-1], parts)
-    dense /= np.linalg.norm(dense, axis=1, keepdims=True)
+    def probe_of(weight: Weight) -> Callable[[], Probe]:
+        return lambda: Probe(weight.step_for(PROBE_BITS), weight.geometry, weight.scales)
 
-    def finish(x: list[F32], first: int) -> float:
-        for layer in layers[first:]:
-            x = [layer.run(a, p.lengths) for a, p in zip(x, parts, strict=True)]
-        return max(_loss(model, x, parts, dense), 1e-9)
-
+    kept = {name for name in weights if journal.has_value(f"sensitivity of {name}")}
+    probes = {name: probe_of(weight) for name, weight in weights.items() if name not in kept}
     done = 0
-    for name, values in tables.items():
-        if name not in weights:
-            continue
-        weight = weights[name]
 
-        def table(name: str = name, values: F32 = values, weight: Weight = weight) -> float:
-            step = weight.step_for(PROBE_BITS)
-            assert weight.scales is not None
-            probe = quantize_table(values, step, weight.scales).decode()
-            x = [_embed(model, {**tables, name: probe}, p.ids, p.lengths) for p in parts]
-            return finish(x, 0) / step**2
-
-        weight.sensitivity = journal.value(f"sensitivity of {name}", table)
+    def note(name: str, measure: Callable[[], float]) -> None:
+        nonlocal done
+        weights[name].sensitivity = journal.value(f"sensitivity of {name}", measure)
         report("sensitivity", done := done + 1, len(weights))
-    for index, layer in enumerate(layers):
-        for name, linear in layer.linears.items():
-            weight = weights[name]
 
-            def matrix(
-                name: str = name,
-                linear: RBELinear = linear,
-                weight: Weight = weight,
-                layer: _Layer = layer,
-                index: int = index,
-            ) -> float:
-                assert weight.geometry is not None
-                step = weight.step_for(PROBE_BITS)
-                decoded = quantize_matrix(weight.values, weight.geometry, step).decode()
-                probed = layer.with_linears({name: RBELinear(decoded, linear.bias, linear.activation)})
-                x = [probed.run(a, p.lengths) for a, p in zip(states[index], parts, strict=True)]
-                return finish(x, index + 1) / step**2
-
-            weight.sensitivity = journal.value(f"sensitivity of {name}", matrix)
-            report("sensitivity", done := done + 1, len(weights))
+    for name in kept:
+        note(name, lambda: 0.0)
+    if probes:
+        for name, measure in measurements.sensitivities(probes, texts):
+            note(name, measure)
 
 
 # --- the pass that encodes ----------------------------------------------------------------------------
@@ -309,7 +152,7 @@ class Calibration:
     """
 
     def __init__(
-        self, model: BertEncoder, texts: Sequence[str], weights: dict[str, Weight], layers: list[_Layer]
+        self, model: BertEncoder, texts: Sequence[str], weights: dict[str, Weight], layers: list[Stages]
     ) -> None:
         self.model = model
         self.texts = len(texts)
@@ -392,6 +235,7 @@ def calibrate(
     block: int | None = ...,
     progress: Progress | None = ...,
     journal: NoJournal | None = ...,
+    parts: PartsFolder | None = ...,
 ) -> Calibration: ...
 
 
@@ -405,6 +249,7 @@ def calibrate(
     block: int | None = ...,
     progress: Progress | None = ...,
     journal: NoJournal | None = ...,
+    parts: PartsFolder | None = ...,
 ) -> DecoderCalibration: ...
 
 
@@ -418,6 +263,7 @@ def calibrate(
     block: int | None = None,
     progress: Progress | None = None,
     journal: NoJournal | None = None,
+    parts: PartsFolder | None = None,
 ) -> AnyCalibration:
     """Run text through a dense model, and measure the sensitivity of its results to each weight: of an encoder's
     vectors, by their cosine, or of a decoder's predictions, by their divergence (`calibrate_decoder`).
@@ -434,6 +280,7 @@ def calibrate(
     block : its block size; None as in `rbe_gpu.compress_model`
     progress : called with (stage, done, total)
     journal : keeps what is finished; see `rbe_gpu.models.journal`
+    parts : of an encoder that workers can load too: they measure (`rbe_gpu.models.sensitivity`)
 
     Returns
     -------
@@ -457,6 +304,8 @@ def calibrate(
         raise ValueError("the model has no tokenizer, so no text can run through it")
     texts = list(dict.fromkeys(texts))
     if isinstance(model, Decoder):
+        if parts is not None:
+            raise ValueError("a decoder is calibrated in one process; leave client= (--scheduler) out")
         return calibrate_decoder(model, texts, tables, transform, block, progress, journal)
     sequences = model.token_ids(texts, model.resolve_prompt())
     ids = np.concatenate(sequences)
@@ -466,34 +315,34 @@ def calibrate(
     warn_of_few(len(texts), ids)
     texts = texts[:: -(-len(texts) // most_texts(model))]
     report: Progress = progress or silent
-    ws = Workspace()  # of all layers: those of all-mpnet-base-v2 with one each took 100 MB a layer
-    layers = [_Layer(model, i, ws) for i in range(len(model.layers))]
+    layers = stages_of(model)
     for layer in layers:
         for name, linear in layer.linears.items():
             if isinstance(linear.weight, RBEBlocks):
                 raise ValueError(f"{name} is compressed already; calibrate the dense model it was made from")
     report("moments", 0, 1)
     every = max(1, len(texts) // _PLAN_TEXTS)
-    geometries = _dense_pass(model, batches(model, texts[::every]), layers, transform, block)
+    measurements = Measurements(model) if parts is None else MeasurementsOnWorkers(model, parts)
+    geometries = _geometries(model, layers, measurements.moments(texts[::every]), transform, block)
     report("moments", 1, 1)
     weights: dict[str, Weight] = {}
     if tables:
-        for name, values in _tables(model).items():
+        for name, values in tables_of(model).items():
             counts = np.bincount(read[name], minlength=len(values))
             scales = row_scales(values, ROW_POWER, counts)
             weights[name] = Weight.of_table(name, values, transform, block or DEFAULT_BLOCK, scales)
     for layer in layers:
         for name, linear in layer.linears.items():
-            values, geo = _linear_weight(linear), geometries[name]
+            values, geo = linear_weight(linear), geometries[name]
             weights[name] = Weight.of_matrix(name, values, geo)
-    _measure(model, weights, batches(model, texts[:_PROBE_TEXTS]), report, journal or NoJournal())
+    _measure(weights, texts[:_PROBE_TEXTS], measurements, report, journal or NoJournal())
     return Calibration(model, texts, weights, layers)
 
 
 def _compress_all(
     model: BertEncoder,
-    parts: list[_Batch],
-    layers: list[_Layer],
+    parts: list[Batch],
+    layers: list[Stages],
     weights: dict[str, Weight],
     steps: dict[str, float],
     planned: dict[str, float],
@@ -507,7 +356,7 @@ def _compress_all(
     """
     tensors: dict[str, Any] = {}
     spent: dict[str, float] = {}
-    tables = _tables(model)
+    tables = tables_of(model)
     lossy = dict(tables)
 
     def least_of_others(name: str) -> float:
@@ -533,10 +382,10 @@ def _compress_all(
         spent[name] = tensors[name].bits_per_weight
         report("encoding", done := done + 1, len(weights))
     for part in parts:
-        part.dense = _embed(model, tables, part.ids, part.lengths)
-        part.compressed = _embed(model, lossy, part.ids, part.lengths)
+        part.dense = embedded(model, tables, part.ids, part.lengths)
+        part.compressed = embedded(model, lossy, part.ids, part.lengths)
 
-    def stage(layer: _Layer, key: str, inputs: Iterable[tuple[F32, F32]]) -> _Layer:
+    def stage(layer: Stages, key: str, inputs: Iterable[tuple[F32, F32]]) -> Stages:
         """Compress the weights that read `inputs` (dense, compressed). Returns the layer with compressed weights."""
         nonlocal done, left
         names = layer.names[key]
@@ -594,7 +443,7 @@ def _compress_all(
 
         # inputs of stages a batch at a time: all of them would take as much memory as the states, or several times it
         def heads(
-            layer: _Layer = layer, compressed_layer: _Layer = compressed_layer
+            layer: Stages = layer, compressed_layer: Stages = compressed_layer
         ) -> Iterator[tuple[F32, F32]]:
             """The inputs of the output projection."""
             for p in parts:
@@ -610,7 +459,7 @@ def _compress_all(
         compressed_layer = stage(layer, "up", [(p.dense, p.compressed) for p in parts])
 
         def inner(
-            layer: _Layer = layer, compressed_layer: _Layer = compressed_layer
+            layer: Stages = layer, compressed_layer: Stages = compressed_layer
         ) -> Iterator[tuple[F32, F32]]:
             """The inputs of the down projection."""
             for p in parts:

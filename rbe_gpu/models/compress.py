@@ -31,8 +31,10 @@ from ..json_checks import dump_json
 from ..threads import blas, get_num_threads
 from .architectures import architecture, encodes
 from .bert_tensors import block_of
+from .compress_tasks import Budget, TensorTasks, encode_tensor, naming_tensor, stored, widened
 from .journal import Journal, NoJournal, digest
 from .load import load
+from .parts_folder import PartsFolder
 from .source import FLOATS, Source, WeightFile, open_source
 
 if TYPE_CHECKING:
@@ -114,19 +116,6 @@ def kind_of(name: str, dtype: str, shape: tuple[int, ...]) -> str:
     return "vectors" if _TABLES.search(name) else "matrix"
 
 
-def _widened(a: NDArray[Any], where: str) -> NDArray[np.float32]:
-    """A float tensor as float32, finite."""
-    with np.errstate(over="ignore"):
-        w = np.asarray(a, np.float32)
-    flat = w.reshape(-1)
-    for start in range(0, flat.size, 1 << 20):
-        if not np.isfinite(flat[start : start + (1 << 20)]).all():
-            raise ValueError(
-                f"{where} holds NaN or Inf (or values beyond float32); repair the checkpoint first"
-            )
-    return w
-
-
 # --- the budget of a ratio ----------------------------------------------------------------------------
 
 
@@ -180,21 +169,6 @@ def _stored_dense_bytes(dtype: str, shape: tuple[int, ...], file: WeightFile, na
     return 4 * prod(shape) if dtype in FLOATS else int(entry.stop - entry.start)
 
 
-@dataclass
-class _Budget:
-    """Bytes left for tensors that are not compressed yet. Bytes that one does not use go to the next ones."""
-
-    nbytes: int
-    dense_bytes: int  # of those tensors, as float32
-
-    def ratio(self) -> float:
-        return self.dense_bytes / max(self.nbytes, 1)
-
-    def spend(self, row: TensorRow) -> None:
-        self.nbytes -= row.nbytes
-        self.dense_bytes -= row.dense_bytes
-
-
 def _share(
     source: Source,
     kind_by_name: Mapping[str, str],
@@ -202,7 +176,7 @@ def _share(
     block: int,
     config: dict[str, Any],
     dense_bytes: int,
-) -> _Budget:
+) -> Budget:
     """file bytes <= dense_bytes / ratio: the compressed tensors get what the fixed parts leave."""
     fixed = _largest_header(source, kind_by_name, block, config)
     fixed += 0 if source.tokenizer is None else source.tokenizer.nbytes
@@ -220,7 +194,7 @@ def _share(
             f"{source.path}: ratio={ratio:g} allows {floor(dense_bytes / ratio)} bytes, but dense tensors, "
             f"tokenizer and header alone take {fixed}; the highest reachable ratio is below {highest:g}"
         )
-    return _Budget(left, compressible)
+    return Budget(left, compressible)
 
 
 # --- the public function ------------------------------------------------------------------------------
@@ -242,6 +216,7 @@ def compress_model(
     calibrate: Sequence[str] | AnyCalibration | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    client: Any = None,
 ) -> CompressSummary:
     """Compress a model folder, or a bare safetensors file, into one file.
 
@@ -267,11 +242,14 @@ def compress_model(
     resume : with texts to calibrate on: continue a run that was killed or interrupted, from the results that it left
         in the folder `.NAME.journal` beside `out`; the file has the bytes of a run without interruption
     progress : called after each tensor with its name, and the dense bytes done and to do in all
+    client : a `distributed.Client`, whose workers compress the tensors, one a task (`rbe_gpu.models.compress_tasks`).
+        `source` and the folder of `out` are at paths that all of them can read and write. The file has the bytes of
+        one process with as many threads as a worker, on the same kind of processor.
 
     Raises
     ------
     OSError
-        A file is missing, or `out` cannot be written.
+        A file is missing, or `out` cannot be written; of `client`, a `rbe_gpu.cluster.ClusterError`.
     ValueError
         A file is no safetensors file or model folder, a weight holds NaN or Inf (the message names it), the
         target is not one, or cannot be reached; `resume` without texts, or the results are of another model, texts,
@@ -305,80 +283,81 @@ def compress_model(
         else _share(opened, kind_by_name, ratio, block or transforms.DEFAULT_BLOCK, config, total)
     )
 
+    def settings_of(name: str, target: Mapping[str, Any]) -> dict[str, Any]:
+        of_block = block_of(name, opened.config.get("config", {}), transform_name, block)
+        kind = kind_by_name[name]
+        return {"block": of_block, "transform": transform_name, "basis": basis, "kind": kind, **target}
+
     def plain(name: str, array: NDArray[Any], target: Mapping[str, Any]) -> RBEBlocks:
-        try:
-            return compress(
-                array,
-                block=block_of(name, opened.config.get("config", {}), transform_name, block),
-                transform=transform_name,
-                basis=basis,
-                kind=kind_by_name[name],
-                **target,
-            )
-        except ValueError as problem:
-            raise ValueError(f"{opened.files[name].path}: tensor {name}: {problem}") from None
+        with naming_tensor(opened, name):
+            return compress(array, **settings_of(name, target))
 
-    encoded: Mapping[str, Any] = {}
-    kept = ExitStack()
-    if calibrate is not None:
-        if budget is None or codes is not None:
-            raise ValueError("calibrate= needs ratio= as its target, and no codes=")
-        with ExitStack() as stack:
-            journal = _journal(opened, out, calibrate, (ratio, transform, block), resume, stack)
-            calibration = _calibration(source, calibrate, opened, transform, block, progress, journal)
-            encoded = _calibrated(opened, calibration, budget, kind_by_name, progress, journal)
-            if calibration.few and not _gains(
-                calibration, encoded, _plain(opened, kind_by_name, plain, budget)
-            ):
-                encoded = {}
-                del config["int8_activations"]
-            else:
+    with ExitStack() as whole:
+        parts = None if client is None else whole.enter_context(PartsFolder(client, opened, out))
+        encoded: Mapping[str, Any] = {}
+        kept = ExitStack()
+        if calibrate is not None:
+            if budget is None or codes is not None:
+                raise ValueError("calibrate= needs ratio= as its target, and no codes=")
+            with ExitStack() as stack:
+                journal = _journal(opened, out, calibrate, (ratio, transform, block), resume, stack)
+                calibration = _calibration(
+                    source, calibrate, opened, transform, block, progress, journal, parts
+                )
+                encoded = _calibrated(opened, calibration, budget, kind_by_name, progress, journal)
+                if calibration.few and not _gains(
+                    calibration, encoded, _plain(opened, kind_by_name, plain, budget)
+                ):
+                    encoded = {}
+                    del config["int8_activations"]
+                else:
+                    if progress is not None:
+                        progress("int8", 0, 1)
+                    config["int8_activations"] = calibration.int8_activations(encoded)
+                kept = stack.pop_all()
+        elif resume:
+            raise ValueError("resume= goes with calibrate=")
+
+        rows: list[TensorRow] = []
+        done = 0
+        squared_error = energy = 0.0
+        with kept, Writer(out) as writer, ExitStack() as stack:
+            writer.config = config
+            tasks = None
+            if parts is not None:
+                names = [
+                    n for n, k in kind_by_name.items() if k != "dense" and opened.canonical(n) not in encoded
+                ]
+                tasks = stack.enter_context(TensorTasks(opened, parts, names, settings_of))
+            if opened.tokenizer is not None:
+                writer.add(TOKENIZER_ARRAY, opened.tokenizer)
+            for name, kind in kind_by_name.items():
+                given = encoded.get(opened.canonical(name))
+                if kind == "dense" or isinstance(given, RBEBlocks):
+                    result = stored(opened, name, given)
+                else:
+                    target = options if budget is None else {"codes": codes, "ratio": budget.ratio()}
+                    if tasks is not None:
+                        result = tasks.result(name, target, budget)
+                    else:
+                        result = encode_tensor(opened, name, settings_of(name, target))
+                value, error = result.value, result.relative_error
+                if kind != "dense":
+                    squared_error += error**2 * result.energy
+                    energy += result.energy
+                row = _row(name, value, error)
+                writer.add(name, value)
+                rows.append(row)
+                if budget is not None and kind != "dense":
+                    budget.spend(row.nbytes, row.dense_bytes)
+                done += row.dense_bytes
                 if progress is not None:
-                    progress("int8", 0, 1)
-                config["int8_activations"] = calibration.int8_activations(encoded)
-            kept = stack.pop_all()
-    elif resume:
-        raise ValueError("resume= goes with calibrate=")
-
-    rows: list[TensorRow] = []
-    done = 0
-    squared_error = energy = 0.0
-    with kept, Writer(out) as writer:
-        writer.config = config
-        if opened.tokenizer is not None:
-            writer.add(TOKENIZER_ARRAY, opened.tokenizer)
-        for name, kind in kind_by_name.items():
-            where = f"{opened.files[name].path}: tensor {name}"
-            array = opened.files[name].array(name)
-            if opened.entry(name)[0] in FLOATS:
-                array = _widened(array, where)
-            value: RBEBlocks | NDArray[Any] = encoded.get(opened.canonical(name), array)
-            error = 0.0
-            if isinstance(value, RBEBlocks):
-                error = value.error_report(array).relative_error
-            elif kind != "dense":
-                target = options if budget is None else {"codes": codes, "ratio": budget.ratio()}
-                packed = plain(name, array, target)
-                if packed.nbytes < array.nbytes:
-                    value = packed
-                    error = packed.error_report(array).relative_error
-            if kind != "dense":
-                norm = float(np.linalg.norm(array)) ** 2
-                squared_error += error**2 * norm
-                energy += norm
-            row = _row(name, value, error)
-            writer.add(name, value)
-            rows.append(row)
-            if budget is not None and kind != "dense":
-                budget.spend(row)
-            done += row.dense_bytes
-            if progress is not None:
-                progress(name, done, total)
-        file_bytes = writer.nbytes
-        if ratio is not None and file_bytes > total / ratio:
-            raise ValueError(
-                f"{source}: ratio={ratio:g} is not reached: {file_bytes} bytes; use a lower ratio"
-            )
+                    progress(name, done, total)
+            file_bytes = writer.nbytes
+            if ratio is not None and file_bytes > total / ratio:
+                raise ValueError(
+                    f"{source}: ratio={ratio:g} is not reached: {file_bytes} bytes; use a lower ratio"
+                )
     relative = float(np.sqrt(squared_error / energy)) if energy else 0.0
     return CompressSummary(out, tuple(rows), file_bytes, total, relative, opened.notes)
 
@@ -391,6 +370,7 @@ def _calibration(
     block: int | None,
     progress: Progress | None,
     journal: NoJournal,
+    parts: PartsFolder | None,
 ) -> AnyCalibration:
     """The calibration of a model folder on texts, or one that was made before, if it is of this folder."""
     from .calibrate import TRANSFORM, Calibration
@@ -403,7 +383,7 @@ def _calibration(
     if isinstance(texts, Calibration | DecoderCalibration):
         for name, file in opened.files.items():
             values = texts.values(opened.canonical(name))
-            if values is not None and not np.array_equal(values, _widened(file.array(name), name)):
+            if values is not None and not np.array_equal(values, widened(file.array(name), name)):
                 raise ValueError(
                     f"{source}: {name} is not the weight that was calibrated; calibrate this model"
                 )
@@ -418,13 +398,14 @@ def _calibration(
         block=block,
         progress=progress,
         journal=journal,
+        parts=parts,
     )
 
 
 def _calibrated(
     opened: Source,
     calibration: AnyCalibration,
-    budget: _Budget,
+    budget: Budget,
     kind_by_name: Mapping[str, str],
     progress: Progress | None,
     journal: NoJournal,
@@ -441,16 +422,16 @@ def _plain(
     opened: Source,
     kind_by_name: Mapping[str, str],
     plain: Callable[[str, NDArray[Any], Mapping[str, Any]], RBEBlocks],
-    budget: _Budget,
+    budget: Budget,
 ) -> Mapping[str, Any]:
     """The weights as they are without calibration, by the model's own names."""
     left = replace(budget)
     tensors = {}
     for name in (name for name, kind in kind_by_name.items() if kind != "dense"):
-        array = _widened(opened.files[name].array(name), name)
+        array = widened(opened.files[name].array(name), name)
         packed = plain(name, array, {"ratio": left.ratio()})
         value: Any = packed if packed.nbytes < array.nbytes else array
-        left.spend(_row(name, value, 0.0))
+        left.spend(value.nbytes, 4 * array.size)
         tensors[opened.canonical(name)] = value
     return tensors
 

@@ -43,6 +43,10 @@ class NoJournal:
         """Whether the tensors `name` are kept."""
         return False
 
+    def has_value(self, name: str) -> bool:
+        """Whether the value `name` is kept."""
+        return False
+
 
 class Journal(NoJournal):
     """The results of one run in a folder; a context manager, which locks the folder.
@@ -138,6 +142,9 @@ class Journal(NoJournal):
 
     def has(self, name: str) -> bool:
         return self._path(name).is_file()
+
+    def has_value(self, name: str) -> bool:
+        return name in self._values
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{quote(name, safe='')}.rbe.safetensors"
