@@ -105,7 +105,7 @@ HEADERS = {
     *("transforms", "types", "vector_io"),
 }
 REPORTS = {
-    "": {"__init__", "__main__", "compare", "corpus", "run", "targets"},
+    "": {"__init__", "__main__", "compare", "corpus", "run", "scale", "targets"},
     "harness": {
         *("__init__", "row_names", "rows", "timing", "memory", "process", "measure", "weight_error"),
         *("inputs", "token_ids", "baselines", "text", "plots", "page", "readme", "significance"),
