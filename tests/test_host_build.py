@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rbe_gpu import reference, registry
+from rbe_gpu.codecs.packing import pack
 from rbe_gpu.gpu import _execute, _source, layer_norm, silu, softmax
 from rbe_gpu.gpu._elements import divider
 from rbe_gpu.registry import relative_error
@@ -451,3 +452,44 @@ def test_executor_is_put_back() -> None:
     with pytest.raises(ZeroDivisionError), _execute.executor(HostExecutor()):
         raise ZeroDivisionError
     assert _execute._executor is before
+
+
+# --- pairs of float16 ---------------------------------------------------------------------------------
+
+
+def test_pairs_of_float16() -> None:
+    """Each result is rounded once, as NumPy rounds a float64 result to float16."""
+    a, b, c = (scores(3, 64).astype(np.float16) * np.float16(3)).reshape(3, 64)
+    out = np.zeros((4, 64), np.float16)
+    body = """
+    int t = threadIdx.x;
+    out[t] = add_f16x2(a[t], b[t]);
+    out[32 + t] = mul_f16x2(a[t], b[t]);
+    out[64 + t] = fma_f16x2(a[t], b[t], c[t]);
+    out[96 + t] = clamp_unit_f16x2(a[t]);"""
+    lib = kernel(body, "const u32* a, const u32* b, const u32* c, u32* out")
+    launch(lib, "test", 32, *(v.view(np.uint32) for v in (a, b, c, out)))
+    x, y, z = (v.astype(np.float64) for v in (a, b, c))
+    expected = np.stack([x + y, x * y, x * y + z, np.clip(x, -1, 1)]).astype(np.float16)
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_codes_two_at_a_time(bits: int) -> None:
+    """All codes of a width: scale * (u - middle) of dense codes, rounded once."""
+    codes = np.arange(32 * 8).reshape(8, 32) % 2**bits
+    packed = pack(codes.astype(np.uint16), bits)
+    scale, out = np.float16(0.0123), np.zeros((8, 32), np.float16)
+    body = f"""
+    static const u16 scale = {int(scale.view(np.uint16))};
+    const f16* scales = reinterpret_cast<const f16*>(&scale);
+    Codes c = {{CODES_DENSE, {bits}, 32, 0, value, scales, nullptr, nullptr, nullptr, 0, 32}};
+    RunLoader loader;
+    loader.begin(c, 0, 1, 0);
+    load_run(reinterpret_cast<const u32*>(value) + threadIdx.x * {bits}, {bits}, loader.words);
+    loader.scale.bits = scale;
+    for (int chunk = 0; chunk < 4; ++chunk) out[threadIdx.x * 4 + chunk] = loader.pairs(c, 0, chunk);"""
+    text = '#include "linear.cuh"\nextern "C" __global__ void test(const unsigned char* value, uint4* out) {'
+    launch(compiled(f"{text}{body}\n}}\n"), "test", 8, packed, out.view(np.uint32))
+    expected = (np.float64(scale) * (codes - (2**bits - 1) / 2)).astype(np.float16)
+    np.testing.assert_array_equal(out, expected)
