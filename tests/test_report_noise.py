@@ -237,6 +237,15 @@ def test_a_process_ends_when_the_parent_is_killed() -> None:
         time.sleep(0.05)
 
 
+def test_closing_during_a_request_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
+    """As an interrupt does."""
+    made = Library(NUMPY, f"{__name__}:sums", scale=2.0).wait()
+    made.send("seconds", "NumPy", 10, 0)  # takes 0.1 s
+    made.close()
+    assert not psutil.pid_exists(made.pid)
+    assert capfd.readouterr().err == ""
+
+
 def test_calls_are_timed_in_the_process(library: Library) -> None:
     calls = remote({NUMPY: library}, {"NumPy": 2, "NumPy too": 1})
     assert [len(c) for c in calls.values()] == [2, 1]

@@ -173,7 +173,10 @@ def _serve(pipe: Any, name: str, setup: str, arguments: Mapping[str, Any]) -> No
         except Exception as error:
             failed = _portable(error)
         _sleep_until_idle()
-        pipe.send((failed, value))
+        try:
+            pipe.send((failed, value))
+        except OSError:  # nobody waits for it: the report has been interrupted
+            return
 
 
 def _portable(error: Exception) -> Exception:
