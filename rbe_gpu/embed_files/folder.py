@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from .. import output
 
 MANIFEST, LOG = "manifest.json", "shards.jsonl"
 FORMAT_VERSION = 1
+_TRIES = 50  # to empty the folder, a tenth of a second apart
 _SHARD = re.compile(r"[0-9]{5,}-[0-9]{7,}\.(npy|parquet)")
 
 
@@ -172,9 +174,15 @@ class OutputFolder:
         if kind is None or self.finished or not (self._ours or self._made):
             return
         with suppress(OSError):
-            (self.path / MANIFEST).unlink(missing_ok=True)  # tasks that still run write nothing without it
-            output.sweep(self.path)
-            for name in (*self._shards(), LOG):
-                (self.path / name).unlink(missing_ok=True)
+            (self.path / MANIFEST).unlink(
+                missing_ok=True
+            )  # tasks that have not ended write nothing without it
+            for _ in range(_TRIES):
+                output.sweep(self.path)
+                for name in (*self._shards(), LOG):
+                    (self.path / name).unlink(missing_ok=True)
+                if not any(name.endswith(".partial") for name in os.listdir(self.path)):
+                    break
+                time.sleep(0.1)  # a worker is writing at this moment
             if self._made:
                 self.path.rmdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -14,6 +15,8 @@ from .source import Source
 
 #: path, bytes and mtime_ns of each file: those of another checkpoint differ
 Files = tuple[tuple[str, int, int], ...]
+
+_TRIES = 50  # to remove the folder, a tenth of a second apart
 
 
 def files_of(source: Source) -> Files:
@@ -71,4 +74,9 @@ class PartsFolder:
     ) -> None:
         if self._lock is not None:
             self._lock.close()
-        shutil.rmtree(self.path, ignore_errors=True)
+        # a task that was cancelled while it ran may write meanwhile; into a folder that is gone it writes nothing
+        for _ in range(_TRIES):
+            shutil.rmtree(self.path, ignore_errors=True)
+            if not self.path.exists():
+                break
+            time.sleep(0.1)
