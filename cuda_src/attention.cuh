@@ -300,6 +300,7 @@ __device__ __forceinline__ void weigh(const Problem<T>& p, float (&s)[ROWS][COUN
     for (int r = 0; r < ROWS; ++r) {
       float base = base_of(next[r]), to = base * unit;
       float factor = exp2f(far(scaled, to) ? (m[r] - base) * unit : m[r] * unit - to);
+      if (m[r] == next[r]) factor = 1.0f;  // exactly: `to` is rounded, and the fma that it goes into is not
       m[r] = next[r];
       l[r] *= factor;
       shrink(r, factor);

@@ -721,6 +721,7 @@ def test_arguments(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         ["--only", "decoding"],
         ["--jobs", "0"],
         ["--budget", "-1"],
+        ["--budget", "nan"],
         ["--rehearse", "--rows", str(tmp_path)],
         ["--model", str(tmp_path / "no")],
     ):

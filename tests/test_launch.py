@@ -520,7 +520,6 @@ def _installed(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake
     monkeypatch.setitem(sys.modules, "cupy", fake)
     _load._module.cache_clear()
     monkeypatch.setattr(_load, "_kernels", {})
-    monkeypatch.setattr(_load, "_shared", {})
     yield fake
     _load._module.cache_clear()
 
@@ -585,8 +584,9 @@ def test_share_of_shared_memory(
     assert cupy.kernels["softmax_f32_8"].preferred_shared_memory_carveout == percent
 
 
-def test_share_of_shared_memory_of_a_later_launch(cupy: FakeCupy) -> None:
-    _execute.run(launch_of(), launch_of(shared=60_000))
+@pytest.mark.parametrize("shared", [20_000, 60_000])
+def test_share_of_shared_memory_of_a_later_launch(cupy: FakeCupy, shared: int) -> None:
+    _execute.run(launch_of(), launch_of(shared=shared))
     assert cupy.kernels["softmax_f32_8"].preferred_shared_memory_carveout == 100
 
 

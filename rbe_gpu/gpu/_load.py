@@ -5,6 +5,7 @@ CuPy is imported here and nowhere else in the package, when the first launch ask
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,10 +21,20 @@ _DEFAULT_SHARED = 48 << 10  # a kernel must ask for more
 #: blocks fit otherwise only if the driver chooses so, and such kernels read what they read twice from shared memory.
 _CARVEOUT_FROM = 16 << 10
 
-#: Of a device, an entry and its constants: what is looked up at every launch.
-_Key = tuple[int, str, tuple[int, ...]]
-_kernels: dict[_Key, Any] = {}
-_shared: dict[_Key, int] = {}  # dynamic shared memory asked for so far, above the default
+
+@dataclass(slots=True)
+class _Loaded:
+    """A kernel on a device.
+
+    shared : bytes of dynamic shared memory that the largest launch so far has had; -1 before the first
+    """
+
+    function: Any
+    shared: int = -1
+
+
+#: by device, entry and constants: what is looked up at every launch
+_kernels: dict[tuple[int, str, tuple[int, ...]], _Loaded] = {}
 
 
 @cache
@@ -89,36 +100,32 @@ def compile_only(kernel: Kernel, architecture: int) -> int:
         nvrtc.destroyProgram(program)
 
 
-def _load(launch: Launch, key: _Key) -> Any:
-    function = _module(launch.kernel, key[0]).get_function(launch.entry)
-    _kernels[key] = function
-    if launch.shared + function.shared_size_bytes >= _CARVEOUT_FROM:
-        function.preferred_shared_memory_carveout = 100
-    return function
-
-
-def _allow_shared(function: Any, launch: Launch, key: _Key) -> None:
-    """Let a kernel have more than 48 KB of dynamic shared memory."""
+def _allow_shared(loaded: _Loaded, launch: Launch, device: int) -> None:
+    """Let a kernel have more dynamic shared memory than in the launches before."""
     import cupy
 
-    device = key[0]
-    most = int(cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"])
-    if launch.shared + function.shared_size_bytes > most:
-        raise RuntimeError(
-            f"{launch.entry} needs {launch.shared + function.shared_size_bytes} bytes of shared memory, GPU "
-            f"{device} has {most} for a block"
-        )
-    function.max_dynamic_shared_size_bytes = launch.shared
-    function.preferred_shared_memory_carveout = 100
-    _shared[key] = launch.shared
+    function = loaded.function
+    together = launch.shared + function.shared_size_bytes
+    if together >= _CARVEOUT_FROM:
+        function.preferred_shared_memory_carveout = 100
+    if launch.shared > _DEFAULT_SHARED:
+        most = int(cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"])
+        if together > most:
+            raise RuntimeError(
+                f"{launch.entry} needs {together} bytes of shared memory, GPU {device} has {most} for a block"
+            )
+        function.max_dynamic_shared_size_bytes = launch.shared
+    loaded.shared = launch.shared
 
 
 def _launch(launch: Launch, device: int) -> None:
     key = (device, launch.entry, launch.params.constants)
-    function = _kernels.get(key) or _load(launch, key)
-    if launch.shared > _DEFAULT_SHARED and launch.shared > _shared.get(key, 0):
-        _allow_shared(function, launch, key)
-    function(launch.grid, launch.block, launch.params.arguments, shared_mem=launch.shared)
+    loaded = _kernels.get(key)
+    if loaded is None:
+        loaded = _kernels[key] = _Loaded(_module(launch.kernel, device).get_function(launch.entry))
+    if launch.shared > loaded.shared:
+        _allow_shared(loaded, launch, device)
+    loaded.function(launch.grid, launch.block, launch.params.arguments, shared_mem=launch.shared)
 
 
 def run(launches: tuple[Launch, ...]) -> None:

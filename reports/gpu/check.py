@@ -214,7 +214,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"unknown stage {', '.join(unknown)}; use {names}")
     if options.budget is None:
         options.budget = WITHOUT_LIMIT
-    if options.jobs < 1 or options.budget <= 0:
+    if options.jobs < 1 or not options.budget > 0:  # nor NaN
         parser.error("--jobs and --budget must be positive")
     if options.model is not None and not options.model.is_dir():
         parser.error(f"{options.model} is not a folder")

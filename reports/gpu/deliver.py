@@ -1,4 +1,4 @@
-"""What a run hands over: at most four small files and one of rows for each GPU, written again every few seconds.
+"""What a run writes: at most four small files and one of rows for each GPU, written again every few seconds.
 
 A run that is cut off then loses only what came after the last time.
 """

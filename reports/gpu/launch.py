@@ -2,8 +2,8 @@
 
     python -m rbe_gpu.reports.gpu.launch --model FOLDER OP ...     these ops, one JSON line each
 
-The ops are spread over several processes, which compile at once and leave the binaries in CuPy's cache to the stages
-that follow; a kernel that breaks the GPU's context ends only its own process.
+The ops are spread over several processes, which compile at once; a kernel that breaks the GPU's context ends only its
+own process. The stages that follow compile what they launch with other configurations.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..harness.process import child_environment
 from . import device
 from .bandwidth import OURS_OF, Arrays, Pass, expected_rows, host_operands
 from .device import described
-from .stage import FAILED, PASSED, STOPPED, Options, Result, finish, module_command, start
+from .stage import FAILED, PASSED, STOPPED, Options, Result, finish, kill, module_command, start
 
 MODULE = "rbe_gpu.reports.gpu.launch"
 TRANSFORM = "linear_transform"  # a source of its own, beside `linear`
@@ -57,13 +57,17 @@ def run(options: Options, result: Result) -> None:
         log = options.out / f"launch-{group[0]}.log"
         command = module_command(options, MODULE, "--model", model, *group)
         processes.append((group, log, start(command, log, environment=child_environment())))
-    gpu = device.open_device(options)  # imports PyTorch while the others compile
-    result.say(gpu.session.device)
-    result.say(gpu.session.versions)
-    ends = set()
-    for group, log, process in processes:
-        status = finish(process, stop - time.perf_counter())
-        ends.add(judge(group, status, log, result))
+    try:
+        gpu = device.open_device(options)  # imports PyTorch while the others compile
+        result.say(gpu.session.device)
+        result.say(gpu.session.versions)
+        ends = set()
+        for group, log, process in processes:
+            status = finish(process, stop - time.perf_counter())
+            ends.add(judge(group, status, log, result))
+    finally:
+        for *_, process in processes:
+            kill(process)
     result.end(next(e for e in (FAILED, STOPPED, PASSED) if e in ends))
 
 
@@ -109,8 +113,8 @@ def calls(cupy: Any, folder: Folder) -> Mapping[str, Callable[[], tuple[Any, Any
 
     def attention() -> tuple[Any, Any]:
         q, k, v = (of((1, 96, 2, 64), shift) for shift in (0, 5, 11))
-        found = rbe.attention(cupy.asarray(q), cupy.asarray(k), cupy.asarray(v), causal=True)
-        return found, reference.attention(q, k, v, causal=True)
+        y = rbe.attention(cupy.asarray(q), cupy.asarray(k), cupy.asarray(v), causal=True)
+        return y, reference.attention(q, k, v, causal=True)
 
     weight = np.resize(folder.tensor("encoder.layer.0.intermediate.dense.weight"), (128, 256))
 
@@ -122,8 +126,8 @@ def calls(cupy: Any, folder: Folder) -> Mapping[str, Callable[[], tuple[Any, Any
         density = 0.25 if codes.startswith("sparse") else None
         m: Any = rbe.compress(weight, codes=codes, block=64, basis=False, density=density)
         x = of((tokens, 256))
-        found = rbe.linear(cupy.asarray(x), rbe.to(m, "cuda"), method=method)
-        return found, reference.linear(x, reference.decode(m))
+        y = rbe.linear(cupy.asarray(x), rbe.to(m, "cuda"), method=method)
+        return y, reference.linear(x, reference.decode(m))
 
     return {
         **{op: partial(one_pass, op) for op in OURS_OF},
@@ -148,8 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             for name in ("first", "second"):  # the first call compiles
                 began = time.perf_counter()
-                found, expected = of[op]()
-                host = to_numpy(found)
+                output, expected = of[op]()
+                host = to_numpy(output)
                 one[name] = time.perf_counter() - began
             tol = registry.OPS["linear" if op == TRANSFORM else op].tolerances[DTYPE]
             one["error"] = check(op, host, expected, tol.rel, tol.floor)

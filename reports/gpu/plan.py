@@ -96,7 +96,7 @@ STAGES = {
         ),
     )
 }
-#: seconds of a first run: a machine is lent for 10 minutes a command, and the last results must leave it
+#: seconds of a first run, within a time limit of ten minutes
 FIRST_RUN = sum(stage.share for stage in STAGES.values() if stage.first)
 LEAST = 5.0  # seconds: with less left, no stage is started
 

@@ -135,14 +135,32 @@ def finish(process: subprocess.Popen[bytes], seconds: float) -> int | None:
     try:
         return process.wait(max(seconds, 0.0))
     except subprocess.TimeoutExpired:
-        _kill(process)
+        kill(process)
         return None
     except BaseException:  # an interrupt: no stage outlives the run
-        _kill(process)
+        kill(process)
         raise
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process of `start` and all that it has started, which have groups of their own."""
+    groups = [process.pid, *_descendants(process.pid)] if process.poll() is None else [process.pid]
+    for pid in groups:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(os.getpgid(pid) if pid != process.pid else pid, signal.SIGKILL)
     process.wait()
+
+
+def _descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that they have."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parent = int(entry.read_text().rpartition(")")[2].split()[1])  # behind the name: state, parent
+            children.setdefault(parent, []).append(int(entry.parent.name))
+    below, todo = [], [pid]
+    while todo:
+        more = children.get(todo.pop(), [])
+        below += more
+        todo += more
+    return below

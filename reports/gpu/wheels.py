@@ -33,7 +33,7 @@ def importable(module: str) -> bool:
 def provide(folder: Path, site: Path) -> list[str]:
     """Unpack the wheels in `folder` of which a module is not to be found.
 
-    This process and those that it starts can then import them; what is installed comes first.
+    This process and those that it starts can then import them. In the latter they come before what is installed.
 
     Parameters
     ----------
