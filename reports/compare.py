@@ -29,16 +29,20 @@ BETTER, WORSE, DIFFERENT, NONE, UNKNOWN = "better", "worse", "different", "none"
 
 
 class Difference(NamedTuple):
-    """A figure that both files have. `verdict`: of B beside A; "none" within the spread, "unknown" without one."""
+    """A figure that both files have. `change`: to B from A; "none" within the spread, "unknown" without one."""
 
     before: Row
     after: Row
-    verdict: str
+    change: str
 
     @property
     def ratio(self) -> float | None:
         """B / A, or None where A is 0."""
         return self.after.p50 / self.before.p50 if self.before.p50 else None
+
+
+def _machine(row: Row) -> str:
+    return f"{row.device}, {row.threads} thread{'s' * (row.threads != 1)}" if row.threads else row.device
 
 
 def _key(row: Row) -> tuple[str, ...]:
@@ -68,7 +72,7 @@ def differences(before: Iterable[Row], after: Iterable[Row]) -> list[Difference]
     return [difference(first[key], row) for key, row in second.items() if key in first]
 
 
-def table(found: Sequence[Difference]) -> Table:
+def table(figures: Sequence[Difference]) -> Table:
     """The differences that are none by chance alone, worst first."""
     made = Table("Differences", columns("op", "case", "provider", "metric", "A", "B", "B / A", "difference"))
     order = (WORSE, BETTER, DIFFERENT)
@@ -77,11 +81,11 @@ def table(found: Sequence[Difference]) -> Table:
         return -max(d.ratio, 1 / d.ratio) if d.ratio and d.ratio > 0 else 0.0
 
     for d in sorted(
-        (d for d in found if d.verdict in order), key=lambda d: (order.index(d.verdict), distance(d))
+        (d for d in figures if d.change in order), key=lambda d: (order.index(d.change), distance(d))
     ):
         made.add(
             d.after.op, d.after.case, d.after.provider, d.after.metric, shown(d.before.p50, d.before.unit),
-            shown(d.after.p50, d.after.unit), "" if d.ratio is None else times(d.ratio), d.verdict,
+            shown(d.after.p50, d.after.unit), "" if d.ratio is None else times(d.ratio), d.change,
         )  # fmt: skip
     return made
 
@@ -97,11 +101,11 @@ def compare(before: Path, after: Path) -> str:
         One of them cannot be read.
     """
     rows = read_rows(before), read_rows(after)
-    found = differences(*rows)
-    if not found:
+    figures = differences(*rows)
+    if not figures:
         raise ValueError(f"{before} and {after} have no figure in common")
-    machines = [", ".join(dict.fromkeys(r.device for r in each)) for each in rows]
-    counts = Counter(d.verdict for d in found)
+    machines = [", ".join(dict.fromkeys(_machine(r) for r in each)) for each in rows]
+    counts = Counter(d.change for d in figures)
     only = [len({_key(r) for r in each} - {_key(r) for r in other}) for each, other in (rows, rows[::-1])]
     disturbed = [sum(r.disturbed for r in each) for each in rows]
     lines = [
@@ -110,18 +114,19 @@ def compare(before: Path, after: Path) -> str:
             for name, path, machine in zip("AB", (before, after), machines, strict=True)
         ),
         "",
-        f"{len(found)} figures in both: {counts[WORSE]} worse in B, {counts[BETTER]} better, {counts[DIFFERENT]} "
+        f"{len(figures)} figures in both: {counts[WORSE]} worse in B, {counts[BETTER]} better, {counts[DIFFERENT]} "
         f"different, {counts[NONE]} without a difference, {counts[UNKNOWN]} unknown (of fewer than three runs).",
         f"Only in A: {only[0]}; only in B: {only[1]}.",
         "A difference is one where the 95% intervals of the medians do not overlap.",
     ]
     if machines[0] != machines[1]:
         lines.append(
-            "The machines differ: times and memory say nothing of the code; speeds against baselines may."
+            "The machines or their threads differ: times and memory say nothing of the code; speeds against "
+            "baselines may."
         )
     if any(disturbed):
         lines.append(f"Measured on a disturbed machine: {disturbed[0]} rows of A, {disturbed[1]} of B.")
-    differing = table(found)
+    differing = table(figures)
     if differing.lines:
         lines += ["", differing.markdown()]
     return "\n".join(lines)

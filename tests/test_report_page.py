@@ -64,12 +64,12 @@ def test_quantiles_of_students_distribution(degrees: int, exact: float) -> None:
     assert student(degrees) == pytest.approx(exact, rel=0.008)
 
 
-@pytest.mark.parametrize("count", [5, 9, 30, 100])
+@pytest.mark.parametrize("count", [3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 30, 100])
 def test_an_interval_holds_the_median_in_19_of_20_cases(count: int) -> None:
-    draws = np.random.default_rng(count).normal(10, 1, (2000, count))
+    draws = np.random.default_rng(count).normal(10, 1, (5000, count))
     inside = [10 in known for line in draws if (known := interval(speed("a", line))) is not None]
-    assert len(inside) == 2000
-    assert 0.9 < np.mean(inside) < 0.985
+    assert len(inside) == 5000
+    assert 0.942 < np.mean(inside) < 0.968
 
 
 def test_equal_medians_seldom_differ() -> None:
@@ -291,7 +291,7 @@ def changed(row: Row, factor: float) -> Row:
 
 
 def test_a_file_does_not_differ_from_itself(rows: list[Row]) -> None:
-    assert {d.verdict for d in compare.differences(rows, rows)} == {compare.NONE, compare.UNKNOWN}
+    assert {d.change for d in compare.differences(rows, rows)} == {compare.NONE, compare.UNKNOWN}
     text = compare.compare(COMMITTED, COMMITTED)
     assert "0 worse in B, 0 better, 0 different" in text
     assert "|" not in text
@@ -316,7 +316,7 @@ def test_a_file_does_not_differ_from_itself(rows: list[Row]) -> None:
 )
 def test_what_differs(metric: str, values: list[float], factor: float, verdict: str) -> None:
     row = SESSION.row("gelu", "a", DENSE, metric, "", values)
-    assert compare.difference(row, changed(row, factor)).verdict == verdict
+    assert compare.difference(row, changed(row, factor)).change == verdict
 
 
 def test_two_files_beside_each_other(tmp_path: Path) -> None:
@@ -333,7 +333,7 @@ def test_two_files_beside_each_other(tmp_path: Path) -> None:
     text = compare.compare(tmp_path / "a.csv", tmp_path / "b.csv")
     assert "3 figures in both: 2 worse in B, 1 better, 0 different, 0 without a difference" in text
     assert "Only in A: 1; only in B: 1." in text
-    assert "The machines differ" in text
+    assert "The machines or their threads differ" in text
     assert "Measured on a disturbed machine: 0 rows of A, 4 of B." in text
     lines = [line for line in text.splitlines() if line.startswith("| gelu")]
     assert [line.split("|")[7].strip() for line in lines] == ["3.00×", "1.50×", "0.50×"]

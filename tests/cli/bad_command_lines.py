@@ -183,6 +183,7 @@ USAGE: tuple[tuple[str, str], ...] = (
     ("report --compare", "--compare"),
     ("report --compare a.csv", "--compare"),
     ("report --compare a.csv b.csv --quick", "--compare"),
+    ("report --compare a.csv b.csv --out folder", "--compare"),
     ("report --compare a.csv b.csv --model {texts}", "--compare"),
 )
 
