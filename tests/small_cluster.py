@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import distributed
+
 from rbe_gpu.cluster import LOCAL, connected
-from rbe_gpu.threads import get_num_threads, set_num_threads
+from rbe_gpu.threads import VARIABLE, get_num_threads, set_num_threads
 
 
 @contextmanager
@@ -21,3 +23,14 @@ def workers(count: int) -> Iterator[Any]:
             yield client
     finally:
         set_num_threads(before)
+
+
+@contextmanager
+def worker_of_threads(count: int) -> Iterator[Any]:
+    """A client of one worker process that runs `count` tasks at once, as `dask worker` does without --nthreads."""
+    options: dict[str, Any] = {"processes": True, "dashboard_address": "127.0.0.1:0", "env": {VARIABLE: "1"}}
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=count, **options) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        yield client

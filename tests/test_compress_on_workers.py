@@ -12,10 +12,14 @@ import numpy as np
 import pytest
 
 from rbe_gpu.cluster import TaskPool
+from rbe_gpu.models import calibrate
 from rbe_gpu.models.compress import CompressSummary, compress_model
-from rbe_gpu.models.load import load_embedder
+from rbe_gpu.models.load import load_embedder, load_encoder
+from rbe_gpu.models.parts_folder import PartsFolder
+from rbe_gpu.models.sensitivity import Measurements, MeasurementsOnWorkers, Probe, stages_of
+from rbe_gpu.models.source import open_source
 from tests import real
-from tests.small_cluster import workers
+from tests.small_cluster import worker_of_threads, workers
 from tests.test_compress_model import cut_tensors, make_model
 
 
@@ -62,6 +66,20 @@ def test_calibrated(folder: Path, tmp_path: Path, client: Any) -> None:
     tokens = sum(map(len, load_embedder(folder).token_ids(texts)))
     assert 4096 < tokens < 8192
     both(folder, tmp_path, client, ratio=3.0, calibrate=texts)
+
+
+def test_two_threads_of_a_worker_measure_the_same(folder: Path, tmp_path: Path) -> None:
+    """The model's scratch memory is that of one thread, so tasks of a worker's threads must not overlap."""
+    model, texts = load_encoder(folder), real.texts()[:32]
+    alone = Measurements(model)
+    geometries = calibrate._geometries(model, stages_of(model), alone.moments(texts), "none", None)
+    probes = {name: lambda geo=geo: Probe(0.5, geo, None) for name, geo in geometries.items()}
+    expected = {name: measure() for name, measure in alone.sensitivities(probes, texts)}
+    with worker_of_threads(2) as client, PartsFolder(client, open_source(folder), tmp_path / "m") as parts:
+        on_workers = MeasurementsOnWorkers(model, parts)
+        for _ in range(8):
+            measured = {name: measure() for name, measure in on_workers.sensitivities(probes, texts)}
+            assert measured == expected
 
 
 def test_a_killed_run_of_workers_leaves_nothing(folder: Path, tmp_path: Path, client: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import lru_cache
@@ -157,6 +158,11 @@ class _ProbeTask(NamedTuple):
     probe: str
 
 
+#: held by every task: layers share scratch memory of one thread, and a worker may have several. Kernels have threads
+#: of their own, so tasks beside each other would gain nothing.
+_lock = threading.Lock()
+
+
 @lru_cache(maxsize=1)
 def _model(source: str, files: Files) -> BertEncoder:
     if files_of(open_source(Path(source))) != files:
@@ -181,6 +187,13 @@ def _probes(texts: _Texts) -> Probes:
 @blas
 def _moments_task(task: _MomentsTask) -> None:
     """The sums of one batch in all layers, to a .npz file."""
+    with _lock:
+        arrays = _moments(task)
+    with output.replacing(task.out) as file:
+        np.savez(file, **arrays)
+
+
+def _moments(task: _MomentsTask) -> dict[str, Any]:
     model, parts = _batches(task.texts)
     part = parts[task.batch]
     part.dense = embedded(model, tables_of(model), part.ids, part.lengths)
@@ -189,14 +202,14 @@ def _moments_task(task: _MomentsTask) -> None:
         for stage, values in _layer_sums(layer, part).items():
             arrays |= {f"{i} {stage} {j}": value for j, value in enumerate(values)}
     part.dense = np.empty((0, 0), np.float32)
-    with output.replacing(task.out) as file:
-        np.savez(file, **arrays)
+    return arrays
 
 
 @blas
 def _probe_task(task: _ProbeTask) -> float:
     probe: Probe = pickle.loads(Path(task.probe).read_bytes())
-    return _probes(task.texts).sensitivity(task.name, probe)
+    with _lock:
+        return _probes(task.texts).sensitivity(task.name, probe)
 
 
 class MeasurementsOnWorkers(Measurements):
