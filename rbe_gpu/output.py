@@ -14,8 +14,10 @@ import errno
 import os
 import re
 import secrets
+import shutil
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +33,7 @@ _DESCRIPTOR = re.compile(r"/(?:dev|proc/self|proc/thread-self)/fd/([0-9]{1,9})")
 _STANDARD = {"/dev/stdout": 1, "/dev/stderr": 2}
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
 _LONGEST_NAME = 255  # bytes of a name in most file systems
+_TRIES = 50  # to remove a folder, a tenth of a second apart
 
 
 class Destination(NamedTuple):
@@ -244,3 +247,15 @@ def _remove_remains(path: str) -> None:
                 os.unlink(path)
         finally:
             os.close(descriptor)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, as far as possible, that tasks of another process may be writing to.
+
+    What they write meanwhile is removed too; into a folder that is gone they write nothing.
+    """
+    for _ in range(_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            break
+        time.sleep(0.1)

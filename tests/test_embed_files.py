@@ -21,6 +21,7 @@ import pytest
 
 from rbe_gpu.cluster import TaskPool, connect, run_tasks
 from rbe_gpu.embed_files import embed_files, worker
+from rbe_gpu.embed_files.folder import OutputFolder
 from rbe_gpu.embed_files.text_files import shards, windows
 from rbe_gpu.embed_files.worker import Job, embed_shard, model_digest, read_shards
 from rbe_gpu.models.compress import compress_model
@@ -158,19 +159,49 @@ def _executing(dask_scheduler: Any) -> dict[str, list[str]]:
     return {address: [str(t) for t in w.processing] for address, w in dask_scheduler.workers.items()}
 
 
-def test_a_task_whose_worker_died_after_it_is_not_repeated(tmp_path: Path, client: Any, model: Path) -> None:
-    """The shard is there, its line in the log is not: the task takes the file that it finds."""
+def test_a_task_of_a_stopped_run_writes_nothing(tmp_path: Path, model: Path) -> None:
+    """A task that its run could not end goes on while another run, of another model, writes the same folder."""
+    folder = make_model(tmp_path / "minilm-cut")
     (tmp_path / "t.txt").write_text("one\ntwo\n")
-    (tmp_path / "manifest.json").write_text("{}")
-    job = Job(
-        str(model), model_digest(model), str(tmp_path), "npy", "cpu", "text", None, 32, None, None
-    )  # fmt: skip
     (shard,) = shards([tmp_path / "t.txt"], WINDOW, "text")
-    first = embed_shard((job, shard))
-    before = identities(tmp_path)
-    assert embed_shard((job, shard)) == first
-    assert identities(tmp_path) == before
-    assert len(before) == 1
+    with pytest.raises(Stop), OutputFolder(tmp_path / "out", {"model": "a"}, False, False) as stopped:
+        raise Stop
+    with OutputFolder(tmp_path / "out", {"model": "b"}, False, True) as out:
+        with pytest.raises(FileNotFoundError):
+            embed_shard((job_of(folder, stopped.run), shard))
+        out.add(embed_shard((job_of(model, out.run), shard)))
+        with pytest.raises(FileNotFoundError):
+            embed_shard((job_of(folder, stopped.run), shard))
+        out.complete({})
+    np.testing.assert_array_equal(of_file(tmp_path / "out", 0), load_embedder(model).embed(["one", "two"]))
+    assert sorted(os.listdir(tmp_path / "out")) == ["00000-0000000.npy", "manifest.json", "shards.jsonl"]
+
+
+def test_a_shard_of_a_stopped_run_is_not_taken(tmp_path: Path, model: Path) -> None:
+    """What a task wrote that ended after its run was killed goes with the next run."""
+    (tmp_path / "t.txt").write_text("one\ntwo\n")
+    (shard,) = shards([tmp_path / "t.txt"], WINDOW, "text")
+    with pytest.raises(Stop), OutputFolder(tmp_path / "out", {"model": "a"}, False, False) as killed:
+        raise Stop
+    killed.run.mkdir(parents=True)
+    embed_shard((job_of(model, killed.run), shard))
+    with OutputFolder(tmp_path / "out", {"model": "b"}, False, False) as out:
+        assert not killed.run.exists()
+        assert os.listdir(out.run) == []
+
+
+def test_a_task_that_runs_twice(tmp_path: Path, model: Path) -> None:
+    """As when a worker dies before its result arrives."""
+    (tmp_path / "t.txt").write_text("one\ntwo\n")
+    (shard,) = shards([tmp_path / "t.txt"], WINDOW, "text")
+    first = embed_shard((job_of(model, tmp_path), shard))
+    content = (tmp_path / first["file"]).read_bytes()
+    assert embed_shard((job_of(model, tmp_path), shard)) == first
+    assert (tmp_path / first["file"]).read_bytes() == content
+
+
+def job_of(model: Path, folder: Path, device: str = "cpu") -> Job:
+    return Job(str(model), model_digest(model), str(folder), "npy", device, "text", None, 32, None, None)
 
 
 # --- runs that are continued --------------------------------------------------------------------------
@@ -237,6 +268,29 @@ def test_refusals_of_folders(tmp_path: Path, client: Any, model: Path) -> None:
     with pytest.raises(FileExistsError, match="a folder of other files"):
         embed_files(client, model, [source], tmp_path / "other", force=True)
     assert os.listdir(tmp_path / "other") == ["file"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"file": "00000-0000000.npy", "bytes": 3}\n',
+        b"[]\n",
+        b"nonsense\n",
+        b'{"file": "../x"}\n',
+        b"[" * 9999 + b"\n",
+    ],
+    ids=["keys", "list", "text", "path", "depth"],
+)
+def test_a_damaged_log(tmp_path: Path, line: bytes) -> None:
+    with OutputFolder(tmp_path / "out", {}, False, False) as out:
+        out.complete({})
+    (tmp_path / "out" / "shards.jsonl").write_bytes(line)
+    with (
+        pytest.raises(ValueError, match=r"shards\.jsonl: line 1 is not one that this version wrote"),
+        OutputFolder(tmp_path / "out", {}, True, False),
+    ):
+        pass
+    assert (tmp_path / "out" / "shards.jsonl").read_bytes() == line
 
 
 # --- bad texts ----------------------------------------------------------------------------------------
@@ -367,8 +421,7 @@ def test_workers_see_their_gpu_first(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_worker_computes_on_its_gpu(tmp_path: Path, model: Path) -> None:
     """On the stand-in for CuPy: the vectors of the model on that device."""
     (tmp_path / "t.txt").write_text("\n".join(words(3)))
-    (tmp_path / "manifest.json").write_text("{}")
-    job = Job(str(model), model_digest(model), str(tmp_path), "npy", "cuda", "text", None, 32, None, None)
+    job = job_of(model, tmp_path, "cuda")
     (shard,) = shards([tmp_path / "t.txt"], WINDOW, "text")
     with capture.installed():
         record = embed_shard((job, shard))

@@ -3,8 +3,10 @@
     manifest.json           what the vectors depend on, and whether all are there
     shards.jsonl            one line for each finished shard, in the order in which they ended
     00000-0000000.npy       (rows, columns) float32: the first shard of the first file
+    .run-0123456789abcdef   a folder of the run that is going on, which workers write shards to
 
-A run that is stopped is continued from the log. A shard has its name only when it is complete.
+A run that is stopped is continued from the log. Tasks of a stopped run may go on where they cannot be ended; what
+they write never gets here, because only the process that started a run moves shards out of that run's folder.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
+import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -23,8 +25,13 @@ from .. import output
 
 MANIFEST, LOG = "manifest.json", "shards.jsonl"
 FORMAT_VERSION = 1
-_TRIES = 50  # to empty the folder, a tenth of a second apart
 _SHARD = re.compile(r"[0-9]{5,}-[0-9]{7,}\.(npy|parquet)")
+_RUN = re.compile(r"\.run-[0-9a-f]{16}")
+#: what a line of the log holds
+_FIELDS = {
+    "file": str, "texts": str, "first": int, "rows": int, "bytes": int, "columns": int, "sha256": str,
+    "texts_sha256": str,
+}  # fmt: skip
 
 
 class OutputFolder:
@@ -35,6 +42,7 @@ class OutputFolder:
     Attributes
     ----------
     path : of the folder, absolute
+    run : the folder in it that workers write shards of this run to
     finished : shards of the log by name
 
     Parameters
@@ -56,6 +64,7 @@ class OutputFolder:
 
     def __init__(self, path: Path, settings: Mapping[str, Any], resume: bool, force: bool) -> None:
         self.path = path.absolute()
+        self.run = self.path / f".run-{secrets.token_hex(8)}"
         self.finished: dict[str, dict[str, Any]] = {}
         self._settings = dict(settings)
         self._resume, self._force = resume, force
@@ -98,22 +107,24 @@ class OutputFolder:
             )
 
     def _start(self) -> None:
-        kept = None if self._force and not self._resume else self._manifest()
-        if kept is not None and kept["settings"] != self._settings:
-            names = sorted({*kept["settings"], *self._settings})
-            other = ", ".join(n for n in names if kept["settings"].get(n) != self._settings.get(n))
+        before = None if self._force and not self._resume else self._manifest()
+        if before is not None and before["settings"] != self._settings:
+            names = sorted({*before["settings"], *self._settings})
+            other = ", ".join(n for n in names if before["settings"].get(n) != self._settings.get(n))
             raise ValueError(f"{self.path} is of a run with another {other}; name another folder")
-        self._ours = True
-        output.sweep(self.path)
-        if kept is not None:
+        if before is not None:
             self._read_log()
-        else:
+        self._ours = True
+        if before is None:
             assert self._log is not None
             self._log.truncate(0)
+        output.sweep(self.path)
+        self._remove_runs()
         for name in self._shards():  # of a run that was killed between a shard and its line in the log
             if Path(name).stem not in self.finished:
                 (self.path / name).unlink()
-        if kept is None:
+        self.run.mkdir()
+        if before is None:
             self._write_manifest({"complete": False})
 
     def _manifest(self) -> dict[str, Any] | None:
@@ -137,15 +148,17 @@ class OutputFolder:
         assert self._log is not None
         self._log.seek(0)
         length = 0
-        for line in self._log:
-            try:
-                record = json.loads(line)
-                file = self.path / record["file"]
-            except (ValueError, KeyError, TypeError):
-                break
+        for number, line in enumerate(self._log, 1):
             if not line.endswith(b"\n"):
                 break
+            record = _record(line)
+            if record is None:
+                raise ValueError(
+                    f"{self.path / LOG}: line {number} is not one that this version wrote; name another folder, or "
+                    "replace this one with force"
+                )
             length += len(line)
+            file = self.path / record["file"]
             with suppress(FileNotFoundError):
                 if file.stat().st_size == record["bytes"]:
                     self.finished[file.stem] = record
@@ -154,9 +167,14 @@ class OutputFolder:
     def _shards(self) -> list[str]:
         return [entry.name for entry in os.scandir(self.path) if _SHARD.fullmatch(entry.name)]
 
+    def _remove_runs(self) -> None:
+        for name in filter(_RUN.fullmatch, os.listdir(self.path)):
+            output.remove_folder(self.path / name)
+
     def add(self, record: dict[str, Any]) -> None:
-        """Note a shard as finished: JSON values, among them `file` and `bytes`."""
+        """Move a shard out of `run`, and note it as finished: a line of the log as a dict."""
         assert self._log is not None
+        os.replace(self.run / record["file"], self.path / record["file"])
         self._log.write(json.dumps(record).encode() + b"\n")
         self._log.flush()
         os.fsync(self._log.fileno())
@@ -171,18 +189,23 @@ class OutputFolder:
     ) -> None:
         if self._log is not None:
             self._log.close()
+        if self._ours:
+            output.remove_folder(self.run)
         if kind is None or self.finished or not (self._ours or self._made):
             return
         with suppress(OSError):
-            (self.path / MANIFEST).unlink(
-                missing_ok=True
-            )  # tasks that have not ended write nothing without it
-            for _ in range(_TRIES):
-                output.sweep(self.path)
-                for name in (*self._shards(), LOG):
-                    (self.path / name).unlink(missing_ok=True)
-                if not any(name.endswith(".partial") for name in os.listdir(self.path)):
-                    break
-                time.sleep(0.1)  # a worker is writing at this moment
+            for name in (MANIFEST, *self._shards(), LOG):
+                (self.path / name).unlink(missing_ok=True)
             if self._made:
                 self.path.rmdir()
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """A line of the log; None for another one."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not all(isinstance(record.get(k), t) for k, t in _FIELDS.items()):
+        return None
+    return record if _SHARD.fullmatch(record["file"]) else None

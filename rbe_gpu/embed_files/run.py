@@ -103,9 +103,9 @@ def embed_files(
     }
     check_workers(client, [*([path] if path.is_file() else []), *files])
     with OutputFolder(Path(out), settings, resume, force) as folder:
-        check_workers(client, folders=[folder.path])
+        check_workers(client, folders=[folder.run])
         job = Job(
-            str(path), digest, str(folder.path), format, device, field,
+            str(path), digest, str(folder.run), format, device, field,
             activations, batch_size, prompt_name, prompt,
         )  # fmt: skip
         counts = _Counts(files, progress)

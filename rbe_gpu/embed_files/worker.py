@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from .. import output
 from ..models.load import load_embedder
 from ..models.text_embedder import TextEmbedder, window_of
 from ..transfer import to
-from .folder import MANIFEST
 from .text_files import Shard, parquet, windows
 
 _MODEL_FILES = (".json", ".safetensors", ".txt")
@@ -30,7 +30,7 @@ class Job:
     Attributes
     ----------
     model : path of a file or folder, which all workers can read; `digest` of what it holds
-    folder : where shards are written
+    folder : of this run, where shards are written (`OutputFolder.run`)
     format : "npy" or "parquet"
     device : "cpu" or "cuda"
     field : of JSON lines and Parquet files
@@ -91,24 +91,25 @@ def _model(job: Job) -> TextEmbedder:
 def embed_shard(task: tuple[Job, Shard]) -> dict[str, Any]:
     """Embed a shard and write its file. Returns the line of the log.
 
-    A shard that is there is complete, of a task whose worker died before its result arrived: it is not made again.
+    Raises
+    ------
+    FileNotFoundError
+        The run has ended, and its folder is gone.
     """
     job, shard = task
     path = Path(job.folder) / f"{shard.name}.{job.format}"
-    if not path.exists():
-        vectors = _vectors(job, shard)
-        if not (path.parent / MANIFEST).exists():
-            raise FileNotFoundError(f"{path.parent} is not the output of a run any more")
-        with output.replacing(path) as file:
-            _WRITERS[job.format](file, vectors, shard)
+    vectors = _vectors(job, shard)
+    with output.replacing(path) as file:
+        hashing = _Hashing(file)
+        _WRITERS[job.format](hashing, vectors, shard)
     return {
         "file": path.name,
         "texts": shard.path,
         "first": shard.first,
         "rows": shard.rows,
-        "bytes": path.stat().st_size,
-        "columns": _columns(path),
-        "sha256": _file_digest(path),
+        "bytes": hashing.bytes,
+        "columns": vectors.shape[1],
+        "sha256": hashing.digest.hexdigest(),
         "texts_sha256": shard.digest,
     }
 
@@ -140,6 +141,24 @@ def _vectors(job: Job, shard: Shard) -> F32:
 # --- files of vectors ---------------------------------------------------------------------------------
 
 
+class _Hashing(io.RawIOBase):
+    """A binary file to write; the number and SHA-256 of its bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.bytes, self.digest = 0, hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._file.write(view)
+        self.digest.update(view)
+        self.bytes += view.nbytes
+        return view.nbytes
+
+
 def _write_npy(file: BinaryIO, vectors: F32, shard: Shard) -> None:
     output.write_npy(file, vectors)
 
@@ -159,12 +178,6 @@ def _write_parquet(file: BinaryIO, vectors: F32, shard: Shard) -> None:
 
 
 _WRITERS = {"npy": _write_npy, "parquet": _write_parquet}
-
-
-def _columns(path: Path) -> int:
-    if path.suffix == ".npy":
-        return int(np.load(path, mmap_mode="r").shape[1])
-    return int(parquet().read_schema(path).field("vector").type.list_size)
 
 
 def read_shards(folder: Path, names: list[str]) -> Iterator[F32]:
