@@ -242,6 +242,22 @@ def test_resume(tmp_path: Path, client: Any, model: Path) -> None:
     assert len(log(out)) == 4
 
 
+def test_texts_that_are_gone(tmp_path: Path, client: Any, model: Path) -> None:
+    """A file that has lost whole shards since the run that is resumed."""
+    source, out = tmp_path / "t.txt", tmp_path / "out"
+    lines = words(2 * WINDOW)
+    source.write_text("\n".join(lines) + "\n")
+    embed_files(client, model, [source], out, shard_texts=1)
+    before = identities(out)
+    source.write_text("\n".join(lines[:WINDOW]) + "\n")
+    with pytest.raises(ValueError, match=r"t\.txt has changed since the run"):
+        embed_files(client, model, [source], out, shard_texts=1, resume=True)
+    assert identities(out) == before
+    source.write_text("\n".join(lines) + "\n")
+    summary = embed_files(client, model, [source], out, shard_texts=1, resume=True)
+    assert (summary.texts, summary.resumed) == (2 * WINDOW, 2)
+
+
 def test_refusals_of_folders(tmp_path: Path, client: Any, model: Path) -> None:
     source, out = tmp_path / "t.txt", tmp_path / "out"
     source.write_text("\n".join(words(2 * WINDOW)) + "\n")

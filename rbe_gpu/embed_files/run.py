@@ -139,12 +139,19 @@ class _Counts:
 
 def _missing(cut: Iterator[Shard], folder: OutputFolder, counts: _Counts) -> Iterator[Shard]:
     """The shards that are not finished."""
+    finished = dict(folder.finished)
     for shard in cut:
-        record = folder.finished.get(shard.name)
+        record = finished.pop(shard.name, None)
         if record is None:
             yield shard
         elif (record["texts_sha256"], record["rows"]) != (shard.digest, shard.rows):
-            raise ValueError(f"{shard.path} has changed since the run that {folder.path} is of")
+            raise _changed(shard.path, folder)
         else:
             counts.resumed += 1
             counts.add(shard, record)
+    for record in finished.values():  # of texts that are there no more
+        raise _changed(record["texts"], folder)
+
+
+def _changed(texts: str, folder: OutputFolder) -> ValueError:
+    return ValueError(f"{texts} has changed since the run that {folder.path} is of")
