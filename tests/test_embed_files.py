@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -201,7 +202,7 @@ def test_a_task_that_runs_twice(tmp_path: Path, model: Path) -> None:
 
 
 def job_of(model: Path, folder: Path, device: str = "cpu") -> Job:
-    return Job(str(model), model_digest(model), str(folder), "npy", device, "text", None, 32, None, None)
+    return Job(str(model), model_digest(model), str(folder), "npy", device, "text", None, 32, "")
 
 
 # --- runs that are continued --------------------------------------------------------------------------
@@ -256,6 +257,35 @@ def test_texts_that_are_gone(tmp_path: Path, client: Any, model: Path) -> None:
     source.write_text("\n".join(lines) + "\n")
     summary = embed_files(client, model, [source], out, shard_texts=1, resume=True)
     assert (summary.texts, summary.resumed) == (2 * WINDOW, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt_name": "typo"}, "the model has no prompt 'typo'"),
+        ({"activations": "int7"}, "activations='int7'"),
+        ({"format": "csv"}, "format='csv'; use npy or parquet"),
+        ({"device": "gpu"}, "device='gpu'; use cpu or cuda"),
+        ({"model": "bad"}, "bad.*config"),
+        ({"texts": "bad.parquet"}, "is no Parquet file"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_force_removes_nothing_for_a_run_that_cannot_start(
+    tmp_path: Path, client: Any, model: Path, options: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "t.txt").write_text("one\ntwo\n")
+    out = tmp_path / "out"
+    embed_files(client, model, [tmp_path / "t.txt"], out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    shutil.copytree(make_model(tmp_path / "good"), tmp_path / "bad")
+    (tmp_path / "bad" / "config.json").write_text('{"model_type": "none such"}')
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    options = dict(options)
+    source, of_model = tmp_path / options.pop("texts", "t.txt"), tmp_path / options.pop("model", model)
+    with pytest.raises((ValueError, OSError), match=message):
+        embed_files(client, of_model, [source], out, force=True, **options)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_refusals_of_folders(tmp_path: Path, client: Any, model: Path) -> None:

@@ -48,7 +48,7 @@ def run(
 
     text_files(texts), find_model(model)  # before any process is started
     get_num_threads()  # imports Numba before there is anything to clean up
-    writes_folder(out)
+    writes_folder(out, force)
     start = time.perf_counter()
     with (
         cleaning_up(),

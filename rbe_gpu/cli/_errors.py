@@ -164,19 +164,22 @@ def _warnings_on_one_line() -> Iterator[None]:
 
 _output: Path | None = None
 _before: object = None
+_folder = False
+_replaced: object = None  # the manifest of a folder that is replaced
 
 
 def writes(out: Path) -> None:
     """Remember the file that the command writes, for the message after an interrupt. Not pipes and the like."""
-    global _output, _before
+    global _output, _before, _folder
     if not output.destination(out).through:
-        _output, _before = out, _identity(out)
+        _output, _before, _folder = out, _identity(out), False
 
 
-def writes_folder(out: Path) -> None:
-    """Remember the folder of shards that the command writes."""
-    global _output, _before
-    _output, _before = out, _identity(out)
+def writes_folder(out: Path, replace: bool) -> None:
+    """Remember the folder of shards that the command writes. replace : another run left what is there"""
+    global _output, _folder, _replaced
+    _output, _folder = out, True
+    _replaced = _identity(out / MANIFEST) if replace else None
 
 
 def _identity(path: Path) -> object:
@@ -193,9 +196,11 @@ def _interrupted() -> int:
         return _signals.INTERRUPTED
     if _output is None:
         _say("interrupted")
-    elif _output.with_name(f".{_output.name}.journal").is_dir() or (_output / MANIFEST).is_file():
+    elif _output.with_name(f".{_output.name}.journal").is_dir() or (
+        _folder and _identity(_output / MANIFEST) not in (None, _replaced)
+    ):
         _say("interrupted; the finished part is kept: continue with --resume")
-    elif _identity(_output) == _before:
+    elif _folder or _identity(_output) == _before:
         _say("interrupted; nothing was written")
     else:
         _say(f"interrupted; {printable(str(_output))} is complete")

@@ -13,10 +13,11 @@ from ..cluster import check_workers, run_tasks
 from ..models.locate import find_model
 from ..models.text_embedder import window_of
 from .folder import OutputFolder
-from .text_files import Shard, shards, text_files
-from .worker import Job, embed_shard, model_digest
+from .text_files import Shard, check_columns, parquet, shards, text_files
+from .worker import Job, embed_shard, load_model, model_digest
 
 SHARD_TEXTS = 8192
+FORMATS, DEVICES = ("npy", "parquet"), ("cpu", "cuda")
 Progress = Callable[[str, int, int], None]
 
 
@@ -83,12 +84,21 @@ def embed_files(
     OSError
         A file is missing; `ClusterError`: workers or the scheduler.
     ValueError
-        A file is not what its name says, has changed since the run that is resumed, or that run had other settings.
+        A file is not what its name says, has changed since the run that is resumed, or that run had other settings;
+        an option is not one of those above, or the model has no such prompt.
     """
+    for name, value, known in (("format", format, FORMATS), ("device", device, DEVICES)):
+        if value not in known:
+            raise ValueError(f"{name}={value!r}; use {' or '.join(known)}")
+    if format == "parquet":
+        parquet()
     path = find_model(model).absolute()
     files = text_files([Path(text) for text in texts])
     rows = -(-shard_texts // window_of(batch_size)) * window_of(batch_size)
+    check_columns(files, field)
     digest = model_digest(path)
+    # before the folder: with force, that removes the vectors of another run
+    prompt = load_model(str(path), activations).resolve_prompt(prompt, prompt_name)
     settings = {
         "rbe_gpu": __version__,
         "model": {"path": str(path), "sha256": digest},
@@ -97,17 +107,15 @@ def embed_files(
         "field": field,
         "texts of a shard": rows,
         "batch size": batch_size,
-        "prompt": {"name": prompt_name, "text": prompt},
+        "prompt": prompt,
         "activations": activations,
         "device": device,
     }
-    check_workers(client, [*([path] if path.is_file() else []), *files])
+    folders = [Path(out).absolute()] if Path(out).is_dir() else []
+    check_workers(client, [*([path] if path.is_file() else []), *files], folders)
     with OutputFolder(Path(out), settings, resume, force) as folder:
         check_workers(client, folders=[folder.run])
-        job = Job(
-            str(path), digest, str(folder.run), format, device, field,
-            activations, batch_size, prompt_name, prompt,
-        )  # fmt: skip
+        job = Job(str(path), digest, str(folder.run), format, device, field, activations, batch_size, prompt)
         counts = _Counts(files, progress)
         tasks = ((job, shard) for shard in _missing(shards(files, rows, field), folder, counts))
         with closing(run_tasks(client, embed_shard, tasks)) as results:

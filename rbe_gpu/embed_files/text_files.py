@@ -76,6 +76,13 @@ def text_files(paths: Sequence[Path]) -> list[Path]:
     return [path.absolute() for path in files]
 
 
+def check_columns(files: Sequence[Path], field: str) -> None:
+    """A ValueError for a Parquet file without a column `field` of strings. Reads the footers of the files."""
+    for path in files:
+        if KINDS[path.suffix.lower()] == "parquet":
+            _opened(path, field).close()
+
+
 def shards(files: Sequence[Path], rows: int, field: str) -> Iterator[Shard]:
     """The shards of files in order, of `rows` texts each, the last one of a file fewer.
 

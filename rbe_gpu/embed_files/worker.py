@@ -34,7 +34,8 @@ class Job:
     format : "npy" or "parquet"
     device : "cpu" or "cuda"
     field : of JSON lines and Parquet files
-    activations, batch_size, prompt_name, prompt : as of `rbe_gpu.load` and `embed`
+    activations, batch_size : as of `rbe_gpu.load` and `embed`
+    prompt : what is put before each text, "" for nothing
     """
 
     model: str
@@ -45,8 +46,7 @@ class Job:
     field: str
     activations: str | None
     batch_size: int
-    prompt_name: str | None
-    prompt: str | None
+    prompt: str
 
 
 def model_digest(path: Path) -> str:
@@ -79,13 +79,17 @@ def _model(job: Job) -> TextEmbedder:
             _loaded.clear()
             if model_digest(Path(job.model)) != job.digest:
                 raise ValueError(f"{job.model} is another model on a worker than where the run was started")
-            try:
-                model = load_embedder(job.model, activations=job.activations)
-            except (ValueError, RecursionError) as error:
-                message = str(error)
-                raise ValueError(message if job.model in message else f"{job.model}: {message}") from None
-            _loaded[key] = to(model, job.device)
+            _loaded[key] = to(load_model(job.model, job.activations), job.device)
         return _loaded[key]
+
+
+def load_model(path: str, activations: str | None) -> TextEmbedder:
+    """`load_embedder`; a ValueError names the model."""
+    try:
+        return load_embedder(path, activations=activations)
+    except (ValueError, RecursionError) as error:
+        message = str(error)
+        raise ValueError(message if path in message else f"{path}: {message}") from None
 
 
 def embed_shard(task: tuple[Job, Shard]) -> dict[str, Any]:
@@ -121,7 +125,7 @@ def _vectors(job: Job, shard: Shard) -> F32:
     done = 0
     for texts in windows(shard, job.field, window_of(job.batch_size)):
         try:
-            vectors = model.embed(texts, job.batch_size, prompt_name=job.prompt_name, prompt=job.prompt)
+            vectors = model.embed(texts, job.batch_size, prompt=job.prompt)
         except ValueError as error:
             lines = f"texts {shard.first + done + 1} to {shard.first + done + len(texts)}"
             raise ValueError(f"{job.model}, {lines} of {shard.path}: {error}") from None

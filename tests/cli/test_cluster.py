@@ -19,6 +19,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+import rbe_gpu.cluster
 from rbe_gpu.cluster import ClusterError, check_workers, connect, connected, run_tasks
 from rbe_gpu.cluster import workers as checks
 from tests import real
@@ -217,6 +218,36 @@ def test_a_model_that_makes_no_vectors(
 
 
 # --- interrupts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--force", "rbe-gpu: interrupted; nothing was written\n"),
+        ("--resume", "rbe-gpu: interrupted; the finished part is kept: continue with --resume\n"),
+    ],
+)
+def test_interrupt_before_the_run(
+    tmp_path: Path,
+    texts: Path,
+    model_file: Path,
+    address: str,
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    message: str,
+) -> None:
+    """The vectors that are there are another run's if they would have been replaced."""
+    command = ("embed", model_file, texts, "-o", tmp_path / "out", "--scheduler", address)
+    assert run(*command).exit_code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rbe_gpu.cluster, "connected", interrupt)
+    result = run(*command, option)
+    assert (result.exit_code, result.stderr) == (130, message)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_interrupt_and_resume(tmp_path: Path, model_file: Path) -> None:
