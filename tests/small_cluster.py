@@ -34,3 +34,8 @@ def worker_of_threads(count: int) -> Iterator[Any]:
         distributed.Client(cluster, set_as_default=False) as client,
     ):
         yield client
+
+
+def executing(dask_scheduler: Any) -> dict[str, list[str]]:
+    """The tasks of each worker by its address, for `Client.run_on_scheduler`."""
+    return {address: [str(t) for t in w.processing] for address, w in dask_scheduler.workers.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,14 @@ import numpy as np
 import pytest
 
 from rbe_gpu.cluster import TaskPool
-from rbe_gpu.models import calibrate
+from rbe_gpu.models import calibrate, compress_tasks
 from rbe_gpu.models.compress import CompressSummary, compress_model
 from rbe_gpu.models.load import load_embedder, load_encoder
 from rbe_gpu.models.parts_folder import PartsFolder
 from rbe_gpu.models.sensitivity import Measurements, MeasurementsOnWorkers, Probe, stages_of
 from rbe_gpu.models.source import open_source
 from tests import real
-from tests.small_cluster import worker_of_threads, workers
+from tests.small_cluster import executing, worker_of_threads, workers
 from tests.test_compress_model import cut_tensors, make_model
 
 
@@ -91,6 +92,48 @@ def test_a_killed_run_of_workers_leaves_nothing(folder: Path, tmp_path: Path, cl
     with pytest.raises(RuntimeError, match="stop"):
         compress_model(folder, tmp_path / "m", codes="dense-int4", client=client, progress=stop)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_task_of_a_stopped_run_writes_nothing(folder: Path, tmp_path: Path, client: Any) -> None:
+    """A task that its run could not end goes on while another run writes the same file."""
+    source = open_source(folder)
+    with PartsFolder(client, source, tmp_path / "m") as stopped:
+        pass
+    name = next(name for name in sorted(source.files) if name.endswith("query.weight"))
+    part = stopped.path / "000000.safetensors"
+    task = compress_tasks._Task(stopped.source, stopped.files, name, {"codes": "dense-int4"}, str(part))
+    with PartsFolder(client, source, tmp_path / "m") as parts:
+        with pytest.raises(FileNotFoundError):
+            compress_tasks._encode_part(task)
+        assert os.listdir(parts.path) == []
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_run_leaves_goes(folder: Path, tmp_path: Path, client: Any) -> None:
+    left = tmp_path / ".m.parts" / "0123456789abcdef"
+    left.mkdir(parents=True)
+    (left / "000000.safetensors").write_bytes(b"x")
+    with PartsFolder(client, open_source(folder), tmp_path / "m") as parts:
+        assert not left.exists()
+        assert os.listdir(parts.path) == []
+
+
+def test_a_killed_worker(folder: Path, tmp_path: Path, client: Any) -> None:
+    """A worker is killed while tasks run; others repeat them, and the bytes stay those of one process."""
+    killed: list[str] = []
+
+    def kill(*_: Any) -> None:
+        busy = [worker for worker, keys in client.run_on_scheduler(executing).items() if keys]
+        if busy and not killed:
+            killed.append(busy[0])
+            os.kill(client.run(os.getpid)[busy[0]], signal.SIGKILL)
+
+    compress_model(folder, tmp_path / "m", grade="B", client=client, progress=kill)
+    compress_model(folder, tmp_path / "expected", grade="B")
+    assert killed
+    assert (tmp_path / "m").read_bytes() == (tmp_path / "expected").read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["expected", "m"]
+    client.wait_for_workers(2, timeout=60)
 
 
 def test_weights_and_codes_do_not_pass_through_the_scheduler(

@@ -30,7 +30,7 @@ from rbe_gpu.models.load import load_embedder
 from rbe_gpu.transfer import to
 from tests import real
 from tests.host import capture
-from tests.small_cluster import workers
+from tests.small_cluster import executing, workers
 from tests.test_compress_model import make_model
 
 WINDOW = 1024
@@ -138,7 +138,7 @@ def test_a_killed_worker_repeats_only_its_task(tmp_path: Path, client: Any, mode
         while len(list(out.glob("0*"))) < 3:
             time.sleep(0.005)
         pids = client.run(os.getpid)
-        running = client.run_on_scheduler(_executing)
+        running = client.run_on_scheduler(executing)
         where = next(worker for worker, keys in running.items() if keys and worker in pids)
         os.kill(pids[where], signal.SIGKILL)
         killed.update(keys=running[where], finished=identities(out))
@@ -154,10 +154,6 @@ def test_a_killed_worker_repeats_only_its_task(tmp_path: Path, client: Any, mode
     assert {r["file"] for r in log(out)} == {p.name for p in out.glob("0*")}
     np.testing.assert_array_equal(of_file(out, 0), load_embedder(model).embed(texts))
     client.wait_for_workers(3, timeout=60)
-
-
-def _executing(dask_scheduler: Any) -> dict[str, list[str]]:
-    return {address: [str(t) for t in w.processing] for address, w in dask_scheduler.workers.items()}
 
 
 def test_a_task_of_a_stopped_run_writes_nothing(tmp_path: Path, model: Path) -> None:

@@ -1,10 +1,13 @@
-"""The folder `.NAME.parts` beside an output file: what workers and the process that compresses hand each other."""
+"""The folder `.NAME.parts` beside an output file: what workers and the process that compresses hand each other.
+
+Each run has a folder of its own in it. Tasks of a stopped run may go on where they cannot be ended; what they write
+is not what another run reads.
+"""
 
 from __future__ import annotations
 
 import os
-import shutil
-import time
+import secrets
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -15,8 +18,6 @@ from .source import Source
 
 #: path, bytes and mtime_ns of each file: those of another checkpoint differ
 Files = tuple[tuple[str, int, int], ...]
-
-_TRIES = 50  # to remove the folder, a tenth of a second apart
 
 
 def files_of(source: Source) -> Files:
@@ -29,7 +30,7 @@ class PartsFolder:
 
     Attributes
     ----------
-    path : of the folder, absolute
+    path : of this run's folder in it, absolute
     source, files : absolute path of the checkpoint, and its files
     client : a `distributed.Client`
 
@@ -47,22 +48,24 @@ class PartsFolder:
         if place.through:
             raise OSError(f"{out} is no file; workers need a folder to write to, so name a file")
         self.client = client
-        self.path = place.path.absolute().with_name(f".{place.path.name}.parts")
+        self._all = place.path.absolute().with_name(f".{place.path.name}.parts")
+        self.path = self._all / secrets.token_hex(8)
         self.source, self.files = str(source.path.absolute()), files_of(source)
         self._lock: BinaryIO | None = None
 
     def __enter__(self) -> PartsFolder:
-        self.path.mkdir(exist_ok=True)
-        self._lock = open(self.path / "lock", "ab")
+        self._all.mkdir(exist_ok=True)
+        self._lock = open(self._all / "lock", "ab")
         try:
             output.lock(self._lock.fileno(), wait=False)
         except BlockingIOError:
             self._lock.close()
-            raise BlockingIOError(f"another process is writing {self.path}; wait until it ends") from None
+            raise BlockingIOError(f"another process is writing {self._all}; wait until it ends") from None
         try:
-            for entry in self.path.iterdir():  # of a run that was killed
+            for entry in self._all.iterdir():  # of a run that was killed
                 if entry.name != "lock":
-                    entry.unlink()
+                    output.remove_folder(entry)
+            self.path.mkdir()
             check_workers(self.client, [Path(path) for path, *_ in self.files], [self.path])
         except BaseException:
             self.__exit__(None, None, None)
@@ -74,9 +77,4 @@ class PartsFolder:
     ) -> None:
         if self._lock is not None:
             self._lock.close()
-        # a task that was cancelled while it ran may write meanwhile; into a folder that is gone it writes nothing
-        for _ in range(_TRIES):
-            shutil.rmtree(self.path, ignore_errors=True)
-            if not self.path.exists():
-                break
-            time.sleep(0.1)
+        output.remove_folder(self._all)
