@@ -10,7 +10,9 @@ from concurrent.futures import CancelledError
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from .. import __version__
 from .connect import ClusterError, distributed
+from .workers import check_version
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -36,7 +38,8 @@ def run_tasks(
     Raises
     ------
     ClusterError
-        The scheduler is lost, there has been no worker for two minutes, or the workers of a task died each time.
+        The scheduler is lost, there has been no worker for two minutes, the workers of a task died each time, or one
+        has another version of the package.
     OSError
         Of a task, with the name of its worker. Other exceptions are raised as they are.
     """
@@ -89,7 +92,7 @@ class TaskPool:
 
     def submit(self, function: Callable[[T], R], task: T) -> Any:
         """The future of a task, for `result`."""
-        return self._client.submit(_named, function, task, pure=False)
+        return self._client.submit(_on_worker, function, task, __version__, pure=False)
 
     def result(self, future: Any) -> Any:
         """The result of a task when it is there; exceptions as of `run_tasks`."""
@@ -122,14 +125,18 @@ class TaskPool:
         return self._threads
 
 
-def _named(function: Callable[[T], R], task: T) -> R:
-    """Run a task; an OSError names the worker, whose disk is another than that of this process."""
+def _on_worker(function: Callable[[T], R], task: T, expected: str) -> R:
+    """Run a task of a process with the version `expected` of the package: workers may join after `check_workers`.
+
+    An OSError names the worker, whose disk is another than that of this process.
+    """
+    where = distributed().get_worker().address
+    check_version(where, __version__, expected)
     try:
         return function(task)
     except ClusterError:
         raise
     except OSError as error:
-        where = distributed().get_worker().address
         name = "" if error.filename is None else f"{error.filename}: "
         raise ClusterError(f"worker {where}: {name}{error.strerror or error}") from None
 

@@ -36,10 +36,7 @@ def check_workers(client: Any, files: Sequence[Path] = (), folders: Sequence[Pat
     for where, here in _answers(client, pkgutil.resolve_name, "rbe_gpu:__version__"):
         if isinstance(here, BaseException):
             raise ClusterError(f"worker {where} has no rbe_gpu ({_line(here)}); install {__version__} there")
-        if here != __version__:
-            raise ClusterError(
-                f"worker {where} has rbe_gpu {here}, this process {__version__}; install the same version"
-            )
+        check_version(where, here, __version__)
     asked = [(str(path), path.stat().st_size) for path in files]
     kinds = {"this process": platform()}
     for where, here in _answers(client, state, asked, [str(path) for path in folders]):
@@ -55,6 +52,14 @@ def check_workers(client: Any, files: Sequence[Path] = (), folders: Sequence[Pat
             "bits of its results may differ",
             RuntimeWarning,
             stacklevel=2,
+        )
+
+
+def check_version(where: str, here: str, expected: str) -> None:
+    """A ClusterError if the worker at `where` has another version of the package than the process of a run."""
+    if here != expected:
+        raise ClusterError(
+            f"worker {where} has rbe_gpu {here}, the process of this run {expected}; install the same version"
         )
 
 

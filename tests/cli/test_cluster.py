@@ -20,8 +20,9 @@ import pyarrow.parquet
 import pytest
 
 import rbe_gpu.cluster
-from rbe_gpu.cluster import ClusterError, check_workers, connect, connected, run_tasks
+from rbe_gpu.cluster import ClusterError, check_workers, connect, connected, run_tasks, tasks
 from rbe_gpu.cluster import workers as checks
+from rbe_gpu.embed_files import embed_files
 from tests import real
 from tests.small_cluster import workers
 
@@ -146,7 +147,30 @@ def test_a_worker_of_another_version(
     tmp_path: Path, texts: Path, model_file: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checks, "__version__", "9.9.9")
-    refused(embeds(tmp_path, texts, model_file, address), "this process 9.9.9; install the same version")
+    refused(
+        embeds(tmp_path, texts, model_file, address),
+        "the process of this run 9.9.9; install the same version",
+    )
+
+
+def test_a_worker_of_another_version_that_joins_later(
+    tmp_path: Path, texts: Path, model_file: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`check_workers` has not seen it, and a task says so."""
+    monkeypatch.setattr(tasks, "__version__", "9.9.9")
+    with pytest.raises(
+        ClusterError, match=r"worker tcp://.* has rbe_gpu .*, the process of this run 9\.9\.9; install"
+    ):
+        embed_files(client, model_file, [texts], tmp_path / "out")
+    assert os.listdir(tmp_path) == ["texts.txt"]
+
+
+def test_workers_that_die_in_a_task(client: Any) -> None:
+    """A task that ends four workers ends the run, and the next run finds a worker."""
+    with pytest.raises(ClusterError, match=r"4 workers died in the same task, the last one tcp://.*memory"):
+        list(run_tasks(client, os._exit, [1]))
+    client.wait_for_workers(1, timeout=60)
+    assert [result for _, result in run_tasks(client, abs, [-3])] == [3]
 
 
 def test_a_file_that_a_worker_does_not_see(tmp_path: Path, client: Any) -> None:
