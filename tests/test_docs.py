@@ -209,6 +209,8 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "MODEL_DIR").symlink_to(MODEL_DIR)
     (folder / smollm2().name).symlink_to(smollm2())
     shutil.copy(TRAINED, folder / "minilm.rbe.safetensors")
+    (folder / "texts").mkdir()
+    (folder / "texts" / "a.txt").write_text("A cat sits on the mat.\nStocks fell sharply.\n")
     return folder
 
 
@@ -245,7 +247,10 @@ def test_a_page_runs(page: str, scratch: Path, monkeypatch: pytest.MonkeyPatch) 
         names = {"model": rbe.load(TRAINED), "texts": ["A cat sits on the mat."]}
     expected: list[str] = []
     for block in sorted(blocks(page), key=lambda block: block.line):
-        if block.language == "python" and not block.reason():
+        if block.language == "python" and "__main__" in block.text and not block.reason():
+            (scratch / "script.py").write_text(block.text, encoding="utf-8")
+            _run(f"{shlex.quote(sys.executable)} script.py", scratch)
+        elif block.language == "python" and not block.reason():
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 exec(compile(block.text, f"{page}:{block.line}", "exec"), names)
             expected = out.getvalue().splitlines()
@@ -261,6 +266,12 @@ def test_a_page_runs(page: str, scratch: Path, monkeypatch: pytest.MonkeyPatch) 
                 out_text = _run(command, scratch)
                 for line in printed.splitlines():
                     assert _shape(line) in _shape(out_text), f"{page}:{block.line}: {line}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.ko.md"])
+def test_the_readme_names_every_extra(page: str) -> None:
+    named = set(re.findall(r"`(\w+)`", (ROOT / page).read_text(encoding="utf-8")))
+    assert set(PROJECT["optional-dependencies"]) <= named
 
 
 def test_the_lines_for_gpu_users_run(capsys: pytest.CaptureFixture[str]) -> None:
