@@ -295,7 +295,7 @@ def compress_model(
     with ExitStack() as whole:
         parts = None if client is None else whole.enter_context(PartsFolder(client, opened, out))
         encoded: Mapping[str, Any] = {}
-        kept = ExitStack()
+        until_written = ExitStack()  # of the journal
         if calibrate is not None:
             if budget is None or codes is not None:
                 raise ValueError("calibrate= needs ratio= as its target, and no codes=")
@@ -314,14 +314,14 @@ def compress_model(
                     if progress is not None:
                         progress("int8", 0, 1)
                     config["int8_activations"] = calibration.int8_activations(encoded)
-                kept = stack.pop_all()
+                until_written = stack.pop_all()
         elif resume:
             raise ValueError("resume= goes with calibrate=")
 
         rows: list[TensorRow] = []
         done = 0
         squared_error = energy = 0.0
-        with kept, Writer(out) as writer, ExitStack() as stack:
+        with until_written, Writer(out) as writer, ExitStack() as stack:
             writer.config = config
             tasks = None
             if parts is not None:
@@ -332,9 +332,9 @@ def compress_model(
             if opened.tokenizer is not None:
                 writer.add(TOKENIZER_ARRAY, opened.tokenizer)
             for name, kind in kind_by_name.items():
-                given = encoded.get(opened.canonical(name))
-                if kind == "dense" or isinstance(given, RBEBlocks):
-                    result = stored(opened, name, given)
+                value = encoded.get(opened.canonical(name))
+                if kind == "dense" or isinstance(value, RBEBlocks):
+                    result = stored(opened, name, value)
                 else:
                     target = options if budget is None else {"codes": codes, "ratio": budget.ratio()}
                     if tasks is not None:
