@@ -11,13 +11,16 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rbe_gpu import output
+import numpy as np
+
 from rbe_gpu.cluster import LOCAL, connected, run_tasks
 from rbe_gpu.embed_files import embed_files
 from rbe_gpu.embed_files.text_files import shards, windows
+from rbe_gpu.embed_files.worker import write_shard
 from rbe_gpu.models.compress import compress_model
 from rbe_gpu.models.corpus import docstrings
 from rbe_gpu.models.load import load_embedder
@@ -26,6 +29,7 @@ from rbe_gpu.models.text_embedder import window_of
 from rbe_gpu.threads import set_num_threads
 
 TASKS = 2000
+SHARDS = 8
 WINDOW = window_of(32)
 TEXTS = 4 * WINDOW
 WORDS = 6
@@ -77,12 +81,22 @@ def measure_files(folder: Path, lines: list[str]) -> None:
         "embed it (MiniLM, dense)", processor_seconds(lambda: model.embed(lines)) / len(lines), "text, worker"
     )
 
-    def write() -> None:
-        with open(folder / "v.npy", "wb") as file:
-            for _ in range(8):
-                output.write_npy(file, vectors)
+    of_shard = cut[0]
+    many = np.tile(vectors, (of_shard.rows // WINDOW, 1))
 
-    row("write its vector (384 float32)", processor_seconds(write) / (8 * WINDOW), "text, worker")
+    def write(path: Path) -> None:
+        for _ in range(SHARDS):
+            write_shard(path, many, of_shard)
+
+    for ending in (".npy", ".parquet"):
+        path = folder / f"v{ending}"
+        write_shard(path, many, of_shard)  # imports what it needs
+        seconds = processor_seconds(partial(write, path))
+        row(
+            f"write its vector (384 float32) to {ending}, with SHA-256",
+            seconds / (SHARDS * len(many)),
+            "text, worker",
+        )
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +72,7 @@ _loaded: dict[tuple[str, ...], TextEmbedder] = {}
 
 
 def _model(job: Job) -> TextEmbedder:
-    """The model of a job: loaded by the first task of this process, kept until a job with another one comes."""
+    """The model of a job: loaded by the first task of this process, until a job with another one comes."""
     key = (job.model, job.digest, job.device, str(job.activations))
     with _lock:
         if key not in _loaded:
@@ -103,17 +103,15 @@ def embed_shard(task: tuple[Job, Shard]) -> dict[str, Any]:
     job, shard = task
     path = Path(job.folder) / f"{shard.name}.{job.format}"
     vectors = _vectors(job, shard)
-    with output.replacing(path) as file:
-        hashing = _Hashing(file)
-        _WRITERS[job.format](hashing, vectors, shard)
+    nbytes, digest = write_shard(path, vectors, shard)
     return {
         "file": path.name,
         "texts": shard.path,
         "first": shard.first,
         "rows": shard.rows,
-        "bytes": hashing.bytes,
+        "bytes": nbytes,
         "columns": vectors.shape[1],
-        "sha256": hashing.digest.hexdigest(),
+        "sha256": digest,
         "texts_sha256": shard.digest,
     }
 
@@ -143,6 +141,14 @@ def _vectors(job: Job, shard: Shard) -> F32:
 
 
 # --- files of vectors ---------------------------------------------------------------------------------
+
+
+def write_shard(path: Path, vectors: F32, shard: Shard) -> tuple[int, str]:
+    """Write the vectors (rows, columns) of a shard; the bytes of the file and their SHA-256."""
+    with output.replacing(path) as file:
+        hashing = _Hashing(file)
+        _WRITERS[path.suffix](cast(BinaryIO, hashing), vectors, shard)
+    return hashing.bytes, hashing.digest.hexdigest()
 
 
 class _Hashing(io.RawIOBase):
@@ -181,7 +187,7 @@ def _write_parquet(file: BinaryIO, vectors: F32, shard: Shard) -> None:
     parquet().write_table(table, file, compression="none", use_dictionary=False, write_statistics=["row"])
 
 
-_WRITERS = {"npy": _write_npy, "parquet": _write_parquet}
+_WRITERS = {".npy": _write_npy, ".parquet": _write_parquet}
 
 
 def read_shards(folder: Path, names: list[str]) -> Iterator[F32]:
