@@ -297,23 +297,20 @@ __device__ __forceinline__ void synthesise(int transform, Line<B> line, bool act
     }
     __syncthreads();
     int first = part * (H / 2), before = (first + H - 1) % H;
-    float a0 = 0.0f, d0 = 0.0f;
     if (active) {
-      a0 = line.at(before);
-      d0 = line.at(H + before);
+      // By parts: of single elements sm_100 and sm_120 keep every address, a row's and a column's, from tile to tile.
+      float a[H / 2], d[H / 2], a0 = line.at(before), d0 = line.at(H + before);
+      line.from(first).template load_part<0, 1>(a);
+      line.from(first).template load_part<H, 1>(d);
 #pragma unroll
       for (int k = 0; k < H / 2; ++k) {
-        float a = line.from(first).at(k), d = line.from(first).at(H + k);
-        join(taps, a, d, a0, d0, v[2 * k], v[2 * k + 1]);
-        a0 = a;
-        d0 = d;
+        join(taps, a[k], d[k], a0, d0, v[2 * k], v[2 * k + 1]);
+        a0 = a[k];
+        d0 = d[k];
       }
     }
     __syncthreads();
-    if (active) {
-#pragma unroll
-      for (int i = 0; i < H; ++i) line.from(2 * first).at(i) = v[i];
-    }
+    if (active) line.from(2 * first).template store_part<0, 1>(v);
     __syncthreads();
   }
 }
