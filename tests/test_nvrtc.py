@@ -79,8 +79,14 @@ KERNELS = kernels()
 
 
 def kernels_for(architecture: int) -> list[Kernel]:
-    """All of them for the oldest architecture and for 9.0; a third for the others, which 9.0's rules hold for."""
-    return KERNELS if architecture in (nvrtc.ARCHITECTURES[0], 90) else KERNELS[::3]
+    """All of them for the oldest architecture and for 9.0.
+
+    For the others a third, and the kernels that keep most in registers: decode and embedding in blocks of 128.
+    """
+    if architecture in (nvrtc.ARCHITECTURES[0], 90):
+        return KERNELS
+    large = [kernel for kernel in KERNELS if kernel.entry in ("decode_128", "embedding_128")]
+    return list(dict.fromkeys(KERNELS[::3] + large))
 
 
 def text(path: Path) -> str:
