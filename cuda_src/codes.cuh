@@ -104,7 +104,8 @@ __device__ __forceinline__ float scale_at(const Codes& c, i64 row, i64 col) {
 // The codes of columns col ... col + 3 as coefficients; the scale is that of scale_at.
 __device__ __forceinline__ void scale_quad(const Codes& c, float scale, i64 col, float (&v)[4]) {
   if (c.kind == CODES_DENSE) {
-    // scale * (v - middle), rounded once: of an f16 scale the product with `middle` is exact
+    // scale * (v - middle), rounded once: the product with `middle` is exact, of 12 + 11 digits, as `scale` is an f16, or
+    // one times the gain, which is a power of two (FORMAT.md)
     float middle = 0.5f * static_cast<float>((1 << c.bits) - 1), shift = -scale * middle;
 #pragma unroll
     for (int i = 0; i < 4; ++i) v[i] = fmaf(scale, v[i], shift);

@@ -31,8 +31,8 @@
 // Shared     mma: 64 KB (few: 36 KB); inputs and epilogue: 128 B a value of B; ffma 8 KB
 // Bytes      Few tokens: codes, scales once per 8 tokens (mma_few: 16); x^ 4 bytes, parts 8 bytes a token and split,
 //            mostly in L2. Many: x^ and W once per 128 x 128 tile.
-// Accuracy   float sums. f16 operands: x^ and C each rounded once to 11 bits (grid codes: shrunk integer, scale and their
-//            product each), x^ scaled by a power of two per token.
+// Accuracy   float sums. f16 operands: x^ and C each rounded once to 11 bits (of grid codes C without the
+//            rows' scales), x^ scaled by a power of two per token.
 #include "linear.cuh"
 #include "linear_params.h"
 

@@ -166,7 +166,7 @@ struct TileCopy {
 
 // How a tile of W comes to shared memory: `load` begins while the tile before is multiplied, `store` ends it after.
 struct NoLoader {  // dense W: cp.async
-  __device__ __forceinline__ void begin(const Codes&, i64, i64, i64) {}
+  __device__ __forceinline__ void begin(const Codes&, i64, i64, i64, i64) {}
   __device__ __forceinline__ void load(const Codes&, i64, i64, i64) {}
   __device__ __forceinline__ void store(const Codes&, i64, f16*) const {}
 };
@@ -174,11 +174,25 @@ struct NoLoader {  // dense W: cp.async
 // A factor as two f16.
 __device__ __forceinline__ u32 pair_of(float v) { return pack_f16(v, v); }
 
-// Codes of 2 columns as f16, from bytes 2 half and 2 half + 1 of a word: 1024 + u is 0x6400 | u. `lower` is 1024 plus the
-// middle, or the integer below it.
-__device__ __forceinline__ u32 centred_pair(u32 bytes, int half, u32 lower) {
-  u32 biased = __byte_perm(bytes, 0x64646464u, half ? 0x4342u : 0x4140u);
-  return add_f16x2(biased, lower ^ 0x80008000u);
+// 1024 + u of the codes u in bytes 2 half and 2 half + 1 of a word, as two f16: 0x6400 | u.
+__device__ __forceinline__ u32 biased_pair(u32 bytes, int half) {
+  return __byte_perm(bytes, 0x64646464u, half ? 0x4342u : 0x4140u);
+}
+
+// Grid codes on tensor cores: row scale * column scale * integer may be subnormal or infinite in f16 where none of the
+// three is. So a tile has integer / 2^(bits - 1) times column scale * 2^s, both exact, rounded once; s brings the greatest
+// column scale to 2^14 ... 2^15, or by 2^15 at most; the float sums are multiplied by the row's scale * 2^(bits - 1 - s).
+// s of the columns begin ... end - 1, by a warp.
+__device__ __forceinline__ int column_shift(const Codes& c, i64 begin, i64 end) {
+  u32 top = 0;
+  for (i64 col = begin + 2 * (threadIdx.x % WARP); col < end; col += 2 * WARP) {
+    u32 pair = *reinterpret_cast<const u32*>(c.col_scale + col);
+    top = max(top, max(pair & 0x7fffu, pair >> 16 & 0x7fffu));
+  }
+  f16 scale;
+  scale.bits = static_cast<u16>(top);
+  int exponent = static_cast<int>(__float_as_uint(warp_max(to_float(scale))) >> 23) - 127;
+  return min(max(14 - exponent, -14), 15);
 }
 
 // Runs of dense and grid codes: thread 2 r + h has run h of row r. The words stay as they were loaded, untouched, until
@@ -187,10 +201,10 @@ struct RunLoader {
   const u32* runs;    // of the thread, at k = 0
   const f16* scales;  // of its row; of grid codes there is one
   u32 words[RUN_WORDS];
-  f16 scale;
-  bool valid;  // the row; of others the coefficients are 0
+  f16 scale;   // of grid codes 2^s
+  bool valid;  // the row; of others the codes are 0
 
-  __device__ __forceinline__ void begin(const Codes& c, i64 first, i64 rows, i64) {
+  __device__ __forceinline__ void begin(const Codes& c, i64 first, i64 rows, i64 begin, i64 end) {
     i64 row = first + threadIdx.x / 2;
     valid = row < rows;
     if (!valid) row = 0;
@@ -199,7 +213,7 @@ struct RunLoader {
     runs = row_runs(c, row) + threadIdx.x % 2 * c.bits;
     scales = c.scale + (c.kind == CODES_GRID ? row : row * ((c.cols + c.group - 1) / c.group));
     scale.bits = 0;
-    if (valid && c.kind == CODES_GRID) scale = scales[0];
+    if (c.kind == CODES_GRID) scale.bits = static_cast<u16>((15 + column_shift(c, begin, end)) << 10);
   }
   // Nothing is read beyond the last column: any finite coefficients stand there, for x^ is 0.
   __device__ __forceinline__ void load(const Codes& c, i64, i64, i64 k) {
@@ -219,15 +233,20 @@ struct RunLoader {
       u32 lower = pair_of(1024.0f + static_cast<float>((1 << c.bits) / 2 - 1));
       u32 rest = mul_f16x2(factor, 0xb800b800u);  // -1/2 of it
 #pragma unroll
-      for (int i = 0; i < 4; ++i) pair[i] = fma_f16x2(centred_pair(bytes[i / 2], i % 2, lower), factor, rest);
+      for (int i = 0; i < 4; ++i) {
+        u32 u = add_f16x2(biased_pair(bytes[i / 2], i % 2), lower ^ 0x80008000u);
+        pair[i] = fma_f16x2(u, factor, rest);
+      }
     } else {
-      u32 lower = pair_of(1024.0f + static_cast<float>((1 << c.bits) / 2)), shrink = pair_of(-c.offset);
+      u32 unit = static_cast<u32>(16 - c.bits) << 10, shrink = pair_of(-c.offset);  // unit: 2^(1 - bits)
+      u32 units = unit * 0x10001u, lower = pair_of(1.0f + static_cast<float>(2048 >> c.bits));
       uint4 step = *reinterpret_cast<const uint4*>(c.col_scale + col + chunk * 8);
       u32 steps[4] = {step.x, step.y, step.z, step.w};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {  // of an integer q the clamped value is its sign
-        u32 q = centred_pair(bytes[i / 2], i % 2, lower);
-        pair[i] = mul_f16x2(fma_f16x2(clamp_unit_f16x2(q), shrink, q), mul_f16x2(steps[i], factor));
+      for (int i = 0; i < 4; ++i) {  // of an integer the clamped value is its sign
+        u32 q = fma_f16x2(biased_pair(bytes[i / 2], i % 2), units, lower ^ 0x80008000u);
+        u32 scaled = mul_f16x2(steps[i], factor);
+        pair[i] = fma_f16x2(q, scaled, mul_f16x2(clamp_f16x2(q, units), mul_f16x2(scaled, shrink)));
       }
     }
     return make_uint4(pair[0], pair[1], pair[2], pair[3]);
@@ -251,6 +270,25 @@ struct RunLoader {
           for (int i = 0; i < 4; ++i) v[4 * q + i] = four[i];
         }
         ::store<8>(to, v);
+      }
+    }
+  }
+  // Sums of a warp (tokens, rows from `first` on) times what the tiles lack of the scales.
+  template <int MT, int NT>
+  __device__ __forceinline__ void scale_sums(const Codes& c, i64 rows, i64 first, float (&sums)[MT][NT][4]) const {
+    if (c.kind != CODES_GRID) return;
+    float inverse = static_cast<float>(1 << (c.bits - 1)) / to_float(scale);
+    i64 row = first + 2 * (threadIdx.x % 4);
+#pragma unroll
+    for (int n = 0; n < NT; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float factor = inverse * to_float(c.scale[min(row + n * 8 + i, rows - 1)]);
+#pragma unroll
+        for (int m = 0; m < MT; ++m) {
+          sums[m][n][i] *= factor;
+          sums[m][n][i + 2] *= factor;
+        }
       }
     }
   }
@@ -295,7 +333,7 @@ struct Tiles {
     int row = lane % 8, half_a = lane / 16, half_w = lane / 8 % 2;
     int at_a = (m0 + lane % 16) * BK, at_w = A + (n0 + lane / 16 * 8 + row) * BK;
     LOADER loader;
-    loader.begin(codes, first_n, rows, begin);
+    loader.begin(codes, first_n, rows, begin, end);
     TileCopy<BM, T> copy_x(x, first_m, tokens, ldx);
     TileCopy<CODED ? 0 : BN, T> copy_w(w, first_n, rows, ldw);
     int turn = 0;
@@ -342,6 +380,7 @@ struct Tiles {
         if (more) loader.store(codes, k + BK, next + A);
       }
     }
+    if constexpr (CODED) loader.scale_sums(codes, rows, first_n + n0, sums);
   }
 
   // f(row, column, two sums) of the tile, for all of a thread's

@@ -180,7 +180,7 @@ struct EntryLoader {
   u32 word;
 
   __device__ __forceinline__ i64 row(i64 first) const { return first + threadIdx.x / WARP * 16 + threadIdx.x % 16; }
-  __device__ __forceinline__ void begin(const Codes& c, i64 first, i64 rows, i64 k) {
+  __device__ __forceinline__ void begin(const Codes& c, i64 first, i64 rows, i64 k, i64) {
     next = first_entry(c, row(first), rows, k);
   }
   __device__ __forceinline__ void load(const Codes& c, i64 first, i64 rows, i64 k) {
@@ -188,6 +188,8 @@ struct EntryLoader {
     int count = __popc(word);
     next += count + __shfl_xor_sync(ALL_LANES, count, 16);
   }
+  template <class S>
+  __device__ __forceinline__ void scale_sums(const Codes&, i64, i64, S&) const {}  // the tiles have all of the scales
   __device__ __forceinline__ void store(const Codes& c, i64, f16* tile) const {
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, bit = 2 * (lane % 16);
 #pragma unroll 2

@@ -138,16 +138,17 @@ __device__ __forceinline__ u32 fma_f16x2(u32 a, u32 b, u32 c) {
   asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
   return sum;
 }
-// a where it lies in -1 ... 1, else the nearer of both
-__device__ __forceinline__ u32 clamp_unit_f16x2(u32 a) {
+// a where it lies in -limit ... limit, else the nearer of both
+__device__ __forceinline__ u32 clamp_f16x2(u32 a, u32 limit) {
 #if __CUDA_ARCH__ >= 800
-  asm("min.f16x2 %0, %0, %1;" : "+r"(a) : "r"(0x3c003c00u));
-  asm("max.f16x2 %0, %0, %1;" : "+r"(a) : "r"(0xbc00bc00u));
+  asm("min.f16x2 %0, %0, %1;" : "+r"(a) : "r"(limit));
+  asm("max.f16x2 %0, %0, %1;" : "+r"(a) : "r"(limit ^ 0x80008000u));
   return a;
 #else
-  float low, high;
+  float low, high, low_limit, high_limit;
   unpack_f16(a, low, high);
-  return pack_f16(fminf(fmaxf(low, -1.0f), 1.0f), fminf(fmaxf(high, -1.0f), 1.0f));
+  unpack_f16(limit, low_limit, high_limit);
+  return pack_f16(fminf(fmaxf(low, -low_limit), low_limit), fminf(fmaxf(high, -high_limit), high_limit));
 #endif
 }
 

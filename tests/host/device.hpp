@@ -230,8 +230,10 @@ inline unsigned mul_f16x2(unsigned a, unsigned b) {
 inline unsigned fma_f16x2(unsigned a, unsigned b, unsigned c) {
   return rbe_f16x2([&](int s) { return rbe_half_of(a, s) * rbe_half_of(b, s) + rbe_half_of(c, s); });
 }
-inline unsigned clamp_unit_f16x2(unsigned a) {
-  return rbe_f16x2([&](int s) { return std::fmin(std::fmax(rbe_half_of(a, s), -1.0), 1.0); });
+inline unsigned clamp_f16x2(unsigned a, unsigned limit) {
+  return rbe_f16x2([&](int s) {
+    return std::fmin(std::fmax(rbe_half_of(a, s), -rbe_half_of(limit, s)), rbe_half_of(limit, s));
+  });
 }
 
 // --- asynchronous copies: done at the wait, so that a forgotten wait shows -----------------------------------
