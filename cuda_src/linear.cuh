@@ -125,8 +125,13 @@ __device__ __forceinline__ float basis_product(const f16* basis, const float* fe
 
 constexpr int BN = 128, BK = 64;  // outputs and values of k of a tile
 constexpr int CHUNKS = BK / 8;    // of 16 bytes in a row of a tile of halves
-// Blocks of 64 KB and 256 threads that a multiprocessor is to hold at once; 7.5 has shared memory for one.
-constexpr int RESIDENT = TENSOR_CORES<bf16> ? 2 : 1;
+// Blocks of 64 KB and 256 threads that a multiprocessor is to hold at once: 7.5 has shared memory for one, and so have
+// 8.6, 8.9 and 12.0 with 100 KB.
+#if defined(RBE_HOST) || __CUDA_ARCH__ == 800 || (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200)
+constexpr int RESIDENT = 2;
+#else
+constexpr int RESIDENT = 1;
+#endif
 
 // Element offset of a chunk of a row; rows are 128 bytes, chunks exchanged by row.
 __device__ __forceinline__ int half_at(int row, int chunk) { return row * BK + ((chunk ^ row) & 7) * 8; }
@@ -154,11 +159,13 @@ struct TileCopy {
     stride = APART * ld;
   }
   __device__ __forceinline__ void copy(T* tile, i64 k, i64 depth) const {
+    int rows = k + col < depth ? valid : 0;
+    const T* source = from + (rows ? k : 0);
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
-      bool there = i < valid && k + col < depth;
       if (ROWS >= APART || threadIdx.x < ROWS * CHUNKS) {
-        cp_async_16(tile + to + i * APART * BK, there ? from + k + i * stride : from, there);
+        cp_async_16(tile + to + i * APART * BK, source, i < rows);
+        if (i + 1 < rows) source += stride;
       }
     }
   }
@@ -328,10 +335,10 @@ struct Tiles {
         for (int i = 0; i < 4; ++i) sums[m][n][i] = 0.0f;
       }
     }
-    // half_at of what a lane gives ldmatrix: rows 16 apart exchange chunks alike, and of a chunk 2 step + half the
-    // step turns the upper bits
+    // half_at of what a lane gives ldmatrix in the first step: rows 16 apart exchange chunks alike, and of a chunk
+    // 2 step + half the step turns the upper bits
     int row = lane % 8, half_a = lane / 16, half_w = lane / 8 % 2;
-    int at_a = (m0 + lane % 16) * BK, at_w = A + (n0 + lane / 16 * 8 + row) * BK;
+    int at_a = half_at(m0 + lane % 16, half_a), at_w = A + half_at(n0 + lane / 16 * 8 + row, half_w);
     LOADER loader;
     loader.begin(codes, first_n, rows, begin, end);
     TileCopy<BM, T> copy_x(x, first_m, tokens, ldx);
@@ -354,16 +361,13 @@ struct Tiles {
       cp_async_commit();
       if (k >= begin) {
         // hot: matmul
-#pragma unroll (UNROLL)
-        for (int step = 0; step < BK / 16; ++step) {
+        auto multiply_step = [&](int step) {
           u32 a[MT][4], b[NT / 2][4];
 #pragma unroll
-          for (int m = 0; m < MT; ++m) {
-            ldmatrix(a[m], now + at_a + ((2 * step) ^ half_a ^ row) * 8 + m * (16 * BK));
-          }
+          for (int m = 0; m < MT; ++m) ldmatrix(a[m], now + (at_a ^ step * 16) + m * (16 * BK));
 #pragma unroll
           for (int n = 0; n < NT / 2; ++n) {  // k 0-7 and 8-15 of 8 outputs, then of the next 8
-            ldmatrix(b[n], now + at_w + ((2 * step) ^ half_w ^ row) * 8 + n * (16 * BK));
+            ldmatrix(b[n], now + (at_w ^ step * 16) + n * (16 * BK));
           }
 #pragma unroll
           for (int m = 0; m < MT; ++m) {
@@ -373,6 +377,13 @@ struct Tiles {
               mma_16x8x16<T>(sums[m][n], a[m], pair);
             }
           }
+        };
+        if (CODED && codes.bits > 8) {  // their words leave no registers for fragments of more steps
+#pragma unroll 2
+          for (int step = 0; step < BK / 16; ++step) multiply_step(step);
+        } else {
+#pragma unroll (UNROLL)
+          for (int step = 0; step < BK / 16; ++step) multiply_step(step);
         }
       }
       if constexpr (CODED) {

@@ -98,7 +98,7 @@ def in_registers(k: Kernel) -> str:
 
 def few_moves(k: Kernel) -> str:
     loop = k.innermost("HMMA")
-    return f"{loop.moves} of {len(loop)}" if loop.moves > 24 else ""
+    return f"{loop.moves} of {len(loop)}" if loop.moves > 8 else ""
 
 
 def all_rows_in_flight(k: Kernel) -> str:
@@ -156,6 +156,8 @@ def blocks(least: int) -> Callable[[Kernel], str]:
 
 _STORE = "          loader.load(codes, first_n, rows, k + BK);\n"
 _WIDE = "  if (bits % 4 == 0) {\n"
+_NEXT = "        if (i + 1 < rows) source += stride;\n"
+_NEXT_ANEW = "        source = i + 1 < rows ? from + k + (i + 1) * stride : from;\n"
 _LINE = "      load_activations(p.x, token, col, v);\n"
 _DIVIDED = "      token = (first + line) / per_token;\n" + _LINE
 _WIDE_STORE = "    if (p.wide) {\n      store_any<VEC>"
@@ -167,7 +169,7 @@ GATES: list[tuple[str, Callable[[Kernel], str], tuple[str, str]]] = [
     ("linear_mma_codes", unpacking, ("      if (c.bits <= 8) {\n", "      if (c.bits <= 2) {\n")),
     ("linear_mma_few", unpacking, ("      if (c.bits <= 8) {\n", "      if (c.bits <= 2) {\n")),
     ("linear_mma_codes", wide_loads, (_WIDE, "  if (bits % 8 == 0) {\n")),
-    ("linear_mma_codes", few_moves, UNSPECIALISED),
+    ("linear_mma_codes", few_moves, (_NEXT, _NEXT_ANEW)),
     ("linear_mma_codes", in_registers, ("256, RESIDENT)", "256, RESIDENT + 1)")),
     ("linear_mma_codes", blocks(2), ("256, RESIDENT)", "256, 1)")),
     ("linear_dot_1", all_rows_in_flight, (_WIDE, "  if (bits % 8 == 0) {\n")),

@@ -78,17 +78,6 @@ def kernels() -> list[Kernel]:
 KERNELS = kernels()
 
 
-def kernels_for(architecture: int) -> list[Kernel]:
-    """All of them for the oldest architecture and for 9.0.
-
-    For the others a third, and the kernels that keep most in registers: decode and embedding in blocks of 128.
-    """
-    if architecture in (nvrtc.ARCHITECTURES[0], 90):
-        return KERNELS
-    large = [kernel for kernel in KERNELS if kernel.entry in ("decode_128", "embedding_128")]
-    return list(dict.fromkeys(KERNELS[::3] + large))
-
-
 def text(path: Path) -> str:
     return _source.expand(path.name, path.read_text(encoding="utf-8"))
 
@@ -99,9 +88,7 @@ def compiled(request: pytest.FixtureRequest) -> None:
     selected = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     jobs = [(text(p["path"]), p["architecture"]) for p in selected if {"path", "architecture"} <= p.keys()]
     if any("of" in p for p in selected):
-        jobs += [
-            (_source.kernel_source(k), p["of"]) for p in selected if "of" in p for k in kernels_for(p["of"])
-        ]
+        jobs += [(_source.kernel_source(k), p["of"]) for p in selected if "of" in p for k in KERNELS]
     nvrtc.compile_all(jobs)
 
 
@@ -110,7 +97,7 @@ def compiled(request: pytest.FixtureRequest) -> None:
 def test_kernels_compile_for_their_configuration(of: int) -> None:
     """No message, no register spilled to memory, no array indexed into memory."""
     wrong = []
-    for kernel in kernels_for(of):
+    for kernel in KERNELS:
         result = nvrtc.compile_source(_source.kernel_source(kernel), of)
         assert list(result.kernels) == [kernel.entry]
         usage = result.kernels[kernel.entry]
