@@ -142,7 +142,7 @@ def draw() -> None:
                     facecolor="#e8eef7", edgecolor="#33527a", zorder=3,
                 )
             )  # fmt: skip
-            axes.text(x, y, name, ha="center", va="center", fontsize=10, zorder=4)
+            axes.text(x, y, name, ha="center", va="center", fontsize=10 if len(row) < 7 else 8.5, zorder=4)
     for importer, imported in reduced(edges()):
         (x0, y0), (x1, y1) = place[importer], place[imported]
         bend = 0.0 if y0 - y1 < 1.2 else 0.18  # past the boxes of the layers between
