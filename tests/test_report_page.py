@@ -167,7 +167,7 @@ def test_the_summary_has_five_findings_each_with_a_number(rows: list[Row]) -> No
     findings = summary.findings(Results(rows))
     assert len(findings) == 5
     assert all(re.search(r"\d", f.number) and len(f.sentence) > 40 for f in findings)
-    assert "no difference, 95% interval 0.86× to 1.45×" in findings[1].sentence
+    assert "no difference, 95% interval 0.75× to 1.56×" in findings[1].sentence
     losses = summary.losses(Results(rows))
     assert "embedding, 1227 tokens, 30522 words, dense-int4 0.081×" in losses[0].sentence
     assert "ratio 50 (0.0314)" in losses[-1].sentence

@@ -20,8 +20,8 @@ CASES = OpCases(
     mutants=(
         Mutant(
             "columns past the end",
-            "if (static_cast<int>(k * blockDim.x + threadIdx.x) * VEC < end) {",
-            "{",
+            "if (col < end) {\n        held.chunk",
+            "{\n        held.chunk",
             "3 x 65",
         ),
         Mutant("residual", "if (residual) {", "if (false) {", "residual and residual_out"),

@@ -282,7 +282,13 @@ def test_interrupt_and_resume(tmp_path: Path, model_file: Path) -> None:
         *(sys.executable, "-m", "rbe_gpu.cli", "embed", model_file, texts, "-o", out),
         *("--scheduler", "local", "--workers", "1", "--shard-texts", "1024"),
     ]
-    with subprocess.Popen([*map(str, command)], env=ENV, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [*map(str, command)],
+        env=ENV,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which `cmd &` ignores
+    ) as process:
         while len(list(out.glob("0*.npy"))) < 2 and process.poll() is None:
             time.sleep(0.02)
         children = psutil.Process(process.pid).children(recursive=True)
