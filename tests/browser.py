@@ -23,11 +23,11 @@ SECONDS = 120
 _PROBE = """
 <script>
 addEventListener("load", () => {
-  let found;
-  try { found = (() => { %s })(); } catch (error) { found = { error: String(error) }; }
+  let value;
+  try { value = (() => { %s })(); } catch (error) { value = { error: String(error) }; }
   const pre = document.createElement("pre");
   pre.id = "probe";
-  pre.textContent = JSON.stringify(found);
+  pre.textContent = JSON.stringify(value);
   document.body.append(pre);
 });
 </script>
@@ -37,8 +37,8 @@ addEventListener("load", () => {
 class Seen:
     """What a script returned on a page, and what the page wrote to the console."""
 
-    def __init__(self, found: Any, console: list[str]) -> None:
-        self.found, self.console = found, console
+    def __init__(self, value: Any, console: list[str]) -> None:
+        self.value, self.console = value, console
 
 
 def look(page: Path, script: str, scratch: Path, width: int = 1280, dark: bool = False) -> Seen:

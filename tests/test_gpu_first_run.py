@@ -128,7 +128,7 @@ def test_a_folder_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pyte
 
 def test_minilm_and_the_checkout_fit_on_the_machine() -> None:
     """MiniLM in float16 without its tokenizer, room for states, ids and wheels (2.7 MB), and all tracked files."""
-    room = 3.2e6
+    room = 4e6
     model = sum(a.size * 2 for a in map(real.weight, real.weight_names()))
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
     tracked = sum(

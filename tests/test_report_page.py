@@ -397,16 +397,16 @@ def test_no_error_no_sideways_scrolling_and_every_text_legible(
              paper: light(behind(d.body)) };
     """
     seen = look(written / "index.html", script, tmp_path, width, dark)
-    found = seen.found
+    results = seen.value
     assert seen.console == []
-    assert "error" not in found
-    assert found["wide"] <= found["window"]
-    assert found["texts"] > 500
-    assert found["least"] >= 4.5, found["worst"]
-    assert (found["paper"] < 0.1) is dark
-    assert found["drawn"] == DRAWN
-    assert min(found["shares"]) > 0.84  # of the width of the page
-    assert found["small"] >= 7.5  # pixels
+    assert "error" not in results
+    assert results["wide"] <= results["window"]
+    assert results["texts"] > 500
+    assert results["least"] >= 4.5, results["worst"]
+    assert (results["paper"] < 0.1) is dark
+    assert results["drawn"] == DRAWN
+    assert min(results["shares"]) > 0.84  # of the width of the page
+    assert results["small"] >= 7.5  # pixels
 
 
 @needs_browser
@@ -415,47 +415,47 @@ def test_the_table_sorts_and_filters(written: Path, tmp_path: Path, rows: list[R
     const table = document.querySelector("table.rows"), form = document.getElementById("filter");
     const shown = () => [...table.tBodies[0].rows].filter((r) => !r.hidden);
     const type = (name, value) => { form.elements[name].value = value; form.dispatchEvent(new Event("input")); };
-    const found = { all: shown().length, visible: !form.hidden };
+    const results = { all: shown().length, visible: !form.hidden };
     type("op", "gelu");
-    found.gelu = shown().length;
+    results.gelu = shown().length;
     type("words", "2048 numpy speed");
-    found.words = shown().map((r) => r.cells[1].textContent + r.cells[3].textContent);
-    found.count = document.getElementById("shown").textContent;
+    results.words = shown().map((r) => r.cells[1].textContent + r.cells[3].textContent);
+    results.count = document.getElementById("shown").textContent;
     type("words", ""); type("op", ""); type("metric", "time");
     const head = table.tHead.rows[0].cells[4].querySelector("button");
     head.click();
-    found.up = shown().map((r) => Number(r.cells[4].dataset.v));
+    results.up = shown().map((r) => Number(r.cells[4].dataset.v));
     head.click();
-    found.down = shown().map((r) => Number(r.cells[4].dataset.v));
-    found.sorted = table.tHead.rows[0].cells[4].getAttribute("aria-sort");
+    results.down = shown().map((r) => Number(r.cells[4].dataset.v));
+    results.sorted = table.tHead.rows[0].cells[4].getAttribute("aria-sort");
     table.tHead.rows[0].cells[1].querySelector("button").click();
-    found.cases = shown().map((r) => r.cells[1].textContent);
+    results.cases = shown().map((r) => r.cells[1].textContent);
     type("words", "no such row at all");
-    found.none = shown().length;
-    return found;
+    results.none = shown().length;
+    return results;
     """
     seen = look(written / "index.html", script, tmp_path)
-    found = seen.found
+    results = seen.value
     assert seen.console == []
-    assert found["visible"]
-    assert found["all"] == len(rows)
-    assert found["gelu"] == sum(r.op == "gelu" for r in rows)
-    assert found["words"] == ["2048 x 1536speed_vs_NumPy"] * 2
-    assert found["count"] == f"2 of {len(rows)} rows"
-    assert len(found["up"]) == sum(r.metric == "time" for r in rows)
-    assert found["up"] == sorted(found["up"])
-    assert found["down"] == sorted(found["up"], reverse=True)
-    assert found["sorted"] == "descending"
-    numbers = [int(m[0]) for case in found["cases"] if (m := re.match(r"\d+(?= x )", case))]
+    assert results["visible"]
+    assert results["all"] == len(rows)
+    assert results["gelu"] == sum(r.op == "gelu" for r in rows)
+    assert results["words"] == ["2048 x 1536speed_vs_NumPy"] * 2
+    assert results["count"] == f"2 of {len(rows)} rows"
+    assert len(results["up"]) == sum(r.metric == "time" for r in rows)
+    assert results["up"] == sorted(results["up"])
+    assert results["down"] == sorted(results["up"], reverse=True)
+    assert results["sorted"] == "descending"
+    numbers = [int(m[0]) for case in results["cases"] if (m := re.match(r"\d+(?= x )", case))]
     assert numbers == sorted(numbers)
-    assert found["none"] == 0
+    assert results["none"] == 0
 
 
 @needs_browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_points_show_their_values(written: Path, tmp_path: Path, width: int) -> None:
     script = """
-    const tip = page.document.getElementById("tip"), found = [];
+    const tip = page.document.getElementById("tip"), points = [];
     for (const plot of page.document.querySelectorAll(".plot")) {
       if (!plot.getBoundingClientRect().width) continue;
       plot.scrollIntoView();
@@ -463,25 +463,25 @@ def test_points_show_their_values(written: Path, tmp_path: Path, width: int) -> 
       const at = { clientX: box.left + box.width / 2, clientY: box.top + box.height / 2 };
       plot.dispatchEvent(new page.PointerEvent("pointermove", at));
       const said = tip.getBoundingClientRect();
-      found.push({ words: tip.textContent, hidden: tip.hidden, left: said.left, right: said.right });
+      points.push({ words: tip.textContent, hidden: tip.hidden, left: said.left, right: said.right });
       plot.dispatchEvent(new page.PointerEvent("pointerleave"));
-      found[found.length - 1].after = tip.hidden;
+      points[points.length - 1].after = tip.hidden;
     }
     const plot = [...page.document.querySelectorAll(".plot")].find((p) => p.getBoundingClientRect().width);
     plot.dispatchEvent(new page.KeyboardEvent("keydown", { key: "ArrowRight", cancelable: true }));
-    return { found, key: tip.textContent, titles: page.document.querySelectorAll(".values title").length };
+    return { points, key: tip.textContent, titles: page.document.querySelectorAll(".values title").length };
     """
     seen = look(written / "index.html", script, tmp_path, width)
     assert seen.console == []
-    points = seen.found["found"]
+    points = seen.value["points"]
     assert len(points) == DRAWN
     for point in points:
         assert re.search(r"\d", point["words"])
         assert not point["hidden"]
         assert point["after"]
         assert 0 <= point["left"] < point["right"] <= width
-    assert seen.found["key"] == points[0]["words"]
-    assert seen.found["titles"] == 0
+    assert seen.value["key"] == points[0]["words"]
+    assert seen.value["titles"] == 0
 
 
 @needs_browser
@@ -491,5 +491,5 @@ def test_one_row_in_a_browser(name: str, tmp_path: Path) -> None:
     script = "return [document.documentElement.scrollWidth, document.querySelector('table.rows tbody').rows.length]"
     seen = look(tmp_path / "index.html", script, tmp_path)
     assert seen.console == []
-    assert seen.found[0] <= 1280
-    assert seen.found[1] == 1
+    assert seen.value[0] <= 1280
+    assert seen.value[1] == 1

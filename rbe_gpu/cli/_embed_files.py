@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from ._errors import fail, printable, usage, writes_folder
+from ._errors import MANIFEST, fail, printable, usage, writes_folder
 from ._output import print_json, progress_bar
 from ._signals import cleaning_up
 
@@ -39,14 +39,15 @@ def run(
         usage("give one of them", "--resume", "--force")
     if any(str(path) == "-" for path in (*texts, out)):
         fail("standard input and output are not shared with workers; name files and a folder")
-    if (out / "manifest.json").is_file() and not (resume or force):
+    if (out / MANIFEST).is_file() and not (resume or force):
         fail(f"{out} holds vectors; pass --resume to continue, or --force to replace them")
     from ..cluster import connected
     from ..embed_files import SHARD_TEXTS, embed_files, text_files
     from ..models.locate import find_model
     from ..threads import get_num_threads
 
-    text_files(texts), find_model(model)  # before any process is started
+    text_files(texts)  # both before any process is started
+    find_model(model)
     get_num_threads()  # imports Numba before there is anything to clean up
     writes_folder(out, force)
     start = time.perf_counter()
