@@ -40,7 +40,7 @@ from .json_checks import (
     quoted,
 )
 from .mapped import DTYPE_NAMES, DTYPES, MAX_HEADER_BYTES, MappedFile
-from .stored import StoredTensor, check_dense, description
+from .stored import StoredTensor, check_dense, description, upgrade
 
 __all__ = [
     "FORMAT_VERSION",
@@ -55,7 +55,7 @@ __all__ = [
     "to_bytes",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # that is written; a reader knows those before it, too
 METADATA_KEY = "rbe"
 
 _FREE_BYTES = (
@@ -92,8 +92,8 @@ def _open(file: MappedFile, max_decoded_bytes: int | None) -> _Opened:
     version = root.get("version")
     if type(version) is not int:
         fail("version is not an integer")
-    if version != FORMAT_VERSION:
-        fail(f"format version {version}; this reader knows version {FORMAT_VERSION}")
+    if not 1 <= version <= FORMAT_VERSION:
+        fail(f"format version {version}; this reader knows versions 1 to {FORMAT_VERSION}")
     _, config, described = json_fields(root, ("version", "config", "tensors"), "the description", fail)
     if type(config) is not dict:
         fail("config is not a JSON object")
@@ -101,6 +101,9 @@ def _open(file: MappedFile, max_decoded_bytes: int | None) -> _Opened:
         fail("tensors is not a JSON object")
     if max_decoded_bytes is None:
         max_decoded_bytes = memory.total_bytes()
+    if version < FORMAT_VERSION:
+        for name, tensor in described.items():
+            upgrade(tensor, version, failure(f"{file.path}: tensor {quoted(name)}"))
     stored = _claims(file, described, max_decoded_bytes)
     return _Opened(file, version, config, _tensors(file, stored))
 

@@ -37,6 +37,13 @@ def description(value: RBEBlocks) -> dict[str, Any]:
     }
 
 
+def upgrade(stored: Any, version: int, fail: Fail) -> None:
+    """Change a tensor's description, any JSON value, from an older version of the format to the present one."""
+    codes = stored.get("codes") if type(stored) is dict else None
+    if type(codes) is dict and type(codes.get("kind")) is str and codes["kind"] in CODECS:
+        stored["codes"] = CODECS[codes["kind"]].upgrade(codes, version, fail)
+
+
 class StoredTensor:
     """A compressed tensor whose description is checked, as far as it says how much the tensor takes.
 

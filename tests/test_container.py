@@ -22,7 +22,8 @@ import zstandard
 from safetensors import safe_open
 
 from rbe_gpu import DenseCodes, GridCodes, RBEMatrix, RBEVectors, SparseCodes, compress, reference
-from rbe_gpu.codecs import packing
+from rbe_gpu.codecs import entropy, packing
+from rbe_gpu.codecs.entropy import Stream
 from rbe_gpu.container import FormatError, Writer, describe, from_bytes, load_file, save_file, to_bytes
 from tests import real
 from tests.compressed import gridded
@@ -213,7 +214,7 @@ def test_the_safetensors_library_lists_it(tmp_path: Path) -> None:
     tensors = {case: encoded(case) for case in ENCODINGS}
     save_file(tmp_path / "a", {**tensors, "bias": small(1, 9)[0], "half": small().astype(ml_dtypes.bfloat16)})
     with safe_open(tmp_path / "a", framework="numpy") as f:
-        assert json.loads(f.metadata()["rbe"])["version"] == 1
+        assert json.loads(f.metadata()["rbe"])["version"] == 2
         expected = {f"{case}.{part}" for case, value in tensors.items() for part in value.arrays}
         assert set(f.keys()) == expected | {"bias", "half"}
         for case, value in tensors.items():
@@ -246,7 +247,7 @@ class SecondReader:
         self.header = json.loads(raw[8 : 8 + n].decode("utf-8"))
         self.payload = raw[8 + n :]
         self.description = json.loads(self.header["__metadata__"]["rbe"])
-        assert self.description["version"] == 1
+        assert self.description["version"] == 2
 
     def array(self, name: str) -> np.ndarray:
         entry = self.header[name]
@@ -325,17 +326,26 @@ class SecondReader:
 
     def grid(self, name: str, codes: dict[str, Any], rows_pad: int, cols_pad: int) -> np.ndarray:
         frame = list(zstandard.ZstdDecompressor().decompress(self.array(name + ".stream").tobytes()))
-        classes, at = frame[:cols_pad], cols_pad
-        filled: list[tuple[list[int], list[Any]]] = []  # the columns of a class, its tuples
+        bands, at = [0] * rows_pad, 0
+        if codes["bands"] > 1:
+            bands, at = frame[:rows_pad], rows_pad
+            assert set(bands) == set(range(codes["bands"]))
+        classes = [frame[at + b * cols_pad : at + (b + 1) * cols_pad] for b in range(codes["bands"])]
+        at += codes["bands"] * cols_pad
+        filled: list[
+            tuple[list[int], list[int], list[Any]]
+        ] = []  # rows of a band, columns of a class, its tuples
         escaped = []
-        for g in sorted(set(classes)):
-            n = g % 8 + 1
-            columns = [c for c in range(cols_pad) if classes[c] == g]
-            count = (len(columns) * rows_pad + n - 1) // n
-            table = [*tuples(n), None]
-            filled.append((columns, [table[byte] for byte in frame[at : at + count]]))
-            escaped += [(filled[-1][1], k, n) for k in range(count) if filled[-1][1][k] is None]
-            at += count
+        for band in range(codes["bands"]):
+            rows = [r for r in range(rows_pad) if bands[r] == band]
+            for g in sorted(set(classes[band])):
+                n = g % 8 + 1
+                columns = [c for c in range(cols_pad) if classes[band][c] == g]
+                count = (len(columns) * len(rows) + n - 1) // n
+                table = [*tuples(n), None]
+                filled.append((rows, columns, [table[byte] for byte in frame[at : at + count]]))
+                escaped += [(filled[-1][2], k, n) for k in range(count) if filled[-1][2][k] is None]
+                at += count
         for run, k, n in escaped:
             run[k] = tuple(byte - 128 for byte in frame[at : at + n])
             at += n
@@ -344,10 +354,10 @@ class SecondReader:
         col_scale = self.array(name + ".col_scale")
         row_scale = self.array(name + ".row_scale") if codes["row_scale"] else [1.0] * rows_pad
         half = 2 ** (codes["bits"] - 1)
-        for columns, run in filled:
+        for rows, columns, run in filled:
             integers = iter([q for group in run for q in group])
             for col in columns:
-                for r in range(rows_pad):
+                for r in rows:
                     q = next(integers)
                     assert -half <= q < half
                     sign = (q > 0) - (q < 0)
@@ -508,7 +518,14 @@ def golden_tensors() -> dict[str, Any]:
     q = np.clip(np.rint(w * 64), -16, 15).astype(np.int8)
     grid = GridCodes(
         5, 0.0625, packing.pack((q + 16).astype(np.uint8), 5), np.full(32, 0.5, np.float16),
-        np.full(64, 0.03125, np.float16), raw_frame(np.zeros(64, np.uint8), grid_bytes(q)),
+        np.full(64, 0.03125, np.float16), Stream(raw_frame(np.zeros(64, np.uint8), grid_bytes(q)), 1),
+    )  # fmt: skip
+    q = np.maximum(q, -15)
+    band = (np.arange(32) % 3 == 0).astype(np.uint8)
+    runs = [grid_bytes(q[band == b]) for b in (0, 1)]
+    banded = GridCodes(
+        5, 0.0625, packing.pack((q + 16).astype(np.uint8), 5), np.full(32, 0.5, np.float16),
+        np.full(64, 0.03125, np.float16), Stream(raw_frame(band, np.zeros(128, np.uint8), *runs), 2),
     )  # fmt: skip
     basis = np.ascontiguousarray(w[:32, :10].reshape(32, 2, 5)).astype(np.float16)
     return {
@@ -516,13 +533,14 @@ def golden_tensors() -> dict[str, Any]:
         "layer.b": RBEMatrix((30, 61), 32, "dct", 0.5, None, delta),
         "layer.c": RBEVectors((32, 64), 32, "dwt-db2", 2.0, basis, bitmap),
         "layer.g": RBEMatrix((32, 61), 32, "none", 1.0, None, grid),
+        "layer.i": RBEMatrix((32, 61), 32, "none", 1.0, None, banded),
         "layer.bias": w[0],
         "layer.half": w[1].astype(ml_dtypes.bfloat16),
     }
 
 
-GOLDEN_SHA256 = "9f508d3b41f9ecc87f98d45e0331064e0e1738428edd471851b4337fe398b10c"
-GOLDEN_START = '\x00\x08\x00\x00\x00\x00\x00\x00{"__metadata__":{"rbe":"{\\"config\\":{\\"m'
+GOLDEN_SHA256 = "4ce179686ebfab1d15df9ea7c36e791e04f845f4c940373841d1b73fa98ff866"
+GOLDEN_START = '\xc0\x09\x00\x00\x00\x00\x00\x00{"__metadata__":{"rbe":"{\\"config\\":{\\"m'
 
 
 def test_golden_bytes(tmp_path: Path) -> None:
@@ -530,6 +548,39 @@ def test_golden_bytes(tmp_path: Path) -> None:
     raw = (tmp_path / "a").read_bytes()
     assert raw[:48].decode("latin1") == GOLDEN_START  # for a person to see what changed
     assert hashlib.sha256(raw).hexdigest() == GOLDEN_SHA256
+
+
+def test_a_file_of_version_1(tmp_path: Path) -> None:
+    """The description had no bands: there was one."""
+    written = {name: golden_tensors()[name] for name in ("layer.a", "layer.g")}
+    save_file(tmp_path / "a", written, {"n": 1})
+    raw = (tmp_path / "a").read_bytes()
+    assert raw.count(b'\\"bands\\":1,') == 1
+    assert raw.count(b'\\"version\\":2') == 1
+    raw = raw.replace(b'\\"version\\":2', b'\\"version\\":1').replace(b'\\"bands\\":1,', b" " * 12)
+    (tmp_path / "b").write_bytes(raw)
+    assert describe(tmp_path / "b").version == 1
+    tensors, config = load_file(tmp_path / "b")
+    assert config == {"n": 1}
+    for name, value in written.items():
+        same(value, tensors[name])
+    save_file(tmp_path / "c", tensors, config)
+    assert (tmp_path / "c").read_bytes() == (tmp_path / "a").read_bytes()
+
+
+def test_rows_in_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of three kinds, mixed: the file is smaller than without bands, and says the same."""
+    rng = np.random.default_rng(0)
+    spread = rng.permutation(np.repeat([0.0, 0.5, 3.0], 400))
+    q = np.rint(rng.normal(size=(1200, 64)) * spread[:, None]).astype(np.int8)
+    codes = GridCodes.from_integers(q, np.ones(1200), np.ones(64))
+    assert codes.stream.bands >= 3
+    with monkeypatch.context() as patch:
+        patch.setattr(entropy, "_bands", lambda q: np.zeros(len(q), np.uint8))
+        assert codes.stream.data.size < 0.85 * entropy.compress_integers(q).data.size
+    save_file(tmp_path / "a", {"w": RBEVectors((1200, 64), 32, "none", 1.0, None, codes)})
+    np.testing.assert_array_equal(load_file(tmp_path / "a")[0]["w"].codes.integers(), q)
+    np.testing.assert_array_equal(SecondReader(tmp_path / "a").decode("w"), q)
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -717,7 +768,7 @@ def test_describe(tmp_path: Path) -> None:
     )
     info = describe(tmp_path / "a")
     assert info.file_bytes == (tmp_path / "a").stat().st_size
-    assert info.version == 1
+    assert info.version == 2
     assert info.config == {"model_type": "bert"}
     assert info.header_bytes + sum(t.nbytes for t in info.tensors) == info.file_bytes
     rows = {t.name: t for t in info.tensors}

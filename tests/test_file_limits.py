@@ -304,17 +304,26 @@ def test_checking_a_stream_is_decoding_it(tmp_path: Path) -> None:
     """`check_stream` accepts and refuses what `decompress_columns` does, with the same message."""
     rng = np.random.default_rng(0)
     outcomes = set()
-    for rows, cols, bits in ((1, 32, 8), (7, 64, 3), (33, 32, 8), (50, 96, 5)):
+    for rows, cols, bits, zeros in (
+        (1, 32, 8, 0),
+        (7, 64, 3, 0),
+        (33, 32, 8, 0),
+        (50, 96, 5, 0),
+        (900, 64, 4, 600),
+    ):
         half = 1 << (bits - 1)
         q = np.clip(np.rint(rng.normal(0, half / 3, (rows, cols))), -half, half - 1).astype(np.int8)
         q[:, ::3] = 0
-        stream = entropy.compress_integers(q)
-        entropy.check_stream(stream, rows, cols, bits)
+        q[:zeros] = 0
+        stream, bands = entropy.compress_integers(q)
+        assert (bands > 1) == (zeros > 0)
+        entropy.check_stream(stream, rows, cols, bits, bands)
         content = zstandard.ZstdDecompressor().decompress(stream.data)
         for _ in range(300):
             damaged = bytearray(content)
             for _ in range(rng.integers(1, 4)):
-                at = int(rng.integers(cols) if rng.random() < 0.2 else rng.integers(len(damaged)))
+                head = bands * cols + (rows if bands > 1 else 0)
+                at = int(rng.integers(head) if rng.random() < 0.2 else rng.integers(len(damaged)))
                 damaged[at] = rng.choice([0, 1, 7, 127, 200, 254, 255])
             if rng.random() < 0.3:
                 damaged = damaged[: int(rng.integers(1, len(damaged)))] + bytes(int(rng.integers(4)))
@@ -322,7 +331,7 @@ def test_checking_a_stream_is_decoding_it(tmp_path: Path) -> None:
             messages = []
             for function in (entropy.check_stream, entropy.decompress_columns):
                 try:
-                    function(frame, rows, cols, bits)
+                    function(frame, rows, cols, bits, bands)
                     messages.append("")
                 except entropy.StreamError as error:
                     messages.append(str(error))

@@ -1,4 +1,4 @@
-"""The bytes of files on real weights are those of the first release of the format, on every machine."""
+"""The bytes of files on real weights do not change with the code that writes them, on every machine."""
 
 from __future__ import annotations
 

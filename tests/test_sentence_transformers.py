@@ -195,7 +195,7 @@ def test_what_is_no_encoder_file(file: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="rbe-gpu compress"):
         RBETransformer(tmp_path)
     tensors, config = rbe.load_file(file)
-    del tensors["tokenizer.json.zlib"]
+    del tensors["tokenizer.json.zst"]
     rbe.save_file(tmp_path / "bare", tensors, config)
     with pytest.raises(ValueError, match="holds no tokenizer"):
         RBETransformer(tmp_path / "bare")

@@ -488,7 +488,7 @@ def bad_states(module: Any) -> Iterator[tuple[Any, str]]:
     yield as_state(data[:-1]), "the extra state"
     yield as_state(data + b"\0"), "the extra state"
     yield as_state(data.replace(b"grid", b"grin")), "the extra state"
-    first = len(data) - weight.codes.stream.size  # bytes are the last arrays of a file
+    first = len(data) - weight.codes.stream.data.size  # bytes are the last arrays of a file
     yield as_state(data[:first] + bytes(8) + data[first + 8 :]), "stream"
     settings = {"activation_bits": None}
     yield as_state(to_bytes({"weight": weight, "bias": np.zeros(3)}, settings)), "other tensors"

@@ -90,6 +90,14 @@ class Codes(ABC):
         """
 
     @classmethod
+    def upgrade(cls, stored: dict[str, Any], version: int, fail: Fail) -> dict[str, Any]:
+        """The description, not checked yet, of an older version of the format as the present one has it.
+
+        Override it where the description has changed.
+        """
+        return stored
+
+    @classmethod
     def check_file(cls, stored: Any, rows: int, cols: int, take: Take, fail: Fail) -> None:
         """The checks of `from_file`, keeping nothing. Called first where `load_cost` is far more than the file.
 

@@ -1,11 +1,12 @@
 """Compress the integers of a grid: tuples of similar columns, one byte each, in one zstd frame.
 
-Columns of a grid (transform coefficients, scaled) differ in spread by a factor of 3 and more, so they are grouped
-into classes. A class is read column by column, n integers to a byte: the byte is the rank of the n-tuple in
-the order of rising sums of squares, which for peaked integers is nearly the order of falling probability. The
-first 255 tuples have a byte of their own; the others, a few per cent, are stored verbatim at the end. n is 1 for
-integers of 4 bits of entropy and 8 for columns that are nearly all zero, so that a byte always carries 2 to 7
-bits and zstd's Huffman code stays within 2% of the entropy. `FORMAT.md`, section 3, has every byte.
+Rows of a grid differ in spread (those of a table most, whose rare words are nearly all zeros), so they are grouped
+into bands, and each band is coded as a grid of its own. Columns (transform coefficients, scaled) differ by a factor
+of 3 and more: in a band they are grouped into classes. A class is read column by column, n integers to a byte: the
+byte is the rank of the n-tuple in the order of rising sums of squares, which for peaked integers is nearly the order
+of falling probability. The first 255 tuples have a byte of their own; the others, a few per cent, are stored verbatim
+at the end. n is 1 for integers of 4 bits of entropy and 8 for columns that are nearly all zero, so that a byte always
+carries 2 to 7 bits and zstd's Huffman code stays within 2% of the entropy. `FORMAT.md`, section 3, has every byte.
 
 zstd (RFC 8878) has a maintained library in every language and is in Python's standard library from 3.14 on.
 """
@@ -32,6 +33,11 @@ MAX_WINDOW = (
 
 _REACH = {1: 127, 2: 9, 3: 4, 4: 2, 5: 2, 6: 2, 7: 1, 8: 1}  # largest magnitude in the 255 first tuples
 _GROUPS = 24  # columns are joined into classes by groups: at most 25 * 24 / 2 joins are compared
+MAX_BANDS = 32
+_ROW_GROUPS = 32  # rows are joined into bands by groups, on counts of integers in groups of columns
+_COLUMN_GROUPS = 12
+# Estimated cost in bits of a band, beside its integers' entropy: code tables of its classes, the class of a column
+_BAND, _CLASS = 1200.0, 2.0
 _CHUNK = 1 << 20  # integers worked on at a time
 # Estimated cost in bits, for choosing classes: Huffman's loss per byte, a block with its code table, a symbol
 # of that table. Fitted to frames of MiniLM's weights at 1 to 4 bits.
@@ -118,6 +124,22 @@ def _cost(counts: NDArray[np.float64], escaped: NDArray[np.float64]) -> NDArray[
     )
 
 
+def _cheapest_cuts(cost: NDArray[np.float64]) -> list[int]:
+    """Where to cut 0 ... n-1 into runs so that the sum of cost[first, last] is least: the first of every run."""
+    reached = [0.0]
+    cut: list[int] = []
+    for j in range(len(cost)):
+        through = [reached[i] + cost[i, j] for i in range(j + 1)]
+        cut.append(int(np.argmin(through)))
+        reached.append(min(through))
+    firsts = []
+    j = len(cost) - 1
+    while j >= 0:
+        firsts.append(cut[j])
+        j = cut[j] - 1
+    return firsts[::-1]
+
+
 def _classes(by_column: NDArray[np.int8]) -> NDArray[np.uint8]:
     """The class of every column: 8 * (its number among those of its length) + length - 1.
 
@@ -158,23 +180,74 @@ def _classes(by_column: NDArray[np.int8]) -> NDArray[np.uint8]:
     ends = np.concatenate([[0], np.cumsum(width)])
     joined = ends[last + 1] - ends[first]
     best[first, last] += joined * np.log2(cols / joined)  # the class bytes themselves
-    reached = [0.0]
-    cut: list[int] = []
-    for j in range(count):
-        through = [reached[i] + best[i, j] for i in range(j + 1)]
-        cut.append(int(np.argmin(through)))
-        reached.append(min(through))
     classes = np.zeros(cols, np.uint8)
     numbers = dict.fromkeys(LENGTHS, 0)
-    j = count - 1
-    while j >= 0:
-        i = cut[j]
-        length = int(which[i, j])
-        for columns in groups[i : j + 1]:
+    firsts = _cheapest_cuts(best)
+    for i, end in reversed(list(zip(firsts, [*firsts[1:], count], strict=True))):
+        length = int(which[i, end - 1])
+        for columns in groups[i:end]:
             classes[columns] = 8 * numbers[length] + length - 1
         numbers[length] += 1
-        j = i - 1
     return classes
+
+
+# --- bands --------------------------------------------------------------------------------------------
+
+
+def _groups(energy: NDArray[np.float64], weight: NDArray[np.float64], count: int) -> list[NDArray[np.int64]]:
+    """Indices in the order of their energy, cut into at most `count` groups of equal weight; those of none apart."""
+    order = np.argsort(energy, kind="stable")
+    zeros = int((energy == 0).sum())
+    rest = order[zeros:]
+    groups = [order[:zeros]] if zeros else []
+    if rest.size:
+        share = np.cumsum(weight[rest])
+        cuts = np.searchsorted(share, share[-1] * np.arange(1, count) / count)
+        groups += [g for g in np.split(rest, cuts) if g.size]
+    return groups
+
+
+def _bands(q: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """The band of every row, 0 for the least energy.
+
+    Rows in the order of their energy are cut into groups, and neighbouring groups are joined into bands so that the
+    estimated bits are fewest.
+    """
+    rows, cols = q.shape
+    energy = np.empty(rows)
+    columns = np.zeros(cols)
+    step = max(1, _CHUNK // cols)
+    for start in range(0, rows, step):
+        square = np.square(q[start : start + step].astype(np.float32))
+        energy[start : start + step] = square.sum(axis=1)
+        columns += square.sum(axis=0)
+    # groups of rows hold as many integers as bits, about: half of the weight is that of the rows themselves
+    mean = max(float(energy.mean()), 1e-30)
+    groups = _groups(energy, 1.0 + np.sqrt(energy / mean), _ROW_GROUPS - 1)
+    if len(groups) == 1:
+        return np.zeros(rows, np.uint8)
+    parts = _groups(columns, np.ones(cols), _COLUMN_GROUPS)
+    count = len(groups)
+    sums = np.zeros((count + 1, len(parts), 256))
+    for g, members in enumerate(groups):
+        for start in range(0, members.size, step):
+            some = q[members[start : start + step]].view(np.uint8)
+            for k, part in enumerate(parts):
+                sums[g + 1, k] += np.bincount(some[:, part].ravel(), minlength=256)
+    np.cumsum(sums, axis=0, out=sums)
+    cost = np.full((count, count), np.inf)
+    ends = np.concatenate([[0], np.cumsum([g.size for g in groups])])
+    for i in range(count):
+        joined = sums[i + 1 :] - sums[i]
+        members = ends[i + 1 :] - ends[i]
+        coded = _information(joined, joined.sum(axis=-1)).sum(axis=-1)
+        cost[i, i:] = coded + _BAND + _CLASS * cols + members * np.log2(rows / members)
+    bands = np.empty(rows, np.uint8)
+    firsts = _cheapest_cuts(cost)
+    for band, (first, end) in enumerate(zip(firsts, [*firsts[1:], count], strict=True)):
+        for members in groups[first:end]:
+            bands[members] = band
+    return bands
 
 
 # --- the stream ---------------------------------------------------------------------------------------
@@ -202,7 +275,20 @@ def _compressor() -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(compression_params=parameters)
 
 
-def compress_integers(q: NDArray[np.int8]) -> NDArray[np.uint8]:
+class Stream(NamedTuple):
+    """The integers of a grid as a file holds them.
+
+    Attributes
+    ----------
+    data : (bytes,) uint8
+    bands : the groups of rows that are coded one by one, 1 to 32
+    """
+
+    data: NDArray[np.uint8]
+    bands: int
+
+
+def compress_integers(q: NDArray[np.int8]) -> Stream:
     """The stream of a grid.
 
     Parameters
@@ -211,18 +297,22 @@ def compress_integers(q: NDArray[np.int8]) -> NDArray[np.uint8]:
 
     Returns
     -------
-    (bytes,) uint8. The same integers give the same bytes with the same version of zstd.
+    Stream. The same integers give the same bytes with the same version of zstd.
     """
-    by_column = np.ascontiguousarray(q.T)
-    classes = _classes(by_column)
-    parts = [classes]
-    escaped = []
-    for c in np.unique(classes):
-        length = int(c) % 8 + 1
-        run = _as_tuples(by_column[classes == c].reshape(-1), length)
-        parts.append(_rank(run, length))
-        escaped.append(_escaped(run, parts[-1]))
-    parts.append(np.concatenate(escaped))
+    bands = _bands(q)
+    count = int(bands.max()) + 1
+    parts = [bands] if count > 1 else []
+    runs, escaped = [], []
+    for band in range(count):
+        by_column = np.ascontiguousarray(q[bands == band].T if count > 1 else q.T)
+        classes = _classes(by_column)
+        parts.append(classes)
+        for c in np.unique(classes):
+            length = int(c) % 8 + 1
+            run = _as_tuples(by_column[classes == c].reshape(-1), length)
+            runs.append(_rank(run, length))
+            escaped.append(_escaped(run, runs[-1]))
+    parts += [*runs, np.concatenate(escaped)]
     import zstandard
 
     packer = _compressor().compressobj(size=sum(p.size for p in parts))
@@ -232,18 +322,18 @@ def compress_integers(q: NDArray[np.int8]) -> NDArray[np.uint8]:
         if part.size:  # a block, with a code table of its own, ends here
             out.append(packer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
     out.append(packer.flush())
-    return np.frombuffer(b"".join(out), np.uint8)
+    return Stream(np.frombuffer(b"".join(out), np.uint8), count)
 
 
-class _Classes(NamedTuple):
-    """What the class bytes of a stream say: for every class that occurs, in rising order."""
+class _Runs(NamedTuple):
+    """What the class bytes of a band say: for every class that occurs, in rising order."""
 
     columns: list[NDArray[np.int64]]  # its columns
     lengths: list[int]  # integers of one byte
     ranks: list[int]  # number of its bytes
 
     @classmethod
-    def of(cls, classes: NDArray[np.uint8], rows: int) -> _Classes:
+    def of(cls, classes: NDArray[np.uint8], rows: int) -> _Runs:
         used = sorted(set(classes.tobytes()))
         columns = [np.flatnonzero(classes == c) for c in used]
         lengths = [c % 8 + 1 for c in used]
@@ -271,6 +361,11 @@ def _frame(stream: NDArray[np.uint8], largest: int) -> tuple[bytes, int]:
     return data, header.content_size
 
 
+def frame_content(stream: NDArray[np.uint8], largest: int) -> NDArray[np.uint8]:
+    """The content of one zstd frame, at most `largest` bytes; else `StreamError`."""
+    return _content(*_frame(stream, largest))
+
+
 def _zstd_message(error: Exception) -> str:
     return f"not one zstd frame ({' '.join(str(error).split())[:120]})"
 
@@ -288,9 +383,21 @@ def _content(data: bytes, size: int) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8)
 
 
-def _largest_content(rows: int, cols: int) -> int:
+def _head_size(rows: int, cols: int, bands: int) -> int:
+    """Bytes of the bands of rows and the classes of columns."""
+    return bands * cols + (rows if bands > 1 else 0)
+
+
+def _largest_content(rows: int, cols: int, bands: int) -> int:
     """Bytes of content that no stream exceeds: every tuple escaped, and each class padded."""
-    return cols + 2 * rows * cols + 8 * 256
+    return _head_size(rows, cols, bands) + 2 * rows * cols + bands * 8 * 256
+
+
+def _check_bands(counts: NDArray[np.int64], bands: int) -> None:
+    """`counts` of rows by band, (256,): every band occurs, and no other."""
+    used = np.flatnonzero(counts)
+    if used.size != bands or used[-1] != bands - 1:
+        raise StreamError(f"rows are in bands {', '.join(map(str, used[:40]))}, expected 0 to {bands - 1}")
 
 
 def _check_range(low: int, high: int, bits: int) -> None:
@@ -330,7 +437,9 @@ def _expand(ranks: NDArray[np.uint8], length: int) -> NDArray[np.int8]:
     return out.view(np.int8)[: ranks.size * length].reshape(-1, length)
 
 
-def decompress_columns(stream: NDArray[np.uint8], rows: int, cols: int, bits: int) -> NDArray[np.int8]:
+def decompress_columns(
+    stream: NDArray[np.uint8], rows: int, cols: int, bits: int, bands: int = 1
+) -> NDArray[np.int8]:
     """The integers of a stream, column by column.
 
     Parameters
@@ -338,6 +447,7 @@ def decompress_columns(stream: NDArray[np.uint8], rows: int, cols: int, bits: in
     stream : (bytes,) uint8, C-contiguous; untrusted input
     rows, cols : of the grid; cols is a multiple of 32
     bits : 2 to 8; the integers lie in -2^(bits-1) ... 2^(bits-1) - 1
+    bands : 1 to 32
 
     Returns
     -------
@@ -348,42 +458,67 @@ def decompress_columns(stream: NDArray[np.uint8], rows: int, cols: int, bits: in
     StreamError
         Anything that `FORMAT.md` does not allow.
     """
-    content = _content(*_frame(stream, _largest_content(rows, cols)))
-    if content.size < cols:
-        raise StreamError(f"{content.size} bytes are too few for the classes of {cols} columns")
-    classes = _Classes.of(content[:cols], rows)
-    at, end = cols, cols + sum(classes.ranks)
+    content = frame_content(stream, _largest_content(rows, cols, bands))
+    at = _head_size(rows, cols, bands)
+    if content.size < at:
+        raise StreamError(_too_short(content.size, rows, cols, bands))
+    sizes = [rows]
+    if bands > 1:
+        band = content[:rows]
+        counts = np.bincount(band, minlength=256)
+        _check_bands(counts, bands)
+        sizes = counts[:bands].tolist()
+    classes = content[at - bands * cols : at].reshape(bands, cols)
+    runs = [_Runs.of(c, n) for c, n in zip(classes, sizes, strict=True)]
+    end = at + sum(sum(run.ranks) for run in runs)
     if content.size < end:
         raise StreamError(f"{content.size} bytes, but the classes take {end}")
     padded = np.empty((cols, -(-rows // 8) * 8), np.int8)
-    by_column = padded[:, :rows]
-    for columns, length, count in zip(*classes, strict=True):
-        ranks = content[at : at + count]
-        run = _expand(ranks, length)
-        escaped = np.flatnonzero(ranks == ESCAPE)
-        if escaped.size:
-            raw = content[end : end + escaped.size * length]
-            if raw.size < escaped.size * length:
-                raise StreamError(f"{content.size} bytes are too few for the escaped integers")
-            run[escaped] = (raw ^ np.uint8(0x80)).view(np.int8).reshape(-1, length)
-            end += raw.size
-        by_column[columns] = run.reshape(-1)[: columns.size * rows].reshape(columns.size, rows)
-        at += count
+    # with the rows of a band side by side
+    by_band = padded[:, :rows] if bands == 1 else np.empty((cols, rows), np.int8)
+    first = 0
+    for run, size in zip(runs, sizes, strict=True):
+        for columns, length, count in zip(*run, strict=True):
+            ranks = content[at : at + count]
+            integers = _expand(ranks, length)
+            escaped = np.flatnonzero(ranks == ESCAPE)
+            if escaped.size:
+                raw = content[end : end + escaped.size * length]
+                if raw.size < escaped.size * length:
+                    raise StreamError(f"{content.size} bytes are too few for the escaped integers")
+                integers[escaped] = (raw ^ np.uint8(0x80)).view(np.int8).reshape(-1, length)
+                end += raw.size
+            by_band[columns, first : first + size] = integers.reshape(-1)[: columns.size * size].reshape(
+                columns.size, size
+            )
+            at += count
+        first += size
     if end != content.size:
         raise StreamError(f"{content.size - end} bytes follow the escaped integers")
-    _check_range(int(by_column.min()), int(by_column.max()), bits)
+    _check_range(int(by_band.min()), int(by_band.max()), bits)
+    if bands > 1:
+        place = np.empty(rows, np.int64)
+        place[np.argsort(band, kind="stable")] = np.arange(rows)
+        np.take(by_band, place, axis=1, out=padded[:, :rows], mode="clip")  # "raise" would copy
     return padded
 
 
-def decompress_integers(stream: NDArray[np.uint8], rows: int, cols: int, bits: int) -> NDArray[np.int8]:
+def _too_short(size: int, rows: int, cols: int, bands: int) -> str:
+    of_rows = f" and the bands of {rows} rows" if bands > 1 else ""
+    return f"{size} bytes are too few for the classes of {cols} columns{of_rows}"
+
+
+def decompress_integers(
+    stream: NDArray[np.uint8], rows: int, cols: int, bits: int, bands: int = 1
+) -> NDArray[np.int8]:
     """The integers of a stream, (rows, cols) int8, column-major; see `decompress_columns`."""
-    return np.asarray(decompress_columns(stream, rows, cols, bits)[:, :rows].T)
+    return np.asarray(decompress_columns(stream, rows, cols, bits, bands)[:, :rows].T)
 
 
 # --- checking a stream without keeping it ----------------------------------------------------------------
 
 
-def check_stream(stream: NDArray[np.uint8], rows: int, cols: int, bits: int) -> None:
+def check_stream(stream: NDArray[np.uint8], rows: int, cols: int, bits: int, bands: int = 1) -> None:
     """The checks of `decompress_columns` in little memory, whatever the stream claims to hold.
 
     Some 10 MB beyond the stream and its classes. Takes the parameters of `decompress_columns`.
@@ -395,27 +530,30 @@ def check_stream(stream: NDArray[np.uint8], rows: int, cols: int, bits: int) -> 
     """
     import zstandard
 
-    data, size = _frame(stream, _largest_content(rows, cols))
-    if size < cols:
-        raise StreamError(f"{size} bytes are too few for the classes of {cols} columns")
+    data, size = _frame(stream, _largest_content(rows, cols, bands))
+    end = _head_size(rows, cols, bands)
+    if size < end:
+        raise StreamError(_too_short(size, rows, cols, bands))
     # a content size that is wrong, or bytes behind the frame, are left to `decompress_columns`
     with zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).stream_reader(data) as reader:
-        counts = np.zeros(256, np.int64)
-        for part in _read(reader, cols):
-            counts += np.bincount(part, minlength=256)
-        escaped = []
-        low, high, end = HIGHEST, LOWEST, cols
-        used = [c for c in range(256) if counts[c]]
-        end += sum(-(-int(counts[c]) * rows // (c % 8 + 1)) for c in used)
+        sizes = [rows]
+        if bands > 1:
+            counts = _counts(reader, rows)
+            _check_bands(counts, bands)
+            sizes = counts[:bands].tolist()
+        # of every class of every band, in order: integers of a byte, and integers
+        runs = []
+        for in_band in sizes:
+            counts = _counts(reader, cols)
+            runs += [(c % 8 + 1, int(counts[c]) * in_band) for c in range(256) if counts[c]]
+        end += sum(-(-integers // length) for length, integers in runs)
         if size < end:
             raise StreamError(f"{size} bytes, but the classes take {end}")
-        for c in used:
-            length = c % 8 + 1
-            integers = int(counts[c]) * rows
+        escaped = []
+        low, high = HIGHEST, LOWEST
+        for length, integers in runs:
             whole, rest = divmod(integers, length)
-            ranks = np.zeros(256, np.int64)
-            for part in _read(reader, whole):
-                ranks += np.bincount(part, minlength=256)
+            ranks = _counts(reader, whole)
             used_tuples = tuples(length)[np.flatnonzero(ranks[:ESCAPE])]
             last = b"".join(p.tobytes() for p in _read(reader, 1)) if rest else b""
             if last and last[0] != ESCAPE:
@@ -434,6 +572,14 @@ def check_stream(stream: NDArray[np.uint8], rows: int, cols: int, bits: int) -> 
     if size > end:
         raise StreamError(f"{size - end} bytes follow the escaped integers")
     _check_range(low, high, bits)
+
+
+def _counts(reader: zstandard.ZstdDecompressionReader, count: int) -> NDArray[np.int64]:
+    """How often each value occurs in the next `count` bytes, (256,)."""
+    counts = np.zeros(256, np.int64)
+    for part in _read(reader, count):
+        counts += np.bincount(part, minlength=256)
+    return counts
 
 
 def _read(reader: zstandard.ZstdDecompressionReader, count: int) -> Iterator[NDArray[np.uint8]]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dispatch import CPU
-from ..json_checks import Fail, json_choice, json_fields, json_number
+from ..json_checks import Fail, json_choice, json_fields, json_integer, json_number
 from . import entropy, packing
 from .base import Array, Codes, LoadCost, Take, on_host
 from .cut import Exceptions, cut_columns
@@ -40,7 +40,7 @@ class GridCodes(Codes):
     value : (rows_pad, cols_pad * base_bits / 8) uint8, cut integers plus 2**(base_bits - 1), packed (see `packing`)
     row_scale : (rows_pad,) float16; a file leaves it out where every row's is 1
     col_scale : (cols_pad,) float16
-    stored : (bytes,) uint8, the stream that `value` was read from, a view of the file; None: made when needed
+    stored : the stream that `value` was read from, its bytes a view of the file; None: made when needed
     exceptions : None where there are none
     """
 
@@ -49,7 +49,7 @@ class GridCodes(Codes):
     value: Array
     row_scale: Array
     col_scale: Array
-    stored: Array | None = field(default=None, repr=False)
+    stored: entropy.Stream | None = field(default=None, repr=False)
     exceptions: Exceptions | None = field(default=None, repr=False)
     kind: ClassVar[str] = "grid"
     array_names: ClassVar[tuple[str, ...]] = ("stream", "row_scale", "col_scale")
@@ -115,7 +115,7 @@ class GridCodes(Codes):
         shrink: float,
         row_scale: NDArray[np.float16],
         col_scale: NDArray[np.float16],
-        stored: NDArray[np.uint8] | None,
+        stored: entropy.Stream | None,
     ) -> GridCodes:
         """The codes of integers (cols_pad, rows_pad rounded up to a multiple of 8), which are overwritten."""
         rows = len(row_scale)
@@ -160,10 +160,10 @@ class GridCodes(Codes):
         return f"grid-int{self.bits}"
 
     @cached_property
-    def stream(self) -> NDArray[np.uint8]:
-        """The integers as a file holds them, (bytes,) uint8 on the host. Made once."""
+    def stream(self) -> entropy.Stream:
+        """The integers as a file holds them, on the host. Made once."""
         if self.stored is not None:
-            return np.asarray(self.stored)
+            return self.stored
         return entropy.compress_integers(self.integers())
 
     @cached_property
@@ -174,7 +174,7 @@ class GridCodes(Codes):
     @property
     def arrays(self) -> dict[str, Array]:
         rows = {"row_scale": self.row_scale} if self.has_row_scale else {}
-        return {"stream": self.stream, **rows, "col_scale": self.col_scale}
+        return {"stream": self.stream.data, **rows, "col_scale": self.col_scale}
 
     @property
     def resident_nbytes(self) -> int:
@@ -188,44 +188,53 @@ class GridCodes(Codes):
             "bits": int(self.bits),
             "shrink": float(self.shrink),
             "row_scale": self.has_row_scale,
+            "bands": self.stream.bands,
         }
 
     @classmethod
+    def upgrade(cls, stored: dict[str, Any], version: int, fail: Fail) -> dict[str, Any]:
+        if version > 1:
+            return stored
+        if "bands" in stored:
+            fail('codes has an unknown entry "bands"')
+        return {**stored, "bands": 1}
+
+    @classmethod
     def from_file(cls, stored: Any, rows: int, cols: int, take: Take, fail: Fail) -> GridCodes:
-        bits, shrink, has_row_scale = cls._parameters(stored, fail)
+        bits, shrink, has_row_scale, bands = cls._parameters(stored, fail)
         row_scale = take("row_scale", ("F16",), (rows,), finite=True) if has_row_scale else None
         col_scale = take("col_scale", ("F16",), (cols,), finite=True)
         stream = take("stream", ("U8",), None)
         try:
-            columns = entropy.decompress_columns(stream, rows, cols, bits)
+            columns = entropy.decompress_columns(stream, rows, cols, bits, bands)
         except entropy.StreamError as error:
             fail(f"stream: {error}")
         if row_scale is None:  # only now: rows is no longer a claim
             row_scale = np.ones(rows, np.float16)
-        return cls._packed(columns, bits, shrink, row_scale, col_scale, stream)
+        return cls._packed(columns, bits, shrink, row_scale, col_scale, entropy.Stream(stream, bands))
 
     @classmethod
     def check_file(cls, stored: Any, rows: int, cols: int, take: Take, fail: Fail) -> None:
-        bits, _, has_row_scale = cls._parameters(stored, fail)
+        bits, _, has_row_scale, bands = cls._parameters(stored, fail)
         if has_row_scale:
             take("row_scale", ("F16",), (rows,), finite=True)
         take("col_scale", ("F16",), (cols,), finite=True)
         try:
-            entropy.check_stream(take("stream", ("U8",), None), rows, cols, bits)
+            entropy.check_stream(take("stream", ("U8",), None), rows, cols, bits, bands)
         except entropy.StreamError as error:
             fail(f"stream: {error}")
 
     @staticmethod
-    def _parameters(stored: Any, fail: Fail) -> tuple[int, float, bool]:
-        names = ("kind", "bits", "shrink", "row_scale")
-        _, bits, shrink, has_row_scale = json_fields(stored, names, "codes", fail)
+    def _parameters(stored: Any, fail: Fail) -> tuple[int, float, bool, int]:
+        names = ("kind", "bits", "shrink", "row_scale", "bands")
+        _, bits, shrink, has_row_scale, bands = json_fields(stored, names, "codes", fail)
         bits = json_choice(bits, GRID_BITS, "bits", fail)
         shrink = json_number(shrink, "shrink", fail)
         if not (0.0 <= shrink < 0.5 and float(np.float32(shrink)) == shrink):
             fail(f"shrink={shrink} is not a float32 of 0 or more and less than 0.5")
         if type(has_row_scale) is not bool:
             fail("row_scale is not true or false")
-        return bits, shrink, has_row_scale
+        return bits, shrink, has_row_scale, json_integer(bands, 1, entropy.MAX_BANDS, "bands", fail)
 
     @classmethod
     def load_cost(cls, stored: Any, rows: int, cols: int) -> LoadCost:
@@ -242,6 +251,7 @@ class GridCodes(Codes):
             "bits": max(GRID_BITS),
             "shrink": 0.12345678901234567,
             "row_scale": False,
+            "bands": entropy.MAX_BANDS,
         }
         return description, {"stream": (8 * rows * cols,), "row_scale": (rows,), "col_scale": (cols,)}
 

@@ -35,12 +35,12 @@ from .compress_tasks import Budget, TensorTasks, encode_tensor, naming_tensor, s
 from .journal import Journal, NoJournal, digest
 from .load import load
 from .parts_folder import PartsFolder
-from .source import FLOATS, Source, WeightFile, open_source
+from .source import FLOATS, Source, open_source
+from .stored_tokenizer import ARRAY as TOKENIZER_ARRAY
 
 if TYPE_CHECKING:
     from .calibrate import AnyCalibration
 
-TOKENIZER_ARRAY = "tokenizer.json.zlib"
 _CHECK_TEXTS = 64
 SMALLEST_SIDE = 32  # smaller matrices lose more to padding than they gain
 
@@ -164,9 +164,12 @@ def _largest_header(
     return len(header(arrays, described, config))
 
 
-def _stored_dense_bytes(dtype: str, shape: tuple[int, ...], file: WeightFile, name: str) -> int:
-    entry = file.entries[name]
-    return 4 * prod(shape) if dtype in FLOATS else int(entry.stop - entry.start)
+def _stored_dense_bytes(source: Source, name: str, halve: bool) -> int:
+    dtype, shape = source.entry(name)[:2]
+    entry = source.files[name].entries[name]
+    if dtype not in FLOATS:
+        return int(entry.stop - entry.start)
+    return stored(source, name, None, halve).value.nbytes if halve else 4 * prod(shape)
 
 
 def _share(
@@ -176,17 +179,20 @@ def _share(
     block: int,
     config: dict[str, Any],
     dense_bytes: int,
+    halve: bool,
 ) -> Budget:
-    """file bytes <= dense_bytes / ratio: the compressed tensors get what the fixed parts leave."""
+    """file bytes <= dense_bytes / ratio: the compressed tensors get what the fixed parts leave.
+
+    halve : dense tensors are stored as float16
+    """
     fixed = _largest_header(source, kind_by_name, block, config)
     fixed += 0 if source.tokenizer is None else source.tokenizer.nbytes
     compressible = 0
     for name, kind in kind_by_name.items():
-        dtype, shape = source.entry(name)[:2]
         if kind == "dense":
-            fixed += _stored_dense_bytes(dtype, shape, source.files[name], name)
+            fixed += _stored_dense_bytes(source, name, halve)
         else:
-            compressible += 4 * prod(shape)
+            compressible += 4 * prod(source.entry(name)[1])
     left = floor(dense_bytes / ratio) - fixed
     if left < 1:
         highest = floor(100 * dense_bytes / (fixed + 1)) / 100
@@ -280,7 +286,15 @@ def compress_model(
     budget = (
         None
         if ratio is None
-        else _share(opened, kind_by_name, ratio, block or transforms.DEFAULT_BLOCK, config, total)
+        else _share(
+            opened,
+            kind_by_name,
+            ratio,
+            block or transforms.DEFAULT_BLOCK,
+            config,
+            total,
+            calibrate is not None,
+        )
     )
 
     def settings_of(name: str, target: Mapping[str, Any]) -> dict[str, Any]:
@@ -334,7 +348,7 @@ def compress_model(
             for name, kind in kind_by_name.items():
                 value = encoded.get(opened.canonical(name))
                 if kind == "dense" or isinstance(value, RBEBlocks):
-                    result = stored(opened, name, value)
+                    result = stored(opened, name, value, halve=calibrate is not None)
                 else:
                     target = options if budget is None else {"codes": codes, "ratio": budget.ratio()}
                     if tasks is not None:

@@ -64,6 +64,19 @@ def widened(a: NDArray[Any], where: str) -> NDArray[np.float32]:
     return w
 
 
+def halved(a: NDArray[Any]) -> NDArray[Any]:
+    """A float32 tensor as float16, if its values are within the range of that; others as they are.
+
+    Biases and norms stay dense, and beside codes of a few bits half of their bytes is worth more than their last
+    13 bits: 2% of MiniLM at ratio 32.
+    """
+    if a.dtype != np.float32:
+        return a
+    with np.errstate(over="ignore"):
+        half = a.astype(np.float16)
+    return half if np.isfinite(half).all() else a
+
+
 @contextmanager
 def naming_tensor(source: Source, name: str) -> Iterator[None]:
     """Name the tensor in a ValueError."""
@@ -80,12 +93,18 @@ def _array(source: Source, name: str) -> NDArray[Any]:
     return widened(array, f"{source.files[name].path}: tensor {name}")
 
 
-def stored(source: Source, name: str, value: RBEBlocks | NDArray[Any] | None) -> EncodedTensor:
-    """A tensor whose stored value is known; None: that of the checkpoint."""
+def stored(
+    source: Source, name: str, value: RBEBlocks | NDArray[Any] | None, halve: bool = False
+) -> EncodedTensor:
+    """A tensor whose stored value is known; None: that of the checkpoint.
+
+    halve : a dense one is stored as float16
+    """
     array = _array(source, name)
     if isinstance(value, RBEBlocks):
         return EncodedTensor(value, value.error_report(array).relative_error, _energy(array))
-    return EncodedTensor(array if value is None else value, 0.0, 0.0)
+    dense = array if value is None else value
+    return EncodedTensor(halved(dense) if halve else dense, 0.0, 0.0)
 
 
 def encode_tensor(source: Source, name: str, settings: Mapping[str, Any]) -> EncodedTensor:

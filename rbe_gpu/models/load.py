@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..blocks import RBEBlocks
 from ..container import load_file
 from ..mapped import MappedFile
 from .architectures import (
@@ -30,11 +28,10 @@ from .dense_modules import PREFIX, check_dense, check_tensors, tensor_names
 from .folder import FolderSettings
 from .json_files import read_json
 from .locate import find_model
+from .stored_tokenizer import take_tokenizer
 from .tensor_views import Part, TensorFile, TensorViews
 from .text_embedder import TextEmbedder
 from .tokenizer import check_ids, read_tokenizer
-
-_MAX_TOKENIZER = 64 << 20  # bytes of tokenizer.json after decompression
 
 
 def load(
@@ -281,9 +278,9 @@ def load_compressed(
         raise ValueError(f"{path} holds tensors but no model; read it with rbe_gpu.load_file")
     made = architecture(config)
     made.check_config(config)
-    packed = tensors.pop("tokenizer.json.zlib", None)
+    text = take_tokenizer(tensors, path)
     made.check_stored(stored, path)
-    tokenizer = None if packed is None else _tokenizer(packed, config, path)
+    tokenizer = None if text is None else _tokenizer(*text, config)
     model: Model = made.model(
         tensors,
         stored,
@@ -295,17 +292,6 @@ def load_compressed(
     return model
 
 
-def _tokenizer(packed: RBEBlocks | np.ndarray[Any, Any], config: Mapping[str, Any], path: Path) -> Any:
-    """The tokenizer of a compressed file: zlib of tokenizer.json, as a uint8 array."""
-    if isinstance(packed, RBEBlocks) or packed.dtype != np.uint8:
-        raise ValueError(f"{path}: tokenizer.json.zlib is not an array of uint8")
-    stream = zlib.decompressobj()
-    try:
-        text = stream.decompress(packed.tobytes(), _MAX_TOKENIZER)
-    except zlib.error as error:
-        raise ValueError(f"{path}: tokenizer.json.zlib is damaged: {error}") from None
-    if not stream.eof:
-        raise ValueError(f"{path}: tokenizer.json.zlib is cut off, or larger than {_MAX_TOKENIZER >> 20} MiB")
-    where = f"{path}: tokenizer.json.zlib"
+def _tokenizer(text: bytes, where: str, config: Mapping[str, Any]) -> Any:
     check_ids(text, config, where)
     return read_tokenizer(text, where)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ from .architectures import architecture, is_gguf, read_gguf_folder, read_model_f
 from .folder import FolderSettings
 from .gguf_file import GGUFFile
 from .load import open_weights
+from .stored_tokenizer import MAX_BYTES, stored_tokenizer
 from .tensor_views import TensorViews
 from .tokenizer import read_tokenizer
 
-MAX_TOKENIZER_BYTES = 64 << 20
 FLOATS = ("F64", "F32", "F16", "BF16")
 WeightFile = MappedFile | GGUFFile | TensorViews
 
@@ -34,7 +33,7 @@ class Source:
     path : the folder or file
     files : name of a tensor -> the file that contains it
     config : what the compressed file says of the model: model_type, config and other settings; {} of a bare file
-    tokenizer : zlib of tokenizer.json
+    tokenizer : as a model file holds it, or None
     notes : limitations of the result
     nbytes : of the files
     """
@@ -93,12 +92,12 @@ def _model(
     tokenizer, notes = None, []
     text = settings.tokenizer
     if text is not None:
-        if len(text) > MAX_TOKENIZER_BYTES:
+        if len(text) > MAX_BYTES:
             raise ValueError(
-                f"{tokenizer_path} has {len(text)} bytes; a model file holds {MAX_TOKENIZER_BYTES} at most"
+                f"{tokenizer_path} has {len(text)} bytes; a model file holds {MAX_BYTES} at most"
             )
         read_tokenizer(text, tokenizer_path)
-        tokenizer = np.frombuffer(zlib.compress(text, 9), np.uint8)
+        tokenizer = stored_tokenizer(text)
     else:
         notes.append(f"{path} has no tokenizer.json: the result can run on token ids, but not on text")
     nbytes = sum(file.file_bytes for file in {f.path: f for f in files.values()}.values())

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from ..blocks import RBEBlocks
 from ..models.bert import BertEncoder
+from ..models.compress_tasks import halved
 from .batches import Batch, Batches, in_order
 from .objective import Loss, loss
 from .quantizer import Grid
@@ -207,8 +208,8 @@ class Trainer:
                 values.copy_(snapshot.dense[name])
 
     def tensors(self) -> dict[str, Any]:
-        """The weights as a file holds them, by canonical name."""
-        dense = {name: values.detach().cpu().numpy() for name, values in self.dense.items()}
+        """The weights as a file holds them, by canonical name; dense ones as float16, if that has their range."""
+        dense = {name: halved(values.detach().cpu().numpy()) for name, values in self.dense.items()}
         return {**dense, **{name: grid.stored() for name, grid in self.grids.items()}}
 
     def state(self) -> Iterator[tuple[str, Tensor]]:

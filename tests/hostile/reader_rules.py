@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -303,6 +304,46 @@ def _(p: Parts) -> str:
 def _(p: Parts) -> str:
     p.tensors["layer.g"]["codes"]["row_scale"] = False
     return 'tensor "layer.g": the array "row_scale" does not belong to these codes'
+
+
+for _name, _bands, _message in (
+    ("no bands", 0, "bands=0 is not between 1 and 32"),
+    ("33 bands", 33, "bands=33 is not between 1 and 32"),
+    ("bands that are true", True, "bands is not an integer"),
+    ("a band that no row is in", 3, "stream: rows are in bands 0, 1, expected 0 to 2"),
+    ("bands of rows taken for classes", 1, "stream: "),
+):
+
+    def _damage_bands(p: Parts, bands: Any = _bands, message: str = _message) -> str:
+        p.tensors["layer.i"]["codes"]["bands"] = bands
+        return f'tensor "layer.i": {message}'
+
+    RULES[_name] = _damage_bands
+
+
+@rule("a row in a band beyond the last")
+def _(p: Parts) -> str:
+    p.array("layer.i.stream")[CLASSES + 31] = 2
+    return 'tensor "layer.i": stream: rows are in bands 0, 1, 2, expected 0 to 1'
+
+
+@rule("a stream that ends in the bands")
+def _(p: Parts) -> str:
+    content = p.array("layer.i.stream").tobytes()[CLASSES:]
+    p.replace("layer.i.stream", frame(content[: 32 + 127]))
+    return 'tensor "layer.i": stream: 159 bytes are too few for the classes of 64 columns and the bands of 32 rows'
+
+
+@rule("bands in version 1")
+def _(p: Parts) -> str:
+    p.description["version"] = 1
+    return 'codes has an unknown entry "bands"'
+
+
+@rule("no bands in version 2")
+def _(p: Parts) -> str:
+    del p.tensors["layer.g"]["codes"]["bands"]
+    return 'tensor "layer.g": codes has no "bands"'
 
 
 @rule("shrink of one half")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import re
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 
 import rbe_gpu as rbe
 from rbe_gpu.container import load_file, save_file
 from rbe_gpu.models.compress import compress_model
+from rbe_gpu.models.stored_tokenizer import take_tokenizer
 from tests import real
 from tests.settings.cases import make
 from tests.test_compress_model import make_model
@@ -121,7 +122,7 @@ COMPRESSED = {
     "pooling": ({"pooling": {"pooling_mode": "none"}}, "pooling_mode"),
     "decoder": ({"config": {"is_decoder": True}}, "is_decoder"),
     "id of 2^31": ({"tokenizer": {"model": {"vocab": {"zebra": 2**31}}}}, "zebra"),
-    "nested tokenizer": ({"tokenizer": DEEP}, "holds no tokenizer"),
+    "nested tokenizer": ({"tokenizer": DEEP}, "nested too deeply"),
     "no unknown token": (
         {"tokenizer": {"model": {"vocab": {"[CLS]": 101, "[SEP]": 102, "a": 103}}}},
         "[UNK]",
@@ -138,7 +139,7 @@ def test_compressed_files(name: str, tmp_path: Path) -> None:
     assert rbe.load(tmp_path / "good").embed(["a"]).shape == (1, 96)
     changed = {**config, **{k: v for k, v in changes.items() if k not in ("tokenizer", "config")}}
     changed["config"] = {**config["config"], **changes.get("config", {})}
-    text = zlib.decompress(tensors["tokenizer.json.zlib"].tobytes())
+    text, _ = take_tokenizer(tensors, tmp_path / "good")
     edit = changes.get("tokenizer")
     if isinstance(edit, dict):
         tokenizer = json.loads(text)
@@ -146,7 +147,7 @@ def test_compressed_files(name: str, tmp_path: Path) -> None:
         text = json.dumps(tokenizer).encode()
     elif edit is not None:
         text = edit.encode()
-    tensors["tokenizer.json.zlib"] = np.frombuffer(zlib.compress(text), np.uint8)
+    tensors["tokenizer.json.zst"] = np.frombuffer(zstandard.compress(text), np.uint8)
     save_file(tmp_path / "bad", tensors, changed)
     start = time.process_time()
     with pytest.raises(ValueError, match=re.escape(words)) as error:

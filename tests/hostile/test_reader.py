@@ -144,7 +144,7 @@ HEADERS: dict[str, str | bytes] = {
             "deep": '{"version": 1, "config": {"a": ' + "[" * 100_000 + "]" * 100_000 + '}, "tensors": {}}',
             "surrogate": '{"version": 1, "config": {"a": "\\udc00"}, "tensors": {}}',
             "garbage": '{"version": 1, "config": {}, "tensors": {}}x',
-            "version 2": '{"version": 2, "config": {}, "tensors": {}}',
+            "version 3": '{"version": 3, "config": {}, "tensors": {}}',
             "version 0": '{"version": 0, "config": {}, "tensors": {}}',
             "version true": '{"version": true, "config": {}, "tensors": {}}',
             "version 1.0": '{"version": 1.0, "config": {}, "tensors": {}}',
@@ -246,7 +246,7 @@ def test_every_field_with_every_value(attack: Callable[..., Any], part: str) -> 
             assert path == ("layer.mask", "dtype"), new  # a BOOL as U8 or I8
         elif path[0] == "tensors":
             free = ["gain", "dead_zone", "transform", "kind", "group", "shape", "shrink"]
-            if path[1] in ("layer.g", "layer.h"):
+            if path[1] in ("layer.g", "layer.h", "layer.i"):
                 free.append("bits")  # more than the integers need
             assert path[-1] in free or path[-2] == "shape", (path, new)
         else:

@@ -14,6 +14,7 @@ import rbe_gpu as rbe
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.container import load_file, save_file
 from rbe_gpu.models import corpus
+from rbe_gpu.models.stored_tokenizer import ARRAY as TOKENIZER_ARRAY
 
 from ...harness.baselines import TorchBert, torch_or_none
 from ...harness.inputs import Inputs
@@ -159,7 +160,7 @@ def memory(
             config: Any = {"config": inputs.folder.config}
         else:
             tensors, config = load_file(file)
-            stored = {n: t for n, t in tensors.items() if n != "tokenizer.json.zlib"}
+            stored = {n: t for n, t in tensors.items() if n != TOKENIZER_ARRAY}
         part = _part(inputs, stored, words, setting)
         small = {**config["config"], "num_hidden_layers": 1, "vocab_size": len(words)}
         save_file(scratch / "all.rbe.safetensors", stored, config)
