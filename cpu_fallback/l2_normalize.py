@@ -2,7 +2,7 @@
 
 Squares are summed pairwise (Higham 1993, "The accuracy of floating point summation"), in the order of `numpy.sum`, so
 float32 rows have the bits of `x / numpy.maximum(numpy.linalg.norm(x, axis=1, keepdims=True), eps)`. A row whose
-squares leave float32 is taken once more in float64 (`wide_rows`), so that every finite row has its right result.
+squares leave float32 is computed again in float64 (`norm_rows`), so that every finite row has its right result.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ._jit import cpu_inline
 from ._numba_internals import cgutils
 from ._parts import in_parts
 from ._pool import num_threads
+from .norm_rows import SMALLEST, in_range, wide_value
 from .simd import bits, element, store_element, vdiv, vload, vload_n, vsplat, vstore, vstore_n, widen
-from .wide_rows import SMALLEST, in_range, wide_value
 
 _PARALLEL_FROM = 65536  # elements: 27/35 us with one/two threads at 49152, 61/38 us at 98304
 _PAIRWISE_FROM = 128  # terms; fewer are summed in eight lanes

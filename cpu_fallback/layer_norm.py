@@ -5,8 +5,8 @@ and of d^2, shift being the mean of the chunk's first 16 values. For any data (s
 count/16 times the variance, so the sums lose at most 6 bits where a sum of s^2 could lose all 24. The chunks'
 means and squares are combined in float64 (Chan, Golub and LeVeque 1979). The mean is subtracted in two
 float32 parts: at a mean of 1e4 the last place of float32 is 1e-3, which may well be the spread.
-A row whose squares leave float32, or whose spread the shift's own rounding hides, is taken once more in float64
-(`wide_rows`), so that every finite row has its right result.
+A row whose squares leave float32, or whose spread the shift's own rounding hides, is computed again in float64
+(`norm_rows`), so that every finite row has its right result.
 Source: Ba, Kiros and Hinton 2016, "Layer normalization".
 """
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ._jit import cpu_inline
 from ._parts import in_parts
 from ._pool import num_threads
+from .norm_rows import in_range, load_16, load_partial, wide_value
 from .simd import (
     bits,
     element,
@@ -36,37 +37,22 @@ from .simd import (
     vsum,
     widen,
 )
-from .wide_rows import in_range, wide_value
 
 _CHUNK = 1024
 PARALLEL_FROM = 65536  # elements: 6/6 us with one/two threads at 32768, 11/10 us at 65536
 _ZERO = np.float32(0.0)
 # A sum of d^2 that is more than this many times that of (s - mean)^2 holds little but the shift's error: the bound is
 # 1 + 1024 / 16, see above.
-_MOST_SHIFT = 128.0
+_MAX_SHIFT = 128.0
 _SIXTEENTH = np.float32(1 / 16)
 _ONES = np.ones(16, np.float32)
-
-
-@cpu_inline
-def _sixteen(x, residual, at):
-    if residual is None:
-        return vload(x, at)
-    return vadd(vload(x, at), vload(residual, at))
-
-
-@cpu_inline
-def _fewer(x, residual, at, count):
-    if residual is None:
-        return vload_n(x, at, count)
-    return vadd(vload_n(x, at, count), vload_n(residual, at, count))
 
 
 @cpu_inline
 def _moments(x, residual, at, count):
     """Of `count` values from `at` on: shift, sum of s - shift, sum of (s - shift)^2."""
     first = min(count, 16)
-    start = vsum(_fewer(x, residual, at, first))
+    start = vsum(load_partial(x, residual, at, first))
     shift = start * _SIXTEENTH if first == 16 else start / np.float32(first)
     middle = vsplat(shift)
     sum0 = vsplat(_ZERO)
@@ -75,8 +61,8 @@ def _moments(x, residual, at, count):
     square1 = vsplat(_ZERO)
     pairs = count - count % 32
     for i in range(at, at + pairs, 32):
-        d0 = vsub(_sixteen(x, residual, i), middle)
-        d1 = vsub(_sixteen(x, residual, i + 16), middle)
+        d0 = vsub(load_16(x, residual, i), middle)
+        d1 = vsub(load_16(x, residual, i + 16), middle)
         sum0 = vadd(sum0, d0)
         sum1 = vadd(sum1, d1)
         square0 = vfma(d0, d0, square0)
@@ -84,7 +70,7 @@ def _moments(x, residual, at, count):
     for i in range(pairs, count, 16):
         left = min(16, count - i)
         lanes = vload_n(_ONES, 0, left)  # 0 beyond the row's end, where s is not the shift
-        d0 = vmul(vsub(_fewer(x, residual, at + i, left), middle), lanes)
+        d0 = vmul(vsub(load_partial(x, residual, at + i, left), middle), lanes)
         sum0 = vadd(sum0, d0)
         square0 = vfma(d0, d0, square0)
     return shift, vsum(vadd(sum0, sum1)), vsum(vadd(square0, square1))
@@ -111,7 +97,7 @@ def _statistics(x, residual, at, cols, eps, per_col):
     if squares < 0.0:  # a constant row, after rounding
         squares = 0.0
     variance = squares * per_col + eps
-    if not in_range(variance) or shifted * per_col > _MOST_SHIFT * variance:
+    if not in_range(variance) or shifted * per_col > _MAX_SHIFT * variance:
         return _ZERO, _ZERO, _ZERO
     rstd = 1.0 / np.sqrt(variance)
     high = np.float32(mean)
@@ -158,7 +144,7 @@ def _rows(x, weight, bias, eps, residual, out, residual_out, start, stop):
             continue
         whole = cols - cols % 16
         for col in range(0, whole, 16):
-            s = _sixteen(x, residual, at + col)
+            s = load_16(x, residual, at + col)
             z = vfma(vsub(s, v_mean), v_rstd, v_low)
             gain = vload(weight, col)
             y = vmul(z, gain) if bias is None else vfma(z, gain, vload(bias, col))
@@ -167,7 +153,7 @@ def _rows(x, weight, bias, eps, residual, out, residual_out, start, stop):
             vstore(out, at + col, y)
         if whole < cols:
             left = cols - whole
-            s = _fewer(x, residual, at + whole, left)
+            s = load_partial(x, residual, at + whole, left)
             z = vfma(vsub(s, v_mean), v_rstd, v_low)
             gain = vload_n(weight, whole, left)
             y = vmul(z, gain) if bias is None else vfma(z, gain, vload_n(bias, whole, left))

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from ._jit import cpu_inline
 from ._parts import in_parts
 from ._pool import num_threads
+from .norm_rows import wide_value
 from .simd import bits, store_element, vadd, vdiv, vfma, vload, vload_n, vmul, vsplat, vstore, vstore_n, vsum
-from .wide_rows import wide_value
 
 _STRIP = 64  # columns that a thread sums at once: whole cache lines of every dtype, four float32 vectors
 _PARALLEL_FROM = 131072  # elements: 12/28 us with one/two threads at 98304, 19/16 us at 196608

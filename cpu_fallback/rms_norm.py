@@ -1,7 +1,7 @@
 """rms_norm: y[r,c] = s[r,c] / sqrt(mean_c(s[r]^2) + eps) * weight[c], s = x + residual.
 
 One pass sums s^2, in float32 within 1024 columns and in float64 between them; a second writes. A row whose squares
-leave float32 is taken once more in float64 (`wide_rows`), so that every finite row has its right result.
+leave float32 is computed again in float64 (`norm_rows`), so that every finite row has its right result.
 Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization".
 """
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ._jit import cpu_inline
 from ._parts import in_parts
 from ._pool import num_threads
+from .norm_rows import in_range, load_16, load_partial, wide_value
 from .simd import (
     bits,
     element,
@@ -30,25 +31,10 @@ from .simd import (
     vsum,
     widen,
 )
-from .wide_rows import in_range, wide_value
 
 _CHUNK = 1024
 _PARALLEL_FROM = 65536  # elements: 5/6 us with one/two threads at 32768, 8/9 us at 65536
 _ZERO = np.float32(0.0)
-
-
-@cpu_inline
-def _sixteen(x, residual, at):
-    if residual is None:
-        return vload(x, at)
-    return vadd(vload(x, at), vload(residual, at))
-
-
-@cpu_inline
-def _fewer(x, residual, at, count):
-    if residual is None:
-        return vload_n(x, at, count)
-    return vadd(vload_n(x, at, count), vload_n(residual, at, count))
 
 
 @cpu_inline
@@ -58,12 +44,12 @@ def _squares(x, residual, at, count):
     sum1 = vsplat(_ZERO)
     pairs = count - count % 32
     for i in range(at, at + pairs, 32):
-        s0 = _sixteen(x, residual, i)
-        s1 = _sixteen(x, residual, i + 16)
+        s0 = load_16(x, residual, i)
+        s1 = load_16(x, residual, i + 16)
         sum0 = vfma(s0, s0, sum0)
         sum1 = vfma(s1, s1, sum1)
     for i in range(pairs, count, 16):
-        s0 = _fewer(x, residual, at + i, min(16, count - i))
+        s0 = load_partial(x, residual, at + i, min(16, count - i))
         sum0 = vfma(s0, s0, sum0)
     return vsum(vadd(sum0, sum1))
 
@@ -103,13 +89,13 @@ def write_row(x, weight, eps, residual, out, residual_out, at, cols, rstd):
     factor = vsplat(rstd)
     whole = cols - cols % 16
     for col in range(0, whole, 16):
-        s = _sixteen(x, residual, at + col)
+        s = load_16(x, residual, at + col)
         if residual_out is not None:
             vstore(residual_out, at + col, s)
         vstore(out, at + col, vmul(vmul(s, factor), vload(weight, col)))
     if whole < cols:
         left = cols - whole
-        s = _fewer(x, residual, at + whole, left)
+        s = load_partial(x, residual, at + whole, left)
         if residual_out is not None:
             vstore_n(residual_out, at + whole, s, left)
         vstore_n(out, at + whole, vmul(vmul(s, factor), vload_n(weight, whole, left)), left)

@@ -64,7 +64,7 @@ CPU = {
     "grid_rows",  # of embedding
     "attention_few_queries",
     *("decoder_step", "encoder_step", "prepared_matmul"),
-    "wide_rows",  # of the norms
+    "norm_rows",  # of the norms
     "stack",  # of dropout and softmax
     *("matmul_algorithms", "matmul_costs"),
     *("matmul_tiles", "matmul_rows", "matvec", "int8_dot", "codes", "exceptions", "operand"),  # of linear
