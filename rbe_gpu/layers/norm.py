@@ -9,7 +9,7 @@ import numpy as np
 from .. import ops
 from ..blocks import Array, RBEBlocks
 from ..dispatch import backend_of
-from ..workspace import Workspace
+from ..workspace import Workspace, scratch_for
 from .rbe_linear import compressed, describe
 
 
@@ -18,11 +18,11 @@ def _vector(name: str, vector: Array | RBEBlocks, cols: int) -> None:
         raise ValueError(f"{name} has shape {tuple(vector.shape)}, expected ({cols},)")
 
 
-def _dense(vector: Array | RBEBlocks | None, name: str, workspace: Workspace) -> Array | None:
+def _dense(vector: Array | RBEBlocks | None, name: str, workspace: Workspace | None) -> Array | None:
     """A gain or bias as an array; a compressed one is decoded into scratch memory."""
     if not isinstance(vector, RBEBlocks):
         return vector
-    workspace = workspace.on(vector.device)
+    workspace = scratch_for(workspace, vector.device, vector.shape[0])
     scratch = workspace.get(f"layer.norm.{name}", vector.shape, np.float32)
     return ops.decode(vector, out=scratch, workspace=workspace)
 
@@ -73,7 +73,6 @@ class RBELayerNorm:
         workspace: Workspace | None = None,
     ) -> Array:
         """x, residual : (..., cols); residual_out receives s. Returns like x; `out` may be x."""
-        workspace = workspace or Workspace()
         weight = _dense(self.weight, "weight", workspace)
         bias = _dense(self.bias, "bias", workspace)
         return ops.layer_norm(x, weight, bias, self.eps, residual, out=out, residual_out=residual_out)
@@ -117,7 +116,7 @@ class RBERMSNorm:
         workspace: Workspace | None = None,
     ) -> Array:
         """x, residual : (..., cols); residual_out receives s. Returns like x; `out` may be x."""
-        weight = _dense(self.weight, "weight", workspace or Workspace())
+        weight = _dense(self.weight, "weight", workspace)
         return ops.rms_norm(x, weight, self.eps, residual, out=out, residual_out=residual_out)
 
     def __repr__(self) -> str:
