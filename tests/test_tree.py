@@ -204,6 +204,15 @@ def test_every_op_is_measured_on_a_gpu() -> None:
         assert (ROOT / "reports" / "gpu" / f"{module}.py").is_file()
 
 
+def test_every_op_is_in_the_roofline() -> None:
+    """But those that only read weights, and have no operations of their own."""
+    from rbe_gpu.reports.speed import costs, machine_plots
+
+    without = {"decode", "embedding"}
+    assert {op for _, _, _, group in machine_plots._STYLES for op in group} == set(registry.OPS) - without
+    assert set(costs._PER_ELEMENT) == set(registry.OPS) - without - {"linear", "attention"}
+
+
 def test_ops_are_the_public_functions_of_ops() -> None:
     assert {n for n, f in vars(ops).items() if callable(f) and not n.startswith("_")} == set(registry.OPS)
     assert set(registry.OPS) <= set(rbe_gpu.__all__)
@@ -269,6 +278,12 @@ def test_op_without_a_kernel_on_a_backend_is_an_error_with_the_reason() -> None:
 def test_cli_holds_one_file_per_command() -> None:
     assert modules("rbe_gpu/cli") == CLI | COMMANDS
     assert {command.name for command in cli.app.registered_commands} == COMMANDS
+
+
+@pytest.mark.parametrize("page", ["first-steps.md", "first-steps.ko.md"])
+def test_first_steps_list_every_command(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert set(re.findall(r"(?m)^\| `([a-z]+)` \|", text)) == COMMANDS
 
 
 def test_no_product_file_is_longer_than_700_lines() -> None:
