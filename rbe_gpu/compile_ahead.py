@@ -27,7 +27,7 @@ _TEXTS = (
 
 @contextmanager
 def _replaced(ops: dict[str, Callable[..., Any]]) -> Iterator[None]:
-    """A while in which these functions are the CPU's ops."""
+    """Within the block, these functions are the CPU's ops."""
     before = {name: getattr(CPU, name) for name in ops}
     try:
         for name, function in ops.items():

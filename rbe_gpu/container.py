@@ -117,9 +117,9 @@ def _claims(
     """
     owned: set[str] = set()
     array_names = ("basis", *dict.fromkeys(n for codec in CODECS.values() for n in codec.array_names))
-    found: dict[str, tuple[StoredTensor | None, dict[str, str]]] = {}
+    tensors: dict[str, tuple[StoredTensor | None, dict[str, str]]] = {}
     decoded = decompressed = 0
-    most = _FREE_VALUES + _VALUES_PER_BYTE * file.file_bytes
+    max_values = _FREE_VALUES + _VALUES_PER_BYTE * file.file_bytes
     for name, stored in described.items():
         fail = failure(f"{file.path}: tensor {quoted(name)}")
         tensor = None
@@ -144,15 +144,15 @@ def _claims(
                 fail(f"the array {quoted(array)} is not aligned to its dtype")
         if decoded > max_decoded_bytes:
             fail(f"decodes to more than the limit of {max_decoded_bytes} bytes (max_decoded_bytes)")
-        if decompressed > most:
+        if decompressed > max_values:
             fail(
-                f"its stream claims more values than the {most} that a file of {file.file_bytes} bytes may hold"
+                f"its stream claims more values than the {max_values} that a file of {file.file_bytes} bytes may hold"
             )
-        found[name] = tensor, arrays
+        tensors[name] = tensor, arrays
     for array in file.entries:
         if array not in owned:
             failure(str(file.path))(f"the array {quoted(array)} belongs to no tensor")
-    return found
+    return tensors
 
 
 def _tensors(
@@ -160,13 +160,13 @@ def _tensors(
 ) -> dict[str, RBEBlocks | NDArray[Any]]:
     """The tensors, everything checked. What they take is compared with the memory that is available first."""
     costs = [tensor.cost for tensor, _ in stored.values() if tensor is not None]
-    kept = sum(cost.kept for cost in costs)
+    resident = sum(cost.resident for cost in costs)
     working = sorted((cost.working for cost in costs), reverse=True)
     workers = _reading_threads(sum(cost.decompressed for cost in costs))
     available = memory.available_bytes()
-    if kept + sum(working[:workers]) > available:
+    if resident + sum(working[:workers]) > available:
         workers = 1
-    needed = kept + sum(working[:workers])
+    needed = resident + sum(working[:workers])
     if needed > available:
         raise MemoryError(f"{file.path} takes {needed} bytes of memory to load, {available} are available")
 

@@ -248,7 +248,7 @@ def move_array(a: Any, device: str) -> Any:
 
 
 class DeviceMemoryError(MemoryError):
-    """A GPU has no room for an array. The message has the requested and the free size, and what to do."""
+    """A GPU lacks free memory for an array. The message has the requested and the free size, and what to do."""
 
 
 def device_memory_error(error: MemoryError) -> MemoryError:
@@ -274,7 +274,7 @@ def device_memory_error(error: MemoryError) -> MemoryError:
 
 @contextmanager
 def device_memory_errors() -> Iterator[None]:
-    """A context manager and decorator: a GPU without room raises `DeviceMemoryError`."""
+    """A context manager and decorator: a GPU without enough free memory raises `DeviceMemoryError`."""
     try:
         yield
     except MemoryError as error:

@@ -118,8 +118,8 @@ def _similarities(rows: F64, columns: F64) -> Iterator[tuple[slice, NDArray[np.f
     for start in range(0, len(rows), step):
         part = slice(start, min(start + step, len(rows)))
         with blas:
-            product = rows[part] @ columns.T
-        yield part, product.astype(np.float32)
+            cosines = rows[part] @ columns.T
+        yield part, cosines.astype(np.float32)
 
 
 def _nearest(similar: NDArray[np.float32], part: slice) -> NDArray[np.bool_]:

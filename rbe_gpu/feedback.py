@@ -32,12 +32,12 @@ F32 = NDArray[np.float32]
 DAMPING = 0.01  # of the mean diagonal of H: regularises directions that the texts never used
 #: With fewer rows than this, means are corrected in proportion to the rows
 _ROWS_OF_MEANS = 256
-_RUN = 64  # columns between two updates of the remaining ones by one matrix product
+_RUN = 64  # columns between two updates of the remaining ones by one matmul
 _TOP = 127
 _MOST_BANDS, _BAND_CODES = 8, 1 << 18  # of the estimate of a stream: bands of rows, and codes of one at least
 #: Shift of the rounding thresholds and of the reconstruction points, in grid steps, by bits per coefficient.
 #: Measured on MiniLM: 0.10 and 0.03 gain 0.015 of cosine at 1.6 bits; at 4 bits no shift of the reconstruction is as
-#: good (0.9942 and 0.9941 on other text), and products with int8 activations need that.
+#: good (0.9942 and 0.9941 on other text), and the int8 matmul needs that.
 DEAD, SHRINK = 0.10, 0.0
 
 
@@ -92,7 +92,7 @@ class Moments:
 
 
 def input_sums(x: F32) -> tuple[int, F32, F64]:
-    """Of the rows of x (n, features): n, x^T x (features, features) float32, and their sum (features,) float64."""
+    """Sums over rows of x (n, features): n, x^T x (features, features) float32, and their sum (features,) float64."""
     return len(x), x.T @ x, x.sum(axis=0, dtype=np.float64)
 
 

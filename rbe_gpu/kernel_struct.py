@@ -194,9 +194,9 @@ class Struct:
 
     def _wrong(self, field: str, value: Any) -> TypeError:
         kind = self.fields[field]
-        wanted = kind.name if isinstance(kind, Struct) else kind
-        found = value.struct.name if isinstance(value, Params) else type(value).__name__
-        return TypeError(f"{self.name}: the field {field} is {wanted}, got {found}")
+        expected = kind.name if isinstance(kind, Struct) else kind
+        got = value.struct.name if isinstance(value, Params) else type(value).__name__
+        return TypeError(f"{self.name}: the field {field} is {expected}, got {got}")
 
     def text(self, constants: Mapping[str, int] = _NO_CONSTANTS) -> str:
         """The C struct; `<name>_PARAMETERS`, the parameters of a kernel; `<name>_VALUES`, the struct from them.

@@ -28,7 +28,7 @@ try:
 except ImportError:  # Windows, where an open file cannot be removed: the same effect without a lock
     fcntl = None  # type: ignore[assignment]
 
-_MOST_LINKS = 40  # as many as Linux follows
+_MAX_LINKS = 40  # as many as Linux follows
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self|proc/thread-self)/fd/([0-9]{1,9})")
 _STANDARD = {"/dev/stdout": 1, "/dev/stderr": 2}
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
@@ -57,7 +57,7 @@ def destination(path: str | os.PathLike[str]) -> Destination:
         message is one line and names the path.
     """
     asked = at = Path(path)
-    for _ in range(_MOST_LINKS):
+    for _ in range(_MAX_LINKS):
         match = _DESCRIPTOR.fullmatch(str(at))
         number = int(match[1]) if match else _STANDARD.get(str(at))
         if number is not None:
@@ -230,8 +230,8 @@ def _keep_permissions(target: Path, descriptor: int) -> None:
 def sweep(folder: Path) -> None:
     """Remove the remains of killed processes from a folder: partial files that no process holds."""
     with suppress(OSError), os.scandir(folder) as entries:
-        found = [entry for entry in entries if _PARTIAL.fullmatch(entry.name)]
-        for entry in found:
+        partial = [entry for entry in entries if _PARTIAL.fullmatch(entry.name)]
+        for entry in partial:
             if entry.is_file(follow_symlinks=False):
                 _remove_remains(entry.path)
 

@@ -166,7 +166,7 @@ def _embedded(a: NDArray[np.float64], size: int) -> NDArray[np.float64]:
 
 
 def _side_by_side(a: Factors, b: Factors) -> Factors:
-    """Factors of the block-diagonal matrix of two products."""
+    """Factors of the block-diagonal matrix of two matrices that are given by their factors."""
     count = max(len(a), len(b))
     na, nb = len(a[0]), len(b[0])
     a = a + [np.eye(na)] * (count - len(a))

@@ -139,7 +139,7 @@ def test_some_rows_do_not_decide_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_larger_tables_than_the_starts_count_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid, "_MOST_ENTRIES", 2 * ROWS * COLS - 1)
+    monkeypatch.setattr(grid, "_MAX_ENTRIES", 2 * ROWS * COLS - 1)
     table = _table(_integers(0.05))
     assert table.for_lookup() is table
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ._errors import Failure, one_line
 
-_MOST_THREADS = 4096  # Numba starts all of them, and a system that has no room for them ends the process
+_MAX_THREADS = 4096  # Numba starts all of them, and a system that has no room for them ends the process
 
 
 def _rbe_num_threads(_: str) -> None:
@@ -20,8 +20,8 @@ def _rbe_num_threads(_: str) -> None:
 
 def _numba_num_threads(value: str) -> None:
     text = value.strip()
-    if not (text.isdecimal() and len(text) < 10 and 1 <= int(text) <= _MOST_THREADS):
-        raise ValueError(f"it needs a number from 1 to {_MOST_THREADS}, or unset it")
+    if not (text.isdecimal() and len(text) < 10 and 1 <= int(text) <= _MAX_THREADS):
+        raise ValueError(f"it needs a number from 1 to {_MAX_THREADS}, or unset it")
 
 
 def _numba_disable_jit(value: str) -> None:

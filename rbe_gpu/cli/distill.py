@@ -35,13 +35,20 @@ def command(
     ],
     ratio: Annotated[
         float | None,
-        typer.Option(callback=number(1.0), help="float32 bytes of the model / bytes of the file, at least."),
+        typer.Option(
+            callback=number(1.0),
+            help="Minimum compression ratio: float32 bytes of the model / bytes of the file.",
+        ),
     ] = None,
-    nbytes: Annotated[int | None, typer.Option("--bytes", min=1, help="Bytes of the file, at most.")] = None,
+    nbytes: Annotated[
+        int | None, typer.Option("--bytes", min=1, help="Maximum size of the file in bytes.")
+    ] = None,
     minutes: Annotated[
-        float | None, typer.Option(callback=number(above=True), help="How long to train.")
+        float | None, typer.Option(callback=number(above=True), help="Training time in minutes.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, max=10**9, help="Steps to train instead.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=10**9, help="Number of training steps, instead of --minutes.")
+    ] = None,
     start: Annotated[
         Path | None,
         typer.Option(
@@ -53,19 +60,21 @@ def command(
         Path | None,
         typer.Option(
             readable=False,
-            help="Text to choose the best state on. Default: one of 16 of the texts, 256 at most.",
+            help="Held-out texts that select the best state. Default: a sixteenth of the texts, at most 256.",
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=2, max=10**6, help="Texts of a step.")] = 32,
-    max_tokens: Annotated[int, typer.Option(min=3, max=10**6, help="Tokens of a text that are used.")] = 96,
-    seed: Annotated[int, typer.Option(min=0, max=2**31, help="Of the order of the texts.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    batch_size: Annotated[int, typer.Option(min=2, max=10**6, help="Texts per training step.")] = 32,
+    max_tokens: Annotated[
+        int, typer.Option(min=3, max=10**6, help="Tokens per text; longer texts are truncated.")
+    ] = 96,
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="Seed of the order of the texts.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
     precision: Annotated[
         str | None,
-        typer.Option(help="float32 or bfloat16, of the matmuls. Default: float32 on the CPU, else bfloat16."),
+        typer.Option(help="float32 or bfloat16 matmuls. Default: float32 on the CPU, else bfloat16."),
     ] = None,
     learning_rate: Annotated[
-        float, typer.Option(help="Of the integers, in steps of their grid a step of training.")
+        float, typer.Option(help="Learning rate of the integers, in quantisation steps per training step.")
     ] = 0.01,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a run that was interrupted or killed.")

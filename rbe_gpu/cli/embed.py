@@ -54,7 +54,7 @@ def command(
         str | None,
         typer.Option(
             metavar="int8|float",
-            help="Round the inputs of all linear layers to int8, or of none. Default: of those that the file names.",
+            help="int8: quantise the inputs of all linear layers; float: of none. Default: as the file says.",
         ),
     ] = None,
     scheduler: Scheduler = None,
@@ -64,7 +64,8 @@ def command(
         typer.Option(metavar="cpu|cuda", help="With --scheduler: where workers compute. Default: cpu."),
     ] = None,
     format: Annotated[
-        str | None, typer.Option(metavar="npy|parquet", help="With --scheduler: of the shards. Default: npy.")
+        str | None,
+        typer.Option(metavar="npy|parquet", help="With --scheduler: format of the shards. Default: npy."),
     ] = None,
     field: Annotated[
         str | None,
@@ -75,7 +76,7 @@ def command(
     ] = None,
     shard_texts: Annotated[
         int | None,
-        typer.Option(min=1, max=10**9, help="With --scheduler: texts of a shard. Default: 8192."),
+        typer.Option(min=1, max=10**9, help="With --scheduler: texts per shard. Default: 8192."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="With --scheduler: continue a run to the same folder.")

@@ -19,7 +19,7 @@ from ._inputs import check_model, read_texts
 from ._output import Json, escaped, new_table, print_json, progress_bar, show, size
 
 EVALUATION_TEXTS = 512  # number of held-out docstrings
-FEWEST = 11  # texts, and documents to search: each has ten others
+MIN_TEXTS = 11  # texts, and documents to search: each has ten others
 
 
 def command(
@@ -43,7 +43,8 @@ def command(
         typer.Option("--retrieval/--no-retrieval", help="Also measure retrieval of docstrings."),
     ] = True,
     documents: Annotated[
-        int | None, typer.Option(min=FEWEST, max=10**9, help="Number of documents to search. Default: all.")
+        int | None,
+        typer.Option(min=MIN_TEXTS, max=10**9, help="Number of documents to search. Default: all."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -87,9 +88,9 @@ def command(
         else:
             _eval_decoders.print_result(result, "held-out docstrings" if texts is None else str(texts))
         return
-    if texts is not None and len(lines) < FEWEST:
+    if texts is not None and len(lines) < MIN_TEXTS:
         fail(
-            f"{texts}: {len(lines)} texts are too few to compare each with its 10 nearest; pass {FEWEST} or more"
+            f"{texts}: {len(lines)} texts are too few to compare each with its 10 nearest; pass {MIN_TEXTS} or more"
         )
     from ..evaluate import evaluate
 

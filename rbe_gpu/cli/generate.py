@@ -27,15 +27,13 @@ def command(
         str | None, typer.Argument(help="The text to continue. Default: what standard input holds.")
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "-n", min=1, max=10**6, help="Tokens at most.")
+        int, typer.Option("--max-new-tokens", "-n", min=1, max=10**6, help="Maximum number of new tokens.")
     ] = 128,
     chat: Annotated[
         bool,
-        typer.Option("--chat", help="Answer the text as a message of a user, by the model's chat template."),
+        typer.Option("--chat", help="Treat the text as a user's message, with the model's chat template."),
     ] = False,
-    system: Annotated[
-        str | None, typer.Option(help="With --chat: the message of the system, before that of the user.")
-    ] = None,
+    system: Annotated[str | None, typer.Option(help="With --chat: the system message.")] = None,
     temperature: Annotated[
         float | None,
         typer.Option(
@@ -43,24 +41,27 @@ def command(
         ),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(min=0, max=10**9, help="Draw from so many most probable tokens; 0: all.")
+        int | None,
+        typer.Option(min=0, max=10**9, help="Sample from this many of the most probable tokens; 0: all."),
     ] = None,
     top_p: Annotated[
         float | None,
         typer.Option(
             callback=number(most=1.0, above=True),
-            help="Draw from the most probable tokens that together reach this probability.",
+            help="Sample from the most probable tokens that together reach this probability.",
         ),
     ] = None,
     repetition_penalty: Annotated[
         float | None,
-        typer.Option(callback=number(above=True), help="Above 1: make tokens that were there less probable."),
+        typer.Option(
+            callback=number(above=True), help="Above 1: make tokens that already occurred less probable."
+        ),
     ] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="A text at which to end; may be repeated.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Of the draws.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop at this string; may be repeated.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of the sampling.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Continue a text. What is generated goes to standard output as it comes; how fast, to standard error."""
+    """Continue a text. The text goes to standard output while it is generated, its speed to standard error."""
     check_model(model)
     if system is not None and not chat:
         usage("it goes with --chat", "--system")

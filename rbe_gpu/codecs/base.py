@@ -37,12 +37,12 @@ class Take(Protocol):
 class LoadCost(NamedTuple):
     """Bytes that loading codes takes beyond the mapped file, at most.
 
-    kept : as long as the codes live
+    resident : as long as the codes live
     working : only while they are made
     decompressed : values that come out of an entropy coder, and so may be many more than the file has bytes
     """
 
-    kept: int
+    resident: int
     working: int
     decompressed: int
 

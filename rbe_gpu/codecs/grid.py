@@ -19,7 +19,7 @@ from .cut import Exceptions, cut_columns
 GRID_BITS = tuple(range(2, 9))
 _CHUNK = 1 << 20  # integers packed at a time
 _SAMPLE = 256  # rows that tell whether a table is mostly zeros
-_MOST_ENTRIES = (1 << 32) - 1  # bytes of entries that `row_start` counts
+_MAX_ENTRIES = (1 << 32) - 1  # bytes of entries that `row_start` counts
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class GridCodes(Codes):
 
     def for_lookup(self) -> GridCodes:
         rows, cols = len(self.row_scale), len(self.col_scale)
-        if self.device != "cpu" or 2 * rows * cols > _MOST_ENTRIES:
+        if self.device != "cpu" or 2 * rows * cols > _MAX_ENTRIES:
             return self
         # an entry is a byte at least; some rows tell, before a kernel is compiled
         some = _unpack_integers(self.value[:: -(-rows // _SAMPLE)], self.base_bits, cols)

@@ -78,7 +78,7 @@ class Launch:
 
 
 def type_of(vector: Any) -> int:
-    """The type code of an array; of one that is not there any."""
+    """The type code of an array; an arbitrary one for None."""
     return TYPE[_F32] if vector is None else TYPE[vector.dtype]
 
 

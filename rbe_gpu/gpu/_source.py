@@ -1,5 +1,5 @@
-"""The text that is compiled: a file of `cuda_src` with every header that it includes, whether a file there or made of
-the structs of `_params`.
+"""The text that is compiled: a file of `cuda_src` with every header that it includes, from that folder or rendered
+from the structs of `_params`.
 
 `kernel_source(kernel)` is the text of a module on a GPU: one kernel, with the constants of its configuration in the
 structs (`static constexpr int bits = 4;`), so that the compiler drops the branches on them. `source(op)` has every

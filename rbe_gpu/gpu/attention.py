@@ -14,9 +14,9 @@ from ._params import ATTENTION
 
 _THREADS = 128
 _CHUNK = 16  # bytes of a copy
-_MOST = 2**31 - 1024  # queries or keys: the kernels count them, and tiles of them, in 32 bits
+_MAX_LENGTH = 2**31 - 1024  # queries or keys: the kernels count them, and tiles of them, in 32 bits
 _LOG2_E = 1 / log(2)
-_MOST_BATCH = 65535  # of the grid's second side
+_MAX_BATCH = 65535  # of the grid's second side
 
 # how scores are masked: MASK_... of attention.cuh
 _NONE, _SCALED, _ADDED, _KEEP = range(4)
@@ -87,8 +87,10 @@ def launches(
     tiles = FLOATS if q.itemsize == 4 else HALVES
     if head_dim > max(tiles):
         raise ValueError(f"head_dim={head_dim} is not supported on the GPU; use 1 to {max(tiles)}")
-    if max(seq_q, seq_k) > _MOST:
-        raise ValueError(f"{seq_q} queries and {seq_k} keys: the GPU kernels take up to {_MOST} of each")
+    if max(seq_q, seq_k) > _MAX_LENGTH:
+        raise ValueError(
+            f"{seq_q} queries and {seq_k} keys: the GPU kernels take up to {_MAX_LENGTH} of each"
+        )
     width = next(d for d in tiles if head_dim <= d)
     tile = tiles[width]
     left, right = window
@@ -125,14 +127,14 @@ def launches(
         seq_k=seq_k,
         head_dim=head_dim,
         scale=factor,
-        window_left=min(left, _MOST),
-        window_right=0 if causal else min(right, _MOST),
+        window_left=min(left, _MAX_LENGTH),
+        window_right=0 if causal else min(right, _MAX_LENGTH),
         mask_kind=kind,
         mask_queries=0 if mask is None else mask.shape[2],
         alignment=alignment,
     )
     if cu_q is None:
-        rows = min(batch, _MOST_BATCH)
+        rows = min(batch, _MAX_BATCH)
         grid = (ceil_div(seq_q, tile.queries) * num_heads, rows, ceil_div(batch, rows))
     else:
         grid = ((seq_q // tile.queries + batch) * num_heads, 1, 1)

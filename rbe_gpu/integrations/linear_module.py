@@ -80,7 +80,7 @@ class RBELinearModule(ArrayModule):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, decoded at every access, for code that looks at it; `forward` decodes nothing."""
+        """The dense weight, decoded at every access, for code that reads it; `forward` decodes nothing."""
         if self._place.is_cpu:
             return as_tensor(self.compressed.decode()).to(self._place.dtype)
         out = torch.empty(self.compressed.shape, dtype=self._place.dtype, device=self._place.device)

@@ -219,7 +219,7 @@ class RBEAttention:
         """The projections in the transform domain, derived once; None if the weights do not support it."""
         projections = self.query, self.key, self.value, self.output
         derived = self._derived
-        if derived is None or not derived.is_made_of(*projections):
+        if derived is None or not derived.is_derived_from(*projections):
             supported = TransformDomainAttention.supports(*projections, self.head_dim)
             derived = self._derived = TransformDomainAttention(*projections) if supported else None
         return derived

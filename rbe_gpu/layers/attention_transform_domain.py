@@ -48,8 +48,8 @@ class TransformDomainAttention:
             activation_bits=output.activation_bits,
         )
 
-    def is_made_of(self, query: RBELinear, key: RBELinear, value: RBELinear, output: RBELinear) -> bool:
-        """Whether the projections are those that this object was made of, unchanged."""
+    def is_derived_from(self, query: RBELinear, key: RBELinear, value: RBELinear, output: RBELinear) -> bool:
+        """Whether the projections are those that this object was made from, unchanged."""
         state = _state(query, key, value, output)
         return all(a is b for a, b in zip(self._made_of, state, strict=True))
 

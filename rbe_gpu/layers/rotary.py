@@ -11,7 +11,7 @@ from .. import ops
 from ..blocks import Array
 from ..dispatch import as_cupy, device_of, module_of
 
-_FEWEST = 256  # positions of the first tables
+_MIN_POSITIONS = 256  # positions of the first tables
 
 
 class RBERotary:
@@ -47,7 +47,7 @@ class RBERotary:
         known = self._tables.get(device)
         if known is not None and known[0].shape[0] >= positions:
             return known
-        rows = max(_FEWEST, 1 << max(positions - 1, 0).bit_length())
+        rows = max(_MIN_POSITIONS, 1 << max(positions - 1, 0).bit_length())
         angles = np.arange(rows, dtype=np.float32)[:, None] * self.frequencies
         pair: Any = tuple(
             (self.factor * f(angles.astype(np.float64))).astype(np.float32) for f in (np.cos, np.sin)

@@ -227,7 +227,7 @@ class DecoderCalibration:
             part = [f"model.layers.{i}.{name}.weight" for i in range(len(self.model.layers))]
             try:
                 rounded = lossy.with_int8_activations(part)
-            except ValueError:  # their codes have no such products
+            except ValueError:  # the int8 matmul does not support their codes
                 continue
             if divergence(rounded) <= most:
                 names += part

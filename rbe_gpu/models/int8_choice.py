@@ -29,7 +29,7 @@ def int8_weights(model: BertEncoder, texts: Sequence[str], most: float = MOST) -
     for name in linear_weights(model.config):
         try:
             rounded = model.with_int8_activations([name])
-        except ValueError:  # its codes have no such products
+        except ValueError:  # the int8 matmul does not support its codes
             continue
         if 1 - _mean_cosine(plain, rounded.embed(texts)) <= most:
             names.append(name)

@@ -45,11 +45,11 @@ MAX_TOKENS = 96
 BATCH_SIZE = 32
 LEARNING_RATE = 0.01  # 100 steps of one sign change an integer by 1
 PRECISIONS = ("float32", "bfloat16")
-_FEWEST_BATCHES = 8
+_MIN_BATCHES = 8
 _RECIPE = 4  # raised when the same arguments begin to give another file
 _HELD_OUT = 256
 _HELD_OUT_PARTS = 16
-_FEWEST_HELD_OUT = NEIGHBOURS + 1
+_MIN_HELD_OUT = NEIGHBOURS + 1
 _HEADER_ROOM = 512  # bytes by which numbers in the header may grow
 
 
@@ -93,7 +93,7 @@ def _digest(*parts: str) -> str:
 def _split(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     """Training and held-out texts: one of 16 by a hash, 256 at most; of few texts, enough to measure on."""
     ordered = sorted(texts, key=_digest)
-    held_out = ordered[:: min(_HELD_OUT_PARTS, max(1, len(ordered) // _FEWEST_HELD_OUT))][:_HELD_OUT]
+    held_out = ordered[:: min(_HELD_OUT_PARTS, max(1, len(ordered) // _MIN_HELD_OUT))][:_HELD_OUT]
     excluded = set(held_out)
     return [text for text in texts if text not in excluded], held_out
 
@@ -170,7 +170,7 @@ def distill(
     progress: Callable[[TrainingStatus], None] | None = None,
     calibration_progress: Progress | None = None,
 ) -> DistillSummary:
-    """Train a compressed encoder to say what the dense one says, at a given size.
+    """Train a compressed encoder to reproduce the dense one's vectors, at a given file size.
 
     Needs PyTorch (`pip install 'rbe-gpu[train]'`). With `steps`, the same arguments give the same file on the same
     machine, with the same number of threads; a run by `minutes` depends on the machine's speed. An interrupt
@@ -337,14 +337,14 @@ def _check_options(
 
 
 def _check_texts(count: int, held_out: int, batch_size: int) -> None:
-    least = _FEWEST_BATCHES * batch_size
+    least = _MIN_BATCHES * batch_size
     if count < least:
         raise ValueError(
             f"{count} different texts with a token are too few to train on; pass {least} or more, better thousands"
         )
-    if held_out < _FEWEST_HELD_OUT:
+    if held_out < _MIN_HELD_OUT:
         raise ValueError(
-            f"{held_out} held-out texts are too few to choose a state on; pass {_FEWEST_HELD_OUT} or more"
+            f"{held_out} held-out texts are too few to choose a state on; pass {_MIN_HELD_OUT} or more"
         )
 
 

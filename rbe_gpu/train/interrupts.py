@@ -1,4 +1,4 @@
-"""Hold signals back while a state is half-way between two steps."""
+"""Defer signals while a training step changes the state."""
 
 from __future__ import annotations
 

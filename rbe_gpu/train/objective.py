@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Loss(NamedTuple):
-    """The loss to minimise, and the mean cosine and the mean relative error of the states that it is made of."""
+    """The loss to minimise, and the mean cosine and the mean relative error of the states that it consists of."""
 
     total: Tensor
     cosine: Tensor

@@ -27,7 +27,7 @@ from ..transforms import analysis, cast_synthesis
 _TOP = 127.0
 #: A latent starts at its integer plus this part of what the dense weight has beyond it. Error feedback has moved
 #: integers away from their weights; a latent at the edge of its step would flip at the first noise.
-_RESIDUE, _MOST_RESIDUE = 0.9, 0.4
+_RESIDUE, _MAX_RESIDUE = 0.9, 0.4
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class Grid:
             * np.maximum(np.abs(columns), 1e-7)
             * np.float32(weight.gain)
         )
-        residue = np.clip(self._coefficients(dense) / scale - q, -_MOST_RESIDUE, _MOST_RESIDUE)
+        residue = np.clip(self._coefficients(dense) / scale - q, -_MAX_RESIDUE, _MAX_RESIDUE)
         # within [0.6, 1.6) about 1, and so on: an integer decodes as itself
         q += np.where(q == 0, _RESIDUE * residue, np.sign(q) * DEAD + _RESIDUE * residue)
 

@@ -126,11 +126,11 @@ class Trainer:
         return self.student.vectors(states[-1].float(), batch.text), states
 
     def _weights(self) -> dict[str, Tensor]:
-        """All weights but the rows of the table of words."""
+        """All weights but the rows of the word embeddings."""
         return {**self.dense, **{n: grid.weight() for n, grid in self.grids.items() if n != WORDS}}
 
     def _vectors(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """The vectors of the held-out texts, of the dense model or, without a table of words, the student's."""
+        """The vectors of the held-out texts, of the dense model or, without word embeddings, the student's."""
         parts, order = [], []
         with torch.no_grad():
             for index, batch in in_order(self._held_out, _EVALUATED, self.device):
@@ -199,7 +199,7 @@ class Trainer:
         )
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Set the weights to those of a snapshot. What the optimisers know is of other ones: training ends here."""
+        """Set the weights to those of a snapshot. Optimiser states are not restored, so training must end here."""
         with torch.no_grad():
             for name, grid in self.grids.items():
                 grid.latents.copy_(snapshot.latents[name])
