@@ -246,7 +246,7 @@ def _cache_of(function: Callable[..., Any]) -> Any:
 
 @contextmanager
 def kept_as(function: Callable[..., Any], name: str) -> Iterator[None]:
-    """A while in which functions that are decorated for the disk cache have a `_KernelCache`; this one under `name`.
+    """Within the block, functions decorated for the disk cache have a `_KernelCache`; this one under `name`.
 
     Numba names a function's files after its `__qualname__`, when it is decorated.
     """

@@ -137,7 +137,7 @@ def record_at(typingctx, address, struct):
 
 @cpu_inline
 def count_up(array, index):
-    """array[index]++ atomically; who sees the count (`wait_for`) sees what was written before it."""
+    """array[index]++ atomically; a thread that sees the count (`wait_for`) sees all writes before it."""
     return atomic_add(array, index, np.int64(1))
 
 

@@ -20,7 +20,7 @@ from . import _numba_internals as internals
 from . import _workers
 
 #: As many threads as Numba has.
-MOST = internals.NUM_THREADS
+MAX_THREADS = internals.NUM_THREADS
 _forked = forks.happened and internals.threads_started()
 internals.start_threads()
 
@@ -34,7 +34,7 @@ def num_threads() -> int:
 
 
 def _after_fork() -> None:
-    """In a child: there are no threads but this one, and whoever held a lock is gone."""
+    """In a forked child: only this thread exists, and locks may be held by threads that do not."""
     _workers.after_fork()
     internals.renew_locks()
 
@@ -43,14 +43,14 @@ def _first_limit() -> int:
     """What the environment asks for, or all that Numba has; 1 in a forked process."""
     if _forked:
         return 1
-    if threads.asked is not None and threads.asked > MOST:
+    if threads.asked is not None and threads.asked > MAX_THREADS:
         warnings.warn(
-            f"{threads.VARIABLE}={threads.asked}, but Numba has {MOST} threads; kernels use {MOST}. "
+            f"{threads.VARIABLE}={threads.asked}, but Numba has {MAX_THREADS} threads; kernels use {MAX_THREADS}. "
             f"To have more, set NUMBA_NUM_THREADS={threads.asked} before Numba is imported.",
             RuntimeWarning,
             stacklevel=2,
         )
-    return min(threads.asked or MOST, MOST)
+    return min(threads.asked or MAX_THREADS, MAX_THREADS)
 
 
 set_limit(_first_limit())

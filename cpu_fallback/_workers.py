@@ -1,15 +1,15 @@
-"""The threads that kernels share: the parts of a job run on the caller and on the helpers that come in time.
+"""The threads that kernels share: the parts of a job run on the caller and on the workers that come in time.
 
-    caller                                        helper
+    caller                                        worker
     take a free slot, write the job, open it      asleep until a slot opens (awake for SPINS turns first)
     run part 0, then the next unclaimed one ...   claim the next part, run it, count it as done ...
     wait for claimed parts that are not done      none left: look into the other slots
 
-A caller waits only for parts that a helper has claimed: a helper that the system schedules late finds nothing to do
+A caller waits only for parts that a worker has claimed: a worker that the system schedules late finds nothing to do
 and delays nobody. Callers from several Python threads have a slot each, and a part may itself be a caller. Where no
 slot is free, the caller runs all parts. No thread spins for longer than SPINS turns.
 
-Helpers are Python threads that stay in `_serve`, without the interpreter lock, until the process ends. A forked child
+Workers are Python threads that stay in `_serve`, without the interpreter lock, until the process ends. A forked child
 has none until `set_limit` starts them there.
 
 All state is one array of int64 words with the symbol `rbe_gpu_pool`: compiled code on disk holds no address of it.
@@ -47,13 +47,13 @@ from ._disk_cache import named_for_the_cache
 SPINS = 2_000
 
 _LINE = 8  # words of a cache line; words that different threads write are on different lines
-_EPOCH, _SLEEPING, _STOP, _LIMIT, _HELPERS = (_LINE * i for i in range(5))
+_EPOCH, _SLEEPING, _STOP, _LIMIT, _WORKERS = (_LINE * i for i in range(5))
 _FIRST_SLOT, _SLOT_WORDS, _SLOTS = _LINE * 5, _LINE * 5, 32
 _WORDS = _FIRST_SLOT + _SLOTS * _SLOT_WORDS
-# of a slot: its state, helpers inside, the next unclaimed part, parts done
+# of a slot: its state, workers inside, the next unclaimed part, parts done
 _STATE, _ENTERED, _NEXT, _DONE = (_LINE * i for i in range(4))
 _CALLER_SLEEPS = _DONE + 1
-# of a slot: the job, and how many helpers may work on it
+# of a slot: the job, and how many workers may work on it
 _FUNCTION, _PARTS, _PARAMS, _SEATS = (_LINE * 4 + i for i in range(4))
 _FREE, _TAKEN, _OPEN = 0, 1, 2
 
@@ -85,7 +85,7 @@ def _take_slot(state):
     for s in range(_SLOTS):
         slot = _FIRST_SLOT + s * _SLOT_WORDS
         if atomic_load(state, slot + _STATE) == _FREE and atomic_replace(state, slot + _STATE, _FREE, _TAKEN):
-            # a helper that is late in leaving the last job may still read this slot
+            # a worker that is late in leaving the last job may still read this slot
             if atomic_load(state, slot + _ENTERED) == 0:
                 return slot
             atomic_store(state, slot + _STATE, _FREE)
@@ -95,7 +95,7 @@ def _take_slot(state):
 def _run(function, parts, params):
     """function(part, params, 0) for part = 0 .. parts - 1, on up to `parts` threads."""
     state = words_at(symbol_address("rbe_gpu_pool"), _WORDS)
-    count = min(parts, min(atomic_load(state, _LIMIT), atomic_load(state, _HELPERS) + 1))
+    count = min(parts, min(atomic_load(state, _LIMIT), atomic_load(state, _WORKERS) + 1))
     slot = _take_slot(state) if count > 1 else -1
     if slot < 0:
         for part in range(parts):
@@ -128,8 +128,8 @@ def _run(function, parts, params):
     atomic_store(state, slot + _STATE, _FREE)
 
 
-def _serve(helper):
-    """What a helper does until the process ends."""
+def _serve(worker):
+    """The loop of a worker thread, until the process ends."""
     state = words_at(symbol_address("rbe_gpu_pool"), _WORDS)
     while atomic_load(state, _STOP) == 0:
         epoch = atomic_load(state, _EPOCH)
@@ -151,13 +151,13 @@ def _serve(helper):
             atomic_add(state, _SLEEPING, -1)
 
 
-def _end(all_helpers):
-    """Let every helper return when it has done what it is at."""
+def _end(all_workers):
+    """Let every worker thread return after its current part."""
     state = words_at(symbol_address("rbe_gpu_pool"), _WORDS)
-    atomic_store(state, _HELPERS, 0)
+    atomic_store(state, _WORKERS, 0)
     atomic_store(state, _STOP, 1)
     atomic_add(state, _EPOCH, 1)
-    wake(state, _EPOCH, all_helpers)
+    wake(state, _EPOCH, all_workers)
 
 
 def _compiled(function: Callable[..., Any], arguments: int) -> Any:
@@ -172,39 +172,39 @@ _serve_without_lock = ctypes.CFUNCTYPE(None, ctypes.c_int64)(_serve_code.address
 #: Symbol of `_run` as a C function, for `call_symbol`.
 RUN = "rbe_gpu_run"
 llvm.add_symbol(RUN, _run_code.address)
-_helpers: list[threading.Thread] = []
+_workers: list[threading.Thread] = []
 
 
 def set_limit(count: int) -> None:
-    """Let at most `count` threads work on a job, the caller included; helpers are started as they are needed."""
-    while CAN_SLEEP and len(_helpers) < count - 1:
-        name = f"rbe_gpu-{len(_helpers) + 1}"
-        helper = threading.Thread(target=_serve_without_lock, args=(len(_helpers),), name=name, daemon=True)
-        helper.start()
-        _helpers.append(helper)
-    _state[_HELPERS] = len(_helpers)
+    """Let at most `count` threads work on a job, the caller included; workers are started as they are needed."""
+    while CAN_SLEEP and len(_workers) < count - 1:
+        name = f"rbe_gpu-{len(_workers) + 1}"
+        worker = threading.Thread(target=_serve_without_lock, args=(len(_workers),), name=name, daemon=True)
+        worker.start()
+        _workers.append(worker)
+    _state[_WORKERS] = len(_workers)
     _state[_LIMIT] = count
 
 
 def limit() -> int:
-    """What `set_limit` was given."""
+    """The limit that `set_limit` set."""
     return int(_state[_LIMIT])
 
 
 def after_fork() -> None:
-    """In a child: no helper has come along, and no caller. The limit is 1."""
-    _helpers.clear()
+    """In a forked child: there are no worker threads and no other callers. The limit is 1."""
+    _workers.clear()
     _state[:] = 0
     _state[_LIMIT] = 1
 
 
 def _stop() -> None:
-    """Let the helpers end before the interpreter frees the code that they run."""
-    if not _helpers:  # nor may the code be run where it was compiled for another machine
+    """End the worker threads before the interpreter frees the code that they run."""
+    if not _workers:  # nor may the code be run where it was compiled for another machine
         return
-    _end_code.ctypes(len(_helpers))
-    for helper in _helpers:
-        helper.join(1.0)
+    _end_code.ctypes(len(_workers))
+    for worker in _workers:
+        worker.join(1.0)
 
 
 atexit.register(_stop)

@@ -107,7 +107,7 @@ def isa_of(context: Any) -> Isa:
 
 
 def host() -> Isa:
-    """The processor at hand, whatever kernels are compiled for."""
+    """The host processor, whatever kernels are compiled for."""
     try:
         features = frozenset(name for name, there in llvm.get_host_cpu_features().items() if there)
     except RuntimeError:  # LLVM cannot tell on this system; Numba then compiles without any

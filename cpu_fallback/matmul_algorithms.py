@@ -147,7 +147,7 @@ class CachedPanels(CpuMatmul):
 
 
 def _int8_support(weight: Weight) -> tuple[bool, str]:
-    """Whether products with int8 activations can be made of a weight's codes."""
+    """Whether the int8 matmul supports a weight's codes."""
     if not isinstance(weight, RBEBlocks):
         return NOT_COMPRESSED
     codes = weight.codes

@@ -47,7 +47,7 @@ def _squared_error(t, count, s, top):
 
 @cpu_inline
 def _least_squares(t, count, s, top):
-    """The scale that suits the codes which `s` gives: <t, l> / <l, l>."""
+    """The least-squares scale of the codes that scale `s` gives: <t, l> / <l, l>."""
     inverse = _ONE / s
     tl, ll = _ZERO, _ZERO
     for k in range(count):

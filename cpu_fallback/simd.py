@@ -265,16 +265,11 @@ def _larger(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     return builder.select(emit.less(builder, b, a), a, b)
 
 
-def _smaller(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
-    return builder.select(emit.less(builder, a, b), a, b)
-
-
 vadd = _binary("vadd", "a + b.", emit.add)
 vsub = _binary("vsub", "a - b.", emit.sub)
 vmul = _binary("vmul", "a * b.", emit.mul)
 vdiv = _binary("vdiv", "a / b.", emit.div)
 vmax = _binary("vmax", "a > b ? a : b, which is b where either is NaN.", _larger)
-vmin = _binary("vmin", "a < b ? a : b, which is b where either is NaN.", _smaller)
 
 
 @intrinsic
@@ -520,7 +515,7 @@ def vblock(
     c_offset,
     c_row,
 ):
-    """c[r, n] (+)= sum_t a[r, t] b[t, n] for r < rows, n < 16 * vectors: a product held in registers.
+    """c[r, n] (+)= sum_t a[r, t] b[t, n] for r < rows, n < 16 * vectors: a matmul whose sums stay in registers.
 
     Parameters
     ----------

@@ -119,7 +119,7 @@ def _write(s, s_at, count, inverse, out, at):
 
 @cpu_inline
 def _inverse(total):
-    """Of the sum of a row; a row of -inf has none, and gives zeros."""
+    """1 / the sum of a row; 0 for a row of -inf, whose sum is 0."""
     return np.float32(1.0 / total if total != 0.0 else 0.0)
 
 

@@ -63,9 +63,9 @@ def set_num_threads(count: int) -> None:
         raise TypeError("count is a bool; pass a number of threads")
     count = operator.index(count)
     pool = _pool()
-    if not 1 <= count <= pool.MOST:
+    if not 1 <= count <= pool.MAX_THREADS:
         raise ValueError(
-            f"count={count} is outside 1 to {pool.MOST}, the threads that Numba has; "
+            f"count={count} is outside 1 to {pool.MAX_THREADS}, the threads that Numba has; "
             "to have more, set NUMBA_NUM_THREADS before Numba is imported"
         )
     pool.set_limit(count)

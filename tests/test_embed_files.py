@@ -24,7 +24,7 @@ from rbe_gpu.cluster import TaskPool, connect, run_tasks
 from rbe_gpu.embed_files import embed_files, worker
 from rbe_gpu.embed_files.folder import OutputFolder
 from rbe_gpu.embed_files.text_files import shards, windows
-from rbe_gpu.embed_files.worker import Job, embed_shard, model_digest, read_shards
+from rbe_gpu.embed_files.worker import Job, embed_shard, model_digest
 from rbe_gpu.models.compress import compress_model
 from rbe_gpu.models.load import load_embedder
 from rbe_gpu.transfer import to
@@ -67,6 +67,17 @@ def write(folder: Path, texts: list[str]) -> list[Path]:
     columns = pyarrow.table({"n": list(range(len(texts) - b)), "text": texts[b:]})
     pyarrow.parquet.write_table(columns, table, row_group_size=700)
     return [lines, objects, table]
+
+
+def read_shards(folder: Path, names: list[str]) -> Iterator[np.ndarray]:
+    """The vectors (rows, columns) float32 of shards by file name."""
+    for name in names:
+        path = folder / name
+        if path.suffix == ".npy":
+            yield np.load(path)
+        else:
+            column = pyarrow.parquet.read_table(path).column("vector").combine_chunks()
+            yield column.flatten().to_numpy().reshape(-1, column.type.list_size)
 
 
 def of_file(folder: Path, number: int) -> np.ndarray:

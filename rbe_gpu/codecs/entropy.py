@@ -508,13 +508,6 @@ def _too_short(size: int, rows: int, cols: int, bands: int) -> str:
     return f"{size} bytes are too few for the classes of {cols} columns{of_rows}"
 
 
-def decompress_integers(
-    stream: NDArray[np.uint8], rows: int, cols: int, bits: int, bands: int = 1
-) -> NDArray[np.int8]:
-    """The integers of a stream, (rows, cols) int8, column-major; see `decompress_columns`."""
-    return np.asarray(decompress_columns(stream, rows, cols, bits, bands)[:, :rows].T)
-
-
 # --- checking a stream without keeping it ----------------------------------------------------------------
 
 

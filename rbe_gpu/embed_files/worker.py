@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -188,14 +187,3 @@ def _write_parquet(file: BinaryIO, vectors: F32, shard: Shard) -> None:
 
 
 _WRITERS = {".npy": _write_npy, ".parquet": _write_parquet}
-
-
-def read_shards(folder: Path, names: list[str]) -> Iterator[F32]:
-    """The vectors (rows, columns) float32 of shards by file name."""
-    for name in names:
-        path = folder / name
-        if path.suffix == ".npy":
-            yield np.load(path)
-        else:
-            column = parquet().read_table(path).column("vector").combine_chunks()
-            yield column.flatten().to_numpy().reshape(-1, column.type.list_size)

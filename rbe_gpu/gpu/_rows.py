@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
-from ._launch import WARP, ceil_div, grid_1d
+from ._launch import SUFFIX, TYPE, WARP, Launch, ceil_div, grid_1d, in_chunks, type_of
+from ._params import NORM
 
 _BLOCK = 128  # threads of a block of teams that are a warp or less
 _LONG_BLOCK = 512  # of the kernels that go through a row in steps: up to 128 registers a thread
-
+_NORM_THREADS = 512  # launch bounds of the norms over rows in registers: 64 registers would not do
 
 _TINIEST = np.finfo(np.float32).smallest_subnormal
 
@@ -56,3 +58,26 @@ def share_rows(rows: int, cols: int, itemsize: int, in_chunks: bool, threads: in
     team = 1 << (team - 1).bit_length()
     teams = _BLOCK // team
     return Rows(f"{prefix}_{items}", grid_1d(ceil_div(rows, teams)), (team, teams, 1))
+
+
+def norm_launches(
+    op: str, x: Any, weight: Any, bias: Any, eps: float, residual: Any, out: Any, residual_out: Any
+) -> tuple[Launch, ...]:
+    """The launch of "layer_norm" or "rms_norm" (whose bias is None), from shapes, dtypes and addresses."""
+    rows, cols = x.shape
+    chunks = in_chunks(x, (residual, out, residual_out), (weight, bias))
+    share = share_rows(rows, cols, x.itemsize, chunks, _NORM_THREADS)
+    params = NORM.fill(
+        x=x,
+        residual=residual,
+        out=out,
+        residual_out=residual_out,
+        weight=weight,
+        bias=bias,
+        weight_type=TYPE[weight.dtype],
+        bias_type=type_of(bias),
+        rows=rows,
+        cols=cols,
+        eps=float_eps(eps),
+    )
+    return (Launch(op, f"{op}_{SUFFIX[x.dtype]}{share.entry}", share.grid, share.block, params),)
