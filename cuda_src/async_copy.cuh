@@ -23,7 +23,7 @@ __device__ __forceinline__ void cp_async_commit() {
 #endif
 }
 
-// Waits until at most the last GROUPS committed groups of this thread are under way.
+// Waits until at most the last GROUPS committed groups of this thread are in flight.
 template <int GROUPS>
 __device__ __forceinline__ void cp_async_wait() {
 #if __CUDA_ARCH__ >= 800

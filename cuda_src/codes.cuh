@@ -54,7 +54,7 @@ __device__ __forceinline__ void unpack_quad(const u32* run, int bits, int quad, 
 
 constexpr int RUN_WORDS = 12;  // of the widest codes
 
-// The words of a run, in accesses of up to 16 bytes, as runs are aligned. Where `bits` is a constant all are under way
+// The words of a run, in accesses of up to 16 bytes, as runs are aligned. Where `bits` is a constant all are in flight
 // before the first is used.
 __device__ __forceinline__ void load_run(const u32* run, int bits, u32 (&w)[RUN_WORDS]) {
   if (bits % 4 == 0) {

@@ -81,7 +81,7 @@ struct Halves {
   }
 };
 
-// --- rows whose sums leave the range of float: the norms take them once more, in double and column by column ---
+// --- rows whose sums leave the range of float: the norms compute them again, in double and column by column ---
 
 // Whether a float sum of squares with this mean (and eps) is as exact as float allows: below, squares were lost to the
 // range, above, or where it is NaN, something overflowed. The same for all threads of a team.
