@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import random
 import subprocess
@@ -22,6 +23,11 @@ _MEMORY = Path("/dev/shm")  # where inputs are written, if there is such a folde
 
 def _prepare(name: str, scratch: Path) -> Target:
     """The target, with everything that it imports, and every kernel that it needs compiled."""
+    from rbe_gpu import memory
+
+    # once: reading /proc and the control groups takes a quarter of an input's time
+    for function in ("total_bytes", "available_bytes"):
+        setattr(memory, function, functools.cache(getattr(memory, function)))
     target = TARGETS[name](scratch)
     for seed in target.seeds:
         target.warm(seed)

@@ -65,8 +65,8 @@ class Reader(Target):
     """`load_file`: a `FormatError` on one line, or tensors that decode."""
 
     modules = (
-        "rbe_gpu.container", "rbe_gpu.mapped", "rbe_gpu.stored", "rbe_gpu.json_checks", "rbe_gpu.memory",
-        "rbe_gpu.codecs", "rbe_gpu.transforms",
+        "rbe_gpu.container", "rbe_gpu.mapped", "rbe_gpu.stored", "rbe_gpu.json_checks", "rbe_gpu.codecs",
+        "rbe_gpu.transforms",
     )  # fmt: skip
     words = (
         "kind", "codes", "dense", "sparse", "grid", "matrix", "vectors", "transform", "dct", "dwt", "none",
