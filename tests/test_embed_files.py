@@ -275,6 +275,9 @@ def test_texts_that_are_gone(tmp_path: Path, client: Any, model: Path) -> None:
         ({"device": "gpu"}, "device='gpu'; use cpu or cuda"),
         ({"model": "bad"}, "bad.*config"),
         ({"texts": "bad.parquet"}, "is no Parquet file"),
+        ({"texts": "latin.txt"}, "line 3 is not UTF-8 text"),
+        ({"texts": "bad.jsonl"}, "line 2 has no string 'text'"),
+        ({"texts": "null.parquet"}, "row 2 of the column 'text' is null"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
@@ -288,6 +291,9 @@ def test_force_removes_nothing_for_a_run_that_cannot_start(
     shutil.copytree(make_model(tmp_path / "good"), tmp_path / "bad")
     (tmp_path / "bad" / "config.json").write_text('{"model_type": "none such"}')
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    (tmp_path / "latin.txt").write_bytes(b"one\ntwo\nn\xe9e\n")
+    (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{"texts": "two"}\n')
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["one", None]}), tmp_path / "null.parquet")
     options = dict(options)
     source, of_model = tmp_path / options.pop("texts", "t.txt"), tmp_path / options.pop("model", model)
     with pytest.raises((ValueError, OSError), match=message):

@@ -12,8 +12,8 @@ from .. import __version__
 from ..cluster import check_workers, run_tasks
 from ..models.locate import find_model
 from ..models.text_embedder import window_of
-from .folder import OutputFolder
-from .text_files import Shard, check_columns, parquet, shards, text_files
+from .folder import MANIFEST, OutputFolder
+from .text_files import Shard, check_columns, check_texts, parquet, shards, text_files
 from .worker import Job, embed_shard, load_model, model_digest
 
 SHARD_TEXTS = 8192
@@ -76,7 +76,8 @@ def embed_files(
     activations : as of `rbe_gpu.load`
     device : "cpu", or "cuda" for the first GPU that each worker sees
     resume : continue a run to the same folder
-    force : replace what another run left in the folder
+    force : replace what another run left in the folder. All texts are read first: vectors are not removed for a file
+        that cannot be read
     progress : called after each shard with its name, the bytes of the files done, and of all
 
     Raises
@@ -113,6 +114,9 @@ def embed_files(
     }
     folders = [Path(out).absolute()] if Path(out).is_dir() else []
     check_workers(client, [*([path] if path.is_file() else []), *files], folders)
+    if force and not resume and (Path(out) / MANIFEST).exists():
+        for shard in shards(files, rows, field):
+            check_texts(shard, field)
     with OutputFolder(Path(out), settings, resume, force) as folder:
         check_workers(client, folders=[folder.run])
         job = Job(str(path), digest, str(folder.run), format, device, field, activations, batch_size, prompt)

@@ -224,6 +224,12 @@ def windows(shard: Shard, field: str, texts: int) -> Iterator[list[str]]:
         yield window
 
 
+def check_texts(shard: Shard, field: str) -> None:
+    """Read the texts of a shard; raises what `windows` does."""
+    for _ in windows(shard, field, 1024):
+        pass
+
+
 def _line_texts(shard: Shard, field: str) -> Iterator[str]:
     path = shard.path
     text_of: Callable[[str, int], str] = (
