@@ -18,14 +18,16 @@ from typing import Any
 
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.cache import PanelCache
-from rbe_gpu.codecs import DenseCodes, GridCodes, SparseCodes
+from rbe_gpu.codecs import DenseCodes, SparseCodes
 from rbe_gpu.matmul import (
+    BASIS,
     NOT_COMPRESSED,
     NOT_DENSE,
     SUPPORTED,
     MatmulAlgorithm,
     MatmulAlgorithms,
     Weight,
+    int8_support,
 )
 
 from ._pool import num_threads
@@ -35,12 +37,6 @@ from .operand import CODE_FIELDS
 
 _MANY = (False, "too many tokens to multiply one by one")
 _FEW = (False, "so few tokens are multiplied one by one")
-_BASIS = (False, "the weight has a basis")
-_NOT_INT8 = (False, "only dense and grid codes are multiplied with int8 activations")
-_WIDE = (False, "the codes have more than 8 bits")
-_SHRINK = (False, "the grid's values are shrunk towards zero (shrink > 0): calibrate again")
-_LONG = (False, "its rows are so long that int32 sums could overflow")
-_INT8_COLUMNS = (1 << 31) // (2 * 255 * 128)
 _UNREAD = (False, "no matmul kernel reads the codes of the weight (CODE_FIELDS in cpu_fallback/operand.py)")
 
 
@@ -97,7 +93,7 @@ class TransformMatvec(CpuMatmul):
         if type(weight.codes) not in CODE_FIELDS:
             return _UNREAD
         if weight.basis is not None:
-            return _BASIS
+            return BASIS
         return SUPPORTED if _one_by_one(weight, tokens) else _MANY
 
     def cost(self, weight: Weight, tokens: int, dtype: Any, cache: PanelCache | None) -> float:
@@ -146,22 +142,6 @@ class CachedPanels(CpuMatmul):
         return 1e-9 * _panels(weight, tokens, num_threads(), costs(), held)
 
 
-def _int8_support(weight: Weight) -> tuple[bool, str]:
-    """Whether the int8 matmul supports a weight's codes."""
-    if not isinstance(weight, RBEBlocks):
-        return NOT_COMPRESSED
-    codes = weight.codes
-    if type(codes) not in (DenseCodes, GridCodes):
-        return _NOT_INT8
-    if codes.bits > 8:
-        return _WIDE
-    if isinstance(codes, GridCodes) and codes.shrink:
-        return _SHRINK
-    if weight.basis is not None:
-        return _BASIS
-    return SUPPORTED if weight.cols_pad <= _INT8_COLUMNS else _LONG
-
-
 def _has_int8_matvec(weight: RBEBlocks) -> bool:
     codes = weight.codes
     if isinstance(codes, DenseCodes) and codes.group not in (32, 64, 128):
@@ -175,7 +155,7 @@ class Int8Matvec(CpuMatmul):
     name, method, activation_bits = "int8_matvec", "transform", 8
 
     def supports(self, weight: Weight, tokens: int, dtype: Any) -> tuple[bool, str]:
-        supported = _int8_support(weight)
+        supported = int8_support(weight)
         if not supported[0]:
             return supported
         assert isinstance(weight, RBEBlocks)
@@ -191,7 +171,7 @@ class Int8Tiles(CpuMatmul):
     name, method, activation_bits = "int8_tiles", "transform", 8
 
     def supports(self, weight: Weight, tokens: int, dtype: Any) -> tuple[bool, str]:
-        supported = _int8_support(weight)
+        supported = int8_support(weight)
         if not supported[0]:
             return supported
         assert isinstance(weight, RBEBlocks)

@@ -22,6 +22,7 @@ from typing import Any, cast
 
 from .blocks import Array, RBEBlocks
 from .cache import PanelCache
+from .codecs import DenseCodes, GridCodes
 from .dispatch import Backend, as_cupy, device_of
 from .workspace import Workspace
 
@@ -33,6 +34,28 @@ Weight = Array | RBEBlocks
 SUPPORTED = (True, "")
 NOT_COMPRESSED = (False, "the weight is dense")
 NOT_DENSE = (False, "the weight is compressed")
+_NOT_INT8 = (False, "only dense and grid codes are multiplied with int8 activations")
+_WIDE = (False, "the codes have more than 8 bits")
+_SHRINK = (False, "the grid's values are shrunk towards zero (shrink > 0): calibrate again")
+BASIS = (False, "the weight has a basis")
+_LONG = (False, "its rows are so long that int32 sums could overflow")
+_INT8_COLUMNS = (1 << 31) // (2 * 255 * 128)
+
+
+def int8_support(weight: Weight) -> tuple[bool, str]:
+    """Whether a CPU multiplies int8 activations with a weight's codes; if not, also the reason."""
+    if not isinstance(weight, RBEBlocks):
+        return NOT_COMPRESSED
+    codes = weight.codes
+    if type(codes) is not DenseCodes and type(codes) is not GridCodes:  # not the entries of `GridRows`
+        return _NOT_INT8
+    if codes.bits > 8:
+        return _WIDE
+    if isinstance(codes, GridCodes) and codes.shrink:
+        return _SHRINK
+    if weight.basis is not None:
+        return BASIS
+    return SUPPORTED if weight.cols_pad <= _INT8_COLUMNS else _LONG
 
 
 class MatmulAlgorithm(ABC):

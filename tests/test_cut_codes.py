@@ -168,6 +168,24 @@ def test_rows_longer_than_uint16_are_not_cut() -> None:
         np.testing.assert_array_equal(codes.integers(), q)
 
 
+@pytest.mark.parametrize("rows", [70, (1 << 16) + 9])
+def test_exceptions_that_are_found_in_parts(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of several groups of columns have the order of one; also of more rows than 16 bits count."""
+    q = np.resize(_integers(6, 4, "around a panel"), (rows, 96))
+    ones = np.ones(rows), np.ones(96)
+    monkeypatch.setattr(cut, "_CHUNK", q.size)
+    whole = GridCodes.from_integers(q, *ones)
+    monkeypatch.setattr(cut, "_CHUNK", 3 * rows)
+    parts = GridCodes.from_integers(q, *ones)
+    r, c = np.nonzero((q < -8) | (q >= 8))
+    assert parts.base_bits == 4
+    np.testing.assert_array_equal(parts.integers(), q)
+    np.testing.assert_array_equal(parts.exceptions.column, c)
+    np.testing.assert_array_equal(np.repeat(np.arange(rows), np.diff(parts.exceptions.row_start)), r)
+    for name in ("row_start", "column", "delta"):
+        np.testing.assert_array_equal(getattr(parts.exceptions, name), getattr(whole.exceptions, name))
+
+
 # --- memory, files and GPUs ---------------------------------------------------------------------------
 
 CUT = [form for form in FORMS if "exceptions" in form]

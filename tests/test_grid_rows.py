@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
-from rbe_gpu.cpu_fallback.matmul_algorithms import _int8_support
 
 import rbe_gpu as rbe
 from rbe_gpu import reference
@@ -16,6 +17,7 @@ from rbe_gpu.codecs import GridCodes, grid
 from rbe_gpu.codecs.grid import GridRows
 from rbe_gpu.container import to_bytes
 from rbe_gpu.gpu.decode import codes_params
+from rbe_gpu.matmul import int8_support
 
 from . import real
 
@@ -91,8 +93,8 @@ def test_a_matmul_decodes_them() -> None:
     y = rbe.linear(x, rows)
     expected = reference.linear(x, table)
     assert np.abs(y - expected).max() <= 1e-5 * np.abs(expected).max()
-    assert _int8_support(table) == (True, "")
-    assert not _int8_support(rows)[0]
+    assert int8_support(table) == (True, "")
+    assert not int8_support(rows)[0]
     with pytest.raises(NotImplementedError, match="only dense and grid codes are multiplied with int8"):
         rbe.linear(x, rows, activation_bits=8)
 
@@ -153,3 +155,17 @@ def test_an_encoder_holds_its_tables_so(monkeypatch: pytest.MonkeyPatch) -> None
     packed = rbe.load(TRAINED)
     np.testing.assert_array_equal(packed.embed(texts), vectors)
     assert model.nbytes < packed.nbytes - 1_000_000
+
+
+def test_loading_imports_no_numba() -> None:
+    """It takes longer than the load. The file has codes with exceptions, int8 activations and a table of entries."""
+    script = f"""
+import sys
+import rbe_gpu as rbe
+model = rbe.load({str(TRAINED)!r})
+assert model.int8_activations
+assert "numba" not in sys.modules
+model.embed(["a text"])
+assert "numba" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])

@@ -60,7 +60,7 @@ CPU = {
     *("__init__", "_jit", "_disk_cache", "_numba_internals", "arrays", "isa", "params", "unpack"),
     *("_atomics", "_workers", "_pool", "_parts"),  # threads
     *("simd", "simd_emit", "simd_math"),
-    *("quantize", "feedback", "cut"),  # the encoder's loops, and those of loading
+    *("quantize", "feedback"),  # the encoder's loops
     "grid_rows",  # of embedding
     "attention_few_queries",
     *("decoder_step", "encoder_step", "prepared_matmul"),

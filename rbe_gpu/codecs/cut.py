@@ -9,13 +9,12 @@ columns so: Zukowski et al. 2006, "Super-Scalar RAM-CPU Cache Compression".)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dispatch import CPU
 from .base import Array, on_host
 
 LEAST_BITS = 2
@@ -27,6 +26,7 @@ _MOST_COLUMNS = 1 << 16
 _MOST = (1 << 31) - 1
 # Of large matrices 256 integers of every 2017 choose the width: a prime, so that they are of all columns alike
 _SAMPLE, _STRIDE, _LARGE = 256, 2017, 1 << 16
+_CHUNK = 1 << 20  # integers whose exceptions are found at a time: a byte each, and 60 for an exception
 
 
 @dataclass(frozen=True)
@@ -72,19 +72,57 @@ def cut_columns(q: NDArray[np.int8], bits: int, rows: int) -> tuple[int, Excepti
     base_bits, and the exceptions; None where there are none
     """
     q[:, rows:] = 0
-    codes, base_bits, count = q.view(np.uint8), _cheapest(q, bits, rows), 0
+    base_bits, exceptions = _cheapest(q, bits, rows), None
     if base_bits < bits:
-        kernels = CPU.module("cut")
-        row_start = kernels.count_exceptions(q, rows, base_bits)
-        count = int(row_start[-1])
+        places = list(_places(q, base_bits))
+        count = sum(map(len, places))
         if count > _MOST or _cost(base_bits, count, rows, len(q)) >= bits * rows * len(q):
             base_bits = bits  # the sample misled
-    if base_bits == bits:
-        codes += np.uint8(1 << (bits - 1))
-        return bits, None
-    column, delta = np.empty(count, np.uint16), np.empty(count, np.int8)
-    kernels.cut(q, base_bits, row_start, column, delta)
-    return base_bits, Exceptions(row_start.astype(np.int32), column, delta) if count else None
+        elif count:
+            exceptions = _exceptions(q, base_bits, rows, places)
+    low, high = _range(base_bits)
+    if exceptions is not None:
+        np.clip(q, low, high, out=q)
+    q -= np.int8(low)
+    return base_bits, exceptions
+
+
+def _range(base_bits: int) -> tuple[int, int]:
+    return -(1 << (base_bits - 1)), (1 << (base_bits - 1)) - 1
+
+
+def _outside(q: NDArray[np.int8], base_bits: int) -> NDArray[np.bool_]:
+    low, high = _range(base_bits)
+    # uint8: integers below the range wrap around
+    outside: NDArray[np.bool_] = q.view(np.uint8) + np.uint8(-low) > np.uint8(high - low)
+    return outside
+
+
+def _places(q: NDArray[np.int8], base_bits: int) -> Iterator[NDArray[np.intp]]:
+    """Flat indices of the exceptions of q (cols, rows), those of some columns at a time."""
+    step = max(1, _CHUNK // q.shape[1])
+    for start in range(0, len(q), step):
+        yield np.flatnonzero(_outside(q[start : start + step], base_bits)) + start * q.shape[1]
+
+
+def _exceptions(q: NDArray[np.int8], base_bits: int, rows: int, places: list[NDArray[np.intp]]) -> Exceptions:
+    counts = np.zeros(rows, np.int64)
+    for at in places:
+        counts += np.bincount(at % q.shape[1], minlength=rows)
+    row_start = np.concatenate([[0], np.cumsum(counts)])
+    column, delta = np.empty(row_start[-1], np.uint16), np.empty(row_start[-1], np.int8)
+    (low, high), ends = _range(base_bits), row_start[:-1].copy()
+    for at in places:
+        row = at % q.shape[1]
+        # by row, then by column; NumPy sorts 16 bits in linear time
+        order = np.argsort(row.astype(np.uint16) if rows <= 1 << 16 else row, kind="stable")
+        at, row = at[order], row[order]
+        of_row = np.bincount(row, minlength=rows)
+        to = (ends - (np.cumsum(of_row) - of_row))[row] + np.arange(len(row))
+        values = q.reshape(-1)[at]
+        column[to], delta[to] = at // q.shape[1], values - np.clip(values, low, high)
+        ends += of_row
+    return Exceptions(row_start.astype(np.int32), column, delta)
 
 
 def _cost(bits: int, exceptions: float, rows: int, cols: int) -> float:
@@ -101,12 +139,10 @@ def _cheapest(q: NDArray[np.int8], bits: int, rows: int) -> int:
     if q.size >= _LARGE:
         flat = q.reshape(-1)
         sample = flat[: flat.size // _STRIDE * _STRIDE].reshape(-1, _STRIDE)[:, :_SAMPLE]
-    codes, scale = sample.view(np.uint8), q.size / sample.size
+    scale = q.size / sample.size
     best, least = bits, float(bits * rows * cols)
     for b in range(bits - 1, LEAST_BITS - 1, -1):
-        # uint8: integers below the range wrap around
-        outside = codes + np.uint8(1 << (b - 1)) > np.uint8((1 << b) - 1)
-        cost = _cost(b, scale * np.count_nonzero(outside), rows, cols)
+        cost = _cost(b, scale * np.count_nonzero(_outside(sample, b)), rows, cols)
         if cost < least:
             best, least = b, cost
     return best

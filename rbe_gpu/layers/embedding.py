@@ -21,13 +21,18 @@ class RBEEmbedding:
     weight : RBEVectors (rows decode alone), RBEMatrix (rows decode with their block row) or dense, (rows,
         cols)
     dtype : of the result of a compressed table; a dense table keeps its own
+    for_lookup : hold a compressed table as `RBEBlocks.for_lookup` makes it. That is made when it is first needed:
+        it imports Numba, which takes longer than loading a model does
     """
 
-    def __init__(self, weight: Array | RBEBlocks, dtype: Any = np.float32) -> None:
+    def __init__(
+        self, weight: Array | RBEBlocks, dtype: Any = np.float32, *, for_lookup: bool = False
+    ) -> None:
         backend_of(weight=weight)
         if len(weight.shape) != 2:
             raise ValueError(f"weight has shape {tuple(weight.shape)}, needs (rows, cols)")
-        self.weight = weight
+        self._weight = weight
+        self._to_convert = for_lookup and isinstance(weight, RBEBlocks)
         self.dtype = np.dtype(dtype) if isinstance(weight, RBEBlocks) else weight.dtype
 
     @classmethod
@@ -38,12 +43,21 @@ class RBEEmbedding:
         return cls(compressed(weight, "vectors", options), dtype)
 
     @property
+    def weight(self) -> Array | RBEBlocks:
+        """The table."""
+        if self._to_convert:
+            assert isinstance(self._weight, RBEBlocks)
+            # of two threads both may do it: what the first one made stays as it is
+            self._weight, self._to_convert = self._weight.for_lookup(), False
+        return self._weight
+
+    @property
     def rows(self) -> int:
-        return int(self.weight.shape[0])
+        return int(self._weight.shape[0])
 
     @property
     def cols(self) -> int:
-        return int(self.weight.shape[1])
+        return int(self._weight.shape[1])
 
     @property
     def nbytes(self) -> int:

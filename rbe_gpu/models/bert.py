@@ -185,8 +185,7 @@ class BertEncoder(TextEmbedder):
             )
 
         def table(name: str) -> RBEEmbedding:
-            weight = matrix(name)
-            return RBEEmbedding(weight.for_lookup() if isinstance(weight, RBEBlocks) else weight, self.dtype)
+            return RBEEmbedding(matrix(name), self.dtype, for_lookup=True)
 
         eps = float(self.config["layer_norm_eps"])
 

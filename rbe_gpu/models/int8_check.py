@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-import numpy as np
-
 from ..blocks import Array, RBEBlocks
-from ..dispatch import CPU
-from ..matmul import algorithms_of
+from ..matmul import int8_support
 
 
 def check_int8_activations(
@@ -30,7 +27,6 @@ def check_int8_activations(
 
 def check_takes_int8(weight: Array | RBEBlocks, where: str = "") -> None:
     """Raise a ValueError, which begins with `where`, unless a CPU matmul takes the weight with int8 activations."""
-    try:
-        algorithms_of(CPU).choose(weight, 64, np.dtype(np.float32), activation_bits=8)
-    except NotImplementedError as error:
-        raise ValueError(f"{where}{error}") from None
+    supported, why = int8_support(weight)
+    if not supported:
+        raise ValueError(f"{where}activation_bits=8 cannot multiply this weight: {why}")
