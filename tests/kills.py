@@ -7,21 +7,26 @@ nothing else.
 
 `report` in two ways in turn (`--report`): the page of one of two sets of rows into one folder, and rows that are
 added to a file. After each kill every page, picture and file of rows is whole.
+
+The processes that are killed are forked from this one, after it has done the same work once: nothing is imported or
+compiled in them, so that a kill takes as long as the work does.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
+import multiprocessing
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,18 +34,6 @@ from . import real
 from .bounded import REPOSITORY
 
 RATIO = 6.0
-_COMMAND = """
-import sys
-from pathlib import Path
-from rbe_gpu.models.compress import compress_model
-from tests.kills import RATIO, texts
-source, out, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-print("ready", flush=True)
-if how == "plain":
-    compress_model(source, out, codes="dense-int6")
-else:
-    compress_model(source, out, ratio=RATIO, calibrate=texts(), resume=how == "resumed")
-"""
 
 
 def texts() -> list[str]:
@@ -67,33 +60,46 @@ class Report:
         return f"{self.kills} kills ({self.ended} runs had ended before); left behind: {left}; whole runs: {times}"
 
 
-def _started(source: Path, out: Path, how: str) -> subprocess.Popen[bytes]:
-    return _ready([sys.executable, "-c", _COMMAND, str(source), str(out), how])
+_FORKING = multiprocessing.get_context("fork")
+_Process = multiprocessing.context.ForkProcess
 
 
-def _ready(command: list[str]) -> subprocess.Popen[bytes]:
-    """A process that has imported what it needs."""
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
+def _started(work: Callable[..., None], *arguments: Path | str) -> _Process:
+    """A process that begins with the work at once."""
+    process = _FORKING.Process(target=work, args=arguments)
+    process.start()
     return process
 
 
-def _seconds(process: subprocess.Popen[bytes]) -> float:
+def _seconds(process: _Process) -> float:
     """Wait for its end; seconds."""
     start = time.perf_counter()
-    process.communicate()
-    assert process.returncode == 0
+    process.join()
+    assert process.exitcode == 0
     return time.perf_counter() - start
 
 
-def _killed(process: subprocess.Popen[bytes], seconds: float) -> bool:
+def _killed(process: _Process, seconds: float) -> bool:
     """Kill a process after a while. Returns whether it was still running."""
-    time.sleep(seconds)
-    running = process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.join(seconds)
+    running = process.exitcode is None
+    process.kill()
+    process.join()
     return running
+
+
+# --- compress -----------------------------------------------------------------------------------------
+
+
+def _compress(source: Path, out: Path, how: str) -> None:
+    from rbe_gpu.models.compress import compress_model
+
+    if how == "plain":
+        compress_model(source, out, codes="dense-int6")
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "calibrating on 12 different")
+        compress_model(source, out, ratio=RATIO, calibrate=texts(), resume=how == "resumed")
 
 
 def campaign(source: Path, folder: Path, runs: int, seed: int = 0) -> Report:
@@ -108,7 +114,8 @@ def campaign(source: Path, folder: Path, runs: int, seed: int = 0) -> Report:
     report = Report()
     right = {}
     for how in ("plain", "calibrated"):
-        report.seconds[how] = _seconds(_started(source, folder / how, how))
+        _compress(source, folder / how, how)
+        report.seconds[how] = _seconds(_started(_compress, source, folder / how, how))
         right[how] = (folder / how).read_bytes()
     assert sorted(os.listdir(folder)) == ["calibrated", "plain"]
     while report.kills < runs:
@@ -116,7 +123,7 @@ def campaign(source: Path, folder: Path, runs: int, seed: int = 0) -> Report:
         out = folder / ("plain" if how == "plain" else "calibrated")
         if rng.random() < 0.5:
             out.unlink(missing_ok=True)
-        process = _started(source, out, how)
+        process = _started(_compress, source, out, how)
         # half of them near the end, where the file is written
         share = rng.random() if rng.random() < 0.5 else rng.uniform(0.85, 1.02)
         report.add(_killed(process, share * report.seconds[out.name]))
@@ -130,8 +137,8 @@ def campaign(source: Path, folder: Path, runs: int, seed: int = 0) -> Report:
                 assert name.endswith(".partial"), name
                 report.left["partial file"] += 1
     (folder / "calibrated").unlink(missing_ok=True)
-    report.seconds["resumed"] = _seconds(_started(source, folder / "calibrated", "resumed"))
-    report.seconds["plain"] = _seconds(_started(source, folder / "plain", "plain"))
+    report.seconds["resumed"] = _seconds(_started(_compress, source, folder / "calibrated", "resumed"))
+    report.seconds["plain"] = _seconds(_started(_compress, source, folder / "plain", "plain"))
     assert sorted(os.listdir(folder)) == ["calibrated", "plain"]
     for name, raw in right.items():
         assert (folder / name).read_bytes() == raw, name
@@ -141,21 +148,20 @@ def campaign(source: Path, folder: Path, runs: int, seed: int = 0) -> Report:
 # --- report -------------------------------------------------------------------------------------------
 
 _ROWS_AT_ONCE, _TIMES = 5, 60
-_REPORT = """
-import sys
-from pathlib import Path
-from rbe_gpu.reports import __main__ as pages
-from rbe_gpu.reports.harness.rows import append_rows, read_rows
-from tests.kills import _ROWS_AT_ONCE, _TIMES
-rows, out = Path(sys.argv[1]), Path(sys.argv[2])
-print("ready", flush=True)
-if out.suffix:
-    for _ in range(_TIMES):
-        append_rows(out, read_rows(rows)[:_ROWS_AT_ONCE])
-else:
-    assert pages.main([str(rows), "--out", str(out)]) == 0
-"""
 ROWS = REPOSITORY / "reports" / "results" / "amd-epyc-2-cores.csv"
+
+
+def _report(rows: Path, out: Path) -> None:
+    """The pages of rows into a folder, or some of them into a file, several times."""
+    from rbe_gpu.reports import __main__ as pages
+    from rbe_gpu.reports.harness.rows import append_rows, read_rows
+
+    if out.suffix:
+        for _ in range(_TIMES):
+            append_rows(out, read_rows(rows)[:_ROWS_AT_ONCE])
+    else:
+        with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+            assert pages.main([str(rows), "--out", str(out)]) == 0
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -172,19 +178,17 @@ def report_campaign(folder: Path, runs: int, seed: int = 0) -> Report:
     """
     from rbe_gpu.reports.harness.rows import append_rows, read_rows
 
-    def started(rows: Path, out: Path) -> subprocess.Popen[bytes]:
-        return _ready([sys.executable, "-c", _REPORT, str(rows), str(out)])
-
     rng, report = random.Random(seed), Report()
     sets, right = [], []
     for name, ops in (("few", {"softmax"}), ("more", {"softmax", "attention"})):
         sets.append(folder / f"{name}.csv")
         append_rows(sets[-1], (row for row in read_rows(ROWS) if row.op in ops))
-        report.seconds[name] = _seconds(started(sets[-1], folder / name))
+        _report(sets[-1], folder / name)
+        report.seconds[name] = _seconds(_started(_report, sets[-1], folder / name))
         right.append(_files(folder / name))
     assert right[0] != right[1]
     added = folder / "added.csv"
-    report.seconds[added.name] = _seconds(started(sets[0], added))
+    report.seconds[added.name] = _seconds(_started(_report, sets[0], added))
     page = folder / "page"
     for turn in itertools.count():
         if report.kills >= runs:
@@ -192,7 +196,7 @@ def report_campaign(folder: Path, runs: int, seed: int = 0) -> Report:
         out = added if turn % 3 == 2 else page
         rows = rng.choice(sets)
         seconds = report.seconds[added.name if out == added else rows.stem]
-        report.add(_killed(started(rows, out), rng.random() * seconds))
+        report.add(_killed(_started(_report, rows, out), rng.random() * seconds))
         if out == added:
             assert len(read_rows(added)) % _ROWS_AT_ONCE == 0
         for name, raw in _files(folder / "page").items() if page.exists() else ():
@@ -200,11 +204,16 @@ def report_campaign(folder: Path, runs: int, seed: int = 0) -> Report:
                 report.left["partial file"] += 1
             else:
                 assert any(raw == whole.get(name) for whole in right), name
-    _seconds(started(sets[1], page))
+    _seconds(_started(_report, sets[1], page))
     append_rows(added, ())  # sweeps
     assert _files(page) == right[1]
     assert not list(folder.rglob("*.partial"))
     return report
+
+
+def in_a_process(*arguments: str) -> None:
+    """`main` in a process with no threads but the package's own, from which others can be forked."""
+    subprocess.run([sys.executable, "-m", "tests.kills", *arguments], cwd=REPOSITORY, check=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -613,9 +613,9 @@ def test_plots_are_pictures(report, rows):
     assert not (report / "plots" / "old.png").exists()
 
 
-def test_kills(tmp_path):
+def test_kills():
     """SIGKILL at random moments: `python -m tests.kills --report` has a hundred."""
-    assert kills.report_campaign(tmp_path, 4, seed=1).kills == 4
+    kills.in_a_process("--report", "--runs", "4", "--seed", "1")
 
 
 def test_a_failed_run_says_so(tmp_path, capfd):
