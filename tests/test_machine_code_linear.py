@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -52,10 +53,13 @@ UNSPECIALISED = ("", "")
 @lru_cache
 def kernel(entry: str, broken: tuple[str, str] | None = None) -> Kernel:
     """The kernel for 4096 x 4096; `broken`: with a piece of its source replaced."""
+    configured = LAUNCHES[entry].kernel
     if broken == UNSPECIALISED:
-        return machine_code.kernels(LAUNCHES[entry].op)[entry]
-    text = _source.kernel_source(LAUNCHES[entry].kernel)
-    return machine_code.kernels_of(replaced(text, *broken) if broken else text, 90)[entry]
+        text = _source.kernel_source(replace(configured, constants=()))
+    else:
+        text = _source.kernel_source(configured)
+        text = replaced(text, *broken) if broken else text
+    return machine_code.kernels_of(text, 90)[entry]
 
 
 # --- gates --------------------------------------------------------------------------------------------
