@@ -28,6 +28,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from . import real
@@ -60,18 +61,14 @@ class Report:
         return f"{self.kills} kills ({self.ended} runs had ended before); left behind: {left}; whole runs: {times}"
 
 
-_FORKING = multiprocessing.get_context("fork")
-_Process = multiprocessing.context.ForkProcess
-
-
-def _started(work: Callable[..., None], *arguments: Path | str) -> _Process:
+def _started(work: Callable[..., None], *arguments: Path | str) -> BaseProcess:
     """A process that begins with the work at once."""
-    process = _FORKING.Process(target=work, args=arguments)
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
     process.start()
     return process
 
 
-def _seconds(process: _Process) -> float:
+def _seconds(process: BaseProcess) -> float:
     """Wait for its end; seconds."""
     start = time.perf_counter()
     process.join()
@@ -79,7 +76,7 @@ def _seconds(process: _Process) -> float:
     return time.perf_counter() - start
 
 
-def _killed(process: _Process, seconds: float) -> bool:
+def _killed(process: BaseProcess, seconds: float) -> bool:
     """Kill a process after a while. Returns whether it was still running."""
     process.join(seconds)
     running = process.exitcode is None
