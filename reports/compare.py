@@ -22,8 +22,10 @@ _NOISY = re.compile(
     r"allocated_bytes"
 )
 #: metrics of which more is better; of the others less is, or neither
-_MORE = re.compile(r"speed_vs_.*|.*per_second|.*_vs_copy|cosine_.*|nearest_same|rate|bandwidth.*|recall.*")
-_NEITHER = re.compile(r"unrelated_cosine|original_time")
+_MORE = re.compile(
+    r"speed_vs_.*|.*per_second|.*_vs_copy|cosine_.*|nearest_same|rate|bandwidth.*|recall.*|hit_rate"
+)
+_NEITHER = re.compile(r"unrelated_cosine|original_time|panel_bytes")
 _SAME = 1e-6  # relative: sums in another order
 BETTER, WORSE, DIFFERENT, NONE, UNKNOWN = "better", "worse", "different", "none", "unknown"
 

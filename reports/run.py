@@ -160,7 +160,7 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
 
     from .harness.inputs import Inputs
     from .harness.noise import Watch
-    from .speed import compression, page, roofline, utilisation
+    from .speed import compression, page, panel_cache, roofline, utilisation
     from .speed.cases import DENSE, ONNX, OPS, OURS, TORCH, attention, model
     from .speed.processes import Processes, installed
 
@@ -181,7 +181,7 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
         Progress(*columns, console=console) as progress,
     ):
         watch = Watch(lambda: (os.getpid(), *processes.pids), budget.patience)
-        stages = Stages(progress, total=3 + 2 * len(settings) + 2 + 2 + len(OPS) + 3 + 1)
+        stages = Stages(progress, total=3 + 2 * len(settings) + 2 + 1 + 2 + len(OPS) + 3 + 1)
         results = Path(scratch) / page.FILE  # an earlier report stays whole until this one is
 
         def keep(rows: Iterable[Row]) -> None:
@@ -245,6 +245,15 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
         )
         keep(watched)
         processes.forget_encoders()
+        stages.begin("sizes of the panel cache")
+        swept = compression.Setting(grade="B")
+        keep(
+            watch.measure(
+                lambda: panel_cache.measure(
+                    files[swept], swept.name, inputs, session, budget.batch_seconds, budget.least, quick
+                )
+            )
+        )
         stages.begin("bandwidth and matmul rates")
         keep(watch.measure(lambda: roofline.measure(inputs, session, quick)))
 

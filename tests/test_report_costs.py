@@ -1,4 +1,6 @@
-"""Costs beside the time: allocated and moved bytes, operations, the roof of the machine, cores and memory in time."""
+"""Costs beside the time: allocated and moved bytes, operations, the roof of the machine, cores and memory over time,
+and what a cache of panels saves.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from rbe_gpu.reports.harness.inputs import Inputs
 from rbe_gpu.reports.harness.measure import NUMPY, OURS, TORCH, Case, Provider
 from rbe_gpu.reports.harness.row_names import DENSE, MODEL, PEAK
 from rbe_gpu.reports.harness.rows import Results, Row, Session
-from rbe_gpu.reports.speed import costs, page, roofline, utilisation
+from rbe_gpu.reports.speed import costs, page, panel_cache, roofline, utilisation
 from rbe_gpu.reports.speed import machine_plots as machine
 from rbe_gpu.reports.speed.cases import model
 
@@ -23,6 +25,7 @@ from rbe_gpu import registry
 
 from . import real
 from .html_page import checked
+from .test_tree import ROOT
 
 SESSION = Session(
     2, "a processor (2 cores)", "python 3.11, numpy 2.0", "0123456789ab", "2030-01-02T03:04:05Z"
@@ -156,6 +159,42 @@ def test_the_peak_of_a_process_with_each_library(tmp_path: Path) -> None:
     rows = [*model.process_peaks(Inputs(real.MODEL_DIR), SESSION, [NUMPY], tmp_path)]
     assert [(r.provider, r.metric) for r in rows] == [(NUMPY, PEAK)]
     assert real.WEIGHTS.stat().st_size < rows[0].p50 < 3e9
+
+
+# --- the cache of panels ------------------------------------------------------------------------------------
+
+
+def test_a_cache_hits_as_often_as_it_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(panel_cache, "QUICK_SHARES", (0.0, 0.25, 0.5, 1.0))
+    file = ROOT / "reports" / "models" / "minilm-r16.rbe.safetensors"
+    rows = [*panel_cache.measure(file, "ratio 16", Inputs(real.MODEL_DIR), SESSION, 0.0, 3, quick=True)]
+    dense = 4 * 6 * 12 * 384**2
+    assert {r.shape for r in rows} == {f"36 weights, 64 tokens, {dense} B decoded"}
+    swept = panel_cache.budgets(Results(rows))
+    assert [share for share, *_ in swept] == [0, 0.25, 0.5, 1]
+    for share, took, rate, held in swept:
+        assert took.runs >= 3
+        assert rate.p50 == pytest.approx(
+            share, abs=0.1
+        )  # panels have 0.3 to 2.1 MB: a share of them is not one of bytes
+        panel = 1344 * 384 * 4
+        assert share * dense - panel < held.p50 <= share * dense
+    assert [entry[2].p50 for entry in swept] == sorted(entry[2].p50 for entry in swept)
+    assert (swept[0][2].p50, swept[-1][2].p50) == (0, 1)
+    assert swept[-1][3].p50 == dense
+    assert {r.case for r in rows} > {panel_cache.DECODED, panel_cache.NO_CACHE}
+    said = panel_cache.sentence(Results(rows))
+    assert said is not None
+    assert "36 weights of ratio 16 (64 tokens)" in said
+    assert "42.5 MB, where 100% of the lookups hit" in said
+    (plot,) = plots.draw([machine.cache_sweep], Results(rows))
+    assert len(plot.values) == 2 * 4 + 2
+
+
+def test_a_sweep_of_one_budget_says_nothing() -> None:
+    row = SESSION.row(panel_cache.OP, panel_cache.case(0.5), OURS, "time", "s", 1.0)
+    assert panel_cache.sentence(Results([row])) is None
+    assert machine.cache_sweep(Results([row])) is None
 
 
 # --- plots --------------------------------------------------------------------------------------------------

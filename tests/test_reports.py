@@ -518,7 +518,7 @@ def rows(report) -> list[Row]:
 
 
 def test_rows_cover_every_op_and_setting(rows):
-    assert {r.op for r in rows} == {*OPS, "model", "machine", "utilisation"}
+    assert {r.op for r in rows} == {*OPS, "model", "machine", "utilisation", "panel_cache"}
     timed = [r for r in rows if r.metric == "time"]
     assert all(r.noise is not None and r.noise >= 0 for r in timed)
     assert any(r.others is not None for r in timed)

@@ -112,8 +112,8 @@ REPORTS = {
         *("libraries", "noise"),
     },
     "speed": {
-        *("__init__", "compression", "costs", "machine_plots", "plots", "page", "processes", "readme", "roofline"),
-        *("short", "summary", "utilisation"),
+        *("__init__", "compression", "costs", "machine_plots", "plots", "page", "panel_cache", "processes", "readme"),
+        *("roofline", "short", "summary", "utilisation"),
     },
     "speed/cases": {"__init__", "model", *registry.OPS},
     "quality": {"__init__", "decoders", "measure", "points", "findings", "plots", "page", "readme"},

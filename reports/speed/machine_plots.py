@@ -1,4 +1,6 @@
-"""The plots of the machine: its roof and where the ops are below it, its cores and memory while the encoder runs."""
+"""The plots of the machine: its roof and where the ops are below it, its cores and memory while the encoder runs, and
+what time a cache of decoded panels saves for its memory.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,12 @@ from ..harness.plots import (
     new_figure,
     on_phone,
     shape_label,
+    spread,
 )
 from ..harness.row_names import DENSE, PEAK
 from ..harness.rows import Results
 from ..harness.text import megabytes, seconds
-from . import roofline, utilisation
+from . import panel_cache, roofline, utilisation
 from .costs import MOVED, operations
 
 #: groups of ops that get a colour and a marker of their own
@@ -139,6 +142,55 @@ def cores(results: Results) -> Plot | None:
     )  # fmt: skip
 
 
+def cache_sweep(results: Results) -> Plot | None:
+    """Hit rate and time of a pass through the linear weights against the budget of the panel cache."""
+    swept = panel_cache.budgets(results)
+    if len(swept) < 2:
+        return None
+    shares, times, rates, held = zip(*swept, strict=True)
+    x = [100 * share for share in shares]
+    figure, (above, below) = new_figure(4.4, BROAD, panels=2, stacked=True)
+    above.plot(x, [100 * r.p50 for r in rates], "o-", color=BLUE, markersize=5)
+    above.set_ylim(-4, 108)
+    above.set_ylabel("hit rate, %")
+    below.errorbar(x, [t.p50 * 1e3 for t in times], yerr=spread(times, 1e3), fmt="o-", color=BLUE, markersize=5,
+                   elinewidth=1.2, label="through the cache")  # fmt: skip
+    lines = []
+    for case, label, colour, style in (
+        (panel_cache.DECODED, "decoded weights, rbe_gpu dense", INK, "--"),
+        (panel_cache.NO_CACHE, "chosen without a cache", VERMILLION, ":"),
+    ):
+        row = next(
+            (r for r in results.rows if (r.op, r.case, r.metric) == (panel_cache.OP, case, "time")), None
+        )
+        if row is not None:
+            below.axhline(row.p50 * 1e3, color=colour, linestyle=style, linewidth=1.4, label=label)
+            lines.append((label, row))
+    below.set_ylim(0, max(t.p80 for t in (*times, *(row for _, row in lines))) * 1.1e3)
+    below.set_ylabel("ms for a pass")
+    below.set_xlabel("budget of the cache, % of the bytes of all decoded weights")
+    legend_above(below, ncols=1 if on_phone() else 3)
+    values = [
+        Value(above, at, 100 * r.p50, f"budget {at:g}%: {r.p50:.1%} of lookups hit, {megabytes(h.p50)} held")
+        for at, r, h in zip(x, rates, held, strict=True)
+    ]
+    values += [
+        Value(below, at, t.p50 * 1e3, f"budget {at:g}%: {seconds(t.p50)} for a pass, {megabytes(h.p50)} held")
+        for at, t, h in zip(x, times, held, strict=True)
+    ]
+    values += [Value(below, x[-1], row.p50 * 1e3, f"{label}: {seconds(row.p50)}") for label, row in lines]
+    text = "; ".join(
+        f"budget {at:g}%: hit rate {r.p50:.0%}, {seconds(t.p50)}, {megabytes(h.p50)} held"
+        for at, t, r, h in zip(x, times, rates, held, strict=True)
+    )
+    return Plot(
+        "cache_sweep", "Cache of decoded panels",
+        f"A pass through {times[0].shape.split(',', 1)[0]} of the compressed model with method=\"cache\": hit rate "
+        "and time, medians with lines from the 20th to the 80th percentile, by the budget of the cache.",
+        f"Two line charts over the budget. {text}.", figure, broad=True, values=values,
+    )  # fmt: skip
+
+
 def process_peaks(results: Results) -> Plot | None:
     """Peak memory of whole processes that load an encoder and run a batch."""
     colours = {DENSE: INK, TORCH: VERMILLION, NUMPY: GREY, ONNX: GREEN}
@@ -159,4 +211,4 @@ def process_peaks(results: Results) -> Plot | None:
     )  # fmt: skip
 
 
-PLOTS: tuple[Callable[[Results], Plot | None], ...] = (roof, cores, process_peaks)
+PLOTS: tuple[Callable[[Results], Plot | None], ...] = (roof, cores, process_peaks, cache_sweep)

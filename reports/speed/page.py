@@ -32,7 +32,7 @@ from ..harness.text import (
     shown,
     times,
 )
-from . import short, summary
+from . import panel_cache, short, summary
 from .cases import DENSE, ORIGINAL_TIME
 from .cases.model import BASELINES
 from .compression import ALL_SETTINGS, SETTINGS, Setting
@@ -138,7 +138,7 @@ def target_table(results: Results) -> Table:
 def op_tables(results: Results) -> list[tuple[str, Table]]:
     """(op, times) of every op that was timed."""
     tables = []
-    for op in dict.fromkeys(r.op for r in results.rows if r.op != "model"):
+    for op in dict.fromkeys(r.op for r in results.rows if r.op not in ("model", panel_cache.OP)):
         timed = [
             row
             for case in results.cases(op)
@@ -177,6 +177,21 @@ def _op_table(results: Results, op: str, timed: Sequence[Row]) -> Table:
             row.case, row.provider, seconds(row.p50), f"{seconds(row.p20)} – {seconds(row.p80)}", *speeds,
             "" if off is None else f"{off:.1g}", weight, *["" if held is None else shown(held, "B")] * allocates,
             *["" if took is None else seconds(took)] * original,
+        )  # fmt: skip
+    return table
+
+
+def cache_table(results: Results) -> Table:
+    """Hit rate, bytes held and time of a pass by budget of the panel cache."""
+    table = Table(
+        "Budgets of the panel cache",
+        columns("budget", ("hit rate", "n"), ("held", "n"), ("time of a pass", "n key"), ("20% – 80%", "n")),
+        css="encodes",
+    )
+    for share, time, rate, held in panel_cache.budgets(results):
+        table.add(
+            f"{100 * share:g}% of the dense bytes", percent(rate.p50, 1), megabytes(held.p50), seconds(time.p50),
+            f"{seconds(time.p20)} – {seconds(time.p80)}",
         )  # fmt: skip
     return table
 
@@ -251,6 +266,8 @@ def render(rows: Iterable[Row], drawn: Sequence[plots.Plot], quick: bool = False
         costs=cost_table(results),
         targets=target_table(results),
         encodes=encode_table(results),
+        cache=panel_cache.sentence(results),
+        budgets=cache_table(results),
         ops=op_tables(results),
         allocates=any(r.metric == ALLOCATED for r in results.rows),
         tolerance=TOLERANCE,
