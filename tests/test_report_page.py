@@ -134,7 +134,18 @@ def test_the_page_is_whole_small_and_accessible(written: Path, rows: list[Row]) 
     assert seen.plots == 2 * DRAWN  # each once for a phone
     assert [len(widths) - 1 for widths in seen.widths].count(len(rows)) == 1
     assert "http" not in re.sub(r'(xmlns(:xlink)?="|"-//W3C)[^"]*"', "", source)
-    sections = ("summary", "quality", "plots", "memory", "ops", "rows", "method", "machine", "targets")
+    sections = (
+        "summary",
+        "quality",
+        "plots",
+        "memory",
+        "ops",
+        "original",
+        "rows",
+        "method",
+        "machine",
+        "targets",
+    )
     places = [source.index(f'<section id="{name}">') for name in sections]
     assert places == sorted(places)
     assert all(f'<a href="#{name}">' in source for name in sections)

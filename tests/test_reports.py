@@ -18,7 +18,6 @@ from rbe_gpu.reports.speed.cases import (
     DENSE,
     NUMPY,
     OPS,
-    ORIGINAL_TIME,
     TORCH,
     Case,
     Provider,
@@ -292,17 +291,11 @@ def test_every_op_has_a_case(minilm, op):
     assert bool(checked) is (op != "dropout")
 
 
-def test_a_product_is_measured_beside_a_weight_decoded_once_and_beside_the_original(minilm):
+def test_a_matmul_is_measured_beside_a_weight_decoded_once(minilm):
     first, second = load("linear")(minilm, True)
     assert set(first.providers) > {row_names.sparse(density) for density in row_names.DENSITIES} | {
         DENSE,
         row_names.DENSE4,
-    }
-    facts = {name: provider.facts.get(ORIGINAL_TIME) for name, provider in first.providers.items()}
-    given, new = linear.ORIGINAL
-    assert {name: fact for name, fact in facts.items() if fact} == {
-        row_names.DENSE4: (given, "s"),
-        f"{row_names.DENSE4}, no out=": (new, "s"),
     }
     assert second.name.endswith(row_names.DECODED)
     ours = {name: provider for name, provider in second.providers.items() if name != NUMPY}
@@ -342,19 +335,6 @@ def test_rating(cosine, level):
     assert text.cosine_rating(cosine).level == level
     if level in ("lost", "gone"):
         assert "quality is" in text.cosine_rating(cosine).words
-
-
-def test_what_the_original_system_took_stands_beside_our_time():
-    rows = [
-        SESSION.row("dropout", "768 x 768", DENSE, "time", "s", 2e-4),
-        SESSION.row("dropout", "768 x 768", DENSE, ORIGINAL_TIME, "s", 2.5e-4),
-        SESSION.row("gelu", "64 x 64", DENSE, "time", "s", 1e-5),
-    ]
-    tables = {op: table.records() for op, table in page.op_tables(Results(rows))}
-    line = tables["dropout"]["768 x 768"]
-    assert (line["time"], line["original system"]) == ("200 µs", "250 µs")
-    assert "original system" not in tables["gelu"]["64 x 64"]
-    assert page.render(rows, []).count("original system</th>") == 1
 
 
 # --- targets -------------------------------------------------------------------------------------------------

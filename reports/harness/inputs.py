@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .baselines import F32, Folder, NumpyBert, padded
+from .mpnet import Mpnet
 
 BROAD = 4096  # inputs and outputs of the largest matrix
 
@@ -20,9 +21,10 @@ class Inputs:
     384 x 384, four of them make 768 x 768; activations of twice the width are two layers' side by side.
     """
 
-    def __init__(self, folder: Path, texts: int = 32) -> None:
-        """texts : the number of texts that activations are taken from."""
+    def __init__(self, folder: Path, texts: int = 32, wide: Path | None = None) -> None:
+        """texts : the number of texts that activations are taken from; wide : a folder of all-mpnet-base-v2."""
         self.folder = Folder(folder)
+        self.wide = None if wide is None else Mpnet(wide, texts)
         self._texts = texts
         self.numpy = NumpyBert(self.folder)
 

@@ -6,6 +6,9 @@ from .measure import OURS
 
 DENSE, DENSE_NEW = f"{OURS} dense", f"{OURS} dense, no out="
 
+#: end of the name of a case on weights and activations of all-mpnet-base-v2
+WIDE = ", all-mpnet-base-v2"
+
 # --- linear
 
 #: of the sparse weights

@@ -32,8 +32,8 @@ from ..harness.text import (
     shown,
     times,
 )
-from . import panel_cache, short, summary
-from .cases import DENSE, ORIGINAL_TIME
+from . import original, panel_cache, short, summary
+from .cases import DENSE
 from .cases.model import BASELINES
 from .compression import ALL_SETTINGS, SETTINGS, Setting
 from .costs import ALLOCATED
@@ -155,12 +155,11 @@ def _op_table(results: Results, op: str, timed: Sequence[Row]) -> Table:
         return results.value(op, row.case, row.provider, metric)
 
     allocates = any(value(row, ALLOCATED) is not None for row in timed)
-    original = any(value(row, ORIGINAL_TIME) is not None for row in timed)
     table = Table(
         f"Times of {op}",
         columns("case", ("provider", "words"), ("time", "n"), ("20% – 80%", "n"),
                 *(f"vs {baseline}" for baseline in (TORCH, NUMPY)), "error", ("weight", "n"),
-                *[("allocated", "n")] * allocates, *[("original system", "n")] * original),
+                *[("allocated", "n")] * allocates),
     )  # fmt: skip
     for row in timed:
         # a baseline is not compared with itself, and a dense weight has no weight error: nothing is missing there
@@ -172,11 +171,10 @@ def _op_table(results: Results, op: str, timed: Sequence[Row]) -> Table:
         weight = (
             "" if bits is None else f"{bits:.3g} bits" + ("" if error is None else f", error {error:.2g}")
         )
-        took, held = value(row, ORIGINAL_TIME), value(row, ALLOCATED)
+        held = value(row, ALLOCATED)
         table.add(
             row.case, row.provider, seconds(row.p50), f"{seconds(row.p20)} – {seconds(row.p80)}", *speeds,
             "" if off is None else f"{off:.1g}", weight, *["" if held is None else shown(held, "B")] * allocates,
-            *["" if took is None else seconds(took)] * original,
         )  # fmt: skip
     return table
 
@@ -268,6 +266,8 @@ def render(rows: Iterable[Row], drawn: Sequence[plots.Plot], quick: bool = False
         encodes=encode_table(results),
         cache=panel_cache.sentence(results),
         budgets=cache_table(results),
+        original=original.table(results),
+        original_missing=original.reason(results),
         ops=op_tables(results),
         allocates=any(r.metric == ALLOCATED for r in results.rows),
         tolerance=TOLERANCE,

@@ -52,12 +52,13 @@ def installed() -> list[str]:
 class SpeedServer(Server):
     """The cases and encoders of the library that this process builds."""
 
-    def __init__(self, folder: str, threads: int, quick: bool) -> None:
+    def __init__(self, folder: str, threads: int, quick: bool, wide: str | None) -> None:
         super().__init__()
         torch = torch_or_none()
         if torch is not None:
             torch.set_num_threads(threads)
-        self._inputs, self._threads, self._quick = Inputs(Path(folder)), threads, quick
+        self._inputs = Inputs(Path(folder), wide=None if wide is None else Path(wide))
+        self._threads, self._quick = threads, quick
         self._cases: dict[str, Iterator[Case]] = {}
         self._case: Case | None = None
         self._encoders: dict[str, Any] = {}
@@ -117,9 +118,9 @@ class SpeedServer(Server):
         self.providers = {}
 
 
-def serve(folder: str, threads: int, quick: bool) -> SpeedServer:
+def serve(folder: str, threads: int, quick: bool, wide: str | None) -> SpeedServer:
     """What a process of `Processes` serves."""
-    return SpeedServer(folder, threads, quick)
+    return SpeedServer(folder, threads, quick, wide)
 
 
 # --- in the process that measures -------------------------------------------------------------------------
@@ -149,12 +150,20 @@ class RemoteEncoder:
 class Processes:
     """The processes of all libraries that are installed; ends them when the block ends."""
 
-    def __init__(self, folder: Path, threads: int, quick: bool, names: Iterable[str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        threads: int,
+        quick: bool,
+        names: Iterable[str] | None = None,
+        wide: Path | None = None,
+    ) -> None:
         self._open = ExitStack()
         self.libraries: dict[str, Library] = {}
+        options = {"folder": str(folder), "threads": threads, "quick": quick, "wide": wide and str(wide)}
         try:
             for name in installed() if names is None else names:
-                library = Library(name, f"{__name__}:serve", folder=str(folder), threads=threads, quick=quick)
+                library = Library(name, f"{__name__}:serve", **options)
                 self._open.callback(library.close)
                 self.libraries[name] = library
             for library in self.libraries.values():  # they import and read the model at the same time

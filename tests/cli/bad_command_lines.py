@@ -185,6 +185,8 @@ USAGE: tuple[tuple[str, str], ...] = (
     ("report --compare a.csv b.csv --quick", "--compare"),
     ("report --compare a.csv b.csv --out folder", "--compare"),
     ("report --compare a.csv b.csv --model {texts}", "--compare"),
+    ("report --compare a.csv b.csv --wide-model {texts}", "--compare"),
+    ("report --quality --wide-model {texts}", "--wide-model"),
 )
 
 DATA: tuple[tuple[str, str], ...] = (
@@ -331,6 +333,7 @@ DATA: tuple[tuple[str, str], ...] = (
     ("report --out {here}/out --model {bad}/absent", "absent/config.json does not exist"),
     ("report --out {here}/out --model {texts}", "texts.txt/config.json does not exist"),
     ("report --out {here}/out --model {here}", "config.json does not exist"),
+    ("report --out {here}/out --wide-model {here}", "config.json does not exist"),
     ("report --out {here}/out --quality --model {bad}/absent", "absent/config.json does not exist"),
     ("report --out {here}/out --model {bad}/model-config-deep", "model-config-deep"),
     ("report --out {here}/out --model {bad}/model-tokenizer-object", "model-tokenizer-object"),

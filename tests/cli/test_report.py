@@ -21,8 +21,8 @@ def test_report_calls_the_reports(
     assert run("report", "--out", tmp_path / "r", "--quick").exit_code == 0
     assert run("report", "--out", tmp_path / "r", "--model", model_folder).exit_code == 0
     assert calls == [
-        {"out": tmp_path / "r", "quick": True, "model": None},
-        {"out": tmp_path / "r", "quick": False, "model": model_folder},
+        {"out": tmp_path / "r", "quick": True, "model": None, "wide_model": None},
+        {"out": tmp_path / "r", "quick": False, "model": model_folder, "wide_model": None},
     ]
 
 
