@@ -19,13 +19,13 @@ from .harness.text import shown, times
 #: metrics whose values change from run to run; every other one is the same each time, up to rounding
 _NOISY = re.compile(
     r".*time|speed_vs_.*|.*per_second|.*_vs_.*|peak.*|.*_peak|.*memory.*|dense_share|rate|bandwidth.*|busy|resident|"
-    r"allocated_bytes"
+    r"allocated_bytes|gpu_.*|joules_.*"
 )
 #: metrics of which more is better; of the others less is, or neither
 _MORE = re.compile(
     r"speed_vs_.*|.*per_second|.*_vs_copy|cosine_.*|nearest_same|rate|bandwidth.*|recall.*|hit_rate"
 )
-_NEITHER = re.compile(r"unrelated_cosine|original_time|panel_bytes|block_bytes")
+_NEITHER = re.compile(r"unrelated_cosine|original_time|panel_bytes|block_bytes|gpu_.*|busy")
 _SAME = 1e-6  # relative: sums in another order
 BETTER, WORSE, DIFFERENT, NONE, UNKNOWN = "better", "worse", "different", "none", "unknown"
 

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from rbe_gpu import output
+from rbe_gpu import machine, output
 from rbe_gpu.models.locate import model_folder
 
 from .harness import row_names
@@ -202,8 +202,8 @@ def measure(
         processes = stack.enter_context(Processes(folder, threads, quick, wide=wide))
         progress = stack.enter_context(Progress(*columns, console=console))
         watch = Watch(lambda: (os.getpid(), *processes.pids), budget.patience)
-        whole_wide = None if quick else wide
-        total = 3 + 2 * len(settings) + 2 + 1 + 2 + len(OPS) + 3 + (whole_wide is not None) + 1
+        whole_wide, on_gpu = None if quick else wide, _gpu_runs(console)
+        total = 3 + 2 * len(settings) + 2 + on_gpu + 1 + 2 + len(OPS) + 3 + (whole_wide is not None) + 1
         stages = Stages(progress, total=total)
         results = scratch / page.FILE  # an earlier report stays whole until this one is
 
@@ -267,6 +267,12 @@ def measure(
             dense, model.batch(inputs, corpus.held_out(512)), budget.watched, session
         )
         keep(watched)
+        if on_gpu:
+            stages.begin("GPU over time")
+            gpu_texts = corpus.held_out(512)
+            encoder, bus = processes.load_on_gpu(f"{DENSE}, GPU", folder)
+            encoder.embed(gpu_texts)  # compiles the kernels
+            keep(utilisation.measure_gpu(encoder, bus, gpu_texts, budget.watched, session))
         processes.forget_encoders()
         stages.begin("sizes of the panel cache")
         swept = compression.Setting(grade="B")
@@ -301,6 +307,18 @@ def measure(
         stages.done()
     minutes, seconds = divmod(int(time.perf_counter() - stages.started), 60)
     print(f"{out / 'index.html'} written in {minutes} min {seconds} s; its rows are in {out / page.FILE}.")
+
+
+def _gpu_runs(console: Console) -> bool:
+    """Whether the encoder can run on a GPU here; says why where one is there and it cannot."""
+    supported = any(gpu["supported"] for gpu in machine.gpus()[0])
+    if supported and find_spec("cupy") is None:
+        _say(
+            console,
+            "CuPy is not installed: the GPU is not measured. pip install 'rbe-gpu[cuda12]', or cuda13",
+        )
+        return False
+    return supported
 
 
 def measure_quality(

@@ -109,7 +109,7 @@ REPORTS = {
     "harness": {
         *("__init__", "row_names", "rows", "timing", "memory", "process", "measure", "weight_error"),
         *("inputs", "token_ids", "baselines", "text", "plots", "page", "readme", "significance"),
-        *("libraries", "mpnet", "noise"),
+        *("libraries", "mpnet", "noise", "nvml"),
     },
     "speed": {
         *("__init__", "compression", "costs", "machine_plots", "original", "page", "panel_cache", "plots"),

@@ -5,6 +5,7 @@ what time a cache of decoded panels saves for its memory.
 from __future__ import annotations
 
 from collections.abc import Callable
+from textwrap import fill
 
 import numpy as np
 
@@ -142,6 +143,57 @@ def cores(results: Results) -> Plot | None:
     )  # fmt: skip
 
 
+#: metric of a GPU -> (label of its axis, scale)
+_GPU_PANELS = {
+    "gpu_busy": ("busy, %", 1.0), "gpu_memory": ("memory, GB", 1e-9), "gpu_power": ("power, W", 1.0),
+    "gpu_sm_clock": ("SM clock, MHz", 1.0), "gpu_memory_clock": ("memory clock, MHz", 1.0),
+}  # fmt: skip
+
+
+def gpu(results: Results) -> Plot | None:
+    """Utilisation, memory, power and clocks of a GPU over time; those that it tells."""
+    lines = {
+        metric: [r for r in results.rows if (r.op, r.metric) == (utilisation.OP, metric)]
+        for metric in _GPU_PANELS
+    }
+    lines = {metric: rows for metric, rows in lines.items() if rows}
+    if not lines:
+        return None
+    figure, panels = new_figure(0.8 + 1.25 * len(lines), BROAD, panels=len(lines), stacked=True)
+    values = []
+    for axes, (metric, rows) in zip(panels, lines.items(), strict=True):
+        label, scale = _GPU_PANELS[metric]
+        points = [(float(r.case.split()[0]), r.p50 * scale) for r in rows]
+        axes.plot(*zip(*points, strict=True), "o-", color=GREEN, markersize=3.5)
+        axes.set_ylim(0, max(108 if metric == "gpu_busy" else 0, 1.15 * max(y for _, y in points)) or 1)
+        axes.set_ylabel(fill(label, 9))
+        values += [
+            Value(axes, t, y, f"{label.rsplit(', ', 1)[0]} at {t:.1f} s: "
+                  f"{y:.4g} {label.rsplit(', ', 1)[1]}")
+            for t, y in points
+        ]  # fmt: skip
+    first = next(iter(lines.values()))[0]
+    panels[-1].set_xlabel(f"seconds, {first.shape}")
+    joules = next((r for r in results.rows if r.metric == utilisation.JOULES), None)
+    energy = (
+        ""
+        if joules is None
+        else (
+            f" {joules.p50:.3g} J per 1,000 sentences, of the whole board ({joules.shape.rsplit(', ', 1)[-1]})."
+        )
+    )
+    means = ", ".join(
+        f"{_GPU_PANELS[metric][0]}: {np.mean([r.p50 * _GPU_PANELS[metric][1] for r in rows]):.4g}"
+        for metric, rows in lines.items()
+    )
+    return Plot(
+        "gpu", "The GPU while the encoder runs",
+        f"{first.device}: what NVML tells while the dense encoder embeds on it, its memory that of all processes."
+        f"{energy}",
+        f"Line charts over time. Means: {means}.{energy}", figure, broad=True, values=values,
+    )  # fmt: skip
+
+
 def cache_sweep(results: Results) -> Plot | None:
     """Hit rate and time of a pass through the linear weights against the budget of the panel cache."""
     swept = panel_cache.budgets(results)
@@ -211,4 +263,4 @@ def process_peaks(results: Results) -> Plot | None:
     )  # fmt: skip
 
 
-PLOTS: tuple[Callable[[Results], Plot | None], ...] = (roof, cores, process_peaks, cache_sweep)
+PLOTS: tuple[Callable[[Results], Plot | None], ...] = (roof, cores, gpu, process_peaks, cache_sweep)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import rbe_gpu as rbe
 from rbe_gpu.models.load import load_encoder
 
 from ..harness.baselines import F32, torch_or_none
@@ -28,6 +29,7 @@ from ..harness.measure import (
     check_case,
     library_of,
     measure,
+    to_numpy,
 )
 from ..harness.rows import Row, Session
 from ..harness.timing import paired_times
@@ -91,15 +93,22 @@ class SpeedServer(Server):
         options: dict[str, Any] = {} if cache_bytes is None else {"cache_bytes": cache_bytes}
         self._encoders[provider] = load_encoder(Path(file), **options)
 
+    def load_on_gpu(self, provider: str, file: str) -> str:
+        """Load a model of ours on CUDA's first GPU, whose PCI bus id is returned."""
+        import cupy
+
+        self._encoders[provider] = rbe.to(load_encoder(Path(file)), "cuda:0")
+        return str(cupy.cuda.runtime.deviceGetPCIBusId(0))
+
     def embed(self, provider: str, texts: list[str]) -> F32:
-        vectors: F32 = self._encoders[provider].embed(texts)
+        vectors: F32 = to_numpy(self._encoders[provider].embed(texts))
         return vectors
 
     def embed_for(self, provider: str, texts: list[str], seconds: float) -> int:
         """Embed the texts over and over for so long. Returns how often."""
         encoder, end, count = self._encoders[provider], time.monotonic() + seconds, 0
         while time.monotonic() < end:
-            encoder.embed(texts)
+            to_numpy(encoder.embed(texts))  # on a GPU: waits for it
             count += 1
         return count
 
@@ -227,6 +236,12 @@ class Processes:
         library = self.libraries[OURS]
         library.request("load_encoder", provider, str(file), cache_bytes)
         return RemoteEncoder(library, provider)
+
+    def load_on_gpu(self, provider: str, file: Path) -> tuple[RemoteEncoder, str]:
+        """A model of ours on CUDA's first GPU, and the PCI bus id of that."""
+        library = self.libraries[OURS]
+        bus = library.request("load_on_gpu", provider, str(file))
+        return RemoteEncoder(library, provider), bus
 
     def forget_encoders(self) -> None:
         """Free the memory of all encoders."""

@@ -1,14 +1,18 @@
-"""Utilisation of every core, and memory of the process, over time while the dense encoder runs."""
+"""Utilisation of every core, and memory of the process, over time while the dense encoder runs; on a GPU utilisation,
+memory, power, clocks and energy.
+"""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import psutil
 
+from ..harness import nvml
 from ..harness.measure import OURS
 from ..harness.rows import Row, Session
 from .processes import RemoteEncoder
@@ -16,6 +20,12 @@ from .processes import RemoteEncoder
 OP = "utilisation"
 BUSY, RESIDENT = "busy", "resident"
 STEP = 0.2  # seconds; counters of processor time have steps of 10 ms
+#: of a GPU, with their units: the fields of `nvml.Sample`
+GPU_METRICS = {
+    "gpu_busy": "%", "gpu_memory": "B", "gpu_power": "W", "gpu_sm_clock": "MHz", "gpu_memory_clock": "MHz",
+}  # fmt: skip
+JOULES = "joules_per_1000_sentences"
+WHOLE_RUN = "whole run"
 MOST_CORES = 8  # of more, the mean, the busiest and the idlest are rows
 
 
@@ -71,3 +81,39 @@ def measure(encoder: RemoteEncoder, texts: list[str], seconds: float, session: S
         for name, share in named.items():
             yield session.row(OP, case, name, BUSY, "%", 100 * share, shape=shape)
         yield session.row(OP, case, OURS, RESIDENT, "B", float(resident), shape=shape)
+
+
+def measure_gpu(
+    encoder: RemoteEncoder, bus: str, texts: list[str], seconds: float, session: Session, library: Any = None
+) -> Iterator[Row]:
+    """Rows of a GPU every 0.2 s while an encoder embeds texts on it, and of its joules per 1,000 sentences.
+
+    The energy is that of the whole board, idle power included: by its counter, or where it has none the sum of its
+    power over time. What the GPU does not tell has no row.
+
+    bus : its PCI bus id
+    library : as `nvml.watched`
+    """
+    with nvml.watched(bus, library) as gpu:
+        taken: list[tuple[float, nvml.Sample]] = []
+        before, began = gpu.energy(), time.perf_counter()
+        encoder.library.send("embed_for", encoder.provider, texts, seconds)
+        while not encoder.library.ready(STEP):
+            taken.append((time.perf_counter() - began, gpu.sample()))
+        took, after = time.perf_counter() - began, gpu.energy()
+        batches = encoder.library.receive()
+        here = replace(session, backend="cuda", device=gpu.name)
+    shape = f"{batches} batches of {len(texts)} texts"
+    for at, sample in taken:
+        for (metric, unit), value in zip(GPU_METRICS.items(), sample, strict=True):
+            if value is not None:
+                yield here.row(OP, f"{at:.2f} s", encoder.provider, metric, unit, value, shape=shape)
+    powers = [sample.power for _, sample in taken if sample.power is not None]
+    joules: float | None = None
+    if before is not None and after is not None:
+        joules, how = after - before, "energy counter"
+    elif powers:
+        joules, how = took * sum(powers) / len(powers), "mean power x time"
+    if joules is not None:
+        each = 1e3 * joules / (batches * len(texts))
+        yield here.row(OP, WHOLE_RUN, encoder.provider, JOULES, "J", each, shape=f"{shape}, {how}")
