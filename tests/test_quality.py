@@ -19,7 +19,7 @@ from rbe_gpu.reports.harness import plots as style
 from rbe_gpu.reports.harness.page import link
 from rbe_gpu.reports.harness.rows import Results, Row, Session, append_rows, read_rows
 from rbe_gpu.reports.harness.text import GONE, MISSING, RATINGS, UNKNOWN, Rating
-from rbe_gpu.reports.quality import measure, page, plots
+from rbe_gpu.reports.quality import measure, page, plots, summary
 from rbe_gpu.reports.quality.findings import basis_sentence, findings
 from rbe_gpu.reports.quality.measure import LINEAR, WHOLE
 from rbe_gpu.reports.quality.points import Comparison, Point, basis_trials, comparisons, points, tool_of
@@ -284,6 +284,36 @@ def said(results: Results) -> str:
     return "\n".join(findings(results))
 
 
+def test_the_summary_has_a_number_for_each_finding():
+    assert summary.findings(RESULTS) == [
+        ("8.0× smaller", "calibrated ratio 8 is our smallest file very close to the dense model: 11.2 MB instead of "
+         "90.0 MB, mean cosine 0.9950."),
+        ("4.00×", "gguf F16 is the smallest file of another tool that is as close (45.0 MB, mean cosine "
+         "1.0000): 4.00 times our size."),
+        ("4.25 bits", "per weight of the linear layers are enough for a mean cosine of 0.99 (calibrated); the other "
+         "tools take 8.06 bits (bitsandbytes int8)."),
+        ("3 of 5", "settings of bitsandbytes, gguf and hqq are worse than ours at their own bytes, in the linear "
+         "layers alone."),
+        ("2 of 4", "settings of bitsandbytes, gguf and hqq are worse than ours at their own bytes, in whole files."),
+    ]  # fmt: skip
+    assert summary.findings(Results([])) == summary.losses(Results([])) == []
+
+
+def test_the_summary_names_losses():
+    losses = summary.losses(RESULTS)
+    assert losses[0] == (
+        "2 of 5",
+        "settings of other tools are not worse than ours at their own bytes, in the linear layers alone: gguf F16; "
+        "bitsandbytes int8.",
+    )
+    assert losses[1].number == "2 of 4"
+    assert losses[2] == (
+        "3 of 5 files",
+        "lose the model's quality (mean cosine): calibrated ratio 16 (0.7000), plain ratio 16 (0.7500) and "
+        "calibrated ratio 50 (0.1000).",
+    )
+
+
 def test_findings_of_the_smallest_file():
     words = said(RESULTS)
     assert (
@@ -402,10 +432,13 @@ def written(tmp_path_factory) -> Path:
 def test_page_is_complete_accessible_and_needs_nothing_else(written):
     source = (written / "quality.html").read_text(encoding="utf-8")
     seen = checked(source, (style.INK, style.GRID, style.PAPER))
-    assert seen.tables == 8
-    assert seen.plots == len(plots.PLOTS)
+    assert seen.tables == 9
+    assert seen.plots == 2 * len(plots.PLOTS)  # each once for a phone
+    assert [len(widths) - 1 for widths in seen.widths].count(len(ROWS)) == 1
+    assert (written / "quality.html").stat().st_size < 1_000_000
     headings = [re.search(rf'id="{name}"', source).start() for name in (
-        "findings", "costs", "linear", "against-linear", "whole", "against-whole", "ablation", "method",
+        "summary", "findings", "costs", "linear", "against-linear", "whole", "against-whole", "ablation", "rows",
+        "method",
     )]  # fmt: skip
     assert headings == sorted(headings)
     for sentence in findings(RESULTS):
@@ -439,7 +472,10 @@ def test_what_was_not_measured_is_said_and_not_made_up():
 
 def test_text_in_rows_cannot_become_markup():
     rows = file("gguf <script>alert(1)</script>", 3.0, 0.5, 0.5)
-    assert "<script" not in page.render(rows, style.draw(plots.PLOTS, Results(rows)))
+    source = page.render(rows, style.draw(plots.PLOTS, Results(rows)))
+    checked(source, (style.INK, style.GRID, style.PAPER))
+    assert "<script>alert" not in source
+    assert source.count("<script") == 1  # the page's own
 
 
 def texts_in(figure):
@@ -468,12 +504,23 @@ def crowded() -> Results:
 @pytest.mark.parametrize("make", plots.PLOTS, ids=lambda make: make.__name__)
 def test_names_in_plots_do_not_overlap(make, crowded):
     for results in (RESULTS, crowded):
-        with matplotlib.rc_context(style.STYLE):
-            drawn = make(results)
-            boxes = texts_in(drawn.figure)
-        assert len(boxes) > 2
-        for (a, box), (b, other) in combinations(boxes, 2):
-            assert not box.overlaps(other), f"{drawn.name}: {a} covers {b}"
+        (wide,) = style.draw_for_screens([make], results)
+        for drawn in (wide, wide.phone):
+            with matplotlib.rc_context(style.STYLE):
+                boxes = texts_in(drawn.figure)
+            assert len(boxes) > 2
+            for (a, box), (b, other) in combinations(boxes, 2):
+                assert not box.overlaps(other), f"{drawn.name}: {a} covers {b}"
+
+
+def test_every_point_says_what_it_is():
+    drawn = {p.name: p for p in style.draw(plots.PLOTS, RESULTS)}
+    words = [v.words for v in drawn["quality-file-loss"].values]
+    assert "rbe_gpu calibrated ratio 8: 11.2 MB, mean cosine 0.9950, recall@10 0.790" in words
+    assert any(w.startswith("hqq 4 bits") or w.startswith("gguf Q4_0") for w in words)
+    assert all("bits per weight" in v.words for v in drawn["quality-linear"].values)
+    assert any(v.words.startswith("dense: ") for v in drawn["quality-file-recall"].values)
+    assert len(drawn["quality-weight-error"].values) > 1
 
 
 def test_plots_show_the_dense_model_and_every_tool():

@@ -1,4 +1,4 @@
-"""The page of `rbe-gpu report` from rows: what a reader sees, in Chromium where there is one; and its short forms."""
+"""The pages of `rbe-gpu report` from rows: what a reader sees, in Chromium where there is one; and short forms."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from rbe_gpu.reports.harness.rows import (
     read_rows,
 )
 from rbe_gpu.reports.harness.significance import Interval, faster, interval, student
-from rbe_gpu.reports.speed import page, short, summary
+from rbe_gpu.reports.quality import page as quality_page
+from rbe_gpu.reports.speed import compression, page, short, summary
 from rbe_gpu.reports.speed.cases import DENSE, NUMPY, ONNX, TORCH
 from rbe_gpu.reports.speed.plots import PLOTS, op_speed
 
@@ -31,11 +32,13 @@ from .html_page import checked
 from .test_tree import ROOT
 
 COMMITTED = ROOT / "reports" / "results" / "amd-epyc-2-cores.csv"
+COMMITTED_QUALITY = COMMITTED.with_name("quality-amd-epyc-2-cores.csv")
 SESSION = Session(
     2, "a processor (2 cores)", "python 3.11, numpy 2.0", "0123456789ab", "2030-01-02T03:04:05Z"
 )
 MEGABYTE = 1_000_000
 DRAWN = 10  # plots of the committed rows
+QUALITY_DRAWN = 4  # of those of quality
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,24 @@ def rows() -> list[Row]:
 def written(tmp_path_factory: pytest.TempPathFactory, rows: list[Row]) -> Path:
     out = tmp_path_factory.mktemp("page")
     page.write(rows, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def of_quality(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("quality")
+    quality_page.write(read_rows(COMMITTED_QUALITY), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def of_a_quick_run(tmp_path_factory: pytest.TempPathFactory, rows: list[Row]) -> Path:
+    """The committed rows without the settings that a quick run leaves out."""
+    out = tmp_path_factory.mktemp("quick")
+    left_out = [s.name for s in compression.ALL_SETTINGS if s not in compression.QUICK_SETTINGS]
+    kept = [r for r in rows if r.case not in left_out and not r.provider.endswith(tuple(left_out))]
+    assert len(kept) < len(rows)
+    page.write(kept, out, quick=True)
     return out
 
 
@@ -351,9 +372,8 @@ def test_two_files_beside_each_other(tmp_path: Path) -> None:
 
 
 def test_files_of_other_things_have_nothing_in_common(tmp_path: Path) -> None:
-    quality = COMMITTED.with_name("quality-amd-epyc-2-cores.csv")
     with pytest.raises(ValueError, match="no figure in common"):
-        compare.compare(COMMITTED, quality)
+        compare.compare(COMMITTED, COMMITTED_QUALITY)
 
 
 def test_every_metric_of_the_committed_rows_is_judged(rows: list[Row]) -> None:
@@ -369,10 +389,15 @@ def test_every_metric_of_the_committed_rows_is_judged(rows: list[Row]) -> None:
 # --- as a user sees it, in Chromium -------------------------------------------------------------------------
 
 
+#: fixture of a folder, its page, and the plots on it
+PAGES = [("written", "index.html", DRAWN), ("of_quality", "quality.html", QUALITY_DRAWN)]
+
+
 @needs_browser
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False), (390, True)])
+@pytest.mark.parametrize(("folder", "name", "drawn"), PAGES)
 def test_no_error_no_sideways_scrolling_and_every_text_legible(
-    written: Path, tmp_path: Path, width: int, dark: bool
+    folder: str, name: str, drawn: int, tmp_path: Path, width: int, dark: bool, request: pytest.FixtureRequest
 ) -> None:
     script = """
     const d = page.document;
@@ -407,7 +432,7 @@ def test_no_error_no_sideways_scrolling_and_every_text_legible(
              shares: drawn.map((s) => s.getBoundingClientRect().width / root.clientWidth),
              paper: light(behind(d.body)) };
     """
-    seen = look(written / "index.html", script, tmp_path, width, dark)
+    seen = look(request.getfixturevalue(folder) / name, script, tmp_path, width, dark)
     results = seen.value
     assert seen.console == []
     assert "error" not in results
@@ -415,9 +440,50 @@ def test_no_error_no_sideways_scrolling_and_every_text_legible(
     assert results["texts"] > 500
     assert results["least"] >= 4.5, results["worst"]
     assert (results["paper"] < 0.1) is dark
-    assert results["drawn"] == DRAWN
+    assert results["drawn"] == drawn
     assert min(results["shares"]) > 0.84  # of the width of the page
     assert results["small"] >= 7.5  # pixels
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("written", "index.html"), ("of_a_quick_run", "index.html"), ("of_quality", "quality.html")],
+)
+def test_tables_are_no_wider_than_the_page(
+    folder: str, name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """At 1280 pixels; details open."""
+    script = """
+    for (const details of document.querySelectorAll("details")) details.open = true;
+    return [...document.querySelectorAll("section:not(#rows) .scroll")].map(
+      (box) => [box.querySelector("caption").textContent, box.scrollWidth - box.clientWidth]);
+    """
+    seen = look(request.getfixturevalue(folder) / name, script, tmp_path)
+    assert seen.console == []
+    assert len(seen.value) >= 8
+    assert [box for box in seen.value if box[1] > 0] == []
+
+
+@needs_browser
+def test_the_rows_of_quality_sort_and_filter(of_quality: Path, tmp_path: Path) -> None:
+    script = """
+    const table = document.querySelector("table.rows"), form = document.getElementById("filter");
+    const shown = () => [...table.tBodies[0].rows].filter((r) => !r.hidden);
+    form.elements.metric.value = "cosine_mean";
+    form.elements.words.value = "hqq";
+    form.dispatchEvent(new Event("input"));
+    table.tHead.rows[0].cells[4].querySelector("button").click();
+    return shown().map((r) => [r.cells[2].textContent, r.cells[3].textContent, Number(r.cells[4].dataset.v)]);
+    """
+    seen = look(of_quality / "quality.html", script, tmp_path)
+    expected = [
+        r.p50 for r in read_rows(COMMITTED_QUALITY) if r.metric == "cosine_mean" and "hqq" in r.provider
+    ]
+    assert seen.console == []
+    assert len(seen.value) == len(expected) > 20
+    assert all("hqq" in provider and metric == "cosine_mean" for provider, metric, _ in seen.value)
+    np.testing.assert_allclose([value for *_, value in seen.value], sorted(expected), rtol=1e-5)
 
 
 @needs_browser
@@ -464,7 +530,10 @@ def test_the_table_sorts_and_filters(written: Path, tmp_path: Path, rows: list[R
 
 @needs_browser
 @pytest.mark.parametrize("width", [1280, 390])
-def test_points_show_their_values(written: Path, tmp_path: Path, width: int) -> None:
+@pytest.mark.parametrize(("folder", "name", "drawn"), PAGES)
+def test_points_show_their_values(
+    folder: str, name: str, drawn: int, tmp_path: Path, width: int, request: pytest.FixtureRequest
+) -> None:
     script = """
     const tip = page.document.getElementById("tip"), points = [];
     for (const plot of page.document.querySelectorAll(".plot")) {
@@ -482,10 +551,10 @@ def test_points_show_their_values(written: Path, tmp_path: Path, width: int) -> 
     plot.dispatchEvent(new page.KeyboardEvent("keydown", { key: "ArrowRight", cancelable: true }));
     return { points, key: tip.textContent, titles: page.document.querySelectorAll(".values title").length };
     """
-    seen = look(written / "index.html", script, tmp_path, width)
+    seen = look(request.getfixturevalue(folder) / name, script, tmp_path, width)
     assert seen.console == []
     points = seen.value["points"]
-    assert len(points) == DRAWN
+    assert len(points) == drawn
     for point in points:
         assert re.search(r"\d", point["words"])
         assert not point["hidden"]

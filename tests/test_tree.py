@@ -116,7 +116,7 @@ REPORTS = {
         *("processes", "readme", "roofline", "short", "summary", "utilisation"),
     },
     "speed/cases": {"__init__", "model", *registry.OPS},
-    "quality": {"__init__", "decoders", "measure", "points", "findings", "plots", "page", "readme"},
+    "quality": {"__init__", "decoders", "measure", "points", "findings", "plots", "page", "readme", "summary"},
     "quality/quantizers": {
         "__init__", "__main__", "source", "gguf_file", "llama", "onnx_runtime", "torch_tools"
     },

@@ -16,7 +16,8 @@ from rbe_gpu import output
 from .plots import Plot
 from .readme import head, line
 from .rows import Row
-from .text import GONE, MISSING, RATINGS, Rating
+from .significance import interval
+from .text import GONE, MISSING, RATINGS, Rating, shown
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 SPEED_PAGE, QUALITY_PAGE, CHOICE_PAGE = "index.html", "quality.html", "small-good-fast.html"
@@ -87,6 +88,30 @@ class Table:
 def columns(*heads: str | tuple[str, str]) -> tuple[Column, ...]:
     """Columns from heads, or from (head, CSS class)."""
     return tuple(Column(h) if isinstance(h, str) else Column(*h) for h in heads)
+
+
+class Finding(NamedTuple):
+    """A number and the sentence that it is of."""
+
+    number: str
+    sentence: str
+
+
+def row_table(rows: Iterable[Row]) -> Table:
+    """All rows."""
+    table = Table(
+        "All rows",
+        columns("op", "case", "provider", "metric", "median", "95% interval", "runs", "machine"),
+        css="rows",
+    )
+    for r in rows:
+        known = interval(r)
+        table.add(
+            r.op, r.case, r.provider, r.metric, Number(shown(r.p50, r.unit), r.p50),
+            "" if known is None else f"{shown(known.low, r.unit)} – {shown(known.high, r.unit)}",
+            Number(str(r.runs), r.runs), "disturbed" if r.disturbed else "",
+        )  # fmt: skip
+    return table
 
 
 # --- pages ------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from ..harness.text import (
     signed,
     times,
 )
+from . import summary
 from .findings import basis_sentence, findings
 from .measure import (
     ABLATION,
@@ -286,7 +287,10 @@ def render(rows: Iterable[Row], drawn: Sequence[plots.Plot]) -> str:
         small=texts is not None and texts.split(" ", 1)[0] != str(EVALUATION_TEXTS),
         texts=texts or MISSING,
         calibration=f"{CALIBRATION_TEXTS} texts" if calibration is None else calibration.shape,
+        numbers_of=summary.findings(results),
+        losses=summary.losses(results),
         findings=findings(results),
+        all_rows=page.row_table(results.rows),
         costs=cost_table(results),
         linear=linear_table(results),
         linear_recall=any(p.recall_at_10 is not None for p in points(results, LINEAR)),
@@ -315,5 +319,5 @@ def render(rows: Iterable[Row], drawn: Sequence[plots.Plot]) -> str:
 def write(rows: Iterable[Row], out: Path) -> Path:
     """Draw `out/plots/quality-*.png` and write `out/quality.html`. Returns the page's path."""
     rows = list(rows)
-    drawn = plots.draw(PLOTS, Results(rows))
+    drawn = plots.draw_for_screens(PLOTS, Results(rows))
     return page.write(out, page.QUALITY_PAGE, render(rows, drawn), drawn)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,12 @@ from ..harness.plots import (
     legend_above,
     log_axis,
     new_figure,
+    on_phone,
     place,
 )
+from ..harness.plots import Value as PointValue
 from ..harness.rows import Results
-from ..harness.text import cosine_rating
+from ..harness.text import cosine_rating, fixed, megabytes
 from .measure import CALIBRATED, DENSE, DISTILLED, LINEAR, PLAIN, PLAIN_RATIO, PLAIN_WHOLE, WHOLE
 from .points import Point, baselines, basis_trials, measured_tools, ours, point, points
 
@@ -133,7 +136,7 @@ def draw_points(
 ) -> tuple[list[Name], list[tuple[float, float]]]:
     """Our points and every baseline's. Returns the names to write, and all that they must keep off.
 
-    named : the baselines that get a name; None: those of the frontier whose quality is not gone
+    named : the baselines that get a name; None: those of the frontier whose quality is not gone, on a phone none
     """
     names: list[Name] = []
     solid: list[tuple[float, float]] = []
@@ -156,6 +159,8 @@ def draw_points(
             axes.plot(xs, ys, marker, color=colour, markersize=5.5, linestyle="none", label=tool, zorder=2,
                       clip_on=False)  # fmt: skip
             solid += zip(xs, ys, strict=True)
+    if named is None and on_phone():
+        named = []  # there is no room: pointing at a point names it
     if named is None:
         usable = (p for p in frontier(others, chart.cost) if p.cosine_mean is not None)
         named = [p for p in usable if cosine_rating(p.cosine_mean).level != "gone"]
@@ -197,8 +202,9 @@ def x_axis(axes: Any, low: float, high: float, ticks: Sequence[float], label: st
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     low, high = axes.get_xlim()
-    log_axis(axes.xaxis, [t for t in ticks if low <= t <= high])
-    axes.set_xlabel(label)
+    inside = [t for t in ticks if low <= t <= high]
+    log_axis(axes.xaxis, inside[-1::-2][::-1] if on_phone() else inside)
+    axes.set_xlabel(fill(label, 50) if on_phone() else label)
 
 
 def file_axis(axes: Any, points: Sequence[Point], dense: Point) -> None:
@@ -215,8 +221,22 @@ def file_axis(axes: Any, points: Sequence[Point], dense: Point) -> None:
 
 def finish(figure: Any, axes: Any, names: Sequence[Name], solid: Sequence[tuple[float, float]]) -> None:
     """The legend, then the names where it leaves room."""
-    legend_above(axes, ncols=5, columnspacing=1.4, handletextpad=0.5)
+    legend_above(axes, ncols=2 if on_phone() else 5, columnspacing=1.4, handletextpad=0.5)
     place(figure, axes, names, solid)
+
+
+def hover(axes: Any, chart: Chart, points: Sequence[Point]) -> list[PointValue]:
+    """What the points say when they are pointed at."""
+    return [PointValue(axes, x, y, words(p)) for x, y, p in chart.at(points)]
+
+
+def words(p: Point) -> str:
+    """A point in words: its size and what it keeps."""
+    bits = (
+        "" if p.case != LINEAR or p.bits_per_weight is None else f"{p.bits_per_weight:.2f} bits per weight, "
+    )
+    recall = "" if p.recall_at_10 is None else f", recall@10 {fixed(p.recall_at_10, 3)}"
+    return f"{p.provider}: {bits}{megabytes(p.bytes, True)}, mean cosine {fixed(p.cosine_mean)}{recall}"
 
 
 def listing(points: Sequence[Point], value: Value) -> str:
@@ -242,10 +262,10 @@ def linear_loss(results: Results) -> Plot | None:
     return Plot(
         f"{QUALITY_PLOT}linear", "Linear layers alone: loss against bits per weight",
         "Only the weights of the linear layers are quantised; all else is dense. Lower left is better. The dotted "
-        "line is a mean cosine of 0.99. Names stand beside the baselines that no other baseline beats at its bits, "
-        f"where quality is not gone. {ABBREVIATIONS}",
+        "line is a mean cosine of 0.99. On a wide screen names stand beside the baselines that no other beats at its "
+        f"bits, where quality is not gone. {ABBREVIATIONS}",
         f"Scatter chart, both axes logarithmic, of bytes and 1 - cosine. {listing(layers, lambda p: p.loss)}.",
-        figure, broad=True,
+        figure, broad=True, values=hover(axes, LINEAR_LOSS, layers),
     )  # fmt: skip
 
 
@@ -264,7 +284,7 @@ def file_loss(results: Results) -> Plot | None:
         "Lower left is better. The dotted line is a mean cosine of 0.99. Our points are named by their ratio. "
         f"{ABBREVIATIONS}",
         f"Scatter chart, both axes logarithmic, of bytes and 1 - cosine. {listing(files, lambda p: p.loss)}.",
-        figure, broad=True,
+        figure, broad=True, values=hover(axes, FILE_LOSS, files),
     )  # fmt: skip
 
 
@@ -290,7 +310,7 @@ def file_recall(results: Results) -> Plot | None:
         f"Upper left is better. The dashed line is the dense model. {ABBREVIATIONS}",
         f"Scatter chart of bytes (log scale) and recall@10; the dense model has {dense.recall_at_10:.4g}. "
         f"{listing(files, lambda p: p.recall_at_10)}.",
-        figure, broad=True,
+        figure, broad=True, values=hover(axes, FILE_RECALL, [*files, dense]),
     )  # fmt: skip
 
 
@@ -323,6 +343,14 @@ def weight_error(results: Results) -> Plot | None:
         "The dashed line is the least error that any code can reach on independent Gaussian values. Dense is 32 "
         "bits, error 0.",
         f"Scatter chart, error on a log scale. {text}.", figure,
+        values=[
+            *(PointValue(axes, b, e, f"ratio {name}: {b:.3g} bits, error {e:.3g}") for b, e, name in models),
+            *(
+                PointValue(axes, b, e, f"a group of weights, {label}: {b:.3g} bits, error {e:.3g}")
+                for label, trial in trials.items()
+                for b, e in trial
+            ),
+        ],
     )  # fmt: skip
 
 

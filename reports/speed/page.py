@@ -13,9 +13,8 @@ from rbe_gpu import output
 from .. import targets
 from ..harness import page, plots, row_names
 from ..harness.measure import NUMPY, ONNX, OURS, TOLERANCE, TORCH
-from ..harness.page import Number, Table, columns
+from ..harness.page import Table, columns
 from ..harness.rows import Results, Row
-from ..harness.significance import interval
 from ..harness.text import (
     CLOSE,
     FAILED,
@@ -210,23 +209,6 @@ def encode_table(results: Results) -> Table:
     return table
 
 
-def row_table(results: Results) -> Table:
-    """All rows."""
-    table = Table(
-        "All rows",
-        columns("op", "case", "provider", "metric", "median", "95% interval", "runs", "machine"),
-        css="rows",
-    )  # fmt: skip
-    for r in results.rows:
-        known = interval(r)
-        table.add(
-            r.op, r.case, r.provider, r.metric, Number(shown(r.p50, r.unit), r.p50),
-            "" if known is None else f"{shown(known.low, r.unit)} – {shown(known.high, r.unit)}",
-            Number(str(r.runs), r.runs), "disturbed" if r.disturbed else "",
-        )  # fmt: skip
-    return table
-
-
 # --- the page ---------------------------------------------------------------------------------------------
 
 
@@ -260,7 +242,7 @@ def render(rows: Iterable[Row], drawn: Sequence[plots.Plot], quick: bool = False
         findings=summary.findings(results),
         losses=summary.losses(results),
         sentences=sentences(results),
-        all_rows=row_table(results),
+        all_rows=page.row_table(results.rows),
         costs=cost_table(results),
         targets=target_table(results),
         encodes=encode_table(results),

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from rbe_gpu import output
 
-from ..harness.page import Table
+from ..harness.page import Finding, Table
 from ..harness.plots import STYLE, Plot
 from ..harness.rows import Results
 from ..harness.text import MISSING
@@ -30,7 +30,7 @@ def _machine(results: Results) -> str:
     return f"{first.device}, {first.threads} threads, {first.timestamp}{commit}"
 
 
-def _parts(results: Results) -> Iterator[tuple[str, Sequence[summary.Finding]]]:
+def _parts(results: Results) -> Iterator[tuple[str, Sequence[Finding]]]:
     """(heading, findings) of the summary."""
     yield "The machine was", [summary.quiet(results.rows)]
     yield "Findings", summary.findings(results)
@@ -75,7 +75,7 @@ def _front(results: Results, quick: bool) -> Figure:
     for heading, findings in _parts(results):
         figure.text(0.05, y, heading, fontsize=12.5, weight="bold", va="top")
         y -= 0.036
-        for number, sentence in [*findings] or [summary.Finding(MISSING, "")]:
+        for number, sentence in [*findings] or [Finding(MISSING, "")]:
             lines = textwrap.wrap(sentence, LINE)
             figure.text(0.05, y, number, fontsize=9.5, weight="bold", va="top", parse_math=False)
             figure.text(0.2, y, "\n".join(lines), fontsize=9.5, va="top", parse_math=False)

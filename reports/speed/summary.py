@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from statistics import median
-from typing import NamedTuple
 
 from ..harness import row_names
 from ..harness.measure import NUMPY, ONNX, OURS, TORCH
+from ..harness.page import Finding
 from ..harness.row_names import DENSE, DENSE_NEW
 from ..harness.rows import DISTURBED, Results, Row
 from ..harness.significance import faster, interval
@@ -25,13 +25,6 @@ from .compression import SETTINGS
 MOST = 5
 #: most cases that are named of those that lose against a baseline
 WORST = 3
-
-
-class Finding(NamedTuple):
-    """A number and the sentence that it is of."""
-
-    number: str
-    sentence: str
 
 
 # --- the machine ------------------------------------------------------------------------------------------
