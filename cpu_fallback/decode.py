@@ -43,8 +43,9 @@ _NO_PHI = np.empty((0, 1, 1), np.float32)
 # --- codes to coefficients ----------------------------------------------------------------------------
 
 
-def _dense_rows(value, scale, width, group, gain, rows, first, out, begin, end):
-    """out[i] = gain * scale * (u - (2^b - 1) / 2) for stored row rows[i], or first + i where rows is None."""
+@cpu_inline
+def _dense_rows_of(width, value, scale, group, gain, rows, first, out, begin, end):
+    """`_dense_rows` of one width."""
     middle = np.float32((1 << width) - 1) * _HALF
     cols, row_bytes = out.shape[1], value.shape[1]
     for i in range(begin, end):
@@ -55,6 +56,17 @@ def _dense_rows(value, scale, width, group, gain, rows, first, out, begin, end):
             s = gain * widen(scale[row, run * RUN // group])
             at = row * row_bytes + run * 4 * width
             unpack_run(value, at, width, s, -s * middle, out, i * cols + run * RUN)
+
+
+def _dense_rows(value, scale, width, group, gain, rows, first, out, begin, end):
+    """out[i] = gain * scale * (u - (2^b - 1) / 2) for stored row rows[i], or first + i where rows is None."""
+    # the usual widths as constants: a run of 32 codes takes 20 ns where the width is a variable, 5 ns so
+    if width == 4:
+        _dense_rows_of(4, value, scale, group, gain, rows, first, out, begin, end)
+    elif width == 8:
+        _dense_rows_of(8, value, scale, group, gain, rows, first, out, begin, end)
+    else:
+        _dense_rows_of(width, value, scale, group, gain, rows, first, out, begin, end)
 
 
 _dense_rows_in_parts = in_parts(_dense_rows)
