@@ -5,6 +5,8 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from rbe_gpu.cpu_fallback import embedding
+from rbe_gpu.cpu_fallback.decode import decode_rows
 
 import rbe_gpu as rbe
 from rbe_gpu import reference
@@ -45,6 +47,32 @@ def test_more_ids_than_a_chunk():
     m = compressed("vectors int4 b64")
     ids = np.arange(2500) % m.shape[0]
     np.testing.assert_array_equal(rbe.embedding(ids, m), m.decode()[ids])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_a_row_that_is_asked_for_again_is_decoded_once(dtype, monkeypatch):
+    m = compressed("vectors int4 b64")
+    decoded = []
+
+    def counted(weight, rows, first, count, out, ws):
+        decoded.append(rows.tolist())
+        decode_rows(weight, rows, first, count, out, ws)
+
+    monkeypatch.setattr(embedding, "decode_rows", counted)
+    ids = np.array([7, 7, 299, 0, 7, 299, 5, 0])
+    out, ws = np.empty((8, m.shape[1]), dtype), rbe.Workspace()
+    ws.get("embedding.first", (m.shape[0],), np.int32)[:] = (
+        3  # what the workspace held before does not matter
+    )
+    for _ in range(2):
+        rbe.embedding(ids, m, dtype=dtype, out=out, workspace=ws)
+        np.testing.assert_array_equal(out, m.decode()[ids].astype(dtype))
+    assert decoded == [[7, 299, 0, 5]] * 2
+    many = np.arange(5000) * 7 % 300
+    np.testing.assert_array_equal(
+        rbe.embedding(many, m, dtype=dtype, workspace=ws), m.decode()[many].astype(dtype)
+    )
+    assert [len(rows) for rows in decoded[2:]] == [300, 300, 300]
 
 
 def test_no_ids():
