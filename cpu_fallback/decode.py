@@ -27,8 +27,8 @@ from .arrays import address
 from .codes import grid_integers, scale_grid_integers
 from .grid_rows import rows_of
 from .operand import operand_of
-from .simd import bits, narrow, vload, vstore, widen
-from .unpack import add_scaled, multiply_1x32, multiply_4x32, multiply_4x64, unpack_run
+from .simd import bits, narrow, vload, vstore, wide_registers, widen
+from .unpack import add_scaled, multiply_1x32, multiply_4x16, multiply_4x32, multiply_4x64, unpack_run
 
 PANEL_BYTES = 2 << 20  # float32 bytes of a panel: coefficients and transform stay in a 2 to 4 MB cache share
 _WEIGHT = params.WEIGHT.dtype
@@ -212,21 +212,24 @@ def expand(weight: RBEBlocks, rows: Any, first: int, out: Any, ws: Workspace) ->
 
 
 @cpu_inline
+def _four_rows(a, a_at, a_step, b, b_at, b_step, block, out, out_at, out_step):
+    """out[4, block] = a[4, block] @ b[block, block], as many columns at a time as there are registers for."""
+    if not wide_registers():
+        for part in range(0, block, 16):
+            multiply_4x16(a, a_at, a_step, b, b_at + part, b_step, block, out, out_at + part, out_step)
+    elif block == 32:
+        multiply_4x32(a, a_at, a_step, b, b_at, b_step, block, out, out_at, out_step)
+    else:
+        for part in range(0, block, 64):
+            multiply_4x64(a, a_at, a_step, b, b_at + part, b_step, block, out, out_at + part, out_step)
+
+
+@cpu_inline
 def _times_transposed(a, a_at, a_step, s_t, rows, block, out, out_at, out_step):
     """out[rows, block] = a[rows, block] @ s_t, flat offsets; out and a do not overlap."""
     done = rows // 4 * 4
-    if block == 32:
-        for i in range(0, done, 4):
-            multiply_4x32(
-                a, a_at + i * a_step, a_step, s_t, 0, block, block, out, out_at + i * out_step, out_step
-            )
-    else:
-        for i in range(0, done, 4):
-            for part in range(0, block, 64):
-                multiply_4x64(
-                    a, a_at + i * a_step, a_step, s_t, part, block, block,
-                    out, out_at + i * out_step + part, out_step,
-                )  # fmt: skip
+    for i in range(0, done, 4):
+        _four_rows(a, a_at + i * a_step, a_step, s_t, 0, block, block, out, out_at + i * out_step, out_step)
     for i in range(done, rows):
         for part in range(0, block, 32):
             multiply_1x32(a, a_at + i * a_step, s_t, part, block, block, out, out_at + i * out_step + part)
@@ -237,13 +240,7 @@ def _rows_transform(s, c, c_at, c_step, block, out):
     """out[block, block] = s @ c[block, block]; out is contiguous from its flat start `out[1]` in `out[0]`."""
     target, at = out
     for i in range(0, block, 4):
-        if block == 32:
-            multiply_4x32(s, i * block, block, c, c_at, c_step, block, target, at + i * block, block)
-        else:
-            for part in range(0, block, 64):
-                multiply_4x64(
-                    s, i * block, block, c, c_at + part, c_step, block, target, at + i * block + part, block
-                )
+        _four_rows(s, i * block, block, c, c_at, c_step, block, target, at + i * block, block)
 
 
 def _synthesise_blocks(c, s, s_t, block, scratch, begin, end):

@@ -201,6 +201,23 @@ def multiply_4x32(a, a_at, a_step, b, b_at, b_step, depth, out, out_at, out_step
 
 
 @cpu_inline
+def multiply_4x16(a, a_at, a_step, b, b_at, b_step, depth, out, out_at, out_step):
+    """out[4, 16] = a[4, depth] @ b[depth, 16], as `multiply_4x64`; its sums fit the registers of AVX2 and NEON."""
+    zero = vsplat(np.float32(0))
+    c0, c1, c2, c3 = zero, zero, zero, zero
+    for k in range(depth):
+        line = vload(b, b_at + k * b_step)
+        c0 = vfma(vbroadcast(a, a_at + k), line, c0)
+        c1 = vfma(vbroadcast(a, a_at + a_step + k), line, c1)
+        c2 = vfma(vbroadcast(a, a_at + 2 * a_step + k), line, c2)
+        c3 = vfma(vbroadcast(a, a_at + 3 * a_step + k), line, c3)
+    vstore(out, out_at, c0)
+    vstore(out, out_at + out_step, c1)
+    vstore(out, out_at + 2 * out_step, c2)
+    vstore(out, out_at + 3 * out_step, c3)
+
+
+@cpu_inline
 def multiply_1x32(a, a_at, b, b_at, b_step, depth, out, out_at):
     """out[32] = a[depth] @ b[depth, 32]: the rows that are left over."""
     low, high = vsplat(np.float32(0)), vsplat(np.float32(0))

@@ -143,8 +143,9 @@ class Kernel:
 
 #: by op
 KERNELS: dict[str, tuple[Kernel, ...]] = {
-    # 4 rows x 4 vectors, for which AVX2 and NEON lack registers
+    # 4 rows x 4 vectors where there are 32 registers of 16 floats, else 4 rows x 1
     "decode": (
+        Kernel("unpack.multiply_4x16", "f1 i i f1 i i i f1 i i", (8, 4, 16), by_address=True),
         Kernel(
             "unpack.multiply_4x64",
             "f1 i i f1 i i i f1 i i",
