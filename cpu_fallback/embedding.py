@@ -1,6 +1,7 @@
 """y[i, :] = W[ids[i], :]: rows of a table, decoding only what is asked for.
 
-`RBEVectors` decode exactly the rows asked for, each once: in a batch of real text most tokens are repeats.
+`RBEVectors` decode exactly the rows asked for, each once where that costs more than a copy: in a batch of real text
+most tokens are repeats.
 `RBEMatrix` decodes each block row that holds one of them, once.
 """
 
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rbe_gpu.blocks import RBEBlocks, RBEVectors
+from rbe_gpu.codecs import DenseCodes
 from rbe_gpu.workspace import Workspace
 
 from ._jit import cpu_kernel
@@ -84,6 +86,9 @@ def _gather(table: Any, ids: Any, out: Any) -> None:
 
 
 def _from_vectors(ids: Any, weight: RBEVectors, out: Any, ws: Workspace) -> None:
+    if weight.transform == "none" and weight.basis is None and isinstance(weight.codes, DenseCodes):
+        decode_rows(weight, ids, 0, ids.size, out, ws)  # as fast as copying: 1227 rows 70 us, else 136 us
+        return
     first = ws.get("embedding.first", (weight.rows,), np.int32)
     rows, slots = (ws.get(f"embedding.{name}", ids.shape, np.int64) for name in ("distinct", "slots"))
     count = _distinct(ids, first, rows, slots)

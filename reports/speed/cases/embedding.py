@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from ...harness.measure import builds
 from . import DENSE, NUMPY, OURS, TORCH, Case, Provider
 
 WIDTHS = ("dense-int8", "dense-int4")
+TRANSFORMS = {"": "dct", ", no transform": "none"}
 
 
 def cases(inputs: Inputs, quick: bool = False) -> Iterator[Case]:
@@ -35,10 +37,10 @@ def cases(inputs: Inputs, quick: bool = False) -> Iterator[Case]:
     providers[DENSE] = Provider(
         [lambda: rbe.embedding(tokens, table, out=out, workspace=workspace)], expected
     )
-    for codes in WIDTHS if builds(OURS) else ():
-        m = rbe.compress(table, codes=codes, kind="vectors", basis=False)
+    for codes, suffix in product(WIDTHS, TRANSFORMS) if builds(OURS) else ():
+        m = rbe.compress(table, codes=codes, kind="vectors", basis=False, transform=TRANSFORMS[suffix])
         report = m.error_report(table)
-        providers[f"rbe_gpu {codes}"] = Provider(
+        providers[f"rbe_gpu {codes}{suffix}"] = Provider(
             [lambda m=m: rbe.embedding(tokens, m, out=out, workspace=workspace)],  # type: ignore[misc]
             m.decode()[tokens],
             facts={
