@@ -173,24 +173,9 @@ KERNEL(linear_features, 128)(FeaturesParams_PARAMETERS) {
 
 // --- few tokens
 
-// Where the work of a block of the split-k kernels stands: rows, split of k, group of tokens.
-struct Place {
-  i64 first_row;
-  int split;
-  i64 group;
-
-  __device__ __forceinline__ Place(i64 rows, int rows_each, int splits) {
-    i64 row_blocks = (rows + rows_each - 1) / rows_each;
-    i64 rest = blockIdx.x / row_blocks;
-    first_row = blockIdx.x % row_blocks * rows_each;
-    split = static_cast<int>(rest % splits);
-    group = rest / splits;
-  }
-};
-
 // parts[split, token, row] of DOT_ROWS<T> rows, summed over the warp.
 template <int T, class P>
-__device__ __forceinline__ void store_parts(const P& p, const Place& place, i64 row, float (&total)[DOT_ROWS<T> * T]) {
+__device__ __forceinline__ void store_parts(const P& p, const SplitPlace& place, i64 row, float (&total)[DOT_ROWS<T> * T]) {
   warp_reduce(total, WARP, Add());
   if (threadIdx.x % WARP == 0) {
 #pragma unroll
@@ -229,7 +214,7 @@ __device__ __forceinline__ void dot_rows(const SplitKParams& p) {
   const Codes& c = p.codes;
   bool grid = c.kind == CODES_GRID;
   int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
-  Place place(p.rows, warps * ROWS, p.splits);
+  SplitPlace place(p.rows, warps * ROWS, p.splits);
   i64 row = place.first_row + threadIdx.x / WARP * ROWS;
   int runs = static_cast<int>(c.cols / RUN), spans = (runs + WARP - 1) / WARP;
   i64 scales = grid ? 1 : (c.cols + c.group - 1) / c.group, source[ROWS];
@@ -292,7 +277,7 @@ __device__ __forceinline__ void sparse_rows(const SplitKParams& p) {
   const Codes& c = p.codes;
   i64 rows = p.rows;
   int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
-  Place place(rows, warps, 1);
+  SplitPlace place(rows, warps, 1);
   i64 row = place.first_row + threadIdx.x / WARP;
   float total[T] = {};
   if (row < rows) {
@@ -340,7 +325,7 @@ __device__ __forceinline__ void sparse_rows(const SplitKParams& p) {
 template <int T, int VEC>
 __device__ __forceinline__ void weight_rows(const DenseSplitKParams& p) {
   int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
-  Place place(p.rows, warps * DOT_ROWS<T>, p.splits);
+  SplitPlace place(p.rows, warps * DOT_ROWS<T>, p.splits);
   i64 row = place.first_row + threadIdx.x / WARP * DOT_ROWS<T>;
   const float* own = p.x + place.group * p.padded * T;
   float total[DOT_ROWS<T> * T] = {};
@@ -388,6 +373,9 @@ SPLIT_K(1, 128, 4)
 SPLIT_K(4, 128, 2)
 SPLIT_K(8, 128, 2)
 
+// What absmax says of a token in linear_epilogue: nothing of its scale, the power of two, the factor itself.
+constexpr int BY_POWER = 1, BY_FACTOR = 2;
+
 // The results from `splits` parts.
 KERNEL(linear_epilogue, 128, 2)(SplitKEpilogueParams_PARAMETERS) {
   const SplitKEpilogueParams p = SplitKEpilogueParams_VALUES;
@@ -405,8 +393,17 @@ KERNEL(linear_epilogue, 128, 2)(SplitKEpilogueParams_PARAMETERS) {
       i64 token = quotient(first + line, p.by_token), col = (first + line - token * per_token) * block + k;
       float sum = 0.0f;
       if (token < tokens && col < p.stored) {
+        const float* part = p.parts + token * p.ld + col;
+        i64 apart = tokens * p.ld;
+        if (p.integers) {
+          int exact = 0;
 #pragma unroll 4
-        for (int s = 0; s < p.splits; ++s) sum += p.parts[(s * tokens + token) * p.ld + col];
+          for (int s = 0; s < p.splits; ++s) exact += __float_as_int(part[s * apart]);
+          sum = static_cast<float>(exact) * to_float(p.row_scale[col]);
+        } else {
+#pragma unroll 4
+          for (int s = 0; s < p.splits; ++s) sum += part[s * apart];
+        }
       }
       tile[tile_at(block, line, k)] = sum;
     }
@@ -431,7 +428,7 @@ KERNEL(linear_epilogue, 128, 2)(SplitKEpilogueParams_PARAMETERS) {
       for (int n = 0; n < N; ++n) v[n] = factor * tile[tile_at(block, line, k + n)];
       if (p.absmax) {  // of a token that was scaled, or with a NaN or an Inf that may have met no coefficient
         float absmax = p.absmax[token];
-        float scale = p.scaled ? token_scale(absmax) : 1.0f;
+        float scale = p.scaled == BY_POWER ? token_scale(absmax) : p.scaled == BY_FACTOR ? absmax : 1.0f;
 #pragma unroll
         for (int n = 0; n < N; ++n) v[n] = fmaf(v[n], scale, 0.0f * absmax);
       }
@@ -500,7 +497,7 @@ MMA(bf16, bf16, NoLoader)
 KERNEL(linear_mma_few, 256, RESIDENT + 1)(SplitKParams_PARAMETERS) {
   const SplitKParams p = SplitKParams_VALUES;
   DYNAMIC_SHARED(f16, stages);
-  Place place(p.rows, BN, p.splits);
+  SplitPlace place(p.rows, BN, p.splits);
   i64 begin = place.split * p.each, end = min(begin + p.each, p.codes.cols);
   Tiles<f16, RunLoader, 16, 1> matmul;
   matmul.multiply(stages, static_cast<const f16*>(p.x), p.tokens, p.ldx, place.group * 16, nullptr, 0, p.codes, p.rows,

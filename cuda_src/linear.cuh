@@ -121,6 +121,23 @@ __device__ __forceinline__ float basis_product(const f16* basis, const float* fe
   return sum;
 }
 
+// --- k split over blocks
+
+// Where the work of a block of the split-k kernels stands: rows, split of k, group of tokens.
+struct SplitPlace {
+  i64 first_row;
+  int split;
+  i64 group;
+
+  __device__ __forceinline__ SplitPlace(i64 rows, int rows_each, int splits) {
+    i64 row_blocks = (rows + rows_each - 1) / rows_each;
+    i64 rest = blockIdx.x / row_blocks;
+    first_row = blockIdx.x % row_blocks * rows_each;
+    split = static_cast<int>(rest % splits);
+    group = rest / splits;
+  }
+};
+
 // --- tile matmuls: tensor cores
 
 constexpr int BN = 128, BK = 64;  // outputs and values of k of a tile
@@ -173,6 +190,7 @@ struct TileCopy {
 
 // How a tile of W comes to shared memory: `load` begins while the tile before is multiplied, `store` ends it after.
 struct NoLoader {  // dense W: cp.async
+  static constexpr bool GROUPED = false;
   __device__ __forceinline__ void begin(const Codes&, i64, i64, i64, i64) {}
   __device__ __forceinline__ void load(const Codes&, i64, i64, i64) {}
   __device__ __forceinline__ void store(const Codes&, i64, f16*) const {}
@@ -205,6 +223,7 @@ __device__ __forceinline__ int column_shift(const Codes& c, i64 begin, i64 end) 
 // Runs of dense and grid codes: thread 2 r + h has run h of row r. The words stay as they were loaded, untouched, until
 // the tile before has been multiplied: else every step would wait for memory.
 struct RunLoader {
+  static constexpr bool GROUPED = false;
   const u32* runs;    // of the thread, at k = 0
   const f16* scales;  // of its row; of grid codes there is one
   u32 words[RUN_WORDS];
@@ -305,23 +324,35 @@ template <class L>
 constexpr bool IS_NO_LOADER = false;
 template <>
 constexpr bool IS_NO_LOADER<NoLoader> = true;
+// The sums of a tile: those of the groups of a GROUPED loader are integers, and floats when they are added up.
+template <bool GROUPED, class SUM>
+struct Grouped {
+  using type = SUM;
+};
+template <class SUM>
+struct Grouped<true, SUM> {
+  using type = float;
+};
 template <class T>
 constexpr bool IS_BF16 = false;
 template <>
 constexpr bool IS_BF16<bf16> = true;
 
 // sums = rows first_m ... of x^ (tokens, ldx) times rows first_n ... of W, over k from `begin` to `end`. 8 warps, WM of
-// them along the tokens.
+// them along the tokens. A loader that is GROUPED takes the sums of each group of columns, integers, and adds them up
+// itself, as floats.
 template <class T, class LOADER, int BM, int WM>
 struct Tiles {
   static constexpr bool CODED = !IS_NO_LOADER<LOADER>;
   static constexpr int WN = 8 / WM;
   static constexpr int MT = BM / WM / 16, NT = BN / WN / 8;  // tiles of 16 and of 8 of a warp
-  // bf16 without tensor cores for it is so much code that one copy must do
-  static constexpr int UNROLL = IS_BF16<T> ? 1 : BK / 16;
+  // bf16 without tensor cores for it is so much code that one copy must do; sums of groups leave no registers for
+  // fragments of more than two steps
+  static constexpr int UNROLL = IS_BF16<T> ? 1 : LOADER::GROUPED ? 2 : BK / 16;
   static constexpr int A = BM * BK, W = BN * BK, STAGE = A + W;
 
-  float sums[MT][NT][4];
+
+  typename Grouped<LOADER::GROUPED, typename Sums<T>::type>::type sums[MT][NT][4];
 
   __device__ __forceinline__ void multiply(T* stages, const T* x, i64 tokens, i64 ldx, i64 first_m, const T* w, i64 ldw,
                                            const Codes& codes, i64 rows, i64 first_n, i64 begin, i64 end, i64 depth) {
@@ -332,7 +363,7 @@ struct Tiles {
 #pragma unroll
       for (int n = 0; n < NT; ++n) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sums[m][n][i] = 0.0f;
+        for (int i = 0; i < 4; ++i) sums[m][n][i] = 0;
       }
     }
     // half_at of what a lane gives ldmatrix in the first step: rows 16 apart exchange chunks alike, and of a chunk
@@ -341,6 +372,7 @@ struct Tiles {
     int at_a = half_at(m0 + lane % 16, half_a), at_w = A + half_at(n0 + lane / 16 * 8 + row, half_w);
     LOADER loader;
     loader.begin(codes, first_n, rows, begin, end);
+    if constexpr (LOADER::GROUPED) loader.shared_scales = reinterpret_cast<f16*>(stages + 2 * STAGE);
     TileCopy<BM, T> copy_x(x, first_m, tokens, ldx);
     TileCopy<CODED ? 0 : BN, T> copy_w(w, first_n, rows, ldw);
     int turn = 0;
@@ -362,6 +394,7 @@ struct Tiles {
       if (k >= begin) {
         // hot: matmul
         auto multiply_step = [&](int step) {
+          if constexpr (LOADER::GROUPED) loader.read_scales(codes, n0, step);
           u32 a[MT][4], b[NT / 2][4];
 #pragma unroll
           for (int m = 0; m < MT; ++m) ldmatrix(a[m], now + (at_a ^ step * 16) + m * (16 * BK));
@@ -374,9 +407,14 @@ struct Tiles {
 #pragma unroll
             for (int n = 0; n < NT; ++n) {
               u32 pair[2] = {b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]};
-              mma_16x8x16<T>(sums[m][n], a[m], pair);
+              if constexpr (LOADER::GROUPED) {
+                loader.multiply(codes, step, m, n, a[m], pair);
+              } else {
+                mma_16x8x16<T>(sums[m][n], a[m], pair);
+              }
             }
           }
+          if constexpr (LOADER::GROUPED) loader.add_group(codes, step, sums);
         };
         if (CODED && codes.bits > 8) {  // their words leave no registers for fragments of more steps
 #pragma unroll 2
@@ -410,12 +448,12 @@ struct Tiles {
   }
 };
 
-// Sums of a tile in shared memory, (BN / block, 128, block) floats, to the columns first_n ... end - 1 of out, by 8
-// values or one by one; adjust(token, col, v) makes of them what the epilogue takes.
+// Sums of a tile of ROWS tokens in shared memory, (BN / block, 128, block) floats, to the columns first_n ... end - 1 of
+// out, by 8 values or one by one; adjust(token, col, v) makes of them what the epilogue takes.
 __device__ __forceinline__ int sum_at(int block, int row, int col) {
   return col / block * (128 * block) + tile_at(block, row, col % block);
 }
-template <class F>
+template <int ROWS = 128, class F>
 __device__ __forceinline__ void store_tile(const float* tile, int block, i64 first_m, i64 first_n, i64 end,
                                            const Epilogue& epilogue, F adjust) {
   auto write = [&](auto& v, int row, int col) {
@@ -427,12 +465,12 @@ __device__ __forceinline__ void store_tile(const float* tile, int block, i64 fir
     store_results(epilogue, first_m + row, first_n + col, v);
   };
   if (epilogue.wide) {
-    for (int i = threadIdx.x; i < 128 * (BN / 8); i += blockDim.x) {
+    for (int i = threadIdx.x; i < ROWS * (BN / 8); i += blockDim.x) {
       float v[8];
       write(v, i / (BN / 8), i % (BN / 8) * 8);
     }
   } else {
-    for (int i = threadIdx.x; i < 128 * BN; i += blockDim.x) {
+    for (int i = threadIdx.x; i < ROWS * BN; i += blockDim.x) {
       float v[1];
       write(v, i / BN, i % BN);
     }
@@ -440,22 +478,23 @@ __device__ __forceinline__ void store_tile(const float* tile, int block, i64 fir
 }
 
 // S of B rows, of sums as `store_tile` takes them (up to transform_factor); 256 threads.
-template <int B>
+template <int B, int ROWS>
 __device__ __forceinline__ void transform_sums(int transform, float* tile) {
-  constexpr int LINES = 128 * BN / B, EACH = 256 / LINE_THREADS<B>;
+  constexpr int LINES = ROWS * BN / B, EACH = 256 / LINE_THREADS<B>;
 #pragma unroll 1
   for (int first = 0; first < LINES; first += EACH) {
     int line = first + threadIdx.x % EACH;
-    synthesise<B>(transform, {tile + line / 128 * (128 * B), line % 128, false}, true, threadIdx.x / EACH);
+    synthesise<B>(transform, {tile + line / ROWS * (128 * B), line % ROWS, false}, line < LINES, threadIdx.x / EACH);
   }
 }
+template <int ROWS = 128>
 __device__ __forceinline__ void transform_sums(int block, int transform, float* tile) {
   if (transform == NO_TRANSFORM) return;
   if (block == 32) {
-    transform_sums<32>(transform, tile);
+    transform_sums<32, ROWS>(transform, tile);
   } else if (block == 64) {
-    transform_sums<64>(transform, tile);
+    transform_sums<64, ROWS>(transform, tile);
   } else {
-    transform_sums<128>(transform, tile);
+    transform_sums<128, ROWS>(transform, tile);
   }
 }

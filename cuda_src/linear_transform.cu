@@ -176,6 +176,7 @@ __device__ __forceinline__ int bits_below(u32 word, int bit) { return __popc(wor
 // Sparse codes as a tile of halves: a warp has 16 rows, lane l % 16 knows where row l stands and which of the columns
 // 32 (l / 16) on are stored; then, row by row, a lane has two columns.
 struct EntryLoader {
+  static constexpr bool GROUPED = false;
   i64 next;  // first entry of the step after
   u32 word;
 

@@ -1,6 +1,12 @@
 // Tensor cores: ldmatrix, and tile matmuls by one warp (mma.sync).
 #include "types.cuh"
 
+// Two int8, the lower byte first. A fragment of 8 x 8 of them is one of 8 x 16 int8, so that tiles, ldmatrix and fragments
+// are those of f16, with half as many columns.
+struct s8x2 {
+  u16 bits;
+};
+
 #ifndef RBE_HOST
 
 // N = 1, 2 or 4 matrices of 8 x 8 half values from shared memory. Lane 8m + r gives the address of row r of
@@ -71,6 +77,29 @@ __device__ __forceinline__ void mma_16x8x16_bf16(float (&c)[4], const u32 (&a)[4
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+// d = c + a b of int8, a: (16, 32), b: (32, 8), sums modulo 2^32. d may be c.
+__device__ __forceinline__ void mma_16x8x32_s8(int (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const int (&c)[4]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%10, %11, %12, %13};"
+      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
+}
+#else
+// d = c + a b of int8, a: (8, 16), b: (16, 8): the first quarter of the fragments below.
+__device__ __forceinline__ void mma_8x8x16_s8(int& d0, int& d1, u32 a, u32 b, int c0, int c1) {
+  asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%4, %5};"
+               : "=r"(d0), "=r"(d1)
+               : "r"(a), "r"(b), "r"(c0), "r"(c1));
+}
+
+__device__ __forceinline__ void mma_16x8x32_s8(int (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const int (&c)[4]) {
+  int half[4];
+  mma_8x8x16_s8(half[0], half[1], a[0], b[0], c[0], c[1]);
+  mma_8x8x16_s8(half[2], half[3], a[1], b[0], c[2], c[3]);
+  mma_8x8x16_s8(d[0], d[1], a[2], b[1], half[0], half[1]);
+  mma_8x8x16_s8(d[2], d[3], a[3], b[1], half[2], half[3]);
+}
 #endif
 
 #endif  // RBE_HOST
@@ -121,6 +150,22 @@ __device__ __forceinline__ void mma_16x8x16<bf16>(float (&c)[4], const u32 (&a)[
 #else
   mma_by_shuffles<bf16>(c, a, b);
 #endif
+}
+
+// The sums of a tile matmul of T.
+template <class T>
+struct Sums {
+  using type = float;
+};
+template <>
+struct Sums<s8x2> {
+  using type = int;
+};
+
+template <class T>
+__device__ __forceinline__ void mma_16x8x16(int (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+  static_assert(sizeof(T) == sizeof(s8x2), "int8");
+  mma_16x8x32_s8(c, a, b, c);
 }
 
 // Whether mma_16x8x16 of T has tensor cores to run on.

@@ -29,9 +29,9 @@ def to(value: _T, device: str) -> _T:
 
     Returns
     -------
-    The same type; a model whose linear layers take int8 activations takes them as they are on a GPU, which has no
-    such kernels. Arrays are NumPy's on "cpu" and CuPy's on a GPU. Moved layers and models share no mutable state
-    with the originals: they start with an empty cache and workspace.
+    The same type; a model whose linear layers take int8 activations takes them as they are on a GPU, where the gain
+    has not been measured. Arrays are NumPy's on "cpu" and CuPy's on a GPU. Moved layers and models share no mutable
+    state with the originals: they start with an empty cache and workspace.
 
     Raises
     ------

@@ -60,7 +60,16 @@ def test_text_of_one_kernel() -> None:
 
 def test_every_kernel_can_be_chosen() -> None:
     """Each is declared by KERNEL, and no source has another one."""
-    for op in ("add", "attention", "decode", "embedding", "linear", "linear_transform", "softmax"):
+    for op in (
+        "add",
+        "attention",
+        "decode",
+        "embedding",
+        "linear",
+        "linear_transform",
+        "linear_integers",
+        "softmax",
+    ):
         text = _source.read(f"{op}.cu")
         assert "__global__" not in text
         assert re.search(r"\bKERNEL\(", text)
@@ -69,7 +78,15 @@ def test_every_kernel_can_be_chosen() -> None:
 def test_what_configures_a_kernel() -> None:
     """Widths, kinds, groups, blocks, transforms and dtypes are constants wherever they stand."""
     names = re.compile(r"(.*_)?(bits|kind|group|block|transform|type|layout|sides|activation|wide)$")
-    specialised = ("codes", "decode", "embedding", "epilogue", "linear", "linear_transform")
+    specialised = (
+        "codes",
+        "decode",
+        "embedding",
+        "epilogue",
+        "linear",
+        "linear_transform",
+        "linear_integers",
+    )
     for header in (f"{name}_params.h" for name in specialised):
         for struct in HEADERS[header]:
             for field, kind in struct.fields.items():

@@ -65,17 +65,17 @@ def kernel(entry: str, broken: tuple[str, str] | None = None) -> Kernel:
 # --- gates --------------------------------------------------------------------------------------------
 
 
-def late_use(k: Kernel) -> str:
+def late_use(k: Kernel, product: str = "HMMA") -> str:
     """Codes and scales of the next tile are first read when all products of this one are under way."""
-    loop = k.innermost("HMMA")
+    loop = k.innermost(product)
     loads = loop.of("LDG")
     if len(loads) < 2:
         return f"{len(loads)} loads in the loop"
     for load in loads:
         distance = loop.first_use(load)
-        products = 0 if distance is None else loop.between(load, distance, "HMMA")
-        if products < loop.count("HMMA"):
-            return f"{load} is read after {products} of {loop.count('HMMA')} products"
+        products = 0 if distance is None else loop.between(load, distance, product)
+        if products < loop.count(product):
+            return f"{load} is read after {products} of {loop.count(product)} products"
     return ""
 
 

@@ -17,11 +17,12 @@ import pytest
 
 from rbe_gpu.gpu import _source, decode, embedding, linear
 from rbe_gpu.gpu._launch import Kernel, Launch
+from rbe_gpu.matmul import int8_support
 
 from .host import nvrtc, virtual
 
 ROOT = Path(__file__).parent.parent
-CONFIGURED = ("decode", "embedding", "linear", "linear_transform")
+CONFIGURED = ("decode", "embedding", "linear", "linear_transform", "linear_integers")
 FILES = [p for p in sorted((ROOT / "cuda_src").glob("*.cu")) if p.stem not in CONFIGURED]
 FILES += sorted((ROOT / "tests" / "host").glob("*.cu"))
 
@@ -60,6 +61,8 @@ def launches_of(weight: Any, dtype: Any) -> Iterator[Launch]:
         x, out = virtual.virtual((tokens, COLS), dtype), virtual.virtual((tokens, ROWS), dtype)
         activation = "gelu" if tokens == 40 else None
         yield from linear.launches(x, weight, bias, activation, out, out, ws, None, method)
+        if method is None and int8_support(weight)[0]:
+            yield from linear.launches(x, weight, bias, activation, out, out, ws, activation_bits=8)
 
 
 def kernels() -> list[Kernel]:

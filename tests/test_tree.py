@@ -80,9 +80,9 @@ CPU = {
     *("transform_in", "epilogue", "fast_transform"),
 }
 #: Sources that an op has beside its own: compiled when a launch asks for one of their kernels.
-FURTHER = {"linear_transform"}  # of linear, method="transform"
+FURTHER = {"linear_transform", "linear_integers"}  # of linear: method="transform", activation_bits=8
 GPU = {
-    *("__init__", "_execute", "_load", "_launch", "_params", "_rows", "_elements", "_source"),
+    *("__init__", "_execute", "_load", "_launch", "_params", "_rows", "_elements", "_source", "_splits"),
     "graph",
     "matmul_algorithms",
     *FURTHER,

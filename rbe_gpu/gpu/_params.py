@@ -164,11 +164,13 @@ DENSE_SPLIT_K = Struct(
 )  # fmt: skip
 
 #: linear_epilogue: results from parts (splits, tokens, ld), of which the first `stored` columns hold something.
-#: Lines of `block` columns; the basis' blocks are basis_block wide. scaled: x^ was scaled token by token.
+#: Lines of `block` columns; the basis' blocks are basis_block wide. scaled: 1, x^ was scaled by a power of two a
+#: token; 2, absmax is the factor of a token. integers: the parts are int32, and row_scale has their scales.
 SPLIT_K_EPILOGUE = Struct(
     "SplitKEpilogueParams",
     parts=_FLOATS, splits="int", ld="i64", stored="i64", block=CONSTANT, transform=CONSTANT, matrix=CONSTANT,
-    lines="int", by_token=DIVIDER, gain="float", absmax=_FLOATS, scaled=CONSTANT, with_basis=CONSTANT,
+    lines="int", by_token=DIVIDER, gain="float", absmax=_FLOATS, scaled=CONSTANT, integers=CONSTANT,
+    row_scale="const f16*", with_basis=CONSTANT,
     basis="const f16*", features=_FLOATS, blocks="i64", basis_block=CONSTANT, epilogue=EPILOGUE,
 )  # fmt: skip
 
@@ -185,6 +187,18 @@ FFMA = Struct(
     x=_POINTER, x_type=CONSTANT, x_wide=CONSTANT, w=_POINTER, w_type=CONSTANT, w_wide=CONSTANT, ldw="i64",
     rows="i64",
     column="i64", depth="i64", gain="float", epilogue=EPILOGUE,
+)  # fmt: skip
+
+#: linear_integers_inputs: x, or x^ in float, to int8 of `padded` columns, and a scale a token.
+INT8_INPUTS = Struct(
+    "Int8InputsParams", x=ACTIVATIONS, padded="i64", col_scale="const f16*", out="char*", scale=_FLOATS_OUT
+)
+
+#: linear_integers_tiles, linear_integers_groups: x (tokens, codes.cols) int8, scale of the tokens.
+INT8_MMA = Struct(
+    "Int8MmaParams",
+    x=_POINTER, scale=_FLOATS, codes=CODES, rows="i64", block=CONSTANT, transform=CONSTANT, gain="float",
+    epilogue=EPILOGUE,
 )  # fmt: skip
 
 #: linear_transform_inputs.
@@ -244,6 +258,7 @@ HEADERS: dict[str, tuple[Struct, ...]] = {
     "embedding_params.h": (EMBEDDING, COPY_ROWS),
     "epilogue_params.h": (ACTIVATIONS, EPILOGUE),
     "linear_params.h": (ABSMAX, INPUTS, FEATURES, SPLIT_K, DENSE_SPLIT_K, SPLIT_K_EPILOGUE, MMA, FFMA),
+    "linear_integers_params.h": (SPLIT_K, INT8_INPUTS, INT8_MMA),
     "linear_transform_params.h": (
         *(TRANSFORM_INPUTS, TRANSFORM_FEATURES, BASIS, BITMAP),
         *(TRANSFORM_EPILOGUE, TRANSFORM_MATMUL, TRANSFORM_SUM),

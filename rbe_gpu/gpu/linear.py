@@ -13,7 +13,7 @@ from rbe_gpu.cache import PanelCache
 from rbe_gpu.matmul import PreparedInput, check_activation_bits, check_method
 
 from ..kernel_struct import Params, address
-from . import decode, linear_transform
+from . import decode, linear_integers, linear_transform
 from . import matmul_algorithms as algorithms
 from ._elements import divider
 from ._execute import run
@@ -31,11 +31,13 @@ from ._params import (
     SPLIT_K,
     SPLIT_K_EPILOGUE,
 )
+from ._splits import splits_of
 
 _ACTIVATION = {
     name: i for i, name in enumerate((None, "relu", "gelu", "gelu_tanh", "silu"))
 }  # RELU, GELU, ... of linear.cu
 _RUNS, _COLUMNS, _F16 = range(3)  # LAYOUT_... of linear.cu
+_BY_POWER = 1  # of linear.cu
 _F32_DTYPE, _F16_DTYPE = np.dtype(np.float32), np.dtype(np.float16)
 _NO_TRANSFORM = decode.TRANSFORM["none"]
 
@@ -46,7 +48,6 @@ _DOT_THREADS = {1: 128, 4: 128, 8: 128}
 _DOT_ROWS = {1: 4, 4: 2, 8: 2}
 _THREADS = 256
 _SPAN = 1024  # columns that a warp of linear_dot takes at once
-_BLOCKS_WANTED = 512  # of threads, so that every multiprocessor has some
 _DOT_BLOCKS_WANTED = 1024  # of linear_dot: rather a span a warp, whose codes are all loaded at once
 _LINE_BLOCKS_WANTED = 132  # of the transforms of x^ and of the results: a multiprocessor each
 _TILE = 128  # of linear_mma, tokens and outputs
@@ -158,6 +159,10 @@ class Call:
         self.add("inputs", ceil_div(rows * per_token, lines), 128, params)
         return out
 
+    def float_rows(self, weight: RBEBlocks) -> Any:
+        """x^ in float32, (tokens, cols_pad)."""
+        return self.inputs(weight.cols_pad, _COLUMNS, 1, weight)
+
     def half_inputs(self, weight: RBEBlocks) -> tuple[Any, Any]:
         """x^ in float16, (tokens, cols_pad), and the absmax that it is scaled by, token by token.
 
@@ -180,9 +185,14 @@ class Call:
         stored: int,
         weight: RBEBlocks | None = None,
         absmax: Any = None,
-        scaled: bool = False,
+        scaled: int = 0,
+        row_scale: Any = None,
     ) -> None:
-        """out from parts (splits, tokens, ld), of which `stored` columns are filled."""
+        """out from parts (splits, tokens, ld), of which `stored` columns are filled.
+
+        absmax : of the tokens; `scaled` says what it means for their scales (`SPLIT_K_EPILOGUE`)
+        row_scale : of parts that are integers
+        """
         splits, tokens, ld = parts.shape
         matrix = weight is not None and weight.row_block > 1
         block = weight.block if weight is not None and matrix else 64
@@ -206,6 +216,8 @@ class Call:
             gain=1.0 if weight is None else weight.gain,
             absmax=absmax,
             scaled=scaled,
+            integers=row_scale is not None,
+            row_scale=row_scale,
             with_basis=basis is not None,
             basis=basis,
             features=features,
@@ -225,14 +237,22 @@ class Call:
         self.add("features", ceil_div(tokens * blocks, 4), 128, params)
         return out
 
+    def split_k(self, weight: RBEBlocks, x: Any, ldx: int, each: int, parts: Any) -> Params:
+        """Parameters of the kernels that write partial sums of a compressed weight."""
+        return SPLIT_K.fill(
+            codes=decode.codes_params(weight),
+            x=x,
+            ldx=ldx,
+            rows=weight.rows_pad,
+            tokens=self.tokens,
+            each=each,
+            splits=parts.shape[0],
+            ld=parts.shape[2],
+            parts=parts,
+        )
+
     def parts(self, splits: int, rows: int) -> Any:
         return self.ws.get("linear.parts", (splits, self.tokens, ceil_div(rows, 8) * 8))
-
-
-def _splits(pieces: int, blocks: int, wanted: int = _BLOCKS_WANTED) -> tuple[int, int]:
-    """Pieces of k a split, and splits: enough for `wanted` blocks of threads where one split has `blocks`."""
-    each = ceil_div(pieces, min(pieces, ceil_div(wanted, blocks)))
-    return each, ceil_div(pieces, each)
 
 
 def _lines(count: int, block: int) -> int:
@@ -250,21 +270,6 @@ def _group(tokens: int) -> int:
 # --- few tokens ---------------------------------------------------------------------------------------
 
 
-def _split_k(call: Call, weight: RBEBlocks, x: Any, ldx: int, each: int, parts: Any) -> Params:
-    """Parameters of the kernels that write partial sums of a compressed weight."""
-    return SPLIT_K.fill(
-        codes=decode.codes_params(weight),
-        x=x,
-        ldx=ldx,
-        rows=weight.rows_pad,
-        tokens=call.tokens,
-        each=each,
-        splits=parts.shape[0],
-        ld=parts.shape[2],
-        parts=parts,
-    )
-
-
 def _dot(call: Call, weight: RBEBlocks) -> None:
     """Dense and grid codes, dot products in float32."""
     group, rows = _group(call.tokens), weight.rows_pad
@@ -272,10 +277,10 @@ def _dot(call: Call, weight: RBEBlocks) -> None:
     spans = ceil_div(weight.cols_pad, _SPAN)
     threads = _DOT_THREADS[group]
     blocks = ceil_div(rows, threads // WARP * _DOT_ROWS[group]) * groups
-    each, splits = _splits(spans, blocks, _DOT_BLOCKS_WANTED)
+    each, splits = splits_of(spans, blocks, _DOT_BLOCKS_WANTED)
     x = call.inputs(spans * _SPAN, _RUNS, group, weight, scaled=True)
     parts = call.parts(splits, rows)
-    call.add(f"dot_{group}", blocks * splits, threads, _split_k(call, weight, x, 0, each, parts))
+    call.add(f"dot_{group}", blocks * splits, threads, call.split_k(weight, x, 0, each, parts))
     call.sum_parts(parts, rows, weight)
 
 
@@ -285,7 +290,7 @@ def _sparse(call: Call, weight: RBEBlocks) -> None:
     x = call.inputs(weight.cols_pad, _COLUMNS, group, weight)
     parts = call.parts(1, rows)
     blocks = ceil_div(rows, _THREADS // WARP) * ceil_div(call.tokens, group)
-    call.add(f"sparse_{group}", blocks, _THREADS, _split_k(call, weight, x, 0, 0, parts))
+    call.add(f"sparse_{group}", blocks, _THREADS, call.split_k(weight, x, 0, 0, parts))
     call.sum_parts(parts, rows, weight, absmax=call.absmax())
 
 
@@ -294,7 +299,7 @@ def _weight(call: Call, weight: Any) -> None:
     group, (rows, cols) = _group(call.tokens), weight.shape
     padded = ceil_div(cols, 64) * 64
     blocks = ceil_div(rows, _THREADS // WARP * _DOT_ROWS[group]) * ceil_div(call.tokens, group)
-    each, splits = _splits(ceil_div(cols, _SPAN), blocks)
+    each, splits = splits_of(ceil_div(cols, _SPAN), blocks)
     x = call.inputs(padded, _COLUMNS, group)
     parts = call.parts(splits, rows)
     params = DENSE_SPLIT_K.fill(
@@ -319,12 +324,12 @@ def _mma_few(call: Call, weight: RBEBlocks) -> None:
     """Dense and grid codes by tensor cores, 16 tokens at a time."""
     rows, cols = weight.rows_pad, weight.cols_pad
     blocks = ceil_div(rows, _TILE) * ceil_div(call.tokens, 16)
-    each, splits = _splits(ceil_div(cols, _STEP), 2 * blocks)
+    each, splits = splits_of(ceil_div(cols, _STEP), 2 * blocks)
     x, absmax = call.half_inputs(weight)
     parts = call.parts(splits, rows)
-    params = _split_k(call, weight, x, cols, each * _STEP, parts)
+    params = call.split_k(weight, x, cols, each * _STEP, parts)
     call.add("mma_few", blocks * splits, _THREADS, params, shared=_MMA_FEW_SHARED)
-    call.sum_parts(parts, rows, weight, absmax, scaled=True)
+    call.sum_parts(parts, rows, weight, absmax, scaled=_BY_POWER)
 
 
 # --- many tokens --------------------------------------------------------------------------------------
@@ -467,6 +472,8 @@ ALGORITHMS = algorithms.GpuMatmulAlgorithms(
     algorithms.CachedPanels(_cached_panels),
     algorithms.DecodedPanels(_panels),
     algorithms.TransformTiles(_transform_tiles),
+    algorithms.Int8Few(linear_integers.add_few),
+    algorithms.Int8Tiles(linear_integers.add_tiles),
 )
 
 
@@ -517,7 +524,7 @@ def linear(
     cache : keeps decoded panels, where an algorithm decodes any
     method : restricts the choice of the algorithm for a compressed weight (`rbe_gpu.matmul`)
     prepared : of x
-    activation_bits : 8 rounds activations to int8, where an algorithm does
+    activation_bits : 8 rounds activations to int8 (dense and grid codes: linear_integers.cu)
     """
     check_activation_bits(activation_bits)
     if out.size:

@@ -22,6 +22,7 @@ from rbe_gpu.matmul import (
     MatmulAlgorithm,
     MatmulAlgorithms,
     Weight,
+    int8_support,
 )
 
 FEW_TOKENS = 16  # up to so many, each byte of W counts more than the arithmetic
@@ -171,6 +172,27 @@ class TransformTiles(GpuMatmul):
 
     def supports(self, weight: Weight, tokens: int, dtype: Any) -> tuple[bool, str]:
         return SUPPORTED if isinstance(weight, RBEBlocks) else NOT_COMPRESSED
+
+
+class Int8Few(GpuMatmul):
+    """Dense and grid codes times int8 activations, 16 tokens at a time."""
+
+    name, method, rank, activation_bits = "int8_few", "transform", 0, 8
+    source = "linear_integers"
+
+    def supports(self, weight: Weight, tokens: int, dtype: Any) -> tuple[bool, str]:
+        supported = int8_support(weight)
+        return _OTHER_RANGE if supported[0] and tokens > MMA_FEW_TOKENS else supported
+
+
+class Int8Tiles(GpuMatmul):
+    """Dense and grid codes times int8 activations, tiles of 128 tokens."""
+
+    name, method, rank, activation_bits = "int8_tiles", "transform", 1, 8
+    source = "linear_integers"
+
+    def supports(self, weight: Weight, tokens: int, dtype: Any) -> tuple[bool, str]:
+        return int8_support(weight)
 
 
 class GpuMatmulAlgorithms(MatmulAlgorithms):

@@ -33,16 +33,16 @@ from .device import described
 from .stage import FAILED, PASSED, STOPPED, Options, Result, finish, kill, module_command, start
 
 MODULE = "rbe_gpu.reports.gpu.launch"
-TRANSFORM = "linear_transform"  # a source of its own, beside `linear`
+TRANSFORM, INTEGERS = "linear_transform", "linear_integers"  # sources of their own, beside `linear`
 #: the slowest to compile first, so that each has a process of its own
-ORDER = ("attention", TRANSFORM, "linear", "decode", "embedding")
+ORDER = ("attention", TRANSFORM, INTEGERS, "linear", "decode", "embedding")
 COLS, NBYTES = 256, 1 << 16  # of x
 DTYPE = "float16"
 
 
 def names() -> list[str]:
-    """The ops that have CUDA kernels, and `TRANSFORM`."""
-    known = [op for op in (*registry.OPS, TRANSFORM) if _source.has(op)]
+    """The ops that have CUDA kernels, `TRANSFORM` and `INTEGERS`."""
+    known = [op for op in (*registry.OPS, TRANSFORM, INTEGERS) if _source.has(op)]
     return sorted(known, key=lambda op: ORDER.index(op) if op in ORDER else len(ORDER))
 
 
@@ -129,12 +129,19 @@ def calls(cupy: Any, folder: Folder) -> Mapping[str, Callable[[], tuple[Any, Any
         y = rbe.linear(cupy.asarray(x), rbe.to(m, "cuda"), method=method)
         return y, reference.linear(x, reference.decode(m))
 
+    def integers() -> tuple[Any, Any]:
+        m: Any = rbe.compress(weight, codes="dense-int4", transform="none", basis=False)
+        x = of((40, 256))
+        y = rbe.linear(cupy.asarray(x), rbe.to(m, "cuda"), activation_bits=8)
+        return y, reference.linear_int8(x, m)
+
     return {
         **{op: partial(one_pass, op) for op in OURS_OF},
         "attention": attention,
         "decode": decode,
         "linear": partial(linear, "dense-int4", 4, None),
         TRANSFORM: partial(linear, "sparse-int4", 40, "transform"),
+        INTEGERS: integers,
     }
 
 
@@ -155,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 output, expected = of[op]()
                 host = to_numpy(output)
                 one[name] = time.perf_counter() - began
-            tol = registry.OPS["linear" if op == TRANSFORM else op].tolerances[DTYPE]
+            tol = registry.OPS["linear" if op in (TRANSFORM, INTEGERS) else op].tolerances[DTYPE]
             one["error"] = check(op, host, expected, tol.rel, tol.floor)
         except WrongResult as error:
             one["failed"] = str(error)

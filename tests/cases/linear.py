@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rbe_gpu import reference
+from rbe_gpu.blocks import RBEBlocks, RBEMatrix
+from rbe_gpu.codecs import GridCodes
+from rbe_gpu.encode import compress
 
 from ._arrays import ROWS, bias_values, hidden, non_finite
 from ._case import Args, Case, Data, ErrorCase, Mutant, OpCases
@@ -36,6 +39,7 @@ def _linear_args(
     residual: bool = False,
     bias_dtype: Any = None,
     method: str | None = None,
+    activation_bits: int | None = None,
 ) -> Args:
     out_features, in_features = weight.shape
     lead = (rows,) if isinstance(rows, int) else rows
@@ -49,12 +53,32 @@ def _linear_args(
         args["residual"] = hidden(data, count, out_features, dtype, 2).reshape(*lead, out_features)
     if method:
         args["method"] = method
+    if activation_bits:
+        args["activation_bits"] = activation_bits
     return args
 
 
 def _dense_weight(data: Data, out_features: int, in_features: int, dtype: Any) -> NDArray[Any]:
     name = "intermediate.dense.weight" if in_features <= 384 else "output.dense.weight"
     return np.ascontiguousarray(data.layer(2, name)[:out_features, :in_features]).astype(dtype)
+
+
+def _int8_weight(data: Data, kind: str) -> RBEBlocks:
+    """Codes that are multiplied with int8 activations, without a transform, which could move one between integers."""
+    w = _dense_weight(data, 100, 384, np.float32)
+    if kind == "dense":
+        return compress(w, codes="dense-int4", transform="none", basis=False)
+    padded = np.pad(w, ((0, 28), (0, 0)))
+    row, column = np.abs(padded).max(axis=1) / 7, np.abs(w).max(axis=0) / np.abs(w).max()
+    steps = np.maximum(np.outer(row, column), np.float32(1e-9))
+    q = np.clip(np.rint(padded / steps), -8, 7).astype(np.int8)
+    return RBEMatrix(w.shape, 64, "none", 1.0, None, GridCodes.from_integers(q, row, column).for_gpu())
+
+
+def _expected(args: Args) -> Args:
+    """`method` selects the algorithm, not the result."""
+    given = {k: v for k, v in args.items() if k not in ("method", "activation_bits")}
+    return {"out": (reference.linear_int8 if "activation_bits" in args else reference.linear)(**given)}
 
 
 def _linear_cases() -> tuple[Case, ...]:
@@ -107,6 +131,16 @@ def _linear_cases() -> tuple[Case, ...]:
         cases.append(
             Case(f"{w.name} rows 65, transform", compressed(w, 65, residual=i % 2 == 0, method="transform"))
         )
+    for kind in ("grid", "dense"):
+        for rows in (3, 65):
+            cases.append(
+                Case(
+                    f"int8 activations, {kind} rows {rows}",
+                    lambda data, dtype, kind=kind, rows=rows: _linear_args(
+                        data, dtype, _int8_weight(data, kind), rows, residual=rows == 3, activation_bits=8
+                    ),
+                )
+            )
     cases += [
         Case("compressed plain", compressed(MATRICES[0], 3, bias=False)),
         Case("compressed x 1-D", compressed(MATRICES[0], ())),
@@ -127,8 +161,7 @@ _OVERLAP = (_MEMORY[: 3 * 384].reshape(3, 384), _MEMORY[3 * 384 - 1 : -1].reshap
 CASES = OpCases(
     "linear",
     output_like=lambda args, dtype: ((*args["x"].shape[:-1], args["weight"].shape[0]), args["x"].dtype),
-    # `method` selects the algorithm, not the result
-    expected=lambda args: {"out": reference.linear(**{k: v for k, v in args.items() if k != "method"})},
+    expected=_expected,
     cases=_linear_cases(),
     valid_args=lambda data, dtype: _linear_args(
         data, dtype, _dense_weight(data, 65, 384, dtype), 3, residual=True
@@ -176,6 +209,20 @@ CASES = OpCases(
             "matrix 384x384 dct 32 sparse-int4 density 0.25 rows 65, transform",
             "float16",
             source="linear_transform",
+        ),
+        Mutant(
+            "columns that a group's scales belong to",
+            "step * BN + n0",
+            "n0",
+            "int8 activations, dense rows 65",
+            source="linear_integers",
+        ),
+        Mutant(
+            "the sign of codes",
+            "^ 0x80808080u;",
+            ";",
+            "int8 activations, grid rows 65",
+            source="linear_integers",
         ),
     ),
 )

@@ -178,6 +178,7 @@ inline int __popc(unsigned v) { return __builtin_popcount(v); }
 inline int __popcll(unsigned long long v) { return __builtin_popcountll(v); }
 inline int __ffs(int v) { return __builtin_ffs(v); }
 inline int __clz(int v) { return v ? __builtin_clz(static_cast<unsigned>(v)) : 32; }
+inline int __float2int_rn(float v) { return static_cast<int>(std::nearbyint(v)); }
 inline float rsqrtf(float v) { return 1.0f / sqrtf(v); }
 // A whole ulp off unless v is a power of two, as it may be on a GPU; no subnormal results.
 inline float reciprocal(float v) {
@@ -330,6 +331,37 @@ inline void multiply_tiles(Where where, float (&c)[4], const unsigned (&a)[4], c
   });
 }
 
+// d = c + a b of int8, a: (16, 32), b: (32, 8), each lane bringing its fragments; sums modulo 2^32.
+inline void multiply_bytes(Where where, int (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], const int (&c)[4]) {
+  struct Operands {
+    int* d;
+    const unsigned *a, *b;
+    const int* c;
+  } mine{d, a, b, c};
+  warp_operation(where, 0xffffffffu, &mine, [](void** lanes, unsigned) {
+    int full_a[16][32], full_b[32][8];
+    for (int i = 0; i < LANES; ++i) {
+      const Operands* o = static_cast<Operands*>(lanes[i]);
+      int g = i / 4, t = 4 * (i % 4);
+      for (int byte = 0; byte < 4; ++byte) {
+        for (int r = 0; r < 4; ++r) {
+          full_a[g + 8 * (r % 2)][t + 16 * (r / 2) + byte] = static_cast<signed char>(o->a[r] >> 8 * byte);
+        }
+        for (int r = 0; r < 2; ++r) full_b[t + 16 * r + byte][g] = static_cast<signed char>(o->b[r] >> 8 * byte);
+      }
+    }
+    for (int i = 0; i < LANES; ++i) {
+      Operands* o = static_cast<Operands*>(lanes[i]);
+      for (int r = 0; r < 4; ++r) {
+        int row = i / 4 + 8 * (r / 2), col = 2 * (i % 4) + r % 2;
+        unsigned sum = static_cast<unsigned>(o->c[r]);
+        for (int k = 0; k < 32; ++k) sum += static_cast<unsigned>(full_a[row][k] * full_b[k][col]);
+        o->d[r] = static_cast<int>(sum);
+      }
+    }
+  });
+}
+
 }  // namespace rbe_host
 
 template <int N>
@@ -348,6 +380,10 @@ inline void mma_16x8x16_f16(float (&c)[4], const unsigned (&a)[4], const unsigne
 
 inline void mma_16x8x16_bf16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], RBE_HERE) {
   rbe_host::multiply_tiles({file, line}, c, a, b, &rbe_bf16_value);
+}
+
+inline void mma_16x8x32_s8(int (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], const int (&c)[4], RBE_HERE) {
+  rbe_host::multiply_bytes({file, line}, d, a, b, c);
 }
 
 // --- entry points ------------------------------------------------------------------------------------------

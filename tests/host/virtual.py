@@ -44,7 +44,7 @@ def dense_codes(rows: int, cols: int, bits: int = 4) -> DenseCodes:
 
 def grid_codes(rows: int, cols: int, bits: int) -> GridCodes:
     value = virtual((rows, cols * bits // 8), np.uint8)
-    return GridCodes(bits, 0.1, value, virtual((rows,), np.float16), virtual((cols,), np.float16))
+    return GridCodes(bits, 0.0, value, virtual((rows,), np.float16), virtual((cols,), np.float16))
 
 
 def sparse_codes(rows: int, cols: int, values: str, index: str) -> SparseCodes:
