@@ -18,13 +18,15 @@
 // Many tokens, limited by arithmetic:
 //   linear_mma_codes f16 x^ (linear_inputs) times a tile of C, whose codes are loaded while the tile before is multiplied
 //                    and then unpacked to f16 in shared memory; S, bias, activation, residual at the end
+//   linear_mma_codes_64, linear_mma_parts   the same in tiles of 64 tokens; and with k split over blocks, whose sums
+//                    linear_epilogue adds
 //   linear_mma_f16, linear_mma_bf16   the same of a dense W, or of a panel that decode.cu wrote (sparse codes, a
 //                    basis, or dwt-bior3.1, whose x^ would lose digits): W read and written once more, 2 bytes a weight
 //   linear_ffma      float x or W: FMA; a compressed W comes as panels, 4 bytes a weight twice
 //
 // Arrays     x: (tokens, in), out and residual: (tokens, out), row-major; bias: (out). x^: see LAYOUT_...;
 //            parts: (splits, tokens, ld) float. Codes and basis: codes.cuh, basis.cuh.
-// Ownership  mma: 256 threads, a tile of 128 tokens (few: 16) x 128 outputs, k in steps of 64, two stages: cp.async for
+// Ownership  mma: 256 threads, a tile of 128 tokens (64; few: 16) x 128 outputs, k in steps of 64, two stages: cp.async for
 //            x^ and dense W, codes through registers. ffma: 128 threads, 64 x 64, k in steps of 16, 8 x 4 a thread.
 // Launch     grid (tiles, of few tokens rows * splits of k * groups of tokens); absmax, inputs, features and epilogue
 //            go on in strides of the grid
@@ -451,10 +453,9 @@ KERNEL(linear_epilogue, 128, 2)(SplitKEpilogueParams_PARAMETERS) {
 
 // --- many tokens: tensor cores
 
-// A tile of 128 x 128 results a block; S of B rows at the end.
-template <class T, class LOADER>
+// A tile of BM x 128 results a block; S of B rows at the end.
+template <class T, class LOADER, int BM = 128>
 __device__ __forceinline__ void mma_tile(const MmaParams& p) {
-  constexpr int BM = 128;
   DYNAMIC_SHARED(unsigned char, memory);
   const Epilogue& epilogue = p.epilogue;
   i64 tiles_m = (epilogue.tokens + BM - 1) / BM;
@@ -474,41 +475,51 @@ __device__ __forceinline__ void mma_tile(const MmaParams& p) {
   float gain = p.gain;
   if constexpr (!IS_NO_LOADER<LOADER>) {
     gain *= transform_factor(p.transform, p.block);
-    transform_sums(p.block, p.transform, tile);
+    transform_sums<BM>(p.block, p.transform, tile);
   }
   auto adjust = [&](i64 token, i64, auto& v) {
     float factor = p.absmax ? gain * token_scale(p.absmax[token]) : gain;
 #pragma unroll
     for (float& value : v) value *= factor;
   };
-  store_tile(tile, p.block, first_m, p.column + first_n, min(p.column + p.rows, epilogue.cols), epilogue, adjust);
+  store_tile<BM>(tile, p.block, first_m, p.column + first_n, min(p.column + p.rows, epilogue.cols), epilogue, adjust);
 }
 
-#define MMA(name, T, LOADER) \
+#define MMA(name, T, ...) \
   KERNEL(linear_mma_##name, 256, RESIDENT)(MmaParams_PARAMETERS) { \
     const MmaParams p = MmaParams_VALUES; \
-    mma_tile<T, LOADER>(p); \
+    mma_tile<T, __VA_ARGS__>(p); \
   }
 MMA(codes, f16, RunLoader)
+MMA(codes_64, f16, RunLoader, 64)
 MMA(f16, f16, NoLoader)
 MMA(bf16, bf16, NoLoader)
 
-// parts[split, token, row] of 16 tokens x 128 rows a block; splits of `each` values of k.
-KERNEL(linear_mma_few, 256, RESIDENT + 1)(SplitKParams_PARAMETERS) {
-  const SplitKParams p = SplitKParams_VALUES;
+// parts[split, token, row] of BM tokens x 128 rows a block; splits of `each` values of k. WM warps along the tokens.
+template <int BM, int WM>
+__device__ __forceinline__ void mma_parts(const SplitKParams& p) {
   DYNAMIC_SHARED(f16, stages);
   SplitPlace place(p.rows, BN, p.splits);
   i64 begin = place.split * p.each, end = min(begin + p.each, p.codes.cols);
-  Tiles<f16, RunLoader, 16, 1> matmul;
-  matmul.multiply(stages, static_cast<const f16*>(p.x), p.tokens, p.ldx, place.group * 16, nullptr, 0, p.codes, p.rows,
+  Tiles<f16, RunLoader, BM, WM> matmul;
+  matmul.multiply(stages, static_cast<const f16*>(p.x), p.tokens, p.ldx, place.group * BM, nullptr, 0, p.codes, p.rows,
                    place.first_row, begin, end, p.codes.cols);
   matmul.visit([&](int row, int col, float a, float b) {
-    i64 token = place.group * 16 + row, out = place.first_row + col;
+    i64 token = place.group * BM + row, out = place.first_row + col;
     if (token < p.tokens && out < p.rows) {  // ld is even: there is room for one more
       float two[2] = {a, b};
       store<2>(p.parts + (place.split * p.tokens + token) * p.ld + out, two);
     }
   });
+}
+
+KERNEL(linear_mma_few, 256, RESIDENT + 1)(SplitKParams_PARAMETERS) {
+  const SplitKParams p = SplitKParams_VALUES;
+  mma_parts<16, 1>(p);
+}
+KERNEL(linear_mma_parts, 256, RESIDENT)(SplitKParams_PARAMETERS) {
+  const SplitKParams p = SplitKParams_VALUES;
+  mma_parts<64, 2>(p);
 }
 
 // --- many tokens: float

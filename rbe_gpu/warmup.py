@@ -25,8 +25,8 @@ from .transfer import as_on_gpu, to
 TEXT = "Interest rates rose for the third time this year, and the bank expects one more step before winter."
 TOKENS = 24  # for a model without a tokenizer
 #: (texts, tokens of each) of the batches whose kernels are compiled: `linear` has its own for 1, 2 to 4, 5 to 16, up
-#: to 32 and more tokens.
-_BATCHES = ((1, 1), (1, 3), (1, 12), (1, 24), (8, 128))
+#: to 32 and more tokens, of which the shape of a weight and their number say how they are tiled (`gpu/_splits.py`).
+_BATCHES = ((1, 1), (1, 3), (1, 12), (1, 24), (1, 64), (8, 128), (64, 128))
 _KERNELS_A_PROCESS = 8  # so many take about as long as a process takes to start
 _LAUNCHERS = Backend("cuda", "rbe_gpu.gpu")
 

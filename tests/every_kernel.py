@@ -69,6 +69,18 @@ def _few_tokens(case: Case) -> Case:
     return Case(f"{case.name}, first 16 rows", make, case.dtypes)
 
 
+def _many_tokens(case: Case) -> Case:
+    """The tokens of a `linear` case repeated to so many that tall tiles of results fill a GPU."""
+
+    def make(data: Any, dtype: Any) -> Args:
+        args = case.make(data, dtype)
+        return {
+            n: np.resize(a, (1 << 14, a.shape[1])) if n in ("x", "residual") else a for n, a in args.items()
+        }
+
+    return Case(f"{case.name} times 252", make, ("float16",))
+
+
 def cases(name: str) -> Iterator[Case]:
     """The cases of an op and sizes that they leave out, and all of them misaligned."""
     selected = list(CASES[name].cases)
@@ -77,7 +89,9 @@ def cases(name: str) -> Iterator[Case]:
     if name == "attention":
         selected.append(_wide_heads(name, 96))
     if name == "linear":
-        selected += [_few_tokens(case) for case in selected if case.name.endswith("rows 65")]
+        many = [case for case in selected if case.name.endswith("rows 65")]
+        selected += [_few_tokens(case) for case in many]
+        selected += [_many_tokens(case) for case in many if case.name.startswith("matrix 200x1536 none")]
     yield from selected
     for case in selected:
         yield Case(

@@ -36,6 +36,7 @@ TRANSFORMS = {
     "linear_transform_inputs": "in",
     "linear_epilogue": "out",
     "linear_mma_codes": "out",
+    "linear_mma_codes_64": "out",
     "linear_transform_epilogue": "out",
     **dict.fromkeys(_MATMULS, "out"),
 }

@@ -41,7 +41,7 @@ def error(m: rbe.RBEMatrix, tokens: int, entry: str, method: str | None = None) 
     return relative(out, reference.linear(x, reference.decode(m)))
 
 
-@pytest.mark.parametrize(("tokens", "entry"), [(16, "linear_mma_few"), (40, "linear_mma_codes")])
+@pytest.mark.parametrize(("tokens", "entry"), [(16, "linear_mma_few"), (40, "linear_mma_codes_64")])
 @pytest.mark.parametrize(
     ("row", "column"),
     [
@@ -65,7 +65,7 @@ def test_scales_of_any_size(tokens: int, entry: str, row: float, column: float) 
 def test_every_width(bits: int) -> None:
     m = weight_of(bits, 1, 1)
     assert m.codes.bits == bits
-    assert error(m, 40, "linear_mma_codes") < ROUNDED_ONCE
+    assert error(m, 40, "linear_mma_codes_64") < ROUNDED_ONCE
 
 
 def test_with_a_basis() -> None:

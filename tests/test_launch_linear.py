@@ -12,6 +12,7 @@ import rbe_gpu as rbe
 from rbe_gpu import Workspace, reference
 from rbe_gpu.gpu import linear
 from rbe_gpu.gpu._launch import Launch
+from rbe_gpu.gpu._splits import Tiling, seconds, tiling
 from rbe_gpu.registry import relative_error
 
 from . import real
@@ -49,7 +50,7 @@ PANEL = ["linear_absmax", "linear_inputs", "decode_starts", "decode_64", "linear
         (16, np.float32, {}, ["linear_inputs", "linear_dot_8", "linear_epilogue"]),
         (5, F16, {}, ["linear_absmax", "linear_inputs", "linear_mma_few", "linear_epilogue"]),
         (32, BF16, {}, ["linear_absmax", "linear_inputs", "linear_mma_few", "linear_epilogue"]),
-        (33, F16, {}, ["linear_absmax", "linear_inputs", "linear_mma_codes"]),
+        (33, F16, {}, ["linear_absmax", "linear_inputs", "linear_mma_codes_64"]),
         (17, np.float32, {}, ["decode_64", "linear_ffma"]),
         (2, F16, {"sparse": True}, ["linear_inputs", "linear_sparse_4", "linear_absmax", "linear_epilogue"]),
         (17, BF16, {"sparse": True}, PANEL),
@@ -120,6 +121,32 @@ def test_linear_panels_are_bounded() -> None:
     assert first == rows
 
 
+@pytest.mark.parametrize(
+    ("tokens", "height", "splits"),
+    [(33, 64, 8), (64, 64, 8), (128, 64, 4), (256, 64, 2), (512, 64, 1), (1024, 128, 1), (2048, 128, 1)],
+)
+def test_tiles_fill_the_gpu(tokens: int, height: int, splits: int) -> None:
+    """4096 x 4096: short tiles, and k split, while tall ones are too few for 132 multiprocessors."""
+    chosen = tiling(tokens, 4096, 64)
+    assert (chosen.height, chosen.splits) == (height, splits)
+    assert chosen.each * splits >= 64
+    assert seconds(tokens, 4096, chosen) <= seconds(tokens, 4096, Tiling(128, 64, 1))
+    blocks = -(-tokens // height) * 32 * splits
+    assert blocks >= 256  # two a multiprocessor, or nearly
+    product = linear_launches(tokens, matrix(4096, 4096), F16)[2]
+    assert product.grid == (blocks, 1, 1)
+    if splits > 1:
+        assert product.params["parts"].shape == (splits, tokens, 4096)
+
+
+@pytest.mark.parametrize("tokens", [33, 100, 700, 5000])
+@pytest.mark.parametrize("steps", [1, 3, 4, 7, 24, 64, 1000])
+def test_no_split_is_empty(tokens: int, steps: int) -> None:
+    chosen = tiling(tokens, 384, steps)
+    assert (chosen.splits - 1) * chosen.each < steps <= chosen.splits * chosen.each
+    assert chosen.splits == 1 or chosen.each >= 4
+
+
 # --- values -------------------------------------------------------------------------------------------
 
 
@@ -145,6 +172,28 @@ def test_linear(form: str, tokens: int, dtype: Any, reverse: bool) -> None:
         linear.linear(x, m, bias, "gelu", residual, out, Workspace(), None)
     expected = reference.linear(x, w, bias, "gelu", residual)
     assert relative_error(out, expected, 2.0**-25) <= LIMITS[np.dtype(dtype)]
+
+
+@pytest.mark.parametrize(
+    "tiles", [Tiling(128, 4, 1), Tiling(64, 4, 1), Tiling(64, 1, 4)], ids=["tall", "short", "split"]
+)
+@pytest.mark.parametrize(
+    "form", ["dct int4 b128", "haar int7 b32", "vectors int4 b64", "grid int4 none exceptions"]
+)
+@pytest.mark.parametrize("tokens", [65, 131])
+def test_tilings(form: str, tiles: Tiling, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in the place of the one that is chosen; k is at most 6 steps."""
+    m, w = for_gpu(compressed(form)), decoded(form)
+    steps = -(-m.cols_pad // 64)
+    each = -(-steps // tiles.splits)
+    used = Tiling(tiles.height, each, -(-steps // each))
+    monkeypatch.setattr(linear, "tiling", lambda *_: used)
+    x = inputs(tokens, m.cols, F16)
+    bias = np.resize(real.layer(3, "intermediate.dense.bias"), m.rows)
+    residual, out = inputs(tokens, m.rows, F16), np.full((tokens, m.rows), np.nan, F16)
+    with on_host(reverse=tokens == 65):
+        linear.linear(x, m, bias, "relu", residual, out, Workspace(), None)
+    assert relative_error(out, reference.linear(x, w, bias, "relu", residual), 2.0**-25) <= LIMITS[F16]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, F16])

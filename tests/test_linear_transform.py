@@ -63,7 +63,7 @@ HALF = ["linear_absmax", "linear_inputs"]
         (1, F32, {}, ["linear_inputs", "linear_dot_1", "linear_epilogue"]),
         (16, F32, {"sparse": True}, ["linear_inputs", "linear_sparse_8", "linear_absmax", "linear_epilogue"]),
         (32, F16, {}, [*HALF, "linear_mma_few", "linear_epilogue"]),
-        (33, BF16, {}, [*HALF, "linear_mma_codes"]),
+        (33, BF16, {}, [*HALF, "linear_mma_codes_64"]),
         (17, F32, {}, names("inputs", "dense")),
         (17, F32, {"sparse": True}, ["linear_absmax", *names("inputs", "bitmap", "sparse")]),
         (17, BF16, {"sparse": True}, [*HALF, *names("bitmap", "entries")]),

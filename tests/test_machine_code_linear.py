@@ -41,7 +41,7 @@ def of_decode(transform: str) -> tuple[Launch, ...]:
 
 LAUNCHES = {
     launch.entry: launch
-    for launches in (*map(of_linear, (1, 3, 16, 2048)), of_decode("dct"), of_decode("none"))
+    for launches in (*map(of_linear, (1, 3, 16, 64, 512, 2048)), of_decode("dct"), of_decode("none"))
     for launch in launches
 }
 
@@ -169,13 +169,16 @@ _WIDE_STORE = "    if (p.wide) {\n      store_any<VEC>"
 #: (kernel, gate, what a broken copy has instead)
 GATES: list[tuple[str, Callable[[Kernel], str], tuple[str, str]]] = [
     ("linear_mma_codes", late_use, (_STORE, _STORE + "          loader.store(codes, k + BK, next + A);\n")),
+    ("linear_mma_codes_64", late_use, (_STORE, _STORE + "          loader.store(codes, k + BK, next + A);\n")),
+    ("linear_mma_codes_64", in_registers, ("name, 256, RESIDENT)", "name, 256, RESIDENT + 3)")),
+    ("linear_mma_parts", in_registers, ("parts, 256, RESIDENT)", "parts, 256, RESIDENT + 3)")),
     ("linear_mma_few", late_use, (_STORE, _STORE + "          loader.store(codes, k + BK, next + A);\n")),
     ("linear_mma_codes", unpacking, ("      if (c.bits <= 8) {\n", "      if (c.bits <= 2) {\n")),
     ("linear_mma_few", unpacking, ("      if (c.bits <= 8) {\n", "      if (c.bits <= 2) {\n")),
     ("linear_mma_codes", wide_loads, (_WIDE, "  if (bits % 8 == 0) {\n")),
     ("linear_mma_codes", few_moves, (_NEXT, _NEXT_ANEW)),
-    ("linear_mma_codes", in_registers, ("256, RESIDENT)", "256, RESIDENT + 1)")),
-    ("linear_mma_codes", blocks(2), ("256, RESIDENT)", "256, 1)")),
+    ("linear_mma_codes", in_registers, ("name, 256, RESIDENT)", "name, 256, RESIDENT + 1)")),
+    ("linear_mma_codes", blocks(2), ("name, 256, RESIDENT)", "name, 256, 1)")),
     ("linear_dot_1", all_rows_in_flight, (_WIDE, "  if (bits % 8 == 0) {\n")),
     ("linear_dot_1", blocks(4), ("SPLIT_K(1, 128, 4)", "SPLIT_K(1, 128, 1)")),
     ("linear_dot_1", in_registers, ("SPLIT_K(1, 128, 4)", "SPLIT_K(1, 128, 12)")),

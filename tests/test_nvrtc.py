@@ -57,9 +57,11 @@ def launches_of(weight: Any, dtype: Any) -> Iterator[Launch]:
     ids = virtual.virtual((9,), np.int64)
     yield from embedding.launches(ids, weight, virtual.virtual((9, COLS), dtype), ws)
     bias = virtual.virtual((ROWS,), dtype)
-    for tokens, method in ((1, None), (3, None), (9, None), (40, None), (40, "transform")):
+    # 40 split k; then short and tall tiles (gpu/_splits.py)
+    few = ((1, None), (3, None), (9, None))
+    for tokens, method in (*few, (40, None), (40, "transform"), (8192, None), (1 << 16, None)):
         x, out = virtual.virtual((tokens, COLS), dtype), virtual.virtual((tokens, ROWS), dtype)
-        activation = "gelu" if tokens == 40 else None
+        activation = "gelu" if tokens >= 40 else None
         yield from linear.launches(x, weight, bias, activation, out, out, ws, None, method)
         if method is None and int8_support(weight)[0]:
             yield from linear.launches(x, weight, bias, activation, out, out, ws, activation_bits=8)

@@ -31,7 +31,7 @@ from ._params import (
     SPLIT_K,
     SPLIT_K_EPILOGUE,
 )
-from ._splits import splits_of
+from ._splits import splits_of, tiling
 
 _ACTIVATION = {
     name: i for i, name in enumerate((None, "relu", "gelu", "gelu_tanh", "silu"))
@@ -55,6 +55,7 @@ _STEP = 64  # along k
 _FFMA_TILE = 64
 _MMA_SHARED = 2 * 2 * (_TILE + _TILE) * _STEP
 _MMA_FEW_SHARED = 2 * 2 * (16 + _TILE) * _STEP
+_MMA_PARTS_SHARED = 2 * 2 * (64 + _TILE) * _STEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,8 +354,9 @@ def _mma(
     transform: int,
     gain: float,
     absmax: Any,
+    height: int = _TILE,
 ) -> None:
-    """Tensor cores: `rows` outputs from `column` on; x of at least `depth` columns."""
+    """Tensor cores: `rows` outputs from `column` on; x of at least `depth` columns; tiles of `height` tokens."""
     params = MMA.fill(
         x=x,
         ldx=x.shape[1],
@@ -370,17 +372,27 @@ def _mma(
         absmax=absmax,
         epilogue=call.epilogue(),
     )
-    blocks = ceil_div(call.tokens, _TILE) * ceil_div(rows, _TILE)
+    blocks = ceil_div(call.tokens, height) * ceil_div(rows, _TILE)
     call.add(f"mma_{name}", blocks, _THREADS, params, shared=_MMA_SHARED)
 
 
 def _mma_codes(call: Call, weight: RBEBlocks) -> None:
     """Dense and grid codes, unpacked tile by tile."""
+    rows, cols = weight.rows_pad, weight.cols_pad
+    tiles = tiling(call.tokens, rows, ceil_div(cols, _STEP))
     x, absmax = call.half_inputs(weight)
-    _mma(
-        call, "codes", x, None, decode.codes_params(weight), weight.rows_pad, 0, weight.cols_pad,
-        weight.block, decode.TRANSFORM[weight.row_transform], weight.gain, absmax,
-    )  # fmt: skip
+    if tiles.splits == 1:
+        _mma(
+            call, "codes" if tiles.height == _TILE else f"codes_{tiles.height}", x, None,
+            decode.codes_params(weight), rows, 0, cols, weight.block, decode.TRANSFORM[weight.row_transform],
+            weight.gain, absmax, tiles.height,
+        )  # fmt: skip
+        return
+    parts = call.parts(tiles.splits, rows)
+    blocks = ceil_div(rows, _TILE) * ceil_div(call.tokens, tiles.height)
+    params = call.split_k(weight, x, cols, tiles.each * _STEP, parts)
+    call.add("mma_parts", blocks * tiles.splits, _THREADS, params, shared=_MMA_PARTS_SHARED)
+    call.sum_parts(parts, rows, weight, absmax, scaled=_BY_POWER)
 
 
 def _ffma(call: Call, w: Any, column: int, gain: float = 1.0) -> None:

@@ -131,6 +131,8 @@ def _linear_cases() -> tuple[Case, ...]:
         cases.append(
             Case(f"{w.name} rows 65, transform", compressed(w, 65, residual=i % 2 == 0, method="transform"))
         )
+    short = Weight("64x384", "matrix", 64, "dct", "dense-int4", None, False)  # rows too short to split
+    cases.append(Case(f"{short.name} rows 65", compressed(short, 65, residual=True)))
     for kind in ("grid", "dense"):
         for rows in (3, 65):
             cases.append(
