@@ -8,7 +8,7 @@
 // then y_I = gain * S y^_I, bias, activation, residual. The definition, bit for bit of z: reference.int8_activations.
 //
 //   linear_integers_inputs   z and a_t / 127; a token with a value that is not finite has z = 0 and scale NaN
-//   linear_integers_few      partial sums of up to 32 tokens, 16 at a time, k split over blocks; linear_epilogue adds them
+//   linear_integers_few      partial sums of up to 64 tokens, 16 at a time, k split over blocks; linear_epilogue adds them
 //   linear_integers_tiles    grid codes: a tile of 128 x 128 results a block; S, bias, activation, residual at the end
 //   linear_integers_groups   the same of dense codes, 64 tokens x 128 outputs: twice as many sums, of a group and of all
 //

@@ -53,7 +53,7 @@ def inputs(call: Call, weight: RBEBlocks) -> tuple[Any, Any]:
 
 
 def add_few(call: Call, weight: RBEBlocks) -> None:
-    """Up to 32 tokens, 16 at a time: partial sums of splits of k, then `linear_epilogue`."""
+    """Up to 64 tokens, 16 at a time: partial sums of splits of k, then `linear_epilogue`."""
     rows, cols = weight.rows_pad, weight.cols_pad
     z, scale = inputs(call, weight)
     blocks = ceil_div(rows, TILE) * ceil_div(call.tokens, _FEW)

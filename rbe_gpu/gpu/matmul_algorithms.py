@@ -28,6 +28,7 @@ from rbe_gpu.matmul import (
 FEW_TOKENS = 16  # up to so many, each byte of W counts more than the arithmetic
 DOT_TOKENS = 4  # dense and grid codes with half-precision x: above, tensor cores
 MMA_FEW_TOKENS = 32
+INT8_FEW_TOKENS = 64  # tiles of 128 tokens leave most of a GPU idle; more tokens unpack the codes too often
 _F32 = np.dtype(np.float32)
 _MANY = (False, f"more than {FEW_TOKENS} tokens")
 _SPARSE = (False, "the codes are sparse")
@@ -182,7 +183,7 @@ class Int8Few(GpuMatmul):
 
     def supports(self, weight: Weight, tokens: int, dtype: Any) -> tuple[bool, str]:
         supported = int8_support(weight)
-        return _OTHER_RANGE if supported[0] and tokens > MMA_FEW_TOKENS else supported
+        return _OTHER_RANGE if supported[0] and tokens > INT8_FEW_TOKENS else supported
 
 
 class Int8Tiles(GpuMatmul):

@@ -131,7 +131,7 @@ def calls(cupy: Any, folder: Folder) -> Mapping[str, Callable[[], tuple[Any, Any
 
     def integers() -> tuple[Any, Any]:
         m: Any = rbe.compress(weight, codes="dense-int4", transform="none", basis=False)
-        x = of((40, 256))
+        x = of((72, 256))
         y = rbe.linear(cupy.asarray(x), rbe.to(m, "cuda"), activation_bits=8)
         return y, reference.linear_int8(x, m)
 
