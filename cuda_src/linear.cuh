@@ -8,6 +8,7 @@
 #include "mma.cuh"
 #include "transforms.cuh"
 #include "epilogue_params.h"
+#include "split_k_params.h"
 
 constexpr int RELU = 1, GELU = 2, GELU_TANH = 3, SILU = 4;
 

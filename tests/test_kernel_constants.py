@@ -86,6 +86,7 @@ def test_what_configures_a_kernel() -> None:
         "linear",
         "linear_transform",
         "linear_integers",
+        "split_k",
     )
     for header in (f"{name}_params.h" for name in specialised):
         for struct in HEADERS[header]:

@@ -257,8 +257,9 @@ HEADERS: dict[str, tuple[Struct, ...]] = {
     "decode_params.h": (DECODE, STARTS),
     "embedding_params.h": (EMBEDDING, COPY_ROWS),
     "epilogue_params.h": (ACTIVATIONS, EPILOGUE),
-    "linear_params.h": (ABSMAX, INPUTS, FEATURES, SPLIT_K, DENSE_SPLIT_K, SPLIT_K_EPILOGUE, MMA, FFMA),
-    "linear_integers_params.h": (SPLIT_K, INT8_INPUTS, INT8_MMA),
+    "split_k_params.h": (SPLIT_K,),
+    "linear_params.h": (ABSMAX, INPUTS, FEATURES, DENSE_SPLIT_K, SPLIT_K_EPILOGUE, MMA, FFMA),
+    "linear_integers_params.h": (INT8_INPUTS, INT8_MMA),
     "linear_transform_params.h": (
         *(TRANSFORM_INPUTS, TRANSFORM_FEATURES, BASIS, BITMAP),
         *(TRANSFORM_EPILOGUE, TRANSFORM_MATMUL, TRANSFORM_SUM),
