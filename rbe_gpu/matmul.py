@@ -43,7 +43,7 @@ _INT8_COLUMNS = (1 << 31) // (2 * 255 * 128)
 
 
 def int8_support(weight: Weight) -> tuple[bool, str]:
-    """Whether a CPU multiplies int8 activations with a weight's codes; if not, also the reason."""
+    """Whether int8 activations can be multiplied with a weight's codes; if not, also the reason."""
     if not isinstance(weight, RBEBlocks):
         return NOT_COMPRESSED
     codes = weight.codes

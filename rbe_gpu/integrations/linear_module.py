@@ -32,7 +32,7 @@ class RBELinearModule(ArrayModule):
     ----------
     compressed : RBEMatrix or RBEVectors, (out_features, in_features)
     bias : (out_features,) float32, float16 or bfloat16, or None; a parameter that requires no grad
-    activation_bits : 8 rounds x to int8, token by token (`rbe_gpu.linear`), on the CPU; None: x as it is
+    activation_bits : 8 rounds x to int8, token by token (`rbe_gpu.linear`); None: x as it is
 
     Raises
     ------

@@ -107,7 +107,7 @@ def replace_linear(
         the model (`lambda: model(**batch)`), or an iterable of arguments: mappings, tuples, or single tensors. The
         model runs in evaluation mode. Padded positions count like others. Transform "none" unless one is given.
         Takes up to 12 in_features^2 bytes for each layer while it runs
-    activation_bits : 8 rounds the inputs of the layers to int8 (dense and grid codes, CPU)
+    activation_bits : 8 rounds the inputs of the layers to int8 (dense and grid codes)
     skip : names of layers as in `named_modules()`, or patterns such as "*.lm_head" (`fnmatch`)
 
     Returns
