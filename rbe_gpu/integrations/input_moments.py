@@ -117,7 +117,7 @@ class Fitter:
         weight : (out_features, in_features)
         """
         geo = self._geometry(moments)
-        plan = Weight.of_matrix("", weight, geo)
+        plan = Weight.of_matrix("", lambda: weight, lambda: geo)
         budget = 4 * weight.size / ratio
         bits = 8 * (budget - plan.overhead) / plan.size
         quantized = partial(quantize_matrix, weight, geo)

@@ -81,18 +81,21 @@ class CalibrationResult:
 class Weight:
     """A weight, its size at a step, and the sensitivity of the model's results to it.
 
+    Together the values, coefficients and geometries of all weights would take several times the memory of the model:
+    functions read or compute them.
+
     Attributes
     ----------
-    coefficients : called with n, computes those of each n-th row, (rows / n, cols_pad). Together those of all weights
-        would take as much memory as the model
-    geometry : None for an embedding table
+    read : the values, (rows, cols)
+    coefficients : called with n, computes those of each n-th row, (rows / n, cols_pad)
+    read_geometry : None for an embedding table
     scales : (rows,) of a table, else None
     """
 
     name: str
-    values: F32
+    read: Callable[[], F32]
     coefficients: Callable[[int], F32]
-    geometry: Geometry | None
+    read_geometry: Callable[[], Geometry] | None
     scales: F32 | None = None
     sensitivity: float = 1.0
     shape: tuple[int, int] = field(init=False)
@@ -104,20 +107,31 @@ class Weight:
         self.spread = float(all_rows.std())
 
     @classmethod
-    def of_matrix(cls, name: str, values: F32, geometry: Geometry) -> Weight:
+    def of_matrix(cls, name: str, read: Callable[[], F32], read_geometry: Callable[[], Geometry]) -> Weight:
         """A linear weight. Where the geometry changes it, its coefficients stay in memory: they are a matmul."""
-        kept = None if geometry.target is None else target_coefficients(values, geometry)
+        kept = None
+        if read_geometry().target is not None:
+            kept = target_coefficients(read(), read_geometry())
 
         def coefficients(every: int) -> F32:
-            return (target_coefficients(values, geometry) if kept is None else kept)[::every]
+            return (target_coefficients(read(), read_geometry()) if kept is None else kept)[::every]
 
-        return cls(name, values, coefficients, geometry)
+        return cls(name, read, coefficients, read_geometry)
 
     @classmethod
-    def of_table(cls, name: str, values: F32, transform: str, block: int, scales: F32) -> Weight:
+    def of_table(cls, name: str, read: Callable[[], F32], transform: str, block: int, scales: F32) -> Weight:
         return cls(
-            name, values, lambda every: row_coefficients(values[::every], transform, block), None, scales
+            name, read, lambda every: row_coefficients(read()[::every], transform, block), None, scales
         )
+
+    @property
+    def values(self) -> F32:
+        return self.read()
+
+    @property
+    def geometry(self) -> Geometry | None:
+        """None for an embedding table."""
+        return None if self.read_geometry is None else self.read_geometry()
 
     @property
     def size(self) -> int:
@@ -132,8 +146,9 @@ class Weight:
         return 2.0 * (rows * by_row + cols)
 
     def codes(self, step: float) -> NDArray[np.int8]:
-        if self.geometry is not None:
-            return round_with_feedback(self.coefficients(1), self.geometry, step)[0]
+        geometry = self.geometry
+        if geometry is not None:
+            return round_with_feedback(self.coefficients(1), geometry, step)[0]
         assert self.scales is not None
         every = max(1, self.shape[0] // _SAMPLE_ROWS)
         return round_rows(self.coefficients(every), self.scales[::every], step)

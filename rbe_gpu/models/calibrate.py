@@ -57,6 +57,7 @@ from .encoder_stages import (
     batches,
     embedded,
     linear_weight,
+    table_of,
     tables_of,
 )
 from .encoders import token_positions
@@ -64,6 +65,7 @@ from .int8_choice import int8_weights
 from .journal import NoJournal
 from .parts_folder import PartsFolder
 from .pooling import cu_seqlens_of
+from .scratch import Scratch
 from .sensitivity import Measurements, MeasurementsOnWorkers, Probe, stages_of
 
 F32 = NDArray[np.float32]
@@ -99,13 +101,16 @@ def _geometries(
     moments: Iterable[dict[str, Moments]],
     transform: str,
     block: int | None,
-) -> dict[str, Geometry]:
-    """The geometry of every linear layer's input in the dense model. One layer's moments are in memory at a time."""
-    geometries: dict[str, Geometry] = {}
+    scratch: Scratch,
+) -> dict[str, Callable[[], Geometry]]:
+    """What reads the geometry of every linear layer's input in the dense model. One layer's moments are in memory at
+    a time.
+    """
+    geometries: dict[str, Callable[[], Geometry]] = {}
     for layer, of_stage in zip(layers, moments, strict=True):
         for stage, names in layer.names.items():
             geo = geometry(of_stage.pop(stage), transform, block_of(names[0], model.config, transform, block))
-            geometries |= dict.fromkeys(names, geo)
+            geometries |= dict.fromkeys(names, scratch.geometry(geo))
     return geometries
 
 
@@ -323,18 +328,19 @@ def calibrate(
     report("moments", 0, 1)
     every = max(1, len(texts) // _PLAN_TEXTS)
     measurements = Measurements(model) if parts is None else MeasurementsOnWorkers(model, parts)
-    geometries = _geometries(model, layers, measurements.moments(texts[::every]), transform, block)
+    scratch = Scratch((journal or NoJournal()).scratch)
+    geometries = _geometries(model, layers, measurements.moments(texts[::every]), transform, block, scratch)
     report("moments", 1, 1)
     weights: dict[str, Weight] = {}
     if tables:
         for name, values in tables_of(model).items():
             counts = np.bincount(read[name], minlength=len(values))
             scales = row_scales(values, ROW_POWER, counts)
-            weights[name] = Weight.of_table(name, values, transform, block or DEFAULT_BLOCK, scales)
+            read_table = partial(table_of, model, name)
+            weights[name] = Weight.of_table(name, read_table, transform, block or DEFAULT_BLOCK, scales)
     for layer in layers:
         for name, linear in layer.linears.items():
-            values, geo = linear_weight(linear), geometries[name]
-            weights[name] = Weight.of_matrix(name, values, geo)
+            weights[name] = Weight.of_matrix(name, partial(linear_weight, linear), geometries[name])
     _measure(weights, texts[:_PROBE_TEXTS], measurements, report, journal or NoJournal())
     return Calibration(model, texts, weights, layers)
 
@@ -400,7 +406,7 @@ def _compress_all(
 
         def encoded(name: str, share: float, limit: float, last: bool) -> dict[str, Any]:
             weight, linear = weights[name], layer.linears[name]
-            now = Weight.of_matrix(name, weight.values, geo)
+            now = Weight.of_matrix(name, weight.read, lambda: geo)
             # the planned bits, corrected for the excess or saving of earlier weights; the step is chosen anew, from
             # the moments of the compressed model
             bits = 8 * (planned[name] * share - now.overhead) / now.size

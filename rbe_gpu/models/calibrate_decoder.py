@@ -8,7 +8,7 @@ words that also makes the logits is one weight, measured in both places.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
 from typing import Any
@@ -49,6 +49,7 @@ from .decoder_tensors import EMBEDDINGS, HEAD, POSITIONS, linear_parts
 from .decoders import DecoderConfig
 from .journal import NoJournal
 from .pooling import cu_seqlens_of
+from .scratch import Scratch
 
 F32 = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -74,10 +75,10 @@ _STAGES = {
 class _Stages:
     """A layer in stages: each ends at the input of the next weights."""
 
-    def __init__(self, layer: DecoderLayer, index: int, settings: DecoderConfig) -> None:
+    def __init__(self, layer: DecoderLayer, index: int, settings: DecoderConfig, ws: Workspace) -> None:
         self._layer = layer
         self._sandwich = settings.sandwich
-        self._ws = Workspace()
+        self._ws = ws
         self.names = {part: f"model.layers.{index}.{name}" for part, name in linear_parts(settings).items()}
         self.stages = {
             stage: tuple(part for part in parts if part in self.names) for stage, parts in _STAGES.items()
@@ -87,6 +88,10 @@ class _Stages:
         owner = self._layer.ffn if part in ("gate", "up", "down") else self._layer.attention
         linear: RBELinear = getattr(owner, part)
         return linear
+
+    def values(self, part: str) -> F32:
+        """The weight of a linear layer."""
+        return np.asarray(self.linear(part).weight, np.float32)
 
     def with_linears(self, linears: Mapping[str, RBELinear]) -> _Stages:
         """The same layer with some of its linears replaced, by part."""
@@ -125,6 +130,11 @@ class _Stages:
         return self.finished(self.inner(self.ffn_input(y)), y)
 
 
+def _stages_of(model: Decoder) -> list[_Stages]:
+    ws = Workspace()  # of all layers
+    return [_Stages(layer, i, model.settings, ws) for i, layer in enumerate(model.layers)]
+
+
 class _Texts:
     """Windows of tokens, packed in groups, and their hidden states in both models."""
 
@@ -144,12 +154,19 @@ def windows_of(ids: Sequence[int], window: int = WINDOW, most: int = MOST_TOKENS
     return parts[:: max(1, -(-len(parts) * window // most))]
 
 
+def _table(model: Decoder, name: str) -> F32:
+    """The table of EMBEDDINGS, POSITIONS or HEAD."""
+    if name == HEAD:
+        return np.asarray(model.head, np.float32)
+    table = model.word_embeddings if name == EMBEDDINGS else model.position_embeddings
+    assert table is not None
+    return np.asarray(table.weight, np.float32)
+
+
 def _tables(model: Decoder) -> dict[str, F32]:
     """The tables of words and of learned positions, by name."""
-    tables = {EMBEDDINGS: np.asarray(model.word_embeddings.weight, np.float32)}
-    if model.position_embeddings is not None:
-        tables[POSITIONS] = np.asarray(model.position_embeddings.weight, np.float32)
-    return tables
+    names = (EMBEDDINGS,) if model.position_embeddings is None else (EMBEDDINGS, POSITIONS)
+    return {name: _table(model, name) for name in names}
 
 
 def _embedded(model: Decoder, tables: Mapping[str, F32], texts: _Texts) -> list[F32]:
@@ -171,10 +188,13 @@ def _predictions(model: Decoder, head: Any, states: Sequence[F32]) -> list[F32]:
     return logs
 
 
-def _divergence(dense: Sequence[F32], compressed: Sequence[F32]) -> float:
+def _divergence(dense: Iterable[F32], compressed: Iterable[F32]) -> float:
     """Mean Kullback-Leibler divergence, in nats."""
-    total = sum(float((np.exp(p) * (p - q)).sum()) for p, q in zip(dense, compressed, strict=True))
-    return total / sum(len(p) for p in dense)
+    total, tokens = 0.0, 0
+    for p, q in zip(dense, compressed, strict=True):
+        total += float((np.exp(p) * (p - q)).sum())
+        tokens += len(p)
+    return total / tokens
 
 
 class DecoderCalibration:
@@ -187,11 +207,14 @@ class DecoderCalibration:
     sensitivity : name -> divergence of the predictions per squared step, as measured
     """
 
-    def __init__(self, model: Decoder, windows: Sequence[Ids], weights: dict[str, Weight], few: bool) -> None:
+    def __init__(
+        self, model: Decoder, windows: Sequence[Ids], weights: dict[str, Weight], few: bool, scratch: Scratch
+    ) -> None:
         self.model = model
         self.few = few
         self._windows = windows
         self._weights = weights
+        self._scratch = scratch
 
     @property
     def sensitivity(self) -> dict[str, float]:
@@ -216,10 +239,16 @@ class DecoderCalibration:
         """
         lossy = self.model.with_tensors(tensors)
         windows = [w[:_PROBE_TOKENS] for w in self._windows[:: max(1, len(self._windows) // _INT8_WINDOWS)]]
-        dense = [log_softmax(self.model.logits(w[None])[0], np.float32) for w in windows]
+
+        def predicted(model: Decoder) -> Iterator[F32]:
+            for window in windows:
+                yield log_softmax(model.logits(window[None])[0], np.float32)
+
+        # 128 tokens of a vocabulary of 262,144 are 134 MB
+        dense = [self._scratch.array(logs) for logs in predicted(self.model)]
 
         def divergence(model: Decoder) -> float:
-            return _divergence(dense, [log_softmax(model.logits(w[None])[0], np.float32) for w in windows])
+            return _divergence((read() for read in dense), predicted(model))
 
         most = (1 + INT8_SHARE) * divergence(lossy)
         names: list[str] = []
@@ -275,37 +304,37 @@ def calibrate_decoder(
     windows = windows_of(ids, longest)
     if not windows:
         raise ValueError("the texts have fewer than two tokens; there is nothing to predict")
-    layers = [_Stages(layer, i, model.settings) for i, layer in enumerate(model.layers)]
+    scratch = Scratch((journal or NoJournal()).scratch)
+    layers = _stages_of(model)
     size = block or DEFAULT_BLOCK
     report("moments", 0, 1)
     every = max(1, len(windows) // 16)
-    geometries = _dense_pass(model, _Texts(windows[::every]), layers, transform, size)
+    geometries = _dense_pass(model, _Texts(windows[::every]), layers, transform, size, scratch)
     report("moments", 1, 1)
     weights: dict[str, Weight] = {}
     if tables:
         for name, values in _tables(model).items():
             # of positions no row counts more: windows are shorter than texts may be
             counts = np.bincount(np.asarray(ids), minlength=len(values)) if name == EMBEDDINGS else None
-            weights[name] = Weight.of_table(
-                name, values, transform, size, row_scales(values, ROW_POWER, counts)
-            )
+            scales = row_scales(values, ROW_POWER, counts)
+            weights[name] = Weight.of_table(name, partial(_table, model, name), transform, size, scales)
     if not model.settings.tied:
-        weights[HEAD] = Weight.of_matrix(HEAD, np.asarray(model.head, np.float32), geometries[HEAD])
+        weights[HEAD] = Weight.of_matrix(HEAD, partial(_table, model, HEAD), geometries[HEAD])
     for layer in layers:
         for part, name in layer.names.items():
-            values = np.asarray(layer.linear(part).weight, np.float32)
-            weights[f"{name}.weight"] = Weight.of_matrix(f"{name}.weight", values, geometries[name])
+            read = partial(layer.values, part)
+            weights[f"{name}.weight"] = Weight.of_matrix(f"{name}.weight", read, geometries[name])
     probe = [window[:_PROBE_TOKENS] for window in windows[:: -(-len(windows) // _PROBE_WINDOWS)]]
     _measure(model, weights, _Texts(probe), layers, report, journal or NoJournal())
-    return DecoderCalibration(model, windows, weights, are_few(np.asarray(ids)))
+    return DecoderCalibration(model, windows, weights, are_few(np.asarray(ids)), scratch)
 
 
 def _dense_pass(
-    model: Decoder, texts: _Texts, layers: list[_Stages], transform: str, block: int
-) -> dict[str, Geometry]:
-    """The geometry of every linear layer's input in the dense model, by the layer's name without `.weight`."""
+    model: Decoder, texts: _Texts, layers: list[_Stages], transform: str, block: int, scratch: Scratch
+) -> dict[str, Callable[[], Geometry]]:
+    """What reads the geometry of every linear layer's input in the dense model, by its name without `.weight`."""
     states = _embedded(model, _tables(model), texts)
-    geometries: dict[str, Geometry] = {}
+    geometries: dict[str, Callable[[], Geometry]] = {}
     for layer in layers:
         moments = {
             stage: Moments(layer.linear(parts[-1]).in_features) for stage, parts in layer.stages.items()
@@ -320,14 +349,14 @@ def _dense_pass(
                 moments[stage].add(a, a)
             states[i] = layer.finished(inner, y)
         for stage, parts in layer.stages.items():
-            geo = geometry(moments.pop(stage), transform, block)
+            geo = scratch.geometry(geometry(moments.pop(stage), transform, block))
             geometries |= {layer.names[part]: geo for part in parts}
     if not model.settings.tied:
         last = Moments(model.settings.hidden_size)
         for x in states:
             h = np.asarray(model.final_norm(x), np.float32)
             last.add(h, h)
-        geometries[HEAD] = geometry(last, transform, block)
+        geometries[HEAD] = scratch.geometry(geometry(last, transform, block))
     return geometries
 
 
@@ -428,8 +457,8 @@ class _Encoding:
         }
         texts.dense = _embedded(model, tables, texts)
         texts.compressed = _embedded(model, lossy, texts)
-        for index, layer in enumerate(model.layers):
-            self._layer(_Stages(layer, index, model.settings))
+        for layer in _stages_of(model):
+            self._layer(layer)
         if HEAD in self.weights:
             pairs = (
                 (np.asarray(model.final_norm(a), np.float32), np.asarray(model.final_norm(b), np.float32))
@@ -524,7 +553,7 @@ class _Encoding:
 
         def encoded(name: str, linear: RBELinear | None, share: float, limit: float) -> dict[str, Any]:
             weight = self.weights[name]
-            now = Weight.of_matrix(name, weight.values, geo)
+            now = Weight.of_matrix(name, weight.read, lambda: geo)
             # the planned bits, corrected for the excess or saving of earlier weights
             bits = 8 * (self.planned[name] * share - now.overhead) / now.size
             matrix = now.fitted(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -29,12 +29,13 @@ from ..container import Writer, header
 from ..encode import GRADES, compress
 from ..json_checks import dump_json
 from ..threads import blas, get_num_threads
-from .architectures import architecture, encodes
+from .architectures import architecture, encodes, is_gguf
 from .bert_tensors import block_of
 from .compress_tasks import Budget, TensorTasks, encode_tensor, naming_tensor, stored, widened
 from .journal import Journal, NoJournal, digest
-from .load import load
+from .load import load, load_gguf
 from .parts_folder import PartsFolder
+from .scratch import Scratch
 from .source import FLOATS, Source, open_source
 from .stored_tokenizer import ARRAY as TOKENIZER_ARRAY
 
@@ -402,7 +403,12 @@ def _calibration(
                     f"{source}: {name} is not the weight that was calibrated; calibrate this model"
                 )
         return texts
-    model = load(source)
+    # decoded weights of a GGUF file are mapped, as those of a folder are: a model may be larger than memory
+    model = (
+        load_gguf(source, held=Scratch(journal.scratch).mapped)
+        if source.is_file() and is_gguf(source)
+        else load(source)
+    )
     if not isinstance(model, Decoder):
         model = encodes(model, source, "calibration")
     return run(
@@ -477,15 +483,19 @@ def _journal(
         if resume:
             raise ValueError("resume= goes with texts to calibrate on, and an output file")
         return NoJournal()
-    parts: list[bytes | str | memoryview] = [dump_json(opened.config)]
-    parts.append(b"" if opened.tokenizer is None else opened.tokenizer.tobytes())
-    for name in sorted(opened.files):
-        array = opened.files[name].array(name)
-        parts += [f"{name} {array.dtype} {array.shape}", array.reshape(-1).view(np.uint8).data]
+
+    def model_parts() -> Iterator[bytes | str | memoryview]:
+        yield dump_json(opened.config)
+        yield b"" if opened.tokenizer is None else opened.tokenizer.tobytes()
+        for name in sorted(opened.files):  # one array at a time: those of a GGUF file are decoded
+            array = opened.files[name].array(name)
+            yield f"{name} {array.dtype} {array.shape}"
+            yield array.reshape(-1).view(np.uint8).data
+
     isa = dispatch.CPU.module("isa").active()
     identity = {
-        "model": digest(*parts),
-        "texts": digest(*texts),
+        "model": digest(model_parts()),
+        "texts": digest(texts),
         "ratio, transform or block": list(options),
         "version": {
             "rbe_gpu": __version__,

@@ -123,11 +123,14 @@ def loss(model: BertEncoder, states: Sequence[F32], parts: Sequence[Batch], dens
     return float(1.0 - (v * dense).sum(axis=1).mean())
 
 
+def table_of(model: BertEncoder, name: str) -> F32:
+    """The table WORDS or POSITIONS."""
+    table = model.word_embeddings if name == WORDS else model.position_embeddings
+    return np.asarray(table.weight, np.float32)
+
+
 def tables_of(model: BertEncoder) -> dict[str, F32]:
-    return {
-        WORDS: np.asarray(model.word_embeddings.weight, np.float32),
-        POSITIONS: np.asarray(model.position_embeddings.weight, np.float32),
-    }
+    return {name: table_of(model, name) for name in (WORDS, POSITIONS)}
 
 
 def embedded(model: BertEncoder, tables: dict[str, F32], ids: NDArray[np.int64], lengths: Any) -> F32:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,14 @@ _LOCK = "lock"
 
 
 class NoJournal:
-    """Computes everything and keeps nothing."""
+    """Computes everything and keeps nothing.
+
+    Attributes
+    ----------
+    scratch : a folder for files that the run needs while it lasts (`Scratch`); None: there is none
+    """
+
+    scratch: Path | None = None
 
     def tensors(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Tensors by name: those that are kept under `name`, or what `make` returns."""
@@ -76,6 +83,7 @@ class Journal(NoJournal):
 
     def __enter__(self) -> Journal:
         self._lock = self._locked()
+        self.scratch = self.folder
         try:
             if not self._resume:
                 self._clear()
@@ -189,7 +197,7 @@ def _scalars(value: Any) -> Any:
     return np.dtype(value["dtype"]).type(value["value"])
 
 
-def digest(*parts: bytes | str | memoryview) -> str:
+def digest(parts: Iterable[bytes | str | memoryview]) -> str:
     """A digest of all parts, which tells where each ends."""
     whole = hashlib.sha256()
     for part in parts:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..container import load_file
 from ..mapped import MappedFile
@@ -244,16 +245,23 @@ def _files(folder: Path, read_only: bool) -> Iterator[tuple[str, MappedFile]]:
 
 
 def load_gguf(
-    path: Path, cache_bytes: int = 0, dtype: str = "float32", activations: str | None = None
+    path: Path,
+    cache_bytes: int = 0,
+    dtype: str = "float32",
+    activations: str | None = None,
+    held: Callable[[NDArray[Any]], NDArray[Any]] = lambda tensor: tensor,
 ) -> Model:
-    """A decoder from a GGUF file, its weights decoded to float32, or to a half type `dtype`."""
+    """A decoder from a GGUF file, its weights decoded to float32, or to a half type `dtype`.
+
+    held : called with each decoded weight, returns the array that the model holds
+    """
     settings, file = read_gguf_folder(path)
     made = architecture(settings.config)
     half = None if dtype == "float32" else DTYPES.get(dtype)
     tensors = {}
     for name in file.entries:
         tensor = file.array(name)
-        tensors[name] = tensor if half is None or tensor.ndim < 2 else tensor.astype(half)
+        tensors[name] = held(tensor if half is None or tensor.ndim < 2 else tensor.astype(half))
     model: Model = made.model(
         tensors,
         {"config": settings.config, **settings.stored},

@@ -224,7 +224,7 @@ class MeasurementsOnWorkers(Measurements):
 
     def _texts(self, name: str, texts: Sequence[str]) -> _Texts:
         # the name of a file is what workers remember it by
-        path = self._folder.path / f"{name}-{digest(*texts)}.json"
+        path = self._folder.path / f"{name}-{digest(texts)}.json"
         output.write_text(path, json.dumps(list(texts)))
         return _Texts(self._folder.source, self._folder.files, str(path))
 

@@ -92,8 +92,11 @@ LENGTHS = np.array([11, 150, 1])
 NEW_TOKENS = 40
 
 
-def write_with_tokenizer(path: Path) -> Path:
-    """A folder of a Llama with random weights, a tokenizer of bytes and a chat template."""
+def write_with_tokenizer(path: Path, dtype: Any = np.float32, **settings: Any) -> Path:
+    """A folder of a Llama with random weights of `dtype`, a tokenizer of bytes and a chat template.
+
+    settings : of config.json, in place of those here
+    """
     from safetensors.numpy import save_file
 
     from rbe_gpu.models.decoder_tensors import tensor_shapes
@@ -106,18 +109,19 @@ def write_with_tokenizer(path: Path) -> Path:
     vocabulary = len(tokenizer["model"]["vocab"])
     config = {
         **CONFIGS["llama"], "vocab_size": vocabulary, "tie_word_embeddings": True, "eos_token_id": 2,
-        "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4,
+        "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 4, **settings,
     }  # fmt: skip
-    settings = {
+    tokenizer_config = {
         "tokenizer_class": "GPT2TokenizerFast",
         "chat_template": "User: {{ messages[-1].content }}\nAnswer:",
     }
     path.mkdir(parents=True)
     for name, value in (
-        ("config.json", config), ("tokenizer.json", tokenizer), ("tokenizer_config.json", settings),
+        ("config.json", config), ("tokenizer.json", tokenizer), ("tokenizer_config.json", tokenizer_config),
     ):  # fmt: skip
         (path / name).write_text(json.dumps(value))
-    save_file(weights(dict(tensor_shapes(decoder_config(config)))), path / "model.safetensors")
+    made = weights(dict(tensor_shapes(decoder_config(config))))
+    save_file({name: a.astype(dtype) for name, a in made.items()}, path / "model.safetensors")
     return path
 
 
