@@ -31,7 +31,7 @@ from ._jit import cpu_inline, cpu_kernel
 from ._parts import part_kernel, pointer, pointer_like, record_at, run_parts
 from ._pool import num_threads
 from .arrays import address, floats_at, longs_at
-from .attention_few_queries import MOST_QUERIES, attention_few_queries
+from .attention_few_queries import MOST_QUERIES, attention_few_queries, cap_scores
 from .simd import (
     element,
     vadd,
@@ -224,7 +224,7 @@ def _keys_seen(first, queries, length, off, left, right):
 
 
 @cpu_kernel
-def _schedule(addresses, strides, mask_strides, cu_q, cu_k, lengths, shape, options, scale, scratch):
+def _schedule(addresses, strides, mask_strides, cu_q, cu_k, lengths, shape, options, scale, softcap, scratch):
     """What there is to do: the `params.ATTENTION` that `_tiles` reads, and the arrays that it points to.
 
     Parameters
@@ -313,7 +313,7 @@ def _schedule(addresses, strides, mask_strides, cu_q, cu_k, lengths, shape, opti
         max_tiles,
     )
     p.scratch, p.scratch_stride = scratch.ctypes.data, scratch.shape[1]
-    p.scale = np.float32(scale)
+    p.scale, p.softcap = np.float32(scale), np.float32(softcap)
     return params_at, memory, sequences, tasks
 
 
@@ -394,6 +394,8 @@ def _tiles(part, p, like):
                 hidden = min(max(0, (j - high) // 16), tile // 16)
                 ks, qs, at = keys0 + j * width, transposed + 16 * hidden, scores + j * tile + 16 * hidden
                 _matmul(8, tile // 16 - hidden, False, head_dim, buf, ks, width, 1, qs, tile, at, tile)
+            if p.softcap != _ZERO:
+                cap_scores(buf, scores, scores + keys * tile, p.softcap)
             mask_at = mask0 + j0 * mask_key
             if mask_kind == _ADDED:
                 _add_bias(bias, mask_at, mask_query, mask_key, buf, scores, queries, keys, tile, spare)
@@ -461,6 +463,7 @@ def attention(
     workspace: Any,
     cu_seqlens: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
     lse: NDArray[np.float32] | None = None,
+    softcap: float = 0.0,
 ) -> None:
     """o[i] = sum_j softmax_j(scale * q[i].k[j] + mask[i,j]) v[j] over the keys j that query i may see.
 
@@ -480,6 +483,7 @@ def attention(
         head_dim), `lengths` is None, and `mask` (batch, num_heads, rows, columns)
     lse : receives ln sum_j exp(scale * q[i].k[j] + mask[i,j]), -inf where nothing is seen; (batch, num_heads,
         seq_q) float32, packed (num_heads, total_q), C-contiguous
+    softcap : c > 0: c tanh(s / c) in the place of s = scale * q[i].k[j]; 0: none
     """
     num_heads = q.shape[-2]
     seq_q, seq_k = q.shape[-3], k.shape[-3]
@@ -494,10 +498,10 @@ def attention(
     # a causal query at the end of its keys sees all of them
     sees_all = window[0] < 0 and (seq_q == 1 if causal else window[1] < 0)
     if few and sees_all and cu_seqlens is mask is lse is None:
-        attention_few_queries(q, k, v, scale, lengths, out, workspace, _ELEMENTS[q.dtype])
+        attention_few_queries(q, k, v, scale, lengths, out, workspace, _ELEMENTS[q.dtype], softcap)
         return
     kernel, parts, params_at, _kept = prepare(
-        q, k, v, causal, scale, mask, lengths, window, out, workspace, cu_seqlens, lse
+        q, k, v, causal, scale, mask, lengths, window, out, workspace, cu_seqlens, lse, softcap
     )
     run_parts(kernel, parts, params_at)
 
@@ -530,6 +534,7 @@ def prepare(
     workspace: Any,
     cu_seqlens: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
     lse: NDArray[np.float32] | None = None,
+    softcap: float = 0.0,
 ) -> Prepared:
     """The call that computes `attention` of arrays with elements."""
     num_heads, head_dim = q.shape[-2:]
@@ -570,6 +575,7 @@ def prepare(
             0 if mask is None else _KEPT if keeps else _ADDED,
         ),
         float(scale),
+        float(softcap),
         scratch,
     )
     return Prepared(_tiles_of(_ELEMENTS[q.dtype]), scratch.shape[0], params_at, (*arrays, scratch))

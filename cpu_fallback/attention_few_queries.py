@@ -35,7 +35,7 @@ from .simd import (
     vsub,
     vsum,
 )
-from .simd_math import vexp_narrow
+from .simd_math import vexp_narrow, vtanh
 from .unpack import vbroadcast
 
 #: Queries of a key head. At 512 keys of 64 dimensions 1 takes 0.30 of the time of a tile, 4 take 0.54, 8 0.86.
@@ -85,6 +85,14 @@ def _scores(p, k, k0, first, count, buf, scaled, scores, queries, width):
             for x in range(0, head_dim, 16):
                 a = vfma(vload(buf, scaled + i * width + x), _load(k, at, x, head_dim), a)
             buf[scores + i * KEYS + j] = vsum(a)
+
+
+@cpu_inline(inline=False)
+def cap_scores(buf, start, stop, cap):
+    """cap tanh(s / cap) of the scores s from start to stop, a multiple of 16 of them."""
+    c, inverse = vsplat(cap), vsplat(_ONE / cap)
+    for at in range(start, stop, 16):
+        vstore(buf, at, vmul(c, vtanh(vmul(vload(buf, at), inverse))))
 
 
 @cpu_inline
@@ -171,6 +179,9 @@ def _unit(p, q, q0, k, k0, v, v0, out, out0, buf, queries, width, keys):
     for first in range(p.first_key, keys, KEYS):
         count = min(KEYS, keys - first)
         _scores(p, k, k0, first, count, buf, scaled, scores, queries, width)
+        if p.softcap != _ZERO:
+            for i in range(scores, scores + queries * KEYS, KEYS):
+                cap_scores(buf, i, i + (count + 15) // 16 * 16, p.softcap)
         for i in range(queries):
             weights, into = scores + i * KEYS, output + i * width
             top, total, factor, zeros = _softmax_step(buf, weights, count, buf[tops + i], buf[totals + i])
@@ -212,7 +223,7 @@ HEADS = part_kernel(_heads, _ATTENTION)
 
 
 def attention_few_queries(
-    q: Any, k: Any, v: Any, scale: float, lengths: Any, out: Any, workspace: Any, element: Any
+    q: Any, k: Any, v: Any, scale: float, lengths: Any, out: Any, workspace: Any, element: Any, softcap: float
 ) -> None:
     """o[i] = sum_j softmax_j(scale * q[i].k[j]) v[j] over all keys, or those up to `lengths`.
 
@@ -222,6 +233,7 @@ def attention_few_queries(
     k, v : (batch, seq_k, num_kv_heads, head_dim); num_heads / num_kv_heads * seq_q is at most MOST_QUERIES
     lengths : (batch,) int64, or None
     element : Numba's type of a stored value
+    softcap : as of `attention`
     """
     batch, seq_q, num_heads, head_dim = q.shape
     _, seq_k, num_kv_heads, _ = k.shape
@@ -235,7 +247,7 @@ def attention_few_queries(
         params.pack_attention_few(
             *_places(q, size), *_places(k, size), *_places(v, size), *_places(out, size),
             num_kv_heads, group, head_dim, seq_q, 0, seq_k, address(lengths), address(scratch), floats, units, parts,
-            scale,
+            scale, softcap,
         ),
         np.uint8,
     )  # fmt: skip

@@ -177,7 +177,7 @@ ATTENTION = Struct(
     max_tiles="i64",  # of a sequence
     scratch=_FLOATS_OUT, scratch_stride="i64",
     counter="i64*",  # tasks claimed
-    scale="float",
+    scale="float", softcap="float",  # 0: none
 )  # fmt: skip
 
 #: Attention of a few queries a head: `attention_few_queries`. Distances are in elements.
@@ -192,7 +192,7 @@ ATTENTION_FEW = Struct(
     lengths=_LONGS,  # of the sequences, 0 for none: as many keys at most
     scratch=_FLOATS_OUT, scratch_stride="i64",
     units="i64", parts="i64",  # key heads of all sequences, divided among the parts
-    scale="float",
+    scale="float", softcap="float",  # 0: none
 )  # fmt: skip
 
 #: A matmul whose struct is filled: `prepared_matmul`. Fields of what a kernel does not have are 0.
@@ -251,7 +251,7 @@ ENCODER_STEP = Struct(
 )  # fmt: skip
 
 # (*fields in their order) -> bytes of a record: filling it by names takes 10 us
-pack_attention_few = struct.Struct(f"{len(ATTENTION_FEW.fields) - 1}qf4x").pack
+pack_attention_few = struct.Struct(f"{len(ATTENTION_FEW.fields) - 2}q2f").pack
 
 #: A sequence of the batch: rows in front of its queries and keys, queries, keys seen, keys minus queries, and the
 #: queries of a tile.

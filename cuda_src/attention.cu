@@ -7,6 +7,7 @@
 //            Packed, with cu_q, cu_k (batch + 1): q, out (total_q, heads, head_dim), k, v (total_k, heads / group,
 //            head_dim), lse (heads, total_q), no lengths; sequence b has rows cu[b] .. cu[b + 1], and the first rows and
 //            columns of mask (batch, heads, mask_queries, columns).
+//            Capped, c tanh(scale * q[i].k[j] / c) stands for scale * q[i].k[j]: a constant of the kernel, c is not.
 //            With off = seq_k - seq_q, query i sees keys i + off - left .. i + off + right; a negative limit is none.
 // Ownership  A block of 4 warps owns a tile of queries of one head and goes through the tiles of keys that any
 //            of them sees; maximum m, sum l and output o of a query are rescaled as the tiles go by, so that no score

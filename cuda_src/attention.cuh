@@ -14,7 +14,7 @@ constexpr float TINY = 1.17549435e-38f;  // the smallest normal float
 
 // What becomes of the products q.k; as rbe_gpu/gpu/attention.py passes it.
 constexpr int MASK_NONE = 0;    // nothing: `scale` has log2(e) in it and is positive
-constexpr int MASK_SCALED = 1;  // times scale
+constexpr int MASK_SCALED = 1;  // times scale; where `capped`, c tanh(that / c), c = softcap, here and below
 constexpr int MASK_ADDED = 2;   // times scale, plus the mask (float)
 constexpr int MASK_KEEP = 3;    // times scale, -inf where the mask (bytes) is 0
 
@@ -38,8 +38,8 @@ struct Problem {
   float* lse;
   i64 q_row, k_row, v_row, out_row;
   i64 mask_row, mask_key;  // in bytes
-  float scale;
-  int seq_q, length, off, head_dim, left, right, mask_kind, mask_queries, aligned;
+  float scale, softcap, cap_unit;
+  int seq_q, length, off, head_dim, left, right, mask_kind, mask_queries, aligned, capped;
   int row0;   // the block's first query
   bool none;  // nothing to do
 
@@ -52,8 +52,8 @@ struct Problem {
   }
   __device__ __forceinline__ int within(i64 j) const { return j < 0 ? 0 : j < length ? static_cast<int>(j) : length; }
 
-  // Whether scores are scaled before the maximum is sought: a mask is added, or the order changes. Otherwise they are
-  // the products q.k, and exp2 takes one fma of them. unit: log2 of the weight of a score of 1
+  // Whether scores are scaled before the maximum is sought: they are capped, a mask is added, or the order changes.
+  // Otherwise they are the products q.k, and exp2 takes one fma of them. unit: log2 of the weight of a score of 1
   __device__ __forceinline__ bool scaled() const { return mask_kind != MASK_NONE; }
   __device__ __forceinline__ float unit() const { return scaled() ? LOG2_E : scale; }
 };
@@ -128,6 +128,9 @@ __device__ __forceinline__ Problem<T> problem_of(const AttentionParams& a, int x
   p.left = a.window_left;
   p.right = a.window_right;
   p.mask_kind = a.mask_kind;
+  p.capped = a.capped;
+  p.softcap = a.softcap;
+  p.cap_unit = a.cap_unit;
   p.mask_queries = a.mask_queries;  // rows that the mask has: of packed sequences those of the longest
   p.aligned = a.alignment;
   p.row0 = tile * ROWS;
@@ -198,6 +201,15 @@ struct Copy {
 
 // --- scores and weights ------------------------------------------------------------------------------------
 
+// c tanh(s / c). For half types 1 - 2 / (exp(2x) + 1) is tanh x, to 2^-22: scores then are off by about as much as one
+// of c is, and fewer registers are needed: tanhf and divisions spill 32 bytes of f16 at D = 128.
+template <class T>
+__device__ __forceinline__ float cap_score(const Problem<T>& p, float s) {
+  float c = p.softcap;
+  if constexpr (sizeof(T) == 4) return c * tanhf(s * (1.0f / c));
+  return fmaf(-2.0f * c, reciprocal(exp2f(s * p.cap_unit) + 1.0f), c);
+}
+
 // A score with the mask's value at `at`.
 template <class T>
 __device__ __forceinline__ float masked(const Problem<T>& p, float s, const char* at) {
@@ -241,6 +253,16 @@ __device__ __forceinline__ void mask_scores(const Problem<T>& p, int query, int 
       for (int n = 0; n < COUNT; ++n) {
 #pragma unroll
         for (int e = 0; e < PAIR; ++e) s[r][n][e] *= p.scale;
+      }
+    }
+    if (p.capped) {
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) {
+#pragma unroll
+        for (int n = 0; n < COUNT; ++n) {
+#pragma unroll
+          for (int e = 0; e < PAIR; ++e) s[r][n][e] = cap_score(p, s[r][n][e]);
+        }
       }
     }
     if (p.mask_kind != MASK_SCALED) read_mask<STEP>(p, query, key, s);
@@ -357,6 +379,7 @@ __device__ __forceinline__ float score_of(const Problem<T>& p, int i, int j) {
   for (int d = 0; d < p.head_dim; ++d) s = fmaf(to_float(q[d]), to_float(k[d]), s);
   if (!p.scaled()) return s;
   s *= p.scale;
+  if (p.capped) s = cap_score(p, s);
   return p.mask_kind == MASK_SCALED ? s : masked(p, s, p.mask + i * p.mask_row + j * p.mask_key);
 }
 

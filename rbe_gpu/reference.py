@@ -173,6 +173,7 @@ def attention(
     cu_seqlens_q: Any = None,
     cu_seqlens_k: Any = None,
     return_lse: bool = False,
+    softcap: float | None = None,
 ) -> Any:
     """o[i] = sum_j softmax_j(scale * q[i].k[j] + mask[i,j]) v[j] over the keys j that query i may see.
 
@@ -181,6 +182,7 @@ def attention(
 
     With `return_lse` a pair: o, and lse[i] = ln sum_j exp(scale * q[i].k[j] + mask[i,j]), -inf where nothing is
     seen. Packed sequences (`cu_seqlens_q`) attend each for itself, with the first rows and columns of the mask.
+    With `softcap` c, c tanh(scale * q[i].k[j] / c) stands in the place of scale * q[i].k[j].
     """
     q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
     if cu_seqlens_q is not None:
@@ -190,10 +192,12 @@ def attention(
             own, keys = slice(*cu_seqlens_q[b : b + 2]), slice(*cu_k[b : b + 2])
             shape = (1, q.shape[1], own.stop - own.start, keys.stop - keys.start)
             part = None if mask is None else _mask_of(np.asarray(mask), len(cu_seqlens_q) - 1, b, shape)
-            alone = _attend(q[None, own], k[None, keys], v[None, keys], causal, scale, part, None, window)
+            alone = _attend(
+                q[None, own], k[None, keys], v[None, keys], causal, scale, part, None, window, softcap
+            )
             o[own], lse[:, own] = alone[0][0], alone[1][0]
     else:
-        o, lse = _attend(q, k, v, causal, scale, mask, lengths, window)
+        o, lse = _attend(q, k, v, causal, scale, mask, lengths, window, softcap)
     return (o, lse) if return_lse else o
 
 
@@ -204,7 +208,15 @@ def _mask_of(mask: Any, batch: int, b: int, shape: tuple[int, ...]) -> Any:
 
 
 def _attend(
-    q: F64, k: F64, v: F64, causal: bool, scale: float | None, mask: Any, lengths: Any, window: Any
+    q: F64,
+    k: F64,
+    v: F64,
+    causal: bool,
+    scale: float | None,
+    mask: Any,
+    lengths: Any,
+    window: Any,
+    softcap: float | None,
 ) -> tuple[F64, F64]:
     """`attention` of padded sequences: o and lse."""
     batch, seq_q, num_heads, head_dim = q.shape
@@ -227,6 +239,8 @@ def _attend(
         for h in range(num_heads):
             kv = h // (num_heads // num_kv_heads)
             scores = scale * (q[b, :, h] @ k[b, :, kv].T)
+            if softcap is not None:
+                scores = softcap * np.tanh(scores / softcap)
             seen = visible if lengths is None else visible & (j < int(lengths[b]))
             if mask is not None and mask.dtype == bool:
                 seen = seen & mask[b, h]

@@ -124,7 +124,7 @@ _ALL = (
     Op(
         name="attention",
         signature="attention(q, k, v, causal=False, scale=None, mask=None, lengths=None, window=None, out=None, "
-        "workspace=None, cu_seqlens_q=None, cu_seqlens_k=None, return_lse=False)",
+        "workspace=None, cu_seqlens_q=None, cu_seqlens_k=None, return_lse=False, softcap=None)",
         equation="o[i] = sum_j softmax_j(scale * q[i].k[j] + mask[i,j]) v[j], j over the keys that query i sees",
         output="shape and dtype of q; return_lse: also (batch, num_heads, seq_q) float32, "
         "packed (num_heads, total_q)",

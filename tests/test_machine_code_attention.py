@@ -12,6 +12,7 @@ from rbe_gpu.gpu import attention as launcher
 from .host import machine_code
 from .host.machine_code import Kernel
 
+NOT_CAPPED = {"AttentionParams.capped": 0}
 #: By head size: tiles of 16 queries a warp, whether queries stay in shared memory, blocks of a multiprocessor.
 SCHEDULES = {32: (2, True, 3), 64: (2, False, 2), 96: (2, True, 2), 128: (2, True, 2), 256: (1, True, 2)}
 #: Register moves among the instructions of the scores, and of the weighted values: ptxas places accumulators anew
@@ -50,8 +51,21 @@ def violations(kernel: Kernel, head_dim: int) -> set[str]:
 @pytest.mark.parametrize("type_name", ["f16", "bf16"])
 @pytest.mark.parametrize("architecture", [80, 90])
 def test_loop_over_tiles(head_dim: int, type_name: str, architecture: int) -> None:
-    kernel = machine_code.kernels("attention", architecture)[f"attention_{type_name}_{head_dim}"]
+    kernel = machine_code.kernels("attention", architecture, **NOT_CAPPED)[
+        f"attention_{type_name}_{head_dim}"
+    ]
     assert violations(kernel, head_dim) == set()
+
+
+@pytest.mark.parametrize("head_dim", SCHEDULES)
+def test_capped_scores(head_dim: int) -> None:
+    """They take no local memory, and leave the loop's other parts as they are."""
+    kernel = machine_code.kernels("attention", 90, **{"AttentionParams.capped": 1})[
+        f"attention_f16_{head_dim}"
+    ]
+    assert not violations(kernel, head_dim) & {
+        "tensor cores", "loads of fragments", "copies of 16 bytes", "no local memory", "blocks of a multiprocessor",
+    }  # fmt: skip
 
 
 Changes = tuple[tuple[str, str], ...]
@@ -60,7 +74,7 @@ Changes = tuple[tuple[str, str], ...]
 @lru_cache
 def changed(changes: Changes, head_dim: int, schedule: str) -> Kernel:
     """A kernel of the source with every first text in the place of its second."""
-    text = _source.source("attention")
+    text = _source.expand("attention.cu", _source.read("attention.cu"), NOT_CAPPED)
     for old, new in changes:
         assert old in text, f"{old!r} is not in the source"
         text = text.replace(old, new)

@@ -25,6 +25,9 @@ ROOT = Path(__file__).parent.parent
 CONFIGURED = ("decode", "embedding", "linear", "linear_transform", "linear_integers")
 FILES = [p for p in sorted((ROOT / "cuda_src").glob("*.cu")) if p.stem not in CONFIGURED]
 FILES += sorted((ROOT / "tests" / "host").glob("*.cu"))
+#: Files, and the constants of those that have some: with scores that are capped, and without.
+SOURCES = [(path, {}) for path in FILES if path.stem != "attention"]
+SOURCES += [(ROOT / "cuda_src" / "attention.cu", {"AttentionParams.capped": capped}) for capped in (0, 1)]
 
 F32, F16, BF16 = np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 ROWS, COLS = 256, 1024
@@ -83,15 +86,15 @@ def kernels() -> list[Kernel]:
 KERNELS = kernels()
 
 
-def text(path: Path) -> str:
-    return _source.expand(path.name, path.read_text(encoding="utf-8"))
+def text(path: Path, constants: dict[str, int]) -> str:
+    return _source.expand(path.name, path.read_text(encoding="utf-8"), constants)
 
 
 @pytest.fixture(scope="module")
 def compiled(request: pytest.FixtureRequest) -> None:
     """What the selected tests ask for, two at a time."""
     selected = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    jobs = [(text(p["path"]), p["architecture"]) for p in selected if {"path", "architecture"} <= p.keys()]
+    jobs = [(text(*p["file"]), p["architecture"]) for p in selected if {"file", "architecture"} <= p.keys()]
     if any("of" in p for p in selected):
         jobs += [(_source.kernel_source(k), p["of"]) for p in selected if "of" in p for k in KERNELS]
     nvrtc.compile_all(jobs)
@@ -129,10 +132,12 @@ def test_configurations_are_many() -> None:
 
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_compiles(path: Path, architecture: int) -> None:
+@pytest.mark.parametrize(
+    "file", SOURCES, ids=lambda file: "-".join((file[0].stem, *map(str, file[1].values())))
+)
+def test_compiles(file: tuple[Path, dict[str, int]], architecture: int) -> None:
     """No message, no register spilled to memory, no array indexed into memory."""
-    result = nvrtc.compile_source(text(path), architecture)
+    result = nvrtc.compile_source(text(*file), architecture)
     assert not result.warnings
     assert result.kernels
     for name, usage in result.kernels.items():

@@ -77,6 +77,7 @@ ATTENTION = Struct(
     seq_q="int", seq_k="int", head_dim="int", scale="float",
     window_left="int", window_right="int",  # negative: no limit
     mask_kind="int", mask_queries="int", alignment="int",
+    capped=CONSTANT, softcap="float", cap_unit="float",  # 2 log2(e) / softcap
 )  # fmt: skip
 
 #: The coefficients of a compressed weight, and where they are stored.

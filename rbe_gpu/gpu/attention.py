@@ -78,6 +78,7 @@ def launches(
     out: Any,
     cu_seqlens: tuple[Any, Any] | None = None,
     lse: Any = None,
+    softcap: float = 0.0,
 ) -> tuple[Launch, ...]:
     """The launch of `attention`, from shapes, strides, dtypes and addresses."""
     seq_q, num_heads, head_dim = q.shape[-3:]
@@ -96,7 +97,7 @@ def launches(
     left, right = window
     if mask is not None:
         kind, factor = _KEEP if mask.dtype == np.bool_ else _ADDED, scale
-    elif scale * _LOG2_E >= np.finfo(np.float32).tiny:
+    elif not softcap and scale * _LOG2_E >= np.finfo(np.float32).tiny:
         kind, factor = _NONE, scale * _LOG2_E
     else:
         kind, factor = _SCALED, scale
@@ -132,6 +133,9 @@ def launches(
         mask_kind=kind,
         mask_queries=0 if mask is None else mask.shape[2],
         alignment=alignment,
+        capped=int(softcap > 0),
+        softcap=softcap,
+        cap_unit=2 * _LOG2_E / softcap if softcap else 0.0,
     )
     if cu_q is None:
         rows = min(batch, _MAX_BATCH)
@@ -155,6 +159,7 @@ def attention(
     workspace: Any,
     cu_seqlens: tuple[Any, Any] | None = None,
     lse: Any = None,
+    softcap: float = 0.0,
 ) -> None:
     """Write attention of `q` over `k` and `v` to `out`.
 
@@ -176,6 +181,8 @@ def attention(
         which takes them as if cut to the rows there are
     lse : receives ln sum_j exp(scale * q[i].k[j] + mask[i,j]), -inf where nothing is seen; (batch, num_heads,
         seq_q) float32, packed (num_heads, total_q), C-contiguous
+    softcap : c > 0: c tanh(s / c) in the place of s = scale * q[i].k[j]; 0: none. Kernels are compiled with it or
+        without
     """
     if 0 in q.shape:
         return
@@ -184,4 +191,4 @@ def attention(
         if lse is not None:
             lse[...] = -np.inf
         return
-    run(*launches(q, k, v, causal, scale, mask, lengths, window, out, cu_seqlens, lse))
+    run(*launches(q, k, v, causal, scale, mask, lengths, window, out, cu_seqlens, lse, softcap))

@@ -43,6 +43,7 @@ class RBEAttention:
     causal, window, scale : as in `rbe_gpu.attention`
     query_norm, key_norm : RBERMSNorm of head_dim features, or None
     rotary : RBERotary, or None
+    softcap : as in `rbe_gpu.attention`
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class RBEAttention:
         query_norm: RBERMSNorm | None = None,
         key_norm: RBERMSNorm | None = None,
         rotary: RBERotary | None = None,
+        softcap: float | None = None,
     ) -> None:
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         if num_heads < 1 or query.out_features % num_heads:
@@ -98,6 +100,7 @@ class RBEAttention:
         self.query_norm = query_norm
         self.key_norm = key_norm
         self.rotary = rotary
+        self.softcap = softcap
         self._derived: TransformDomainAttention | None = None
 
     @classmethod
@@ -293,11 +296,13 @@ class RBEAttention:
         if packed:
             lengths = None
         if cache is not None:
-            attend_with_cache(q, k, v, cache, to_host(cu_seqlens), self.scale, self.window, heads, workspace)
+            attend_with_cache(
+                q, k, v, cache, to_host(cu_seqlens), self.scale, self.window, heads, workspace, self.softcap
+            )
         else:
             ops.attention(
                 q, k, v, self.causal, self.scale, mask, lengths, self.window, out=heads, workspace=workspace,
-                cu_seqlens_q=cu_seqlens,
+                cu_seqlens_q=cu_seqlens, softcap=self.softcap,
             )  # fmt: skip
         return heads.reshape(*x.shape[:-1], self.num_heads * self.head_dim)
 
@@ -332,6 +337,7 @@ class RBEAttention:
         extra = ", causal" * self.causal
         extra += "" if self.window is None else f", window={self.window}"
         extra += "" if self.scale is None else f", scale={self.scale:g}"
+        extra += "" if self.softcap is None else f", softcap={self.softcap:g}"
         extra += "" if self.rotary is None else f", {self.rotary!r}"
         kv = "" if self.num_kv_heads == self.num_heads else f" ({self.num_kv_heads} for keys and values)"
         return (

@@ -24,6 +24,7 @@ def attend_with_cache(
     window: tuple[int, int] | None,
     out: Array,
     workspace: Workspace,
+    softcap: float | None,
 ) -> None:
     """Write k and v behind the tokens of the cache, and what every query sees to `out`.
 
@@ -33,6 +34,7 @@ def attend_with_cache(
     k, v : (tokens, num_kv_heads, head_dim)
     cu_seqlens : (batch + 1,) on the host
     window : as in `rbe_gpu.attention`; of it the left side counts
+    softcap : as in `rbe_gpu.attention`
     """
     keys, values, lengths = cache
     scale = 1.0 / sqrt(q.shape[-1]) if scale is None else scale
@@ -40,14 +42,25 @@ def attend_with_cache(
     counts = np.diff(cu_seqlens)
     if counts.size and (counts == 1).all():
         _write_one_each(k, v, cache)
-        _attend_one_each(q, keys, values, lengths + 1, scale, left, out, workspace)
+        _attend_one_each(q, keys, values, lengths + 1, scale, left, out, workspace, softcap)
         return
     for b, (start, count, past) in enumerate(zip(cu_seqlens, counts, lengths, strict=False)):
         new = slice(start, start + count)
         keys[b, past : past + count], values[b, past : past + count] = k[new], v[new]
     if not lengths.any():  # what the cache holds is k and v themselves
         ends = module_of(q).asarray(cu_seqlens)
-        ops.attention(q, k, v, True, scale, window=(left, 0), out=out, workspace=workspace, cu_seqlens_q=ends)
+        ops.attention(
+            q,
+            k,
+            v,
+            True,
+            scale,
+            window=(left, 0),
+            out=out,
+            workspace=workspace,
+            cu_seqlens_q=ends,
+            softcap=softcap,
+        )
         return
     for b, (start, count, past) in enumerate(zip(cu_seqlens, counts, lengths, strict=False)):
         if not count:
@@ -55,7 +68,7 @@ def attend_with_cache(
         new, seen = slice(start, start + count), slice(max(0, past - left) if left >= 0 else 0, past + count)
         ops.attention(
             q[None, new], keys[b : b + 1, seen], values[b : b + 1, seen], True, scale, window=(left, 0),
-            out=out[None, new], workspace=workspace,
+            out=out[None, new], workspace=workspace, softcap=softcap,
         )  # fmt: skip
 
 
@@ -79,6 +92,7 @@ def _attend_one_each(
     left: int,
     out: Array,
     workspace: Workspace,
+    softcap: float | None,
 ) -> None:
     """One query of each sequence, which sees all its keys, or the last left + 1.
 
@@ -101,6 +115,6 @@ def _attend_one_each(
     mixed = workspace.get("layer.attention.grouped", (batch, group, kv_heads, head_dim), out.dtype)
     ops.attention(
         q.reshape(grouped).swapaxes(1, 2), keys[:, seen], values[:, seen], False, scale, mask, limits,
-        out=mixed, workspace=workspace,
+        out=mixed, workspace=workspace, softcap=softcap,
     )  # fmt: skip
     out.reshape(grouped)[...] = mixed.swapaxes(1, 2)

@@ -28,6 +28,7 @@ def attention(
     cu_seqlens_q: Array | None = None,
     cu_seqlens_k: Array | None = None,
     return_lse: bool = False,
+    softcap: float | None = None,
 ) -> Any:
     """o[i] = sum_j softmax_j(scale * q[i].k[j] + mask[i,j]) v[j], in O(seq) memory.
 
@@ -53,6 +54,7 @@ def attention(
     cu_seqlens_q, cu_seqlens_k : (batch + 1,) int32/int64 from 0 to total_q and total_k, nondecreasing; by default
         cu_seqlens_k is cu_seqlens_q. Not with `lengths`. On a GPU they are not checked
     return_lse : also return the log-sum-exp of the scores
+    softcap : c > 0: c tanh(scale * q[i].k[j] / c) in the place of scale * q[i].k[j], before the mask (Gemma 2)
 
     Returns
     -------
@@ -129,12 +131,15 @@ def attention(
     if left < -1 or right < -1:
         raise ValueError(f"window={window} is not valid; use (left, right), each -1 (no limit) or more")
     out = output(backend, out, q.shape, q.dtype)
+    if softcap is not None and not 1e-6 <= softcap <= 1e6:
+        raise ValueError(f"softcap={softcap} is not supported; use a number from 1e-6 to 1e6, or None")
     scale = 1.0 / sqrt(head_dim) if scale is None else float(scale)
     lse = backend.xp.empty((*lead, num_heads, seq_q), np.float32) if return_lse else None
     scratch = scratch_of(workspace, out)
     backend.attention(
-        q, k, v, bool(causal), scale, mask, lengths, (left, right), out, scratch, cu_seqlens, lse
-    )
+        q, k, v, bool(causal), scale, mask, lengths, (left, right), out, scratch, cu_seqlens, lse,
+        0.0 if softcap is None else float(softcap),
+    )  # fmt: skip
     return out if lse is None else (out, lse)
 
 

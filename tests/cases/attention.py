@@ -224,11 +224,18 @@ CASES = OpCases(
         ),
         Case("scale", _attend(scale=0.05)),
         Case("scale negative", _attend(scale=-0.1), ("float32",)),
+        Case("softcap", _attend(softcap=2.0)),
+        Case("softcap, one query a head", _attend(seq_q=1, seq_k=150, heads=6, kv_heads=2, softcap=5.0)),
+        Case(
+            "softcap, causal, mask, lse, head_dim 256",
+            _attend(seq_q=40, heads=2, head_dim=256, causal=True, mask=_alibi, softcap=50.0, return_lse=True),
+        ),
         Case("packed", _packed_qkv),
         Case("head-major", _head_major),
         Case("no sequence", _attend(batch=0)),
         Case("no query", _attend(seq_q=0, seq_k=5)),
         Case("NaN", _with_nan),
+        Case("softcap, NaN", lambda data, dtype: {**_with_nan(data, dtype), "softcap": 3.0}),
         Case("lse", _attend(return_lse=True)),
         Case("lse, lengths 0", _attend(lengths=(0, 12), return_lse=True), ("float32",)),
         Case("lse, causal, more queries", _attend(seq_q=33, seq_k=20, causal=True, return_lse=True)),
@@ -247,6 +254,7 @@ CASES = OpCases(
         Case("varlen, other keys", _varlen((5, 0, 20, 3), (30, 4, 0, 65), return_lse=True)),
         Case("varlen, other keys, causal", _varlen((5, 33, 1), (30, 20, 65), causal=True, return_lse=True)),
         Case("varlen, window", _varlen((33, 7, 70), window=(4, 2)), ("float32",)),
+        Case("varlen, softcap, window", _varlen((33, 7, 70), window=(4, 0), softcap=2.0), ("float32",)),
         Case("varlen, grouped", _varlen((33, 7), heads=6, kv_heads=2, head_dim=64, causal=True)),
         Case(
             "varlen, several tiles",
@@ -288,6 +296,8 @@ CASES = OpCases(
         ErrorCase("lengths too long", {"lengths": np.array([3, 8])}, ValueError, "seq_k=7", NO_SYNC),
         ErrorCase("lengths negative", {"lengths": np.array([3, -1])}, ValueError, "seq_k=7", NO_SYNC),
         ErrorCase("window", {"window": (-2, 0)}, ValueError, "window"),
+        ErrorCase("softcap 0", {"softcap": 0.0}, ValueError, "softcap=0.0"),
+        ErrorCase("softcap NaN", {"softcap": np.nan}, ValueError, "softcap=nan"),
         ErrorCase("packed with 4 axes", {"cu_seqlens_q": np.array([0, 5])}, ValueError, "axes"),
         ErrorCase("packed with lengths", _packed(lengths=np.array([5, 7])), ValueError, "lengths"),
         ErrorCase("packed, mask 1-D", _packed(mask=np.ones(14, bool)), ValueError, "mask has 1 axes"),
@@ -353,5 +363,6 @@ CASES = OpCases(
     ),
     mutants=(
         Mutant("masks", "if (!whole) mask_scores<8>", "if (false) mask_scores<8>", "causal", "float16"),
+        Mutant("cap", "if (p.capped) {", "if (false) {", "softcap", "float16"),
     ),
 )

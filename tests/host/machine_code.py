@@ -481,9 +481,9 @@ def _files(text: str) -> dict[str, str]:
 
 
 @lru_cache
-def kernels(op: str, architecture: int = 90) -> dict[str, Kernel]:
-    """The kernels of `cuda_src/<op>.cu`."""
-    return kernels_of(_source.source(op), architecture)
+def kernels(op: str, architecture: int = 90, **constants: int) -> dict[str, Kernel]:
+    """The kernels of `cuda_src/<op>.cu`. constants : "Struct.field" that they are compiled for"""
+    return kernels_of(_source.expand(f"{op}.cu", _source.read(f"{op}.cu"), constants), architecture)
 
 
 def main() -> None:
