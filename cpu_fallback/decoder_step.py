@@ -177,8 +177,9 @@ class DecoderStep:
 
     Parameters
     ----------
-    layers, final_norm, eps : of the model
-    num_heads, num_kv_heads, head_dim, rotary_dim, scale : of attention
+    layers, eps : of the model
+    final_norm : its gain, and of a LayerNorm its bias
+    num_heads, num_kv_heads, head_dim, rotary_dim, scale, softcap : of attention
     threads : number of threads of a kernel
     buffer : called with a number of bytes; returns scratch memory, aligned to 64
 
@@ -199,6 +200,7 @@ class DecoderStep:
         head_dim: int,
         rotary_dim: int,
         scale: float,
+        softcap: float,
         threads: int,
         buffer: Callable[[int], Any],
     ) -> None:
@@ -228,7 +230,7 @@ class DecoderStep:
             q=address(arrays["q"]), q_head=head_dim, k_row=kv_width, k_head=head_dim, v_row=kv_width,
             v_head=head_dim, out=address(arrays["mixed"]), out_head=head_dim, num_kv_heads=num_kv_heads,
             group=num_heads // num_kv_heads, head_dim=head_dim, seq_q=1, scratch=address(own),
-            scratch_stride=scratch // threads, units=num_kv_heads, scale=scale,
+            scratch_stride=scratch // threads, units=num_kv_heads, scale=scale, softcap=softcap,
         )  # fmt: skip
         self._layers = np.zeros(len(layers), _LAYER)
         self._kept: list[Any] = [memory, final_norm]

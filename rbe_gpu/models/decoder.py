@@ -205,7 +205,7 @@ class Decoder:
             attention = RBEAttention(
                 made["query"], made["key"], made["value"], made["output"], c.num_heads, c.num_kv_heads, c.causal,
                 None if window is None else (window - 1, 0 if c.causal else window - 1), c.scale, query_norm,
-                key_norm, rotary.get(c.layer_type(i)),
+                key_norm, rotary.get(c.layer_type(i)), c.attention_softcap,
             )  # fmt: skip
             norms = tuple(norm(f"{at}{name}") if has_norm(c, i, name) else None for name in norm_names(c))
             ffn = RBEFFN(made["up"], made["down"], made.get("gate"), c.activation)
@@ -396,10 +396,20 @@ class Decoder:
         """(tokens, vocab_size) float32."""
         ws = self.workspace.on(self.device)
         if self.dtype != np.float32 and not isinstance(self.head, RBEBlocks):
-            return cast(Array, ops.linear(states, self.head, workspace=ws).astype(np.float32))
+            return self.capped(ops.linear(states, self.head, workspace=ws).astype(np.float32))
         if states.dtype != np.float32:
             states = states.astype(np.float32)
-        return ops.linear(states, self.head, workspace=ws)
+        return self.capped(ops.linear(states, self.head, workspace=ws))
+
+    def capped(self, logits: Array) -> Array:
+        """c tanh(logits / c) in place, c the soft cap of the logits, if the model has one."""
+        c = self.settings.logit_softcap
+        if c is not None:
+            xp = module_of(logits)
+            xp.multiply(logits, np.float32(1.0 / c), out=logits)
+            xp.tanh(logits, out=logits)
+            xp.multiply(logits, np.float32(c), out=logits)
+        return logits
 
     def _checked(self, ids: Array, lengths: Array | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ids (batch, seq) and tokens of each text (batch,), on the host."""

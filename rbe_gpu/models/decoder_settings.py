@@ -100,6 +100,20 @@ _GEMMA: dict[str, Key] = {
     "attn_logit_softcapping": only(None, effect="soft caps are not supported"),
     **ignored("hidden_act", "cache_implementation", effect="not read by Gemma 3"),
 }
+_GEMMA2: dict[str, Key] = {
+    **{
+        name: key
+        for name, key in _GEMMA.items()
+        if not name.endswith("sliding_window_pattern") and name != "rope_local_base_freq"
+    },
+    "model_type": honoured("`gemma2`"),
+    "use_bidirectional_attention": only(*OFF, effect="only causal attention is supported"),
+    "rope_parameters": _LLAMA["rope_parameters"],
+    "attn_logit_softcapping": honoured("soft cap of the scores of attention; null: none"),
+    "final_logit_softcapping": honoured("soft cap of the logits; null: none"),
+    "sliding_window_size": Key("description"),
+    **ignored("hidden_act", "cache_implementation", effect="not read by Gemma 2"),
+}
 _PHI3: dict[str, Key] = {
     **{
         name: key
@@ -256,6 +270,7 @@ CONFIGS: dict[str, dict[str, Key]] = {
     },
     "config.json (qwen2)": {**_QWEN, "model_type": honoured("`qwen2`")},
     "config.json (qwen3)": {**_QWEN, "model_type": honoured("`qwen3`")},
+    "config.json (gemma2)": _GEMMA2,
     "config.json (gemma3_text)": _GEMMA,
     "config.json (phi3)": _PHI3,
     "config.json (gpt2)": _GPT2,

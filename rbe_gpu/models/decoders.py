@@ -55,6 +55,8 @@ class Family:
     eps : the key of config.json, and its default
     activation : the key of config.json, and its default
     eos : the token that ends a text, where config.json does not say
+    softcaps : soft caps of the scores of attention and of the logits, where config.json does not say; None: there are
+        none
     """
 
     qkv_bias: bool = False
@@ -83,6 +85,7 @@ class Family:
     eps: tuple[str, float] = ("rms_norm_eps", 1e-6)
     activation: tuple[str, str] = ("hidden_act", "silu")
     eos: int | None = None
+    softcaps: tuple[float, float] | None = None
 
 
 #: by model_type of config.json
@@ -91,6 +94,10 @@ DECODERS: dict[str, Family] = {
     "mistral": Family(windows=True, eos=2),
     "qwen2": Family(qkv_bias=True, windows=True),
     "qwen3": Family(reads_bias=True, head_norms=True, windows=True),
+    "gemma2": Family(
+        reads_bias=True, eos=1, sandwich=True, windows=True, tied=True,
+        activation=("hidden_activation", "gelu_pytorch_tanh"), softcaps=(50.0, 30.0),
+    ),
     "gemma3_text": Family(
         reads_bias=True, eos=1, head_norms=True, sandwich=True, windows=True, both_directions=True, tied=True,
         thetas={FULL: ("rope_theta", 1e6), SLIDING: ("rope_local_base_freq", 1e4)},
@@ -162,6 +169,7 @@ class DecoderConfig:
     token_types : rows of the embeddings of token types; 0 for none
     embedding_scale : of the word embeddings; 1 but for Gemma
     scale : of the scores of attention
+    attention_softcap, logit_softcap : soft caps of the scores of attention (`rbe_gpu.attention`) and of the logits
     tied : whether logits are computed with the word embeddings
     causal : whether a token sees only those before it and itself
     windows : for each layer how far a token sees: those less than so many tokens away; None: all
@@ -193,6 +201,8 @@ class DecoderConfig:
     learned_positions: bool
     embedding_scale: float
     scale: float
+    attention_softcap: float | None
+    logit_softcap: float | None
     tied: bool
     causal: bool
     windows: tuple[int | None, ...]
@@ -275,6 +285,7 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
         check_rope(rotary[layer_type], head_dim, family.rope_kinds, family.partial_rotary)
     scalar = config.get("query_pre_attn_scalar", 256) if family.sandwich else head_dim
     check_positive("query_pre_attn_scalar", scalar)
+    softcaps = _softcaps(config, family)
     if not _flag(config, "scale_attn_weights", True):
         scalar = 1
     return DecoderConfig(
@@ -302,12 +313,26 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
         learned_positions=family.learned_positions,
         embedding_scale=sqrt(config["hidden_size"]) if family.sandwich else 1.0,
         scale=1.0 / sqrt(scalar),
+        attention_softcap=softcaps[0],
+        logit_softcap=softcaps[1],
         tied=family.encoder or _flag(config, "tie_word_embeddings", family.tied),
         causal=causal,
         windows=windows,
         rotary=rotary,
         eos=token_ids(config.get("eos_token_id", family.eos), "config.json", "eos_token_id"),
     )
+
+
+def _softcaps(config: Mapping[str, Any], family: Family) -> tuple[float | None, float | None]:
+    """Soft caps of the scores of attention and of the logits."""
+    if family.softcaps is None:
+        return None, None
+    names = "attn_logit_softcapping", "final_logit_softcapping"
+    caps = [config.get(name, default) for name, default in zip(names, family.softcaps, strict=True)]
+    for name, cap in zip(names, caps, strict=True):
+        if cap is not None and (type(cap) not in (int, float) or not 1e-6 <= cap <= 1e6):
+            fail("config.json", name, cap, "a number from 1e-6 to 1e6, or null")
+    return caps[0], caps[1]
 
 
 def _own_name(config: Mapping[str, Any], name: str) -> str:
@@ -393,7 +418,7 @@ def _windows(config: Mapping[str, Any], family: Family, model_type: str) -> tupl
         if window is None and SLIDING in types:
             fail("config.json", key, config.get(key), "a number, as layer_types has it")
         return tuple(window if kind == SLIDING else None for kind in types)
-    if model_type in ("gemma3_text", "modernbert") and window is None:
+    if model_type in ("gemma2", "gemma3_text", "modernbert") and window is None:
         fail("config.json", key, config.get(key), "a positive integer")
     if model_type == "modernbert":
         pattern = _optional_size(config, "global_attn_every_n_layers", 3)
@@ -402,6 +427,8 @@ def _windows(config: Mapping[str, Any], family: Family, model_type: str) -> tupl
         name = "sliding_window_pattern" if "sliding_window_pattern" in config else "_sliding_window_pattern"
         pattern = _optional_size(config, name, 6)
         return tuple(window if (i + 1) % pattern else None for i in range(layers))
+    if model_type == "gemma2":
+        return tuple(None if i % 2 else window for i in range(layers))
     first = config.get("max_window_layers", 28) if model_type.startswith("qwen") else 0
     if type(first) is not int or first < 0:
         fail("config.json", "max_window_layers", first, "an integer from 0")

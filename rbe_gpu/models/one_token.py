@@ -86,7 +86,8 @@ def _step_of(model: Decoder, workspace: Workspace) -> Any:
             )
         return module.DecoderStep(
             layers, model.final_norm.weight, c.eps, c.num_heads, c.num_kv_heads, c.head_dim,
-            next(iter(model.rotary.values())).rotary_dim, c.scale, threads, buffer,
+            next(iter(model.rotary.values())).rotary_dim, c.scale, c.attention_softcap or 0.0, threads,
+            buffer,
         )  # fmt: skip
 
     return workspace.arguments.get(

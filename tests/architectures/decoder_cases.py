@@ -40,6 +40,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "sliding_window": 9, "max_window_layers": 2,
     },
     "qwen3": {"model_type": "qwen3", **_SIZES, "head_dim": 16, "attention_bias": True},
+    "gemma2": {
+        "model_type": "gemma2", **_SIZES, "head_dim": 8, "query_pre_attn_scalar": 6, "sliding_window": 6,
+        "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0, "rope_theta": 5000.0,
+    },
     "gemma3_text": {
         "model_type": "gemma3_text", **_SIZES, "head_dim": 8, "query_pre_attn_scalar": 12, "sliding_window": 6,
         "sliding_window_pattern": 3, "rope_theta": 1e6, "rope_local_base_freq": 10000.0,

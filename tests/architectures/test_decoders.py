@@ -255,6 +255,14 @@ _BY_TYPE = {kind: {"rope_type": "default"} for kind in ("full_attention", "slidi
             {"n_inner": None},
             r'c_fc.(weight" has shape \(24, 40\), but config.json says 96 columns|bias" .* 96 rows)',
         ),
+        (
+            "gemma2",
+            {"attn_logit_softcapping": 0},
+            "attn_logit_softcapping=0; needs a number from 1e-6 to 1e6",
+        ),
+        ("gemma2", {"final_logit_softcapping": "x"}, 'final_logit_softcapping="x"; needs a number from 1e-6'),
+        ("gemma2", {"sliding_window": None}, "sliding_window=null; needs a positive integer"),
+        ("gemma2", {"use_bidirectional_attention": True}, "only causal attention is supported"),
         ("gpt2", {"n_positions": 100}, r"position_embeddings.weight has shape \(200, 24\)"),
         ("gpt2", {"activation_function": "snake"}, 'activation_function="snake"'),
         ("gpt2", {"layer_norm_epsilon": -1}, "layer_norm_epsilon=-1; needs a number from 0 to 1"),
@@ -294,6 +302,11 @@ def test_defaults_are_those_of_transformers() -> None:
     gemma = of("gemma3_text", rope_theta=5e5).rotary
     assert gemma["sliding_attention"] == {"rope_theta": 10000.0}
     assert gemma["full_attention"] == {"rope_theta": 5e5, "rope_type": "linear", "factor": 8.0}
+    gemma2 = {k: v for k, v in CONFIGS["gemma2"].items() if "softcap" not in k and k != "sliding_window"}
+    assert decoder_config(gemma2).windows == (4096, None, 4096)
+    assert (decoder_config(gemma2).attention_softcap, decoder_config(gemma2).logit_softcap) == (50.0, 30.0)
+    uncapped = of("gemma2", attn_logit_softcapping=None, final_logit_softcapping=None)
+    assert (uncapped.attention_softcap, uncapped.logit_softcap) == (None, None)
     nested = {"full_attention": {"rope_type": "default"}, "sliding_attention": {}}
     gemma = decoder_config({**CONFIGS["gemma3_text, of transformers 5"], "rope_parameters": nested}).rotary
     assert gemma["full_attention"]["rope_theta"] == 1e6
