@@ -327,7 +327,9 @@ class RBEAttention:
         if positions is None:
             positions = _numbered(q, cu_seqlens, cache)
         # an upper bound: no host synchronisation
-        count = q.shape[-3] + (0 if cache is None else int(cache.lengths.max(initial=0)))
+        count = (
+            q.shape[-3] + (0 if cache is None else int(cache.lengths.max(initial=0))) + self.rotary.context
+        )
         if device_of(positions) == "cpu" and positions.size:
             count = int(np.max(positions)) + 1
         self.rotary(q, positions, count, out=q)

@@ -40,6 +40,8 @@ class KVCache:
     ----------
     lengths : (batch,) int64 on the host, tokens that each sequence has; `Decoder.forward` adds those that it was
         called with. Smaller values forget tokens from the end
+    long : (batch,) bool on the host, whether keys are rotated as of texts beyond the first context of a decoder with
+        LongRoPE, which the first tokens of a sequence decide
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class KVCache:
                 raise ValueError(f"{name}={value} is not positive")
         self.device = device
         self.lengths = np.zeros(batch, np.int64)
+        self.long = np.zeros(batch, bool)
         # a layer is a contiguous array: its keys and values lie together
         shape = (num_layers, 2, batch, capacity, num_kv_heads, head_dim)
         self._memory = _zeros(shape, np.dtype(dtype), device)
@@ -113,7 +116,7 @@ class KVCache:
                 used = int(self.lengths[old])
                 self._memory[:, :, new, :used] = self._memory[:, :, old, :used]
         self._memory = self._memory[:, :, : len(sequences)]
-        self.lengths = self.lengths[sequences]
+        self.lengths, self.long = self.lengths[sequences], self.long[sequences]
 
     def reset(self) -> None:
         """Forget all tokens, and keep the memory."""

@@ -23,12 +23,30 @@ class RBERotary:
         of float32(position * float32(frequency)), the angles that models were trained with
     factor : of the cosines and sines
     interleaved : the pairs are (2j, 2j + 1) instead
+    long_frequencies, context : of texts with more than `context` tokens the frequencies at every position (LongRoPE,
+        Ding et al. 2024); position p of such a text is passed as context + p
     """
 
-    def __init__(self, frequencies: Any, factor: float = 1.0, interleaved: bool = False) -> None:
+    def __init__(
+        self,
+        frequencies: Any,
+        factor: float = 1.0,
+        interleaved: bool = False,
+        long_frequencies: Any = None,
+        context: int = 0,
+    ) -> None:
         self.frequencies: NDArray[np.float32] = np.ascontiguousarray(frequencies, np.float32)
         if self.frequencies.ndim != 1 or not self.frequencies.size:
             raise ValueError(f"frequencies have shape {self.frequencies.shape}, need (rotary_dim/2,)")
+        self.long_frequencies: NDArray[np.float32] | None = None
+        if long_frequencies is not None:
+            self.long_frequencies = np.ascontiguousarray(long_frequencies, np.float32)
+            if self.long_frequencies.shape != self.frequencies.shape or context < 1:
+                raise ValueError(
+                    f"long_frequencies have shape {self.long_frequencies.shape}, frequencies "
+                    f"{self.frequencies.shape}, with context={context}; give the same number, and a context from 1"
+                )
+        self.context = context
         self.factor = float(factor)
         self.interleaved = interleaved
         self._tables: dict[str, tuple[Array, Array]] = {}
@@ -48,7 +66,10 @@ class RBERotary:
         if known is not None and known[0].shape[0] >= positions:
             return known
         rows = max(_MIN_POSITIONS, 1 << max(positions - 1, 0).bit_length())
-        angles = np.arange(rows, dtype=np.float32)[:, None] * self.frequencies
+        row = np.arange(rows, dtype=np.float32)[:, None]
+        angles = row * self.frequencies
+        if self.long_frequencies is not None:
+            angles[self.context :] = row[: max(0, rows - self.context)] * self.long_frequencies
         pair: Any = tuple(
             (self.factor * f(angles.astype(np.float64))).astype(np.float32) for f in (np.cos, np.sin)
         )

@@ -154,6 +154,11 @@ def windows_of(ids: Sequence[int], window: int = WINDOW, most: int = MOST_TOKENS
     return parts[:: max(1, -(-len(parts) * window // most))]
 
 
+def _window(model: Decoder) -> int:
+    """Tokens of a window: no more than the model has positions with the same rotations."""
+    return min(WINDOW, model.settings.first_context or WINDOW, model.settings.max_positions)
+
+
 def _table(model: Decoder, name: str) -> F32:
     """The table of EMBEDDINGS, POSITIONS or HEAD."""
     if name == HEAD:
@@ -227,9 +232,8 @@ class DecoderCalibration:
 
     def loss(self, tensors: Mapping[str, Any], texts: Sequence[str]) -> float:
         """Mean divergence of the predictions of the model with these tensors from the dense model's."""
-        window = min(WINDOW, self.model.settings.max_positions)
         lossy = self.model.with_tensors(tensors)
-        return evaluate_decoders(lossy, self.model, texts, window=window).compressed.kl
+        return evaluate_decoders(lossy, self.model, texts, window=_window(self.model)).compressed.kl
 
     def int8_activations(self, tensors: Mapping[str, Any]) -> list[str]:
         """The linear weights whose inputs may be rounded to int8, of the model with these tensors.
@@ -300,7 +304,7 @@ def calibrate_decoder(
     report: Progress = progress or silent
     ids = model.token_ids("\n\n".join(texts))
     warn_of_few(len(texts), np.asarray(ids))
-    longest = min(WINDOW, model.settings.max_positions)
+    longest = _window(model)
     windows = windows_of(ids, longest)
     if not windows:
         raise ValueError("the texts have fewer than two tokens; there is nothing to predict")

@@ -60,7 +60,7 @@ from .generate import Generation, Sampling, generate, sampling_of
 from .int8_check import check_int8_activations
 from .one_token import one_token
 from .pooling import cu_seqlens_of
-from .rope_frequencies import rope_amplitude, rope_frequencies
+from .rope_frequencies import first_context, rope_amplitude, rope_frequencies
 from .tokenizer import check_unicode, tokenizer_errors
 
 if TYPE_CHECKING:
@@ -183,7 +183,12 @@ class Decoder:
             )
 
         rotary = self.rotary = {
-            kind: RBERotary(rope_frequencies(p, c.head_dim), rope_amplitude(p))
+            kind: RBERotary(
+                rope_frequencies(p, c.head_dim),
+                rope_amplitude(p),
+                long_frequencies=None if first_context(p) is None else rope_frequencies(p, c.head_dim, True),
+                context=first_context(p) or 0,
+            )
             for kind, p in c.rotary.items()
         }
         self.word_embeddings = RBEEmbedding(matrix(EMBEDDINGS), self.dtype)
@@ -333,7 +338,8 @@ class Decoder:
             ids or lengths are no integers.
         ValueError
             An id is no row of the word embeddings, a text has more tokens than the model has positions, or than the
-            cache has room for, the cache is of another model, or lengths are out of range.
+            cache has room for, the cache is of another model, or lengths are out of range; with these tokens a text
+            goes beyond the first context of LongRoPE, and the cache has what its rotations were before.
         """
         ids, counts = self._checked(ids, lengths)
         packed = self._packed(ids, counts, cache)
@@ -430,10 +436,20 @@ class Decoder:
             raise ValueError(f"ids run from {ends}; use 0 to {self.settings.vocab_size - 1}")
         return ids.astype(np.int64, copy=False), lengths.astype(np.int64, copy=False)
 
-    def _packed(self, ids: NDArray[np.int64], counts: NDArray[np.int64], cache: KVCache | None) -> Array:
-        """Last hidden states (tokens, hidden_size) in scratch memory; the cache has these tokens afterwards."""
+    def _packed(
+        self,
+        ids: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        cache: KVCache | None,
+        planned: NDArray[np.int64] | None = None,
+    ) -> Array:
+        """Last hidden states (tokens, hidden_size) in scratch memory; the cache has these tokens afterwards.
+
+        planned : (batch,) tokens that each text will have when all of a prompt is computed; None: with these
+        """
         if cache is not None:
             self._check_cache(cache)
+            self._choose_rotations(cache, counts, planned)
         if counts.size == 1 and cache is not None and ids.size == 1 == counts[0]:
             states = one_token(self, ids[0], cache)
             if states is not None:
@@ -443,6 +459,23 @@ class Decoder:
         if cache is not None:
             cache.lengths += counts
         return states
+
+    def _choose_rotations(
+        self, cache: KVCache, counts: NDArray[np.int64], planned: NDArray[np.int64] | None
+    ) -> None:
+        """Decide how new texts in a cache are rotated, by their tokens; refuse old ones that need other rotations."""
+        context = self.settings.first_context
+        if context is None:
+            return
+        cache.check_room(counts)
+        tokens = cache.lengths + counts if planned is None else planned
+        cache.long[:] = np.where(cache.lengths == 0, tokens > context, cache.long)
+        crossing = np.flatnonzero((tokens > context) & ~cache.long)
+        if crossing.size:
+            raise ValueError(
+                f"text {crossing[0]} has {tokens[crossing[0]]} tokens with these; with more than {context} its "
+                "earlier tokens are rotated otherwise: set its length in the cache to 0, and pass all of its tokens"
+            )
 
     def _check_cache(self, cache: KVCache) -> None:
         c, shape = self.settings, cache.memory.shape
@@ -466,6 +499,9 @@ class Decoder:
             raise ValueError(f"a text has {after} tokens, the model has {c.max_positions} positions")
         cu_seqlens = cu_seqlens_of(counts)
         positions = np.arange(ids.size) + np.repeat(past - cu_seqlens[:-1], counts)
+        if c.first_context is not None:
+            long = counts > c.first_context if cache is None else cache.long
+            positions += np.repeat(np.where(long, c.first_context, 0), counts)
         shape = (ids.size, c.hidden_size)
         # one token of each text on a GPU: as many copies as arrays, none of them waits
         placed: Callable[[NDArray[Any]], Array] = (

@@ -123,9 +123,10 @@ _PHI3: dict[str, Key] = {
     "model_type": honoured("`phi3`"),
     "sliding_window": _WINDOW["sliding_window"],
     "rope_scaling": honoured(
-        "default or longrope (su), of which the frequencies of short texts are taken; others are refused by name"
+        "default or longrope (su), with other frequencies for texts beyond the first context; others are refused by "
+        "name"
     ),
-    "original_max_position_embeddings": honoured("of longrope: tokens of a text at most; absent: 4096"),
+    "original_max_position_embeddings": honoured("of longrope: tokens of the first context; absent: 4096"),
     "partial_rotary_factor": honoured("of the features of a head, how many are rotated"),
     **dict.fromkeys(("attention_bias", "mlp_bias", "lm_head_bias"), only(*OFF, effect="Phi-3 has no biases")),
     "full_attn_mod": only(None, 1, effect="every layer attends alike"),

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..layers.ffn import GATED
 from .bert_config import ACTIVATIONS as UNGATED
-from .rope_frequencies import KINDS, check_positive, check_rope, most_positions, rope_parameters
+from .rope_frequencies import KINDS, check_positive, check_rope, first_context, rope_parameters
 from .settings import check_keys, fail
 
 MOST_LAYERS = 10_000
@@ -161,6 +161,8 @@ class DecoderConfig:
 
     Attributes
     ----------
+    first_context : texts of more tokens have other rotary frequencies, at every position (LongRoPE); None: all have
+        the same
     activation : of `RBEFFN`; a gated one where the feed-forward part has a gate
     qkv_bias, output_bias, ffn_bias : whether the linear layers of queries, keys and values, of the output of
         attention, and of the feed-forward part have a bias
@@ -186,6 +188,7 @@ class DecoderConfig:
     num_kv_heads: int
     head_dim: int
     max_positions: int
+    first_context: int | None
     eps: float
     activation: str
     qkv_bias: bool
@@ -297,7 +300,8 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        max_positions=min([config["max_position_embeddings"], *map(most_positions, rotary.values())]),
+        max_positions=config["max_position_embeddings"],
+        first_context=min(filter(None, map(first_context, rotary.values())), default=None),
         eps=float(eps),
         activation=activations[activation],
         qkv_bias=bias or family.qkv_bias,

@@ -245,14 +245,28 @@ def generate(
             cache.keep(running)
         active = [active[row] for row in running]
         if active:
-            ids = np.array([[texts[i].ids[-1]] for i in active])
-            logits = to_host(model.logits(ids, cache=cache, last=True))
+            context = c.first_context
+            new = [[texts[i].ids[-1]] for i in active]
+            crosses = [False if context is None else n == context for n in cache.lengths.tolist()]
+            if any(crosses):  # beyond their first context: all of their tokens are rotated otherwise
+                cache.lengths[crosses] = 0
+                new = [
+                    texts[i].prompt + texts[i].ids if crossing else tokens
+                    for i, tokens, crossing in zip(active, new, crosses, strict=True)
+                ]
+                logits = _prefill(model, new, cache)
+            else:
+                logits = to_host(model.logits(np.array(new), cache=cache, last=True))
     return [Generation(text.text, tuple(text.ids), str(text.reason), len(text.prompt)) for text in texts]
 
 
 def _prefill(model: Decoder, prompts: list[list[int]], cache: KVCache) -> F32:
-    """Logits behind each prompt, (batch, vocab_size). The prompts are computed in chunks: memory is bounded."""
+    """Logits behind each prompt, (batch, vocab_size). The prompts are computed in chunks: memory is bounded.
+
+    prompts : tokens behind those in the cache
+    """
     lengths = np.array([len(prompt) for prompt in prompts])
+    planned = cache.lengths + lengths
     logits = np.empty((len(prompts), model.settings.vocab_size), np.float32)
     chunk = max(16, CHUNK // len(prompts))
     for start in range(0, int(lengths.max()), chunk):
@@ -260,7 +274,7 @@ def _prefill(model: Decoder, prompts: list[list[int]], cache: KVCache) -> F32:
         ids = np.zeros((len(prompts), int(counts.max())), np.int64)
         for row, prompt in enumerate(prompts):
             ids[row, : counts[row]] = prompt[start : start + chunk]
-        states = model._packed(ids, counts, cache)
+        states = model._packed(ids, counts, cache, planned)
         ended = np.flatnonzero((counts > 0) & (start + counts == lengths))
         if ended.size:
             ends = (np.cumsum(counts) - 1)[ended]

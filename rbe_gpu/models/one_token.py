@@ -53,7 +53,11 @@ def one_token(model: Decoder, ids: NDArray[np.int64], cache: KVCache) -> Array |
     if not step.supported:
         return None
     model._embed(ids, step.x, workspace)
-    tables = [rotary.tables(position + 1) for rotary in model.rotary.values()]
+    first = int(c.first_context or 0) if cache.long[0] else 0  # row of position 0
+    tables = []
+    for rotary in model.rotary.values():
+        cos, sin = rotary.tables(first + position + 1)
+        tables.append((cos[first:], sin[first:]) if first else (cos, sin))
     if not step.run(position, cache.memory, tables):
         return None
     cache.lengths += 1

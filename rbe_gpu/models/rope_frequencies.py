@@ -5,7 +5,8 @@
     f_j / factors[j]                                                    "factors", as GGUF files hold them
     f_j, f_j / factor, or a mixture, by the wavelength 2 pi / f_j       "llama3" (Grattafiori et al. 2024)
     f_j, f_j / factor, or a mixture, by j                               "yarn" (Peng et al. 2023)
-    f_j / short_factor[j], of texts within the first context            "longrope" (Ding et al. 2024)
+    f_j / short_factor[j], of texts within the first context,           "longrope" (Ding et al. 2024)
+    f_j / long_factor[j] of others
 
 Computed in float32, as models were trained. YaRN and LongRoPE also multiply cosines and sines (`rope_amplitude`). For
 head_dim stands the part of it that is rotated (`rotary_dim`).
@@ -180,8 +181,11 @@ def check_rope(
         fail("config.json", "original_max_position_embeddings", 1, "more than 1")
 
 
-def rope_frequencies(parameters: Mapping[str, Any], head_dim: int) -> F32:
-    """Radians per position, (rotary_dim/2,), of parameters that `check_rope` has let through."""
+def rope_frequencies(parameters: Mapping[str, Any], head_dim: int, long: bool = False) -> F32:
+    """Radians per position, (rotary_dim/2,), of parameters that `check_rope` has let through.
+
+    long : of texts beyond `first_context`
+    """
     head_dim = rotary_dim(parameters, head_dim)
     theta = np.float32(parameters["rope_theta"])
     exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
@@ -196,15 +200,15 @@ def rope_frequencies(parameters: Mapping[str, Any], head_dim: int) -> F32:
     if kind == "yarn":
         return _yarn(frequencies, parameters, head_dim)
     if kind == "longrope":
-        factors = np.asarray(parameters["short_factor"], np.float32)
+        factors = np.asarray(parameters["long_factor" if long else "short_factor"], np.float32)
         return np.asarray(np.float32(1.0) / (factors * theta**exponent), np.float32)
     return frequencies
 
 
-def most_positions(parameters: Mapping[str, Any]) -> int:
-    """Positions that the frequencies are for: LongRoPE has others for texts beyond its first context."""
-    context = parameters.get("original_max_position_embeddings")
-    return int(context) if context is not None and _kind(parameters) == "longrope" else 1 << 62
+def first_context(parameters: Mapping[str, Any]) -> int | None:
+    """Tokens up to which a text has the frequencies of short ones; None: all texts have the same frequencies."""
+    context = parameters["original_max_position_embeddings"] if _kind(parameters) == "longrope" else None
+    return None if context is None else int(context)
 
 
 def rope_amplitude(parameters: Mapping[str, Any]) -> float:

@@ -82,6 +82,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "long_factor": [1.0, 2.1, 4.3, 8.2, 16.0, 32.5],
         },
     },
+    "phi3, beyond the first context of longrope": {
+        "model_type": "phi3", **_SIZES, "hidden_size": 32, "num_attention_heads": 4, "pad_token_id": 0,
+        "max_position_embeddings": 400, "original_max_position_embeddings": 30,
+        "rope_scaling": {
+            "type": "longrope", "short_factor": [1.0, 1.2, 1.5, 2.0], "long_factor": [1.0, 2.5, 7.0, 13.0],
+        },
+    },
     "gpt2": {
         "model_type": "gpt2", "vocab_size": 61, "n_embd": 24, "n_inner": 40, "n_layer": 3, "n_head": 6,
         "n_positions": 200, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "n_ctx": 200,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import rbe_gpu as rbe
-from rbe_gpu.layers import KVCache, RBEAttention
+from rbe_gpu.layers import KVCache, RBEAttention, RBERotary
 from rbe_gpu.models.decoder import Decoder
 from rbe_gpu.models.decoder_tensors import parts_of
 from rbe_gpu.models.decoders import DECODERS, DecoderConfig, decoder_config
@@ -80,7 +80,10 @@ def test_hidden_states_and_logits(name: str, tmp_path: Path) -> None:
     assert close(last, RECORDED[f"{name}.logits"][np.cumsum(LENGTHS) - 1])
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+LONG = "phi3, beyond the first context of longrope"
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != LONG])
 def test_a_cache_changes_nothing(name: str) -> None:
     """In pieces of any size, each text with a past of its own, and one token of each at a time."""
     decoder, ids = model(name), inputs()
@@ -100,6 +103,31 @@ def test_a_cache_changes_nothing(name: str) -> None:
                     assert close(got, want[b][done[b] : done[b] + counts[b]], 2 * TOLERANCE)
             done += counts
             assert np.array_equal(cache.lengths, done)
+
+
+def test_a_text_that_goes_beyond_its_first_context() -> None:
+    """Its cached tokens are rotated as of a short text: it is refused until all are passed again, other texts go on.
+    One that begins beyond it goes on in pieces, and token by token.
+    """
+    decoder, ids = model(LONG), inputs()
+    context = decoder.settings.first_context
+    assert context == 30
+    want = np.split(RECORDED[f"{LONG}.logits"], np.cumsum(LENGTHS)[:-1])[1]
+    cache = decoder.new_cache(2, 200)
+    counts = np.array([100, 5])
+    got = decoder.logits(ids[[1, 0], :100], counts, cache)
+    assert cache.long.tolist() == [True, False]
+    pieces = [decoder.logits(ids[[1, 0], 100:120], np.array([20, 0]), cache)[0, :20]]
+    cache.keep([0])
+    pieces += [decoder.logits(ids[1:2, i : i + 1], cache=cache)[0] for i in range(120, 150)]
+    assert close(np.concatenate([got[0], *pieces]), want, 2 * TOLERANCE)
+    short = decoder.new_cache(1, 40)
+    decoder.logits(ids[1:2, :30], cache=short)
+    with pytest.raises(ValueError, match=r"text 0 has 31 tokens with these; with more than 30 its"):
+        decoder.logits(ids[1:2, 30:31], cache=short)
+    short.lengths[0] = 0
+    decoder.logits(ids[1:2, :31], cache=short)
+    assert short.long.tolist() == [True]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -154,7 +182,7 @@ _BY_TYPE = {kind: {"rope_type": "default"} for kind in ("full_attention", "slidi
         (
             "llama",
             {"model_type": "gpt_neo"},
-            "model_type 'gpt_neo'; supported: .*llama, mistral, qwen2, qwen3, gemma3_text, phi3, gpt2",
+            "model_type 'gpt_neo'; supported: .*llama, mistral, qwen2, qwen3, gemma2, gemma3_text, phi3, gpt2",
         ),
         (
             "llama",
@@ -355,13 +383,16 @@ def test_a_cache_keeps_the_features_of_heads(monkeypatch: pytest.MonkeyPatch) ->
     assert close(np.concatenate([first, last]), want)
 
 
-def test_texts_beyond_the_first_context_of_longrope_are_refused() -> None:
-    decoder = model("phi3, longrope")
-    assert decoder.settings.max_positions == 200
-    decoder.forward(np.full((1, 200), 3))
-    with pytest.raises(ValueError, match="a text has 201 tokens, the model has 200 positions"):
-        decoder.forward(np.full((1, 201), 3))
-    assert decoder.rotary["full_attention"].rotary_dim == 12
+def test_positions_of_longrope() -> None:
+    decoder = model(LONG)
+    assert (decoder.settings.first_context, decoder.settings.max_positions) == (30, 400)
+    with pytest.raises(ValueError, match="a text has 401 tokens, the model has 400 positions"):
+        decoder.forward(np.full((1, 401), 3))
+    assert model("phi3, longrope").rotary["full_attention"].rotary_dim == 12
+    with pytest.raises(
+        ValueError, match=r"long_frequencies have shape \(2,\), frequencies \(3,\), with context=4"
+    ):
+        RBERotary([1.0, 0.5, 0.1], long_frequencies=[1.0, 0.5], context=4)
 
 
 @pytest.mark.parametrize("shape", [(), (72,), (0,), (72, 24, 1)])
