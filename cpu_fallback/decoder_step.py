@@ -3,7 +3,8 @@
     a       = x_l + output(attention(RMSNorm(x_l)))                 queries and keys rotated by the token's position
     x_(l+1) = a + down(activation(gate(h)) * up(h)),  h = RMSNorm(a)
 
-as `models.decoder` has it, also with norms of heads and Gemma's norms of what is added. Every step is computed by the
+as `models.decoder` has it, also with norms of heads and Gemma's norms of what is added, and with GPT-2's LayerNorms,
+without rotations and gate. Every step is computed by the
 kernel that computes it op by op, so results are the same bits (of attention up to 8 query heads for a key head, where
 `attention` takes another kernel from there on). It saves some 500 calls from Python: 6.5 ms beside
 the 11.5 ms that a token of SmolLM2-135M takes in one (AMD EPYC, AVX-512 VNNI, one thread, 5-bit codes).
@@ -27,6 +28,7 @@ from ._parts import pointer, record_at
 from ._workers import RUN
 from .arrays import address, floats_at
 from .attention_few_queries import HEADS, PARALLEL_FROM, scratch_floats
+from .layer_norm import normalize_rows
 from .prepared_matmul import (
     Buffers,
     Measure,
@@ -49,6 +51,13 @@ def _norm(x, at, weight, eps, residual, out, residual_out, cols):
     """RMSNorm of cols values from `at` on; weight : address."""
     rstd = deviation(x, residual, at, cols, eps, 1.0 / cols)
     write_row(x, floats_at(weight), eps, residual, out, residual_out, at, cols, rstd)
+
+
+@cpu_inline(inline=False)
+def _layer_norm(x_at, gain, bias, eps, out_at, cols):
+    """LayerNorm of a row; all but eps and cols are addresses."""
+    x, out = carray(pointer(x_at), (1, cols), np.float32), carray(pointer(out_at), (1, cols), np.float32)
+    normalize_rows(x, floats_at(gain), floats_at(bias), eps, None, out, None, 0, 1)
 
 
 @cpu_inline
@@ -100,9 +109,10 @@ def _self_attention(p, layer, index, eps):
             _norm(q, head * head_dim, layer.query_norm, eps, None, q, None, head_dim)
         for head in range(kv_heads):
             _norm(k, head * head_dim, layer.key_norm, eps, None, k, None, head_dim)
-    cos, sin, row = floats_at(layer.cos), floats_at(layer.sin), p.position * half
-    rotate_halves(q, 0, heads, head_dim, cos, sin, row, half, q)
-    rotate_halves(k, 0, kv_heads, head_dim, cos, sin, row, half, k)
+    if half != 0:
+        cos, sin, row = floats_at(layer.cos), floats_at(layer.sin), p.position * half
+        rotate_halves(q, 0, heads, head_dim, cos, sin, row, half, q)
+        rotate_halves(k, 0, kv_heads, head_dim, cos, sin, row, half, k)
     width = kv_heads * head_dim
     cached, at = floats_at(p.cache), index * p.cache_layer + p.position * width
     _copy(k, cached, at, width)
@@ -112,8 +122,11 @@ def _self_attention(p, layer, index, eps):
 
 
 @cpu_kernel
-def _step(params_at, eps):
-    """Run a step; False where a matmul does not take its input. The token's place in the cache then is undefined."""
+def _step(params_at, eps, layer_norms):
+    """Run a step; False where a matmul does not take its input. The token's place in the cache then is undefined.
+
+    layer_norms : None for RMSNorms; the kernel is compiled for the one or the other
+    """
     p = record_at(params_at, _STEP)
     layers = carray(pointer(p.layers), p.num_layers, _LAYER)
     x, y, h = floats_at(p.x), floats_at(p.y), floats_at(p.h)
@@ -121,23 +134,34 @@ def _step(params_at, eps):
     hidden, sandwich = p.hidden_size, p.sandwich != 0
     for index in range(p.num_layers):
         layer = layers[index]
-        _norm(x, 0, layer.norm, eps, None, h, None, hidden)
+        if layer_norms is None:
+            _norm(x, 0, layer.norm, eps, None, h, None, hidden)
+        else:
+            _layer_norm(p.x, layer.norm, layer.norm_bias, eps, p.h, hidden)
         if not (_self_attention(p, layer, index, eps) and multiply(layer.output, 1)):
             return False
-        if sandwich:  # y is what attention adds
+        if layer_norms is not None:
+            _layer_norm(p.y, layer.ffn_norm, layer.ffn_norm_bias, eps, p.h, hidden)
+        elif sandwich:  # y is what attention adds
             _norm(y, 0, layer.attention_norm, eps, None, y, None, hidden)
             _norm(y, 0, layer.ffn_norm, eps, x, h, x, hidden)
         else:  # y is x plus that
             _norm(y, 0, layer.ffn_norm, eps, None, h, None, hidden)
-        if not (multiply(layer.gate, 1) and multiply(layer.up, 1)):
+        if not multiply(layer.up, 1):
             return False
-        _times(gate, up, up, p.intermediate_size)
+        if p.gated != 0:
+            if not multiply(layer.gate, 1):
+                return False
+            _times(gate, up, up, p.intermediate_size)
         if not multiply(layer.down, 1):
             return False
         if sandwich:
             _norm(y, 0, layer.output_norm, eps, None, y, None, hidden)
             _add(x, y, x, hidden)
-    _norm(x, 0, p.final_norm, eps, None, x, None, hidden)
+    if layer_norms is None:
+        _norm(x, 0, p.final_norm, eps, None, x, None, hidden)
+    else:
+        _layer_norm(p.x, p.final_norm, p.final_norm_bias, eps, p.x, hidden)
     return True
 
 
@@ -148,18 +172,20 @@ class StepLayer(NamedTuple):
     ----------
     norms : float32 gains of the input, of the FFN's input, or with four of Gemma's: input, attention's result, FFN's
         input, FFN's result
-    query, key, value, output, gate, up, down : the gate has the activation
+    biases : of the first two as LayerNorms; none of RMSNorms
+    query, key, value, output, gate, up, down : the gate has the activation; without one (None) `up` has it
     query_norm, key_norm : (head_dim,) float32, or None
     window : keys in front of a token that it sees, or -1 for all
     rotary : number of the tables of cosines and sines
     """
 
     norms: Sequence[NDArray[np.float32]]
+    biases: Sequence[NDArray[np.float32]]
     query: StepLinear
     key: StepLinear
     value: StepLinear
     output: StepLinear
-    gate: StepLinear
+    gate: StepLinear | None
     up: StepLinear
     down: StepLinear
     query_norm: NDArray[np.float32] | None
@@ -193,7 +219,7 @@ class DecoderStep:
     def __init__(
         self,
         layers: Sequence[StepLayer],
-        final_norm: NDArray[np.float32],
+        final_norm: Sequence[NDArray[np.float32]],
         eps: float,
         num_heads: int,
         num_kv_heads: int,
@@ -205,7 +231,9 @@ class DecoderStep:
         buffer: Callable[[int], Any],
     ) -> None:
         measure = Measure()
-        linears = [getattr(layer, name) for layer in layers for name in _LINEARS]
+        gated = layers[0].gate is not None
+        names_of_linears = [name for name in _LINEARS if gated or name != "gate"]
+        linears = [getattr(layer, name) for layer in layers for name in names_of_linears]
         self.supported = all(prepare(linear, 1, threads, measure.buffers) is not None for linear in linears)
         if not self.supported:
             return
@@ -234,6 +262,7 @@ class DecoderStep:
         )  # fmt: skip
         self._layers = np.zeros(len(layers), _LAYER)
         self._kept: list[Any] = [memory, final_norm]
+        self._layer_norms = True if layers[0].biases else None
         sandwich = len(layers[0].norms) == 4
         reads = dict(zip(_LINEARS, ("h", "h", "h", "mixed", "h", "h", "up"), strict=True))
         writes = dict(
@@ -241,7 +270,7 @@ class DecoderStep:
         )
         adds = {} if sandwich else {"output": "x", "down": "y"}
         for record, layer in zip(self._layers, layers, strict=True):
-            for name in _LINEARS:
+            for name in names_of_linears:
                 matmul = prepare(getattr(layer, name), 1, threads, buffers)
                 assert matmul is not None
                 residual = arrays[adds[name]] if name in adds else None
@@ -250,14 +279,18 @@ class DecoderStep:
             names = _NORMS[len(layer.norms)]
             for name, gain in (*zip(names, layer.norms, strict=True), ("query_norm", layer.query_norm)):
                 record[name] = address(gain)
+            for name, bias in zip(names, layer.biases, strict=False):
+                record[f"{name}_bias"] = address(bias)
             record["key_norm"], record["window"] = address(layer.key_norm), layer.window
-            self._kept += [*layer.norms, layer.query_norm, layer.key_norm]
+            self._kept += [*layer.norms, *layer.biases, layer.query_norm, layer.key_norm]
         self._rotary = np.array([layer.rotary for layer in layers])
         self._tables: list[Any] = []
         self._params = params.DECODER_STEP.record(
             layers=address(self._layers.view(np.uint8)), num_layers=len(layers), hidden_size=hidden,
             intermediate_size=inner, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim,
-            rotary_half=rotary_dim // 2, sandwich=int(sandwich), final_norm=address(final_norm),
+            rotary_half=rotary_dim // 2, gated=int(gated), sandwich=int(sandwich),
+            final_norm=address(final_norm[0]),
+            final_norm_bias=address(final_norm[1]) if len(final_norm) > 1 else 0,
             attention=address(self._attention.view(np.uint8)), attention_kernel=HEADS(types.float32), parts=threads,
             **{name: address(a) for name, a in arrays.items()},
         )  # fmt: skip
@@ -270,7 +303,8 @@ class DecoderStep:
         ----------
         position : tokens of the text before it
         cache : (num_layers, 2, 1, capacity, num_kv_heads, head_dim) float32; keys and values are written to it
-        tables : cosines and sines (positions, rotary_dim / 2) float32, by the number that layers have
+        tables : cosines and sines (positions, rotary_dim / 2) float32, by the number that layers have; none without
+            rotations
 
         Returns
         -------
@@ -286,4 +320,4 @@ class DecoderStep:
         record = self._params[0]
         record["position"], record["cache"] = position, address(cache)
         record["cache_layer"], record["cache_values"] = cache.strides[0] // 4, cache.strides[1] // 4
-        return bool(_step(self._params_at, self._eps))
+        return bool(_step(self._params_at, self._eps, self._layer_norms))

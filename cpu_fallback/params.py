@@ -211,6 +211,7 @@ DECODER_LAYER = Struct(
     "DecoderLayer",
     norm=_FLOATS, attention_norm=_FLOATS, ffn_norm=_FLOATS, output_norm=_FLOATS, query_norm=_FLOATS,
     key_norm=_FLOATS,
+    norm_bias=_FLOATS, ffn_norm_bias=_FLOATS,  # of LayerNorms
     query=PREPARED_MATMUL, key=PREPARED_MATMUL, value=PREPARED_MATMUL, output=PREPARED_MATMUL, gate=PREPARED_MATMUL,
     up=PREPARED_MATMUL, down=PREPARED_MATMUL,
     cos=_FLOATS, sin=_FLOATS,  # (positions, rotary_half)
@@ -221,11 +222,13 @@ DECODER_LAYER = Struct(
 DECODER_STEP = Struct(
     "DecoderStep",
     layers=_POINTER, num_layers="i64", hidden_size="i64", intermediate_size="i64", num_heads="i64",
-    num_kv_heads="i64", head_dim="i64", rotary_half="i64",
+    num_kv_heads="i64", head_dim="i64",
+    rotary_half="i64",  # 0: no rotations
+    gated="i64",  # whether the FFN has a gate
     sandwich="i64",  # whether what is added is normalised before
     x=_FLOATS_OUT, y=_FLOATS_OUT, h=_FLOATS_OUT, q=_FLOATS_OUT, k=_FLOATS_OUT, v=_FLOATS_OUT, mixed=_FLOATS_OUT,
     gate=_FLOATS_OUT, up=_FLOATS_OUT,
-    final_norm=_FLOATS,
+    final_norm=_FLOATS, final_norm_bias=_FLOATS,
     position="i64",
     cache=_FLOATS_OUT, cache_layer="i64",  # from the keys of a layer to those of the next
     cache_values="i64",  # from keys to values

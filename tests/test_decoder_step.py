@@ -83,8 +83,7 @@ def test_dense_weights(name: str, threads: int, steps: Steps) -> None:
     before = rbe.get_num_threads()
     rbe.set_num_threads(threads)
     try:
-        whole = CONFIGS[name]["model_type"] != "gpt2"  # others have RMSNorm, rotations and a gate
-        check(model(name), steps, TOKENS - 3 if whole else 0)
+        check(model(name), steps, TOKENS - 3)
     finally:
         rbe.set_num_threads(before)
 
@@ -137,7 +136,7 @@ def test_a_moved_model_has_a_step_of_its_own(steps: Steps) -> None:
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
-@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
 def test_compressed_weights(name: str, options: dict[str, Any], steps: Steps) -> None:
     check(compressed(name, **options), steps, TOKENS - 3)
 
