@@ -49,6 +49,7 @@ from .bert import BertEncoder
 from .bert_tensors import block_of
 from .calibrate_decoder import DecoderCalibration, calibrate_decoder
 from .decoder import Decoder
+from .decoder_embedder import DecoderEmbedder
 from .encoder_stages import (
     POSITIONS,
     WORDS,
@@ -246,7 +247,7 @@ def calibrate(
 
 @overload
 def calibrate(
-    model: Decoder,
+    model: Decoder | DecoderEmbedder,
     texts: Sequence[str],
     *,
     tables: bool = ...,
@@ -260,7 +261,7 @@ def calibrate(
 
 @blas
 def calibrate(
-    model: BertEncoder | Decoder,
+    model: BertEncoder | Decoder | DecoderEmbedder,
     texts: Sequence[str],
     *,
     tables: bool = True,
@@ -270,8 +271,8 @@ def calibrate(
     journal: NoJournal | None = None,
     parts: PartsFolder | None = None,
 ) -> AnyCalibration:
-    """Run text through a dense model, and measure the sensitivity of its results to each weight: of an encoder's
-    vectors, by their cosine, or of a decoder's predictions, by their divergence (`calibrate_decoder`).
+    """Run text through a dense model, and measure the sensitivity of its results to each weight: of vectors, by their
+    cosine, or of a decoder's predictions, by their divergence (`calibrate_decoder`).
 
     Parameters
     ----------
@@ -285,7 +286,7 @@ def calibrate(
     block : its block size; None as in `rbe_gpu.compress_model`
     progress : called with (stage, done, total)
     journal : keeps what is finished; see `rbe_gpu.models.journal`
-    parts : of an encoder that workers can load too: they measure (`rbe_gpu.models.sensitivity`)
+    parts : of a BERT encoder that workers can load too: they measure (`rbe_gpu.models.sensitivity`)
 
     Returns
     -------
@@ -299,7 +300,7 @@ def calibrate(
     ValueError
         No texts, a model without a tokenizer, or one whose weights are compressed already.
     """
-    if not isinstance(model, BertEncoder | Decoder):
+    if not isinstance(model, BertEncoder | Decoder | DecoderEmbedder):
         raise TypeError(f"model is a {type(model).__name__}; pass the model of rbe_gpu.load(folder)")
     if isinstance(texts, str):
         raise TypeError("texts is one string; pass a list of texts")
@@ -308,7 +309,7 @@ def calibrate(
     if model.tokenizer is None:
         raise ValueError("the model has no tokenizer, so no text can run through it")
     texts = list(dict.fromkeys(texts))
-    if isinstance(model, Decoder):
+    if isinstance(model, Decoder | DecoderEmbedder):
         if parts is not None:
             raise ValueError("a decoder is calibrated in one process; leave client= (--scheduler) out")
         return calibrate_decoder(model, texts, tables, transform, block, progress, journal)

@@ -1,9 +1,11 @@
-"""Calibrated compression of a decoder, layer after layer, as `calibrate` does it for encoders.
+"""Calibrated compression of a decoder, and of an encoder that is built as one, layer after layer, as `calibrate`
+does it for BERT.
 
 The texts run through two models side by side: the dense one, and one whose earlier layers are compressed already.
 Each weight is quantised with the moments of both inputs (`rbe_gpu.feedback`). Bits are allocated by sensitivity
-(`allocation`): the divergence of the predictions from the dense model's when a weight alone is quantised. A table of
-words that also makes the logits is one weight, measured in both places.
+(`allocation`): the divergence of the predictions from the dense model's when a weight alone is quantised, or of a
+`DecoderEmbedder` the loss of the vectors (1 - cosine). A table of words that also makes the logits is one weight,
+measured in both places.
 """
 
 from __future__ import annotations
@@ -45,8 +47,10 @@ from .allocation import (
     warn_of_few,
 )
 from .decoder import Decoder, DecoderLayer
+from .decoder_embedder import DecoderEmbedder
 from .decoder_tensors import EMBEDDINGS, HEAD, POSITIONS, linear_parts
 from .decoders import DecoderConfig
+from .int8_choice import int8_weights
 from .journal import NoJournal
 from .pooling import cu_seqlens_of
 from .scratch import Scratch
@@ -60,6 +64,7 @@ WINDOW = 256
 #: Windows of more tokens than this are left out, evenly: second moments of 1,536 inputs need no more
 MOST_TOKENS = 16384
 _PROBE_WINDOWS, _PROBE_TOKENS = 3, 128
+_PROBE_TEXTS = 64  # of a model that makes vectors
 _INT8_WINDOWS = 8
 #: SmolLM2 at 4.25 bits: int8 inputs of all parts but "down" make a divergence of 0.071 0.076, of all parts 0.089
 INT8_SHARE = 0.03
@@ -77,7 +82,7 @@ class _Stages:
 
     def __init__(self, layer: DecoderLayer, index: int, settings: DecoderConfig, ws: Workspace) -> None:
         self._layer = layer
-        self._sandwich = settings.sandwich
+        self._sandwich, self._post_norm = settings.sandwich, settings.post_norm
         self._ws = ws
         self.names = {part: f"model.layers.{index}.{name}" for part, name in linear_parts(settings).items()}
         self.stages = {
@@ -103,7 +108,8 @@ class _Stages:
         return stages
 
     def attention_input(self, x: F32) -> F32:
-        return np.asarray(self._layer.norms[0](x))
+        norm = None if self._post_norm else self._layer.norms[0]
+        return x if norm is None else np.asarray(norm(x))
 
     def heads(self, h: F32, ends: Ids) -> F32:
         """The input of the output projection."""
@@ -111,9 +117,13 @@ class _Stages:
 
     def attended(self, heads: F32, x: F32) -> F32:
         y = self.linear("output")(heads, workspace=self._ws)
+        if self._post_norm:
+            return np.asarray(self._layer.norms[0](x + y))
         return np.asarray(x + (self._layer.norms[1](y) if self._sandwich else y))
 
     def ffn_input(self, x: F32) -> F32:
+        if self._post_norm:
+            return x
         return np.asarray(self._layer.norms[2 if self._sandwich else 1](x))
 
     def inner(self, h: F32) -> F32:
@@ -123,6 +133,8 @@ class _Stages:
 
     def finished(self, inner: F32, x: F32) -> F32:
         y = self.linear("down")(inner, workspace=self._ws)
+        if self._post_norm:
+            return np.asarray(self._layer.norms[1](x + y))
         return np.asarray(x + (self._layer.norms[3](y) if self._sandwich else y))
 
     def run(self, x: F32, ends: Ids) -> F32:
@@ -146,7 +158,7 @@ class _Texts:
         self.compressed: list[F32] = []
 
 
-def windows_of(ids: Sequence[int], window: int = WINDOW, most: int = MOST_TOKENS) -> list[Ids]:
+def windows_of(ids: Sequence[int] | Ids, window: int = WINDOW, most: int = MOST_TOKENS) -> list[Ids]:
     """Tokens in windows, evenly spaced ones of more than `most` tokens."""
     flat = np.asarray(ids, np.int64)
     parts = [flat[i : i + window] for i in range(0, flat.size, window)]
@@ -181,15 +193,23 @@ def _embedded(model: Decoder, tables: Mapping[str, F32], texts: _Texts) -> list[
         x = tables[EMBEDDINGS][ids] * np.float32(model.settings.embedding_scale)
         if POSITIONS in tables:
             x += tables[POSITIONS][np.arange(ids.size) - np.repeat(ends[:-1], np.diff(ends))]
-        states.append(np.asarray(x, np.float32))
+        if model.token_types is not None:
+            x += np.asarray(model.token_types.weight)[0]
+        x = np.asarray(x, np.float32)
+        states.append(x if model.embedding_norm is None else np.asarray(model.embedding_norm(x)))
     return states
+
+
+def _normalised(model: Decoder, x: F32) -> F32:
+    """The last hidden states of those behind the last layer."""
+    return x if model.final_norm is None else np.asarray(model.final_norm(x), np.float32)
 
 
 def _predictions(model: Decoder, head: Any, states: Sequence[F32]) -> list[F32]:
     """ln of the probabilities of every token, for each group of windows."""
     logs = []
     for x in states:
-        logs.append(log_softmax(np.asarray(model.final_norm(x), np.float32) @ head.T, np.float32))
+        logs.append(log_softmax(model.capped(_normalised(model, x) @ head.T), np.float32))
     return logs
 
 
@@ -202,21 +222,56 @@ def _divergence(dense: Iterable[F32], compressed: Iterable[F32]) -> float:
     return total / tokens
 
 
+#: called with the states behind the last layer and the matrix of the logits
+Loss = Callable[[list[F32], F32], float]
+
+
+def _loss_of_predictions(model: Decoder, texts: _Texts, states: list[F32]) -> Loss:
+    """Divergence from the predictions of these states."""
+    dense = _predictions(model, np.asarray(model.head, np.float32), states)
+    return lambda x, head: _divergence(dense, _predictions(model, head, x))
+
+
+def _loss_of_vectors(model: DecoderEmbedder, texts: _Texts, states: list[F32]) -> Loss:
+    """Mean of 1 - cosine between vectors and those of these states."""
+
+    def vectors(states: list[F32]) -> F32:
+        parts = [
+            np.array(model.pool(_normalised(model.decoder, x), cu_seqlens=ends, normalize=False))
+            for x, ends in zip(states, texts.ends, strict=True)
+        ]
+        v = np.concatenate(parts)
+        return np.asarray(v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-30))
+
+    dense = vectors(states)
+    return lambda x, head: float(1.0 - (vectors(x) * dense).sum(axis=1).mean())
+
+
 class DecoderCalibration:
     """Statistics and sensitivities of a decoder on texts, measured once, for any budget. Made by `calibrate`.
 
     Attributes
     ----------
     model : the dense model; unchanged
+    decoder : it, or that of a `DecoderEmbedder`
     few : whether the texts are few (`allocation.are_few`)
-    sensitivity : name -> divergence of the predictions per squared step, as measured
+    sensitivity : name -> divergence of the predictions, or loss of the vectors (1 - cosine), per squared step, as
+        measured
     """
 
     def __init__(
-        self, model: Decoder, windows: Sequence[Ids], weights: dict[str, Weight], few: bool, scratch: Scratch
+        self,
+        model: Decoder | DecoderEmbedder,
+        texts: Sequence[str],
+        windows: Sequence[Ids],
+        weights: dict[str, Weight],
+        few: bool,
+        scratch: Scratch,
     ) -> None:
         self.model = model
+        self.decoder = _decoder_of(model)
         self.few = few
+        self._probe = list(texts[:_PROBE_TEXTS])
         self._windows = windows
         self._weights = weights
         self._scratch = scratch
@@ -231,7 +286,13 @@ class DecoderCalibration:
         return None if weight is None else weight.values
 
     def loss(self, tensors: Mapping[str, Any], texts: Sequence[str]) -> float:
-        """Mean divergence of the predictions of the model with these tensors from the dense model's."""
+        """Mean divergence of the predictions of the model with these tensors from the dense model's, or mean of 1 -
+        cosine between the vectors of both.
+        """
+        if isinstance(self.model, DecoderEmbedder):
+            dense = self.model.embed(texts, normalize=True)
+            vectors = self.model.with_tensors(tensors).embed(texts, normalize=True)
+            return float(1.0 - (vectors * dense).sum(axis=1).mean())
         lossy = self.model.with_tensors(tensors)
         return evaluate_decoders(lossy, self.model, texts, window=_window(self.model)).compressed.kl
 
@@ -239,8 +300,11 @@ class DecoderCalibration:
         """The linear weights whose inputs may be rounded to int8, of the model with these tensors.
 
         Measured part by part ("query", "down", ...), in all layers at once: a part takes int8 inputs if they make the
-        divergence of the predictions larger by at most INT8_SHARE of itself.
+        divergence of the predictions larger by at most INT8_SHARE of itself. Of a model of vectors weight by weight
+        (`int8_choice`).
         """
+        if isinstance(self.model, DecoderEmbedder):
+            return int8_weights(self.model.with_tensors(tensors), self._probe)
         lossy = self.model.with_tensors(tensors)
         windows = [w[:_PROBE_TOKENS] for w in self._windows[:: max(1, len(self._windows) // _INT8_WINDOWS)]]
 
@@ -256,8 +320,8 @@ class DecoderCalibration:
 
         most = (1 + INT8_SHARE) * divergence(lossy)
         names: list[str] = []
-        for name in linear_parts(self.model.settings).values():
-            part = [f"model.layers.{i}.{name}.weight" for i in range(len(self.model.layers))]
+        for name in linear_parts(self.decoder.settings).values():
+            part = [f"model.layers.{i}.{name}.weight" for i in range(len(self.decoder.layers))]
             try:
                 rounded = lossy.with_int8_activations(part)
             except ValueError:  # the int8 matmul does not support their codes
@@ -285,11 +349,15 @@ class DecoderCalibration:
             return [steps, {name: w.nbytes(steps[name]) for name, w in weights.items()}]
 
         steps, planned = journal.value("steps and bytes", plan)
-        return _Encoding(self.model, self._windows, weights, planned, budget, progress, journal).run(steps)
+        return _Encoding(self.decoder, self._windows, weights, planned, budget, progress, journal).run(steps)
+
+
+def _decoder_of(model: Decoder | DecoderEmbedder) -> Decoder:
+    return model.decoder if isinstance(model, DecoderEmbedder) else model
 
 
 def calibrate_decoder(
-    model: Decoder,
+    whole: Decoder | DecoderEmbedder,
     texts: Sequence[str],
     tables: bool,
     transform: str,
@@ -297,17 +365,24 @@ def calibrate_decoder(
     progress: Progress | None,
     journal: NoJournal | None,
 ) -> DecoderCalibration:
-    """`calibrate` of a decoder; texts are joined by an empty line."""
+    """`calibrate` of a decoder, whose texts are joined by an empty line, or of a `DecoderEmbedder`."""
+    model = _decoder_of(whole)
     for name, tensor in model.tensors().items():
         if isinstance(tensor, RBEBlocks):
             raise ValueError(f"{name} is compressed already; calibrate the dense model it was made from")
     report: Progress = progress or silent
-    ids = model.token_ids("\n\n".join(texts))
-    warn_of_few(len(texts), np.asarray(ids))
-    longest = _window(model)
-    windows = windows_of(ids, longest)
-    if not windows:
-        raise ValueError("the texts have fewer than two tokens; there is nothing to predict")
+    if isinstance(whole, DecoderEmbedder):
+        windows = [ids.astype(np.int64) for ids in whole.token_ids(texts, whole.resolve_prompt())]
+        ids = np.concatenate(windows)
+        windows = windows[:: max(1, -(-ids.size // MOST_TOKENS))]
+        probe = windows[:: -(-len(windows) // _PROBE_TEXTS)]
+    else:
+        ids = np.asarray(model.token_ids("\n\n".join(texts)), np.int64)
+        windows = windows_of(ids, _window(model))
+        if not windows:
+            raise ValueError("the texts have fewer than two tokens; there is nothing to predict")
+        probe = [window[:_PROBE_TOKENS] for window in windows[:: -(-len(windows) // _PROBE_WINDOWS)]]
+    warn_of_few(len(texts), ids)
     scratch = Scratch((journal or NoJournal()).scratch)
     layers = _stages_of(model)
     size = block or DEFAULT_BLOCK
@@ -319,7 +394,7 @@ def calibrate_decoder(
     if tables:
         for name, values in _tables(model).items():
             # of positions no row counts more: windows are shorter than texts may be
-            counts = np.bincount(np.asarray(ids), minlength=len(values)) if name == EMBEDDINGS else None
+            counts = np.bincount(ids, minlength=len(values)) if name == EMBEDDINGS else None
             scales = row_scales(values, ROW_POWER, counts)
             weights[name] = Weight.of_table(name, partial(_table, model, name), transform, size, scales)
     if not model.settings.tied:
@@ -328,9 +403,8 @@ def calibrate_decoder(
         for part, name in layer.names.items():
             read = partial(layer.values, part)
             weights[f"{name}.weight"] = Weight.of_matrix(f"{name}.weight", read, geometries[name])
-    probe = [window[:_PROBE_TOKENS] for window in windows[:: -(-len(windows) // _PROBE_WINDOWS)]]
-    _measure(model, weights, _Texts(probe), layers, report, journal or NoJournal())
-    return DecoderCalibration(model, windows, weights, are_few(np.asarray(ids)), scratch)
+    _measure(whole, weights, _Texts(probe), layers, report, journal or NoJournal())
+    return DecoderCalibration(whole, texts, windows, weights, are_few(ids), scratch)
 
 
 def _dense_pass(
@@ -358,14 +432,14 @@ def _dense_pass(
     if not model.settings.tied:
         last = Moments(model.settings.hidden_size)
         for x in states:
-            h = np.asarray(model.final_norm(x), np.float32)
+            h = _normalised(model, x)
             last.add(h, h)
         geometries[HEAD] = scratch.geometry(geometry(last, transform, block))
     return geometries
 
 
 def _measure(
-    model: Decoder,
+    whole: Decoder | DecoderEmbedder,
     weights: dict[str, Weight],
     texts: _Texts,
     layers: list[_Stages],
@@ -373,17 +447,22 @@ def _measure(
     journal: NoJournal,
 ) -> None:
     """Set each weight's sensitivity: quantise it alone, run the remaining model, divide by the squared step."""
+    model = _decoder_of(whole)
     tables = _tables(model)
     head = np.asarray(model.head, np.float32)
     states = [_embedded(model, tables, texts)]
     for layer in layers:
         states.append([layer.run(x, ends) for x, ends in zip(states[-1], texts.ends, strict=True)])
-    dense = _predictions(model, head, states[-1])
+    loss = (
+        _loss_of_vectors(whole, texts, states[-1])
+        if isinstance(whole, DecoderEmbedder)
+        else _loss_of_predictions(whole, texts, states[-1])
+    )
 
     def finish(x: list[F32], first: int, head: F32 = head) -> float:
         for layer in layers[first:]:
             x = [layer.run(a, ends) for a, ends in zip(x, texts.ends, strict=True)]
-        return max(_divergence(dense, _predictions(model, head, x)), 1e-9)
+        return max(loss(x, head), 1e-9)
 
     done = 0
     for name in (name for name in tables if name in weights):
@@ -465,7 +544,7 @@ class _Encoding:
             self._layer(layer)
         if HEAD in self.weights:
             pairs = (
-                (np.asarray(model.final_norm(a), np.float32), np.asarray(model.final_norm(b), np.float32))
+                (_normalised(model, a), _normalised(model, b))
                 for a, b in zip(texts.dense, texts.compressed, strict=True)
             )
             self._matrices({HEAD: None}, pairs)

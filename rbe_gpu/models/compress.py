@@ -29,7 +29,7 @@ from ..container import Writer, header
 from ..encode import GRADES, compress
 from ..json_checks import dump_json
 from ..threads import blas, get_num_threads
-from .architectures import architecture, encodes, is_gguf
+from .architectures import architecture, is_gguf
 from .bert_tensors import block_of
 from .compress_tasks import Budget, TensorTasks, encode_tensor, naming_tensor, stored, widened
 from .journal import Journal, NoJournal, digest
@@ -227,8 +227,9 @@ def compress_model(
 ) -> CompressSummary:
     """Compress a model folder, or a bare safetensors file, into one file.
 
-    The source is mapped, and one tensor at a time is in memory. The file appears when it is complete; after an
-    exception an existing file at `out` is unchanged.
+    The source is mapped, and one tensor at a time is in memory; with `calibrate` a few layers, the hidden states of
+    the texts, and the compressed model. The file appears when it is complete; after an exception an existing file at
+    `out` is unchanged.
 
     Parameters
     ----------
@@ -243,9 +244,10 @@ def compress_model(
     transform : default: "dct"; with `calibrate`, "none"
     calibrate : texts to calibrate on, or the result of `rbe_gpu.calibrate`, for several ratios; needs `ratio` and a
         model folder with a tokenizer. Codes are then chosen for the least error of the outputs
-        (`rbe_gpu.models.calibrate`), bits are allocated by sensitivity, biases and norms are corrected, and the
-        whole model is in memory. `basis` and `codes` do not apply. Of few texts (`allocation.FEW_TOKENS`) the result
-        is compared with plain compression on 64 docstrings of Python's library, and the better one is written.
+        (`rbe_gpu.models.calibrate`), bits are allocated by sensitivity, and biases and norms are corrected. Meanwhile
+        files beside `out` hold half the bytes of the float32 weights, and the decoded weights of a GGUF file.
+        `basis` and `codes` do not apply. Of few texts (`allocation.FEW_TOKENS`) the result is compared with plain
+        compression on 64 docstrings of Python's library, and the better one is written.
     resume : with texts to calibrate on: continue a run that was killed or interrupted, from the results that it left
         in the folder `.NAME.journal` beside `out`; the file has the bytes of a run without interruption
     progress : called after each tensor with its name, and the dense bytes done and to do in all
@@ -391,7 +393,6 @@ def _calibration(
     from .calibrate import TRANSFORM, Calibration
     from .calibrate import calibrate as run
     from .calibrate_decoder import DecoderCalibration
-    from .decoder import Decoder
 
     if not opened.config:
         raise ValueError(f"{source} is not a model folder; calibration runs the model on texts")
@@ -409,8 +410,6 @@ def _calibration(
         if source.is_file() and is_gguf(source)
         else load(source)
     )
-    if not isinstance(model, Decoder):
-        model = encodes(model, source, "calibration")
     return run(
         model,
         texts,

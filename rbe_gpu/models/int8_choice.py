@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from .architectures import architecture
 from .bert import BertEncoder
-from .bert_tensors import linear_weights
+from .decoder_embedder import DecoderEmbedder
 
 #: A layer keeps float activations if int8 ones alone cost more of the sentence vectors' mean cosine.
 MOST = 0.0005
 _TEXTS = 64
 
 
-def int8_weights(model: BertEncoder, texts: Sequence[str], most: float = MOST) -> list[str]:
+def int8_weights(model: BertEncoder | DecoderEmbedder, texts: Sequence[str], most: float = MOST) -> list[str]:
     """Names of the linear weights that take int8 activations and lose at most `most` of the mean cosine by it.
 
     Parameters
@@ -26,7 +27,7 @@ def int8_weights(model: BertEncoder, texts: Sequence[str], most: float = MOST) -
     texts = list(texts[:_TEXTS])
     plain = model.with_int8_activations(()).embed(texts)
     names = []
-    for name in linear_weights(model.config):
+    for name in architecture(model.config).linear_weights(model.config):
         try:
             rounded = model.with_int8_activations([name])
         except ValueError:  # the int8 matmul does not support its codes

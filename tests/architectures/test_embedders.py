@@ -287,11 +287,35 @@ def test_a_weight_that_is_there_twice_is_refused(tmp_path: Path) -> None:
         load(path)
 
 
+@pytest.mark.filterwarnings("ignore:calibrating on:UserWarning")  # bytes are few different tokens
+@pytest.mark.parametrize("name", [MODERNBERT, "nomic_bert", "embeddinggemma"])
+def test_calibration(name: str, tmp_path: Path) -> None:
+    """At six bits vectors are close to those of the dense model; at four they are closer than rounded ones."""
+    model = load_embedder(folder(name, tmp_path / "m"))
+    texts = [text[:60] for text in real.texts()[:40]]
+    calibrated = rbe.calibrate(model, texts, block=32)
+    names = {name for name, tensor in model.decoder.tensors().items() if tensor.ndim == 2 and len(tensor) > 2}
+    assert calibrated.sensitivity.keys() == names
+    assert all(value > 0 for value in calibrated.sensitivity.values())
+    size = sum(w.values.size for w in calibrated._weights.values())
+    for bits, least in ((6, 0.995), (4, 0.96)):
+        made = calibrated.compress(size * bits / 8).tensors
+        assert 1 - calibrated.loss(made, texts) > least
+
+
 @pytest.mark.filterwarnings("ignore:calibrating on:UserWarning")
+def test_a_calibrated_file(tmp_path: Path) -> None:
+    path, texts = folder(MODERNBERT, tmp_path / "m"), [text[:60] for text in real.texts()[:40]]
+    summary = compress_model(path, tmp_path / "c", ratio=2, calibrate=texts, block=32)
+    assert summary.ratio >= 2
+    vectors = [m.embed(texts, normalize=True) for m in (load_embedder(path), load_embedder(tmp_path / "c"))]
+    assert (vectors[0] * vectors[1]).sum(1).mean() > 0.98
+    with pytest.raises(ValueError, match=r"a decoder is calibrated in one process"):
+        rbe.calibrate(load_embedder(path), texts, parts=object())  # type: ignore[call-overload]
+
+
 def test_what_takes_no_modernbert(tmp_path: Path) -> None:
     path, texts = folder(MODERNBERT, tmp_path / "m"), list(real.texts()[:60])
-    with pytest.raises(ValueError, match=r"with a modernbert encoder, which calibration does not take"):
-        compress_model(path, tmp_path / "c", ratio=2, calibrate=texts)
     with pytest.raises(ValueError, match=r"with a modernbert encoder, which training does not take"):
         distill(path, texts, out=tmp_path / "c", ratio=4, steps=1)
 
