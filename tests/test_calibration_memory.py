@@ -17,6 +17,7 @@ import pytest
 from rbe_gpu.feedback import Geometry
 from rbe_gpu.models import corpus
 from rbe_gpu.models.compress import compress_model
+from rbe_gpu.models.journal import Journal
 from rbe_gpu.models.scratch import Scratch
 
 from . import gguf_files
@@ -155,3 +156,20 @@ def test_scratch(tmp_path: Path) -> None:
     gc.collect()
     assert not folder.exists()
     np.testing.assert_array_equal(mapped, panels[1])
+
+
+def test_scratch_of_a_killed_run_is_removed(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with Journal(tmp_path / "out", {}, False) as journal:
+            (journal.folder / "scratch-1").mkdir()
+            journal.value("a", lambda: 1.0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    left = tmp_path / ".out.journal" / "scratch-1"
+    assert left.exists()
+    with Journal(tmp_path / "out", {}, True) as journal:
+        assert journal.scratch == journal.folder
+        assert not left.exists()
+        assert journal.has_value("a")

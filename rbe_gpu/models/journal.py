@@ -85,6 +85,8 @@ class Journal(NoJournal):
         self._lock = self._locked()
         self.scratch = self.folder
         try:
+            for unfinished in self.folder.glob("scratch-*"):  # of a run that was killed
+                shutil.rmtree(unfinished)
             if not self._resume:
                 self._clear()
             kept = self._read(_IDENTITY)
