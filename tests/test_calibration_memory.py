@@ -30,7 +30,7 @@ MB = 1e6
 _MEASURED = """
 import sys, threading
 from rbe_gpu.models import corpus
-from rbe_gpu.models.calibrate import calibrate
+from rbe_gpu.models.compress import compress_model
 from rbe_gpu.models.load import load
 
 def anonymous():
@@ -42,8 +42,8 @@ def watch():
     while not done.wait(0.02):
         peak = max(peak, anonymous())
 
-warm, folder = sys.argv[1:]
-done, texts = threading.Event(), corpus.calibration(10)
+warm, folder, out = sys.argv[1:]
+done, texts = threading.Event(), corpus.calibration(24)
 {statement_of_warm}
 peak = start = anonymous()
 watcher = threading.Thread(target=watch)
@@ -56,11 +56,11 @@ print(peak - start)
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 
 
-def grown(statement: str, warm: Path, folder: Path) -> int:
+def grown(statement: str, warm: Path, folder: Path, out: Path) -> int:
     """Growth of anonymous memory in `statement`, which reads `folder`; it has run with `warm` before."""
     code = _MEASURED.format(statement_of_warm=statement.replace("folder", "warm"), statement=statement)
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(warm), str(folder)],
+        [sys.executable, "-W", "ignore", "-c", code, *map(str, (warm, folder, out))],
         cwd=REPOSITORY, check=True, capture_output=True, text=True,
     )  # fmt: skip
     return int(run.stdout)
@@ -76,15 +76,17 @@ def decoder(path: Path, layers: int) -> Path:
 def test_memory_does_not_grow_with_the_layers(tmp_path: Path) -> None:
     """Six layers more are 24 MB of float32 weights, and 3 MB of the result."""
     few, many = decoder(tmp_path / "few", 1), decoder(tmp_path / "many", 7)
-    statement = "c = calibrate(load(folder), texts); c.compress(sum(w.size for w in c._weights.values()) / 2)"
-    growth = [grown(statement, few, folder) for folder in (few, many)]
+    statement = "compress_model(folder, out, ratio=8, calibrate=texts)"
+    growth = [grown(statement, few, folder, tmp_path / "out") for folder in (few, many)]
     assert growth[1] - growth[0] < 10 * MB, growth
 
 
 @linux
 def test_load_maps_the_weights(tmp_path: Path) -> None:
     few, many = decoder(tmp_path / "few", 2), decoder(tmp_path / "many", 10)
-    assert grown("model = load(folder)", few, many) < 0.1 * (many / "model.safetensors").stat().st_size
+    assert (
+        grown("model = load(folder)", few, many, tmp_path) < 0.1 * (many / "model.safetensors").stat().st_size
+    )
 
 
 class _Held:
