@@ -51,6 +51,10 @@ class Overrun(AssertionError):
     """An input cost more than it may."""
 
 
+class Slow(Overrun):
+    """An input took longer than it may."""
+
+
 def peak() -> int:
     """The largest resident memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT
@@ -67,6 +71,6 @@ def allowed(size: int, decoded: int = 0, seconds: float = 0.0) -> Iterator[None]
     yield
     took, grew = time.process_time() - start, peak() - memory
     if took > max(seconds, SECONDS):
-        raise Overrun(f"{took:.2f} s of processor time for {size} bytes")
+        raise Slow(f"{took:.2f} s of processor time for {size} bytes")
     if grew > 4 * size + decoded + BYTES:
         raise Overrun(f"{grew >> 20} MB for {size} bytes")
