@@ -27,7 +27,7 @@ from .codecs import Codes
 from .codecs.base import Array as Array
 from .codecs.base import total_nbytes
 from .dispatch import as_cupy, backend_of, device_memory_error, device_of, move_array
-from .workspace import Workspace, scratch_for
+from .workspace import Workspace
 
 _DECODED = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 B = TypeVar("B", bound="RBEBlocks")
@@ -183,7 +183,7 @@ class RBEBlocks:
                 or not getattr(out.flags, "writeable", True)
             ):
                 self._refuse(out, backend.array_module)
-            scratch = scratch_for(workspace, device_of(out), out.size)
+            scratch = (workspace or Workspace()).on(device_of(out))
             backend.decode(self, out.reshape(self.rows, self.cols), scratch)
         except MemoryError as error:
             device_error = device_memory_error(error)

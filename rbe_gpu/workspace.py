@@ -12,16 +12,14 @@ import numpy as np
 from .dispatch import device_memory_errors
 
 _BYTES = np.dtype(np.uint8).str
-_MAX_ENTRIES = 1024  # views and arguments; a layer needs about ten
-_MAX_SHARED_VALUES = 1 << 18  # 1 MB of float32
+_MOST_ENTRIES = 1024  # views and arguments; a layer needs about ten
 
 
 class Workspace:
     """Named scratch buffers, grown on demand and reused.
 
     A buffer keeps the largest size asked for under its name; `get` returns a view of it. The contents are
-    undefined. A workspace belongs to one thread at a time: two layers may share one, two threads may not. Calls
-    without a workspace use one of their thread (small calls on the CPU) or a new one.
+    undefined. A workspace belongs to one thread at a time: two layers may share one, two threads may not.
 
     Buffers are NumPy arrays; `on("cuda:0")` is the part whose buffers are CuPy arrays of that GPU. The ops and
     layers take whichever part belongs to their arrays.
@@ -75,7 +73,7 @@ class Workspace:
             return known
         nbytes = prod(shape) * dtype.itemsize
         view = self._buffer(name, dtype.str, nbytes)[:nbytes].view(dtype).reshape(shape)
-        if len(self._views) >= _MAX_ENTRIES:  # varying sequence lengths ask for ever new shapes
+        if len(self._views) >= _MOST_ENTRIES:  # varying sequence lengths ask for ever new shapes
             self._views.clear()
         self._views[name, dtype.str, shape] = view
         return view
@@ -138,21 +136,21 @@ class ArgumentCache:
         name : of the buffer
         make : called with a function that takes a number of bytes and returns the buffer, at least that long
         """
-        known = self._by_buffer.get(name)
-        if known is not None and known[0] is workspace._buffers.get(
+        kept = self._by_buffer.get(name)
+        if kept is not None and kept[0] is workspace._buffers.get(
             (name, _BYTES)
         ):  # buffer() costs 0.1 us more
-            arguments = known[1].get(key)
+            arguments = kept[1].get(key)
             if arguments is not None:
                 return arguments
         arguments = make(lambda nbytes: workspace.buffer(name, nbytes))
         buffer = workspace.buffer(name)
-        if known is None or known[0] is not buffer:
+        if kept is None or kept[0] is not buffer:
             self._by_buffer[name] = buffer, {key: arguments}
         else:
-            if len(known[1]) >= _MAX_ENTRIES:
-                known[1].clear()
-            known[1][key] = arguments
+            if len(kept[1]) >= _MOST_ENTRIES:
+                kept[1].clear()
+            kept[1][key] = arguments
         return arguments
 
     def clear(self) -> None:
@@ -171,9 +169,9 @@ class ConstantCache:
 
         make : returns a NumPy array
         """
-        known = self._constants.get(name)
-        if known is not None and known[0] == key:
-            return known[1]
+        kept = self._constants.get(name)
+        if kept is not None and kept[0] == key:
+            return kept[1]
         array = make()
         if self._device != "cpu":
             import cupy
@@ -189,24 +187,3 @@ class ConstantCache:
 
     def clear(self) -> None:
         self._constants.clear()
-
-
-_own = ThreadWorkspaces()
-
-
-def scratch_for(workspace: Workspace | None, device: str, values: int) -> Workspace:
-    """Scratch memory of a call on `device`, for which `workspace` may be None.
-
-    Without a workspace, a call on the CPU of up to 2^18 values uses that of the calling thread: filling the arguments
-    of kernels anew takes as long as multiplying a token. A larger call gets a workspace of its own, whose memory is
-    freed with it, and so does a call on a GPU, where one thread may use several streams at once.
-
-    Parameters
-    ----------
-    values : number of elements of the input or of the result, whichever has more
-    """
-    if workspace is not None:
-        return workspace.on(device)
-    if device == "cpu" and values <= _MAX_SHARED_VALUES:
-        return _own.own
-    return Workspace(device)

@@ -12,7 +12,7 @@ from ..blocks import Array
 from ..cache import PanelCache
 from ..dispatch import as_cupy, backend_of, device_of, module_of, to_host
 from ..matmul import PreparedInput, algorithms_of, prepare_input
-from ..workspace import Workspace, scratch_for
+from ..workspace import Workspace
 from .attention_transform_domain import TransformDomainAttention
 from .attention_with_cache import attend_with_cache
 from .kv_cache import KVLayer
@@ -184,9 +184,9 @@ class RBEAttention:
         -------
         (batch, seq, hidden) or (tokens, hidden), dtype of x. Rows of padding are undefined.
         """
-        x, context = as_cupy(x), as_cupy(context)
-        device = device_of(x, "x")
-        workspace = scratch_for(workspace, device, max(x.size, 0 if context is None else context.size))
+        x = as_cupy(x)
+        workspace = (workspace or Workspace()).on(device_of(x, "x"))
+        context = as_cupy(context)
         projections: RBEAttention | TransformDomainAttention = self
         if cache is None:  # keys that are cached are those of every later call, whatever its size
             context_tokens = None if context is None else prod(context.shape[:-1])

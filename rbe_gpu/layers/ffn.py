@@ -11,7 +11,7 @@ from ..blocks import Array
 from ..cache import PanelCache
 from ..dispatch import as_cupy, device_of, module_of
 from ..matmul import prepare_input
-from ..workspace import Workspace, scratch_for
+from ..workspace import Workspace
 from .rbe_linear import RBELinear, compressed
 
 #: gated activations -> the activation of the gate
@@ -130,7 +130,7 @@ class RBEFFN:
     ) -> Array:
         """x : (..., hidden); residual : like the result. Returns (..., hidden), dtype of x."""
         x = as_cupy(x)
-        workspace = scratch_for(workspace, device_of(x, "x"), x.size)
+        workspace = (workspace or Workspace()).on(device_of(x, "x"))
         shape = (*x.shape[:-1], self.up.out_features)
         inputs = x if self.gate is None else prepare_input(x, workspace)
         hidden = self.up(inputs, out=workspace.get("layer.ffn.up", shape, x.dtype), workspace=workspace)

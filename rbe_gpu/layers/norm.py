@@ -9,7 +9,7 @@ import numpy as np
 from .. import ops
 from ..blocks import Array, RBEBlocks
 from ..dispatch import backend_of
-from ..workspace import Workspace, scratch_for
+from ..workspace import Workspace
 from .rbe_linear import compressed, describe
 
 
@@ -18,11 +18,11 @@ def _vector(name: str, vector: Array | RBEBlocks, cols: int) -> None:
         raise ValueError(f"{name} has shape {tuple(vector.shape)}, expected ({cols},)")
 
 
-def _dense(vector: Array | RBEBlocks | None, name: str, workspace: Workspace | None) -> Array | None:
+def _dense(vector: Array | RBEBlocks | None, name: str, workspace: Workspace) -> Array | None:
     """A gain or bias as an array; a compressed one is decoded into scratch memory."""
     if not isinstance(vector, RBEBlocks):
         return vector
-    workspace = scratch_for(workspace, vector.device, vector.shape[0])
+    workspace = workspace.on(vector.device)
     scratch = workspace.get(f"layer.norm.{name}", vector.shape, np.float32)
     return ops.decode(vector, out=scratch, workspace=workspace)
 
@@ -73,6 +73,7 @@ class RBELayerNorm:
         workspace: Workspace | None = None,
     ) -> Array:
         """x, residual : (..., cols); residual_out receives s. Returns like x; `out` may be x."""
+        workspace = workspace or Workspace()
         weight = _dense(self.weight, "weight", workspace)
         bias = _dense(self.bias, "bias", workspace)
         return ops.layer_norm(x, weight, bias, self.eps, residual, out=out, residual_out=residual_out)
@@ -116,7 +117,7 @@ class RBERMSNorm:
         workspace: Workspace | None = None,
     ) -> Array:
         """x, residual : (..., cols); residual_out receives s. Returns like x; `out` may be x."""
-        weight = _dense(self.weight, "weight", workspace)
+        weight = _dense(self.weight, "weight", workspace or Workspace())
         return ops.rms_norm(x, weight, self.eps, residual, out=out, residual_out=residual_out)
 
     def __repr__(self) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..blocks import Array
 from ..dispatch import Backend, as_cupy, backend_of, device_memory_error, device_of, module_of
-from ..workspace import Workspace, scratch_for
+from ..workspace import Workspace
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 FLOAT32 = FLOATS[0]  # comparing dtypes takes 0.1 us, comparing identities a quarter of it
@@ -97,9 +97,9 @@ def output(
     return out
 
 
-def scratch_of(workspace: Workspace | None, result: Array, x: Array | None = None) -> Workspace:
-    """Scratch memory on the device of a result; x : the input, where it may be larger."""
-    return scratch_for(workspace, device_of(result), max(result.size, 0 if x is None else x.size))
+def scratch_of(workspace: Workspace | None, a: Array) -> Workspace:
+    """Scratch memory on the device of `a`."""
+    return (workspace or Workspace()).on(device_of(a))
 
 
 def as_rows(a: Array | None, cols: int) -> Array | None:

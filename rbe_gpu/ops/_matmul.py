@@ -122,7 +122,7 @@ def linear(
         activation,
         as_rows(residual, out_features),
         as_rows(result, out_features),
-        scratch_of(workspace, result, x),
+        scratch_of(workspace, result),
         cache,
         method,
         prepared,
