@@ -34,6 +34,8 @@ MAX_WINDOW = (
 _REACH = {1: 127, 2: 9, 3: 4, 4: 2, 5: 2, 6: 2, 7: 1, 8: 1}  # largest magnitude in the 255 first tuples
 _GROUPS = 24  # columns are joined into classes by groups: at most 25 * 24 / 2 joins are compared
 MAX_BANDS = 32
+MAX_CLASSES = 256  # of all bands: what a class costs to read does not depend on how much it holds
+_LENGTH_OF = np.arange(256) % 8 + 1  # of class g
 _ROW_GROUPS = 32  # rows are joined into bands by groups, on counts of integers in groups of columns
 _COLUMN_GROUPS = 12
 # Estimated cost in bits of a band, beside its integers' entropy: code tables of its classes, the class of a column
@@ -140,8 +142,8 @@ def _cheapest_cuts(cost: NDArray[np.float64]) -> list[int]:
     return firsts[::-1]
 
 
-def _classes(by_column: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """The class of every column: 8 * (its number among those of its length) + length - 1.
+def _classes(by_column: NDArray[np.int8], most: int) -> NDArray[np.uint8]:
+    """The class of every column, `most` classes at most: 8 * (its number among those of its length) + length - 1.
 
     Columns in the order of their energy are cut into groups, and neighbouring groups are joined into classes
     so that the estimated bits of all classes are fewest (dynamic programming over the cuts).
@@ -151,7 +153,7 @@ def _classes(by_column: NDArray[np.int8]) -> NDArray[np.uint8]:
     order = np.argsort(energy, kind="stable")
     zeros = int((energy == 0).sum())
     groups = [order[:zeros]] if zeros else []
-    groups += [g for g in np.array_split(order[zeros:], _GROUPS) if g.size]
+    groups += [g for g in np.array_split(order[zeros:], min(_GROUPS, most - 1)) if g.size]
     count = len(groups)
     width = np.array([g.size for g in groups])
     best = np.full((count, count), np.inf)  # of the class that joins groups i to j
@@ -305,7 +307,7 @@ def compress_integers(q: NDArray[np.int8]) -> Stream:
     runs, escaped = [], []
     for band in range(count):
         by_column = np.ascontiguousarray(q[bands == band].T if count > 1 else q.T)
-        classes = _classes(by_column)
+        classes = _classes(by_column, MAX_CLASSES // count)
         parts.append(classes)
         for c in np.unique(classes):
             length = int(c) % 8 + 1
@@ -323,22 +325,6 @@ def compress_integers(q: NDArray[np.int8]) -> Stream:
             out.append(packer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
     out.append(packer.flush())
     return Stream(np.frombuffer(b"".join(out), np.uint8), count)
-
-
-class _Runs(NamedTuple):
-    """What the class bytes of a band say: for every class that occurs, in rising order."""
-
-    columns: list[NDArray[np.int64]]  # its columns
-    lengths: list[int]  # integers of one byte
-    ranks: list[int]  # number of its bytes
-
-    @classmethod
-    def of(cls, classes: NDArray[np.uint8], rows: int) -> _Runs:
-        used = sorted(set(classes.tobytes()))
-        columns = [np.flatnonzero(classes == c) for c in used]
-        lengths = [c % 8 + 1 for c in used]
-        ranks = [-(-len(k) * rows // n) for k, n in zip(columns, lengths, strict=True)]
-        return cls(columns, lengths, ranks)
 
 
 def _frame(stream: NDArray[np.uint8], largest: int) -> tuple[bytes, int]:
@@ -391,6 +377,23 @@ def _head_size(rows: int, cols: int, bands: int) -> int:
 def _largest_content(rows: int, cols: int, bands: int) -> int:
     """Bytes of content that no stream exceeds: every tuple escaped, and each class padded."""
     return _head_size(rows, cols, bands) + 2 * rows * cols + bands * 8 * 256
+
+
+def _runs(classes: NDArray[np.int64], sizes: list[int]) -> NDArray[np.int64]:
+    """Integers of every class of every band, (bands, 256).
+
+    classes : columns by class of each band, (bands, 256)
+    sizes : rows of each band
+    """
+    used = int(np.count_nonzero(classes))
+    if used > MAX_CLASSES:
+        raise StreamError(f"{used} classes in all bands, more than {MAX_CLASSES}")
+    return np.asarray(classes * np.array(sizes)[:, None])
+
+
+def _ranks_of(runs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The bytes of each run."""
+    return np.asarray(-(-runs // _LENGTH_OF))
 
 
 def _check_bands(counts: NDArray[np.int64], bands: int) -> None:
@@ -469,16 +472,17 @@ def decompress_columns(
         _check_bands(counts, bands)
         sizes = counts[:bands].tolist()
     classes = content[at - bands * cols : at].reshape(bands, cols)
-    runs = [_Runs.of(c, n) for c, n in zip(classes, sizes, strict=True)]
-    end = at + sum(sum(run.ranks) for run in runs)
+    ranks_of = _ranks_of(_runs(np.stack([np.bincount(c, minlength=256) for c in classes]), sizes))
+    end = at + int(ranks_of.sum())
     if content.size < end:
         raise StreamError(f"{content.size} bytes, but the classes take {end}")
     padded = np.empty((cols, -(-rows // 8) * 8), np.int8)
     # with the rows of a band side by side
     by_band = padded[:, :rows] if bands == 1 else np.empty((cols, rows), np.int8)
     first = 0
-    for run, size in zip(runs, sizes, strict=True):
-        for columns, length, count in zip(*run, strict=True):
+    for in_band, of_class, size in zip(classes, ranks_of, sizes, strict=True):
+        for c in np.flatnonzero(of_class):
+            columns, length, count = np.flatnonzero(in_band == c), int(c) % 8 + 1, int(of_class[c])
             ranks = content[at : at + count]
             integers = _expand(ranks, length)
             escaped = np.flatnonzero(ranks == ESCAPE)
@@ -534,18 +538,15 @@ def check_stream(stream: NDArray[np.uint8], rows: int, cols: int, bits: int, ban
             counts = _counts(reader, rows)
             _check_bands(counts, bands)
             sizes = counts[:bands].tolist()
-        # of every class of every band, in order: integers of a byte, and integers
-        runs = []
-        for in_band in sizes:
-            counts = _counts(reader, cols)
-            runs += [(c % 8 + 1, int(counts[c]) * in_band) for c in range(256) if counts[c]]
-        end += sum(-(-integers // length) for length, integers in runs)
+        runs = _runs(np.stack([_counts(reader, cols) for _ in sizes]), sizes)
+        end += int(_ranks_of(runs).sum())
         if size < end:
             raise StreamError(f"{size} bytes, but the classes take {end}")
         escaped = []
         low, high = HIGHEST, LOWEST
-        for length, integers in runs:
-            whole, rest = divmod(integers, length)
+        for band, c in np.argwhere(runs):
+            length = int(c) % 8 + 1
+            whole, rest = divmod(int(runs[band, c]), length)
             ranks = _counts(reader, whole)
             used_tuples = tuples(length)[np.flatnonzero(ranks[:ESCAPE])]
             last = b"".join(p.tobytes() for p in _read(reader, 1)) if rest else b""
