@@ -252,7 +252,7 @@ def test_damaged_streams(form: str) -> None:
     begin, end = header["w.stream"]["data_offsets"]
     start = len(raw) - max(entry["data_offsets"][1] for n, entry in header.items() if n != "__metadata__")
     half, refused, x = 1 << (m.codes.bits - 1), 0, _x(9, m.cols)
-    for at in range(start + begin, start + end, max(1, (end - begin) // 150)):
+    for at in range(start + begin, start + end, max(1, (end - begin) // 250)):
         damaged = bytearray(raw)
         damaged[at] ^= 1 << (at % 8)
         try:

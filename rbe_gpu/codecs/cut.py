@@ -74,12 +74,11 @@ def cut_columns(q: NDArray[np.int8], bits: int, rows: int) -> tuple[int, Excepti
     q[:, rows:] = 0
     base_bits, exceptions = _cheapest(q, bits, rows), None
     if base_bits < bits:
-        places = list(_places(q, base_bits))
-        count = sum(map(len, places))
+        count = _count(q, base_bits)  # 8 bytes an exception are taken only when their number is known
         if count > _MOST or _cost(base_bits, count, rows, len(q)) >= bits * rows * len(q):
             base_bits = bits  # the sample misled
         elif count:
-            exceptions = _exceptions(q, base_bits, rows, places)
+            exceptions = _exceptions(q, base_bits, rows, list(_places(q, base_bits)))
     low, high = _range(base_bits)
     if exceptions is not None:
         np.clip(q, low, high, out=q)
@@ -96,6 +95,12 @@ def _outside(q: NDArray[np.int8], base_bits: int) -> NDArray[np.bool_]:
     # uint8: integers below the range wrap around
     outside: NDArray[np.bool_] = q.view(np.uint8) + np.uint8(-low) > np.uint8(high - low)
     return outside
+
+
+def _count(q: NDArray[np.int8], base_bits: int) -> int:
+    """How many exceptions q (cols, rows) has."""
+    step = max(1, _CHUNK // q.shape[1])
+    return sum(np.count_nonzero(_outside(q[i : i + step], base_bits)) for i in range(0, len(q), step))
 
 
 def _places(q: NDArray[np.int8], base_bits: int) -> Iterator[NDArray[np.intp]]:
