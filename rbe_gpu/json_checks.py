@@ -36,15 +36,16 @@ def failure(where: str) -> Fail:
 def check_tree(value: Any, fail: Fail, texts: bool = True) -> None:
     """Refuse nesting deeper than MAX_DEPTH, and, with `texts`, text that UTF-8 cannot encode."""
     level, depth = [value], 0
+    inside = (dict, list, str) if texts else (dict, list)  # a list of 30,000 texts takes 5 ms
     while level:
         inner: list[Any] = []
         for item in level:
             if isinstance(item, dict):
-                inner += [child for child in item.values() if isinstance(child, dict | list | str)]
+                inner += [child for child in item.values() if isinstance(child, inside)]
                 if texts:
                     inner += item
             elif isinstance(item, list):
-                inner += [child for child in item if isinstance(child, dict | list | str)]
+                inner += [child for child in item if isinstance(child, inside)]
             elif texts and isinstance(item, str):
                 try:
                     item.encode("utf-8")

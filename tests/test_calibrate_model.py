@@ -70,6 +70,8 @@ def test_calibration_fits_its_bytes_and_beats_plain_compression(two_layers, text
         assert out.stat().st_size == summary.file_bytes
         scores[name] = _cosine(rbe.load(out).embed(held_out), vectors)
     assert summary.ratio < 10.4  # the bytes that are allowed are used
+    biases = [v for name, v in rbe.load_file(out)[0].items() if name.endswith(".bias")]
+    assert {v.dtype for v in biases} == {np.dtype(np.float16)}
     assert 1 - scores["calibrated"] < 0.4 * (1 - scores["plain"])
     np.testing.assert_array_equal(dense.embed(held_out), vectors)  # the model is left as it was
 

@@ -19,6 +19,7 @@ import rbe_gpu
 from rbe_gpu.blocks import RBEMatrix, RBEVectors
 from rbe_gpu.container import FormatError, describe, load_file, save_file
 from rbe_gpu.models.compress import TOKENIZER_ARRAY, compress_model, kind_of
+from rbe_gpu.models.compress_tasks import halved
 from rbe_gpu.models.load import load
 from rbe_gpu.models.stored_tokenizer import take_tokenizer
 from tests import real
@@ -515,3 +516,25 @@ def test_the_result_embeds(tmp_path: Path, model_folder: Path) -> None:
     dense, small = load(model_folder).embed(texts), load(tmp_path / "m.rbe.safetensors").embed(texts)
     cosine = (dense * small).sum(axis=1) / np.linalg.norm(dense, axis=1) / np.linalg.norm(small, axis=1)
     assert cosine.min() > 0.999
+
+
+# --- dense tensors beside calibrated codes --------------------------------------------------------------
+
+
+def test_dense_tensors_as_float16() -> None:
+    x = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    half = halved(x)
+    assert half.dtype == np.float16
+    assert np.abs(half - x).max() <= np.abs(x).max() * 2.0**-11
+
+
+@pytest.mark.parametrize("value", [1e-8, 1e-9, 7e4, np.inf, np.nan])
+def test_dense_tensors_that_float16_does_not_hold(value: float) -> None:
+    """Too small, too large, and not finite."""
+    x = np.full(4, value, np.float32)
+    assert halved(x) is x
+
+
+def test_other_dense_tensors_stay() -> None:
+    for x in (np.arange(4), np.ones(4, ml_dtypes.bfloat16), np.ones(4, np.float16), np.ones(0, np.float32)):
+        assert halved(x) is x

@@ -63,7 +63,11 @@ def test_no_tokenizer(file: Path) -> None:
     assert take_tokenizer({}, file) is None
 
 
-EMPTY = {"model": {"vocab": {}}}
+REST = b'{"model":{"vocab":{}}}'
+
+
+def lines(*parts: bytes) -> np.ndarray:
+    return np.frombuffer(zstandard.compress(b"\n".join(parts)), np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -74,16 +78,15 @@ EMPTY = {"model": {"vocab": {}}}
         (np.frombuffer(zstandard.compress(b"{}") + b"x", np.uint8), "not one zstd frame"),
         (np.frombuffer(zstandard.compress(bytes(MAX_BYTES + 1)), np.uint8), "the frame holds 67108865 bytes"),
         (np.frombuffer(zstandard.compress(b"[{"), np.uint8), "not valid JSON"),
-        (packed([]), "is not tokenizer.json and a list of tokens"),
-        (packed([EMPTY, ["a"], 0]), "is not tokenizer.json and a list of tokens"),
-        (packed([EMPTY, {"a": 0}]), "is not tokenizer.json and a list of tokens"),
-        (packed([[], ["a"]]), "is not tokenizer.json and a list of tokens"),
-        (packed([{}, ["a"]]), "no empty vocabulary"),
-        (packed([{"model": {"vocab": {"a": 0}}}, ["b"]]), "no empty vocabulary"),
-        (packed([{"model": {"vocab": []}}, ["b"]]), "no empty vocabulary"),
-        (packed([EMPTY, ["a", 1]]), "not different texts"),
-        (packed([EMPTY, ["a", "a"]]), "not different texts"),
-        (packed([EMPTY, [[]] * 10_000_000]), "too many for a file of 1000 bytes"),
+        (lines(b'["a"', REST), "not valid JSON"),
+        (lines(b"[]"), "no empty vocabulary behind it"),
+        (lines(b'["a"]', b"{}"), "no empty vocabulary behind it"),
+        (lines(b'["a"]', b'{"model":{"vocab":{"b":0}}}'), "no empty vocabulary behind it"),
+        (lines(b'["a"]', b' {"model":{"vocab":{}}}'), "no empty vocabulary behind it"),
+        (lines(b'["a",1]', REST), "not different texts"),
+        (lines(b'["a","a"]', REST), "not different texts"),
+        (lines(b"[" + b"[]," * 1_000_000 + b"0]", REST), "too many for a file of 1000 bytes"),
+        (lines(b'["' + b"\x7f" * 13_000_000 + b'"]', REST), "too many for a file of 1000 bytes"),
     ],
 )
 def test_refused(array: np.ndarray, message: str, file: Path) -> None:
@@ -93,6 +96,23 @@ def test_refused(array: np.ndarray, message: str, file: Path) -> None:
     assert str(error.value).startswith(f"{file}: the tokenizer")
     assert "\n" not in str(error.value)
     assert time.process_time() - start < 2.0
+
+
+def test_a_list_in_another_encoding(file: Path) -> None:
+    """It does not begin with a bracket: what tokenizers is given is not UTF-8."""
+    text = '["a"]'.encode("utf-16") + b"\n" + REST
+    assert back(np.frombuffer(zstandard.compress(text), np.uint8), file) == text
+
+
+def test_a_tokenizer_larger_than_its_file(tmp_path: Path) -> None:
+    """262,144 tokens and 514,906 merges, as Gemma's: nothing but the list of tokens counts."""
+    tokens = {f"\u0120token{i}": i for i in range(262_144)}
+    merges = [["\u0120token", str(i)] for i in range(514_906)]
+    text = json.dumps({"model": {"type": "BPE", "vocab": tokens, "merges": merges}}).encode()
+    path = tmp_path / "m"
+    with path.open("wb") as file:
+        file.truncate(15 << 20)
+    assert json.loads(back(stored_tokenizer(text), path)) == json.loads(text)
 
 
 def test_two_tokenizers(file: Path) -> None:

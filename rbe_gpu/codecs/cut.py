@@ -100,7 +100,7 @@ def _outside(q: NDArray[np.int8], base_bits: int) -> NDArray[np.bool_]:
 def _count(q: NDArray[np.int8], base_bits: int) -> int:
     """How many exceptions q (cols, rows) has."""
     step = max(1, _CHUNK // q.shape[1])
-    return sum(np.count_nonzero(_outside(q[i : i + step], base_bits)) for i in range(0, len(q), step))
+    return sum(int(np.count_nonzero(_outside(q[i : i + step], base_bits))) for i in range(0, len(q), step))
 
 
 def _places(q: NDArray[np.int8], base_bits: int) -> Iterator[NDArray[np.intp]]:

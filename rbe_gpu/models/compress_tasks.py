@@ -65,16 +65,17 @@ def widened(a: NDArray[Any], where: str) -> NDArray[np.float32]:
 
 
 def halved(a: NDArray[Any]) -> NDArray[Any]:
-    """A float32 tensor as float16, if its values are within the range of that; others as they are.
+    """A float32 tensor as float16, if that changes no value by more than 2^-11 of the largest; others as they are.
 
     Biases and norms stay dense, and beside codes of a few bits half of their bytes is worth more than their last
     13 bits: 2% of MiniLM at ratio 32.
     """
-    if a.dtype != np.float32:
+    if a.dtype != np.float32 or not a.size:
         return a
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         half = a.astype(np.float16)
-    return half if np.isfinite(half).all() else a
+        error = np.abs(half - a).max()
+    return half if error <= np.abs(a).max() * 2.0**-11 else a  # NaN and Inf: as they are
 
 
 @contextmanager
