@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -144,20 +144,36 @@ def frame(blocks: list[tuple[int, int]], size: int | None = None, single_segment
 
 
 class Grid:
-    """A grid tensor of one class (n integers a byte), every byte of it `rank`, and its escapes 128 (a zero)."""
+    """A grid tensor of one class a band (n integers a byte), every byte of it `rank`, and its escapes 128 (a zero).
 
-    def __init__(self, rows: int, cols: int, n: int, rank: int = 0, bits: int = 8, more: int = 0) -> None:
-        count = -(-rows * cols // n)
-        blocks = [(n - 1, cols), (rank, count)]
+    classes : a class for each column in place of that
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        cols: int,
+        n: int,
+        rank: int = 0,
+        bits: int = 8,
+        more: int = 0,
+        bands: int = 1,
+        classes: Sequence[int] | None = None,
+    ) -> None:
+        count = -(-(rows - bands + 1) * cols // n) + (bands - 1) * -(-cols // n)
+        blocks = [(band, 1) for band in range(1, bands)] + [(0, rows - bands + 1)] if bands > 1 else []
+        for _ in range(bands):
+            blocks += [(n - 1, cols)] if classes is None else [(c, 1) for c in classes]
+        blocks.append((rank, count))
         if rank == 255:
             blocks.append((128, count * n))
         if more:
             blocks.append((0, more))
         self.stream = frame(blocks, single_segment=False)
-        self.shape, self.bits = [rows, cols], bits
+        self.shape, self.bits, self.bands = [rows, cols], bits, bands
 
     def description(self) -> dict[str, object]:
-        codes = {"kind": "grid", "bits": self.bits, "shrink": 0.0, "row_scale": False}
+        codes = {"kind": "grid", "bits": self.bits, "shrink": 0.0, "row_scale": False, "bands": self.bands}
         return {
             "kind": "vectors", "shape": self.shape, "block": 32, "transform": "none", "gain": 1.0, "basis": False,
             "codes": codes,
@@ -204,7 +220,7 @@ def file_of(*tensors: Grid | Sparse) -> bytes:
         payload.append(raw)
         at += len(raw)
     described = {f"t{i}": t.description() for i, t in enumerate(tensors)}
-    header["__metadata__"] = {"rbe": json.dumps({"version": 1, "config": {}, "tensors": described})}
+    header["__metadata__"] = {"rbe": json.dumps({"version": 2, "config": {}, "tensors": described})}
     text = json.dumps(header)
     return header_file(text + " " * (-len(text) % 8)) + b"".join(payload)
 
@@ -241,6 +257,9 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "integers that take more bits": lambda: file_of(Grid(MOST // 32, 32, 1, rank=200, bits=2)),
     "escaped integers, and a byte too many": lambda: file_of(Grid(MOST // 32, 32, 1, rank=255, more=1)),
     "escaped tuples, and a byte too many": lambda: file_of(Grid(MOST // 32, 32, 8, rank=255, more=1)),
+    "32 bands, and 16 MB too many": lambda: file_of(Grid(MOST // 32, 32, 1, more=MOST, bands=32)),
+    "32 bands of long rows": lambda: file_of(Grid(32, 1 << 18, 1, rank=200, bits=2, bands=32)),
+    "8,192 classes, 60 times": lambda: file_of(*[Grid(32, 256, 1, bands=32, classes=range(256))] * 60),
     "a good tensor, then a bad one": lambda: file_of(Grid(MOST // 64, 32, 8), Grid(MOST // 64, 32, 8, more=1)),
     "a good tensor, then one of other counts": lambda: file_of(Grid(MOST // 32, 32, 8), empty_rows(32, 1)),
     "rows without entries": lambda: file_of(empty_rows(4 << 20, 1)),

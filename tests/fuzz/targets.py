@@ -71,7 +71,7 @@ class Reader(Target):
     words = (
         "kind", "codes", "dense", "sparse", "grid", "matrix", "vectors", "transform", "dct", "dwt", "none",
         "hadamard", "dwt-haar", "dwt-bior3.1", "bits", "block", "shape", "basis", "gain", "group", "index",
-        "bitmap", "delta", "full", "value", "f32", "f16", "int8", "int4", "scale", "version", "tensors",
+        "bitmap", "delta", "full", "value", "f32", "f16", "int8", "int4", "scale", "bands", "version", "tensors",
         "config", "F32", "F16", "BF16", "U8", "U16", "I64", "BOOL", "dtype", "data_offsets",
         "__metadata__", "rbe",
     )  # fmt: skip

@@ -357,10 +357,16 @@ def test_a_tokenizer_that_unpacks_beyond_the_limit(tmp_path: Path) -> None:
     packer = zlib.compressobj(1)
     bomb = b"".join([*(packer.compress(b" " * (1 << 20)) for _ in range(65)), packer.flush()])
     assert len(bomb) < 2_000_000
-    tensors = {"tokenizer.json.zlib": np.frombuffer(bomb, np.uint8)}
-    save_file(tmp_path / "a", tensors, {"model_type": "bert", "config": real.config()})
-    with pytest.raises(ValueError, match="larger than 64 MiB"):
-        load(tmp_path / "a")
+    zeros = zstandard.compress(bytes(65 << 20))
+    assert len(zeros) < 10_000
+    for name, array, words in (
+        ("tokenizer.json.zlib", bomb, "larger than 64 MiB"),
+        ("tokenizer.json.zst", zeros, "the frame holds 68157440 bytes, expected at most 67108864"),
+    ):
+        tensors = {name: np.frombuffer(array, np.uint8)}
+        save_file(tmp_path / "a", tensors, {"model_type": "bert", "config": real.config()})
+        with pytest.raises(ValueError, match=words):
+            load(tmp_path / "a")
 
 
 # --- random damage ------------------------------------------------------------------------------------
