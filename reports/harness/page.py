@@ -90,6 +90,10 @@ def columns(*heads: str | tuple[str, str]) -> tuple[Column, ...]:
     return tuple(Column(h) if isinstance(h, str) else Column(*h) for h in heads)
 
 
+#: most findings of a summary
+MOST_FINDINGS = 5
+
+
 class Finding(NamedTuple):
     """A number and the sentence that it is of."""
 

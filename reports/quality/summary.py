@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..harness.measure import OURS
-from ..harness.page import Finding
+from ..harness.page import MOST_FINDINGS, Finding
 from ..harness.rows import Results
 from ..harness.text import CLOSE, cosine_rating, fixed, listed, megabytes
 from .measure import DENSE, LINEAR, WHOLE
@@ -25,7 +25,7 @@ def findings(results: Results) -> list[Finding]:
         *_bits(results),
         *(f for case in (LINEAR, WHOLE) for f in _better(results, case)),
     ]
-    return made[:5]
+    return made[:MOST_FINDINGS]
 
 
 def _file(own: Point | None, dense: Point | None) -> list[Finding]:

@@ -7,7 +7,7 @@ from statistics import median
 
 from ..harness import row_names
 from ..harness.measure import NUMPY, ONNX, OURS, TORCH
-from ..harness.page import Finding
+from ..harness.page import MOST_FINDINGS, Finding
 from ..harness.row_names import DENSE, DENSE_NEW
 from ..harness.rows import DISTURBED, Results, Row
 from ..harness.significance import faster, interval
@@ -22,7 +22,6 @@ from ..harness.text import (
 )
 from .compression import SETTINGS
 
-MOST = 5
 #: most cases that are named of those that lose against a baseline
 WORST = 3
 
@@ -59,7 +58,7 @@ def quiet(rows: Iterable[Row]) -> Finding:
 def findings(results: Results) -> list[Finding]:
     """At most five findings, each only where its figures were measured."""
     made = (make(results) for make in _FINDINGS)
-    return [finding for finding in made if finding is not None][:MOST]
+    return [finding for finding in made if finding is not None][:MOST_FINDINGS]
 
 
 def _size(results: Results) -> Finding | None:
