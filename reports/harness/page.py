@@ -15,7 +15,7 @@ from rbe_gpu import output
 
 from .plots import Plot
 from .readme import head, line
-from .rows import Row
+from .rows import Row, of_cpu
 from .significance import interval
 from .text import GONE, MISSING, RATINGS, Rating, shown
 
@@ -122,14 +122,17 @@ def row_table(rows: Iterable[Row]) -> Table:
 
 
 def _run(rows: Sequence[Row]) -> dict[str, Any]:
-    """The machine and the versions of rows; a run that was resumed may have several of each."""
+    """The machine and the versions of rows; a run that was resumed may have several of each.
 
-    def each(column: str) -> list[str]:
+    The machine is the processor: a GPU is named where its figures are.
+    """
+
+    def each(column: str, rows: Sequence[Row] = rows) -> list[str]:
         return list(dict.fromkeys(value for r in rows if (value := str(getattr(r, column)))))
 
     stamps = sorted(each("timestamp"))
     return {
-        "devices": each("device"),
+        "devices": each("device", of_cpu(rows)),
         "threads": each("threads"),
         "commits": each("commit"),
         "measured": " to ".join(dict.fromkeys((*stamps[:1], *stamps[-1:]))),

@@ -112,6 +112,11 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def of_cpu(rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows whose device is the processor; all where there is none, as a page of a GPU alone has it."""
+    return [r for r in rows if r.backend == "cpu"] or rows
+
+
 class Results:
     """Look up rows by op, case, provider and metric. What was not measured is None."""
 

@@ -14,7 +14,7 @@ from rbe_gpu import output
 
 from ..harness.page import Finding, Table
 from ..harness.plots import STYLE, Plot
-from ..harness.rows import Results
+from ..harness.rows import Results, of_cpu
 from ..harness.text import MISSING
 from . import summary
 
@@ -25,7 +25,7 @@ LINE = 118  # characters
 
 
 def _machine(results: Results) -> str:
-    first = results.rows[0]
+    first = of_cpu(results.rows)[0]
     commit = f", commit {first.commit}" if first.commit else ""
     return f"{first.device}, {first.threads} threads, {first.timestamp}{commit}"
 
