@@ -27,7 +27,7 @@ from rbe_gpu.models.locate import model_folder
 
 from .harness import row_names
 from .harness.process import start, threads_to_use
-from .harness.rows import Row, Session, append_rows, read_rows, usable_cores
+from .harness.rows import Results, Row, Session, append_rows, read_rows, usable_cores
 
 EXTRA = ("matplotlib", "jinja2", "psutil")  # packages of the extra `report` that pages and plots import
 QUICK_TEXTS = 64  # of a quick run; as many documents, a quarter of them with a query
@@ -202,7 +202,7 @@ def measure(
         processes = stack.enter_context(Processes(folder, threads, quick, wide=wide))
         progress = stack.enter_context(Progress(*columns, console=console))
         watch = Watch(lambda: (os.getpid(), *processes.pids), budget.patience)
-        whole_wide, on_gpu = None if quick else wide, _gpu_runs(console)
+        whole_wide, (on_gpu, no_gpu) = None if quick else wide, _gpu_state()
         total = 3 + 2 * len(settings) + 2 + on_gpu + 1 + 2 + len(OPS) + 3 + (whole_wide is not None) + 1
         stages = Stages(progress, total=total)
         results = scratch / page.FILE  # an earlier report stays whole until this one is
@@ -269,10 +269,13 @@ def measure(
         keep(watched)
         if on_gpu:
             stages.begin("GPU over time")
-            gpu_texts = corpus.held_out(512)
-            encoder, bus = processes.load_on_gpu(f"{DENSE}, GPU", folder)
-            encoder.embed(gpu_texts)  # compiles the kernels
-            keep(utilisation.measure_gpu(encoder, bus, gpu_texts, budget.watched, session))
+            of_gpu = utilisation.try_gpu(processes, folder, corpus.held_out(512), budget.watched, session)
+            keep(of_gpu)
+            no_gpu = utilisation.gpu_reason(Results(of_gpu))
+        elif no_gpu is not None:
+            keep([utilisation.gpu_not_measured(no_gpu, session)])
+        if no_gpu is not None:
+            _say(console, f"The GPU is not measured: {no_gpu}")
         processes.forget_encoders()
         stages.begin("sizes of the panel cache")
         swept = compression.Setting(grade="B")
@@ -309,16 +312,21 @@ def measure(
     print(f"{out / 'index.html'} written in {minutes} min {seconds} s; its rows are in {out / page.FILE}.")
 
 
-def _gpu_runs(console: Console) -> bool:
-    """Whether the encoder can run on a GPU here; says why where one is there and it cannot."""
-    supported = any(gpu["supported"] for gpu in machine.gpus()[0])
-    if supported and find_spec("cupy") is None:
-        _say(
-            console,
-            "CuPy is not installed: the GPU is not measured. pip install 'rbe-gpu[cuda12]', or cuda13",
-        )
-        return False
-    return supported
+def _gpu_state() -> tuple[bool, str | None]:
+    """Whether the encoder can run on a GPU here, and why not where one is there."""
+    gpus, no_gpu = machine.gpus()
+    cupy = machine.cupy_state()
+    if not gpus:  # NVML, which tells what a GPU does, knows none
+        return False, no_gpu if cupy["devices"] else None
+    if not any(gpu["supported"] for gpu in gpus):
+        return False, None
+    extra = machine.extra(gpus[0]["cuda"])
+    if not cupy["works"]:
+        return False, f"{cupy['errors']['import']}: pip install 'rbe-gpu[{extra}]'"
+    if not cupy["devices"]:
+        error = cupy["errors"].get("devices", "it counts none")
+        return False, f"CuPy reaches no GPU ({error}): see rbe-gpu info, and CUDA_VISIBLE_DEVICES"
+    return True, None
 
 
 def measure_quality(

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from rbe_gpu.reports import run
 from rbe_gpu.reports.harness import nvml, plots
+from rbe_gpu.reports.harness.libraries import LibraryFailed
 from rbe_gpu.reports.harness.row_names import DENSE
 from rbe_gpu.reports.harness.rows import Results, Row, Session
-from rbe_gpu.reports.speed import machine_plots, page, utilisation
+from rbe_gpu.reports.speed import machine_plots, page, short, utilisation
 from rbe_gpu.reports.speed.processes import RemoteEncoder
-from rich.console import Console
 
 from .html_page import checked
 
@@ -36,13 +36,15 @@ class FakeNvml:
     """One GPU. Units as NVML documents them: %, bytes, milliwatts, MHz, and millijoules since the driver was loaded.
 
     missing : functions that answer NVML_ERROR_NOT_SUPPORTED
+    refused : functions that answer NVML_ERROR_NO_PERMISSION
     """
 
     NVMLError = NVMLError
-    NVML_ERROR_NOT_SUPPORTED, NVML_ERROR_GPU_IS_LOST, NVML_CLOCK_SM, NVML_CLOCK_MEM = 3, 15, 1, 2
+    NVML_ERROR_NOT_SUPPORTED, NVML_ERROR_NO_PERMISSION, NVML_ERROR_GPU_IS_LOST = 3, 4, 15
+    NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
 
-    def __init__(self, missing: tuple[str, ...] = ()) -> None:
-        self.missing, self.open, self.reads, self.lost = missing, 0, 0, False
+    def __init__(self, missing: tuple[str, ...] = (), refused: tuple[str, ...] = ()) -> None:
+        self.missing, self.refused, self.open, self.reads, self.lost = missing, refused, 0, 0, False
 
     def _answer(self, name: str, handle: str, value: Any) -> Any:
         assert self.open == 1
@@ -51,6 +53,8 @@ class FakeNvml:
             raise NVMLError(self.NVML_ERROR_GPU_IS_LOST)
         if name in self.missing:
             raise NVMLError(self.NVML_ERROR_NOT_SUPPORTED)
+        if name in self.refused:
+            raise NVMLError(self.NVML_ERROR_NO_PERMISSION)
         return value
 
     def nvmlInit(self) -> None:
@@ -89,17 +93,22 @@ class FakeLibrary:
     pid = os.getpid()
 
     def __init__(self) -> None:
-        self.waits = 0
+        self.waits = self.unanswered = 0
 
     def send(self, *message: Any) -> None:
         assert message == ("embed_for", f"{DENSE}, GPU", ["a"] * 100, 1.0)
+        self.unanswered += 1
 
     def ready(self, seconds: float) -> bool:
         assert seconds == utilisation.STEP
         self.waits += 1
         return self.waits > 3
 
+    def request(self, method: str, *arguments: Any) -> None:
+        assert method == "embed"
+
     def receive(self) -> int:
+        self.unanswered -= 1
         return 7
 
 
@@ -133,6 +142,12 @@ def test_what_a_gpu_does_not_tell_has_no_row() -> None:
     assert measured(FakeNvml(missing=("utilisation", "memory", "power", "clock", "energy"))) == []
 
 
+def test_what_a_user_may_not_read_has_no_row() -> None:
+    rows = measured(FakeNvml(refused=("energy", "utilisation")))
+    assert {r.metric for r in rows} == {*utilisation.GPU_METRICS, utilisation.JOULES} - {"gpu_busy"}
+    assert rows[-1].shape.endswith("mean power x time")
+
+
 def test_other_errors_of_nvml_are_raised_and_it_is_closed() -> None:
     fake = FakeNvml()
     with nvml.watched(BUS, fake) as gpu:
@@ -152,8 +167,8 @@ def test_the_functions_are_those_of_pynvml() -> None:
     for name in dir(FakeNvml):
         if name.startswith(("nvml", "NVML")):
             assert hasattr(pynvml, name), name
-    for name in ("NVML_ERROR_NOT_SUPPORTED", "NVML_ERROR_GPU_IS_LOST", "NVML_CLOCK_SM", "NVML_CLOCK_MEM"):
-        assert getattr(pynvml, name) == getattr(FakeNvml, name)
+        if name.startswith("NVML_"):
+            assert getattr(pynvml, name) == getattr(FakeNvml, name), name
     assert pynvml.NVMLError(3).value == 3
 
 
@@ -184,22 +199,95 @@ def test_without_a_gpu_nothing_is_shown() -> None:
     assert "1,000 sentences" not in source
 
 
+def test_the_machine_of_cpu_figures_is_the_processor(tmp_path: Path) -> None:
+    """The GPU is named in its plot and nowhere else."""
+    cpu = SESSION.row("gelu", "64 x 64", DENSE, "time", "s", [1e-5, 1e-5, 1e-5])
+    rows = [*measured(FakeNvml()), cpu]
+    page.write(rows, tmp_path)
+    source = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert source.count("NVIDIA H200") == 1
+    assert source.count("NVIDIA H200: what NVML tells") == 1
+    assert source.count("a processor (2 cores)") == 3  # head, summary, machine
+    assert short._machine(Results(rows)).startswith("a processor (2 cores)")
+
+
+# --- a GPU that cannot be measured -----------------------------------------------------------------------
+
+
+class FailingProcesses:
+    """Loads an encoder on a GPU, or raises."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.library = error, FakeLibrary()
+
+    def load_on_gpu(self, provider: str, file: Path) -> tuple[RemoteEncoder, str]:
+        if self.error is not None:
+            raise self.error
+        library: Any = self.library
+        return RemoteEncoder(library, provider), BUS
+
+
+def tried(processes: Any) -> list[Row]:
+    return utilisation.try_gpu(processes, Path("model"), ["a"] * 100, 1.0, SESSION)
+
+
 @pytest.mark.parametrize(
-    ("supported", "cupy", "runs", "said"),
+    "error", [LibraryFailed("CUDARuntimeError:  no\n device"), ImportError("libcublas.so.12")]
+)
+def test_a_gpu_that_fails_does_not_end_the_report(error: Exception, tmp_path: Path) -> None:
+    rows = tried(FailingProcesses(error))
+    assert [(r.metric, r.shape, r.device) for r in rows] == [
+        (utilisation.GPU_NOT_MEASURED, " ".join(str(error).split()), SESSION.device)
+    ]
+    page.write(rows, tmp_path)
+    source = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert f"<strong>The GPU: not measured.</strong> {' '.join(str(error).split())}" in source
+
+
+def test_nvml_that_fails_leaves_the_process_ready_for_the_next_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake, processes = FakeNvml(), FailingProcesses()
+    monkeypatch.setattr(nvml, "import_module", lambda name: fake)
+    assert len(tried(processes)) == 3 * 5 + 1
+
+    def lost(seconds: float) -> bool:
+        fake.lost = True
+        return False
+
+    monkeypatch.setattr(processes.library, "ready", lost)
+    (row,) = tried(processes)
+    assert (row.metric, row.shape) == (utilisation.GPU_NOT_MEASURED, "15")
+    assert processes.library.unanswered == 0
+    assert fake.open == 0
+
+
+GPU = {"supported": True, "cuda": "12.8"}
+WORKS = {"works": True, "devices": 1, "errors": {}}
+ABSENT = {"works": False, "devices": 0, "errors": {"import": "CuPy is not installed"}}
+BROKEN = {"works": False, "devices": 0, "errors": {"import": "CuPy does not import (libnvrtc)"}}
+HIDDEN = {"works": True, "devices": 0, "errors": {"devices": "cudaErrorNoDevice: no CUDA-capable device"}}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cupy", "runs", "reason"),
     [
-        (None, True, False, ""),
-        (False, True, False, ""),
-        (True, True, True, ""),
-        (True, False, False, "cuda12"),
+        ([], ABSENT, False, None),
+        ([], HIDDEN, False, None),
+        ([], WORKS, False, "NVML does not answer"),
+        ([GPU | {"supported": False}], WORKS, False, None),
+        ([GPU], WORKS, True, None),
+        ([GPU], ABSENT, False, "CuPy is not installed: pip install 'rbe-gpu[cuda12]'"),
+        ([GPU], BROKEN, False, "CuPy does not import (libnvrtc): pip install 'rbe-gpu[cuda12]'"),
+        ([GPU], HIDDEN, False, "cudaErrorNoDevice: no CUDA-capable device): see rbe-gpu info"),
+        ([GPU], HIDDEN | {"errors": {}}, False, "CuPy reaches no GPU (it counts none)"),
     ],
 )
-def test_a_gpu_is_measured_where_it_can_be(
-    supported: bool | None, cupy: bool, runs: bool, said: str, monkeypatch: pytest.MonkeyPatch
+def test_a_gpu_is_measured_where_cuda_and_nvml_reach_it(
+    gpus: list[Any], cupy: dict[str, Any], runs: bool, reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpus = [] if supported is None else [{"supported": supported}]
-    monkeypatch.setattr(run.machine, "gpus", lambda: (gpus, ""))
-    monkeypatch.setattr(run, "find_spec", lambda name: object() if cupy else None)
-    console = Console(record=True, file=open(os.devnull, "w", encoding="utf-8"), width=200)  # noqa: SIM115
-    assert run._gpu_runs(console) is runs
-    text = console.export_text()
-    assert (said in text) if said else not text
+    monkeypatch.setattr(run.machine, "gpus", lambda: (gpus, "" if gpus else "NVML does not answer"))
+    monkeypatch.setattr(run.machine, "cupy_state", lambda: cupy)
+    measured_here, why = run._gpu_state()
+    assert measured_here is runs
+    assert (why is None) if reason is None else (why is not None and reason in why)

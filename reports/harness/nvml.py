@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Sample(NamedTuple):
-    """One reading; None of what this GPU does not tell.
+    """One reading; None of what NVML does not tell of this GPU, or not to this user.
 
     busy : % of the time since NVML's last reading in which a kernel ran
     memory : bytes in use, by all processes
@@ -32,11 +32,11 @@ class Gpu:
         self.name = str(nvml.nvmlDeviceGetName(handle))
 
     def _ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The answer, or None where the GPU does not have it; other errors of NVML are raised."""
+        """The answer, or None where the GPU does not have it or the user may not read it; other errors are raised."""
         try:
             return function(self._handle, *arguments)
         except self._nvml.NVMLError as error:
-            if error.value == self._nvml.NVML_ERROR_NOT_SUPPORTED:
+            if error.value in (self._nvml.NVML_ERROR_NOT_SUPPORTED, self._nvml.NVML_ERROR_NO_PERMISSION):
                 return None
             raise
 
@@ -56,7 +56,7 @@ class Gpu:
         )
 
     def energy(self) -> float | None:
-        """Joules taken since the driver was loaded; None on GPUs older than Volta."""
+        """Joules taken since the driver was loaded; None on GPUs older than Volta, or where it may not be read."""
         millijoules = self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption)
         return None if millijoules is None else millijoules / 1e3
 

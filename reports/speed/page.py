@@ -31,7 +31,7 @@ from ..harness.text import (
     shown,
     times,
 )
-from . import original, panel_cache, short, summary
+from . import original, panel_cache, short, summary, utilisation
 from .cases import DENSE
 from .cases.model import BASELINES
 from .compression import ALL_SETTINGS, SETTINGS, Setting
@@ -250,6 +250,7 @@ def render(rows: Iterable[Row], drawn: Sequence[plots.Plot], quick: bool = False
         budgets=cache_table(results),
         original=original.table(results),
         original_missing=original.reason(results),
+        gpu_missing=utilisation.gpu_reason(results),
         ops=op_tables(results),
         allocates=any(r.metric == ALLOCATED for r in results.rows),
         tolerance=TOLERANCE,

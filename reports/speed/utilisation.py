@@ -8,14 +8,16 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from ..harness import nvml
 from ..harness.measure import OURS
-from ..harness.rows import Row, Session
-from .processes import RemoteEncoder
+from ..harness.row_names import DENSE
+from ..harness.rows import Results, Row, Session
+from .processes import Processes, RemoteEncoder
 
 OP = "utilisation"
 BUSY, RESIDENT = "busy", "resident"
@@ -25,6 +27,8 @@ GPU_METRICS = {
     "gpu_busy": "%", "gpu_memory": "B", "gpu_power": "W", "gpu_sm_clock": "MHz", "gpu_memory_clock": "MHz",
 }  # fmt: skip
 JOULES = "joules_per_1000_sentences"
+ON_GPU = f"{DENSE}, GPU"  # the provider
+GPU_NOT_MEASURED = "gpu_not_measured"  # a metric: the row's shape says why
 WHOLE_RUN = "whole run"
 MOST_CORES = 8  # of more, the mean, the busiest and the idlest are rows
 
@@ -98,10 +102,12 @@ def measure_gpu(
         taken: list[tuple[float, nvml.Sample]] = []
         before, began = gpu.energy(), time.perf_counter()
         encoder.library.send("embed_for", encoder.provider, texts, seconds)
-        while not encoder.library.ready(STEP):
-            taken.append((time.perf_counter() - began, gpu.sample()))
-        took, after = time.perf_counter() - began, gpu.energy()
-        batches = encoder.library.receive()
+        try:
+            while not encoder.library.ready(STEP):
+                taken.append((time.perf_counter() - began, gpu.sample()))
+            took, after = time.perf_counter() - began, gpu.energy()
+        finally:  # also after an error of NVML: the next request would get this answer
+            batches = encoder.library.receive()
         here = replace(session, backend="cuda", device=gpu.name)
     shape = f"{batches} batches of {len(texts)} texts"
     for at, sample in taken:
@@ -117,3 +123,29 @@ def measure_gpu(
     if joules is not None:
         each = 1e3 * joules / (batches * len(texts))
         yield here.row(OP, WHOLE_RUN, encoder.provider, JOULES, "J", each, shape=f"{shape}, {how}")
+
+
+def try_gpu(
+    processes: Processes, folder: Path, texts: list[str], seconds: float, session: Session
+) -> list[Row]:
+    """Rows of `measure_gpu` of the dense encoder, or where CUDA, CuPy or NVML fail the one of `gpu_not_measured`.
+
+    folder : of the model
+    """
+    try:
+        encoder, bus = processes.load_on_gpu(ON_GPU, folder)
+        encoder.embed(texts)  # compiles the kernels
+        return [*measure_gpu(encoder, bus, texts, seconds, session)]
+    except Exception as error:  # whatever it is, the rest of the report does not need a GPU
+        return [gpu_not_measured(" ".join(str(error).split()) or type(error).__name__, session)]
+
+
+def gpu_not_measured(reason: str, session: Session) -> Row:
+    """The row that says why a GPU that is here was not measured."""
+    return session.row(OP, WHOLE_RUN, ON_GPU, GPU_NOT_MEASURED, "", 1.0, shape=reason)
+
+
+def gpu_reason(results: Results) -> str | None:
+    """Why a GPU that is here was not measured; None where it was, or none is here."""
+    row = results.one(OP, WHOLE_RUN, ON_GPU, GPU_NOT_MEASURED)
+    return None if row is None else row.shape
