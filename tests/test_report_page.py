@@ -466,6 +466,30 @@ def test_tables_are_no_wider_than_the_page(
 
 
 @needs_browser
+@pytest.mark.parametrize(("folder", "name", "drawn"), PAGES)
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_link_leads_to_something_that_is_shown(
+    folder: str, name: str, drawn: int, width: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Links into closed details open them."""
+    script = """
+    const d = page.document;
+    return [...d.querySelectorAll('nav a[href^="#"]')].map((link) => {
+      d.querySelectorAll("details").forEach((details) => { details.open = false; });
+      page.location.hash = link.hash;
+      const place = d.getElementById(link.hash.slice(1));
+      const texts = place.matches("ul") ? [...place.children] : [place];
+      return [link.hash, texts.every((e) => e.getBoundingClientRect().height > 0 && e.checkVisibility())
+        && !place.matches("details:not([open])")];
+    });
+    """
+    seen = look(request.getfixturevalue(folder) / name, script, tmp_path, width)
+    assert seen.console == []
+    assert len(seen.value) >= 9
+    assert [link for link, shown in seen.value if not shown] == []
+
+
+@needs_browser
 def test_the_rows_of_quality_sort_and_filter(of_quality: Path, tmp_path: Path) -> None:
     script = """
     const table = document.querySelector("table.rows"), form = document.getElementById("filter");
