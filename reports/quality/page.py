@@ -175,6 +175,7 @@ def comparison_table(results: Results, case: str, title: str) -> Table:
         columns("baseline", ("ours is", "n text"), ("size", "n"), ("ours, calibrated", "n text"), ("our size", "n"),
                 "baseline's cosine", "our cosine", ("difference of cosines", "n"),
                 *[("baseline's recall@10", "n"), ("our recall@10", "n"), ("difference of recalls", "n")] * recall),
+        css="many-columns",
     )  # fmt: skip
 
     def size(p: Point) -> str:

@@ -69,7 +69,7 @@ def choice_table(results: Results) -> Table:
             ("sentences per second", "key"), "vs dense", "vs ONNX Runtime float32", ("a short text", "n"),
             "a short text vs dense",
         ),
-        css="choice",
+        css="many-columns",
     )  # fmt: skip
     every = points(results, WHOLE)
     dense = point(results, WHOLE, DENSE)
