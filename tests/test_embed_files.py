@@ -23,7 +23,7 @@ import pytest
 from rbe_gpu.cluster import TaskPool, connect, run_tasks
 from rbe_gpu.embed_files import embed_files, worker
 from rbe_gpu.embed_files.folder import OutputFolder
-from rbe_gpu.embed_files.text_files import shards, windows
+from rbe_gpu.embed_files.text_files import check_texts, shards, windows
 from rbe_gpu.embed_files.worker import Job, embed_shard, model_digest
 from rbe_gpu.models.compress import compress_model
 from rbe_gpu.models.load import load_embedder
@@ -278,6 +278,8 @@ def test_texts_that_are_gone(tmp_path: Path, client: Any, model: Path) -> None:
         ({"texts": "latin.txt"}, "line 3 is not UTF-8 text"),
         ({"texts": "bad.jsonl"}, "line 2 has no string 'text'"),
         ({"texts": "null.parquet"}, "row 2 of the column 'text' is null"),
+        ({"texts": "half.jsonl"}, r"texts 1 to 2 of .*half\.jsonl: texts\[1\] is not valid Unicode"),
+        ({"prompt": "\udcff "}, "the prompt is not valid Unicode"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
@@ -293,12 +295,36 @@ def test_force_removes_nothing_for_a_run_that_cannot_start(
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
     (tmp_path / "latin.txt").write_bytes(b"one\ntwo\nn\xe9e\n")
     (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{"texts": "two"}\n')
+    (tmp_path / "half.jsonl").write_text('{"text": "one"}\n{"text": "\\ud800 a"}\n')
     pyarrow.parquet.write_table(pyarrow.table({"text": ["one", None]}), tmp_path / "null.parquet")
     options = dict(options)
     source, of_model = tmp_path / options.pop("texts", "t.txt"), tmp_path / options.pop("model", model)
     with pytest.raises((ValueError, OSError), match=message):
         embed_files(client, of_model, [source], out, force=True, **options)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_all_texts_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a row group of a Parquet file holds many shards."""
+    files = write(tmp_path / "texts", words(4 * 3000))
+    read = 0
+    iter_batches = pyarrow.parquet.ParquetFile.iter_batches
+
+    def counting(*arguments: Any, **options: Any) -> Iterator[Any]:
+        nonlocal read
+        for batch in iter_batches(*arguments, **options):
+            read += len(batch)
+            yield batch
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", counting)
+    check_texts(files, "text")
+    assert read == 3000
+    with open(files[1], "a") as lines:
+        lines.write('"\\udfff"\n')
+    with pytest.raises(
+        ValueError, match=r"texts 2049 to 3001 of .*b\.jsonl: texts\[952\] is not valid Unicode"
+    ):
+        check_texts(files, "text")
 
 
 def test_refusals_of_folders(tmp_path: Path, client: Any, model: Path) -> None:
@@ -369,6 +395,11 @@ def bad_parquet(path: Path, **columns: Any) -> None:
         ("a.parquet", {"other": ["x"]}, "has no column 'text'; it has 'other'"),
         ("a.parquet", {"text": [1, 2]}, "the column 'text' holds int64, not strings"),
         ("a.parquet", {"text": ["x", None]}, "row 2 of the column 'text' is null"),
+        (
+            "a.parquet",
+            {"text": pyarrow.array([b"x", b"\xff"]).view(pyarrow.string())},
+            "a.parquet: the column 'text' cannot be read: 'utf-8' codec",
+        ),
     ],
 )
 def test_bad_texts(tmp_path: Path, client: Any, model: Path, name: str, content: Any, message: str) -> None:

@@ -12,6 +12,7 @@ from .. import __version__
 from ..cluster import check_workers, run_tasks
 from ..models.locate import find_model
 from ..models.text_embedder import window_of
+from ..models.tokenizer import check_unicode
 from .folder import MANIFEST, OutputFolder
 from .text_files import Shard, check_columns, check_texts, parquet, shards, text_files
 from .worker import Job, embed_shard, load_model, model_digest
@@ -86,7 +87,7 @@ def embed_files(
         A file is missing; `ClusterError`: workers or the scheduler.
     ValueError
         A file is not what its name says, has changed since the run that is resumed, or that run had other settings;
-        an option is not one of those above, or the model has no such prompt.
+        an option is not one of those above, the model has no such prompt, or a prompt or text is not valid Unicode.
     """
     for name, value, known in (("format", format, FORMATS), ("device", device, DEVICES)):
         if value not in known:
@@ -100,6 +101,7 @@ def embed_files(
     digest = model_digest(path)
     # before the folder: with force, that removes the vectors of another run
     prompt = load_model(str(path), activations).resolve_prompt(prompt, prompt_name)
+    check_unicode([], prompt)
     settings = {
         "rbe_gpu": __version__,
         "model": {"path": str(path), "sha256": digest},
@@ -115,8 +117,7 @@ def embed_files(
     folders = [Path(out).absolute()] if Path(out).is_dir() else []
     check_workers(client, [*([path] if path.is_file() else []), *files], folders)
     if force and not resume and (Path(out) / MANIFEST).exists():
-        for shard in shards(files, rows, field):
-            check_texts(shard, field)
+        check_texts(files, field)
     with OutputFolder(Path(out), settings, resume, force) as folder:
         check_workers(client, folders=[folder.run])
         job = Job(str(path), digest, str(folder.run), format, device, field, activations, batch_size, prompt)

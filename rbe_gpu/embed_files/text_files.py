@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ..models.tokenizer import check_unicode
 
 #: the kind of a file by the ending of its name
 KINDS = {".txt": "lines", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
@@ -201,7 +204,7 @@ def _parquet_texts(shard: Shard, field: str) -> Iterator[str]:
                 row += len(batch)
                 if row >= last:
                     return
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: the column {field!r} cannot be read: {_line(error)}") from None
 
 
@@ -224,10 +227,24 @@ def windows(shard: Shard, field: str, texts: int) -> Iterator[list[str]]:
         yield window
 
 
-def check_texts(shard: Shard, field: str) -> None:
-    """Read the texts of a shard; raises what `windows` does."""
-    for _ in windows(shard, field, 1024):
-        pass
+def check_texts(files: Sequence[Path], field: str) -> None:
+    """Read all texts of files, each row group of a Parquet file once.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `shards` and `windows`; or a text is not valid Unicode, which no tokenizer takes.
+    """
+    for shard in shards(files, sys.maxsize, field):  # one for each file
+        done = 0
+        for texts in windows(shard, field, 1024):
+            try:
+                check_unicode(texts, "")
+            except ValueError as error:
+                raise ValueError(
+                    f"texts {done + 1} to {done + len(texts)} of {shard.path}: {error}"
+                ) from None
+            done += len(texts)
 
 
 def _line_texts(shard: Shard, field: str) -> Iterator[str]:
