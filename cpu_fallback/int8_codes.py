@@ -29,13 +29,19 @@ def run_bytes(stream, at, bits):
 
 
 @cpu_inline
-def row_of_bytes(w, offset, row, column, depth, lines, at):
-    """lines[at + k] = q[row, column + k] + offset modulo 256, k < depth, as bytes. w : record of `WEIGHT`"""
+def _packed_row_of_bytes(w, offset, row, column, depth, lines, at):
+    """`row_of_bytes` without exceptions."""
     stream, bits = bytes_at(w.value), w.bits
     byte, shift = (row * w.row_values + column) // 8 * bits, (1 << (bits - 1)) - offset
     for k in range(0, depth, RUN):
         store_run(run_bytes(stream, byte, bits), shift, lines, at + k)
         byte += 4 * bits
+
+
+@cpu_inline
+def row_of_bytes(w, offset, row, column, depth, lines, at):
+    """lines[at + k] = q[row, column + k] + offset modulo 256, k < depth, as bytes. w : record of `WEIGHT`"""
+    _packed_row_of_bytes(w, offset, row, column, depth, lines, at)
     if w.exception_start != 0:
         e, stop = exceptions_from(w, row, column)
         while e < stop and exception_column(w, e) < column + depth:
@@ -55,6 +61,15 @@ def rows_of_bytes(w, offset, base_bits, r0, nrows, column, depth, lines, at, row
         line = at + r * row
         if not int16_sums():
             row_of_bytes(w, offset, r0 + r, column, depth, lines, line)
+        elif bits <= base_bits:  # packed codes are in range: only exceptions are cut
+            _packed_row_of_bytes(w, half, r0 + r, column, depth, lines, line)
+            if w.exception_start != 0:
+                e, stop = exceptions_from(w, r0 + r, column)
+                while e < stop and exception_column(w, e) < column + depth:
+                    k = line + exception_column(w, e) - column
+                    u = np.int32(lines[k]) + exception_delta(w, e)
+                    lines[k] = np.uint8(min(max(u, 0), 2 * half - 1))
+                    e += 1
         elif w.exception_start != 0:
             row_of_bytes(w, 0, r0 + r, column, depth, lines, line)
             for k in range(line, line + depth, RUN):
