@@ -30,7 +30,11 @@ _HALF = np.float32(0.5)
 
 @cpu_inline(exact=True)
 def _four(tokens, p, row, rows, t):
-    """Sums over columns as float32, of up to four rows and a token, or of a row and four tokens (a literal)."""
+    """Sums over columns as float32, of up to four rows and a token, or of a row and up to four tokens.
+
+    tokens : literal, 1 or 4
+    rows : of four tokens, how many of their sums are read
+    """
     w, columns, depth = p.weight, p.columns, p.depth
     stream, z, sums, bits = bytes_at(w.value), bytes_at(p.z), ints_at(p.sums), w.bits
     size, z_at = columns // 8 * bits, t * depth
@@ -39,11 +43,11 @@ def _four(tokens, p, row, rows, t):
         if w.exception_start != 0:
             down, along = (1, 0) if tokens == 1 else (0, depth)
             a += times_bytes(w, row, z, z_at)
-            if tokens > 1 or rows > 1:
+            if rows > 1:
                 b += times_bytes(w, row + down, z, z_at + along)
-            if tokens > 1 or rows > 2:
+            if rows > 2:
                 c += times_bytes(w, row + 2 * down, z, z_at + 2 * along)
-            if tokens > 1 or rows > 3:
+            if rows > 3:
                 d += times_bytes(w, row + 3 * down, z, z_at + 3 * along)
         return np.float32(a), np.float32(b), np.float32(c), np.float32(d)
     return dense_sums(
@@ -62,14 +66,19 @@ def _gain(w, row):
 def _block(p, first, part):
     """The results of a block of rows; without fast-math, so that scales are multiplied in the order of the tiles."""
     w, block, tokens, scale = p.weight, p.block, p.tokens, floats_at(p.scale)
-    rows, whole = min(block, w.rows_padded - first), tokens // SUMS * SUMS
+    rows = min(block, w.rows_padded - first)
+    left = tokens % SUMS
+    together = (
+        tokens - left if left < 3 else tokens
+    )  # one or two left are multiplied with four rows at a time
     lines, at = floats_at(p.lines), part * p.lines_stride
-    for t in range(0, whole, SUMS):
+    for t in range(0, together, SUMS):
+        count = min(SUMS, tokens - t)
         for r in range(rows):
-            y, gain = _four(SUMS, p, first + r, 1, t), _gain(w, first + r)
-            for i in range(SUMS):
+            y, gain = _four(SUMS, p, first + r, count, t), _gain(w, first + r)
+            for i in range(count):
                 lines[at + (t + i) * block + r] = y[i] * (gain * scale[t + i])
-    for t in range(whole, tokens):
+    for t in range(together, tokens):
         for r in range(0, rows, SUMS):
             count = min(SUMS, rows - r)
             y = _four(1, p, first + r, count, t)
@@ -158,10 +167,11 @@ class Int8MatvecCall(MatmulCall):
         groups = -(-w.columns // group)
         spread = w["kind"] != GRID and group == RUN
         depth = STEP * groups if spread else -(-w.columns // STEP) * STEP
+        of_four = -(-n // SUMS) * SUMS  # tokens that are read; what is behind the last has no meaning
         sizes = {
-            "z": n * depth,
+            "z": of_four * depth,
             "scale": 4 * n,
-            "sums": 4 * n * groups,
+            "sums": 4 * of_four * groups,
             "line": 4 * w.columns,
             "lines": 4 * threads * n * w.block,
         }

@@ -20,7 +20,7 @@ from . import real
 from .compressed import gridded, relative
 
 #: few tokens, part of a tile, a whole one, several groups of tiles
-TOKENS = (1, 3, 4, 8, 9, 13, 16, 33, 64, 65, 150, 600)
+TOKENS = (1, 2, 3, 4, 7, 8, 9, 12, 13, 16, 33, 64, 65, 150, 600)
 
 
 def _x(rows: int, cols: int) -> np.ndarray:
