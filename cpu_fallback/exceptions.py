@@ -16,10 +16,18 @@ _COUNTED = 64  # exceptions that are counted instead of searched
 
 
 @cpu_inline
+def _start(w, row):
+    """The first exception of a row."""
+    if w.start_bits == 16:
+        return np.int64(element(halves_at(w.exception_start), row))
+    return np.int64(element(ints_at(w.exception_start), row))
+
+
+@cpu_inline
 def exceptions_from(w, row, column):
     """The first exception of a row from a column on, and the end of the row's."""
-    starts, columns = ints_at(w.exception_start), halves_at(w.exception_column)
-    low, high = np.int64(element(starts, row)), np.int64(element(starts, row + 1))
+    columns = halves_at(w.exception_column)
+    low, high = _start(w, row), _start(w, row + 1)
     stop = high
     while high - low > _COUNTED:
         middle = (low + high) // 2
@@ -48,9 +56,8 @@ def exception_delta(w, e):
 @cpu_inline
 def times_floats(w, row, x, x_at):
     """sum_e delta[e] x[x_at + column[e]] over the exceptions of a row."""
-    starts = ints_at(w.exception_start)
     total = np.float32(0)
-    for e in range(np.int64(element(starts, row)), np.int64(element(starts, row + 1))):
+    for e in range(_start(w, row), _start(w, row + 1)):
         total += np.float32(exception_delta(w, e)) * element(x, x_at + exception_column(w, e))
     return total
 
@@ -58,8 +65,7 @@ def times_floats(w, row, x, x_at):
 @cpu_inline
 def times_bytes(w, row, z, z_at):
     """The same for int8 activations, whose bits are uint8: int32, exact."""
-    starts = ints_at(w.exception_start)
     total = np.int32(0)
-    for e in range(np.int64(element(starts, row)), np.int64(element(starts, row + 1))):
+    for e in range(_start(w, row), _start(w, row + 1)):
         total += exception_delta(w, e) * np.int32(np.int8(element(z, z_at + exception_column(w, e))))
     return total

@@ -166,6 +166,7 @@ def grid_fields(stored: Any) -> dict[str, Any]:
     }
     if stored.exceptions is not None:
         fields["exception_start"] = address(stored.exceptions.row_start)
+        fields["start_bits"] = 8 * stored.exceptions.row_start.itemsize
         fields["exception_column"] = address(stored.exceptions.column)
         fields["exception_delta"] = address(stored.exceptions.delta)
     return fields

@@ -25,7 +25,8 @@ WEIGHT = Struct(
     "Weight",
     value=_POINTER, scale="const f16*", column_scale="const f16*", index="const u8*", row_start=_LONGS,
     # of grid codes, see `exceptions`; 0 where they have none
-    exception_start=_INTS, exception_column="const u16*", exception_delta="const i8*",
+    exception_start=_POINTER, start_bits="i64",  # 16 or 32 of each start
+    exception_column="const u16*", exception_delta="const i8*",
     kind="i64",  # of the values: `arrays.F32` and the others
     index_kind="i64",  # `codes.FULL` and the others
     bits="i64",  # of a packed code

@@ -125,6 +125,22 @@ def test_shrunk_and_transformed_values(
             assert relative(y, reference.linear(_x(tokens), m)) < 1e-5
 
 
+def test_starts_of_many_exceptions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """65,535 exceptions are counted in uint16, one more in int32, with the same results."""
+    for more, dtype in ((0, np.uint16), (1, np.int32)):
+        q = np.zeros((256, 512), np.int8)
+        q.reshape(-1)[: (1 << 16) - 1 + more] = 9
+        codes = _cut_to(monkeypatch, q, 2)
+        assert codes.exceptions is not None
+        assert codes.exceptions.row_start.dtype == dtype
+        m = rbe.RBEMatrix(q.shape, BLOCK, "none", 0.7, None, codes)
+        whole = replace(m, codes=codes.for_gpu())
+        for tokens in (1, 9, 20):
+            x = _x(tokens, 512)
+            y = rbe.linear(x, m, activation_bits=8)
+            np.testing.assert_array_equal(y, rbe.linear(x, whole, activation_bits=8))
+
+
 # --- the width ----------------------------------------------------------------------------------------
 
 
@@ -195,12 +211,12 @@ CUT = [form for form in FORMS if "exceptions" in form]
 def test_bytes_in_memory(form: str) -> None:
     codes = compressed(form).codes
     e = codes.exceptions
-    assert (e.row_start.dtype, e.column.dtype, e.delta.dtype) == (np.int32, np.uint16, np.int8)
-    assert e.nbytes == 4 * len(e.row_start) + 3 * len(e.delta)
+    assert (e.row_start.dtype, e.column.dtype, e.delta.dtype) == (np.uint16, np.uint16, np.int8)
+    assert e.nbytes == 2 * len(e.row_start) + 3 * len(e.delta)
     held = (codes.value, codes.row_scale, codes.col_scale, e.row_start, e.column, e.delta)
     assert codes.resident_nbytes == sum(a.nbytes for a in held)
     assert codes.resident_nbytes < codes.for_gpu().resident_nbytes
-    assert (np.diff(e.row_start) >= 0).all()
+    assert (np.diff(e.row_start.astype(int)) >= 0).all()
     for r in range(len(e.row_start) - 1):
         assert (np.diff(e.column[e.row_start[r] : e.row_start[r + 1]].astype(int)) > 0).all()
     assert (e.delta != 0).all()

@@ -21,7 +21,7 @@ LEAST_BITS = 2
 #: Cost of an exception in bits: 24 in memory, and 16 for its time. A matmul of one token takes 0.33 ns for it (Zen 5,
 #: a thread), in which a core reads 17 bits at 6.6 GB/s; where a weight stays in the caches, it costs more than that.
 EXCEPTION_BITS = 40
-_START_BITS = 32  # of a row in `row_start`
+_START_BITS = 32  # of a row in `row_start`, at most
 _MOST_COLUMNS = 1 << 16
 _MOST = (1 << 31) - 1
 # Of large matrices 256 integers of every 2017 choose the width: a prime, so that they are of all columns alike
@@ -35,7 +35,8 @@ class Exceptions:
 
     Attributes
     ----------
-    row_start : (rows + 1,) int32; those of row r are row_start[r] up to row_start[r + 1]
+    row_start : (rows + 1,) uint16 of up to 65,535 exceptions, else int32; those of row r are row_start[r] up to
+        row_start[r + 1]
     column : (exceptions,) uint16
     delta : (exceptions,) int8, the integer minus the value that it is cut to
     """
@@ -127,7 +128,8 @@ def _exceptions(q: NDArray[np.int8], base_bits: int, rows: int, places: list[NDA
         values = q.reshape(-1)[at]
         column[to], delta[to] = at // q.shape[1], values - np.clip(values, low, high)
         ends += of_row
-    return Exceptions(row_start.astype(np.int32), column, delta)
+    starts = row_start.astype(np.uint16 if len(column) < 1 << 16 else np.int32)
+    return Exceptions(starts, column, delta)
 
 
 def _cost(bits: int, exceptions: float, rows: int, cols: int) -> float:
