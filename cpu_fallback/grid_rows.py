@@ -20,6 +20,7 @@ _GAP_BITS = 6
 _LONGEST = (1 << _GAP_BITS) - 1  # columns that an entry passes over
 _BYTE, _SKIP = 2, 3  # the integer is the next byte; there is none
 _ZERO = np.float32(0)
+_ROWS_OF_START = 32  # rows of a start; the bytes of those before a row are added
 _CHUNK = 1024  # rows whose integers are made at a time
 
 
@@ -72,38 +73,49 @@ def _integers(entries, start, stop, out, out_at, cols):
         c += 1
 
 
-def _rows(entries, row_start, row_scale, col_scale, gain, shrink, rows, first, out, begin, end):
+@cpu_inline
+def _first(row_start, row_bytes, row):
+    """The first entry of a row."""
+    at = np.int64(row_start[row // _ROWS_OF_START])
+    for r in range(row // _ROWS_OF_START * _ROWS_OF_START, row):
+        at += np.int64(row_bytes[r])
+    return at
+
+
+def _rows(entries, row_start, row_bytes, row_scale, col_scale, gain, shrink, rows, first, out, begin, end):
     """out[i] = gain * row_scale * col_scale[c] * (q - sign(q) * shrink) of row rows[i], or first + i for None."""
     flat, cols = out.reshape(-1), out.shape[1]
     for i in range(begin, end):
         row = first + i
         if rows is not None:
             row = rows[i]
-        _integers(entries, row_start[row], row_start[row + 1], flat, i * cols, cols)
+        start = _first(row_start, row_bytes, row)
+        _integers(entries, start, start + row_bytes[row], flat, i * cols, cols)
         scale_integers(gain * widen(row_scale[row]), col_scale, shrink, 0, cols, flat, i * cols)
 
 
 _rows_in_parts = in_parts(_rows)
 
 
-def entries_of(codes: Any) -> tuple[Any, Any]:
-    """`value` and `row_start` of `GridRows` with the integers of `GridCodes`."""
+def entries_of(codes: Any) -> tuple[Any, Any, Any]:
+    """`value`, `row_start` and `row_bytes` of `GridRows` with the integers of `GridCodes`."""
     rows, cols = codes.value.shape[0], len(codes.col_scale)
     record = params.WEIGHT.record(value=address(codes.value), row_values=cols, **grid_fields(codes))
-    row_start = np.zeros(rows + 1, np.uint32)
+    start = np.zeros(rows + 1, np.int64)
     entries = np.empty(
         2 * rows * cols, np.uint8
     )  # the most; the system gives memory only for what is written
     line, columns = np.empty(cols, np.float32), np.empty(cols + 1, np.int32)
-    _write_entries(address(record.view(np.uint8)), line, columns, row_start, entries)
-    return entries[: int(row_start[-1])].copy(), row_start
+    _write_entries(address(record.view(np.uint8)), line, columns, start, entries)
+    row_start = start[:-1:_ROWS_OF_START].astype(np.uint32)
+    return entries[: int(start[-1])].copy(), row_start, np.diff(start).astype(np.uint16)
 
 
 def rows_of(codes: Any, gain: float, rows: Any, first: int, out: Any) -> None:
     """gain * coefficients of the rows `rows` (int64), or first, first + 1, ... for None; out (n, cols) float32."""
     _rows_in_parts(
-        out.shape[0], num_threads(), codes.value, codes.row_start, bits(codes.row_scale), bits(codes.col_scale),
-        np.float32(gain), np.float32(codes.shrink), rows, first, out,
+        out.shape[0], num_threads(), codes.value, codes.row_start, codes.row_bytes, bits(codes.row_scale),
+        bits(codes.col_scale), np.float32(gain), np.float32(codes.shrink), rows, first, out,
     )  # fmt: skip
 
 
@@ -119,6 +131,7 @@ def integers_of(codes: Any) -> Any:
             num_threads(),
             codes.value,
             codes.row_start,
+            codes.row_bytes,
             *scales,
             np.float32(1),
             _ZERO,

@@ -20,6 +20,7 @@ GRID_BITS = tuple(range(2, 9))
 _CHUNK = 1 << 20  # integers packed at a time
 _SAMPLE = 256  # rows that tell whether a table is mostly zeros
 _MAX_ENTRIES = (1 << 32) - 1  # bytes of entries that `row_start` counts
+_MAX_ROW_BYTES = (1 << 16) - 1
 
 
 @dataclass(frozen=True)
@@ -143,16 +144,17 @@ class GridCodes(Codes):
 
     def for_lookup(self) -> GridCodes:
         rows, cols = len(self.row_scale), len(self.col_scale)
-        if self.device != "cpu" or 2 * rows * cols > _MAX_ENTRIES:
+        if self.device != "cpu" or 2 * rows * cols > _MAX_ENTRIES or 2 * cols > _MAX_ROW_BYTES:
             return self
         # an entry is a byte at least; some rows tell, before a kernel is compiled
         some = _unpack_integers(self.value[:: -(-rows // _SAMPLE)], self.base_bits, cols)
         if np.count_nonzero(some) * rows > self.resident_nbytes * len(some):
             return self
-        entries, row_start = CPU.module("grid_rows").entries_of(self)
+        entries, row_start, row_bytes = CPU.module("grid_rows").entries_of(self)
         made = GridRows(
-            self.bits, self.shrink, entries, self.row_scale, self.col_scale, self.stored, row_start=row_start
-        )
+            self.bits, self.shrink, entries, self.row_scale, self.col_scale, self.stored, row_start=row_start,
+            row_bytes=row_bytes,
+        )  # fmt: skip
         return made if made.resident_nbytes < self.resident_nbytes else self
 
     @property
@@ -296,10 +298,12 @@ class GridRows(GridCodes):
     Attributes
     ----------
     value : (bytes,) uint8, the entries
-    row_start : (rows_pad + 1,) uint32; those of row r are value[row_start[r] : row_start[r + 1]]
+    row_start : (rows_pad / 32, rounded up) uint32, where those of every 32nd row begin
+    row_bytes : (rows_pad,) uint16, how many a row has
     """
 
     row_start: Array = field(default=None, repr=False, kw_only=True)
+    row_bytes: Array = field(default=None, repr=False, kw_only=True)
 
     def integers(self) -> NDArray[np.int8]:
         q: NDArray[np.int8] = CPU.module("grid_rows").integers_of(self)
@@ -314,12 +318,12 @@ class GridRows(GridCodes):
 
     @property
     def resident_nbytes(self) -> int:
-        return super().resident_nbytes + int(self.row_start.nbytes)
+        return super().resident_nbytes + int(self.row_start.nbytes + self.row_bytes.nbytes)
 
     def map_arrays(self, function: Callable[[Array], Array]) -> GridRows:
         mapped = super().map_arrays(function)
         assert isinstance(mapped, GridRows)
-        return replace(mapped, row_start=function(self.row_start))
+        return replace(mapped, row_start=function(self.row_start), row_bytes=function(self.row_bytes))
 
 
 def _pack_integers(q: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
