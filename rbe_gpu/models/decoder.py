@@ -56,7 +56,7 @@ from .decoder_tensors import (
     tensor_shapes,
 )
 from .decoders import decoder_config
-from .generate import Generation, Sampling, generate, sampling_of
+from .generate import Generation, Sampling, generate, prompt_list, sampling_of
 from .int8_check import check_int8_activations
 from .one_token import one_token
 from .pooling import cu_seqlens_of
@@ -649,7 +649,7 @@ class Decoder:
             **{**self.sampling._asdict(), **{k: v for k, v in options.items() if v is not None}}
         )
         sampling.check()
-        ids = [self.token_ids(p) if isinstance(p, str) else list(p) for p in _as_list(prompts)]
+        ids = [self.token_ids(p) if isinstance(p, str) else list(p) for p in prompt_list(prompts)]
         if not isinstance(stop, str | Sequence):
             raise TypeError(f"stop is a {type(stop).__name__}; pass a text, or a list of texts")
         stops = [stop] if isinstance(stop, str) else list(stop)
@@ -669,22 +669,6 @@ class Decoder:
             f"({c.num_kv_heads} for keys and values) of {c.head_dim}, vocabulary {c.vocab_size}, {self.dtype.name} "
             f"states, {self.nbytes / 1e6:.1f} MB of weights)"
         )
-
-
-def _as_list(prompts: Any) -> list[Any]:
-    """The prompts of a call, each a text or token ids."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if isinstance(prompts, bytes) or not isinstance(prompts, Sequence):
-        raise TypeError(
-            f"prompts is a {type(prompts).__name__}; pass a text, or a list of texts or of token ids"
-        )
-    if prompts and isinstance(prompts[0], int | np.integer):
-        raise TypeError("prompts is a list of token ids; pass a list of such lists ([ids])")
-    for i, prompt in enumerate(prompts):
-        if not isinstance(prompt, str | Sequence | np.ndarray) or isinstance(prompt, bytes):
-            raise TypeError(f"prompts[{i}] is a {type(prompt).__name__}; pass a text or token ids")
-    return list(prompts)
 
 
 def _special_tokens(

@@ -280,3 +280,19 @@ def _prefill(model: Decoder, prompts: list[list[int]], cache: KVCache) -> F32:
             ends = (np.cumsum(counts) - 1)[ended]
             logits[ended] = to_host(model._logits(states[ends]))
     return logits
+
+
+def prompt_list(prompts: Any) -> list[Any]:
+    """The prompts of a call, each a text or token ids."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if isinstance(prompts, bytes) or not isinstance(prompts, Sequence):
+        raise TypeError(
+            f"prompts is a {type(prompts).__name__}; pass a text, or a list of texts or of token ids"
+        )
+    if prompts and isinstance(prompts[0], int | np.integer):
+        raise TypeError("prompts is a list of token ids; pass a list of such lists ([ids])")
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str | Sequence | np.ndarray) or isinstance(prompt, bytes):
+            raise TypeError(f"prompts[{i}] is a {type(prompt).__name__}; pass a text or token ids")
+    return list(prompts)
