@@ -86,6 +86,8 @@ class _Move:
         for name, part in vars(owner).items():
             # projections in the transform domain share the weights: they are made again
             setattr(moved, name, None if isinstance(part, TransformDomainAttention) else self._part(part))
+        if isinstance(moved, RBEEmbedding) and self.device != "cpu":
+            moved.keep_codes()
         return moved
 
     def _part(self, part: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .dispatch import CPU, Backend, canonical_device, numpy_backend
-from .gpu import _execute, _load, _source
+from .gpu import _execute, _load, _source, _splits
 from .gpu._launch import Kernel, Launch
 from .models.bert import BertEncoder
 from .models.decoder import Decoder
@@ -25,8 +25,10 @@ from .transfer import as_on_gpu, to
 TEXT = "Interest rates rose for the third time this year, and the bank expects one more step before winter."
 TOKENS = 24  # for a model without a tokenizer
 #: (texts, tokens of each) of the batches whose kernels are compiled: `linear` has its own for 1, 2 to 4, 5 to 16, up
-#: to 32 and more tokens, of which the shape of a weight and their number say how they are tiled (`gpu/_splits.py`).
-_BATCHES = ((1, 1), (1, 3), (1, 12), (1, 24), (1, 64), (8, 128), (64, 128))
+#: to 32 and more tokens.
+_BATCHES = ((1, 1), (1, 3), (1, 12), (1, 24), (1, 64))
+#: Launched with tilings of each kind (`gpu/_splits.py`), whichever is the fastest.
+_KINDS_BATCH = (8, 128)
 _KERNELS_A_PROCESS = 8  # so many take about as long as a process takes to start
 _LAUNCHERS = Backend("cuda", "rbe_gpu.gpu")
 
@@ -52,12 +54,19 @@ def kernels_of(model: BertEncoder) -> tuple[Kernel, ...]:
         kernels.update(dict.fromkeys(launch.kernel for launch in launches))
 
     there = as_on_gpu(model)
+
+    def launch(texts: int, tokens: int) -> None:
+        seq = min(tokens, model.max_positions)
+        states = there.forward(np.zeros((texts, seq), np.int64))
+        there.pool(states)
+        there.pool(states, lengths=np.full(texts, seq))
+
     with numpy_backend(_LAUNCHERS), _execute.executor(note), np.errstate(all="ignore"):
-        for texts, tokens in _BATCHES:
-            seq = min(tokens, model.max_positions)
-            states = there.forward(np.zeros((texts, seq), np.int64))
-            there.pool(states)
-            there.pool(states, lengths=np.full(texts, seq))
+        for batch in _BATCHES:
+            launch(*batch)
+        for kind in _splits.KINDS:
+            with _splits.preferring(kind):
+                launch(*_KINDS_BATCH)
     return _with_sources(kernels)
 
 

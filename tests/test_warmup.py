@@ -13,16 +13,20 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from rbe_gpu import cli, warmup
+from rbe_gpu.codecs import GridCodes
+from rbe_gpu.codecs.grid import GridRows
+from rbe_gpu.dispatch import Backend, numpy_backend
 from rbe_gpu.gpu import _execute, _launch, _load, _source
 from rbe_gpu.layers import RBELinear
 from rbe_gpu.models.bert import BertEncoder
 from rbe_gpu.models.load import load
-from rbe_gpu.transfer import to
+from rbe_gpu.transfer import as_on_gpu, to
 
 from .host import stand_in
 from .host.executor import HostExecutor
 from .test_compress_model import make_model
 
+MODELS = Path(__file__).parent.parent / "reports" / "models"
 SOFTMAX = _launch.Kernel("softmax", "softmax_f32_8")
 
 
@@ -90,6 +94,36 @@ def test_kernels_of_a_model_are_those_that_batches_launch(
     assert launched <= set(kernels)
     assert warmup.ops_of(kernels) == tuple(dict.fromkeys(k.op for k in kernels))
     assert set(warmup.ops_of(kernels)) == {kernel.op for kernel in launched}
+
+
+def test_a_table_held_for_lookup_has_kernels() -> None:
+    """Of minilm-r32, whose table of words takes less memory as `GridRows`: a GPU looks rows up in its codes."""
+    model = load(MODELS / "minilm-r32.rbe.safetensors", dtype="float16")
+    kernels = warmup.kernels_of(model)
+    assert any(kernel.entry.startswith("embedding_") for kernel in kernels)
+    table: Any = as_on_gpu(model).word_embeddings.weight
+    assert type(table.codes) is GridCodes
+    assert type(model.word_embeddings.weight.codes) is GridRows  # as before
+    with stand_in.installed():
+        moved: Any = to(load(MODELS / "minilm-r32.rbe.safetensors", dtype="float16"), "cuda")
+        assert type(moved.word_embeddings.weight.codes) is GridCodes
+
+
+def test_kernels_of_large_batches() -> None:
+    """Whatever tiles they are computed in: default batches, shorter and longer ones."""
+    model = load(MODELS / "minilm-r16.rbe.safetensors", dtype="float16")
+    kernels = set(warmup.kernels_of(model))
+    launched: set[_launch.Kernel] = set()
+
+    def note(launches: tuple[_launch.Launch, ...]) -> None:
+        launched.update(launch.kernel for launch in launches)
+
+    there = as_on_gpu(model)
+    with numpy_backend(Backend("cuda", "rbe_gpu.gpu")), _execute.executor(note), np.errstate(all="ignore"):
+        for texts, tokens in ((32, 128), (16, 128), (8, 512), (1, 100), (64, 128), (64, 512)):
+            there.forward(np.zeros((texts, tokens), np.int64))
+    assert {k.entry for k in launched} >= {"linear_mma_codes", "linear_mma_codes_64", "linear_mma_parts"}
+    assert launched <= kernels
 
 
 def test_listing_kernels_computes_nothing(compressed: Path) -> None:

@@ -7,6 +7,8 @@ code for sm_90 (docs/kernels.md), not measured; the numbers of an H100 stand for
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,8 +27,10 @@ _STEP_ALONE = {64: 780, 128: 1150}
 _BLOCK = 2000  # cycles before the first step and after the last
 _LAUNCH = 2.5e-6
 _PART = 8 / 4e12  # a float written and read, from the second-level cache
-_LEAST_STEPS = 4  # that a split is worth
-_MOST_SPLITS = 16
+_MIN_STEPS = 4  # that a split is worth
+_MAX_SPLITS = 16
+#: (tokens of a tile, whether k is split): those for which there are kernels of their own
+KINDS = ((128, False), (64, False), (64, True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,14 @@ class Tiling:
     height: int
     each: int
     splits: int
+
+    @property
+    def kind(self) -> tuple[int, bool]:
+        """Its item of `KINDS`."""
+        return self.height, self.splits > 1
+
+
+_preferred: tuple[int, bool] | None = None
 
 
 def splits_of(pieces: int, blocks: int, wanted: int = _BLOCKS_WANTED) -> tuple[int, int]:
@@ -55,10 +67,26 @@ def seconds(tokens: int, rows: int, tiling: Tiling) -> float:
 
 
 @lru_cache(maxsize=1024)
+def _fastest(tokens: int, rows: int, steps: int, kind: tuple[int, bool] | None) -> Tiling:
+    candidates = [Tiling(height, steps, 1) for height in (128, 64)]
+    for wanted in range(2, min(_MAX_SPLITS, steps // _MIN_STEPS) + 1):
+        each = ceil_div(steps, wanted)
+        candidates.append(Tiling(64, each, ceil_div(steps, each)))
+    preferred = [t for t in candidates if t.kind == kind]
+    return min(preferred or candidates, key=lambda t: seconds(tokens, rows, t))
+
+
 def tiling(tokens: int, rows: int, steps: int) -> Tiling:
     """The fastest for codes times float16 x^, of `steps` steps of k. Only tiles of 64 tokens are split."""
-    found = [Tiling(height, steps, 1) for height in (128, 64)]
-    for wanted in range(2, min(_MOST_SPLITS, steps // _LEAST_STEPS) + 1):
-        each = ceil_div(steps, wanted)
-        found.append(Tiling(64, each, ceil_div(steps, each)))
-    return min(found, key=lambda t: seconds(tokens, rows, t))
+    return _fastest(tokens, rows, steps, _preferred)
+
+
+@contextmanager
+def preferring(kind: tuple[int, bool]) -> Iterator[None]:
+    """Within the block `tiling` returns the fastest of one of `KINDS` wherever there is one. Not thread-safe."""
+    global _preferred
+    before, _preferred = _preferred, kind
+    try:
+        yield
+    finally:
+        _preferred = before

@@ -51,6 +51,10 @@ class RBEEmbedding:
             self._weight, self._to_convert = self._weight.for_lookup(), False
         return self._weight
 
+    def keep_codes(self) -> None:
+        """Hold the table as it is from now on: GPUs look rows up in other codes than `RBEBlocks.for_lookup` makes."""
+        self._to_convert = False
+
     @property
     def rows(self) -> int:
         return int(self._weight.shape[0])
