@@ -1,4 +1,4 @@
-// What the two sources of linear share: the epilogue, lines of activations under a transform, and tile matmuls on tensor
+// What the three sources of linear share: the epilogue, lines of activations under a transform, and tile matmuls on tensor
 // cores.
 #include "activations.cuh"
 #include "async_copy.cuh"
@@ -352,7 +352,6 @@ struct Tiles {
   static constexpr int UNROLL = IS_BF16<T> ? 1 : LOADER::GROUPED ? 2 : BK / 16;
   static constexpr int A = BM * BK, W = BN * BK, STAGE = A + W;
 
-
   typename Grouped<LOADER::GROUPED, typename Sums<T>::type>::type sums[MT][NT][4];
 
   __device__ __forceinline__ void multiply(T* stages, const T* x, i64 tokens, i64 ldx, i64 first_m, const T* w, i64 ldw,
@@ -395,7 +394,6 @@ struct Tiles {
       if (k >= begin) {
         // hot: matmul
         auto multiply_step = [&](int step) {
-          if constexpr (LOADER::GROUPED) loader.read_scales(codes, n0, step);
           u32 a[MT][4], b[NT / 2][4];
 #pragma unroll
           for (int m = 0; m < MT; ++m) ldmatrix(a[m], now + (at_a ^ step * 16) + m * (16 * BK));
@@ -403,6 +401,7 @@ struct Tiles {
           for (int n = 0; n < NT / 2; ++n) {  // k 0-7 and 8-15 of 8 outputs, then of the next 8
             ldmatrix(b[n], now + (at_w ^ step * 16) + n * (16 * BK));
           }
+          if constexpr (LOADER::GROUPED) loader.read_scales(codes, n0, step);
 #pragma unroll
           for (int m = 0; m < MT; ++m) {
 #pragma unroll
@@ -410,14 +409,17 @@ struct Tiles {
               u32 pair[2] = {b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]};
               if constexpr (LOADER::GROUPED) {
                 loader.multiply(codes, step, m, n, a[m], pair);
+                loader.add_group(codes, step, m, n, sums[m][n]);
               } else {
                 mma_16x8x16<T>(sums[m][n], a[m], pair);
               }
             }
           }
-          if constexpr (LOADER::GROUPED) loader.add_group(codes, step, sums);
         };
-        if (CODED && codes.bits > 8) {  // their words leave no registers for fragments of more steps
+        if (LOADER::GROUPED && codes.bits == 8 && codes.group == RUN) {  // with their scales, the same
+#pragma unroll 1
+          for (int step = 0; step < BK / 16; ++step) multiply_step(step);
+        } else if (CODED && codes.bits > 8) {  // their words leave no registers for fragments of more steps
 #pragma unroll 2
           for (int step = 0; step < BK / 16; ++step) multiply_step(step);
         } else {

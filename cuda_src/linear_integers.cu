@@ -18,9 +18,12 @@
 //            through registers to int8 in shared memory, two runs of 32 a thread
 // Launch     grid (tiles, of few tokens rows * splits of k * groups of tokens); inputs go on in strides of the grid
 // Shared     64 KB; few: 36 KB
-// Bytes      codes once per tile of 128 (few: 16) tokens, z 1 byte
-// Accuracy   sums of grid codes are exact (K up to 2^31 / (128 * 127)); of dense codes those of a group. a_t s_k and scales
-//            are rounded to float.
+// Bytes      codes and scales once per tile of tokens (tiles: 128, groups: 64, few: 16); z 1 byte a value, once per tile of
+//            128 outputs; inputs: x twice, z once; few: parts 8 bytes a sum, written and read
+// Accuracy   sums of grid codes are exact, of dense codes those of a group (of 128 columns and 8 bits: of 64). The launchers
+//            take K up to 32,896 = 2^31 / (2 * 255 * 128), the limit of all backends (matmul.int8_support; these sums of
+//            products up to 128 * 127 are exact to 132,104), and only grid codes with shrink = 0. x^ s_k and scales are
+//            rounded to float.
 #include "linear.cuh"
 #include "linear_integers_params.h"
 
@@ -131,6 +134,8 @@ struct GroupLoader : Int8Loader {
   int turn;            // of the next tile
 
   static __device__ __forceinline__ bool wide(const Codes& c) { return c.bits == 8; }
+  // Steps of 32 columns whose sums are one integer: those of a group; of 8 bits half of one of 128, which would spill.
+  static __device__ __forceinline__ int steps(const Codes& c) { return wide(c) && c.group == 128 ? 2 : c.group / RUN; }
   static __device__ __forceinline__ void multiply(int (&sum)[4], bool first, float zero, const u32 (&a)[4],
                                                   const u32 (&b)[2]) {
     if (first) {
@@ -159,35 +164,31 @@ struct GroupLoader : Int8Loader {
     if (c.group == RUN) to[BN] = run_scales[1];
     turn ^= 1;
   }
-  // At the first step of a group, its scales of the rows whose sums a thread has; n0: the first row of the warp.
+  // After the last step of sums, the scales of the rows whose sums a thread has; n0: the first row of the warp.
   __device__ __forceinline__ void read_scales(const Codes& c, int n0, int step) {
-    if (step % (c.group / RUN)) return;
-    const f16* from = shared_scales + (turn ^ 1) * (BK / 16 * BN) + step * BN + n0 + 2 * (threadIdx.x % 4);
+    if ((step + 1) % steps(c)) return;
+    int first = step + 1 - steps(c);
+    const f16* from = shared_scales + (turn ^ 1) * (BK / 16 * BN) + first * BN + n0 + 2 * (threadIdx.x % 4);
 #pragma unroll
     for (int n = 0; n < NT; ++n) ::load<2>(from + 8 * n, scale[n]);
   }
   __device__ __forceinline__ void multiply(const Codes& c, int step, int m, int n, const u32 (&a)[4],
                                            const u32 (&b)[2]) {
-    bool first = step % (c.group / RUN) == 0;
+    bool first = step % steps(c) == 0;
     multiply(sums[m][n], first, wide(c) ? UNITS : HALVES, a, b);
     if (wide(c) && n == 0) {
       u32 one[2] = {0x01010101u, 0x01010101u};
       multiply(ones[m], first, HALVES, a, one);
     }
   }
-  __device__ __forceinline__ void add_group(const Codes& c, int step, float (&total)[MT][NT][4]) const {
-    if ((step + 1) % (c.group / RUN)) return;
+  // After the last step of sums: to the total of the tile (m, n).
+  __device__ __forceinline__ void add_group(const Codes& c, int step, int m, int n, float (&total)[4]) const {
+    if ((step + 1) % steps(c)) return;
 #pragma unroll
-    for (int m = 0; m < MT; ++m) {
-#pragma unroll
-      for (int n = 0; n < NT; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          float sum = __uint_as_float(sums[m][n][i]) - (wide(c) ? UNITS : HALVES);
-          if (wide(c)) sum += __uint_as_float(ones[m][i / 2 * 2]) - HALVES;
-          total[m][n][i] = fmaf(scale[n][i % 2], sum, total[m][n][i]);
-        }
-      }
+    for (int i = 0; i < 4; ++i) {
+      float sum = __uint_as_float(sums[m][n][i]) - (wide(c) ? UNITS : HALVES);
+      if (wide(c)) sum += __uint_as_float(ones[m][i / 2 * 2]) - HALVES;
+      total[i] = fmaf(scale[n][i % 2], sum, total[i]);
     }
   }
   __device__ __forceinline__ void scale_sums(const Codes&, i64, i64, float (&)[MT][NT][4]) const {}

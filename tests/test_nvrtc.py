@@ -52,6 +52,13 @@ WEIGHTS: list[tuple[Any, Any]] = [
     (virtual.matrix(ROWS, COLS, block=128, codes=virtual.sparse_codes(ROWS, COLS, "int4", "bitmap")), F32),
     (virtual.matrix(ROWS, COLS, codes=virtual.sparse_codes(ROWS, COLS, "f16", "full")), BF16),
 ]  # fmt: skip
+#: Weights of which only the matmul with int8 activations is compiled: it keeps the sums and scales of groups in
+#: registers, 16 words of codes of 8 bits beside them.
+INT8_WEIGHTS = [
+    virtual.matrix(ROWS, COLS, block=block, codes=virtual.dense_codes(ROWS, COLS, bits, group))
+    for bits in (5, 8)
+    for group, block in ((32, 128), (128, 64))
+]
 
 
 def launches_of(weight: Any, dtype: Any) -> Iterator[Launch]:
@@ -70,8 +77,20 @@ def launches_of(weight: Any, dtype: Any) -> Iterator[Launch]:
             yield from linear.launches(x, weight, bias, activation, out, out, ws, activation_bits=8)
 
 
+def int8_launches(weight: Any) -> Iterator[Launch]:
+    """The matmuls of `linear_integers` of few tokens and of many."""
+    for tokens in (9, 8192):
+        x, out = virtual.virtual((tokens, COLS), F16), virtual.virtual((tokens, ROWS), F16)
+        ws: Any = virtual.VirtualWorkspace()
+        launches = linear.launches(x, weight, None, None, None, out, ws, activation_bits=8)
+        yield from (
+            one for one in launches if one.op == "linear_integers" and one.entry != "linear_integers_inputs"
+        )
+
+
 def kernels() -> list[Kernel]:
     found = dict.fromkeys(launch.kernel for w in WEIGHTS for launch in launches_of(*w))
+    found |= dict.fromkeys(launch.kernel for w in INT8_WEIGHTS for launch in int8_launches(w))
     dense = virtual.virtual((ROWS, COLS), BF16)
     for tokens in (1, 3, 9, 40):
         x, out = virtual.virtual((tokens, COLS), BF16), virtual.virtual((tokens, ROWS), BF16)
@@ -120,7 +139,7 @@ def test_configurations_are_many() -> None:
     settings = {item for kernel in KERNELS for item in kernel.constants}
     for name, values in {
         "Codes.bits": {2, 3, 4, 5, 6, 7, 8, 12, 16}, "Codes.kind": {0, 1, 2}, "Codes.index_kind": {0, 1, 2},
-        "Codes.group": {64}, "DecodeParams.transform": set(range(6)), "DecodeParams.type": {0, 1, 2},
+        "Codes.group": {32, 64, 128}, "DecodeParams.transform": set(range(6)), "DecodeParams.type": {0, 1, 2},
         "Epilogue.activation": {0, 2}, "MmaParams.block": {32, 64, 128}, "InputsParams.layout": {0, 1, 2},
     }.items():  # fmt: skip
         assert values <= {value for key, value in settings if key == name}, name

@@ -37,9 +37,9 @@ class VirtualWorkspace:
         return virtual(shape, dtype)
 
 
-def dense_codes(rows: int, cols: int, bits: int = 4) -> DenseCodes:
-    value, scale = virtual((rows, cols * bits // 8), np.uint8), virtual((rows, cols // 64), np.float16)
-    return DenseCodes(bits, 64, value, scale)
+def dense_codes(rows: int, cols: int, bits: int = 4, group: int = 64) -> DenseCodes:
+    value, scale = virtual((rows, cols * bits // 8), np.uint8), virtual((rows, cols // group), np.float16)
+    return DenseCodes(bits, group, value, scale)
 
 
 def grid_codes(rows: int, cols: int, bits: int) -> GridCodes:
