@@ -92,8 +92,14 @@ __device__ __forceinline__ void mma_8x8x16_s8(int& d0, int& d1, u32 a, u32 b, in
                : "=r"(d0), "=r"(d1)
                : "r"(a), "r"(b), "r"(c0), "r"(c1));
 }
+#endif
 
-__device__ __forceinline__ void mma_16x8x32_s8(int (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const int (&c)[4]) {
+#endif  // RBE_HOST
+
+#if defined(RBE_HOST) || __CUDA_ARCH__ < 800
+// mma_16x8x32_s8 by four of 8 x 8 x 16.
+__device__ __forceinline__ void mma_16x8x32_s8_in_quarters(int (&d)[4], const u32 (&a)[4], const u32 (&b)[2],
+                                                           const int (&c)[4]) {
   int half[4];
   mma_8x8x16_s8(half[0], half[1], a[0], b[0], c[0], c[1]);
   mma_8x8x16_s8(half[2], half[3], a[1], b[0], c[2], c[3]);
@@ -101,8 +107,11 @@ __device__ __forceinline__ void mma_16x8x32_s8(int (&d)[4], const u32 (&a)[4], c
   mma_8x8x16_s8(d[2], d[3], a[3], b[1], half[2], half[3]);
 }
 #endif
-
-#endif  // RBE_HOST
+#if !defined(RBE_HOST) && __CUDA_ARCH__ < 800
+__device__ __forceinline__ void mma_16x8x32_s8(int (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const int (&c)[4]) {
+  mma_16x8x32_s8_in_quarters(d, a, b, c);
+}
+#endif
 
 // With g = lane / 4 and t = lane % 4 the fragments of c (16 x 8) += a (16 x 16) b (16 x 8) are
 //   a[0] = a(g, 2t..2t+1)   a[1] = a(g+8, 2t..)   a[2] = a(g, 2t+8..)   a[3] = a(g+8, 2t+8..)
@@ -161,10 +170,14 @@ template <>
 struct Sums<s8x2> {
   using type = int;
 };
+template <class T>
+constexpr bool IS_S8X2 = false;
+template <>
+constexpr bool IS_S8X2<s8x2> = true;
 
 template <class T>
 __device__ __forceinline__ void mma_16x8x16(int (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-  static_assert(sizeof(T) == sizeof(s8x2), "int8");
+  static_assert(IS_S8X2<T>, "integer sums are those of int8");
   mma_16x8x32_s8(c, a, b, c);
 }
 

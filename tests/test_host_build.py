@@ -237,6 +237,36 @@ def test_product_of_tiles(entry: str, depth: int, by_rows: int, reverse: bool) -
     assert product_error(compiled(FRAGMENTS), entry, depth, by_rows, reverse) <= 1e-6
 
 
+INTEGERS = """
+  int lane = threadIdx.x, d[4] = {c[4 * lane], c[4 * lane + 1], c[4 * lane + 2], c[4 * lane + 3]};
+  u32 rows[4] = {a[4 * lane], a[4 * lane + 1], a[4 * lane + 2], a[4 * lane + 3]};
+  u32 cols[2] = {b[2 * lane], b[2 * lane + 1]};
+  MULTIPLY(d, rows, cols, d);
+  for (int i = 0; i < 4; ++i) out[4 * lane + i] = d[i];
+"""
+
+
+@ORDERS
+@pytest.mark.parametrize("name", ["mma_16x8x32_s8", "mma_16x8x32_s8_in_quarters"])
+def test_product_of_int8_tiles(name: str, reverse: bool) -> None:
+    """Whole, and in four as sm_75 computes it, with the extremes of int8 and sums beyond int32."""
+    rng = np.random.default_rng(2)
+    a, b = rng.integers(-128, 128, (16, 32)), rng.integers(-128, 128, (32, 8))
+    a[0], b[:, 0] = -128, -128
+    c = rng.integers(-(2**31), 2**31, (16, 8))
+    lane, r = np.divmod(np.arange(128), 4)
+    row, col = lane // 4 + 8 * (r // 2), 2 * (lane % 4) + r % 2  # of c
+    byte = np.arange(4)
+    of_a = a[(lane // 4 + 8 * (r % 2))[:, None], (4 * (lane % 4) + 16 * (r // 2))[:, None] + byte]
+    lane, r = np.divmod(np.arange(64), 2)
+    of_b = b[(4 * (lane % 4) + 16 * r)[:, None] + byte, (lane // 4)[:, None]]
+    out = np.zeros(128, np.int32)
+    words = [np.ascontiguousarray(v.astype(np.int8)).view(np.uint32).reshape(-1) for v in (of_a, of_b)]
+    lib = kernel(INTEGERS.replace("MULTIPLY", name), "const u32* a, const u32* b, const int* c, int* out")
+    launch(lib, "test", 32, *words, c[row, col].astype(np.int32), out, reverse=reverse)
+    np.testing.assert_array_equal(out, (a @ b + c)[row, col].astype(np.int32))
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [

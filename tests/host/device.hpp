@@ -386,6 +386,15 @@ inline void mma_16x8x32_s8(int (&d)[4], const unsigned (&a)[4], const unsigned (
   rbe_host::multiply_bytes({file, line}, d, a, b, c);
 }
 
+// The first quarter of those fragments: of a 8 rows, of both 16 values of k.
+inline void mma_8x8x16_s8(int& d0, int& d1, unsigned a, unsigned b, int c0, int c1, RBE_HERE) {
+  int sums[4] = {c0, c1, 0, 0};
+  const unsigned rows[4] = {a, 0, 0, 0}, cols[2] = {b, 0};
+  rbe_host::multiply_bytes({file, line}, sums, rows, cols, sums);
+  d0 = sums[0];
+  d1 = sums[1];
+}
+
 // --- entry points ------------------------------------------------------------------------------------------
 
 namespace rbe_host {
