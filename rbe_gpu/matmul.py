@@ -32,14 +32,22 @@ ACTIVATION_BITS = (None, 8)
 Weight = Array | RBEBlocks
 
 SUPPORTED = (True, "")
+_METHOD_AND_BITS = (
+    "int8 activations are multiplied by method='transform' only: leave out one of the two options"
+)
 NOT_COMPRESSED = (False, "the weight is dense")
 NOT_DENSE = (False, "the weight is compressed")
 _NOT_INT8 = (False, "only dense and grid codes are multiplied with int8 activations")
 _WIDE = (False, "the codes have more than 8 bits")
 _SHRINK = (False, "the grid's values are shrunk towards zero (shrink > 0): calibrate again")
 BASIS = (False, "the weight has a basis")
-_LONG = (False, "its rows are so long that int32 sums could overflow")
-_INT8_COLUMNS = (1 << 31) // (2 * 255 * 128)
+_INT8_COLUMNS = (1 << 31) // (
+    2 * 255 * 128
+)  # 32,896: an int32 holds the sums of every kernel with a factor to spare
+_LONG = (
+    False,
+    f"its rows, padded to whole blocks, have more than {_INT8_COLUMNS} columns: int32 sums could overflow",
+)
 
 
 def int8_support(weight: Weight) -> tuple[bool, str]:
@@ -161,8 +169,9 @@ class MatmulAlgorithms:
                 a.supports(weight, tokens, dtype)[1]: None
                 for a in self._candidates(weight, cache, method, activation_bits)
             }
-            wanted = f"method={method!r}" if activation_bits is None else f"activation_bits={activation_bits}"
-            why = "; ".join(reasons) or "this backend has no algorithm for that"
+            options = {"method": method, "activation_bits": activation_bits}
+            wanted = ", ".join(f"{name}={value!r}" for name, value in options.items() if value is not None)
+            why = "; ".join(reasons) or _METHOD_AND_BITS
             raise NotImplementedError(f"{wanted} cannot multiply this weight: {why}")
         return min(supported, key=lambda a: a.cost(weight, tokens, dtype, cache))
 

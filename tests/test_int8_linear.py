@@ -234,6 +234,18 @@ def test_weights_without_int8_products(make: object, message: str) -> None:
         rbe.linear(_x(3, 384), make(_weight()), activation_bits=8)  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("method", ["decode", "cache"])
+def test_methods_without_int8_matmuls(method: str) -> None:
+    """The message names both options and what to leave out."""
+    m = _compressed("dense4", _weight())
+    message = f"method='{method}', activation_bits=8 cannot multiply this weight: int8 activations are multiplied by "
+    cache = rbe.PanelCache(1 << 20)
+    with pytest.raises(
+        NotImplementedError, match=re.escape(message + "method='transform' only: leave out one")
+    ):
+        rbe.linear(_x(3, 384), m, method=method, cache=cache, activation_bits=8)
+
+
 def test_other_bits_are_refused() -> None:
     m = _compressed("dense4", _weight())
     for call in (
