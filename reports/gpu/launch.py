@@ -21,6 +21,8 @@ import numpy as np
 
 import rbe_gpu as rbe
 from rbe_gpu import reference, registry
+from rbe_gpu.blocks import RBEMatrix
+from rbe_gpu.codecs import GridCodes
 from rbe_gpu.gpu import _source
 
 from ..harness import token_ids
@@ -129,11 +131,27 @@ def calls(cupy: Any, folder: Folder) -> Mapping[str, Callable[[], tuple[Any, Any
         y = rbe.linear(cupy.asarray(x), rbe.to(m, "cuda"), method=method)
         return y, reference.linear(x, reference.decode(m))
 
+    def grid_weight() -> Any:
+        """The same values as grid codes of 4 bits: a scale of each row, column scales of 1."""
+        step = np.abs(weight).max(axis=1) / 7
+        q = np.rint(weight / step[:, None]).astype(np.int8)
+        return RBEMatrix(weight.shape, 64, "none", 1.0, None, GridCodes.from_integers(q, step, np.ones(256)))
+
     def integers() -> tuple[Any, Any]:
-        m: Any = rbe.compress(weight, codes="dense-int4", transform="none", basis=False)
-        x = of((72, 256))
-        y = rbe.linear(cupy.asarray(x), rbe.to(m, "cuda"), activation_bits=8)
-        return y, reference.linear_int8(x, m)
+        """All three matmuls with int8 activations, results one below the other."""
+        dense: Any = rbe.compress(weight, codes="dense-int4", transform="none", basis=False)
+        xs = [
+            of((tokens, 256)) for tokens in (16, 72)
+        ]  # linear_integers_few; linear_integers_groups or _tiles
+        out = cupy.empty((2 * (16 + 72), 128), dtype)
+        start, expected = 0, []
+        for m in (dense, grid_weight()):
+            for x in xs:
+                y = out[start : start + len(x)]
+                rbe.linear(cupy.asarray(x), rbe.to(m, "cuda"), out=y, activation_bits=8)
+                expected.append(reference.linear_int8(x, m))
+                start += len(x)
+        return out, np.concatenate(expected)
 
     return {
         **{op: partial(one_pass, op) for op in OURS_OF},
