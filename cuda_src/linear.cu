@@ -30,7 +30,7 @@
 //            x^ and dense W, codes through registers. ffma: 128 threads, 64 x 64, k in steps of 16, 8 x 4 a thread.
 // Launch     grid (tiles, of few tokens rows * splits of k * groups of tokens); absmax, inputs, features and epilogue
 //            go on in strides of the grid
-// Shared     mma: 64 KB (few: 36 KB); inputs and epilogue: 128 B a value of B; ffma 8 KB
+// Shared     mma: 64 KB (mma_parts: 48 KB, mma_few: 36 KB); inputs and epilogue: 128 B a value of B; ffma 8 KB
 // Bytes      Few tokens: codes, scales once per 8 tokens (mma_few: 16); x^ 4 bytes, parts 8 bytes a token and split,
 //            mostly in L2. Many: x^ and W once per 128 x 128 tile.
 // Accuracy   float sums. f16 operands: x^ and C each rounded once to 11 bits (of grid codes C without the

@@ -149,8 +149,9 @@ FEATURES = Struct(
     "FeaturesParams", x=ACTIVATIONS, blocks="i64", block=CONSTANT, matrix=CONSTANT, out=_FLOATS_OUT
 )
 
-#: linear_dot_T, linear_sparse_T, linear_mma_few: partial sums (splits, tokens, ld). each: spans of 1024 columns
-#: (dot) or columns (mma_few) of a split; ldx: columns of x^ (mma_few).
+#: linear_dot_T, linear_sparse_T, linear_mma_few, linear_mma_parts, linear_integers_few: partial sums (splits, tokens,
+#: ld), of linear_integers_few and grid codes int32. each: of a split, spans of 1024 columns (dot) or columns (mma,
+#: integers); ldx: columns of x^ (mma) or z (integers).
 SPLIT_K = Struct(
     "SplitKParams",
     codes=CODES, x=_POINTER, ldx="i64", rows="i64", tokens="i64", each="i64", splits="int", ld="i64",

@@ -187,7 +187,7 @@ class Int8Few(GpuMatmul):
 
 
 class Int8Tiles(GpuMatmul):
-    """Dense and grid codes times int8 activations, tiles of 128 tokens."""
+    """Dense and grid codes times int8 activations: tiles of 128 tokens, of dense codes 64."""
 
     name, method, rank, activation_bits = "int8_tiles", "transform", 1, 8
     source = "linear_integers"
