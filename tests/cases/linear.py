@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rbe_gpu import reference
 from rbe_gpu.blocks import RBEBlocks, RBEMatrix
 from rbe_gpu.codecs import GridCodes
-from rbe_gpu.encode import compress
+from rbe_gpu.codecs.dense import quantize_dense
 
 from ._arrays import ROWS, bias_values, hidden, non_finite
 from ._case import Args, Case, Data, ErrorCase, Mutant, OpCases
@@ -63,16 +63,21 @@ def _dense_weight(data: Data, out_features: int, in_features: int, dtype: Any) -
     return np.ascontiguousarray(data.layer(2, name)[:out_features, :in_features]).astype(dtype)
 
 
-def _int8_weight(data: Data, kind: str) -> RBEBlocks:
-    """Codes that are multiplied with int8 activations, without a transform, which could move one between integers."""
+def _int8_weight(
+    data: Data, kind: str, bits: int = 4, group: int = 64, block: int = 64, transform: str = "none"
+) -> RBEBlocks:
+    """Codes that are multiplied with int8 activations: those of W itself, whatever the transform is said to be."""
     w = _dense_weight(data, 100, 384, np.float32)
     if kind == "dense":
-        return compress(w, codes="dense-int4", transform="none", basis=False)
-    padded = np.pad(w, ((0, 28), (0, 0)))
-    row, column = np.abs(padded).max(axis=1) / 7, np.abs(w).max(axis=0) / np.abs(w).max()
+        padded = np.pad(w, [(0, -size % block) for size in w.shape])
+        return RBEMatrix(w.shape, block, transform, 1.0, None, quantize_dense(padded, bits, group))
+    most = (1 << (bits - 1)) - 1
+    padded = np.pad(w, ((0, -len(w) % block), (0, 0)))
+    row, column = np.abs(padded).max(axis=1) / most, np.abs(w).max(axis=0) / np.abs(w).max()
     steps = np.maximum(np.outer(row, column), np.float32(1e-9))
-    q = np.clip(np.rint(padded / steps), -8, 7).astype(np.int8)
-    return RBEMatrix(w.shape, 64, "none", 1.0, None, GridCodes.from_integers(q, row, column).for_gpu())
+    q = np.clip(np.rint(padded / steps), -most - 1, most).astype(np.int8)
+    codes = GridCodes.from_integers(q, row, column).for_gpu()
+    return RBEMatrix(w.shape, block, transform, 1.0, None, codes)
 
 
 def _expected(args: Args) -> Args:
@@ -141,6 +146,18 @@ def _linear_cases() -> tuple[Case, ...]:
                     lambda data, dtype, kind=kind, rows=rows: _linear_args(
                         data, dtype, _int8_weight(data, kind), rows, residual=rows == 3, activation_bits=8
                     ),
+                )
+            )
+    for kind, bits, group, block in (("dense", 8, 32, 128), ("grid", 7, 0, 64)):
+        for rows in (16, 72):
+            cases.append(
+                Case(
+                    f"int8 activations, {kind} {bits} bits dct rows {rows}",
+                    lambda data, dtype, rows=rows, form=(kind, bits, group, block): _linear_args(
+                        data, dtype, _int8_weight(data, *form, transform="dct"), rows, activation_bits=8
+                    ),
+                    # in float32 the transform's rounding would show where it moves an activation by an integer
+                    ("float16", "bfloat16"),
                 )
             )
     cases += [
@@ -214,7 +231,7 @@ CASES = OpCases(
         ),
         Mutant(
             "columns that a group's scales belong to",
-            "step * BN + n0",
+            "first * BN + n0",
             "n0",
             "int8 activations, dense rows 65",
             source="linear_integers",
