@@ -25,7 +25,7 @@ _STEP = 128  # columns of a tile
 _SHARED = 2 * (TILE + TILE) * _STEP
 _SCALES = 2 * 2 * TILE * _STEP // 32  # of dense codes, float16
 _FEW_SHARED = 2 * (_FEW + TILE) * _STEP + _SCALES
-_MOST_THREADS = 256  # of linear_integers_inputs
+_THREADS = 256  # of a block; of linear_integers_inputs at most
 _BY_FACTOR = 2  # of linear.cu
 _OP = "linear_integers"
 _INT8, _F32 = np.dtype(np.int8), np.dtype(np.float32)
@@ -47,7 +47,7 @@ def inputs(call: Call, weight: RBEBlocks) -> tuple[Any, Any]:
         rows = call.float_rows(weight)
         x = ACTIVATIONS.fill(data=rows, type=TYPE[_F32], wide=aligned(rows), tokens=tokens, cols=padded)
     params = INT8_INPUTS.fill(x=x, padded=padded, col_scale=col_scale, out=z, scale=scale)
-    threads = min(_MOST_THREADS, ceil_div(padded, 4 * WARP) * WARP)
+    threads = min(_THREADS, ceil_div(padded, 4 * WARP) * WARP)
     call.add("inputs", tokens, threads, params, op=_OP)
     return z, scale
 
@@ -60,7 +60,7 @@ def add_few(call: Call, weight: RBEBlocks) -> None:
     each, splits = splits_of(ceil_div(cols, _STEP), 2 * blocks)
     parts = call.parts(splits, rows)
     params = call.split_k(weight, z, cols, each * _STEP, parts)
-    call.add("few", blocks * splits, 256, params, shared=_FEW_SHARED, op=_OP)
+    call.add("few", blocks * splits, _THREADS, params, shared=_FEW_SHARED, op=_OP)
     codes = weight.codes
     row_scale = codes.row_scale if isinstance(codes, GridCodes) else None
     call.sum_parts(parts, rows, weight, scale, scaled=_BY_FACTOR, row_scale=row_scale)
@@ -81,4 +81,4 @@ def add_tiles(call: Call, weight: RBEBlocks) -> None:
     )
     name = "tiles" if weight.codes.kind == "grid" else "groups"
     blocks = ceil_div(call.tokens, _TOKENS[name]) * ceil_div(weight.rows_pad, TILE)
-    call.add(name, blocks, 256, params, shared=_SHARED, op=_OP)
+    call.add(name, blocks, _THREADS, params, shared=_SHARED, op=_OP)
