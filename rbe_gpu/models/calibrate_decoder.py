@@ -52,7 +52,7 @@ from .decoder_tensors import EMBEDDINGS, HEAD, POSITIONS, linear_parts
 from .decoders import DecoderConfig
 from .int8_choice import int8_weights
 from .journal import NoJournal
-from .pooling import cu_seqlens_of
+from .pooling import cu_seqlens_of, without_first
 from .scratch import Scratch
 
 F32 = NDArray[np.float32]
@@ -235,11 +235,17 @@ def _loss_of_predictions(model: Decoder, texts: _Texts, states: list[F32]) -> Lo
 def _loss_of_vectors(model: DecoderEmbedder, texts: _Texts, states: list[F32]) -> Loss:
     """Mean of 1 - cosine between vectors and those of these states."""
 
+    prompt = model.resolve_prompt()
+    skipped = 0 if model.include_prompt or not prompt else model.prompt_length(prompt)
+
     def vectors(states: list[F32]) -> F32:
-        parts = [
-            np.array(model.pool(_normalised(model.decoder, x), cu_seqlens=ends, normalize=False))
-            for x, ends in zip(states, texts.ends, strict=True)
-        ]
+        parts = []
+        for x, ends in zip(states, texts.ends, strict=True):
+            y, lengths, cu_seqlens = _normalised(model.decoder, x), np.diff(ends), ends
+            if skipped:  # as `embed`
+                y, lengths, cu_seqlens = without_first(skipped, y, lengths)
+            v = np.array(model.pool(y, cu_seqlens=cu_seqlens, normalize=False, skipped=skipped))
+            parts.append(v[lengths > 0, : model.embedding_size])
         v = np.concatenate(parts)
         return np.asarray(v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-30))
 
@@ -275,6 +281,7 @@ class DecoderCalibration:
         self._windows = windows
         self._weights = weights
         self._scratch = scratch
+        self._predicted: list[Callable[[], F32]] | None = None
 
     @property
     def sensitivity(self) -> dict[str, float]:
@@ -312,8 +319,10 @@ class DecoderCalibration:
             for window in windows:
                 yield log_softmax(model.logits(window[None])[0], np.float32)
 
-        # 128 tokens of a vocabulary of 262,144 are 134 MB
-        dense = [self._scratch.array(logs) for logs in predicted(self.model)]
+        # 128 tokens of a vocabulary of 262,144 are 134 MB; they are the same for every ratio
+        if self._predicted is None:
+            self._predicted = [self._scratch.array(logs) for logs in predicted(self.model)]
+        dense = self._predicted
 
         def divergence(model: Decoder) -> float:
             return _divergence((read() for read in dense), predicted(model))
@@ -372,7 +381,8 @@ def calibrate_decoder(
             raise ValueError(f"{name} is compressed already; calibrate the dense model it was made from")
     report: Progress = progress or silent
     if isinstance(whole, DecoderEmbedder):
-        windows = [ids.astype(np.int64) for ids in whole.token_ids(texts, whole.resolve_prompt())]
+        most = model.settings.first_context  # the stages rotate all tokens alike
+        windows = [ids[:most].astype(np.int64) for ids in whole.token_ids(texts, whole.resolve_prompt())]
         ids = np.concatenate(windows)
         windows = windows[:: max(1, -(-ids.size // MOST_TOKENS))]
         probe = windows[:: -(-len(windows) // _PROBE_TEXTS)]
@@ -388,6 +398,8 @@ def calibrate_decoder(
     size = block or DEFAULT_BLOCK
     report("moments", 0, 1)
     every = max(1, len(windows) // 16)
+    if isinstance(whole, DecoderEmbedder):  # its texts are shorter than windows: as many tokens
+        every = max(1, min(every, sum(map(len, windows)) // (16 * WINDOW)))
     geometries = _dense_pass(model, _Texts(windows[::every]), layers, transform, size, scratch)
     report("moments", 1, 1)
     weights: dict[str, Weight] = {}

@@ -32,7 +32,8 @@ def one_token(model: Decoder, ids: NDArray[np.int64], cache: KVCache) -> Array |
     Returns
     -------
     (1, hidden_size) float32 in scratch memory, or None where the token has to go op by op: on a GPU, with states of a
-    half type, with weights that are decoded, with LayerNorms that have no bias, and if a state is not finite.
+    half type, with weights that are decoded, with LayerNorms that have no bias, of an encoder, and if a state is not
+    finite.
 
     Raises
     ------
@@ -43,6 +44,8 @@ def one_token(model: Decoder, ids: NDArray[np.int64], cache: KVCache) -> Array |
     if model.device != "cpu" or model.dtype != np.float32 or cache.batch != 1:
         return None
     if c.norm != "rms" and not c.norm_bias:
+        return None
+    if not c.causal or c.post_norm or c.embedding_norm or c.token_types:
         return None
     cache.check_room(np.ones(1, np.int64))
     position = int(cache.lengths[0])
