@@ -102,7 +102,7 @@ def test_an_existing_output_stays_without_force(tmp_path: Path, model_folder: Pa
     refused(run(*arguments), "out exists; pass --force to replace it")
     assert (tmp_path / "out").read_text() == "precious"
     assert run(*arguments, "--force").exit_code == 0
-    assert describe(tmp_path / "out").version == 1
+    assert describe(tmp_path / "out").version == 2
 
 
 def test_a_disk_that_cannot_be_written(

@@ -18,10 +18,10 @@ def test_inspect(model_file: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert "encoder.layer.0.attention.self.query.weight" in result.stdout
     assert "dense-int6" in result.stdout
-    assert "format version 1" in result.stdout
+    assert "format version 2" in result.stdout
     assert "model bert" in result.stdout
     info = json.loads(run("inspect", model_file, "--json").stdout)
-    assert info["version"] == 1
+    assert info["version"] == 2
     assert {t["kind"] for t in info["tensors"]} == {"matrix", "vectors", "dense"}
     assert info["header_bytes"] + sum(t["bytes"] for t in info["tensors"]) == info["file_bytes"]
 
