@@ -17,6 +17,7 @@ from rbe_gpu.models import calibrate, compress_tasks
 from rbe_gpu.models.compress import CompressSummary, compress_model
 from rbe_gpu.models.load import load_embedder, load_encoder
 from rbe_gpu.models.parts_folder import PartsFolder
+from rbe_gpu.models.scratch import Scratch
 from rbe_gpu.models.sensitivity import Measurements, MeasurementsOnWorkers, Probe, stages_of
 from rbe_gpu.models.source import open_source
 from tests import real
@@ -73,8 +74,8 @@ def test_two_threads_of_a_worker_measure_the_same(folder: Path, tmp_path: Path) 
     """The model's scratch memory is that of one thread, so tasks of a worker's threads must not overlap."""
     model, texts = load_encoder(folder), real.texts()[:32]
     alone = Measurements(model)
-    geometries = calibrate._geometries(model, stages_of(model), alone.moments(texts), "none", None)
-    probes = {name: lambda geo=geo: Probe(0.5, geo, None) for name, geo in geometries.items()}
+    geometries = calibrate._geometries(model, stages_of(model), alone.moments(texts), "none", None, Scratch())
+    probes = {name: lambda geo=geo: Probe(0.5, geo(), None) for name, geo in geometries.items()}
     expected = {name: measure() for name, measure in alone.sensitivities(probes, texts)}
     with worker_of_threads(2) as client, PartsFolder(client, open_source(folder), tmp_path / "m") as parts:
         on_workers = MeasurementsOnWorkers(model, parts)

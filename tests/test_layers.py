@@ -438,7 +438,7 @@ def test_bytes_are_those_in_memory() -> None:
     q[0, 0] = 127
     codes = GridCodes.from_integers(q, np.ones(64), np.ones(64))
     layer = RBELinear(rbe.RBEMatrix((64, 64), 64, "none", 1.0, None, codes))
-    codes_and_scales, exceptions = 64 * 64 * 2 // 8 + 2 * 2 * 64, 3 + 4 * 65
+    codes_and_scales, exceptions = 64 * 64 * 2 // 8 + 2 * 2 * 64, 3 + 2 * 65
     assert layer.nbytes == codes_and_scales + exceptions
     assert layer.weight.nbytes < 300
 

@@ -432,14 +432,13 @@ def test_rearranged_lanes() -> None:
     assert np.signbit(y[3, 0])  # -0
 
 
-def test_max_and_min_give_the_second_where_either_is_nan() -> None:
+def test_max_gives_the_second_where_either_is_nan() -> None:
     a, b = np.ones(16, np.float32), np.full(16, 2, np.float32)
     a[1], b[2] = np.nan, np.nan
-    out = np.empty((10, 16), np.float32)
+    out = np.empty((9, 16), np.float32)
     _arithmetic(a, b, b, out, np.empty(2, np.float32))
-    for row in (out[4], out[5]):
-        assert row[1] == 2
-        assert np.isnan(row[2])
+    assert out[4, 1] == 2
+    assert np.isnan(out[4, 2])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, *HALVES.values()])

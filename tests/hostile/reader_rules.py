@@ -334,6 +334,13 @@ def _(p: Parts) -> str:
     return 'tensor "layer.i": stream: 159 bytes are too few for the classes of 64 columns and the bands of 32 rows'
 
 
+@rule("2,048 classes in 32 bands")
+def _(p: Parts) -> str:
+    p.tensors["layer.i"]["codes"]["bands"] = 32
+    p.replace("layer.i.stream", frame(bytes(range(32)) + bytes(range(64)) * 32))
+    return 'tensor "layer.i": stream: 2048 classes in all bands, more than 256'
+
+
 @rule("bands in version 1")
 def _(p: Parts) -> str:
     p.description["version"] = 1

@@ -122,7 +122,7 @@ COMPRESSED = {
     "pooling": ({"pooling": {"pooling_mode": "none"}}, "pooling_mode"),
     "decoder": ({"config": {"is_decoder": True}}, "is_decoder"),
     "id of 2^31": ({"tokenizer": {"model": {"vocab": {"zebra": 2**31}}}}, "zebra"),
-    "nested tokenizer": ({"tokenizer": DEEP}, "is not valid JSON (maximum recursion depth"),
+    "nested tokenizer": ({"tokenizer": DEEP}, "nested too deeply"),
     "no unknown token": (
         {"tokenizer": {"model": {"vocab": {"[CLS]": 101, "[SEP]": 102, "a": 103}}}},
         "[UNK]",
