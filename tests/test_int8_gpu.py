@@ -11,7 +11,7 @@ import pytest
 
 import rbe_gpu as rbe
 from rbe_gpu import Workspace, reference
-from rbe_gpu.codecs import DenseCodes, GridCodes, packing
+from rbe_gpu.codecs import GridCodes
 from rbe_gpu.gpu import linear, linear_integers
 from rbe_gpu.matmul import PreparedInput
 
@@ -19,7 +19,7 @@ from . import real
 from .compressed import relative
 from .host.executor import HostExecutor
 from .host.virtual import VirtualWorkspace, entries, grid_codes, matrix, virtual
-from .test_int8_linear import FORMS, _compressed, _integers, _weight, _x
+from .test_int8_linear import FORMS, _compressed, _dense_sums, _integers, _weight, _x
 
 F32, F16 = np.dtype(np.float32), np.dtype(np.float16)
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -63,17 +63,8 @@ def test_sums_are_exact(bits: int, tokens: int) -> None:
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_dense_sums_are_exact(bits: int, tokens: int, group: int) -> None:
     """The same with a scale of 1 for every group: results are half of the sums of 2 q + 1."""
-    top = 2 ** (bits - 1)
-    q = np.clip(np.rint(_weight(97, 416) * 40 * top), -top, top - 1).astype(np.int64)
-    q[0, :], q[1, :], q[2, ::2], q[2, 1::2] = top - 1, -top, top - 1, -top
-    value = packing.pack((q + top).astype(np.uint16), bits)
-    codes = DenseCodes(bits, group, value, np.ones((97, -(-416 // group)), np.float16))
-    m = rbe.RBEVectors((97, 416), 32, "none", 1.0, None, codes)
-    x = np.rint(127 * _x(tokens, 416) / np.abs(_x(tokens, 416)).max(axis=1, keepdims=True))
-    x[0, :] = 127
-    x[-1, ::2], x[-1, 1::2] = -127, 127
-    expected = x.astype(np.int64) @ (2 * q + 1).T / 2  # less than 2^24
-    np.testing.assert_array_equal(product(x.astype(np.float32), m), expected)
+    x, m, expected = _dense_sums(bits, tokens, group)
+    np.testing.assert_array_equal(product(x, m), expected)
 
 
 @pytest.mark.parametrize("dtype", [F32, F16, BF16])

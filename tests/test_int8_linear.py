@@ -32,6 +32,21 @@ def _weight(rows: int = 96, cols: int = 384) -> np.ndarray:
     return np.ascontiguousarray(real.layer(1, "output.dense.weight")[:rows, :cols])
 
 
+def _dense_sums(bits: int, tokens: int, group: int) -> tuple[np.ndarray, rbe.RBEVectors, np.ndarray]:
+    """Activations that int8 holds, dense codes with scales of 1, and the exact results, halves of integers."""
+    top = 2 ** (bits - 1)
+    q = np.clip(np.rint(_weight(97, 416) * 40 * top), -top, top - 1).astype(np.int64)
+    q[0, :], q[1, :], q[2, ::2], q[2, 1::2] = top - 1, -top, top - 1, -top
+    value = packing.pack((q + top).astype(np.uint16), bits)
+    codes = DenseCodes(bits, group, value, np.ones((97, -(-416 // group)), np.float16))
+    m = rbe.RBEVectors((97, 416), 32, "none", 1.0, None, codes)
+    x = np.rint(127 * _x(tokens, 416) / np.abs(_x(tokens, 416)).max(axis=1, keepdims=True))
+    x[0, :] = 127
+    x[-1, ::2], x[-1, 1::2] = -127, 127
+    expected = x.astype(np.int64) @ (2 * q + 1).T / 2  # less than 2^24
+    return x.astype(np.float32), m, expected
+
+
 def _integers(rows: int, cols: int, bits: int, row_block: int = 64) -> tuple[rbe.RBEMatrix, np.ndarray]:
     """A weight that is a matrix of integers: of real weights, the largest and smallest codes among them."""
     top = 2 ** (bits - 1)
@@ -68,17 +83,8 @@ def test_sums_are_exact(bits: int, tokens: int, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_dense_sums_are_exact(bits: int, tokens: int, group: int) -> None:
     """The same with a scale of 1 for every group: results are half of the sums of 2 q + 1."""
-    top = 2 ** (bits - 1)
-    q = np.clip(np.rint(_weight(97, 416) * 40 * top), -top, top - 1).astype(np.int64)
-    q[0, :], q[1, :], q[2, ::2], q[2, 1::2] = top - 1, -top, top - 1, -top
-    value = packing.pack((q + top).astype(np.uint16), bits)
-    codes = DenseCodes(bits, group, value, np.ones((97, -(-416 // group)), np.float16))
-    m = rbe.RBEVectors((97, 416), 32, "none", 1.0, None, codes)
-    x = np.rint(127 * _x(tokens, 416) / np.abs(_x(tokens, 416)).max(axis=1, keepdims=True))
-    x[0, :] = 127
-    x[-1, ::2], x[-1, 1::2] = -127, 127
-    expected = x.astype(np.int64) @ (2 * q + 1).T / 2  # less than 2^24
-    np.testing.assert_array_equal(rbe.linear(x.astype(np.float32), m, activation_bits=8), expected)
+    x, m, expected = _dense_sums(bits, tokens, group)
+    np.testing.assert_array_equal(rbe.linear(x, m, activation_bits=8), expected)
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 9, 80])

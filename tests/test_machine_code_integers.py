@@ -61,10 +61,10 @@ def matrix_instructions(count: int, per: float) -> Callable[[Kernel], str]:
 
     def gate(k: Kernel) -> str:
         loop = k.innermost("IMMA")
-        found = loop.count("IMMA")
+        matrix = loop.count("IMMA")
         shapes = {i.opcode for i in loop.of("IMMA")}
-        if found != count or not all("16832" in shape and "S8.S8" in shape for shape in shapes):
-            return f"{found} IMMA, {shapes}"
+        if matrix != count or not all("16832" in shape and "S8.S8" in shape for shape in shapes):
+            return f"{matrix} IMMA, {shapes}"
         return f"{len(loop)} instructions for {count} IMMA" if len(loop) > per * count else ""
 
     return gate
@@ -94,8 +94,8 @@ def no_conversions(k: Kernel) -> str:
 
 def two_blocks(k: Kernel) -> str:
     launch = next(x for x in LAUNCHES.values() if x.entry == k.name)
-    found = k.blocks_per_sm(launch.block[0], launch.shared)
-    return f"{found} blocks a multiprocessor, {k.usage}" if found < 2 else ""
+    blocks = k.blocks_per_sm(launch.block[0], launch.shared)
+    return f"{blocks} blocks a multiprocessor, {k.usage}" if blocks < 2 else ""
 
 
 _LOAD = "          loader.load(codes, first_n, rows, k + BK);\n"
