@@ -476,9 +476,9 @@ def decompress_columns(
     end = at + int(ranks_of.sum())
     if content.size < end:
         raise StreamError(f"{content.size} bytes, but the classes take {end}")
-    padded = np.empty((cols, -(-rows // 8) * 8), np.int8)
+    padded_rows = -(-rows // 8) * 8
     # with the rows of a band side by side
-    by_band = padded[:, :rows] if bands == 1 else np.empty((cols, rows), np.int8)
+    by_band = np.empty((cols, padded_rows if bands == 1 else rows), np.int8)
     first = 0
     for in_band, of_class, size in zip(classes, ranks_of, sizes, strict=True):
         for c in np.flatnonzero(of_class):
@@ -499,11 +499,14 @@ def decompress_columns(
         first += size
     if end != content.size:
         raise StreamError(f"{content.size - end} bytes follow the escaped integers")
-    _check_range(int(by_band.min()), int(by_band.max()), bits)
-    if bands > 1:
-        place = np.empty(rows, np.int64)
-        place[np.argsort(band, kind="stable")] = np.arange(rows)
-        np.take(by_band, place, axis=1, out=padded[:, :rows], mode="clip")  # "raise" would copy
+    _check_range(int(by_band[:, :rows].min()), int(by_band[:, :rows].max()), bits)
+    if bands == 1:
+        return by_band
+    place = np.empty(rows, np.int64)
+    place[np.argsort(band, kind="stable")] = np.arange(rows)
+    del integers  # of a class that may be all columns, as what is made now
+    padded = np.empty((cols, padded_rows), np.int8)
+    np.take(by_band, place, axis=1, out=padded[:, :rows], mode="clip")  # "raise" would copy
     return padded
 
 

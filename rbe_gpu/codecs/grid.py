@@ -245,11 +245,9 @@ class GridCodes(Codes):
         # working: the content of the frame, a class, and all columns, with rows rounded up
         working = 4 * (rows + 7) * cols + 16 * cols
         bands = stored.get("bands")
-        if (
-            bands != 1
-        ):  # their bytes, the columns once more with the rows of a band side by side, and the rows' places
+        if bands != 1:  # their bytes, and the places of the rows
             bands = bands if type(bands) is int and 1 < bands <= entropy.MAX_BANDS else entropy.MAX_BANDS
-            working += bands * cols + rows * cols + 18 * rows
+            working += bands * cols + 18 * rows
         return LoadCost(packed + 2 * rows, working, rows * cols)
 
     @classmethod
