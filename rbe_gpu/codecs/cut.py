@@ -58,7 +58,9 @@ class Exceptions:
         q[rows, on_host(self.column)] += on_host(self.delta)
 
 
-def cut_columns(q: NDArray[np.int8], bits: int, rows: int) -> tuple[int, Exceptions | None]:
+def cut_columns(
+    q: NDArray[np.int8], bits: int, rows: int, row_order: NDArray[np.int64] | None = None
+) -> tuple[int, Exceptions | None]:
     """Cut integers to the number of bits that costs least.
 
     Parameters
@@ -67,6 +69,7 @@ def cut_columns(q: NDArray[np.int8], bits: int, rows: int) -> tuple[int, Excepti
         cut + 2^(base_bits-1), which are uint8. What is behind the rows has no meaning
     bits : 2 to 8
     rows : rows in use
+    row_order : (rows,) int64, the row of the matrix at each row of q; None: the same
 
     Returns
     -------
@@ -79,7 +82,7 @@ def cut_columns(q: NDArray[np.int8], bits: int, rows: int) -> tuple[int, Excepti
         if count > _MOST or _cost(base_bits, count, rows, len(q)) >= bits * rows * len(q):
             base_bits = bits  # the sample misled
         elif count:
-            exceptions = _exceptions(q, base_bits, rows, list(_places(q, base_bits)))
+            exceptions = _exceptions(q, base_bits, rows, list(_places(q, base_bits)), row_order)
     low, high = _range(base_bits)
     if exceptions is not None:
         np.clip(q, low, high, out=q)
@@ -111,15 +114,21 @@ def _places(q: NDArray[np.int8], base_bits: int) -> Iterator[NDArray[np.intp]]:
         yield np.flatnonzero(_outside(q[start : start + step], base_bits)) + start * q.shape[1]
 
 
-def _exceptions(q: NDArray[np.int8], base_bits: int, rows: int, places: list[NDArray[np.intp]]) -> Exceptions:
+def _exceptions(
+    q: NDArray[np.int8],
+    base_bits: int,
+    rows: int,
+    places: list[NDArray[np.intp]],
+    row_order: NDArray[np.int64] | None,
+) -> Exceptions:
     counts = np.zeros(rows, np.int64)
     for at in places:
-        counts += np.bincount(at % q.shape[1], minlength=rows)
+        counts += np.bincount(_row(at % q.shape[1], row_order), minlength=rows)
     row_start = np.concatenate([[0], np.cumsum(counts)])
     column, delta = np.empty(row_start[-1], np.uint16), np.empty(row_start[-1], np.int8)
     (low, high), ends = _range(base_bits), row_start[:-1].copy()
     for at in places:
-        row = at % q.shape[1]
+        row = _row(at % q.shape[1], row_order)
         # by row, then by column; NumPy sorts 16 bits in linear time
         order = np.argsort(row.astype(np.uint16) if rows <= 1 << 16 else row, kind="stable")
         at, row = at[order], row[order]
@@ -130,6 +139,10 @@ def _exceptions(q: NDArray[np.int8], base_bits: int, rows: int, places: list[NDA
         ends += of_row
     starts = row_start.astype(np.uint16 if len(column) < 1 << 16 else np.int32)
     return Exceptions(starts, column, delta)
+
+
+def _row(place: NDArray[np.intp], row_order: NDArray[np.int64] | None) -> NDArray[np.intp]:
+    return place if row_order is None else row_order[place]
 
 
 def _cost(bits: int, exceptions: float, rows: int, cols: int) -> float:

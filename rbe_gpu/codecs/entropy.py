@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import product
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -427,22 +427,34 @@ def _with_escape(length: int) -> NDArray[np.int8]:
 
 def _expand(ranks: NDArray[np.uint8], length: int) -> NDArray[np.int8]:
     """The tuples of these ranks, (ranks, length) int8; zeros for an escape."""
-    if length > 2:
-        return np.take(_with_escape(length), ranks, axis=0)
-    table = _pairs(length)
-    even = np.zeros(ranks.size + ranks.size % 2, np.uint8)
-    even[: ranks.size] = ranks
-    indices = even.view("<u2")
-    out = np.empty(indices.size, table.dtype)
+    table: NDArray[Any] = _with_escape(length)
+    indices: NDArray[Any] = ranks
+    if length <= 2:
+        table = _pairs(length)
+        even = np.zeros(ranks.size + ranks.size % 2, np.uint8)
+        even[: ranks.size] = ranks
+        indices = even.view("<u2")
+    out = np.empty((indices.size, *table.shape[1:]), table.dtype)
     step = 1 << 15  # indices, which NumPy converts to 8 bytes each: they stay in the cache
     for start in range(0, indices.size, step):
-        np.take(table, indices[start : start + step], out=out[start : start + step], mode="clip")
-    return out.view(np.int8)[: ranks.size * length].reshape(-1, length)
+        np.take(table, indices[start : start + step], axis=0, out=out[start : start + step], mode="clip")
+    return out.view(np.int8).reshape(-1, length)[: ranks.size]
 
 
-def decompress_columns(
-    stream: NDArray[np.uint8], rows: int, cols: int, bits: int, bands: int = 1
-) -> NDArray[np.int8]:
+class Columns(NamedTuple):
+    """The integers of a grid, column by column.
+
+    Attributes
+    ----------
+    integers : (cols, rows rounded up to a multiple of 8) int8; what is beyond the rows is undefined
+    order : (rows,) int64, the row of the grid at each place, those of a band side by side; None: rows in order
+    """
+
+    integers: NDArray[np.int8]
+    order: NDArray[np.int64] | None
+
+
+def decompress_columns(stream: NDArray[np.uint8], rows: int, cols: int, bits: int, bands: int = 1) -> Columns:
     """The integers of a stream, column by column.
 
     Parameters
@@ -451,10 +463,6 @@ def decompress_columns(
     rows, cols : of the grid; cols is a multiple of 32
     bits : 2 to 8; the integers lie in -2^(bits-1) ... 2^(bits-1) - 1
     bands : 1 to 32
-
-    Returns
-    -------
-    (cols, rows rounded up to a multiple of 8) int8; what is beyond the rows is undefined
 
     Raises
     ------
@@ -476,9 +484,7 @@ def decompress_columns(
     end = at + int(ranks_of.sum())
     if content.size < end:
         raise StreamError(f"{content.size} bytes, but the classes take {end}")
-    padded_rows = -(-rows // 8) * 8
-    # with the rows of a band side by side
-    by_band = np.empty((cols, padded_rows if bands == 1 else rows), np.int8)
+    by_band = np.empty((cols, -(-rows // 8) * 8), np.int8)
     first = 0
     for in_band, of_class, size in zip(classes, ranks_of, sizes, strict=True):
         for c in np.flatnonzero(of_class):
@@ -500,14 +506,7 @@ def decompress_columns(
     if end != content.size:
         raise StreamError(f"{content.size - end} bytes follow the escaped integers")
     _check_range(int(by_band[:, :rows].min()), int(by_band[:, :rows].max()), bits)
-    if bands == 1:
-        return by_band
-    place = np.empty(rows, np.int64)
-    place[np.argsort(band, kind="stable")] = np.arange(rows)
-    del integers  # of a class that may be all columns, as what is made now
-    padded = np.empty((cols, padded_rows), np.int8)
-    np.take(by_band, place, axis=1, out=padded[:, :rows], mode="clip")  # "raise" would copy
-    return padded
+    return Columns(by_band, np.argsort(band, kind="stable") if bands > 1 else None)
 
 
 def _too_short(size: int, rows: int, cols: int, bands: int) -> str:

@@ -106,22 +106,23 @@ class GridCodes(Codes):
         bits = next(b for b in GRID_BITS if -(1 << (b - 1)) <= low and high < 1 << (b - 1))
         columns = np.zeros((q.shape[1], -(-q.shape[0] // 8) * 8), np.int8)
         columns[:, : q.shape[0]] = q.T
-        return cls._packed(columns, bits, shrink, scales[0], scales[1], None)
+        return cls._packed(entropy.Columns(columns, None), bits, shrink, scales[0], scales[1], None)
 
     @classmethod
     def _packed(
         cls,
-        columns: NDArray[np.int8],
+        columns: entropy.Columns,
         bits: int,
         shrink: float,
         row_scale: NDArray[np.float16],
         col_scale: NDArray[np.float16],
         stored: entropy.Stream | None,
     ) -> GridCodes:
-        """The codes of integers (cols_pad, rows_pad rounded up to a multiple of 8), which are overwritten."""
+        """The codes of integers, which are overwritten."""
+        integers, order = columns
         rows = len(row_scale)
-        base_bits, exceptions = cut_columns(columns, bits, rows)
-        value = packing.pack_columns(columns.view(np.uint8), base_bits, rows)
+        base_bits, exceptions = cut_columns(integers, bits, rows, order)
+        value = packing.pack_columns(integers.view(np.uint8), base_bits, rows, order)
         return cls(bits, shrink, value, row_scale, col_scale, stored, exceptions)
 
     @property

@@ -59,7 +59,9 @@ def pack(codes: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     return out.reshape(*lead, runs * 4 * bits)
 
 
-def pack_columns(codes: NDArray[np.uint8], bits: int, rows: int) -> NDArray[np.uint8]:
+def pack_columns(
+    codes: NDArray[np.uint8], bits: int, rows: int, row_order: NDArray[np.int64] | None = None
+) -> NDArray[np.uint8]:
     """Pack unsigned codes that are held column by column; `pack` of the transposed codes, several times faster.
 
     Eight rows at a time: a 64-bit word holds the codes of eight rows of a column, and shifting it and masking its
@@ -70,6 +72,7 @@ def pack_columns(codes: NDArray[np.uint8], bits: int, rows: int) -> NDArray[np.u
     codes : (cols, rows rounded up to a multiple of 8) uint8, C-contiguous, below 2**bits; cols is a multiple of 32
     bits : 1 to 8
     rows : rows in use
+    row_order : (rows,) int64, the row of the result that each row of the codes is; None: the same
 
     Returns
     -------
@@ -98,7 +101,8 @@ def pack_columns(codes: NDArray[np.uint8], bits: int, rows: int) -> NDArray[np.u
             start += 4 * w
         first = 8 * at
         count = min(8 * part.shape[2], rows - first)
-        out[first : first + count] = planes.reshape(-1, part.shape[2]).view(np.uint8)[:, :count].T
+        place = slice(first, first + count) if row_order is None else row_order[first : first + count]
+        out[place] = planes.reshape(-1, part.shape[2]).view(np.uint8)[:, :count].T
     return out
 
 
