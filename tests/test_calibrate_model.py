@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 import rbe_gpu as rbe
 from rbe_gpu.cli import app
 from rbe_gpu.models import calibrate as calibration
+from rbe_gpu.models import encoder_stages
 from rbe_gpu.models.bert import BertEncoder
 from rbe_gpu.models.calibrate import batches
 from rbe_gpu.models.load import open_checkpoint, read_weights
+from rbe_gpu.models.sensitivity import stages_of
 
 from . import real
 
@@ -56,6 +58,29 @@ def test_batches_hold_every_text_once(folder, texts):
     assert sum(len(p.lengths) for p in parts) == len(texts[0])
     assert sorted(np.concatenate([p.ids for p in parts])) == sorted(np.concatenate(model.token_ids(texts[0])))
     assert all(p.lengths.sum() == p.ids.size for p in parts)
+
+
+@pytest.mark.parametrize("prompt", ["", "a query: "])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken", "weightedmean"])
+def test_the_loss_is_of_the_vectors_of_embed(folder, texts, prompt, pooling):
+    """Without the tokens of the prompt, and cut to `truncate_dim`, where the model is configured so."""
+    model = rbe.load(folder)
+    model.pooling, model.include_prompt, model.truncate_dim = (pooling,), False, 40
+    model.prompts, model.default_prompt_name = {"p": prompt}, "p"
+    some = texts[0][:12]
+    parts, layers = batches(model, some), stages_of(model)
+    states = [
+        encoder_stages.embedded(model, encoder_stages.tables_of(model), p.ids, p.lengths) for p in parts
+    ]
+    for layer in layers:
+        states = [layer.run(x, p.lengths) for x, p in zip(states, parts, strict=True)]
+    compared = encoder_stages.vectors(model, states, parts)
+    expected = model.embed(
+        sorted(some, key=lambda text: len(model.token_ids([text], prompt)[0])), normalize=True
+    )
+    assert compared.shape == (len(some), 40)
+    np.testing.assert_allclose(compared, expected, atol=1e-5)
+    assert abs(encoder_stages.loss(model, states, parts, compared)) < 1e-6
 
 
 def test_calibration_fits_its_bytes_and_beats_plain_compression(two_layers, texts, tmp_path):

@@ -107,20 +107,15 @@ def linear_weight(linear: RBELinear) -> F32:
     return np.asarray(linear.weight, np.float32)
 
 
-def pooled(model: BertEncoder, states: Sequence[F32], parts: Sequence[Batch]) -> F32:
-    """The vectors of all texts, not normalized."""
-    vectors = [
-        model.pool(x, cu_seqlens=cu_seqlens_of(p.lengths), normalize=False)
-        for x, p in zip(states, parts, strict=True)
-    ]
-    return np.concatenate(vectors)
+def vectors(model: BertEncoder, states: Sequence[F32], parts: Sequence[Batch]) -> F32:
+    """The vectors of all texts of which a token is pooled, of length 1."""
+    v = np.concatenate([model.vectors_to_compare(x, p.lengths) for x, p in zip(states, parts, strict=True)])
+    return np.asarray(v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-30))
 
 
 def loss(model: BertEncoder, states: Sequence[F32], parts: Sequence[Batch], dense: F32) -> float:
-    """Mean of 1 - cosine between the pooled states and the dense model's."""
-    v = pooled(model, states, parts)
-    v /= np.linalg.norm(v, axis=1, keepdims=True)
-    return float(1.0 - (v * dense).sum(axis=1).mean())
+    """Mean of 1 - cosine between the vectors of these states and those of the dense model."""
+    return float(1.0 - (vectors(model, states, parts) * dense).sum(axis=1).mean())
 
 
 def table_of(model: BertEncoder, name: str) -> F32:

@@ -26,7 +26,7 @@ from ..layers import RBELinear
 from ..threads import blas
 from ..workspace import Workspace
 from .bert import BertEncoder
-from .encoder_stages import Batch, Stages, batches, embedded, loss, pooled, tables_of
+from .encoder_stages import Batch, Stages, batches, embedded, loss, tables_of, vectors
 from .journal import digest
 from .load import load
 from .parts_folder import Files, PartsFolder, files_of
@@ -106,8 +106,7 @@ class Probes:
         for layer in self._layers:
             states.append([layer.run(x, p.lengths) for x, p in zip(states[-1], parts, strict=True)])
         self._states = states
-        dense = pooled(model, states[-1], parts)
-        self._dense = dense / np.linalg.norm(dense, axis=1, keepdims=True)
+        self._dense = vectors(model, states[-1], parts)
 
     def sensitivity(self, name: str, probe: Probe) -> float:
         """Quantise a weight alone, run the remaining model, divide the loss by the squared step.

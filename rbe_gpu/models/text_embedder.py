@@ -19,7 +19,7 @@ from ..dispatch import device_memory_errors, device_of, module_of, to_host
 from ..workspace import Workspace
 from .dense_modules import DenseModule
 from .folder import check_extra, check_pooling
-from .pooling import pool_into, without_first
+from .pooling import cu_seqlens_of, pool_into, without_first
 from .tokenizer import check_unicode, tokenizer_errors
 
 F32 = NDArray[np.float32]
@@ -269,7 +269,7 @@ class TextEmbedder(ABC):
             raise ValueError(f"batch_size={batch_size} is not positive")
         prompt = self.resolve_prompt(prompt, prompt_name)
         sequences = self.token_ids(list(texts), prompt)
-        skipped = 0 if self.include_prompt or not prompt else self.prompt_length(prompt)
+        skipped = self._tokens_not_pooled(prompt)
         window = window_of(batch_size)
         order = sorted(range(len(sequences)), key=lambda i: (i // window, -len(sequences[i])))
         out = np.empty((len(sequences), self.embedding_size), np.float32)
@@ -314,6 +314,29 @@ class TextEmbedder(ABC):
                 f"the model has no prompt {chosen!r}; it has {', '.join(map(repr, self.prompts))}"
             )
         return self.prompts[chosen]
+
+    def _tokens_not_pooled(self, prompt: str) -> int:
+        """Tokens at the beginning of a text that are not pooled: those of the prompt, or none."""
+        return 0 if self.include_prompt or not prompt else self.prompt_length(prompt)
+
+    def vectors_to_compare(self, states: Array, lengths: NDArray[np.int64]) -> F32:
+        """Vectors of texts with the default prompt, as `embed` makes them, before normalisation.
+
+        Parameters
+        ----------
+        states : (tokens, hidden), packed
+        lengths : (texts,) tokens of each text, those of the prompt included
+
+        Returns
+        -------
+        (texts of which a token is pooled, embedding_size) float32, on the host
+        """
+        skipped, cu_seqlens = self._tokens_not_pooled(self.resolve_prompt()), cu_seqlens_of(lengths)
+        if skipped:
+            states, lengths, cu_seqlens = without_first(skipped, states, lengths)
+        cu_seqlens = module_of(states).asarray(cu_seqlens)
+        vectors = to_host(self.pool(states, cu_seqlens=cu_seqlens, normalize=False, skipped=skipped))
+        return cast(F32, vectors[lengths > 0, : self.embedding_size])
 
     def prompt_length(self, prompt: str) -> int:
         """Tokens of a prompt: with the special tokens before it, without those behind it."""
