@@ -60,7 +60,7 @@ from .generate import Generation, Sampling, generate, prompt_list, sampling_of
 from .int8_check import check_int8_activations
 from .one_token import one_token
 from .pooling import cu_seqlens_of
-from .rope_frequencies import first_context, rope_amplitude, rope_frequencies
+from .rope_frequencies import rope_amplitude, rope_frequencies
 from .tokenizer import check_unicode, tokenizer_errors
 
 if TYPE_CHECKING:
@@ -186,8 +186,8 @@ class Decoder:
             kind: RBERotary(
                 rope_frequencies(p, c.head_dim),
                 rope_amplitude(p),
-                long_frequencies=None if first_context(p) is None else rope_frequencies(p, c.head_dim, True),
-                context=first_context(p) or 0,
+                long_frequencies=None if c.first_context is None else rope_frequencies(p, c.head_dim, True),
+                context=c.first_context or 0,
             )
             for kind, p in c.rotary.items()
         }

@@ -291,6 +291,8 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     softcaps = _softcaps(config, family)
     if not _flag(config, "scale_attn_weights", True):
         scalar = 1
+    positions = config["max_position_embeddings"]
+    contexts = [context for context in map(first_context, rotary.values()) if context is not None]
     return DecoderConfig(
         model_type=model_type,
         vocab_size=config["vocab_size"],
@@ -300,8 +302,9 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        max_positions=config["max_position_embeddings"],
-        first_context=min(filter(None, map(first_context, rotary.values())), default=None),
+        max_positions=positions,
+        # no text exceeds one that holds all positions
+        first_context=min((context for context in contexts if context < positions), default=None),
         eps=float(eps),
         activation=activations[activation],
         qkv_bias=bias or family.qkv_bias,
