@@ -285,7 +285,8 @@ def calibrate(
     transform : an orthonormal transform
     block : its block size; None as in `rbe_gpu.compress_model`
     progress : called with (stage, done, total)
-    journal : keeps what is finished; see `rbe_gpu.models.journal`
+    journal : keeps what is finished; see `rbe_gpu.models.journal`. The result reads files in its folder, so it is
+        of no use once the journal is closed
     parts : of a BERT encoder that workers can load too: they measure (`rbe_gpu.models.sensitivity`)
 
     Returns
