@@ -137,6 +137,24 @@ def test_a_model_folder(tmp_path: Path, model_folder: Path) -> None:
     assert summary.notes == ()
 
 
+def test_weights_that_the_model_does_not_read_are_left_out(tmp_path: Path, model_folder: Path) -> None:
+    """Their names are in a note, and they do not count in the ratio. Of a bare file everything is compressed."""
+    pooler = real.weight("pooler.dense.weight")[:HIDDEN, :HIDDEN]
+    others = {"pooler.dense.weight": pooler, **{f"cls.{i}": np.ones(3, np.float32) for i in range(6)}}
+    folder = make_model(tmp_path / "minilm-cut", {**cut_tensors(), **others})
+    summary = compress_model(folder, tmp_path / "c", ratio=4)
+    plain = compress_model(model_folder, tmp_path / "p", ratio=4)
+    assert summary.rows == plain.rows
+    assert summary.dense_bytes == plain.dense_bytes
+    assert summary.notes == (
+        "left out, because the model does not read them: cls.0, cls.1, cls.2, cls.3, cls.4 and 2 more",
+    )
+    texts = ["some words", "others"]
+    np.testing.assert_array_equal(load(tmp_path / "c").embed(texts), load(tmp_path / "p").embed(texts))
+    bare = compress_model(folder / "model.safetensors", tmp_path / "b", ratio=4)
+    assert {row.name for row in bare.rows} >= set(others)
+
+
 def test_the_summary_counts_what_is_there(tmp_path: Path, model_folder: Path) -> None:
     out = tmp_path / "m"
     summary = compress_model(model_folder, out, codes="dense-int4")

@@ -4,7 +4,7 @@ Word and position embedding tables are compressed as `RBEVectors`, so that any r
 matrices with both sides of 32 or more as `RBEMatrix`. All other tensors stay dense: biases, norms, small matrices,
 tensors of three and more axes, and any tensor that compression would make larger. float16, bfloat16 and float64
 tensors are converted to float32; integer tensors are unchanged, except that `position_ids`, which contain
-0, 1, 2, ..., are omitted.
+0, 1, 2, ..., are omitted. Of a model folder, tensors that the model does not read are left out.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ class CompressSummary:
     path : the file
     rows : one per tensor, in the order of the checkpoint's names
     file_bytes : all of the file
-    dense_bytes : the float tensors of the checkpoint as float32
+    dense_bytes : the float tensors of the result as float32
     relative_error : ||W - W'|| / ||W|| over all compressed tensors together
-    notes : limitations of the result, e.g. that a model has no tokenizer
+    notes : limitations of the result, e.g. that a model has no tokenizer, and weights that were left out
     """
 
     path: Path
@@ -236,7 +236,7 @@ def compress_model(
     source : a model folder that `rbe_gpu.load` reads (docs/models.md), whose settings are stored too; or a
         .safetensors file
     out : the file to write, by custom `<name>.rbe.safetensors`
-    ratio : for the whole model: dense float32 bytes of all its float tensors / bytes of the file, at least
+    ratio : for the whole model: dense float32 bytes of all float tensors that it reads / bytes of the file, at least
         this. The compressed tensors all get the same ratio.
     grade, rmse, density, basis, codes : for each tensor, as in `rbe_gpu.compress`
     block : 32, 64 or 128 for all tensors. None: 64, but where there is a transform the attention projections take

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..container import METADATA_KEY
 from ..mapped import MappedFile
 from .architectures import architecture, is_gguf, read_gguf_folder, read_model_folder
+from .dense_modules import check_dense, tensor_names
 from .folder import FolderSettings
 from .gguf_file import GGUFFile
 from .load import open_weights
@@ -21,6 +22,7 @@ from .tensor_views import TensorViews
 from .tokenizer import read_tokenizer
 
 FLOATS = ("F64", "F32", "F16", "BF16")
+_SHOWN = 5  # names in a note
 WeightFile = MappedFile | GGUFFile | TensorViews
 
 
@@ -31,7 +33,7 @@ class Source:
     Attributes
     ----------
     path : the folder or file
-    files : name of a tensor -> the file that contains it
+    files : name of a tensor -> the file that contains it; of a model those that it reads
     config : what the compressed file says of the model: model_type, config and other settings; {} of a bare file
     tokenizer : as a model file holds it, or None
     notes : limitations of the result
@@ -89,7 +91,10 @@ def _model(
     made = architecture(config)
     made.check_tensors({name: tuple(file.entries[name].shape) for name, file in files.items()}, config)
     model = {"model_type": config.get("model_type"), "config": config, **settings.stored}
+    files, unread = _split(files, settings)
     tokenizer, notes = None, []
+    if unread:
+        notes.append(f"left out, because the model does not read them: {_listed(unread)}")
     text = settings.tokenizer
     if text is not None:
         if len(text) > MAX_BYTES:
@@ -102,3 +107,21 @@ def _model(
         notes.append(f"{path} has no tokenizer.json: the result can run on token ids, but not on text")
     nbytes = sum(file.file_bytes for file in {f.path: f for f in files.values()}.values())
     return Source(path, files, model, tokenizer, tuple(notes), nbytes)
+
+
+def _split(
+    files: Mapping[str, WeightFile], settings: FolderSettings
+) -> tuple[dict[str, WeightFile], list[str]]:
+    """The tensors that the model reads, and the names of other weights: those of poolers and heads."""
+    made = architecture(settings.config)
+    read = {name for name, _ in made.tensor_shapes(settings.config)}
+    for i, dense in enumerate(settings.stored.get("dense", ())):
+        read |= tensor_names(check_dense(dense), i).keys()
+    used = {name: file for name, file in files.items() if made.canonical_name(name) in read}
+    others = files.keys() - used.keys()
+    return used, sorted(name for name in others if files[name].entries[name].dtype in FLOATS)
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
