@@ -9,7 +9,7 @@ Texts are joined to windows of `window` tokens, as is usual; the first token of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import exp
 from typing import Any, Protocol
@@ -128,3 +128,15 @@ def log_softmax(logits: Any, dtype: Any = np.float64) -> NDArray[Any]:
     scores -= scores.max(axis=1, keepdims=True)
     scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
     return scores
+
+
+def mean_divergence(dense: Iterable[NDArray[Any]], compressed: Iterable[NDArray[Any]]) -> float:
+    """Mean Kullback-Leibler divergence over tokens, in nats.
+
+    dense, compressed : ln of the probabilities of every token, (rows, columns) each
+    """
+    total, tokens = 0.0, 0
+    for p, q in zip(dense, compressed, strict=True):
+        total += float((np.exp(p) * (p - q)).sum())
+        tokens += len(p)
+    return total / tokens

@@ -10,7 +10,7 @@ measured in both places.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..blocks import RBEBlocks
 from ..dispatch import module_of
-from ..evaluate_decoders import evaluate_decoders, log_softmax
+from ..evaluate_decoders import evaluate_decoders, log_softmax, mean_divergence
 from ..feedback import (
     Geometry,
     Moments,
@@ -50,7 +50,7 @@ from .decoder import Decoder, DecoderLayer
 from .decoder_embedder import DecoderEmbedder
 from .decoder_tensors import EMBEDDINGS, HEAD, POSITIONS, linear_parts
 from .decoders import DecoderConfig
-from .int8_choice import int8_weights
+from .int8_choice import int8_parts, int8_weights, int8_windows, predicted
 from .journal import NoJournal
 from .pooling import cu_seqlens_of, without_first
 from .scratch import Scratch
@@ -65,9 +65,6 @@ WINDOW = 256
 MOST_TOKENS = 16384
 _PROBE_WINDOWS, _PROBE_TOKENS = 3, 128
 _PROBE_TEXTS = 64  # of a model that makes vectors
-_INT8_WINDOWS = 8
-#: SmolLM2 at 4.25 bits: int8 inputs of all parts but "down" make a divergence of 0.071 0.076, of all parts 0.089
-INT8_SHARE = 0.03
 #: linear layers that read the same input
 _STAGES = {
     "qkv": ("query", "key", "value"),
@@ -213,15 +210,6 @@ def _predictions(model: Decoder, head: Any, states: Sequence[F32]) -> list[F32]:
     return logs
 
 
-def _divergence(dense: Iterable[F32], compressed: Iterable[F32]) -> float:
-    """Mean Kullback-Leibler divergence, in nats."""
-    total, tokens = 0.0, 0
-    for p, q in zip(dense, compressed, strict=True):
-        total += float((np.exp(p) * (p - q)).sum())
-        tokens += len(p)
-    return total / tokens
-
-
 #: called with the states behind the last layer and the matrix of the logits
 Loss = Callable[[list[F32], F32], float]
 
@@ -229,7 +217,7 @@ Loss = Callable[[list[F32], F32], float]
 def _loss_of_predictions(model: Decoder, texts: _Texts, states: list[F32]) -> Loss:
     """Divergence from the predictions of these states."""
     dense = _predictions(model, np.asarray(model.head, np.float32), states)
-    return lambda x, head: _divergence(dense, _predictions(model, head, x))
+    return lambda x, head: mean_divergence(dense, _predictions(model, head, x))
 
 
 def _loss_of_vectors(model: DecoderEmbedder, texts: _Texts, states: list[F32]) -> Loss:
@@ -306,38 +294,17 @@ class DecoderCalibration:
     def int8_activations(self, tensors: Mapping[str, Any]) -> list[str]:
         """The linear weights whose inputs may be rounded to int8, of the model with these tensors.
 
-        Measured part by part ("query", "down", ...), in all layers at once: a part takes int8 inputs if they make the
-        divergence of the predictions larger by at most INT8_SHARE of itself. Of a model of vectors weight by weight
-        (`int8_choice`).
+        Of a decoder part by part (`int8_choice.int8_parts`), of a model of vectors weight by weight.
         """
         if isinstance(self.model, DecoderEmbedder):
             return int8_weights(self.model.with_tensors(tensors), self._probe)
         lossy = self.model.with_tensors(tensors)
-        windows = [w[:_PROBE_TOKENS] for w in self._windows[:: max(1, len(self._windows) // _INT8_WINDOWS)]]
-
-        def predicted(model: Decoder) -> Iterator[F32]:
-            for window in windows:
-                yield log_softmax(model.logits(window[None])[0], np.float32)
-
+        windows = int8_windows(self._windows)
         # 128 tokens of a vocabulary of 262,144 are 134 MB; they are the same for every ratio
         if self._predicted is None:
-            self._predicted = [self._scratch.array(logs) for logs in predicted(self.model)]
+            self._predicted = [self._scratch.array(logs) for logs in predicted(self.model, windows)]
         dense = self._predicted
-
-        def divergence(model: Decoder) -> float:
-            return _divergence((read() for read in dense), predicted(model))
-
-        most = (1 + INT8_SHARE) * divergence(lossy)
-        names: list[str] = []
-        for name in linear_parts(self.decoder.settings).values():
-            part = [f"model.layers.{i}.{name}.weight" for i in range(len(self.decoder.layers))]
-            try:
-                rounded = lossy.with_int8_activations(part)
-            except ValueError:  # the int8 matmul does not support their codes
-                continue
-            if divergence(rounded) <= most:
-                names += part
-        return names
+        return int8_parts(lossy, windows, lambda: (read() for read in dense))
 
     def compress(
         self, budget: float, *, progress: Progress | None = None, journal: NoJournal | None = None
