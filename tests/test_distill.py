@@ -32,10 +32,12 @@ from rbe_gpu.models.bert import BertEncoder  # noqa: E402
 from rbe_gpu.models.encoders import canonical_name  # noqa: E402
 from rbe_gpu.train import checkpoint, interrupts, loop, objective, schedule  # noqa: E402
 from rbe_gpu.train.batches import Batches, in_order, padded  # noqa: E402
+from rbe_gpu.train.measures import Cosine  # noqa: E402
+from rbe_gpu.train.pooling import Pooling  # noqa: E402
 from rbe_gpu.train.quantizer import Grid  # noqa: E402
 from rbe_gpu.train.rate import Rate  # noqa: E402
 from rbe_gpu.train.student import Student  # noqa: E402
-from rbe_gpu.train.trainer import RowAdam  # noqa: E402
+from rbe_gpu.train.trainer import RowAdam, Step  # noqa: E402
 
 from .architectures.cases import CONFIGS, weights  # noqa: E402
 from .architectures.test_states import RECORDED  # noqa: E402
@@ -99,7 +101,7 @@ def test_the_forward_pass_is_that_of_the_encoder(folder: Path, pooling: str, pro
     for ours, encoder in zip(states, expected, strict=True):
         # sums of 96 and 160 float32 products of values near 1, in another order
         np.testing.assert_allclose(ours[batch.text].numpy(), encoder[batch.text.numpy()], atol=1e-5)
-    vectors = student.vectors(states[-1], batch.text).numpy()
+    vectors = Pooling.of(model).vectors(states[-1], batch.text).numpy()
     np.testing.assert_allclose(vectors, model.embed(some, normalize=True), atol=1e-5)
 
 
@@ -260,12 +262,12 @@ class _Scripted:
         self.grids: dict[str, Any] = {}
         self._cosine, self._steps = cosine, 0
 
-    def held_out_cosine(self) -> float:
-        return float(self._cosine(self._steps))
+    def held_out(self) -> Cosine:
+        return Cosine(float(self._cosine(self._steps)))
 
     def step(self, index: int, rate: float) -> Any:
         self._steps = index + 1
-        return SimpleNamespace(total=torch.tensor(0.0), cosine=0.0)
+        return Step(0.0, Cosine(0.0))
 
     def snapshot(self) -> int:
         return self._steps

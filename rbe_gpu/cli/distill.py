@@ -27,7 +27,9 @@ _LINE_SECONDS = 60.0  # between two lines of progress where standard error is no
 
 
 def command(
-    source: Annotated[Path, typer.Argument(readable=False, help="The folder of the dense model.")],
+    source: Annotated[
+        Path, typer.Argument(readable=False, help="The folder of the dense model, or its GGUF file.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: NAME.rbe.safetensors.")],
     texts: Annotated[
         list[Path],
@@ -63,10 +65,20 @@ def command(
             help="Held-out texts that select the best state. Default: a sixteenth of the texts, at most 256.",
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=2, max=10**6, help="Texts per training step.")] = 32,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=10**6, help="Texts, or windows, per training step. Default: 32 texts, 8 windows."
+        ),
+    ] = None,
     max_tokens: Annotated[
-        int, typer.Option(min=3, max=10**6, help="Tokens per text; longer texts are truncated.")
-    ] = 96,
+        int | None,
+        typer.Option(
+            min=2,
+            max=10**6,
+            help="Tokens of a text at most, or of the windows of a model that generates text. Default: 96, 256.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="Seed of the order of the texts.")] = 0,
     device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
     precision: Annotated[
@@ -82,7 +94,7 @@ def command(
     as_json: Json = False,
     force: Force = False,
 ) -> None:
-    """Train a compressed model on text to a size, so that its vectors are those of the dense model.
+    """Train a compressed model on text to a size, so that its vectors, or predictions, are those of the dense model.
 
     Needs PyTorch: pip install 'rbe-gpu[train]'. Ctrl-C ends training with the best file so far; --resume goes on.
     """
@@ -143,10 +155,10 @@ def command(
 
 
 def _line(status: TrainingStatus) -> str:
-    best = "" if status.best is None else f", best {status.best:.4f}"
+    best = "" if status.best is None else f", best {status.best}"
     return (
-        f"step {status.step}: loss {status.loss:.4f}, cosine {status.cosine:.4f} in training, "
-        f"{status.held_out:.4f} held out{best}; {status.bits:.2f} bits, {size(round(status.file_bytes))}"
+        f"step {status.step}: loss {status.loss:.4f}, {status.training} in training, {status.held_out} held out"
+        f"{best}; {status.bits:.2f} bits, {size(round(status.file_bytes))}"
     )
 
 
@@ -188,20 +200,36 @@ def _as_dict(summary: DistillSummary) -> dict[str, Any]:
         "path": str(summary.path),
         "ratio": summary.ratio,
         "curve": [
-            {"steps": steps, "minutes": minutes, "bytes": round(nbytes), "held_out_cosine": cosine}
-            for steps, minutes, nbytes, cosine in summary.curve
+            {
+                "steps": steps,
+                "minutes": minutes,
+                "bytes": round(nbytes),
+                **{f"held_out_{name}": value for name, value in measure._asdict().items()},
+            }
+            for steps, minutes, nbytes, measure in summary.curve
         ],
     }
 
 
 def _show(summary: DistillSummary) -> None:
-    table = new_table("file", ">mean cosine", ">1st percentile", ">top-10 overlap")
+    from ..evaluate_decoders import Prediction
+
+    if isinstance(summary.result, Prediction):
+        on = f"{summary.result.tokens} held-out tokens"
+        table = new_table("file", ">mean KL", ">99th percentile", ">same most probable token", ">perplexity")
+    else:
+        on = f"{summary.result.texts} held-out texts"
+        table = new_table("file", ">mean cosine", ">1st percentile", ">top-10 overlap")
     for name, quality in (("start", summary.start), ("trained", summary.result)):
-        table.add_row(
-            name, f"{quality.cosine_mean:.4f}", f"{quality.cosine_p1:.4f}", f"{quality.overlap_at_10:.3f}"
-        )
+        values: tuple[float, ...]
+        if isinstance(quality, Prediction):
+            values = quality.kl, quality.kl_p99, quality.top_1, quality.perplexity
+        else:
+            values = quality.cosine_mean, quality.cosine_p1, quality.overlap_at_10
+        *first, last = values
+        table.add_row(name, *(f"{value:.4f}" for value in first), f"{last:.3f}")
     show(
         table,
-        f"on {summary.result.texts} held-out texts; {summary.steps} steps in {summary.minutes:.1f} minutes",
+        f"on {on}; {summary.steps} steps in {summary.minutes:.1f} minutes",
         f"{summary.path}: {size(summary.file_bytes)}, {summary.ratio:.2f} times smaller than float32",
     )

@@ -1,4 +1,4 @@
-"""distill: train the integers of a compressed encoder so that its vectors are those of the dense model.
+"""distill: train the integers of a compressed model so that its vectors, or its predictions, are the dense model's.
 
 The student is the model of a compressed file, the teacher the dense one. Latents of all weights in grid codes, column
 scales, biases and norms are trained on text (`quantizer`, `objective`); the size falls from that of the start file
@@ -18,35 +18,30 @@ from math import floor, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .. import output
 from ..container import Writer, load_file
-from ..evaluate import NEIGHBOURS, Agreement, agreement
+from ..evaluate import NEIGHBOURS, Agreement
+from ..evaluate_decoders import Prediction
 from ..json_checks import dump_json
-from ..models.architectures import encodes
-from ..models.bert import BertEncoder
-from ..models.bert_tensors import linear_weights, tensor_shapes
-from ..models.checkpoint import FLOATS
+from ..models.architectures import Model, architecture, is_gguf
 from ..models.compress import Progress, compress_model
-from ..models.encoders import canonical_name
-from ..models.int8_choice import int8_weights
-from ..models.load import load_encoder, load_folder, open_checkpoint
+from ..models.decoder import Decoder
+from ..models.load import load
+from ..models.source import FLOATS, open_source
 from ..threads import get_num_threads
 
 if TYPE_CHECKING:
     from .loop import TrainingStatus
+    from .measures import Measure
+    from .task import Task
     from .trainer import Trainer
 
-#: Calibration is good down to here; below it states are noise and gradients too, so training goes down from here.
-START_RATIO = 16.0
-MAX_TOKENS = 96
-BATCH_SIZE = 32
+#: Calibration is good down to here, of models that make vectors and of those that predict tokens; below it states are
+#: noise and gradients too, so training goes down from here.
+START_RATIO, START_RATIO_OF_PREDICTIONS = 16.0, 8.0
 LEARNING_RATE = 0.01  # 100 steps of one sign change an integer by 1
 PRECISIONS = ("float32", "bfloat16")
-_MIN_BATCHES = 8
-_RECIPE = 5  # raised when the same arguments begin to give another file
+_RECIPE = 6  # raised when the same arguments begin to give another file
 _HELD_OUT = 256
 _HELD_OUT_PARTS = 16
 _MIN_HELD_OUT = NEIGHBOURS + 1
@@ -62,8 +57,10 @@ class DistillSummary:
     path, file_bytes : the file
     dense_bytes : the float tensors of the checkpoint as float32
     steps, minutes : of training, those before a resumption included
-    start, result : agreement of the start file, and of the written one, with the dense model, on the held-out texts
-    curve : (steps, minutes, estimated bytes, cosine of the student on the held-out texts) at every evaluation
+    start, result : of the start file, and of the written one, on the held-out texts: `Agreement` of the vectors with
+        the dense model's, or how its tokens are predicted (`rbe_gpu.evaluate_decoders.Prediction`)
+    curve : (steps, minutes, estimated bytes, measure of the student on the held-out texts) at every evaluation; the
+        measure is a tuple with the fields "cosine", or "kl" and "top_1" (`rbe_gpu.train.measures`)
     interrupted : whether the run was interrupted; the file is then of the best state so far, and `resume` continues
     """
 
@@ -72,9 +69,9 @@ class DistillSummary:
     dense_bytes: int
     steps: int
     minutes: float
-    start: Agreement
-    result: Agreement
-    curve: tuple[tuple[int, float, float, float], ...]
+    start: Agreement | Prediction
+    result: Agreement | Prediction
+    curve: tuple[tuple[int, float, float, Measure], ...]
     interrupted: bool
 
     @property
@@ -98,10 +95,10 @@ def _split(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     return [text for text in texts if text not in excluded], held_out
 
 
-def dense_bytes_of(folder: Path) -> int:
-    """Bytes of the float tensors of a model folder as float32."""
-    entries = ((name, file.entries[name]) for name, file in open_checkpoint(folder, read_only=True).items())
-    return sum(4 * prod(entry.shape) for _, entry in entries if entry.dtype in FLOATS)
+def dense_bytes_of(model: Path) -> int:
+    """Bytes of the float tensors of a model folder or GGUF file as float32."""
+    source = open_source(model)
+    return sum(4 * prod(source.entry(n)[1]) for n in source.files if source.entry(n)[0] in FLOATS)
 
 
 def start_path(out: Path) -> Path:
@@ -112,28 +109,30 @@ def start_path(out: Path) -> Path:
 def calibrated_start(
     model: Path, texts: Sequence[str], ratio: float, out: Path, progress: Progress | None = None
 ) -> Path:
-    """The calibrated file that training to `ratio` starts from, at `start_path(out)`; one that is there is taken."""
+    """The calibrated file of `ratio` that training starts from, at `start_path(out)`; one that is there is taken."""
     path = start_path(out)
     if not path.is_file():
-        compress_model(model, path, ratio=min(ratio, START_RATIO), calibrate=texts, progress=progress)
+        compress_model(model, path, ratio=ratio, calibrate=texts, progress=progress)
     return path
 
 
 class _Start:
     """The file that training starts from."""
 
-    def __init__(self, path: Path, teacher: BertEncoder) -> None:
+    def __init__(self, path: Path, teacher: Model) -> None:
         self.path = path
         self.tensors, self.config = load_file(path)
         self.file_bytes = path.stat().st_size
-        self.model = load_encoder(path)
-        if self.model.config != teacher.config:
+        self.model = load(path)
+        if type(self.model) is not type(teacher) or self.model.config != teacher.config:
             raise ValueError(f"{path} is not of this model; compress it with rbe_gpu.compress_model")
-        used = dict(tensor_shapes(teacher.config))
-        self.names = {name: canonical_name(name) for name in self.tensors if canonical_name(name) in used}
+        made = architecture(teacher.config)
+        used = dict(made.tensor_shapes(teacher.config))
+        canonical = {name: made.canonical_name(name) for name in self.tensors}
+        self.names = {name: short for name, short in canonical.items() if short in used}
 
     def trained(self) -> dict[str, Any]:
-        """The tensors of the encoder by canonical name."""
+        """The tensors of the model by canonical name."""
         return {short: self.tensors[name] for name, short in self.names.items()}
 
     def write(self, out: Path, tensors: Mapping[str, Any], facts: Mapping[str, Any], int8: list[str]) -> int:
@@ -160,8 +159,8 @@ def distill(
     steps: int | None = None,
     start: str | os.PathLike[str] | None = None,
     held_out: Sequence[str] | None = None,
-    batch_size: int = BATCH_SIZE,
-    max_tokens: int = MAX_TOKENS,
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
     seed: int = 0,
     device: str = "cpu",
     precision: str | None = None,
@@ -170,7 +169,10 @@ def distill(
     progress: Callable[[TrainingStatus], None] | None = None,
     calibration_progress: Progress | None = None,
 ) -> DistillSummary:
-    """Train a compressed encoder to reproduce the dense one's vectors, at a given file size.
+    """Train a compressed model to reproduce the dense one's vectors, or predictions, at a given file size.
+
+    Of encoders, and of decoders that make vectors, the vectors are compared; of decoders that generate text the
+    predictions of the next token (docs/distill.md).
 
     Needs PyTorch (`pip install 'rbe-gpu[train]'`). With `steps`, the same arguments give the same file on the same
     machine, with the same number of threads; a run by `minutes` depends on the machine's speed. An interrupt
@@ -178,25 +180,28 @@ def distill(
 
     Memory: some 45 bytes per weight (the teacher, latents, gradients and their moments, the best state), 1 GB for
     MiniLM, and activations: 14 float32 values per layer, token and unit of the hidden size, 0.4 GB for 32 texts of
-    96 tokens.
+    96 tokens. Of logits at most 0.3 GB, whatever the vocabulary (`rbe_gpu.train.prediction`).
 
     Parameters
     ----------
-    model : the folder of the dense model
-    texts : what to train on; thousands, of the kind that the model will read. A repeated one counts once
+    model : the folder of the dense model, or a decoder in GGUF
+    texts : what to train on; thousands, of the kind that the model will read. A repeated one counts once. Those of a
+        model that predicts tokens are joined by an empty line
     out : the file to write, by custom `<name>.rbe.safetensors`. The checkpoint is `.NAME.checkpoint` beside it,
         replaced every five minutes and removed at the end
     ratio, file_bytes : the size of the whole file at most: dense float32 bytes / ratio, or bytes; give one
     minutes, steps : how long to train; give one
     start : an `.rbe.safetensors` file of this model in grid codes, calibrated or trained; None: the model is
-        calibrated on the texts at `ratio`, or START_RATIO if that is lower
+        calibrated on the texts at `ratio`, or START_RATIO (predictions: START_RATIO_OF_PREDICTIONS) if that is lower
     held_out : texts to choose the best state on, which are not trained on; None: one of 16 of `texts`, 256 at most
-    batch_size : texts of a step
-    max_tokens : texts are truncated to so many tokens: short texts train faster, and long ones read well too
+    batch_size : texts, or windows of tokens, of a step; None: 32 texts, 8 windows
+    max_tokens : texts are truncated to so many tokens: short texts train faster, and long ones read well too; of a
+        model that predicts tokens the window that tokens are predicted in, at most its positions. None: 96, a window
+        256
     seed : of the order of the texts
     device : "cpu" or "cuda"
-    precision : of the matmuls, "float32" or "bfloat16" with float32 weights and sums; None: bfloat16 on a GPU. On a
-        CPU with instructions for it (AVX-512 BF16), steps of MiniLM take 0.55 of the time
+    precision : of the matmuls, "float32" or "bfloat16" with float32 weights, sums and logits; None: bfloat16 on a
+        GPU. On a CPU with instructions for it (AVX-512 BF16), steps of MiniLM take 0.55 of the time
     learning_rate : at first, in steps of the grid per step of training; of scales, biases and norms a tenth of it, of
         their own units. A trained file that is only to be trained longer gains more with less, say 0.003
     resume : continue from the checkpoint of a run with the same model, start, texts and options. A different length
@@ -222,8 +227,8 @@ def distill(
     from .loop import Loop, set_threads
     from .trainer import Trainer
 
-    folder, out = Path(model), Path(out)
-    _check_options(ratio, file_bytes, minutes, steps, batch_size, max_tokens)
+    model, out = Path(model), Path(out)
+    _check_options(ratio, file_bytes, minutes, steps)
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise ValueError(f'device={device!r}; use "cpu" or "cuda"')
     if precision not in (None, *PRECISIONS):
@@ -234,36 +239,37 @@ def distill(
         raise ValueError(f"device={device!r}, but PyTorch sees no GPU; use device='cpu'")
     if not 0 < learning_rate <= 1:
         raise ValueError(f"learning_rate={learning_rate} is not above 0 and at most 1")
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a model folder; training needs the dense model")
+    if not model.is_dir() and not is_gguf(model):
+        raise ValueError(f"{model} is not a model folder or GGUF file; training needs the dense model")
     output.destination(out)
-    teacher = encodes(load_folder(folder), folder, "training")
-    if teacher.dense:
-        raise ValueError(f"{folder} has Dense modules (modules.json), which training does not take")
-    if teacher.tokenizer is None:
-        raise ValueError(f"{folder} has no tokenizer.json, so no text can run through the model")
+    teacher = load(model)
+    task = _task_of(teacher, model)
+    batch_size = task.batch_size if batch_size is None else batch_size
+    max_tokens = task.max_tokens if max_tokens is None else max_tokens
+    task.check_options(batch_size, max_tokens)
     texts = list(dict.fromkeys(texts))
     if held_out is None:
         texts, held_out = _split(texts)
     else:
         excluded = set(held_out)
         texts, held_out = [t for t in texts if t not in excluded], list(dict.fromkeys(held_out))
-    sequences = _sequences(teacher, texts, max_tokens)
-    _check_texts(len(sequences), len(held_out), batch_size)
-    dense_bytes = dense_bytes_of(folder)
+    sequences, held_out_sequences = (task.sequences(some, max_tokens) for some in (texts, held_out))
+    task.check(sequences, held_out_sequences, batch_size)
+    dense_bytes = dense_bytes_of(model)
     target = file_bytes if file_bytes is not None else floor(dense_bytes / ratio) if ratio else 0
     own_start = start is None
     if start is None:
-        first = calibrated_start(folder, texts, dense_bytes / target, out, calibration_progress)
+        lowest = START_RATIO_OF_PREDICTIONS if isinstance(teacher, Decoder) else START_RATIO
+        first = calibrated_start(model, texts, min(dense_bytes / target, lowest), out, calibration_progress)
     else:
         first = Path(start)
     begin = _Start(first, teacher)
     set_threads(get_num_threads())
     trainer = Trainer(
-        teacher,
+        task,
         begin.trained(),
         sequences,
-        _sequences(teacher, held_out, max_tokens),
+        held_out_sequences,
         batch_size,
         seed,
         device,
@@ -295,12 +301,12 @@ def distill(
     except KeyboardInterrupt:
         interrupted = True
     loop.finish()
-    vectors = teacher.embed(held_out)
-    before = agreement(vectors, begin.model.embed(held_out))
+    quality = task.quality(held_out)
+    before = quality(begin.model)
     target_of_start = begin.config.get("source", {}).get("target", {})
     facts = {"steps": loop.steps, "texts": len(texts), "start": target_of_start, "seed": seed}
-    written = _write_within(trainer, begin, out, target, facts, teacher, held_out)
-    after = agreement(vectors, load_encoder(out).embed(held_out))
+    written = _write_within(trainer, begin, out, target, facts, task, held_out)
+    after = quality(load(out))
     if not interrupted:
         for left in (path, start_path(out)) if own_start else (path,):
             with suppress(FileNotFoundError):
@@ -315,8 +321,6 @@ def _check_options(
     file_bytes: int | None,
     minutes: float | None,
     steps: int | None,
-    batch_size: int,
-    max_tokens: int,
 ) -> None:
     for names, values in (
         ("ratio= or file_bytes=", (ratio, file_bytes)),
@@ -328,31 +332,18 @@ def _check_options(
     for name, value in options.items():
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"{name}={value} is not a positive number")
-    if batch_size < 2:
-        raise ValueError(
-            f"batch_size={batch_size} is too small; texts of a batch are compared: use 2 or more"
-        )
-    if max_tokens < 3:
-        raise ValueError(f"max_tokens={max_tokens} leaves no room for text beside special tokens")
 
 
-def _check_texts(count: int, held_out: int, batch_size: int) -> None:
-    least = _MIN_BATCHES * batch_size
-    if count < least:
-        raise ValueError(
-            f"{count} different texts with a token are too few to train on; pass {least} or more, better thousands"
-        )
-    if held_out < _MIN_HELD_OUT:
-        raise ValueError(
-            f"{held_out} held-out texts are too few to choose a state on; pass {_MIN_HELD_OUT} or more"
-        )
+def _task_of(model: Model, source: Path) -> Task:
+    """What training asks of a dense model; a ValueError for one that it does not take."""
+    from .prediction_task import PredictionTask
+    from .vectors_task import VectorsTask
 
-
-def _sequences(model: BertEncoder, texts: Sequence[str], most: int) -> list[NDArray[np.int32]]:
-    """Token ids of the texts that have any beside special ones, truncated with their last (special) token kept."""
-    special = model.tokenizer.num_special_tokens_to_add(False)
-    some = (s for s in model.token_ids(texts, model.resolve_prompt()) if len(s) > special)
-    return [s if len(s) <= most else np.append(s[: most - 1], s[-1]) for s in some]
+    if not isinstance(model, Decoder) and model.dense:
+        raise ValueError(f"{source} has Dense modules (modules.json), which training does not take")
+    if model.tokenizer is None:
+        raise ValueError(f"{source} has no tokenizer.json, so no text can run through the model")
+    return PredictionTask(model) if isinstance(model, Decoder) else VectorsTask(model)
 
 
 def _write_within(
@@ -361,11 +352,12 @@ def _write_within(
     out: Path,
     target: int,
     facts: Mapping[str, Any],
-    teacher: BertEncoder,
+    task: Task,
     held_out: Sequence[str],
 ) -> int:
     """Write the file, with coarser steps of some weights if it would exceed the target. Its bytes."""
-    names = {*linear_weights(teacher.config)} - {*start.config.get("int8_activations", ())}
+    config = task.model.config
+    names = {*architecture(config).linear_weights(config)} - {*start.config.get("int8_activations", ())}
     room = len(dump_json(dict(facts))) + sum(len(name) + 4 for name in names) + _HEADER_ROOM
     tensors = trainer.tensors()
     grown = sum(tensors[name].nbytes - old.nbytes for name, old in start.trained().items())
@@ -382,5 +374,5 @@ def _write_within(
             tensors[name] = coarser
             if size <= target:
                 break
-    int8 = int8_weights(teacher.with_tensors(tensors), held_out)
+    int8 = task.int8_activations(tensors, held_out)
     return start.write(out, tensors, facts, int8)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from . import checkpoint, interrupts, schedule
+from .measures import Measure
 from .rate import Rate
 from .trainer import Snapshot, Trainer
 
@@ -21,8 +22,9 @@ _CHECKPOINT_SECONDS = 300.0
 _PATIENCE = 15
 _PATIENT_BELOW = 0.5
 _SMOOTHING = 0.95
-#: what a checkpoint has of a `Loop`, beside the curve
-_KEPT = ("index", "elapsed", "loss", "cosine", "held_out", "best_cosine", "late_best", "since_best")
+#: what a checkpoint has of a `Loop`, beside the curve: numbers, and measures
+_KEPT = ("index", "elapsed", "loss", "since_best")
+_MEASURES = ("training", "held_out", "best_measure", "late_best")
 _FITS = 1.0005  # an estimated size may exceed the target by this; what is written may not
 
 
@@ -32,9 +34,10 @@ class TrainingStatus(NamedTuple):
     Attributes
     ----------
     step : steps done
-    loss, cosine : of the training batches, smoothed
-    held_out : mean cosine to the dense model on held-out texts, when it was measured last
-    best : the highest of those of states that fit the target size; None before there is one
+    loss, training : loss and measure of the training batches, smoothed: of a model that makes vectors the mean
+        `Cosine` to the dense model's, of one that predicts tokens the `Divergence`
+    held_out : measure on held-out texts, when they were measured last
+    best : the best of those of states that fit the target size; None before there is one
     bits : per integer, estimated
     file_bytes : estimated
     done : part of the run, 0 to 1
@@ -43,9 +46,9 @@ class TrainingStatus(NamedTuple):
 
     step: int
     loss: float
-    cosine: float
-    held_out: float
-    best: float | None
+    training: Measure
+    held_out: Measure
+    best: Measure | None
     bits: float
     file_bytes: float
     done: float
@@ -82,14 +85,14 @@ class Loop:
         self._identity = dict(identity)
         self._index = 0
         self._elapsed = 0.0
-        self._loss = self._cosine = 0.0
+        self._loss = 0.0
         self._file_bytes = self._rate.file_bytes()
-        self._held_out = trainer.held_out_cosine()
+        self._held_out = self._training = trainer.held_out()
         self._best: Snapshot | None = None
-        self._best_cosine: float | None = None
-        self._late_best = -1.0  # of the evaluations that count
+        self._best_measure: Measure | None = None
+        self._late_best: Measure | None = None  # of the evaluations that count
         self._since_best = 0
-        self.curve: list[tuple[int, float, float, float]] = [self._point()]
+        self.curve: list[tuple[int, float, float, Measure]] = [self._point()]
         self._keep_best()
 
     def resume(self) -> None:
@@ -110,15 +113,18 @@ class Loop:
         self._best = checkpoint.restore(self._path, self._trainer)
         for name in _KEPT:
             setattr(self, f"_{name}", facts[name])
-        self.curve = [(int(p[0]), *p[1:]) for p in facts["curve"]]
+        make = type(self._held_out)
+        for name in _MEASURES:
+            setattr(self, f"_{name}", None if facts[name] is None else make(*facts[name]))
+        self.curve = [(int(p[0]), p[1], p[2], make(*p[3])) for p in facts["curve"]]
 
     def save(self) -> None:
-        facts = {name: getattr(self, f"_{name}") for name in _KEPT}
+        facts = {name: getattr(self, f"_{name}") for name in (*_KEPT, *_MEASURES)}
         facts |= {"identity": self._identity, "curve": self.curve}
         checkpoint.write(self._path, self._trainer, self._best, facts)
 
-    def _point(self) -> tuple[int, float, float, float]:
-        """Steps, minutes, bytes, and the cosine on held-out texts."""
+    def _point(self) -> tuple[int, float, float, Measure]:
+        """Steps, minutes, bytes, and the measure on held-out texts."""
         return self._index, self._elapsed / 60, self._file_bytes, self._held_out
 
     @property
@@ -169,8 +175,9 @@ class Loop:
     def _step(self) -> None:
         result = self._trainer.step(self._index, self._learning_rate)
         first = self._index == 0
-        self._loss = _smoothed(self._loss, float(result.total.detach()), first)
-        self._cosine = _smoothed(self._cosine, float(result.cosine), first)
+        self._loss = _smoothed(self._loss, result.loss, first)
+        pairs = zip(self._training, result.measure, strict=True)
+        self._training = type(result.measure)(*(_smoothed(old, new, first) for old, new in pairs))
         self._index += 1
         if self._index % _STEER_EVERY == 0:
             self._steer()
@@ -186,20 +193,19 @@ class Loop:
 
     def _evaluate(self) -> None:
         self._file_bytes = self._rate.file_bytes()
-        self._held_out = self._trainer.held_out_cosine()
+        self._held_out = self._trainer.held_out()
         self.curve.append(self._point())
         self._keep_best()
-        if self._held_out > self._late_best or self._learning_rate > _PATIENT_BELOW:
-            self._since_best = 0
-        else:
-            self._since_best += 1
-        if self._learning_rate <= _PATIENT_BELOW:
-            self._late_best = max(self._late_best, self._held_out)
+        better = _is_better(self._held_out, self._late_best)
+        counts = self._learning_rate <= _PATIENT_BELOW
+        self._since_best = self._since_best + 1 if counts and not better else 0
+        if counts and better:
+            self._late_best = self._held_out
 
     def _keep_best(self) -> None:
         fits = self._file_bytes <= self._target * _FITS
-        if fits and (self._best_cosine is None or self._held_out > self._best_cosine):
-            self._best, self._best_cosine = self._trainer.snapshot(), self._held_out
+        if fits and _is_better(self._held_out, self._best_measure):
+            self._best, self._best_measure = self._trainer.snapshot(), self._held_out
 
     def finish(self) -> None:
         """Set the trainer to the best state that fits; without one, to the last."""
@@ -213,13 +219,17 @@ class Loop:
         left = self._elapsed * (1 / done - 1) if done > 0 else float("inf")
         bits = self._rate.bits(self._file_bytes)
         return TrainingStatus(
-            self._index, self._loss, self._cosine, self._held_out, self._best_cosine, bits, self._file_bytes,
+            self._index, self._loss, self._training, self._held_out, self._best_measure, bits, self._file_bytes,
             min(done, 1.0), max(left, 0.0),
         )  # fmt: skip
 
 
 def _smoothed(old: float, new: float, first: bool) -> float:
     return new if first else _SMOOTHING * old + (1 - _SMOOTHING) * new
+
+
+def _is_better(new: Measure, old: Measure | None) -> bool:
+    return old is None or new.score > old.score
 
 
 def set_threads(count: int) -> None:

@@ -7,22 +7,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from ..blocks import RBEBlocks
-from ..models.bert import BertEncoder
 from ..models.compress_tasks import halved
 from .batches import Batch, Batches, in_order
-from .objective import Loss, loss
+from .measures import Measure
 from .quantizer import Grid
-from .student import Student
+from .task import Ids, Pass, Task
 
-WORDS = "embeddings.word_embeddings.weight"
 _SLOW = 0.1  # of the learning rate is that of logarithms of column scales, biases and norms
 _BETAS = (0.9, 0.98)
-_EVALUATED = 64  # held-out texts at a time
 
 
 class RowAdam:
@@ -54,26 +50,33 @@ class Snapshot(NamedTuple):
     dense: dict[str, Tensor]
 
 
+class Step(NamedTuple):
+    """The result of one step."""
+
+    loss: float
+    measure: Measure
+
+
 class Trainer:
     """A student in training beside its teacher.
 
     Parameters
     ----------
-    teacher : the dense model
+    task : the dense model as a teacher
     tensors : those of the file that training starts from, by canonical name: grid codes, or float arrays
     sequences : token ids of the training texts
     held_out : token ids of the texts that the student is measured on
-    batch_size : texts of a step
-    precision : of the matmuls, "float32" or "bfloat16"
+    batch_size : sequences of a step, and of held-out texts at a time
+    precision : of the matmuls, "float32" or "bfloat16"; logits are float32
     learning_rate : of the latents, in steps of the grid per step of training
     """
 
     def __init__(
         self,
-        teacher: BertEncoder,
+        task: Task,
         tensors: Mapping[str, Any],
-        sequences: Sequence[NDArray[np.int32]],
-        held_out: Sequence[NDArray[np.int32]],
+        sequences: Sequence[Ids],
+        held_out: Sequence[Ids],
         batch_size: int,
         seed: int,
         device: str,
@@ -81,14 +84,13 @@ class Trainer:
         learning_rate: float,
     ) -> None:
         self.learning_rate = learning_rate
-        self.student = Student.of(teacher)
+        self.task = task
         self.device = device
         self.dtype = getattr(torch, precision)
         self._batches = Batches(sequences, batch_size, seed, device)
-        self._held_out = held_out
         self._teacher = {
             name: torch.from_numpy(np.array(values, np.float32)).to(device)
-            for name, values in teacher.tensors().items()
+            for name, values in task.model.tensors().items()
         }
         self.grids: dict[str, Grid] = {}
         self.dense: dict[str, Tensor] = {}
@@ -102,11 +104,8 @@ class Trainer:
             else:
                 values = torch.from_numpy(np.array(value, np.float32)).to(device)
                 self.dense[name] = values.requires_grad_()
-        self._table = self.grids.get(WORDS)
-        latents = []
-        for name, grid in self.grids.items():
-            if name != WORDS:
-                latents.append(grid.latents.requires_grad_())
+        self._table = self.grids.get(task.words) if task.reads_rows else None
+        latents = [grid.latents.requires_grad_() for grid in self.grids.values() if grid is not self._table]
         slow = [*self.dense.values(), *(grid.factor for grid in self.grids.values())]
         groups: list[dict[str, Any]] = [
             {"params": p, "lr": r} for p, r in ((latents, learning_rate), (slow, _SLOW * learning_rate)) if p
@@ -114,68 +113,71 @@ class Trainer:
         self._adam = torch.optim.Adam(groups, betas=_BETAS, eps=1e-12, fused=True)
         self._rates = [group["lr"] for group in groups]
         self._rows = None if self._table is None else RowAdam(self._table.latents)
-        self._reference = self._vectors(self._teacher)
+        self._held_out: list[tuple[Batch, Tensor]] = []
+        with torch.no_grad():
+            for _, batch in in_order(held_out, batch_size, device):
+                self._held_out.append((batch, self._taught(batch).outputs))
 
     # --- forward ----------------------------------------------------------------------------------------
 
-    def _forward(
-        self, weights: Mapping[str, Tensor], words: Tensor, batch: Batch
-    ) -> tuple[Tensor, list[Tensor]]:
+    def _pass(self, weights: Mapping[str, Tensor], words: Tensor, batch: Batch) -> Pass:
         with torch.autocast(self.device.partition(":")[0], self.dtype, enabled=self.dtype != torch.float32):
-            states = self.student.states(weights, words, batch.text)
-        return self.student.vectors(states[-1].float(), batch.text), states
+            states = self.task.student.states(weights, words, batch.text)
+        return Pass(weights, states, self.task.outputs(states[-1], batch.text))
+
+    def _taught(self, batch: Batch) -> Pass:
+        """The pass of the teacher."""
+        return self._pass(
+            self._teacher, functional.embedding(batch.ids, self._teacher[self.task.words]), batch
+        )
 
     def _weights(self) -> dict[str, Tensor]:
-        """All weights but the rows of the word embeddings."""
-        return {**self.dense, **{n: grid.weight() for n, grid in self.grids.items() if n != WORDS}}
+        """All weights but a table of which only rows are trained."""
+        grids = {name: grid.weight() for name, grid in self.grids.items() if grid is not self._table}
+        return {**self.dense, **grids}
 
-    def _vectors(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """The vectors of the held-out texts, of the dense model or, without word embeddings, the student's."""
-        parts, order = [], []
-        with torch.no_grad():
-            for index, batch in in_order(self._held_out, _EVALUATED, self.device):
-                if WORDS in weights:
-                    words = functional.embedding(batch.ids, weights[WORDS])
-                else:
-                    assert self._table is not None
-                    used, local = torch.unique(batch.ids, return_inverse=True)
-                    words = functional.embedding(local, self._table.rows(used, self._table.latents[used]))
-                parts.append(self._forward(weights, words, batch)[0])
-                order += index
-        vectors = torch.cat(parts)
-        return vectors[torch.from_numpy(np.argsort(order)).to(vectors.device)]
-
-    def held_out_cosine(self) -> float:
-        """Mean cosine between the student's and the teacher's vectors of the held-out texts."""
+    def held_out(self) -> Measure:
+        """The measure of the student on held-out texts."""
         with torch.no_grad():
             weights = self._weights()
-        return float((self._vectors(weights) * self._reference).sum(1).mean())
+            totals: list[float] = []
+            for batch, taught in self._held_out:
+                if self._table is None:
+                    words = functional.embedding(batch.ids, weights[self.task.words])
+                else:
+                    used, local = torch.unique(batch.ids, return_inverse=True)
+                    words = functional.embedding(local, self._table.rows(used, self._table.latents[used]))
+                outputs = self._pass(weights, words, batch).outputs
+                measure = self.task.compared(outputs, taught, weights, self._teacher)
+                part = [len(outputs) * value for value in measure]
+                totals = [a + b for a, b in zip(totals, part, strict=True)] if totals else part
+        count = sum(len(taught) for _, taught in self._held_out)
+        result: Measure = self.task.measure(*(total / count for total in totals))
+        return result
 
     # --- training ---------------------------------------------------------------------------------------
 
-    def step(self, index: int, rate: float) -> Loss:
+    def step(self, index: int, rate: float) -> Step:
         """One step; `rate` is a factor of all learning rates."""
         batch = self._batches.at(index)
         with torch.no_grad():
-            words = functional.embedding(batch.ids, self._teacher[WORDS])
-            teacher = self._forward(self._teacher, words, batch)
+            teacher = self._taught(batch)
         weights = self._weights()
         if self._table is None:
-            words = functional.embedding(batch.ids, weights[WORDS])
+            words = functional.embedding(batch.ids, weights[self.task.words])
         else:
             used, local = torch.unique(batch.ids, return_inverse=True)
             latents = self._table.latents[used].requires_grad_()
             words = functional.embedding(local, self._table.rows(used, latents))
-        student = self._forward(weights, words, batch)
-        result = loss(*student, *teacher, batch.text)
+        total, measure = self.task.loss(self._pass(weights, words, batch), teacher, batch.text)
         self._adam.zero_grad(set_to_none=True)
-        result.total.backward()
+        total.backward()
         for group, base in zip(self._adam.param_groups, self._rates, strict=True):
             group["lr"] = base * rate
         self._adam.step()
         if self._table is not None and self._rows is not None:
             self._rows.update(self._table.latents, used, latents.grad, self.learning_rate * rate)
-        return result
+        return Step(float(total.detach()), measure)
 
     def coarsen(self, by: float) -> None:
         """Multiply all steps of the grids by `by`, and their gradients' moments to fit."""

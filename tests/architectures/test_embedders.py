@@ -319,12 +319,6 @@ def test_a_calibrated_file(tmp_path: Path) -> None:
         rbe.calibrate(load_embedder(path), texts, parts=object())  # type: ignore[call-overload]
 
 
-def test_what_takes_no_modernbert(tmp_path: Path) -> None:
-    path, texts = folder(MODERNBERT, tmp_path / "m"), list(real.texts()[:60])
-    with pytest.raises(ValueError, match=r"with a modernbert encoder, which training does not take"):
-        distill(path, texts, out=tmp_path / "c", ratio=4, steps=1)
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -1,0 +1,61 @@
+"""Vectors of texts from hidden states in PyTorch, for gradients, as `models.pooling` makes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..models.text_embedder import TextEmbedder
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How a model pools.
+
+    Attributes
+    ----------
+    modes : concatenated in this order
+    skipped : tokens at the start of each text, those of the prompt, that are not pooled
+    """
+
+    modes: tuple[str, ...]
+    skipped: int
+
+    @classmethod
+    def of(cls, model: TextEmbedder) -> Pooling:
+        prompt = model.resolve_prompt()
+        skipped = 0 if model.include_prompt or not prompt else model.prompt_length(prompt)
+        return cls(tuple(model.pooling), skipped)
+
+    def vectors(self, states: Tensor, text: Tensor) -> Tensor:
+        """The pooled vectors of the last states, divided by their L2 norms: (batch, modes * hidden).
+
+        Parameters
+        ----------
+        states : (batch, seq, hidden)
+        text : (batch, seq) bool, false in the padding
+        """
+        pooled = text.clone()
+        pooled[:, : self.skipped] = False
+        keep = pooled[..., None].to(states.dtype)
+        count = keep.sum(1).clamp(min=1.0)
+        position = torch.arange(1, states.shape[1] + 1, device=states.device, dtype=states.dtype)[
+            None, :, None
+        ]
+        rows = torch.arange(len(states), device=states.device)
+        parts = []
+        for mode in self.modes:
+            if mode == "max":
+                parts.append(states.masked_fill(keep == 0, -float("inf")).amax(1))
+            elif mode == "cls":
+                parts.append(states[:, self.skipped])
+            elif mode == "lasttoken":
+                parts.append(states[rows, text.sum(1) - 1])
+            else:
+                weight = keep * position if mode == "weightedmean" else keep
+                divisor = count.sqrt() if mode == "mean_sqrt_len_tokens" else weight.sum(1).clamp(min=1.0)
+                parts.append((states * weight).sum(1) / divisor)
+        return functional.normalize(torch.cat(parts, dim=-1), dim=-1)

@@ -1,0 +1,96 @@
+"""Training of models that make vectors of texts, so that they are those of the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..evaluate import NEIGHBOURS, Agreement, agreement
+from ..models.bert import BertEncoder
+from ..models.decoder_embedder import DecoderEmbedder
+from ..models.decoder_tensors import EMBEDDINGS
+from ..models.int8_choice import int8_weights
+from . import objective
+from .decoder_student import DecoderStudent
+from .measures import Cosine
+from .pooling import Pooling
+from .student import Student
+from .task import MIN_BATCHES, Ids, Pass, Task
+
+WORDS = "embeddings.word_embeddings.weight"
+_MIN_HELD_OUT = NEIGHBOURS + 1
+_MIN_BATCH = 2  # texts of a batch are compared
+_MIN_TOKENS = 3
+
+
+class VectorsTask(Task):
+    """An encoder, or a decoder that makes vectors.
+
+    Parameters
+    ----------
+    model : with a tokenizer, and without Dense modules
+    """
+
+    measure = Cosine
+    batch_size, max_tokens = 32, 96
+    reads_rows = True
+
+    def __init__(self, model: BertEncoder | DecoderEmbedder) -> None:
+        self.model = model
+        self._pooling = Pooling.of(model)
+        if isinstance(model, BertEncoder):
+            self.student, self.words = Student.of(model), WORDS
+        else:
+            self.student, self.words = DecoderStudent.of(model.decoder), EMBEDDINGS
+
+    def sequences(self, texts: Sequence[str], max_tokens: int) -> list[Ids]:
+        """Those of the texts that have any beside special ones, truncated with their last (special) token kept."""
+        special = self.model.tokenizer.num_special_tokens_to_add(False)
+        some = (s for s in self.model.token_ids(texts, self.model.resolve_prompt()) if len(s) > special)
+        return [s if len(s) <= max_tokens else np.append(s[: max_tokens - 1], s[-1]) for s in some]
+
+    def check_options(self, batch_size: int, max_tokens: int) -> None:
+        if batch_size < _MIN_BATCH:
+            raise ValueError(
+                f"batch_size={batch_size} is too small; texts of a batch are compared: use 2 or more"
+            )
+        if max_tokens < _MIN_TOKENS:
+            raise ValueError(f"max_tokens={max_tokens} leaves no room for text beside special tokens")
+
+    def check(self, sequences: Sequence[Ids], held_out: Sequence[Ids], batch_size: int) -> None:
+        count = MIN_BATCHES * batch_size
+        if len(sequences) < count:
+            raise ValueError(
+                f"{len(sequences)} different texts with a token are too few to train on; pass {count} or more, "
+                "better thousands"
+            )
+        if len(held_out) < _MIN_HELD_OUT:
+            raise ValueError(
+                f"{len(held_out)} held-out texts are too few to choose a state on; pass {_MIN_HELD_OUT} or more"
+            )
+
+    def outputs(self, states: Tensor, text: Tensor) -> Tensor:
+        return self._pooling.vectors(states.float(), text)
+
+    def loss(self, student: Pass, teacher: Pass, text: Tensor) -> tuple[Tensor, Cosine]:
+        result = objective.loss(student.outputs, student.states, teacher.outputs, teacher.states, text)
+        return result.total, Cosine(float(result.cosine))
+
+    def compared(
+        self,
+        outputs: Tensor,
+        teacher: Tensor,
+        weights: Mapping[str, Tensor],
+        teacher_weights: Mapping[str, Tensor],
+    ) -> Cosine:
+        return Cosine(float((outputs * teacher).sum(1).mean()))
+
+    def quality(self, texts: Sequence[str]) -> Callable[[Any], Agreement]:
+        vectors = self.model.embed(texts)
+        return lambda model: agreement(vectors, model.embed(texts))
+
+    def int8_activations(self, tensors: Mapping[str, Any], texts: Sequence[str]) -> list[str]:
+        return int8_weights(self.model.with_tensors(tensors), texts)
