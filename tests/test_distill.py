@@ -101,7 +101,7 @@ def test_the_forward_pass_is_that_of_the_encoder(folder: Path, pooling: str, pro
     for ours, encoder in zip(states, expected, strict=True):
         # sums of 96 and 160 float32 products of values near 1, in another order
         np.testing.assert_allclose(ours[batch.text].numpy(), encoder[batch.text.numpy()], atol=1e-5)
-    vectors = Pooling.of(model).vectors(states[-1], batch.text).numpy()
+    vectors = Pooling.of(model).vectors(states[-1], batch.text, {}).numpy()
     np.testing.assert_allclose(vectors, model.embed(some, normalize=True), atol=1e-5)
 
 

@@ -18,7 +18,11 @@ from math import floor, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .. import output
+from ..blocks import RBEBlocks
 from ..container import Writer, load_file
 from ..evaluate import NEIGHBOURS, Agreement
 from ..evaluate_decoders import Prediction
@@ -26,6 +30,7 @@ from ..json_checks import dump_json
 from ..models.architectures import Model, architecture, is_gguf
 from ..models.compress import Progress, compress_model
 from ..models.decoder import Decoder
+from ..models.dense_modules import PREFIX
 from ..models.load import load
 from ..models.source import FLOATS, open_source
 from ..threads import get_num_threads
@@ -134,6 +139,13 @@ class _Start:
     def trained(self) -> dict[str, Any]:
         """The tensors of the model by canonical name."""
         return {short: self.tensors[name] for name, short in self.names.items()}
+
+    def fixed(self) -> dict[str, NDArray[np.float32]]:
+        """The tensors of Dense modules, which are not trained, decoded."""
+        dense = {name: value for name, value in self.tensors.items() if name.startswith(PREFIX)}
+        return {
+            name: value.decode() if isinstance(value, RBEBlocks) else value for name, value in dense.items()
+        }
 
     def write(self, out: Path, tensors: Mapping[str, Any], facts: Mapping[str, Any], int8: list[str]) -> int:
         """Write the file with trained tensors; its bytes."""
@@ -268,6 +280,7 @@ def distill(
     trainer = Trainer(
         task,
         begin.trained(),
+        begin.fixed(),
         sequences,
         held_out_sequences,
         batch_size,
@@ -339,8 +352,6 @@ def _task_of(model: Model, source: Path) -> Task:
     from .prediction_task import PredictionTask
     from .vectors_task import VectorsTask
 
-    if not isinstance(model, Decoder) and model.dense:
-        raise ValueError(f"{source} has Dense modules (modules.json), which training does not take")
     if model.tokenizer is None:
         raise ValueError(f"{source} has no tokenizer.json, so no text can run through the model")
     return PredictionTask(model) if isinstance(model, Decoder) else VectorsTask(model)

@@ -1,13 +1,17 @@
-"""Vectors of texts from hidden states in PyTorch, for gradients, as `models.pooling` makes them."""
+"""Vectors of texts from hidden states in PyTorch, for gradients, as `models.text_embedder` makes them: pooled, passed
+through the model's Dense modules, divided by their L2 norms.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..models.dense_modules import PREFIX
 from ..models.text_embedder import TextEmbedder
 
 
@@ -19,24 +23,27 @@ class Pooling:
     ----------
     modes : concatenated in this order
     skipped : tokens at the start of each text, those of the prompt, that are not pooled
+    activations : of the Dense modules, None or "tanh"
     """
 
     modes: tuple[str, ...]
     skipped: int
+    activations: tuple[str | None, ...] = ()
 
     @classmethod
     def of(cls, model: TextEmbedder) -> Pooling:
         prompt = model.resolve_prompt()
         skipped = 0 if model.include_prompt or not prompt else model.prompt_length(prompt)
-        return cls(tuple(model.pooling), skipped)
+        return cls(tuple(model.pooling), skipped, tuple(module.activation for module in model.dense))
 
-    def vectors(self, states: Tensor, text: Tensor) -> Tensor:
-        """The pooled vectors of the last states, divided by their L2 norms: (batch, modes * hidden).
+    def vectors(self, states: Tensor, text: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """The vectors of texts of norm 1, (batch, modes * hidden) or as the last Dense module has them.
 
         Parameters
         ----------
         states : (batch, seq, hidden)
         text : (batch, seq) bool, false in the padding
+        weights : of the Dense modules (`dense_modules.tensor_names`), among others
         """
         pooled = text.clone()
         pooled[:, : self.skipped] = False
@@ -58,4 +65,10 @@ class Pooling:
                 weight = keep * position if mode == "weightedmean" else keep
                 divisor = count.sqrt() if mode == "mean_sqrt_len_tokens" else weight.sum(1).clamp(min=1.0)
                 parts.append((states * weight).sum(1) / divisor)
-        return functional.normalize(torch.cat(parts, dim=-1), dim=-1)
+        vectors = torch.cat(parts, dim=-1)
+        for i, activation in enumerate(self.activations):
+            vectors = functional.linear(
+                vectors, weights[f"{PREFIX}{i}.weight"], weights.get(f"{PREFIX}{i}.bias")
+            )
+            vectors = vectors if activation is None else torch.tanh(vectors)
+        return functional.normalize(vectors, dim=-1)

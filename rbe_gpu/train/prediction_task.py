@@ -77,7 +77,7 @@ class PredictionTask(Task):
                 f"held-out texts of {tokens} tokens are too short to choose a state on; pass {_MIN_HELD_OUT} or more"
             )
 
-    def outputs(self, states: Tensor, text: Tensor) -> Tensor:
+    def outputs(self, states: Tensor, text: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """The last states of all tokens: logits of all of them would take too much memory (`prediction`)."""
         return states.float()[text]
 

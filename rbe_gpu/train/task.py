@@ -75,7 +75,7 @@ class Task(ABC):
         """Raise a ValueError where there is too little to train on, or to choose a state on."""
 
     @abstractmethod
-    def outputs(self, states: Tensor, text: Tensor) -> Tensor:
+    def outputs(self, states: Tensor, text: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """What models are compared by, (rows, columns) float32, of the last states (batch, seq, hidden)."""
 
     @abstractmethod

@@ -64,6 +64,7 @@ class Trainer:
     ----------
     task : the dense model as a teacher
     tensors : those of the file that training starts from, by canonical name: grid codes, or float arrays
+    fixed : float arrays that the student reads and that are not trained
     sequences : token ids of the training texts
     held_out : token ids of the texts that the student is measured on
     batch_size : sequences of a step, and of held-out texts at a time
@@ -75,6 +76,7 @@ class Trainer:
         self,
         task: Task,
         tensors: Mapping[str, Any],
+        fixed: Mapping[str, Any],
         sequences: Sequence[Ids],
         held_out: Sequence[Ids],
         batch_size: int,
@@ -91,6 +93,9 @@ class Trainer:
         self._teacher = {
             name: torch.from_numpy(np.array(values, np.float32)).to(device)
             for name, values in task.model.tensors().items()
+        }
+        self._fixed = {
+            name: torch.from_numpy(np.array(values, np.float32)).to(device) for name, values in fixed.items()
         }
         self.grids: dict[str, Grid] = {}
         self.dense: dict[str, Tensor] = {}
@@ -123,7 +128,7 @@ class Trainer:
     def _pass(self, weights: Mapping[str, Tensor], words: Tensor, batch: Batch) -> Pass:
         with torch.autocast(self.device.partition(":")[0], self.dtype, enabled=self.dtype != torch.float32):
             states = self.task.student.states(weights, words, batch.text)
-        return Pass(weights, states, self.task.outputs(states[-1], batch.text))
+        return Pass(weights, states, self.task.outputs(states[-1], batch.text, weights))
 
     def _taught(self, batch: Batch) -> Pass:
         """The pass of the teacher."""
@@ -134,7 +139,7 @@ class Trainer:
     def _weights(self) -> dict[str, Tensor]:
         """All weights but a table of which only rows are trained."""
         grids = {name: grid.weight() for name, grid in self.grids.items() if grid is not self._table}
-        return {**self.dense, **grids}
+        return {**self._fixed, **self.dense, **grids}
 
     def held_out(self) -> Measure:
         """The measure of the student on held-out texts."""

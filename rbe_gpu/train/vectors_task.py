@@ -27,11 +27,11 @@ _MIN_TOKENS = 3
 
 
 class VectorsTask(Task):
-    """An encoder, or a decoder that makes vectors.
+    """An encoder, or a decoder that makes vectors. Its Dense modules stay as the start file has them.
 
     Parameters
     ----------
-    model : with a tokenizer, and without Dense modules
+    model : with a tokenizer
     """
 
     measure = Cosine
@@ -72,8 +72,8 @@ class VectorsTask(Task):
                 f"{len(held_out)} held-out texts are too few to choose a state on; pass {_MIN_HELD_OUT} or more"
             )
 
-    def outputs(self, states: Tensor, text: Tensor) -> Tensor:
-        return self._pooling.vectors(states.float(), text)
+    def outputs(self, states: Tensor, text: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        return self._pooling.vectors(states.float(), text, weights)
 
     def loss(self, student: Pass, teacher: Pass, text: Tensor) -> tuple[Tensor, Cosine]:
         result = objective.loss(student.outputs, student.states, teacher.outputs, teacher.states, text)

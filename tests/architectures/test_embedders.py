@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import rbe_gpu as rbe
+from rbe_gpu.models import corpus
 from rbe_gpu.models.compress import compress_model
 from rbe_gpu.models.decoder_embedder import DecoderEmbedder
 from rbe_gpu.models.decoder_tensors import LINEAR_PARTS
@@ -404,7 +405,7 @@ def test_two_modules_of_one_folder_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:calibrating on:UserWarning")  # bytes are few different tokens
-def test_calibration_takes_dense_modules_and_training_refuses_them(tmp_path: Path) -> None:
+def test_calibration_takes_dense_modules(tmp_path: Path) -> None:
     path, texts = folder(BERT, tmp_path / "m"), list(real.texts()[:60])
     model = load_embedder(path)
     calibrated = rbe.calibrate(model, texts)
@@ -412,8 +413,26 @@ def test_calibration_takes_dense_modules_and_training_refuses_them(tmp_path: Pat
     compressed = model.with_tensors(calibrated.compress(budget).tensors)
     a, b = (m.embed(texts, normalize=True) for m in (model, compressed))
     assert (a * b).sum(axis=1).mean() > 0.99
-    with pytest.raises(ValueError, match=r"has Dense modules .modules.json., which training does not take"):
-        distill(path, texts, out=tmp_path / "c", ratio=4, steps=1)
+
+
+@pytest.mark.filterwarnings("ignore:calibrating on:UserWarning")
+def test_training_holds_dense_modules_fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And brings vectors closer to those of the dense model."""
+    monkeypatch.setattr(
+        corpus, "held_out", lambda count: []
+    )  # the start file is calibrated, however few the texts
+    path = folder("embeddinggemma", tmp_path / "m")
+    texts = [text[:60] for text in real.texts()[:320]]
+    compress_model(path, tmp_path / "start", ratio=4, calibrate=texts[:40], block=32)
+    options = {"start": tmp_path / "start", "batch_size": 16, "max_tokens": 40}
+    summary = distill(path, texts, out=tmp_path / "c", ratio=4, steps=50, **options)
+    assert summary.ratio >= 4
+    assert summary.result.cosine_mean > summary.start.cosine_mean
+    start, trained = (rbe.load_file(tmp_path / name)[0] for name in ("start", "c"))
+    names = [name for name in start if name.startswith("dense.")]
+    assert len(names) == 2
+    for name in names:
+        np.testing.assert_array_equal(trained[name].decode(), start[name].decode())
 
 
 def test_a_stored_list_that_is_none_is_refused(tmp_path: Path) -> None:
