@@ -86,7 +86,7 @@ def start(folder: Path, texts: list[str]) -> Path:
 def test_the_forward_pass_is_that_of_the_encoder(folder: Path, pooling: str, prompt: str) -> None:
     model = load_folder(folder)
     model.pooling = (pooling, "mean")
-    model.include_prompt = False
+    model.include_prompt, model.truncate_dim = False, 40
     model.prompts, model.default_prompt_name = {"p": prompt}, "p"
     some = ["one", *real.texts()[:6]]
     sequences = model.token_ids(some, prompt)

@@ -52,7 +52,7 @@ from .decoder_tensors import EMBEDDINGS, HEAD, POSITIONS, linear_parts
 from .decoders import DecoderConfig
 from .int8_choice import int8_parts, int8_weights, int8_windows, predicted
 from .journal import NoJournal
-from .pooling import cu_seqlens_of, without_first
+from .pooling import cu_seqlens_of
 from .scratch import Scratch
 
 F32 = NDArray[np.float32]
@@ -223,18 +223,13 @@ def _loss_of_predictions(model: Decoder, texts: _Texts, states: list[F32]) -> Lo
 def _loss_of_vectors(model: DecoderEmbedder, texts: _Texts, states: list[F32]) -> Loss:
     """Mean of 1 - cosine between vectors and those of these states."""
 
-    prompt = model.resolve_prompt()
-    skipped = 0 if model.include_prompt or not prompt else model.prompt_length(prompt)
-
     def vectors(states: list[F32]) -> F32:
-        parts = []
-        for x, ends in zip(states, texts.ends, strict=True):
-            y, lengths, cu_seqlens = _normalised(model.decoder, x), np.diff(ends), ends
-            if skipped:  # as `embed`
-                y, lengths, cu_seqlens = without_first(skipped, y, lengths)
-            v = np.array(model.pool(y, cu_seqlens=cu_seqlens, normalize=False, skipped=skipped))
-            parts.append(v[lengths > 0, : model.embedding_size])
-        v = np.concatenate(parts)
+        v = np.concatenate(
+            [
+                model.vectors_to_compare(_normalised(model.decoder, x), np.diff(ends))
+                for x, ends in zip(states, texts.ends, strict=True)
+            ]
+        )
         return np.asarray(v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-30))
 
     dense = vectors(states)

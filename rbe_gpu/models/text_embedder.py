@@ -269,7 +269,7 @@ class TextEmbedder(ABC):
             raise ValueError(f"batch_size={batch_size} is not positive")
         prompt = self.resolve_prompt(prompt, prompt_name)
         sequences = self.token_ids(list(texts), prompt)
-        skipped = self._tokens_not_pooled(prompt)
+        skipped = self.tokens_not_pooled(prompt)
         window = window_of(batch_size)
         order = sorted(range(len(sequences)), key=lambda i: (i // window, -len(sequences[i])))
         out = np.empty((len(sequences), self.embedding_size), np.float32)
@@ -315,7 +315,7 @@ class TextEmbedder(ABC):
             )
         return self.prompts[chosen]
 
-    def _tokens_not_pooled(self, prompt: str) -> int:
+    def tokens_not_pooled(self, prompt: str) -> int:
         """Tokens at the beginning of a text that are not pooled: those of the prompt, or none."""
         return 0 if self.include_prompt or not prompt else self.prompt_length(prompt)
 
@@ -331,7 +331,7 @@ class TextEmbedder(ABC):
         -------
         (texts of which a token is pooled, embedding_size) float32, on the host
         """
-        skipped, cu_seqlens = self._tokens_not_pooled(self.resolve_prompt()), cu_seqlens_of(lengths)
+        skipped, cu_seqlens = self.tokens_not_pooled(self.resolve_prompt()), cu_seqlens_of(lengths)
         if skipped:
             states, lengths, cu_seqlens = without_first(skipped, states, lengths)
         cu_seqlens = module_of(states).asarray(cu_seqlens)

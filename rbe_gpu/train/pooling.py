@@ -1,5 +1,5 @@
 """Vectors of texts from hidden states in PyTorch, for gradients, as `models.text_embedder` makes them: pooled, passed
-through the model's Dense modules, divided by their L2 norms.
+through the model's Dense modules, cut to `truncate_dim` columns, divided by their L2 norms.
 """
 
 from __future__ import annotations
@@ -23,21 +23,26 @@ class Pooling:
     ----------
     modes : concatenated in this order
     skipped : tokens at the start of each text, those of the prompt, that are not pooled
+    columns : of the vectors; what is beyond them is cut off
     activations : of the Dense modules, None or "tanh"
     """
 
     modes: tuple[str, ...]
     skipped: int
+    columns: int
     activations: tuple[str | None, ...] = ()
 
     @classmethod
     def of(cls, model: TextEmbedder) -> Pooling:
-        prompt = model.resolve_prompt()
-        skipped = 0 if model.include_prompt or not prompt else model.prompt_length(prompt)
-        return cls(tuple(model.pooling), skipped, tuple(module.activation for module in model.dense))
+        return cls(
+            tuple(model.pooling),
+            model.tokens_not_pooled(model.resolve_prompt()),
+            model.embedding_size,
+            tuple(module.activation for module in model.dense),
+        )
 
     def vectors(self, states: Tensor, text: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        """The vectors of texts of norm 1, (batch, modes * hidden) or as the last Dense module has them.
+        """The vectors of texts of norm 1, (batch, columns).
 
         Parameters
         ----------
@@ -71,4 +76,4 @@ class Pooling:
                 vectors, weights[f"{PREFIX}{i}.weight"], weights.get(f"{PREFIX}{i}.bias")
             )
             vectors = vectors if activation is None else torch.tanh(vectors)
-        return functional.normalize(vectors, dim=-1)
+        return functional.normalize(vectors[:, : self.columns], dim=-1)
