@@ -1,4 +1,5 @@
-"""Every CUDA source compiles with NVRTC for every architecture, without a warning, and nothing spills.
+"""Every CUDA source compiles with NVRTC for every architecture that has machine code of its own, without a warning,
+and nothing spills.
 
 Kernels that are compiled for a configuration: those of KERNELS, each width and kind of codes, transform, block size,
 dtype and kind of index among them.
@@ -163,6 +164,75 @@ def test_compiles(file: tuple[Path, dict[str, int]], architecture: int) -> None:
         assert usage.registers, f"{name}: the log says nothing of registers"
         assert usage.spills == 0, f"{name}: {usage}"
         assert usage.stack == 0, f"{name}: {usage}"
+
+
+# --- sm_89 runs the machine code of sm_86 -------------------------------------------------------------
+
+
+def branches(architecture: int) -> list[bool]:
+    """Every preprocessor condition on the architecture, of all sources, for `architecture`."""
+    values = []
+    for path in [*sorted((ROOT / "cuda_src").glob("*.cu*")), *sorted((ROOT / "tests" / "host").glob("*.cu"))]:
+        source = path.read_text(encoding="utf-8")
+        conditions = re.findall(r"^#(?:el)?if ([^/\n]*__CUDA_ARCH__[^/\n]*)", source, re.MULTILINE)
+        named = sum(condition.count("__CUDA_ARCH__") for condition in conditions)
+        assert named == source.count("__CUDA_ARCH__"), f"{path.name} names the architecture elsewhere"
+        for condition in conditions:
+            names = {"__CUDA_ARCH__": 10 * architecture, "defined": lambda _: False, "RBE_HOST": None}
+            python = condition.replace("&&", " and ").replace("||", " or ").replace("!", " not ")
+            values.append(bool(eval(python, {}, names)))
+    return values
+
+
+def test_no_source_tells_architectures_of_the_same_code_apart() -> None:
+    for other, compiled_for in nvrtc.SAME_CODE.items():
+        assert branches(other) == branches(compiled_for)
+    assert len({tuple(branches(a)) for a in nvrtc.ARCHITECTURES}) == 3  # 75; 80, 90 and 100; 86 and 120
+
+
+def one_kernel_each() -> dict[str, list[Kernel]]:
+    """By op: one configuration of every kernel of CONFIGURED, and one kernel of every other source."""
+    entries: dict[str, dict[str, Kernel]] = {
+        path.stem: {} for path in sorted((ROOT / "cuda_src").glob("*.cu"))
+    }
+    for kernel in KERNELS:
+        entries[kernel.op][kernel.entry] = kernel
+    for op, kernels in entries.items():
+        if not kernels:
+            entry = OF_HALVES.get(op, f"{op}_f16")
+            kernels[entry] = Kernel(op, entry, (("AttentionParams.capped", 1),) if op == "attention" else ())
+    return {op: list(kernels.values()) for op, kernels in entries.items()}
+
+
+#: Entries for float16 of ops that have more than one: for the rows that registers hold, or by head size.
+OF_HALVES = {
+    "attention": "attention_f16_64", "gelu": "gelu_f16_erf",
+    **{op: f"{op}_f16_32" for op in ("l2_normalize", "layer_norm", "rms_norm", "softmax")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", one_kernel_each())
+def test_same_machine_code(op: str) -> None:
+    """Of one kernel each: the others are compiled for one of the two architectures only."""
+    for kernel in one_kernel_each()[op]:
+        text = _source.kernel_source(kernel)
+        for other, compiled_for in nvrtc.SAME_CODE.items():
+            here, there = (nvrtc.compile_source(text, a) for a in (other, compiled_for))
+            assert list(here.kernels) == list(there.kernels) == [kernel.entry]
+            assert here.digest == there.digest
+
+
+def test_other_machine_code_is_seen() -> None:
+    """In a source with a branch between the two."""
+    text = """extern "C" __global__ void kernel(float* x) {
+    #if __CUDA_ARCH__ >= 890
+      x[0] += 2.0f;
+    #else
+      x[0] += 1.0f;
+    #endif
+    }"""
+    digests = [nvrtc.compile_source(text, a).digest for a in (86, 89)]
+    assert digests[0] != digests[1]
 
 
 def test_spills_are_seen() -> None:

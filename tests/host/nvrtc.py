@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import json
 import re
+import struct
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,10 @@ from rbe_gpu.gpu import _load, _source
 
 from . import build
 
-ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+#: Architectures that differ in machine code. sm_89 does not: it runs what is compiled for sm_86, byte for byte
+#: (`test_nvrtc.py` compares them).
+ARCHITECTURES = (75, 80, 86, 90, 100, 120)
+SAME_CODE = {89: 86}
 PACKAGE = "nvidia-cuda-nvrtc"
 #: What CuPy passes and appends, ptxas's report, and the lines of instructions, which change none of them.
 OPTIONS = (*_load.OPTIONS, "-ftz=true", "--ptxas-options=-v", "-lineinfo")
@@ -45,10 +49,17 @@ class Usage:
 
 @dataclass(frozen=True)
 class Compiled:
-    """The log of a compilation, and each kernel's usage where it succeeded."""
+    """The log of a compilation, and what it made.
+
+    Attributes
+    ----------
+    kernels : usage of each kernel
+    digest : SHA-256 of the machine code of all of them
+    """
 
     log: str
     kernels: dict[str, Usage]
+    digest: str
 
     @property
     def warnings(self) -> list[str]:
@@ -111,9 +122,24 @@ def _usage(log: str) -> dict[str, Usage]:
     return kernels
 
 
+def _digest(cubin: bytes) -> str:
+    """SHA-256 of the ELF sections `.text.*`, with their names."""
+    (sections,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, of_names = struct.unpack_from("<3H", cubin, 0x3A)
+    headers = [struct.unpack_from("<2I4Q", cubin, sections + i * size) for i in range(count)]
+    names = headers[of_names][4]
+    digest = hashlib.sha256()
+    for header in headers:
+        at, offset, length = names + header[0], *header[4:6]
+        name = cubin[at : cubin.index(b"\0", at)]
+        if name.startswith(b".text."):
+            digest.update(name + cubin[offset : offset + length])
+    return digest.hexdigest()
+
+
 def _kept(text: str, architecture: int) -> tuple[Path, Path]:
     """The files of the cache: log and usage, and the machine code."""
-    key = "\0".join((text, str(architecture), metadata.version(PACKAGE), *OPTIONS, "2"))
+    key = "\0".join((text, str(architecture), metadata.version(PACKAGE), *OPTIONS, "3"))
     name = f"nvrtc-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
     return build.cache() / f"{name}.json", build.cache() / f"{name}.cubin.z"
 
@@ -122,7 +148,7 @@ def _compile_and_keep(text: str, architecture: int) -> tuple[Compiled, bytes]:
     cubin, log = _compile(text, architecture)
     if cubin is None:
         raise NvrtcError(f"sm_{architecture}:\n{log}")
-    result = Compiled(log, _usage(log))
+    result = Compiled(log, _usage(log), _digest(cubin))
     usage, code = _kept(text, architecture)
     if architecture in DISASSEMBLED:
         build.write(code, zlib.compress(cubin))
@@ -142,7 +168,7 @@ def compile_source(text: str, architecture: int) -> Compiled:
     usage, _ = _kept(text, architecture)
     if usage.is_file():
         known = json.loads(usage.read_text())
-        return Compiled(known["log"], {name: Usage(**u) for name, u in known["kernels"].items()})
+        return Compiled(**known | {"kernels": {name: Usage(**u) for name, u in known["kernels"].items()}})
     return _compile_and_keep(text, architecture)[0]
 
 
