@@ -7,6 +7,7 @@ from functools import lru_cache
 import pytest
 
 from rbe_gpu.gpu import _source
+from rbe_gpu.gpu._launch import Kernel as Launched
 
 from .host import machine_code
 from .host.machine_code import Kernel
@@ -47,8 +48,8 @@ __device__ __forceinline__ void store_each(T* p, const float (&v)[N]) {
 
 @lru_cache
 def changed(op: str, old: str, new: str, entry: str) -> Kernel:
-    """The kernel `entry` of a source with `old` exchanged."""
-    text = _source.source(op)
+    """The kernel `entry` of a source with `old` exchanged, compiled alone, as for a GPU."""
+    text = _source.kernel_source(Launched(op, entry))
     assert old in text, f"{old!r} is not in the source"
     text = text.replace("struct Words;", f"struct Words;{STORE_EACH}").replace(old, new)
     return machine_code.kernels_of(text, 90)[entry]
