@@ -28,6 +28,10 @@ from unittest import mock
 # One thread for NumPy's BLAS in the tests and their subprocesses; `test_threads` sets its own. On a busy machine
 # OpenBLAS's threads spin: a calibration takes 20 s of CPU time instead of 6.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# PyTorch's OpenMP threads sleep while they wait. By default they spin for some milliseconds at the end of each loop,
+# and where two processes of pytest share two cores, on the core of the thread that they wait for: a small matmul with
+# three elementwise ops takes 40 ms of CPU time instead of 0.2.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest
