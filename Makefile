@@ -86,9 +86,11 @@ test: $(STAMPS)/test $(STAMPS)/model $(STAMPS)/baselines-$(BASELINES)
 	then $(MAKE) --no-print-directory test-avx2; \
 	else echo "this processor has no AVX-512: the run above was that of its kernels without"; fi
 
-# the CPU kernels without AVX-512, which a processor that has it would otherwise never run
+# the CPU kernels without AVX-512, which a processor that has it would otherwise never run; without the host build of the
+# CUDA kernels, which the instruction set does not reach
 test-avx2: $(STAMPS)/test $(STAMPS)/model
-	RBE_ISA=avx2 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(AVX2_TESTS)
+	RBE_ISA=avx2 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --backend cpu \
+	  $(AVX2_TESTS)
 
 gpu-check: $(STAMPS)/test $(STAMPS)/model $(STAMPS)/$(CUDA)
 	$(BIN)/python -m rbe_gpu.reports.gpu.check $(ARGS)
