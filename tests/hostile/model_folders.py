@@ -78,6 +78,30 @@ def _tokenizer(edit: Callable[[Any], object], *words: str) -> Bad:
     return Bad((TOKENIZER, *words), (change(TOKENIZER, edit),))
 
 
+#: the step of GPT-2 and RoBERTa
+BYTES = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
+_LISTS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
+
+
+def replaced(pattern: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": pattern}, "content": content}
+
+
+_DOUBLED = replaced("a", "aa")
+
+
+def _steps(**steps: list[Any]) -> Bad:
+    """One part of a tokenizer.json replaced by a sequence, which multiplies a text."""
+    made = {part: {"type": "Sequence", _LISTS[part]: those} for part, those in steps.items()}
+    return Bad((TOKENIZER, "bytes of one byte of text"), (FAST, change(TOKENIZER, lambda t: t.update(made))))
+
+
+def _thousand_times_thousand(tokenizer: Any) -> None:
+    template = tokenizer["post_processor"]
+    template["special_tokens"]["[CLS]"].update(ids=[101] * 1000, tokens=["[CLS]"] * 1000)
+    template["single"][:1] *= 1000
+
+
 def _two_texts_in_a_sequence(tokenizer: Any) -> None:
     template = {**tokenizer["post_processor"], "single": tokenizer["post_processor"]["pair"]}
     tokenizer["post_processor"] = {"type": "Sequence", "processors": [template]}
@@ -252,6 +276,18 @@ FOLDERS: dict[str, Bad] = {
         (TOKENIZER, "post_processor.single", "Sequence A"),
         (FAST, change(TOKENIZER, _two_texts_in_a_sequence)),
     ),
+    "template that adds thousands of tokens": Bad(
+        (TOKENIZER, "adds 1000001 tokens"),
+        (FAST, change(TOKENIZER, _thousand_times_thousand)),
+    ),
+    "replacements that double a text": _steps(normalizer=[_DOUBLED] * 30),
+    "replacements that take turns": _steps(
+        normalizer=[replaced("a", "BB"), {"type": "Lowercase"}, replaced("b", "aa")] * 8
+    ),
+    "a long replacement": _steps(normalizer=[replaced("a", "b c " * 10_000)]),
+    "a long prefix": _steps(normalizer=[{"type": "Prepend", "prepend": "a" * 100_000}]),
+    "bytes of bytes": _steps(pre_tokenizer=[{**BYTES, "add_prefix_space": False}] * 30),
+    "a decoder that doubles a text": _steps(decoder=[_DOUBLED] * 30),
     "another id of the first token": _tokenizer(
         lambda t: t["post_processor"]["special_tokens"]["[CLS]"].update(ids=[7]), "post_processor", "101"
     ),

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,12 @@ import rbe_gpu as rbe
 from rbe_gpu.container import load_file, save_file
 from rbe_gpu.models.compress import compress_model
 from rbe_gpu.models.stored_tokenizer import take_tokenizer
+from rbe_gpu.models.tokenizer import read_tokenizer
 from tests import real
-from tests.settings.cases import make
+from tests.settings.cases import TOKENIZER, change, make
 from tests.test_compress_model import make_model
 
-from .model_folders import DEEP, FOLDERS, build
+from .model_folders import BYTES, DEEP, FOLDERS, build, replaced
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -78,6 +80,37 @@ def test_ids_beyond_the_table_in_texts(tmp_path: Path) -> None:
         model.embed(["the", "zebra crossing"])
     with pytest.raises(ValueError, match=r"texts\[0\] has a token with id"):
         rbe.calibrate(model, ["zebra crossing"])
+
+
+@pytest.mark.parametrize(
+    "padding", [{"strategy": {"Fixed": 10**8}}, {"strategy": "BatchLongest", "pad_to_multiple_of": 10**8}]
+)
+def test_padding_of_a_tokenizer_has_no_effect(padding: dict[str, Any], tmp_path: Path) -> None:
+    """It took a minute and 10 GB."""
+    folder = make(tmp_path / "m", real.MODEL_DIR, ())
+    change(TOKENIZER, lambda t: t["padding"].update(padding))(folder)
+    text = (folder / TOKENIZER).read_bytes()
+    start = time.process_time()
+    tokenizer = read_tokenizer(text, folder)
+    assert time.process_time() - start < 2.0
+    assert len(tokenizer.encode("the").ids) == 3
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "pre_tokenizer"),
+    [
+        ([{"type": "Prepend", "prepend": "\u2581"}, replaced(" ", "\u2581")], []),  # Llama
+        ([replaced(chr(0x1F600 + i), f" grinning face {i} ") for i in range(60)], [BYTES]),
+    ],
+)
+def test_steps_that_make_a_text_longer(normalizer: list[Any], pre_tokenizer: list[Any]) -> None:
+    made = json.loads((real.MODEL_DIR / TOKENIZER).read_text("utf-8"))
+    made["normalizer"] = {"type": "Sequence", "normalizers": normalizer}
+    made["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [{**step, "add_prefix_space": False} for step in pre_tokenizer],
+    }
+    read_tokenizer(json.dumps(made).encode(), "m")
 
 
 def test_a_tokenizer_that_panics(tmp_path: Path) -> None:
