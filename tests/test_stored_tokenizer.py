@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,11 @@ def lines(*parts: bytes) -> np.ndarray:
         (lines(b'["a"]', b' {"model":{"vocab":{}}}'), "no empty vocabulary behind it"),
         (lines(b'["a",1]', REST), "not different texts"),
         (lines(b'["a","a"]', REST), "not different texts"),
-        (lines(b"[" + b"[]," * 1_000_000 + b"0]", REST), "too many for a file of 1000 bytes"),
-        (lines(b'["' + b"\x7f" * 13_000_000 + b'"]', REST), "too many for a file of 1000 bytes"),
+        (lines(b"[" + b"[]," * 1_000_000 + b"0]", REST), "too many for an array of"),
+        (
+            lines(b'["' + b"\x7f" * 7_000_000 + b'"' + b",0" * 200_000 + b"]", REST),
+            "for a file of 1000 bytes",
+        ),
     ],
 )
 def test_refused(array: np.ndarray, message: str, file: Path) -> None:
@@ -106,13 +110,52 @@ def test_a_list_in_another_encoding(file: Path) -> None:
 
 def test_a_tokenizer_larger_than_its_file(tmp_path: Path) -> None:
     """262,144 tokens and 514,906 merges, as Gemma's: nothing but the list of tokens counts."""
-    tokens = {f"\u0120token{i}": i for i in range(262_144)}
-    merges = [["\u0120token", str(i)] for i in range(514_906)]
-    text = json.dumps({"model": {"type": "BPE", "vocab": tokens, "merges": merges}}).encode()
+    rng = np.random.default_rng(0)
+    # 3.6 bits a letter: a token packs to a few bytes, as real ones do
+    words = rng.choice(np.frombuffer(b"etaoinshrdlu", np.uint8), (262_144, 8)).tobytes().decode()
+    parts = [words[8 * i : 8 * i + n] for i, n in enumerate(rng.integers(4, 9, 262_144).tolist())]
+    tokens = [f"\u0120{part}" for part in dict.fromkeys(parts)]
+    pairs = rng.integers(0, len(parts), (514_906, 2)).tolist()
+    rest = {"model": {"vocab": {}, "type": "BPE", "merges": [[parts[a][:3], parts[b][:3]] for a, b in pairs]}}
+    array = lines(json.dumps(tokens).encode(), json.dumps(rest, separators=(",", ":")).encode())
     path = tmp_path / "m"
     with path.open("wb") as file:
         file.truncate(15 << 20)
-    assert json.loads(back(stored_tokenizer(text), path)) == json.loads(text)
+    expected = {"model": {**rest["model"], "vocab": {token: i for i, token in enumerate(tokens)}}}
+    assert json.loads(back(array, path)) == expected
+
+
+@pytest.mark.parametrize("name", [ARRAY, "tokenizer.json.zlib"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b'{"b":12345678,"a":[' + b"[]," * 300_000 + b"0]}", "600005 of them brackets"),
+        (b'{"normalizer":[' + b"0," * 400_000 + b"0]}", "400003 of them brackets"),
+        (b'["a"]\n{"model":{"vocab":{},"x":[' + b"0," * 400_000 + b"0]}}", "400009 of them brackets"),
+        (b"{" + b" " * (9 << 20) + b"}", r"expected at most \d+$|larger than \d+ bytes"),
+    ],
+)
+def test_a_text_too_large_for_its_array(name: str, text: bytes, message: str, tmp_path: Path) -> None:
+    """6 kB took 19 s and 2 GB; the writer refuses what a reader does."""
+    pack = zstandard.compress if name == ARRAY else zlib.compress
+    array = np.frombuffer(pack(text), np.uint8)
+    (path := tmp_path / "m").write_bytes(bytes(10 << 20))  # what counts is the array
+    with pytest.raises(ValueError, match=message):
+        take_tokenizer({name: array}, path)
+
+
+def test_the_writer_refuses_what_a_reader_refuses() -> None:
+    value = {"model": {"vocab": {}}, "added_tokens": [{"id": 0}] * 400_000}
+    with pytest.raises(ValueError, match="too many for an array of"):
+        stored_tokenizer(json.dumps(value).encode())
+
+
+def test_many_added_tokens(file: Path) -> None:
+    """6,242 added tokens, as Gemma's, and few others."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    added = [{"id": i, "content": f"<unused{i}>", **flags} for i in range(6242)]
+    value = {"model": {"vocab": {}}, "added_tokens": added}
+    assert json.loads(back(stored_tokenizer(json.dumps(value).encode()), file)) == value
 
 
 def test_two_tokenizers(file: Path) -> None:

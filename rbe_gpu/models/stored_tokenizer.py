@@ -18,6 +18,11 @@ from ..json_checks import FormatError, parse_json
 ARRAY = "tokenizer.json.zst"
 _VERSION_1 = "tokenizer.json.zlib"
 MAX_BYTES = 64 << 20  # of the text, decompressed
+#: Of an array of any size, and for each byte of it: bytes of the text, and brackets, commas and colons of its JSON,
+#: each of which takes up to 100 bytes to parse. Tokenizers have 4 to 8 bytes and less than one mark for a byte of
+#: their array (SmolLM2: 4.1 and 0.64); many added tokens, all alike, a few hundred thousand marks more.
+_SPARE_BYTES, _BYTES = 8 << 20, 16
+_SPARE_MARKS, _MARKS = 1 << 18, 2
 _EMPTY = b'{"model":{"vocab":{}'  # how the JSON behind a list of tokens begins
 _LEVEL = 19  # a twentieth of a second for 30,000 tokens
 
@@ -27,6 +32,11 @@ def stored_tokenizer(text: bytes) -> NDArray[np.uint8]:
 
     A vocabulary whose ids are 0, 1, 2 ... is stored as the list of its tokens: numbers that rise by one have no
     repetitions that a compressor could use, and take half of what the tokens take.
+
+    Raises
+    ------
+    ValueError
+        A reader would refuse it: the text is too large for its array.
     """
     import zstandard
 
@@ -45,7 +55,9 @@ def stored_tokenizer(text: bytes) -> NDArray[np.uint8]:
         text = f"{_dump(tokens)}\n{_dump(rest)}".encode()
     # matches of 4 bytes and more: with shorter ones, as the level has them, BERT's vocabulary takes 5% more
     parameters = zstandard.ZstdCompressionParameters.from_level(_LEVEL, source_size=len(text), min_match=4)
-    return np.frombuffer(zstandard.ZstdCompressor(compression_params=parameters).compress(text), np.uint8)
+    packed = np.frombuffer(zstandard.ZstdCompressor(compression_params=parameters).compress(text), np.uint8)
+    _check_size(text, packed.size)
+    return packed
 
 
 def take_tokenizer(tensors: MutableMapping[str, Any], path: Path) -> tuple[bytes, str] | None:
@@ -70,22 +82,41 @@ def take_tokenizer(tensors: MutableMapping[str, Any], path: Path) -> tuple[bytes
         text = _inflated(packed, path)
     else:
         try:
-            text = bytes(entropy.frame_content(packed, MAX_BYTES).data)
+            text = bytes(entropy.frame_content(packed, _largest(packed.size)).data)
         except entropy.StreamError as error:
             raise ValueError(f"{path}: the tokenizer is damaged: {error}") from None
-        if text[:1] == b"[":
-            text = _with_vocabulary(text, path)
+    try:
+        _check_size(text, packed.size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if names[0] == ARRAY and text[:1] == b"[":
+        text = _with_vocabulary(text, path)
     return text, f"{path}: {names[0]}"
 
 
+def _largest(array_bytes: int) -> int:
+    """Bytes of the text that an array of so many may hold."""
+    return min(MAX_BYTES, _SPARE_BYTES + _BYTES * array_bytes)
+
+
+def _check_size(text: bytes, array_bytes: int) -> None:
+    """Refuse a text whose parsing costs more than a file of the array's size may cost."""
+    marks = sum(text.count(mark) for mark in b"[{,:")
+    if len(text) > _largest(array_bytes) or marks > _SPARE_MARKS + _MARKS * array_bytes:
+        raise ValueError(
+            f"the tokenizer has {len(text)} bytes of JSON, {marks} of them brackets, commas and colons: too many for "
+            f"an array of {array_bytes} bytes"
+        )
+
+
 def _inflated(packed: NDArray[np.uint8], path: Path) -> bytes:
-    stream = zlib.decompressobj()
+    stream, largest = zlib.decompressobj(), _largest(packed.size)
     try:
-        text = stream.decompress(packed.tobytes(), MAX_BYTES)
+        text = stream.decompress(packed.tobytes(), largest)
     except zlib.error as error:
         raise ValueError(f"{path}: the tokenizer is damaged: {error}") from None
     if not stream.eof:
-        raise ValueError(f"{path}: the tokenizer is cut off, or larger than {MAX_BYTES >> 20} MiB")
+        raise ValueError(f"{path}: the tokenizer is cut off, or larger than {largest} bytes")
     return text
 
 
