@@ -45,6 +45,12 @@ def test_more_bytes_less_error(weight):
     assert errors[0] < 1.0
 
 
+@pytest.mark.parametrize("rmse", [1e155, 1e308])
+def test_an_rmse_whose_square_is_infinite(rmse, weight):
+    """As of any other error that zeros have, too."""
+    assert rbe.compress(weight, rmse=rmse).nbytes == rbe.compress(weight, rmse=100.0).nbytes
+
+
 def test_better_grade_more_bytes(weight):
     sizes = [rbe.compress(weight, grade=g).nbytes for g in "CBAS"]
     assert sizes == sorted(sizes)

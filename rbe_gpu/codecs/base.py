@@ -220,7 +220,7 @@ class Sample:
 
     def least_density(self, target: float) -> float:
         """The density at which pruning alone meets a relative error."""
-        allowed = target**2 * self._energy / self._weight
+        allowed = target * target * self._energy / self._weight
         dropped = int(np.searchsorted(self.pruned, allowed, side="right")) - 1
         return 1.0 - dropped / self.sorted.size
 
