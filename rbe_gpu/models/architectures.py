@@ -184,7 +184,8 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     """
     model_type = config.get("model_type", "bert")
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
-        raise ValueError(f"config.json has model_type {model_type!r}; supported: {', '.join(ARCHITECTURES)}")
+        shown_type = str(model_type)[:60]
+        raise ValueError(f"config.json has model_type {shown_type!r}; supported: {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[model_type]
 
 

@@ -231,7 +231,8 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in DECODERS:
-        raise ValueError(f"config.json has model_type {model_type!r}; supported: {', '.join(DECODERS)}")
+        shown_type = str(model_type)[:60]
+        raise ValueError(f"config.json has model_type {shown_type!r}; supported: {', '.join(DECODERS)}")
     family = DECODERS[model_type]
     check_keys(config, f"config.json ({model_type})", "config.json")
     if model_type == "nomic_bert" and "n_embd" in config:
@@ -407,6 +408,10 @@ def _flag(config: Mapping[str, Any], name: str, default: bool) -> bool:
     return value
 
 
+#: a window of more tokens than any text has; kernels take windows as integers of 32 and 64 bits
+_WHOLE_TEXT = 1 << 30
+
+
 def _windows(config: Mapping[str, Any], family: Family, model_type: str) -> tuple[int | None, ...]:
     """For each layer the window of config.json, or None for all tokens."""
     layers = config["num_hidden_layers"]
@@ -417,6 +422,8 @@ def _windows(config: Mapping[str, Any], family: Family, model_type: str) -> tupl
         window = None
     elif type(window) is not int or window < 1:
         fail("config.json", key, window, "a positive integer or null")
+    else:
+        window = min(window, _WHOLE_TEXT)
     types = config.get("layer_types")
     if types is not None:
         known = isinstance(types, list) and all(kind in (FULL, SLIDING) for kind in types)

@@ -93,7 +93,8 @@ def encoder_of(config: Mapping[str, Any]) -> Encoder:
     """
     model_type = config.get("model_type", "bert")
     if not isinstance(model_type, str) or model_type not in ENCODERS:
-        raise ValueError(f"config.json has model_type {model_type!r}; supported: {', '.join(ENCODERS)}")
+        shown_type = str(model_type)[:60]
+        raise ValueError(f"config.json has model_type {shown_type!r}; supported: {', '.join(ENCODERS)}")
     return ENCODERS[model_type]
 
 

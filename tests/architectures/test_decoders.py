@@ -330,6 +330,7 @@ def test_defaults_are_those_of_transformers() -> None:
     gemma = of("gemma3_text", rope_theta=5e5).rotary
     assert gemma["sliding_attention"] == {"rope_theta": 10000.0}
     assert gemma["full_attention"] == {"rope_theta": 5e5, "rope_type": "linear", "factor": 8.0}
+    assert of("mistral", sliding_window=10**40).windows == (1 << 30,) * 3
     gemma2 = {k: v for k, v in CONFIGS["gemma2"].items() if "softcap" not in k and k != "sliding_window"}
     assert decoder_config(gemma2).windows == (4096, None, 4096)
     assert (decoder_config(gemma2).attention_softcap, decoder_config(gemma2).logit_softcap) == (50.0, 30.0)
@@ -339,6 +340,23 @@ def test_defaults_are_those_of_transformers() -> None:
     gemma = decoder_config({**CONFIGS["gemma3_text, of transformers 5"], "rope_parameters": nested}).rotary
     assert gemma["full_attention"]["rope_theta"] == 1e6
     assert gemma["sliding_attention"]["rope_theta"] == 10000.0
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("mistral", "sliding_window"), ("gemma2", "sliding_window"), ("phi3", "sliding_window")]
+)
+def test_a_window_larger_than_any_integer_of_a_kernel(name: str, key: str, tmp_path: Path) -> None:
+    large, all_tokens = (
+        load(folder(name, tmp_path / str(i), **{key: window})).forward(inputs(), LENGTHS)
+        for i, window in enumerate((10**40, 1000))
+    )
+    np.testing.assert_array_equal(large, all_tokens)
+
+
+def test_a_long_model_type(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"config\.json has model_type") as error:
+        load(folder("llama", tmp_path / "m", model_type=["llama"] * 1000))
+    assert len(str(error.value)) < 400
 
 
 def test_a_decoder_and_an_encoder_are_told_apart(tmp_path: Path) -> None:
