@@ -15,7 +15,7 @@ from .decoder_folder import read_decoder_folder, read_embedding_decoder
 from .folder import FolderSettings, check_extra, check_pooling, read_folder, weights_folder
 from .generate import sampling_of
 from .gguf_file import GGUFFile, read_gguf
-from .json_files import read_json
+from .json_files import present, read_json
 from .tensor_views import Part
 from .text_embedder import TextEmbedder
 
@@ -202,7 +202,7 @@ def read_model_folder(folder: Path) -> FolderSettings:
     config = read_json(weights_folder(folder) / "config.json", "it is not a model folder")
     if not _is_decoder(config) or decoders.DECODERS[config["model_type"]].encoder:
         return read_folder(folder)
-    if (folder / "modules.json").is_file():
+    if present(folder / "modules.json"):
         return read_embedding_decoder(folder, config)
     return read_decoder_folder(folder, config)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .decoder_settings import TOKENIZER_CLASSES
 from .folder import FolderSettings, read_text_settings
-from .json_files import read_json, read_optional
+from .json_files import present, read_json, read_optional
 from .settings import REFUSED_FILES, check_keys, fail, shown
 from .tokenizer import check_ids
 
@@ -26,7 +27,7 @@ def read_decoder_folder(folder: Path, config: dict[str, Any]) -> FolderSettings:
         A file is invalid, or a setting is not supported; the message names the file and the key.
     """
     for name, reason in REFUSED_FILES.items():
-        if (folder / name).exists():
+        if os.path.lexists(folder / name):
             raise ValueError(f"{folder / name}: {reason}")
     where = folder / "tokenizer_config.json"
     tokenizer_config = read_optional(where)
@@ -69,7 +70,7 @@ def read_embedding_decoder(folder: Path, config: dict[str, Any]) -> FolderSettin
 
 
 def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any], where: Path) -> str | None:
-    if (folder / _TEMPLATE).is_file():
+    if present(folder / _TEMPLATE):
         return (folder / _TEMPLATE).read_text("utf-8")
     template = tokenizer_config.get("chat_template")
     if isinstance(template, list):  # several by name: transformers takes the default one
@@ -89,7 +90,7 @@ def _tokenizer_json(
 ) -> bytes | None:
     """tokenizer.json as it is, with the tokens that the other file names in it."""
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not present(path):
         return None
     name = (
         tokenizer_config.get("tokenizer_class") or config.get("tokenizer_class") or "PreTrainedTokenizerFast"

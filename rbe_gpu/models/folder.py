@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 from ..json_checks import quoted
 from .decoders import with_llama_names
 from .dense_modules import check_dense
-from .json_files import read_json, read_json_list, read_optional
+from .json_files import present, read_json, read_json_list, read_optional
 from .settings import REFUSED_FILES, check_keys, fail, shown
 from .tokenizer import tokenizer_json
 
@@ -81,12 +82,12 @@ def read_folder(folder: Path) -> FolderSettings:
 def read_text_settings(folder: Path, config: dict[str, Any]) -> TextSettings:
     """The settings of a folder that are those of every text embedder; as `read_folder`."""
     for name, reason in REFUSED_FILES.items():
-        if (folder / name).exists():
+        if os.path.lexists(folder / name):
             raise ValueError(f"{folder / name}: {reason}")
     modules = _Modules(folder, None, False, {})
     settings: dict[str, Any] = {}
     extra: dict[str, Any] = {}
-    if (folder / "modules.json").is_file():
+    if present(folder / "modules.json"):
         modules = _read_modules(folder)
         for name in _TRANSFORMER_FILES:
             settings = read_optional(modules.weights / name)
@@ -112,7 +113,7 @@ def read_text_settings(folder: Path, config: dict[str, Any]) -> TextSettings:
 
 def weights_folder(folder: Path) -> Path:
     """Where a model folder has config.json and the checkpoint: itself, or the folder of its Transformer module."""
-    return _read_modules(folder).weights if (folder / "modules.json").is_file() else folder
+    return _read_modules(folder).weights if present(folder / "modules.json") else folder
 
 
 # --- modules.json -------------------------------------------------------------------------------------

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ..json_checks import MAX_DEPTH, check_tree, failure
 
-__all__ = ["read_json", "read_json_list", "read_optional"]
+__all__ = ["present", "read_json", "read_json_list", "read_optional"]
+
+
+def present(path: Path) -> bool:
+    """Whether a folder has a file.
+
+    Raises
+    ------
+    ValueError
+        The name is there, but is a folder, a pipe or a link that leads to no file, as an incomplete download leaves
+        it: what the file says is not to be ignored.
+    """
+    if path.is_file():
+        return True
+    if os.path.lexists(path):
+        raise ValueError(f"{path} is not a regular file, or a link to a file that is missing")
+    return False
 
 
 def _constant(name: str) -> NoReturn:
@@ -43,7 +60,7 @@ def _read(path: Path) -> Any:
 
 def read_json(path: Path, missing: str = "it is needed") -> dict[str, Any]:
     """A JSON object from a file."""
-    if not path.is_file():
+    if not present(path):
         raise FileNotFoundError(f"{path.parent} has no {path.name}; {missing}")
     value = _read(path)
     if not isinstance(value, dict):
@@ -53,7 +70,7 @@ def read_json(path: Path, missing: str = "it is needed") -> dict[str, Any]:
 
 def read_optional(path: Path) -> dict[str, Any]:
     """A JSON object from a file; an empty one if there is no file."""
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if present(path) else {}
 
 
 def read_json_list(path: Path) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from .checkpoint import FLOATS, check_finite, check_names
 from .decoder import Decoder
 from .dense_modules import PREFIX, check_dense, check_tensors, tensor_names
 from .folder import FolderSettings
-from .json_files import read_json
+from .json_files import present, read_json
 from .locate import find_model
 from .stored_tokenizer import take_tokenizer
 from .tensor_views import Part, TensorFile, TensorViews
@@ -217,11 +217,11 @@ def open_checkpoint(
 
 def _files(folder: Path, read_only: bool) -> Iterator[tuple[str, MappedFile]]:
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if single.is_file():
+    if present(single):
         file = MappedFile(single, read_only=read_only)
         yield from dict.fromkeys(file.entries, file).items()
         return
-    if not index.is_file():
+    if not present(index):
         raise FileNotFoundError(
             f"{folder} has no model.safetensors; convert other checkpoints with the safetensors library first"
         )
@@ -233,7 +233,7 @@ def _files(folder: Path, read_only: bool) -> Iterator[tuple[str, MappedFile]]:
         if not isinstance(shard, str) or not shard or Path(shard).name != shard:
             raise ValueError(f"{index} names {shard!r}; shards are files of the same folder")
         if shard not in opened:
-            if not (folder / shard).is_file():
+            if not present(folder / shard):
                 raise FileNotFoundError(f"{folder} has no {shard}, which {index.name} names")
             opened[shard] = MappedFile(folder / shard, read_only=read_only)
         if name not in opened[shard].entries:

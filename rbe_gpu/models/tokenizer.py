@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..json_checks import quoted
-from .json_files import read_json, read_optional
+from .json_files import present, read_json, read_optional
 from .settings import check_keys, fail, same, shown
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def tokenizer_json(
         A setting is not supported, or the files contradict each other.
     """
     path, vocabulary = folder / "tokenizer.json", folder / "vocab.txt"
-    if not path.is_file() and not vocabulary.is_file():
+    if not present(path) and not present(vocabulary):
         return None
     where = folder / "tokenizer_config.json"
     name = tokenizer_config.get("tokenizer_class") or config.get("tokenizer_class") or _BERT[0]
@@ -93,7 +93,7 @@ def tokenizer_json(
         fail(where, "tokenizer_class", name, f"one of {supported}")
     defaults = _DEFAULTS.get(kind, {})
     special = _special_tokens(folder, tokenizer_config, defaults)
-    if path.is_file():
+    if present(path):
         text = path.read_bytes()
         given = read_json(path)
         check_keys(given, "tokenizer.json", path)
@@ -463,7 +463,7 @@ def _special_tokens(
     path = folder / "special_tokens_map.json"
     merged: dict[str, Any] = dict(defaults)
     sources = [(folder / "tokenizer_config.json", tokenizer_config)]
-    if "added_tokens_decoder" not in tokenizer_config and path.is_file():
+    if "added_tokens_decoder" not in tokenizer_config and present(path):
         stored = read_json(path)
         check_keys(stored, "special_tokens_map.json", path)
         sources.append((path, stored))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -37,6 +38,30 @@ def test_refused(name: str, tmp_path: Path) -> None:
         for words in bad.words:
             assert words in message
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("modules.json", "config.json", "1_Pooling/config.json", "sentence_bert_config.json", TOKENIZER),
+        *("config_sentence_transformers.json", "tokenizer_config.json", "special_tokens_map.json"),
+        *("added_tokens.json", "model.safetensors", "adapter_config.json"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["missing", "folder", "pipe"])
+def test_a_file_that_cannot_be_read_is_not_ignored(kind: str, name: str, tmp_path: Path) -> None:
+    """A folder of links of which not all were downloaded: without modules.json vectors would not be normalised."""
+    folder = make(tmp_path / "m", real.MODEL_DIR, ())
+    path = folder / name
+    path.unlink(missing_ok=True)
+    if kind == "missing":
+        path.symlink_to(tmp_path / "blob")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        rbe.load(folder)
 
 
 def test_the_folder_itself_is_accepted(tmp_path: Path) -> None:
