@@ -23,7 +23,7 @@ import pytest
 from rbe_gpu.cluster import TaskPool, connect, run_tasks
 from rbe_gpu.embed_files import embed_files, worker
 from rbe_gpu.embed_files.folder import OutputFolder
-from rbe_gpu.embed_files.text_files import check_texts, shards, windows
+from rbe_gpu.embed_files.text_files import check_columns, check_texts, shards, windows
 from rbe_gpu.embed_files.worker import Job, embed_shard, model_digest
 from rbe_gpu.models.compress import compress_model
 from rbe_gpu.models.load import load_embedder
@@ -379,6 +379,14 @@ def test_a_damaged_log(tmp_path: Path, line: bytes) -> None:
 
 
 # --- bad texts ----------------------------------------------------------------------------------------
+
+
+def test_two_columns_of_one_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table([pyarrow.array(["x"]), pyarrow.array(["y"])], names=["text", "text"])
+    pyarrow.parquet.write_table(table, path)
+    with pytest.raises(ValueError, match=r"a\.parquet has 2 columns 'text'"):
+        check_columns([path], "text")
 
 
 def bad_parquet(path: Path, **columns: Any) -> None:

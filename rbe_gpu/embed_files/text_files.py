@@ -160,6 +160,8 @@ def _opened(path: Path, field: str) -> Any:
     names = file.schema_arrow.names
     if field not in names:
         raise ValueError(f"{path} has no column {field!r}; it has {', '.join(map(repr, names))}")
+    if names.count(field) > 1:
+        raise ValueError(f"{path} has {names.count(field)} columns {field!r}")
     of_column = file.schema_arrow.field(field).type
     types = pyarrow.types
     if types.is_dictionary(of_column):
