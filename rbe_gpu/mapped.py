@@ -87,7 +87,11 @@ class MappedFile:
             self.file_bytes = os.fstat(file.fileno()).st_size
             self._check_size(fail)
             access = mmap.ACCESS_READ if read_only else mmap.ACCESS_COPY
-            self._map = mmap.mmap(file.fileno(), self.file_bytes, access=access)
+            try:
+                self._map = mmap.mmap(file.fileno(), self.file_bytes, access=access)
+            except OSError as error:  # of too many descriptors or mappings, without a name
+                error.filename = os.fspath(self.path)
+                raise
         self._read_header(fail)
 
     @classmethod

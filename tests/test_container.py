@@ -25,6 +25,7 @@ from rbe_gpu import DenseCodes, GridCodes, RBEMatrix, RBEVectors, SparseCodes, c
 from rbe_gpu.codecs import entropy, packing
 from rbe_gpu.codecs.entropy import Stream
 from rbe_gpu.container import FormatError, Writer, describe, from_bytes, load_file, save_file, to_bytes
+from rbe_gpu.mapped import MappedFile
 from tests import real
 from tests.compressed import gridded
 
@@ -198,6 +199,21 @@ def test_loaded_arrays_are_private_views(tmp_path: Path) -> None:
     same(small(), second["b"])
     same(encoded("dense-int4"), second["w"])
     assert (tmp_path / "a").read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the descriptors of a process")
+def test_a_file_for_which_no_descriptor_is_left_is_named(tmp_path: Path) -> None:
+    import resource
+
+    path, held = tmp_path / "w.rbe.safetensors", []
+    save_file(path, {"a": np.ones(3, np.float32)})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"Too many open files.*w\.rbe\.safetensors"):
+            held.extend(MappedFile(path) for _ in range(100))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_replaced_file_leaves_open_tensors_alone(tmp_path: Path) -> None:

@@ -89,8 +89,8 @@ def _norm(
     check_vector("bias", bias, cols)
     if residual is not None:
         check_residual(x, residual)
-    if eps < 0:
-        raise ValueError(f"eps={eps} is negative")
+    if not eps >= 0:
+        raise ValueError(f"eps={eps} is not valid; use 0 or more")
     if residual_out is not None:
         output(backend, residual_out, x.shape, x.dtype, "residual_out")
     result = output(backend, out, x.shape, x.dtype)

@@ -109,6 +109,7 @@ ERRORS = (
     ErrorCase("weight float64", {"weight": to_float64}, TypeError, "weight has dtype"),
     ErrorCase("weight strided", {"weight": strided}, ValueError, "weight is not C-contiguous"),
     ErrorCase("eps negative", {"eps": -1e-5}, ValueError, "eps"),
+    ErrorCase("eps NaN", {"eps": float("nan")}, ValueError, "eps"),
     ErrorCase("residual of another dtype", {"residual": as_float16}, TypeError, "residual has dtype"),
     ErrorCase("residual_out float16", {"residual_out": as_float16}, TypeError, "residual_out has dtype"),
     ErrorCase("residual_out narrower", {"residual_out": narrower}, ValueError, "residual_out has shape"),
