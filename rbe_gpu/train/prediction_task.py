@@ -44,8 +44,8 @@ class PredictionTask(Task):
         self._head = EMBEDDINGS if model.settings.tied else HEAD
 
     def sequences(self, texts: Sequence[str], max_tokens: int) -> list[Ids]:
-        """The texts, joined by an empty line, cut into windows as `evaluate_decoders` cuts them; each begins with the
-        special tokens that the tokenizer puts before a text. None is longer than the model's positions.
+        """The texts, joined by an empty line, cut into windows, each of which begins with the special tokens that the
+        tokenizer puts before a text, as what is generated from does. None is longer than the model's positions.
         """
         if not texts:
             return []
