@@ -140,14 +140,16 @@ def test_a_model_folder(tmp_path: Path, model_folder: Path) -> None:
 def test_weights_that_the_model_does_not_read_are_left_out(tmp_path: Path, model_folder: Path) -> None:
     """Their names are in a note, and they do not count in the ratio. Of a bare file everything is compressed."""
     pooler = real.weight("pooler.dense.weight")[:HIDDEN, :HIDDEN]
-    others = {"pooler.dense.weight": pooler, **{f"cls.{i}": np.ones(3, np.float32) for i in range(6)}}
+    others = {"pooler.dense.weight": pooler, **{f"cls.{i}\n": np.ones(3, np.float32) for i in range(6)}}
     folder = make_model(tmp_path / "minilm-cut", {**cut_tensors(), **others})
     summary = compress_model(folder, tmp_path / "c", ratio=4)
     plain = compress_model(model_folder, tmp_path / "p", ratio=4)
     assert summary.rows == plain.rows
     assert summary.dense_bytes == plain.dense_bytes
     assert summary.notes == (
-        "left out, because the model does not read them: cls.0, cls.1, cls.2, cls.3, cls.4 and 2 more",
+        "left out, because the model does not read them: "
+        + ", ".join(f'"cls.{i}\\n"' for i in range(5))
+        + " and 2 more",
     )
     texts = ["some words", "others"]
     np.testing.assert_array_equal(load(tmp_path / "c").embed(texts), load(tmp_path / "p").embed(texts))

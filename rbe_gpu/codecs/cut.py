@@ -24,8 +24,9 @@ EXCEPTION_BITS = 40
 _START_BITS = 32  # of a row in `row_start`, at most
 _MOST_COLUMNS = 1 << 16
 _MOST = (1 << 31) - 1
-# Of large matrices 256 integers of every 2017 choose the width: a prime, so that they are of all columns alike
-_SAMPLE, _STRIDE, _LARGE = 256, 2017, 1 << 16
+# Of large matrices an eighth, in runs of 256 integers, chooses the width. The runs are drawn at random: at equal
+# distances they may all lie in the same rows, and rows that are sorted into bands differ in spread
+_SAMPLE, _PART, _LARGE = 256, 8, 1 << 16
 _CHUNK = 1 << 20  # integers whose exceptions are found at a time: a byte each, and 60 for an exception
 
 
@@ -150,6 +151,11 @@ def _cost(bits: int, exceptions: float, rows: int, cols: int) -> float:
     return bits * rows * cols + EXCEPTION_BITS * exceptions + (_START_BITS * (rows + 1) if exceptions else 0)
 
 
+def sampled_runs(count: int) -> NDArray[np.int64]:
+    """Which of `count` runs of integers choose the width, the same ones every time."""
+    return np.asarray(np.random.RandomState(0).randint(count, size=count // _PART))
+
+
 def _cheapest(q: NDArray[np.int8], bits: int, rows: int) -> int:
     """The width of least cost. q (cols, at least `rows`), C-contiguous, with zeros behind the rows."""
     cols = len(q)
@@ -157,8 +163,8 @@ def _cheapest(q: NDArray[np.int8], bits: int, rows: int) -> int:
         return bits
     sample = q
     if q.size >= _LARGE:
-        flat = q.reshape(-1)
-        sample = flat[: flat.size // _STRIDE * _STRIDE].reshape(-1, _STRIDE)[:, :_SAMPLE]
+        runs = q.reshape(-1)[: q.size // _SAMPLE * _SAMPLE].reshape(-1, _SAMPLE)
+        sample = runs[sampled_runs(len(runs))]
     scale = q.size / sample.size
     best, least = bits, float(bits * rows * cols)
     for b in range(bits - 1, LEAST_BITS - 1, -1):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..container import METADATA_KEY
+from ..json_checks import quoted
 from ..mapped import MappedFile
 from .architectures import architecture, is_gguf, read_gguf_folder, read_model_folder
 from .dense_modules import check_dense, tensor_names
@@ -123,5 +124,5 @@ def _split(
 
 
 def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
+    shown = ", ".join(map(quoted, names[:_SHOWN]))
     return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown

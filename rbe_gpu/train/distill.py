@@ -60,7 +60,7 @@ class DistillSummary:
     Attributes
     ----------
     path, file_bytes : the file
-    dense_bytes : the float tensors of the checkpoint as float32
+    dense_bytes : the float tensors that the dense model reads, as float32
     steps, minutes : of training, those before a resumption included
     start, result : of the start file, and of the written one, on the held-out texts: `Agreement` of the vectors with
         the dense model's, or how its tokens are predicted (`rbe_gpu.evaluate_decoders.Prediction`)
@@ -101,7 +101,7 @@ def _split(texts: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def dense_bytes_of(model: Path) -> int:
-    """Bytes of the float tensors of a model folder or GGUF file as float32."""
+    """Bytes of the float tensors that a model folder or GGUF file is read for, as float32."""
     source = open_source(model)
     return sum(4 * prod(source.entry(n)[1]) for n in source.files if source.entry(n)[0] in FLOATS)
 
