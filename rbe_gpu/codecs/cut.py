@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,9 +153,11 @@ def _cost(bits: int, exceptions: float, rows: int, cols: int) -> float:
     return bits * rows * cols + EXCEPTION_BITS * exceptions + (_START_BITS * (rows + 1) if exceptions else 0)
 
 
+@lru_cache(maxsize=16)  # up to a millisecond, for a few shapes
 def sampled_runs(count: int) -> NDArray[np.int64]:
     """Which of `count` runs of integers choose the width, the same ones every time."""
-    return np.asarray(np.random.RandomState(0).randint(count, size=count // _PART))
+    # not of NumPy's generators, whose import takes 10 ms
+    return np.array(Random(0).choices(range(count), k=count // _PART), np.int64)
 
 
 def _cheapest(q: NDArray[np.int8], bits: int, rows: int) -> int:
