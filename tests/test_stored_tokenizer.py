@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import zstandard
 
+import rbe_gpu
+from rbe_gpu.models.compress import compress_model
 from rbe_gpu.models.stored_tokenizer import ARRAY, MAX_BYTES, stored_tokenizer, take_tokenizer
 
 from . import real
@@ -148,6 +150,21 @@ def test_the_writer_refuses_what_a_reader_refuses() -> None:
     value = {"model": {"vocab": {}}, "added_tokens": [{"id": 0}] * 400_000}
     with pytest.raises(ValueError, match="too many for an array of"):
         stored_tokenizer(json.dumps(value).encode())
+
+
+def test_compress_names_a_tokenizer_that_does_not_fit(tmp_path: Path) -> None:
+    """A folder's tokenizer may take more than a model file's: here, 60,000 times the same token."""
+    from tests.test_compress_model import make_model
+
+    path = make_model(tmp_path / "m") / "tokenizer.json"
+    value = json.loads(path.read_text("utf-8"))
+    value["added_tokens"] += value["added_tokens"][:1] * 60_000
+    path.write_text(json.dumps(value), "utf-8")
+    assert rbe_gpu.load(tmp_path / "m").embed(["a"]).shape == (1, 96)
+    with pytest.raises(ValueError, match=r"too many for an array of .*; remove added tokens") as error:
+        compress_model(tmp_path / "m", tmp_path / "out", codes="dense-int4")
+    assert str(error.value).startswith(f"{path}: the tokenizer has ")
+    assert not (tmp_path / "out").exists()
 
 
 def test_many_added_tokens(file: Path) -> None:

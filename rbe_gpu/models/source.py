@@ -103,7 +103,10 @@ def _model(
                 f"{tokenizer_path} has {len(text)} bytes; a model file holds {MAX_BYTES} at most"
             )
         read_tokenizer(text, tokenizer_path)
-        tokenizer = stored_tokenizer(text)
+        try:
+            tokenizer = stored_tokenizer(text)
+        except ValueError as error:
+            raise ValueError(f"{tokenizer_path}: {error}; remove added tokens that no text has") from None
     else:
         notes.append(f"{path} has no tokenizer.json: the result can run on token ids, but not on text")
     nbytes = sum(file.file_bytes for file in {f.path: f for f in files.values()}.values())
