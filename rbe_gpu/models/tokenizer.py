@@ -8,6 +8,7 @@ Both are done here on the JSON, so that a compressed file holds one tokenizer th
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..json_checks import quoted
 from .json_files import present, read_json, read_optional
 from .settings import check_keys, fail, same, shown
+from .tokenizer_bounds import check_bounds
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -53,11 +55,9 @@ _DEFAULTS = {
 _UNKNOWN = "a \ua66e"
 _LONG_NUMBER = b"0" * 8
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
-_SEQUENCES = ("normalizers", "pretokenizers", "decoders")
-#: bytes that a step may make of one, where it is more than few; what the map of Precompiled holds is not read
-_OTHER_GROWTH = {"ByteLevel": 2.0, "Precompiled": 1024.0}
-_MAX_GROWTH = 1 << 14  # XLM-R's steps reach 2,048 with that estimate
-_MAX_ADDED = 1024  # tokens around a text; most models add two
+#: that an added token is normalised when the tokenizer is made; a name may hold escapes
+_NORMALIZED = re.compile(rb'"normalized"\s*:\s*true|\\u00[67]')
+_NO_VOCABULARY = {"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
@@ -136,28 +136,26 @@ def read_tokenizer(text: bytes, where: object) -> Tokenizer:
     from tokenizers import Tokenizer  # a model folder without a tokenizer loads without this package
 
     what = f"{where} holds no tokenizer"
+    if _NORMALIZED.search(text):
+        # the steps alone: what they make of added tokens is made with the tokenizer
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{what}: {' '.join(str(error).split())[:120]}") from None
+        if isinstance(value, dict):
+            with tokenizer_errors(what):
+                steps = Tokenizer.from_str(json.dumps({**value, **_NO_VOCABULARY}))
+            check_bounds(steps, where)
     with tokenizer_errors(what):
         tokenizer = Tokenizer.from_str(text.decode("utf-8"))
         tokenizer.no_padding()  # to a length of the file's, which could be 10^8 tokens
-        template, normalizer, splitter, decoder = (
-            {} if part is None else json.loads(part.__getstate__())
-            for part in (
-                tokenizer.post_processor,
-                tokenizer.normalizer,
-                tokenizer.pre_tokenizer,
-                tokenizer.decoder,
-            )
-        )
-    _check_template(template, where)
-    _check_added_tokens(template, where)
-    for steps in ([normalizer, splitter], [decoder]):
-        growth = _growth(steps)
-        if growth > _MAX_GROWTH:
-            raise ValueError(
-                f"{where} has steps that make up to {growth:.1e} bytes of one byte of text; {_MAX_GROWTH} are allowed"
-            )
+    check_bounds(tokenizer, where)
+    truncation = tokenizer.truncation
+    tokenizer.no_truncation()  # a stride makes windows that overlap: tokens times its length
     with tokenizer_errors(what):
         encoding = tokenizer.encode(_UNKNOWN)
+        if truncation is not None:
+            tokenizer.enable_truncation(truncation["max_length"], direction=truncation["direction"])
     if any(encoding.type_ids):
         raise ValueError(
             f"{where} has a post_processor with token types other than 0, which are not supported"
@@ -185,68 +183,6 @@ def check_unicode(texts: Sequence[str], prompt: str) -> None:
             raise ValueError(
                 f"{name} is not valid Unicode: it holds half of a surrogate pair at character {error.start}"
             ) from None
-
-
-def _check_template(processor: Mapping[str, Any], where: object) -> None:
-    """Refuse a template of special tokens that makes tokenizers panic, which writes a backtrace to standard error."""
-    for step in processor.get("processors", ()):  # of a Sequence
-        _check_template(step, where)
-    for piece in processor.get("single", ()):  # of a TemplateProcessing
-        if piece.get("Sequence", {}).get("id", "A") != "A":
-            fail(where, "post_processor.single", piece, "the Sequence A alone")
-        token = piece.get("SpecialToken", {}).get("id")
-        if token is not None and token not in processor["special_tokens"]:
-            fail(where, "post_processor.single", piece, "a token of its special_tokens")
-
-
-def _check_added_tokens(processor: Mapping[str, Any], where: object) -> None:
-    """Refuse templates that put thousands of tokens around a text: pieces times ids, more than their file's size."""
-    added, level = 0, [processor]
-    while level:
-        for step in level:
-            ids = {name: len(token["ids"]) for name, token in step.get("special_tokens", {}).items()}
-            added += sum(ids[p["SpecialToken"]["id"]] for p in step.get("single", ()) if "SpecialToken" in p)
-        level = [inner for step in level for inner in step.get("processors", ())]
-    if added > _MAX_ADDED:
-        raise ValueError(
-            f"{where} has a post_processor that adds {added} tokens to a text; {_MAX_ADDED} are allowed"
-        )
-
-
-def _growth(steps: Sequence[Mapping[str, Any]]) -> float:
-    """How many bytes steps of a tokenizer can make of one byte of text, one step taking what another has made.
-
-    A factor for each step, and the largest product along a chain in which the content of a replacement has a
-    character of the pattern of a later one. What other steps make of a character is not known here: behind them
-    every pattern counts.
-    """
-    flat: list[Mapping[str, Any]] = []
-    level = list(reversed(steps))
-    while level:  # nested sequences, from the last step to the first
-        step = level.pop(0)
-        inner = next((step[name] for name in _SEQUENCES if name in step), None)
-        if inner is None:
-            flat.append(step)
-        else:
-            level[:0] = reversed(inner)
-    of_any, of_character, largest = 1.0, dict[str, float](), 1.0  # of the steps behind: by what they take
-    for step in flat:
-        kind = str(step.get("type"))
-        content = step.get({"Replace": "content", "Prepend": "prepend"}.get(kind, ""))
-        if content is None:
-            growth = _OTHER_GROWTH.get(kind, 1.0) * max([of_any, *of_character.values()])
-            of_any, of_character = growth, {}
-        else:
-            pattern = step["pattern"].get("String") if kind == "Replace" else None
-            made = len(content.encode())
-            growth = max(1.0, made / len(pattern.encode())) if pattern else 1.0 + made
-            growth *= max([of_any, *(of_character.get(c, 1.0) for c in content)])
-            if not pattern:
-                of_any = growth
-            for c in pattern or "":
-                of_character[c] = max(of_character.get(c, 1.0), growth)
-        largest = max(largest, growth)
-    return largest
 
 
 def check_ids(text: bytes, config: Mapping[str, Any], where: object) -> None:

@@ -80,7 +80,12 @@ def _tokenizer(edit: Callable[[Any], object], *words: str) -> Bad:
 
 #: the step of GPT-2 and RoBERTa
 BYTES = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
-_LISTS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
+_LISTS = {
+    "normalizer": "normalizers",
+    "pre_tokenizer": "pretokenizers",
+    "decoder": "decoders",
+    "post_processor": "processors",
+}
 
 
 def replaced(pattern: str, content: str) -> dict[str, Any]:
@@ -88,6 +93,16 @@ def replaced(pattern: str, content: str) -> dict[str, Any]:
 
 
 _DOUBLED = replaced("a", "aa")
+
+
+def _prefix(replacement: str) -> dict[str, Any]:
+    return {"type": "Metaspace", "replacement": replacement, "prepend_scheme": "always", "split": True}
+
+
+def _many(part: str, step: dict[str, Any], number: int) -> Bad:
+    made = {part: {"type": "Sequence", _LISTS[part]: [step] * number}}
+    words = (TOKENIZER, f"{part} of more than 128 steps")
+    return Bad(words, (FAST, change(TOKENIZER, lambda t: t.update(made))))
 
 
 def _steps(**steps: list[Any]) -> Bad:
@@ -100,6 +115,32 @@ def _thousand_times_thousand(tokenizer: Any) -> None:
     template = tokenizer["post_processor"]
     template["special_tokens"]["[CLS]"].update(ids=[101] * 1000, tokens=["[CLS]"] * 1000)
     template["single"][:1] *= 1000
+
+
+def _processors(*make: Callable[[Any], dict[str, Any]]) -> Edit:
+    """A sequence of post-processors, each made from the template."""
+
+    def edit(tokenizer: Any) -> None:
+        made = [one(tokenizer["post_processor"]) for one in make]
+        tokenizer["post_processor"] = {"type": "Sequence", "processors": made}
+
+    return change(TOKENIZER, edit)
+
+
+def _texts(number: int) -> Bad:
+    """A template with the text so many times: with truncation, 5 take 5 s and 2.5 GB, 10 never end."""
+
+    def edit(tokenizer: Any) -> None:
+        first, text, last = tokenizer["post_processor"]["single"]
+        tokenizer["post_processor"]["single"] = [first, *[text] * number, last]
+
+    words = (TOKENIZER, "post_processor.single", f"the Sequence A {number} times")
+    return Bad(words, (FAST, change(TOKENIZER, edit)))
+
+
+def _doubles_added_tokens(tokenizer: Any) -> None:
+    tokenizer["added_tokens"][0].update(content="aa[PAD]", normalized=True)
+    tokenizer["normalizer"] = {"type": "Sequence", "normalizers": [_DOUBLED] * 23}
 
 
 def _two_texts_in_a_sequence(tokenizer: Any) -> None:
@@ -279,6 +320,41 @@ FOLDERS: dict[str, Bad] = {
     "template that adds thousands of tokens": Bad(
         (TOKENIZER, "adds 1000001 tokens"),
         (FAST, change(TOKENIZER, _thousand_times_thousand)),
+    ),
+    "template without the text": _texts(0),
+    "template with the text twice": _texts(2),
+    "template with the text 2,000 times": _texts(2000),
+    "two templates": Bad(
+        (TOKENIZER, "post_processor.processors", "one that puts tokens around a text"),
+        (FAST, _processors(lambda t: t, lambda t: t)),
+    ),
+    "tokens around the pieces of a template": Bad(
+        (TOKENIZER, "post_processor.processors", "one that puts tokens around a text"),
+        (
+            FAST,
+            _processors(
+                lambda t: t,
+                lambda t: {"type": "BertProcessing", "sep": ["[SEP]", 102], "cls": ["[CLS]", 101]},
+            ),
+        ),
+    ),
+    "thousands of normalisers": _many("normalizer", {"type": "Lowercase"}, 20_000),
+    "129 splitters": _many("pre_tokenizer", {"type": "Digits", "individual_digits": True}, 129),
+    "129 decoders": _many("decoder", {"type": "Fuse"}, 129),
+    "129 post-processors": _many("post_processor", {**BYTES, "add_prefix_space": False}, 129),
+    "a character of 18 others": _steps(
+        normalizer=[replaced("\u0644", "\ufdfa"), {"type": "NFKC"}] * 6,
+    ),
+    "prefixes of prefixes": _steps(pre_tokenizer=[_prefix("A"), _prefix("B")] * 8),
+    "a decoder of an empty suffix": _steps(decoder=[{"type": "BPEDecoder", "suffix": ""}] * 18),
+    "a decoder of an empty delimiter": _steps(
+        decoder=[{"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "", "cleanup": True}] * 18
+    ),
+    "a regular expression between characters": _steps(
+        normalizer=[{"type": "Replace", "pattern": {"Regex": "(?=.)"}, "content": " "}] * 16
+    ),
+    "steps that multiply an added token": Bad(
+        (TOKENIZER, "bytes of one byte of text"), (FAST, change(TOKENIZER, _doubles_added_tokens))
     ),
     "replacements that double a text": _steps(normalizer=[_DOUBLED] * 30),
     "replacements that take turns": _steps(
