@@ -139,7 +139,7 @@ def test_the_divergence_and_its_gradients(
     want = functional.kl_div(q, p, log_target=True, reduction="batchmean")
     (3 * want).backward()
     leaves = [a.clone().requires_grad_() for a in (x, w)]
-    kl, same = prediction.mean_divergence(*leaves, y, v, softcap)
+    kl, same = prediction.divergence_loss(*leaves, y, v, softcap)
     (3 * kl).backward()
     assert kl.item() == pytest.approx(want.item(), rel=1e-5)
     assert float(same) == pytest.approx(float((q.argmax(1) == p.argmax(1)).double().mean()))

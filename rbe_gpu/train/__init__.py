@@ -1,4 +1,5 @@
-"""Rate-distortion training: the integers of a compressed encoder, trained to say what the dense one says.
+"""Rate-distortion training: the integers of a compressed model, trained so that its vectors, or its predictions, are
+those of the dense one.
 
 `distill.py` has the public function; PyTorch computes gradients (extra `train`) and is imported by nothing else.
 """

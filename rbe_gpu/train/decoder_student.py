@@ -170,7 +170,9 @@ class DecoderStudent:
     def _angles(self, rotary: RBERotary, text: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines, (1 or batch, 1, seq, rotary_dim/2)."""
         seq, context = text.shape[1], self.config.first_context
-        tables = rotary.tables(seq + rotary.context)
+        if context is not None and seq <= context:
+            context = None
+        tables = rotary.tables(seq + (context or 0))
         cos, sin = (torch.from_numpy(np.asarray(table)).to(text.device) for table in tables)
         positions = torch.arange(seq, device=text.device)[None]
         if context is not None:  # texts beyond the first context have rotations of their own

@@ -89,7 +89,7 @@ class _Divergence(torch.autograd.Function):  # type: ignore[misc]
         return states * factor, head * factor, None, None, None
 
 
-def mean_divergence(
+def divergence_loss(
     states: Tensor, head: Tensor, teacher: Tensor, teacher_head: Tensor, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
     """Mean divergence in nats, with gradients for states and head, and the top-1 agreement; both ().

@@ -82,7 +82,7 @@ class PredictionTask(Task):
         return states.float()[text]
 
     def loss(self, student: Pass, teacher: Pass, text: Tensor) -> tuple[Tensor, Divergence]:
-        kl, same = prediction.mean_divergence(
+        kl, same = prediction.divergence_loss(
             student.outputs, student.weights[self._head], teacher.outputs, teacher.weights[self._head],
             self.model.settings.logit_softcap,
         )  # fmt: skip

@@ -18,8 +18,8 @@ Ids = NDArray[np.int32]
 MIN_BATCHES = 8
 
 
-class Student(Protocol):
-    """A forward pass."""
+class ForwardPass(Protocol):
+    """Of a kind of model, for any weights: `student.Student`, `decoder_student.DecoderStudent`."""
 
     def states(self, weights: Mapping[str, Tensor], words: Tensor, text: Tensor) -> list[Tensor]:
         """Hidden states (batch, seq, hidden) of the words (batch, seq, hidden), text (batch, seq) bool."""
@@ -46,7 +46,7 @@ class Task(ABC):
     Attributes
     ----------
     model : the dense model
-    student : its forward pass, for any weights
+    student : its forward pass
     words : canonical name of the table of word embeddings
     reads_rows : whether a step reads only the rows of its batch of that table, and trains no others
     """
@@ -58,7 +58,7 @@ class Task(ABC):
     max_tokens: ClassVar[int]
 
     model: Any
-    student: Student
+    student: ForwardPass
     words: str
     reads_rows: bool
 
