@@ -55,8 +55,8 @@ def _mean_cosine(a: Any, b: Any) -> float:
 
 
 def int8_windows(windows: Sequence[Ids]) -> list[Ids]:
-    """Of windows of tokens those that `int8_parts` measures on."""
-    return [w[:_TOKENS] for w in windows[:: max(1, len(windows) // _WINDOWS)]]
+    """Of windows of tokens those that `int8_parts` measures on, 8 at most."""
+    return [w[:_TOKENS] for w in windows[:: max(1, -(-len(windows) // _WINDOWS))]]
 
 
 def predicted(model: Decoder, windows: Sequence[Ids]) -> Iterator[F32]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,18 @@ from ..evaluate_decoders import WINDOW, Prediction, evaluate_decoders
 from ..models.decoder import Decoder
 from ..models.decoder_tensors import EMBEDDINGS, HEAD
 from ..models.int8_choice import int8_parts, int8_windows, predicted
+from ..models.scratch import Scratch
 from . import objective, prediction
 from .decoder_student import DecoderStudent
 from .measures import Divergence
 from .task import MIN_BATCHES, Ids, Pass, Task
 
-_MIN_HELD_OUT = 512  # predicted tokens
+_MIN_HELD_OUT_TOKENS = 512  # predicted
 _MIN_TOKENS = 2
+#: Characters that are tokenized at once: 10 MB in one string took 2.2 GB
+_PIECE = 1 << 18
+_BETWEEN_WORDS, _BEFORE_SPACE = re.compile(r"(?<=\w) (?=\w)"), re.compile(r"(?<=\S)\s")
+_LOOK_BACK = 1 << 12  # characters that a place to cut is searched in
 
 
 class PredictionTask(Task):
@@ -46,13 +52,20 @@ class PredictionTask(Task):
     def sequences(self, texts: Sequence[str], max_tokens: int) -> list[Ids]:
         """The texts, joined by an empty line, cut into windows, each of which begins with the special tokens that the
         tokenizer puts before a text, as what is generated from does. None is longer than the model's positions.
+
+        The join is tokenized in pieces of at most 262,144 characters, cut before a space between words where there is
+        one. That gives the ids of the whole join with tokenizers that split there (byte-level ones, Metaspace); one
+        that puts a space before every text (as Llama 2's normalizer does) has a token more at each cut.
         """
         if not texts:
             return []
         mask = self.model.tokenizer.encode("a").special_tokens_mask
-        count = mask.index(0) if 0 in mask else 0
-        ids = np.asarray(self.model.token_ids("\n\n".join(texts)), np.int32)
-        first, ids = ids[:count], ids[count:]
+        count, behind = ([*side, 0].index(0) for side in (mask, mask[::-1]))
+        pieces = [np.asarray(self.model.token_ids(piece), np.int32) for piece in _pieces(texts)]
+        first = pieces[0][:count]
+        ids = np.concatenate([piece[count : len(piece) - behind] for piece in pieces])
+        if behind:
+            ids = np.concatenate([ids, pieces[-1][-behind:]])
         size = max(1, min(max_tokens, self.model.settings.max_positions) - count)
         parts = (np.concatenate([first, ids[i : i + size]]) for i in range(0, len(ids), size))
         return [part for part in parts if len(part) >= _MIN_TOKENS]
@@ -72,9 +85,10 @@ class PredictionTask(Task):
                 f"{count} or more, better thousands"
             )
         tokens = sum(map(len, held_out))
-        if tokens < _MIN_HELD_OUT:
+        if tokens < _MIN_HELD_OUT_TOKENS:
             raise ValueError(
-                f"held-out texts of {tokens} tokens are too short to choose a state on; pass {_MIN_HELD_OUT} or more"
+                f"held-out texts of {tokens} tokens are too short to choose a state on; pass "
+                f"{_MIN_HELD_OUT_TOKENS} or more"
             )
 
     def outputs(self, states: Tensor, text: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
@@ -112,7 +126,30 @@ class PredictionTask(Task):
 
     def int8_activations(self, tensors: Mapping[str, Any], texts: Sequence[str]) -> list[str]:
         windows = int8_windows(self.sequences(texts, self.max_tokens))
-        dense = list(
-            predicted(self.model, windows)
-        )  # 8 windows of 128 tokens: 1.1 GB of a vocabulary of 262,144
-        return int8_parts(self.model.with_tensors(tensors), windows, lambda: dense)
+        scratch = Scratch()  # 8 windows of 128 tokens: 1.1 GB of a vocabulary of 262,144
+        dense = [scratch.array(logs) for logs in predicted(self.model, windows)]
+        return int8_parts(self.model.with_tensors(tensors), windows, lambda: (read() for read in dense))
+
+
+def _pieces(texts: Sequence[str]) -> Iterator[str]:
+    """The texts joined by an empty line, in pieces of at most `_PIECE` characters."""
+    rest = ""
+    for i, text in enumerate(texts):
+        rest += f"\n\n{text}" if i else text
+        start = 0
+        while len(rest) - start > _PIECE:
+            stop = _cut(rest, start, start + _PIECE)
+            yield rest[start:stop]
+            start = stop
+        rest = rest[start:]
+    yield rest
+
+
+def _cut(text: str, start: int, most: int) -> int:
+    """Where to cut a text that begins at `start`: at `most` or up to 4,096 characters before."""
+    first = max(start + 1, most - _LOOK_BACK)
+    for place in (_BETWEEN_WORDS, _BEFORE_SPACE):
+        places = [match.start() for match in place.finditer(text, first, most)]
+        if places:
+            return places[-1]
+    return most
