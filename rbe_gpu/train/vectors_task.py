@@ -45,20 +45,35 @@ class VectorsTask(Task):
             self.student, self.words = Student.of(model), WORDS
         else:
             self.student, self.words = DecoderStudent.of(model.decoder), EMBEDDINGS
+        self._prompt = model.resolve_prompt()
+        self._without_text = len(model.token_ids([""], self._prompt)[0])  # tokens of an empty text
+        mask = model.tokenizer.encode("a").special_tokens_mask
+        self._behind = [*mask[::-1], 0].index(0)  # special tokens behind a text
 
     def sequences(self, texts: Sequence[str], max_tokens: int) -> list[Ids]:
-        """Those of the texts that have any beside special ones, truncated with their last (special) token kept."""
+        """Those of the texts of which a token is pooled beside special ones, truncated before the special tokens
+        behind the text. What is truncated away is text: `check_options` refuses fewer tokens than an empty text has.
+        """
         special = self.model.tokenizer.num_special_tokens_to_add(False)
-        some = (s for s in self.model.token_ids(texts, self.model.resolve_prompt()) if len(s) > special)
-        return [s if len(s) <= max_tokens else np.append(s[: max_tokens - 1], s[-1]) for s in some]
+        empty = self._without_text if self.model.tokens_not_pooled(self._prompt) else special
+        end = max_tokens - self._behind
+        return [
+            s if len(s) <= max_tokens else np.append(s[:end], s[len(s) - self._behind :])
+            for s in self.model.token_ids(texts, self._prompt)
+            if len(s) > empty
+        ]
 
     def check_options(self, batch_size: int, max_tokens: int) -> None:
         if batch_size < _MIN_BATCH:
             raise ValueError(
                 f"batch_size={batch_size} is too small; texts of a batch are compared: use 2 or more"
             )
-        if max_tokens < _MIN_TOKENS:
-            raise ValueError(f"max_tokens={max_tokens} leaves no room for text beside special tokens")
+        least = max(_MIN_TOKENS, self._without_text + 1)
+        if max_tokens < least:
+            raise ValueError(
+                f"max_tokens={max_tokens} leaves no room for text beside special tokens and those of the prompt; use "
+                f"{least} or more"
+            )
 
     def check(self, sequences: Sequence[Ids], held_out: Sequence[Ids], batch_size: int) -> None:
         count = MIN_BATCHES * batch_size

@@ -415,6 +415,34 @@ def test_calibration_takes_dense_modules(tmp_path: Path) -> None:
     assert (a * b).sum(axis=1).mean() > 0.99
 
 
+@pytest.mark.parametrize("name", sorted(name for name in CASES if CASES[name].prompts))
+def test_training_reads_a_token_behind_a_prompt_that_is_not_pooled(name: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="training needs PyTorch")
+    from rbe_gpu.train.batches import padded
+    from rbe_gpu.train.vectors_task import VectorsTask
+
+    model = load_embedder(folder(name, tmp_path / "m"))
+    model.include_prompt, model.default_prompt_name = False, next(iter(model.prompts))
+    prompt = model.resolve_prompt()
+    task = VectorsTask(model)
+    empty = len(model.token_ids([""], prompt)[0])
+    with pytest.raises(ValueError, match=f"max_tokens={empty} leaves no room .* use {empty + 1} or more"):
+        task.check_options(2, empty)
+    task.check_options(2, empty + 1)
+    text = "a text of several words"
+    whole = model.token_ids([text], prompt)[0]
+    sequences = task.sequences([text, ""], empty + 1)  # the empty one has no token to pool
+    assert [len(ids) for ids in sequences] == [empty + 1]
+    special = bool(model.tokenizer.encode("a").special_tokens_mask[-1])
+    np.testing.assert_array_equal(sequences[0][:-1], whole[:empty])
+    assert sequences[0][-1] == (whole[-1] if special else whole[empty])
+    weights = {n: torch.from_numpy(np.array(w, np.float32)) for n, w in model.tensors().items()}
+    batch = padded(sequences, "cpu")
+    states = torch.randn(*batch.ids.shape, model.hidden_size, generator=torch.Generator().manual_seed(1))
+    norms = task.outputs(states, batch.text, weights).norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(1))
+
+
 @pytest.mark.filterwarnings("ignore:calibrating on:UserWarning")
 def test_training_holds_dense_modules_fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And brings vectors closer to those of the dense model."""
