@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from .. import output
 from ..blocks import RBEBlocks
 from ..container import Writer, load_file
-from ..evaluate import NEIGHBOURS, Agreement
+from ..evaluate import Agreement
 from ..evaluate_decoders import Prediction
 from ..json_checks import dump_json
 from ..models.architectures import Model, architecture, is_gguf
@@ -34,6 +34,7 @@ from ..models.dense_modules import PREFIX
 from ..models.load import load
 from ..models.source import FLOATS, open_source
 from ..threads import get_num_threads
+from .held_out import digest
 
 if TYPE_CHECKING:
     from .loop import TrainingStatus
@@ -46,10 +47,7 @@ if TYPE_CHECKING:
 START_RATIO, START_RATIO_OF_PREDICTIONS = 16.0, 8.0
 LEARNING_RATE = 0.01  # 100 steps of one sign change an integer by 1
 PRECISIONS = ("float32", "bfloat16")
-_RECIPE = 6  # raised when the same arguments begin to give another file
-_HELD_OUT = 256
-_HELD_OUT_PARTS = 16
-_MIN_HELD_OUT = NEIGHBOURS + 1
+_RECIPE = 7  # raised when the same arguments begin to give another file
 _HEADER_ROOM = 512  # bytes by which numbers in the header may grow
 
 
@@ -83,21 +81,6 @@ class DistillSummary:
     def ratio(self) -> float:
         """dense float32 bytes / file bytes."""
         return self.dense_bytes / self.file_bytes
-
-
-def _digest(*parts: str) -> str:
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(hashlib.sha256(part.encode("utf-8", "surrogatepass")).digest())
-    return whole.hexdigest()
-
-
-def _split(texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Training and held-out texts: one of 16 by a hash, 256 at most; of few texts, enough to measure on."""
-    ordered = sorted(texts, key=_digest)
-    held_out = ordered[:: min(_HELD_OUT_PARTS, max(1, len(ordered) // _MIN_HELD_OUT))][:_HELD_OUT]
-    excluded = set(held_out)
-    return [text for text in texts if text not in excluded], held_out
 
 
 def dense_bytes_of(model: Path) -> int:
@@ -206,7 +189,9 @@ def distill(
     minutes, steps : how long to train; give one
     start : an `.rbe.safetensors` file of this model in grid codes, calibrated or trained; None: the model is
         calibrated on the texts at `ratio`, or START_RATIO (predictions: START_RATIO_OF_PREDICTIONS) if that is lower
-    held_out : texts to choose the best state on, which are not trained on; None: one of 16 of `texts`, 256 at most
+    held_out : texts to choose the best state on, which are not trained on; None: one of 16 of `texts`, 256 at most.
+        Of a model that predicts tokens a sixteenth of the characters, those of some 16,384 tokens at most, for which
+        one text may be cut; of texts that are passed it reads some 32,768 tokens, of texts in the order of a hash
     batch_size : texts, or windows of tokens, of a step; None: 32 texts, 8 windows
     max_tokens : texts are truncated to so many tokens: short texts train faster, and long ones read well too; of a
         model that predicts tokens the window that tokens are predicted in, at most its positions. None: 96, a window
@@ -262,10 +247,13 @@ def distill(
     task.check_options(batch_size, max_tokens)
     texts = list(dict.fromkeys(texts))
     if held_out is None:
-        texts, held_out = _split(texts)
+        texts, held_out = task.split(texts)
     else:
         excluded = set(held_out)
-        texts, held_out = [t for t in texts if t not in excluded], list(dict.fromkeys(held_out))
+        texts, held_out = (
+            [t for t in texts if t not in excluded],
+            task.measured(list(dict.fromkeys(held_out))),
+        )
     sequences, held_out_sequences = (task.sequences(some, max_tokens) for some in (texts, held_out))
     task.check(sequences, held_out_sequences, batch_size)
     dense_bytes = dense_bytes_of(model)
@@ -293,7 +281,7 @@ def distill(
     identity = {
         "start file": hashlib.sha256(first.read_bytes()).hexdigest(),
         "version of the package": str(_RECIPE),
-        "texts": _digest(*texts, "", *held_out),
+        "texts": digest(*texts, "", *held_out),
         "size": str(target),
         "batch size, tokens, precision, learning rate or seed": (
             f"{batch_size}, {max_tokens}, {precision}, {learning_rate}, {seed}"

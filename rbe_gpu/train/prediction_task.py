@@ -14,12 +14,13 @@ from ..models.decoder import Decoder
 from ..models.decoder_tensors import EMBEDDINGS, HEAD
 from ..models.int8_choice import int8_parts, int8_windows, predicted
 from ..models.scratch import Scratch
+from . import held_out as split
 from . import objective, prediction
 from .decoder_student import DecoderStudent
 from .measures import Divergence
 from .task import MIN_BATCHES, Ids, Pass, Task
 
-_MIN_HELD_OUT_TOKENS = 512  # predicted
+_MIN_HELD_OUT_TOKENS = 512
 _MIN_TOKENS = 2
 #: Characters that are tokenized at once: 10 MB in one string took 2.2 GB
 _PIECE = 1 << 18
@@ -48,6 +49,14 @@ class PredictionTask(Task):
         self.student = DecoderStudent.of(model)
         self.reads_rows = not model.settings.tied
         self._head = EMBEDDINGS if model.settings.tied else HEAD
+
+    def split(self, texts: Sequence[str]) -> tuple[list[str], list[str]]:
+        # the tokens are estimated: a quarter more than what `check` asks for
+        return split.by_tokens(texts, self.model.token_ids, _MIN_HELD_OUT_TOKENS * 5 // 4)
+
+    def measured(self, held_out: Sequence[str]) -> list[str]:
+        """At most some 32,768 tokens, which the states of the dense model are held of."""
+        return split.bounded(held_out, self.model.token_ids)
 
     def sequences(self, texts: Sequence[str], max_tokens: int) -> list[Ids]:
         """The texts, joined by an empty line, cut into windows, each of which begins with the special tokens that the

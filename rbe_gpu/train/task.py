@@ -63,6 +63,14 @@ class Task(ABC):
     reads_rows: bool
 
     @abstractmethod
+    def split(self, texts: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Training and held-out texts. texts : all different"""
+
+    @abstractmethod
+    def measured(self, held_out: Sequence[str]) -> list[str]:
+        """What is measured on, of the held-out texts of a caller."""
+
+    @abstractmethod
     def sequences(self, texts: Sequence[str], max_tokens: int) -> list[Ids]:
         """Token ids of texts, at most `max_tokens` in each sequence."""
 

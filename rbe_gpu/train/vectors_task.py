@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..evaluate import NEIGHBOURS, Agreement, agreement
+from ..evaluate import Agreement, agreement
 from ..models.bert import BertEncoder
 from ..models.decoder_embedder import DecoderEmbedder
 from ..models.decoder_tensors import EMBEDDINGS
 from ..models.int8_choice import int8_weights
+from . import held_out as split
 from . import objective
 from .decoder_student import DecoderStudent
 from .measures import Cosine
@@ -21,7 +22,6 @@ from .student import Student
 from .task import MIN_BATCHES, Ids, Pass, Task
 
 WORDS = "embeddings.word_embeddings.weight"
-_MIN_HELD_OUT = NEIGHBOURS + 1
 _MIN_BATCH = 2  # texts of a batch are compared
 _MIN_TOKENS = 3
 
@@ -49,6 +49,12 @@ class VectorsTask(Task):
         self._without_text = len(model.token_ids([""], self._prompt)[0])  # tokens of an empty text
         mask = model.tokenizer.encode("a").special_tokens_mask
         self._behind = [*mask[::-1], 0].index(0)  # special tokens behind a text
+
+    def split(self, texts: Sequence[str]) -> tuple[list[str], list[str]]:
+        return split.by_count(texts)
+
+    def measured(self, held_out: Sequence[str]) -> list[str]:
+        return list(held_out)
 
     def sequences(self, texts: Sequence[str], max_tokens: int) -> list[Ids]:
         """Those of the texts of which a token is pooled beside special ones, truncated before the special tokens
@@ -82,9 +88,9 @@ class VectorsTask(Task):
                 f"{len(sequences)} different texts with a token are too few to train on; pass {count} or more, "
                 "better thousands"
             )
-        if len(held_out) < _MIN_HELD_OUT:
+        if len(held_out) < split.MIN_TEXTS:
             raise ValueError(
-                f"{len(held_out)} held-out texts are too few to choose a state on; pass {_MIN_HELD_OUT} or more"
+                f"{len(held_out)} held-out texts are too few to choose a state on; pass {split.MIN_TEXTS} or more"
             )
 
     def outputs(self, states: Tensor, text: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
