@@ -349,6 +349,20 @@ def header(arrays: Mapping[str, Any], tensors: Mapping[str, Any], config: Mappin
     return struct.pack("<Q", len(text)) + text
 
 
+def file_bytes(tensors: Mapping[str, RBEBlocks | NDArray[Any]], config: Mapping[str, Any]) -> int:
+    """Bytes of the file that `save_file` would write."""
+    arrays: dict[str, _Spooled] = {}
+    described: dict[str, dict[str, Any]] = {}
+    for name, value in tensors.items():
+        parts: dict[str, Any] = {name: value}
+        described[name] = {"kind": "dense"}
+        if isinstance(value, RBEBlocks):
+            parts = {f"{name}.{part}": a for part, a in value.arrays.items()}
+            described[name] = description(value)
+        arrays |= {array: _Spooled(DTYPE_NAMES[a.dtype], a.shape, 0, a.nbytes) for array, a in parts.items()}
+    return len(header(arrays, described, config)) + sum(a.nbytes for a in arrays.values())
+
+
 def _host(a: Any, name: str) -> NDArray[Any]:
     """A C-contiguous NumPy array; CuPy arrays come back from their GPU."""
     if not isinstance(a, np.ndarray) and hasattr(a, "__cuda_array_interface__"):

@@ -11,21 +11,23 @@ import numpy as np
 import pytest
 
 import rbe_gpu as rbe
-from rbe_gpu.evaluate_decoders import evaluate_decoders
+from rbe_gpu.evaluate_decoders import evaluate_decoders, log_softmax
 from rbe_gpu.models import corpus
 from rbe_gpu.models.compress import compress_model
+from rbe_gpu.models.int8_choice import int8_parts, int8_windows, predicted
 from rbe_gpu.models.load import load_decoder
 from rbe_gpu.train.distill import distill
 
 from . import gguf_files, real
 from .architectures.decoder_cases import write_with_tokenizer
 from .cli.command import refused, run
-from .test_distill import Interrupt
+from .test_distill import Interrupt, spied
 
 pytest.importorskip("torch", reason="training needs PyTorch, which `make test` installs with the baselines")
 pytestmark = pytest.mark.filterwarnings("ignore:calibrating on:UserWarning")  # bytes are few different tokens
 
-from rbe_gpu.train import checkpoint  # noqa: E402
+from rbe_gpu.train import checkpoint, prediction_task  # noqa: E402
+from rbe_gpu.train import held_out as held  # noqa: E402
 from rbe_gpu.train.measures import Divergence  # noqa: E402
 from rbe_gpu.train.prediction_task import PredictionTask  # noqa: E402
 
@@ -90,6 +92,113 @@ def test_training_lowers_the_divergence_at_equal_bytes(
     assert seen[-1].best == max((point[3] for point in summary.curve), key=lambda measure: measure.score)
 
 
+def test_the_first_point_of_the_curve_is_the_start_file(
+    untied: tuple[Path, Path], texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the logits of both models on the held-out windows; its output matrix is not the dense one."""
+    read = spied(monkeypatch)
+    summary = _train(untied, texts, tmp_path / "out", steps=1)
+    dense, start = load_decoder(untied[0]), load_decoder(untied[1]).with_int8_activations(())
+    assert np.abs(np.asarray(start.head.decode()) - np.asarray(dense.head)).max() > 0.01
+    kl, same = [], []
+    for window in read[0][1]:
+        p, q = (log_softmax(model.logits(window[None])[0]) for model in (dense, start))
+        kl.append((np.exp(p) * (p - q)).sum(1))
+        same.append(p.argmax(1) == q.argmax(1))
+    first = summary.curve[0][3]
+    assert first.kl == pytest.approx(np.concatenate(kl).mean(), rel=1e-3)
+    assert first.top_1 == pytest.approx(np.concatenate(same).mean(), abs=0.002)
+
+
+def test_the_file_has_int8_activations_where_they_cost_little(
+    tied: tuple[Path, Path], texts: list[str], tmp_path: Path
+) -> None:
+    held_out = texts[:40]
+    summary = _train(tied, texts, tmp_path / "out", held_out=held_out)
+    assert not summary.is_start
+    dense, trained = load_decoder(tied[0]), load_decoder(tmp_path / "out")
+    plain = trained.with_int8_activations(())
+    windows = int8_windows(PredictionTask(dense).sequences(held_out, 256))
+    logs = list(predicted(dense, windows))
+    names = int8_parts(plain, windows, lambda: logs)
+    assert sorted(trained.int8_activations) == sorted(names)
+    assert names
+
+
+def test_a_size_just_below_the_estimate(tied: tuple[Path, Path], texts: list[str], tmp_path: Path) -> None:
+    """The state that was chosen exceeds it by some bytes: the file is coarser by as little."""
+    free = _train(tied, texts, tmp_path / "free", steps=100, ratio=None, file_bytes=40_000)
+    estimate = free.curve[-1][2]
+    assert free.file_bytes > estimate  # names of weights with int8 activations, and facts
+    tight = _train(tied, texts, tmp_path / "out", steps=100, ratio=None, file_bytes=round(estimate) - 5)
+    assert tight.file_bytes == (tmp_path / "out").stat().st_size < estimate
+    assert not tight.is_start
+    assert tight.result.kl < tight.start.kl
+
+
+def test_no_file_is_worse_than_a_start_that_fits(
+    tied: tuple[Path, Path], texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def far_too_coarse(tensors: dict[str, Any], grids: Any, *rest: Any) -> bool:
+        for name, grid in grids.items():
+            grid.coarsen(3.0)
+            tensors[name] = grid.stored()
+        return True
+
+    monkeypatch.setattr("rbe_gpu.train.distill._coarsen", far_too_coarse)
+    summary = _train(tied, texts, tmp_path / "out", ratio=5.5)
+    assert summary.is_start
+    assert summary.result == summary.start
+    assert (tmp_path / "out").read_bytes() == tied[1].read_bytes()
+    assert summary.file_bytes == tied[1].stat().st_size
+    size = tied[1].stat().st_size - 1
+    smaller = _train(tied, texts, tmp_path / "out", ratio=None, file_bytes=size)
+    assert not smaller.is_start  # the start file does not fit
+    assert smaller.result.kl > smaller.start.kl
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_interrupt_or_error_after_the_last_step_loses_nothing(
+    error: type[BaseException],
+    tied: tuple[Path, Path],
+    texts: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _train(tied, texts, tmp_path / "a")
+
+    def stop(*_: Any) -> Any:
+        raise error
+
+    for part in ("int8_activations", "quality"):
+        with monkeypatch.context() as patch:
+            patch.setattr(PredictionTask, part, stop)
+            with pytest.raises(error):
+                _train(tied, texts, tmp_path / part)
+        assert (tmp_path / part).exists() == (part == "quality")  # it is written before it is measured
+        resumed = _train(tied, texts, tmp_path / part, resume=True, progress=stop)  # no step is left
+        assert resumed.steps == 6
+        assert (tmp_path / part).read_bytes() == (tmp_path / "a").read_bytes()
+        assert not checkpoint.path_for(tmp_path / part).exists()
+
+
+def test_held_out_texts_are_not_trained_on(
+    tied: tuple[Path, Path], texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = spied(monkeypatch)
+    tokenizer = load_decoder(tied[0]).tokenizer
+    one = "\n\n".join(texts)
+    _train(tied, texts, tmp_path / "a", steps=1)
+    _train(tied, texts, tmp_path / "b", steps=1, held_out=texts[:40])
+    _train(tied, [one], tmp_path / "c", steps=1)
+    for trained, held_out in read:
+        left, right = (tokenizer.decode(np.concatenate(windows)) for windows in (trained, held_out))
+        parts = [part for part in right.split("\n\n") if len(part) > 60]
+        assert len(parts) > 5
+        assert not [part for part in parts if part in left]
+        assert len(left) > 8 * len(right)
+
+
 def test_two_runs_and_a_resumed_one_give_the_same_file(
     untied: tuple[Path, Path], texts: list[str], tmp_path: Path
 ) -> None:
@@ -142,6 +251,58 @@ def test_windows_begin_as_the_tokenizer_begins_texts(tied: tuple[Path, Path]) ->
     assert {int(window[0]) for window in windows} == {7}
     assert np.concatenate([window[1:] for window in windows]).tolist() == ids
     assert max(map(len, windows)) == 10
+
+
+def test_texts_are_tokenized_in_pieces(
+    tied: tuple[Path, Path], texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut before a space between words, or before any space, or anywhere; the ids are those of the whole."""
+    model = load_decoder(tied[0])
+    some = [*texts[:60], "x" * 5000, "a\n.\n" * 300, "", *texts[60:90]]
+    whole = model.token_ids("\n\n".join(some))
+    for size in (50, 1000, 4097):
+        monkeypatch.setattr(prediction_task, "_PIECE", size)
+        pieces = list(prediction_task._pieces(some))
+        assert "".join(pieces) == "\n\n".join(some)
+        assert max(map(len, pieces)) <= size
+        assert np.concatenate(PredictionTask(model).sequences(some, 64)).tolist() == whole
+
+    from tokenizers import processors
+
+    model.tokenizer.post_processor = processors.TemplateProcessing(
+        "<s> $A </s>", special_tokens=[("<s>", 7), ("</s>", 8)]
+    )
+    windows = PredictionTask(model).sequences(some, 64)
+    assert np.concatenate([window[1:] for window in windows]).tolist() == [*whole, 8]
+
+
+def test_the_default_held_out_texts_are_counted_in_tokens() -> None:
+    def words(text: str) -> list[int]:
+        return [0] * len(text.split())
+
+    def tokens(texts: list[str]) -> int:
+        return sum(len(words(text)) for text in texts)
+
+    for count, length in ((1, 12_000), (5, 3000), (21, 2000), (3000, 40), (40, 30_000)):
+        texts = [" ".join(f"{i:04}.{k:05}" for k in range(length)) for i in range(count)]
+        trained, held_out = held.by_tokens(texts, words, 640)
+        assert tokens(trained) + tokens(held_out) == count * length
+        assert sorted(" ".join([*held_out, *trained]).split()) == sorted(" ".join(texts).split())
+        expected = min(max(count * length / 16, 640), 16_384)
+        assert 0.9 * expected < tokens(held_out) < 1.1 * expected
+        again, other = held.by_tokens(texts[::-1], words, 640)
+        assert (sorted(again), other) == (sorted(trained), held_out)
+    assert held.bounded(texts[:1], words) == texts[:1]
+    assert 0.9 * 32_768 < tokens(held.bounded(texts, words)) < 1.1 * 32_768
+    assert held.by_tokens([], words, 640) == ([], [])
+    assert held.by_tokens([""], words, 640)[1] == []
+
+
+def test_windows_that_choose_int8_parts_are_few() -> None:
+    for count in range(1, 40):
+        windows = int8_windows([np.zeros(256)] * count)
+        assert min(count, 5) <= len(windows) <= 8
+        assert {len(window) for window in windows} == {128}
 
 
 def test_a_gguf_file_is_calibrated_and_trained(texts: list[str], tmp_path: Path) -> None:

@@ -164,15 +164,21 @@ def _warnings_on_one_line() -> Iterator[None]:
 
 _output: Path | None = None
 _before: object = None
+_checkpoint_before: object = None  # of training
 _folder = False
 _replaced: object = None  # the manifest of a folder that is replaced
 
 
 def writes(out: Path) -> None:
     """Remember the file that the command writes, for the message after an interrupt. Not pipes and the like."""
-    global _output, _before, _folder
+    global _output, _before, _checkpoint_before, _folder
     if not output.destination(out).through:
         _output, _before, _folder = out, _identity(out), False
+        _checkpoint_before = _identity(_checkpoint_of(out))
+
+
+def _checkpoint_of(out: Path) -> Path:
+    return out.with_name(f".{out.name}.checkpoint")
 
 
 def writes_folder(out: Path, replace: bool) -> None:
@@ -196,8 +202,10 @@ def _interrupted() -> int:
         return _signals.INTERRUPTED
     if _output is None:
         _say("interrupted")
-    elif _output.with_name(f".{_output.name}.journal").is_dir() or (
-        _folder and _identity(_output / MANIFEST) not in (None, _replaced)
+    elif (
+        _output.with_name(f".{_output.name}.journal").is_dir()
+        or (not _folder and _identity(_checkpoint_of(_output)) not in (None, _checkpoint_before))
+        or (_folder and _identity(_output / MANIFEST) not in (None, _replaced))
     ):
         _say("interrupted; the finished part is kept: continue with --resume")
     elif _folder or _identity(_output) == _before:

@@ -62,7 +62,8 @@ def command(
         Path | None,
         typer.Option(
             readable=False,
-            help="Held-out texts that select the best state. Default: a sixteenth of the texts, at most 256.",
+            help="Held-out texts that select the best state. Default: a sixteenth of the texts, at most 256, or some "
+            "16,384 tokens of a model that generates text.",
         ),
     ] = None,
     batch_size: Annotated[
@@ -80,7 +81,7 @@ def command(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="Seed of the order of the texts.")] = 0,
-    device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda or cuda:N.")] = "cpu",
     precision: Annotated[
         str | None,
         typer.Option(help="float32 or bfloat16 matmuls. Default: float32 on the CPU, else bfloat16."),
@@ -231,5 +232,10 @@ def _show(summary: DistillSummary) -> None:
     show(
         table,
         f"on {on}; {summary.steps} steps in {summary.minutes:.1f} minutes",
-        f"{summary.path}: {size(summary.file_bytes)}, {summary.ratio:.2f} times smaller than float32",
+        f"{summary.path}: {size(summary.file_bytes)}, {summary.ratio:.2f} times smaller than float32"
+        + (
+            ", with the tensors of the start file: the trained ones were no better"
+            if summary.is_start
+            else ""
+        ),
     )

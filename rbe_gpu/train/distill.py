@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from .. import output
 from ..blocks import RBEBlocks
 from ..container import Writer, load_file
+from ..container import file_bytes as bytes_of
 from ..evaluate import Agreement
 from ..evaluate_decoders import Prediction
-from ..json_checks import dump_json
 from ..models.architectures import Model, architecture, is_gguf
 from ..models.compress import Progress, compress_model
 from ..models.decoder import Decoder
@@ -39,8 +39,8 @@ from .held_out import digest
 if TYPE_CHECKING:
     from .loop import TrainingStatus
     from .measures import Measure
+    from .quantizer import Grid
     from .task import Task
-    from .trainer import Trainer
 
 #: Calibration is good down to here, of models that make vectors and of those that predict tokens; below it states are
 #: noise and gradients too, so training goes down from here.
@@ -48,7 +48,6 @@ START_RATIO, START_RATIO_OF_PREDICTIONS = 16.0, 8.0
 LEARNING_RATE = 0.01  # 100 steps of one sign change an integer by 1
 PRECISIONS = ("float32", "bfloat16")
 _RECIPE = 7  # raised when the same arguments begin to give another file
-_HEADER_ROOM = 512  # bytes by which numbers in the header may grow
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,8 @@ class DistillSummary:
     curve : (steps, minutes, estimated bytes, measure of the student on the held-out texts) at every evaluation; the
         measure is a tuple with the fields "cosine", or "kl" and "top_1" (`rbe_gpu.train.measures`)
     interrupted : whether the run was interrupted; the file is then of the best state so far, and `resume` continues
+    is_start : whether the file holds the tensors and config of the start file: its size is within the target, and the
+        trained state, which had to be coarsened to the target after training, was no better on the held-out texts
     """
 
     path: Path
@@ -76,6 +77,7 @@ class DistillSummary:
     result: Agreement | Prediction
     curve: tuple[tuple[int, float, float, Measure], ...]
     interrupted: bool
+    is_start: bool
 
     @property
     def ratio(self) -> float:
@@ -130,17 +132,14 @@ class _Start:
             name: value.decode() if isinstance(value, RBEBlocks) else value for name, value in dense.items()
         }
 
-    def write(self, out: Path, tensors: Mapping[str, Any], facts: Mapping[str, Any], int8: list[str]) -> int:
-        """Write the file with trained tensors; its bytes."""
-        with Writer(out) as writer:
-            writer.config = {
-                **self.config,
-                "source": {**self.config.get("source", {}), "distilled": dict(facts)},
-                "int8_activations": int8,
-            }
-            for name, value in self.tensors.items():
-                writer.add(name, tensors.get(self.names.get(name, ""), value))
-            return writer.nbytes
+    def config_with(self, facts: Mapping[str, Any], int8: list[str]) -> dict[str, Any]:
+        """The config of a trained file."""
+        source = {**self.config.get("source", {}), "distilled": dict(facts)}
+        return {**self.config, "source": source, "int8_activations": int8}
+
+    def tensors_with(self, trained: Mapping[str, Any]) -> dict[str, Any]:
+        """All tensors of a file by their names in it. trained : by canonical name"""
+        return {name: trained.get(self.names.get(name, ""), value) for name, value in self.tensors.items()}
 
 
 def distill(
@@ -171,12 +170,18 @@ def distill(
 
     Needs PyTorch (`pip install 'rbe-gpu[train]'`). With `steps`, the same arguments give the same file on the same
     machine, with the same number of threads; a run by `minutes` depends on the machine's speed. An interrupt
-    (KeyboardInterrupt) ends training with the best file so far.
+    (KeyboardInterrupt) ends training with the best file so far. When training is over, there is a checkpoint of its
+    end until the file is written and measured: an interrupt or an error there loses nothing, `resume` continues.
+
+    The file is within the size, exactly. Where the best state exceeds it, because its size was an estimate, steps of
+    the grids are made coarser; is it then no better than a start file that is within the size, `out` gets the tensors
+    of the start file (`DistillSummary.is_start`).
 
     Memory: some 45 bytes per weight (the teacher, latents, gradients and their moments, the best state), 1 GB for
-    MiniLM, and activations: 14 float32 values per layer, token and unit of the hidden size, 0.4 GB for 32 texts of
-    96 tokens. Of logits at most 0.3 GB, whatever the vocabulary (`rbe_gpu.train.prediction`). SmolLM2 (135 million
-    weights) takes 10 GB with 8 windows of 256 tokens.
+    MiniLM, and activations: per layer, token and unit of the hidden size 14 float32 values of a BERT encoder, 0.4 GB
+    for 32 texts of 96 tokens, and 23 of a decoder of SmolLM2's shape. Logits take 0.3 GB in training
+    (`rbe_gpu.train.prediction`); the measurement of the files on held-out text has those of a whole window in
+    float64: a process grew by 0.4 GB for 256 tokens of a vocabulary of 49,152, by 2.1 GB for one of 262,144.
 
     Parameters
     ----------
@@ -184,7 +189,7 @@ def distill(
     texts : what to train on; thousands, of the kind that the model will read. A repeated one counts once. Those of a
         model that predicts tokens are joined by an empty line
     out : the file to write, by custom `<name>.rbe.safetensors`. The checkpoint is `.NAME.checkpoint` beside it,
-        replaced every five minutes and removed at the end
+        replaced every five minutes and at the end of training, and removed when the file is written and measured
     ratio, file_bytes : the size of the whole file at most: dense float32 bytes / ratio, or bytes; give one
     minutes, steps : how long to train; give one
     start : an `.rbe.safetensors` file of this model in grid codes, calibrated or trained; None: the model is
@@ -203,7 +208,7 @@ def distill(
     learning_rate : at first, in steps of the grid per step of training; of scales, biases and norms a tenth of it, of
         their own units. A trained file that is only to be trained longer gains more with less, say 0.003
     resume : continue from the checkpoint of a run with the same model, start, texts and options. A different length
-        is allowed
+        is allowed.
     progress : called after every step
     calibration_progress : as `progress` of `rbe_gpu.calibrate`, where the model is calibrated first
 
@@ -266,6 +271,16 @@ def distill(
         first = Path(start)
     begin = _Start(first, teacher)
     set_threads(get_num_threads())
+    identity = {
+        "start file": hashlib.sha256(first.read_bytes()).hexdigest(),
+        "version of the package": str(_RECIPE),
+        "texts": digest(*texts, "", *held_out),
+        "size": str(target),
+        "batch size, tokens, precision, learning rate or seed": (
+            f"{batch_size}, {max_tokens}, {precision}, {learning_rate}, {seed}"
+        ),
+    }
+    path = checkpoint.path_for(out)
     trainer = Trainer(
         task,
         begin.trained(),
@@ -278,16 +293,6 @@ def distill(
         precision,
         learning_rate,
     )
-    identity = {
-        "start file": hashlib.sha256(first.read_bytes()).hexdigest(),
-        "version of the package": str(_RECIPE),
-        "texts": digest(*texts, "", *held_out),
-        "size": str(target),
-        "batch size, tokens, precision, learning rate or seed": (
-            f"{batch_size}, {max_tokens}, {precision}, {learning_rate}, {seed}"
-        ),
-    }
-    path = checkpoint.path_for(out)
     loop = Loop(trainer, begin.file_bytes, target, steps, minutes, path, identity)
     if loop.fixed_bytes >= target:
         highest = floor(100 * dense_bytes / (loop.fixed_bytes + 1)) / 100
@@ -303,19 +308,42 @@ def distill(
     except KeyboardInterrupt:
         interrupted = True
     loop.finish()
-    quality = task.quality(held_out)
-    before = quality(begin.model)
     target_of_start = begin.config.get("source", {}).get("target", {})
     facts = {"steps": loop.steps, "texts": len(texts), "start": target_of_start, "seed": seed}
-    written = _write_within(trainer, begin, out, target, facts, task, held_out)
-    after = quality(load(out))
+    # chosen first: the names are in the file, whose size counts
+    tensors = trainer.tensors()
+    config = begin.config_with(facts, task.int8_activations(tensors, held_out))
+    coarsened = _coarsen(tensors, trainer.grids, begin, config, target)
+    written = _write(out, begin.tensors_with(tensors), config)
+    quality = task.quality(held_out)
+    after, before = quality(load(out)), quality(begin.model)
+    is_start = coarsened and bytes_of(begin.tensors, begin.config) <= target and not _is_better(after, before)
+    if is_start:
+        written, after = _write(out, begin.tensors, begin.config), before
     if not interrupted:
         for left in (path, start_path(out)) if own_start else (path,):
             with suppress(FileNotFoundError):
                 left.unlink()
     return DistillSummary(
-        out, written, dense_bytes, loop.steps, loop.minutes, before, after, tuple(loop.curve), interrupted
+        out,
+        written,
+        dense_bytes,
+        loop.steps,
+        loop.minutes,
+        before,
+        after,
+        tuple(loop.curve),
+        interrupted,
+        is_start,
     )
+
+
+def _is_better(new: Agreement | Prediction, old: Agreement | Prediction) -> bool:
+    if isinstance(new, Prediction) and isinstance(old, Prediction):
+        return new.kl < old.kl
+    assert isinstance(new, Agreement)
+    assert isinstance(old, Agreement)
+    return new.cosine_mean > old.cosine_mean
 
 
 def _check_options(
@@ -346,33 +374,35 @@ def _task_of(model: Model, source: Path) -> Task:
     return PredictionTask(model) if isinstance(model, Decoder) else VectorsTask(model)
 
 
-def _write_within(
-    trainer: Trainer,
-    start: _Start,
-    out: Path,
-    target: int,
-    facts: Mapping[str, Any],
-    task: Task,
-    held_out: Sequence[str],
-) -> int:
-    """Write the file, with coarser steps of some weights if it would exceed the target. Its bytes."""
-    config = task.model.config
-    names = {*architecture(config).linear_weights(config)} - {*start.config.get("int8_activations", ())}
-    room = len(dump_json(dict(facts))) + sum(len(name) + 4 for name in names) + _HEADER_ROOM
-    tensors = trainer.tensors()
-    grown = sum(tensors[name].nbytes - old.nbytes for name, old in start.trained().items())
-    size = start.file_bytes + grown + room
-    # one weight after the other, the smallest first: many latents lie at the edge of their step after training, and
-    # steps coarser by 0.1% take 2% of the bytes
-    grids = sorted(trainer.grids, key=lambda name: trainer.grids[name].size)
-    while size > target:
+def _write(out: Path, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+    """Write a file; its bytes."""
+    with Writer(out) as writer:
+        writer.config = dict(config)
+        for name, value in tensors.items():
+            writer.add(name, value)
+        return writer.nbytes
+
+
+def _coarsen(
+    tensors: dict[str, Any], grids: Mapping[str, Grid], start: _Start, config: Mapping[str, Any], target: int
+) -> bool:
+    """Replace trained tensors by coarser ones until the file with this config is within the target; whether any
+    had to be.
+
+    One weight after the other, the smallest first: many latents lie at the edge of their step after training, and
+    steps coarser by 0.1% take 2% of the bytes.
+    """
+    coarsened = False
+    while (size := bytes_of(start.tensors_with(tensors), config)) > target:
+        if not any(grid.integers().any() for grid in grids.values()):
+            raise ValueError(f"the target is {target} bytes, but a file without any integers takes {size}")
+        coarsened = True
         by = 1.0 + max(0.001, 0.7 * (size / target - 1))
-        for name in grids:
-            trainer.grids[name].coarsen(by)
-            coarser = trainer.grids[name].stored()
+        for name in sorted(grids, key=lambda name: grids[name].size):
+            grids[name].coarsen(by)
+            coarser = grids[name].stored()
             size += coarser.nbytes - tensors[name].nbytes
             tensors[name] = coarser
             if size <= target:
                 break
-    int8 = task.int8_activations(tensors, held_out)
-    return start.write(out, tensors, facts, int8)
+    return coarsened

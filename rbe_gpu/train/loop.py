@@ -150,7 +150,9 @@ class Loop:
         return self._elapsed / 60 / self._minutes
 
     def run(self, progress: Callable[[TrainingStatus], None] | None) -> None:
-        """Train to the end. An interrupt leaves a checkpoint and the state after the last whole step."""
+        """Train to the end. That leaves a checkpoint, and so does an interrupt: of the state after the last whole
+        step.
+        """
         saved = time.monotonic()
         try:
             while self._done < 1 and self._since_best < _PATIENCE:
@@ -163,6 +165,7 @@ class Loop:
                 if time.monotonic() - saved > _CHECKPOINT_SECONDS:
                     self.save()
                     saved = time.monotonic()
+            self.save()  # what follows may take as long, and may be interrupted too
         except KeyboardInterrupt:
             self.save()
             raise
