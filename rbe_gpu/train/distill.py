@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -202,7 +203,7 @@ def distill(
         model that predicts tokens the window that tokens are predicted in, at most its positions. None: 96, a window
         256
     seed : of the order of the texts
-    device : "cpu" or "cuda"
+    device : "cpu", "cuda" or "cuda:N"
     precision : of the matmuls, "float32" or "bfloat16" with float32 weights, sums and logits; None: bfloat16 on a
         GPU. On a CPU with instructions for it (AVX-512 BF16), steps of MiniLM take 0.55 of the time
     learning_rate : at first, in steps of the grid per step of training; of scales, biases and norms a tenth of it, of
@@ -218,6 +219,8 @@ def distill(
         PyTorch is not installed.
     OSError
         A file is missing, or `out` cannot be written.
+    MemoryError
+        PyTorch gets too little memory for `batch_size` and `max_tokens`.
     ValueError
         An option is out of range, a size cannot be reached, there are too few texts, the start file is not of this
         model or not in grid codes, or the checkpoint is of another run.
@@ -228,18 +231,23 @@ def distill(
         raise ImportError("training needs PyTorch; pip install 'rbe-gpu[train]'") from None
     from . import checkpoint
     from .loop import Loop, set_threads
+    from .memory import memory_errors
     from .trainer import Trainer
 
     model, out = Path(model), Path(out)
     _check_options(ratio, file_bytes, minutes, steps)
-    if device.partition(":")[0] not in ("cpu", "cuda"):
+    if re.fullmatch(r"cpu|cuda(:\d+)?", device, re.ASCII) is None:
         raise ValueError(f'device={device!r}; use "cpu" or "cuda"')
     if precision not in (None, *PRECISIONS):
         raise ValueError(f"precision={precision!r}; use one of {PRECISIONS}")
     if precision is None:
         precision = "float32" if device == "cpu" else "bfloat16"
-    if device != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}, but PyTorch sees no GPU; use device='cpu'")
+    if device != "cpu":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device={device!r}, but PyTorch sees no GPU; use device='cpu'")
+        count = torch.cuda.device_count()
+        if int(device.partition(":")[2] or 0) >= count:
+            raise ValueError(f"device={device!r}, but the last GPU that PyTorch sees is cuda:{count - 1}")
     if not 0 < learning_rate <= 1:
         raise ValueError(f"learning_rate={learning_rate} is not above 0 and at most 1")
     if not model.is_dir() and not is_gguf(model):
@@ -281,33 +289,34 @@ def distill(
         ),
     }
     path = checkpoint.path_for(out)
-    trainer = Trainer(
-        task,
-        begin.trained(),
-        begin.fixed(),
-        sequences,
-        held_out_sequences,
-        batch_size,
-        seed,
-        device,
-        precision,
-        learning_rate,
-    )
-    loop = Loop(trainer, begin.file_bytes, target, steps, minutes, path, identity)
-    if loop.fixed_bytes >= target:
-        highest = floor(100 * dense_bytes / (loop.fixed_bytes + 1)) / 100
-        raise ValueError(
-            f"the target is {target} bytes, but scales, dense tensors, tokenizer and header alone take "
-            f"{floor(loop.fixed_bytes)}; the highest reachable ratio is below {highest:g}"
+    with memory_errors(batch_size, max_tokens):
+        trainer = Trainer(
+            task,
+            begin.trained(),
+            begin.fixed(),
+            sequences,
+            held_out_sequences,
+            batch_size,
+            seed,
+            device,
+            precision,
+            learning_rate,
         )
-    if resume and path.exists():
-        loop.resume()
-    interrupted = False
-    try:
-        loop.run(progress)
-    except KeyboardInterrupt:
-        interrupted = True
-    loop.finish()
+        loop = Loop(trainer, begin.file_bytes, target, steps, minutes, path, identity)
+        if loop.fixed_bytes >= target:
+            highest = floor(100 * dense_bytes / (loop.fixed_bytes + 1)) / 100
+            raise ValueError(
+                f"the target is {target} bytes, but scales, dense tensors, tokenizer and header alone take "
+                f"{floor(loop.fixed_bytes)}; the highest reachable ratio is below {highest:g}"
+            )
+        if resume and path.exists():
+            loop.resume()
+        interrupted = False
+        try:
+            loop.run(progress)
+        except KeyboardInterrupt:
+            interrupted = True
+        loop.finish()
     target_of_start = begin.config.get("source", {}).get("target", {})
     facts = {"steps": loop.steps, "texts": len(texts), "start": target_of_start, "seed": seed}
     # chosen first: the names are in the file, whose size counts
