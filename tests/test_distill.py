@@ -18,7 +18,7 @@ import rbe_gpu as rbe
 from rbe_gpu.codecs import GridCodes
 from rbe_gpu.models.compress import compress_model
 from rbe_gpu.models.load import load_folder
-from rbe_gpu.train.distill import LEARNING_RATE, distill
+from rbe_gpu.train.distill import LEARNING_RATE, distill, start_path
 
 from . import real
 from .cli.command import refused, run
@@ -37,7 +37,7 @@ from rbe_gpu.train.pooling import Pooling  # noqa: E402
 from rbe_gpu.train.quantizer import Grid  # noqa: E402
 from rbe_gpu.train.rate import Rate  # noqa: E402
 from rbe_gpu.train.student import Student  # noqa: E402
-from rbe_gpu.train.trainer import RowAdam, Step  # noqa: E402
+from rbe_gpu.train.trainer import RowAdam, Step, Trainer  # noqa: E402
 
 from .architectures.cases import CONFIGS, weights  # noqa: E402
 from .architectures.test_states import RECORDED  # noqa: E402
@@ -293,6 +293,7 @@ def test_training_that_gains_no_more_ends_when_the_rate_has_fallen(
 ) -> None:
     size = SimpleNamespace(fixed=0.0, file_bytes=lambda: 1000.0, bits=lambda _: 1.0)
     monkeypatch.setattr(loop, "Rate", lambda *_: size)
+    monkeypatch.setattr(checkpoint, "write", lambda *_: None)
     trainer = _Scripted(cosine)
     one = loop.Loop(trainer, 1000, 1000, 8000, None, tmp_path / "checkpoint", {})
     one.run(None)
@@ -351,6 +352,21 @@ class Interrupt:
             raise KeyboardInterrupt
 
 
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Any], list[Any]]]:
+    """The training and the held-out sequences of every Trainer that is made from now on."""
+    read: list[tuple[list[Any], list[Any]]] = []
+    init = Trainer.__init__
+
+    def noting(
+        self: Trainer, task: Any, tensors: Any, fixed: Any, trained: Any, held_out: Any, *rest: Any
+    ) -> None:
+        read.append((list(trained), list(held_out)))
+        init(self, task, tensors, fixed, trained, held_out, *rest)
+
+    monkeypatch.setattr(Trainer, "__init__", noting)
+    return read
+
+
 def _train(folder: Path, texts: list[str], start: Path, out: Path, **options: Any) -> Any:
     return distill(folder, texts, out=out, start=start, **{**OPTIONS, "steps": 6, **options})
 
@@ -382,6 +398,7 @@ def test_two_runs_and_a_resumed_one_give_the_same_file(
     assert resumed.steps == 6
     assert (tmp_path / "a").read_bytes() == (tmp_path / "c").read_bytes()
     assert not path.exists()
+    assert not first.is_start
     _train(folder, texts, start, tmp_path / "d", seed=1)
     assert (tmp_path / "d").read_bytes() != (tmp_path / "a").read_bytes()
     _train(folder, texts, start, tmp_path / "e", learning_rate=0.02)
@@ -439,6 +456,72 @@ def test_without_a_start_file_the_model_is_calibrated(folder: Path, texts: list[
     summary = distill(folder, texts, out=out, steps=1, **OPTIONS)
     assert summary.ratio >= RATIO
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_start_file_that_another_run_left_is_not_taken(
+    folder: Path, texts: list[str], start: Path, tmp_path: Path
+) -> None:
+    left = start_path(tmp_path / "out")
+    left.write_bytes(b"of a run with other texts")
+    with pytest.raises(rbe.FormatError):
+        distill(folder, texts, out=tmp_path / "out", steps=1, resume=True, **OPTIONS)
+    distill(folder, texts, out=tmp_path / "out", steps=1, **OPTIONS)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_held_out_texts_are_not_trained_on(
+    folder: Path, texts: list[str], start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = spied(monkeypatch)
+    whole = {"steps": 1, "max_tokens": 128}  # the first words of two texts may be the same
+    _train(folder, texts, start, tmp_path / "a", **whole)
+    _train(folder, texts, start, tmp_path / "b", held_out=texts[:20], **whole)
+    for trained, held_out in read:
+        assert len(held_out) >= 11
+        assert not {s.tobytes() for s in trained} & {s.tobytes() for s in held_out}
+    assert [len(held_out) for _, held_out in read] == [12, 20]
+    assert [len(trained) for trained, _ in read] == [len(texts) - 12, len(texts) - 20]
+
+
+def test_memory_that_pytorch_does_not_get(
+    folder: Path, texts: list[str], start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's own errors: of the CPU, and the class of those of a GPU."""
+    wanted: list[Any] = [lambda: torch.empty(1 << 55, dtype=torch.uint8), None, None]
+    wanted[1:] = [
+        _raising(torch.cuda.OutOfMemoryError("CUDA out of memory.")),
+        _raising(RuntimeError("a size")),
+    ]
+    for step, error in zip(wanted, (MemoryError, MemoryError, RuntimeError), strict=True):
+        monkeypatch.setattr(Trainer, "step", lambda self, index, rate, step=step: step())
+        with pytest.raises(error) as caught:
+            _train(folder, texts, start, tmp_path / "out")
+        if error is MemoryError:
+            assert "use less than batch_size=8, or than max_tokens=24" in str(caught.value)
+            assert "allocate" in str(caught.value) or "CUDA out of memory." in str(caught.value)
+
+
+def _raising(error: Exception) -> Any:
+    def step() -> Any:
+        raise error
+
+    return step
+
+
+def test_a_gpu_that_there_is_not(
+    folder: Path, texts: list[str], start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(device: str, match: str) -> None:
+        with pytest.raises(ValueError, match=match):
+            _train(folder, texts, start, tmp_path / "out", device=device)
+
+    for device in ("cpu:3", "cuda:", "cuda:-1", "cuda:x", "cudax"):
+        refuses(device, 'use "cpu" or "cuda"')
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    refuses("cuda:7", "device='cuda:7', but PyTorch sees no GPU")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    refuses("cuda:7", "device='cuda:7', but the last GPU that PyTorch sees is cuda:1")
 
 
 def test_errors(folder: Path, texts: list[str], start: Path, tmp_path: Path) -> None:

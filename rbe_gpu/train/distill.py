@@ -98,11 +98,14 @@ def start_path(out: Path) -> Path:
 
 
 def calibrated_start(
-    model: Path, texts: Sequence[str], ratio: float, out: Path, progress: Progress | None = None
+    model: Path, texts: Sequence[str], ratio: float, out: Path, resume: bool, progress: Progress | None = None
 ) -> Path:
-    """The calibrated file of `ratio` that training starts from, at `start_path(out)`; one that is there is taken."""
+    """The calibrated file of `ratio` that training starts from, at `start_path(out)`.
+
+    resume : take one that is there, of the run that is resumed
+    """
     path = start_path(out)
-    if not path.is_file():
+    if not (resume and path.is_file()):
         compress_model(model, path, ratio=ratio, calibrate=texts, progress=progress)
     return path
 
@@ -209,7 +212,7 @@ def distill(
     learning_rate : at first, in steps of the grid per step of training; of scales, biases and norms a tenth of it, of
         their own units. A trained file that is only to be trained longer gains more with less, say 0.003
     resume : continue from the checkpoint of a run with the same model, start, texts and options. A different length
-        is allowed.
+        is allowed. Without it the model is calibrated again, also where a stopped run has left a calibrated file
     progress : called after every step
     calibration_progress : as `progress` of `rbe_gpu.calibrate`, where the model is calibrated first
 
@@ -274,7 +277,8 @@ def distill(
     own_start = start is None
     if start is None:
         lowest = START_RATIO_OF_PREDICTIONS if isinstance(teacher, Decoder) else START_RATIO
-        first = calibrated_start(model, texts, min(dense_bytes / target, lowest), out, calibration_progress)
+        wanted = min(dense_bytes / target, lowest)
+        first = calibrated_start(model, texts, wanted, out, resume, calibration_progress)
     else:
         first = Path(start)
     begin = _Start(first, teacher)
