@@ -473,7 +473,7 @@ def test_damaged_compressed_models(tmp_path: Path) -> None:
     for packed, message in (
         (np.zeros(9, np.uint8), "damaged"),
         (np.frombuffer(zlib.compress(b"{}" * 999)[:-6], np.uint8), "cut off"),
-        (np.frombuffer(bomb, np.uint8), "larger than 64 MiB"),
+        (np.frombuffer(bomb, np.uint8), r"larger than \d{7} bytes"),  # what so small an array may hold
         (np.frombuffer(zlib.compress(b"{}"), np.uint8), "holds no tokenizer"),
         (np.zeros(9, np.float32), "not an array of uint8"),
     ):
