@@ -2,8 +2,9 @@
 
     python -m rbe_gpu.reports.gpu.pack -o FOLDER [--model MODEL] [--python 3.12]
 
-The model has float16 weights, token ids of real text in the place of its tokenizer, and hidden states that Candle
-computed in float32 from the same weights: the reference for the encoder on a machine without Candle. `wheels` holds
+The model has float16 weights, token ids of real text in the place of its tokenizer, of its word embeddings the rows
+of these ids alone, and hidden states that Candle computed in float32 from the same weights: the reference for the
+encoder on a machine without Candle. `wheels` holds
 what this package imports and a machine with CuPy, Numba, NumPy, PyTorch and pytest need not have; `gpu.check --model
 FOLDER` imports from there what is not installed.
 """
@@ -11,6 +12,7 @@ FOLDER` imports from there what is not installed.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -31,6 +33,7 @@ from ..harness.baselines import Folder, padded
 from . import wheels
 
 REFERENCE = "reference.npz"
+WORDS = "embeddings.word_embeddings.weight"
 TEXTS, TOKENS = 4, 40  # of the stored states: texts, and tokens of the longest
 FILES = ("config.json", "modules.json", "sentence_bert_config.json", "1_Pooling/config.json")
 #: what the check imports besides CuPy, Numba, NumPy, PyTorch, matplotlib and pytest, and their own requirements.
@@ -125,8 +128,12 @@ def pack(source: Path, out: Path, wheels_to: Callable[[Path], None] = fetch) -> 
         # no pooler: sentence vectors are the mean of the states
         names = [n for n in f.keys() if not n.endswith("position_ids") and not n.startswith("pooler.")]  # noqa: SIM118
         tensors = {n: f.get_tensor(n).astype(np.float16) for n in names}
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     token_ids.store(out, Folder(source).encode)
+    (words,) = (n for n in names if n.endswith(WORDS))
+    tensors[words] = tensors[words][token_ids.renumber(out)]
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "vocab_size": len(tensors[words])}))
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     ids, lengths = short_texts(Folder(out))
     states = np.stack(candle_states(out, ids, lengths))
     np.savez_compressed(out / REFERENCE, ids=ids, lengths=lengths, states=states)

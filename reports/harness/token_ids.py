@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rbe_gpu.models import corpus, locate
 
@@ -52,6 +53,22 @@ def store(folder: Path, encode: Callable[[list[str]], Ids]) -> None:
         arrays[kind] = flat.astype(np.uint16 if flat.max() < 1 << 16 else np.int32)
         arrays[f"{kind}_lengths"] = np.array([len(one) for one in ids], np.int32)
     np.savez_compressed(folder / FILE, **arrays)
+
+
+def renumber(folder: Path) -> NDArray[np.int64]:
+    """Number the ids of a folder by the rows that they use, and row 0, which is padding's, in their order.
+
+    Returns
+    -------
+    (rows,) the row of the whole table that each new id stands for; the folder's model has to have these rows alone
+    """
+    with np.load(folder / FILE) as held:
+        arrays = dict(held)
+    rows = np.unique(np.concatenate([[0], *(arrays[kind] for kind in COUNTS)])).astype(np.int64)
+    for kind in COUNTS:
+        arrays[kind] = np.searchsorted(rows, arrays[kind]).astype(arrays[kind].dtype)
+    np.savez_compressed(folder / FILE, **arrays)
+    return rows
 
 
 def stored(folder: Path) -> dict[str, Ids] | None:
