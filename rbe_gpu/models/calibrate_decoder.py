@@ -224,13 +224,12 @@ def _loss_of_vectors(model: DecoderEmbedder, texts: _Texts, states: list[F32]) -
     """Mean of 1 - cosine between vectors and those of these states."""
 
     def vectors(states: list[F32]) -> F32:
-        v = np.concatenate(
+        return np.concatenate(
             [
                 model.vectors_to_compare(_normalised(model.decoder, x), np.diff(ends))
                 for x, ends in zip(states, texts.ends, strict=True)
             ]
         )
-        return np.asarray(v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-30))
 
     dense = vectors(states)
     return lambda x, head: float(1.0 - (vectors(x) * dense).sum(axis=1).mean())

@@ -109,8 +109,9 @@ def linear_weight(linear: RBELinear) -> F32:
 
 def vectors(model: BertEncoder, states: Sequence[F32], parts: Sequence[Batch]) -> F32:
     """The vectors of all texts of which a token is pooled, of length 1."""
-    v = np.concatenate([model.vectors_to_compare(x, p.lengths) for x, p in zip(states, parts, strict=True)])
-    return np.asarray(v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-30))
+    return np.concatenate(
+        [model.vectors_to_compare(x, p.lengths) for x, p in zip(states, parts, strict=True)]
+    )
 
 
 def loss(model: BertEncoder, states: Sequence[F32], parts: Sequence[Batch], dense: F32) -> float:

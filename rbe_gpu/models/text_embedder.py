@@ -320,7 +320,7 @@ class TextEmbedder(ABC):
         return 0 if self.include_prompt or not prompt else self.prompt_length(prompt)
 
     def vectors_to_compare(self, states: Array, lengths: NDArray[np.int64]) -> F32:
-        """Vectors of texts with the default prompt, as `embed` makes them, before normalisation.
+        """Vectors of texts with the default prompt, as `embed` makes them, of norm 1.
 
         Parameters
         ----------
@@ -336,7 +336,8 @@ class TextEmbedder(ABC):
             states, lengths, cu_seqlens = without_first(skipped, states, lengths)
         cu_seqlens = module_of(states).asarray(cu_seqlens)
         vectors = to_host(self.pool(states, cu_seqlens=cu_seqlens, normalize=False, skipped=skipped))
-        return cast(F32, vectors[lengths > 0, : self.embedding_size])
+        v = vectors[lengths > 0, : self.embedding_size]
+        return np.asarray(v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-30))
 
     def prompt_length(self, prompt: str) -> int:
         """Tokens of a prompt: with the special tokens before it, without those behind it."""

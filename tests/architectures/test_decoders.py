@@ -407,7 +407,7 @@ def test_positions_of_longrope() -> None:
     with pytest.raises(ValueError, match="a text has 401 tokens, the model has 400 positions"):
         decoder.forward(np.full((1, 401), 3))
     assert model("phi3, longrope").rotary["full_attention"].rotary_dim == 12
-    # a first context that no text can exceed, however large a file claims it to be, adds no rows to the tables
+    # a first context beyond all positions, of whatever size, adds no rows to the tables
     never = decoder_config({**CONFIGS[LONG], "original_max_position_embeddings": 10**12})
     assert (never.first_context, never.max_positions) == (None, 400)
     with pytest.raises(
