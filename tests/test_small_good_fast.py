@@ -275,6 +275,52 @@ def test_static_embeddings_are_cut_to_the_bytes_of_a_file(
     assert peers.static(tmp_path, 4000) is None
 
 
+def test_openvino_runs_the_same_graph(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """With stand-ins for OpenVINO, which computes with ONNX Runtime, and for NNCF."""
+    pytest.importorskip("onnxruntime")
+    asked: list[dict[str, Any]] = []
+    calibrated: list[Any] = []
+
+    class Core:
+        def read_model(self, path: str) -> bytes:
+            return Path(path).read_bytes()
+
+        def compile_model(self, model: bytes, device: str, settings: dict[str, Any]) -> Any:
+            import onnxruntime
+
+            asked.append(settings)
+            session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+            return lambda inputs: session.run(None, inputs)
+
+    def save_model(model: bytes, path: str, compress_to_fp16: bool) -> None:
+        assert not compress_to_fp16
+        Path(path).write_bytes(bytes(100))
+        Path(path).with_suffix(".bin").write_bytes(bytes(2000))
+
+    def quantize(model: bytes, inputs: list[Any], **options: Any) -> bytes:
+        calibrated.extend(inputs)
+        return model
+
+    nncf = SimpleNamespace(
+        quantize=quantize, Dataset=list, ModelType=SimpleNamespace(TRANSFORMER="transformer")
+    )
+    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=Core, save_model=save_model))
+    monkeypatch.setitem(sys.modules, "nncf", nncf)
+    monkeypatch.setattr(peers, "absent", lambda: ["onnxruntime", "pytorch", peers.STATIC])
+    monkeypatch.setattr(peers, "version", lambda name: "1.0")
+    source = Source(folder)
+    vectors = NumpyBert(Folder(folder)).embed(TEXTS)
+    float32, int8 = peers.transformers(source, 3)
+    assert (float32.name, int8.name) == ("openvino float32", "openvino int8 (nncf)")
+    assert len(calibrated) == 300
+    assert all(set(inputs) == {"input_ids", "attention_mask", "token_type_ids"} for inputs in calibrated)
+    for peer, settings in zip((float32, int8), asked, strict=True):
+        assert peer.nbytes == 2100 + peers.tokenizer_bytes(source)
+        assert settings["INFERENCE_NUM_THREADS"] == 3
+        assert settings["INFERENCE_PRECISION_HINT"] == "f32"
+        np.testing.assert_allclose(peer.encoder.embed(TEXTS), vectors, atol=1e-5)
+
+
 def test_command_measures_and_goes_on(
     folder: Path, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,7 +120,7 @@ REPORTS = {
     "quality/quantizers": {
         "__init__", "__main__", "source", "gguf_file", "llama", "onnx_runtime", "torch_tools"
     },
-    "quality/small_good_fast": {"__init__", "__main__", "measure", "peers", "plots", "page"},
+    "quality/small_good_fast": {"__init__", "__main__", "measure", "openvino", "peers", "plots", "page"},
     "gpu": {
         *("__init__", "check", "plan", "stage", "device", "cards", "checkout", "pack", "wheels", "deliver"),
         *("launch", "conformance", "minilm", "bandwidth", "weights", "crossover", "attention", "encoder", "latency"),

@@ -121,24 +121,15 @@ def graph(source: Source) -> Any:
     return model
 
 
-class Session:
-    """An ONNX model in ONNX Runtime, with mean pooling and normalised vectors.
+class GraphEncoder:
+    """The graph in a runtime, with mean pooling and normalised vectors.
 
-    model : a file, or its bytes
+    run : its inputs by name -> hidden states (batch, seq, hidden_size) float32
     batch_size : texts computed together, longest first
-    threads : of ONNX Runtime's own pool; 0: one per core
     """
 
-    def __init__(self, model: Path | bytes, source: Source, batch_size: int = 1, threads: int = 0) -> None:
-        runtime = import_module("onnxruntime")
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads
-        # its threads wait for work by spinning; not on after a batch, where they would slow whatever runs next
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.log_severity_level = 3  # errors: it warns of every initialiser that it folds
-        self._session = runtime.InferenceSession(
-            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
-        )
+    def __init__(self, run: Callable[[dict[str, Any]], F32], source: Source, batch_size: int = 1) -> None:
+        self._run = run
         self._batch = source.folder.batch
         self._batch_size = batch_size
 
@@ -150,11 +141,32 @@ class Session:
             rows = order[start : start + self._batch_size]
             ids, lengths = self._batch([texts[i] for i in rows])
             mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
-            inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-            (states,) = self._session.run(["last_hidden_state"], inputs)
+            states = self._run(
+                {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+            )
             sums = (states * mask[..., None].astype(np.float32)).sum(axis=1)
             vectors.update(zip(rows, sums / np.linalg.norm(sums, axis=1, keepdims=True), strict=True))
         return np.stack([vectors[i] for i in range(len(texts))])
+
+
+class Session(GraphEncoder):
+    """An ONNX model in ONNX Runtime.
+
+    model : a file, or its bytes
+    threads : of ONNX Runtime's own pool; 0: one per core
+    """
+
+    def __init__(self, model: Path | bytes, source: Source, batch_size: int = 1, threads: int = 0) -> None:
+        runtime = import_module("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        # its threads wait for work by spinning; not on after a batch, where they would slow whatever runs next
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.log_severity_level = 3  # errors: it warns of every initialiser that it folds
+        session = runtime.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+        )
+        super().__init__(lambda inputs: session.run(["last_hidden_state"], inputs)[0], source, batch_size)
 
 
 def linear_bytes(model: Any, source: Source) -> int:

@@ -6,9 +6,9 @@ FOLDER gets small-good-fast.html, its rows (small-good-fast.csv) and plots. Rows
 --resume goes on where a run was stopped; name all files again. `python -m rbe_gpu.reports FOLDER/small-good-fast.csv
 --out FOLDER` writes the page from rows alone.
 
-Beside the files it measures the dense model, ONNX Runtime (float32, and dynamic int8) and PyTorch; and, of --tool, by
-bytes and closeness, those that quantise weights, and model2vec's static embeddings of as many bytes, which takes
-minutes to distil. Those that are not installed are named.
+Beside the files it measures the dense model, ONNX Runtime (float32, and dynamic int8), OpenVINO (float32, and int8)
+and PyTorch; and, of --tool, by bytes and closeness, those that quantise weights, and model2vec's static embeddings of
+as many bytes, which takes minutes to distil. Those that are not installed are named.
 """
 
 from __future__ import annotations

@@ -39,6 +39,8 @@ KINDS = {
     DISTILLED: "rbe-gpu distill: trained on text; how long, on which machine, is in docs/distill.md.",
     "onnxruntime": "the encoder as an ONNX graph, run in ONNX Runtime: in float32, and as quantize_dynamic makes it, "
     "int8 with a scale per output, “+ words” with the word table too, activations quantised as they come.",
+    "openvino": "the same graph in OpenVINO's CPU plugin: in float32, and as nncf.quantize makes it, int8 weights "
+    "and activations, whose ranges are measured on docstrings.",
     "pytorch": "float32, with PyTorch's fused attention.",
     peers.STATIC: "static embeddings: the mean of a vector for every token, distilled from the same model and cut to "
     "the bytes of one of our files.",

@@ -1,4 +1,4 @@
-"""The encoders that people run instead of a compressed file: ONNX Runtime, PyTorch, and static embeddings.
+"""The encoders that people run instead of a compressed file: ONNX Runtime, OpenVINO, PyTorch, and static embeddings.
 
 They run as their users run them, in batches of 32 texts of similar length; ONNX Runtime quantises the activations of
 its int8 model with one range for the whole batch, so that its vectors depend on the batch. Bytes are those of all
@@ -25,6 +25,7 @@ import numpy as np
 from ...harness.baselines import F32, TorchBert, torch_or_none
 from ...harness.row_names import BATCH
 from ..quantizers import Encoder, Source, onnx_runtime
+from . import openvino
 
 ONNX, ONNX_INT8 = "onnxruntime float32", "onnxruntime dynamic int8 per channel + words"
 TORCH = "pytorch float32"
@@ -33,6 +34,7 @@ STATIC_STEP = 8  # dimensions: files of nearly the same size share a model
 #: what to give pip, by the first word of a provider
 REQUIREMENTS = {
     "onnxruntime": "onnx onnxruntime",
+    "openvino": "onnx openvino nncf",
     "pytorch": "torch",
     STATIC: "model2vec[distill,quantization]",
 }
@@ -84,26 +86,38 @@ def tokenizer_bytes(source: Source) -> int:
 
 def absent() -> list[str]:
     """The tools that are not installed, as in `REQUIREMENTS`."""
-    modules = {"onnxruntime": ("onnx", "onnxruntime"), "pytorch": ("torch",), STATIC: (STATIC, "sklearn")}
+    modules = {
+        "onnxruntime": ("onnx", "onnxruntime"),
+        "openvino": ("onnx", "openvino", "nncf"),
+        "pytorch": ("torch",),
+        STATIC: (STATIC, "sklearn"),
+    }
     return [tool for tool, names in modules.items() if any(find_spec(n) is None for n in names)]
 
 
 def transformers(source: Source, threads: int) -> Iterator[Peer]:
-    """ONNX Runtime in float32 and in int8, and PyTorch, those of them that are installed."""
-    missing = absent()
-    if "onnxruntime" not in missing:
-        tool, more = f"onnxruntime {version('onnxruntime')}", tokenizer_bytes(source)
-        with TemporaryDirectory() as scratch:
-            dense, int8 = Path(scratch) / "dense.onnx", Path(scratch) / "int8.onnx"
+    """ONNX Runtime and OpenVINO in float32 and in int8, and PyTorch, those of them that are installed."""
+    missing, more = absent(), tokenizer_bytes(source)
+    with TemporaryDirectory() as scratch:
+        dense, int8 = Path(scratch) / "dense.onnx", Path(scratch) / "int8.onnx"
+        if find_spec("onnx") is not None:
             import_module("onnx").save(onnx_runtime.graph(source), dense)
+        if "onnxruntime" not in missing:
+            tool = f"onnxruntime {version('onnxruntime')}"
             onnx_runtime.dynamic(tables=True, per_channel=True)(dense, int8)
             for name, file in ((ONNX, dense), (ONNX_INT8, int8)):
                 session = onnx_runtime.Session(file, source, BATCH, threads)
                 yield Peer(name, file.stat().st_size + more, session, tool)
+        if "openvino" not in missing:
+            tool = f"openvino {version('openvino')}"
+            model = openvino.read(dense)
+            for name, made in ((openvino.FLOAT32, model), (openvino.INT8, openvino.quantised(model, source))):
+                encoder = openvino.encoder(made, source, BATCH, threads)
+                yield Peer(name, openvino.file_bytes(made) + more, encoder, tool)
     if "pytorch" not in missing:
         torch = torch_or_none()
-        encoder = InBatches(TorchBert(source.folder, torch), source)
-        yield Peer(TORCH, dense_bytes(source), encoder, f"torch {torch.__version__}")
+        batched = InBatches(TorchBert(source.folder, torch), source)
+        yield Peer(TORCH, dense_bytes(source), batched, f"torch {torch.__version__}")
 
 
 # --- static embeddings ----------------------------------------------------------------------------------------
