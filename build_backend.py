@@ -1,4 +1,5 @@
-"""The build backend: setuptools, with source archives of the same bytes wherever and whenever they are built.
+"""The build backend: setuptools, with source archives of the same bytes wherever and whenever they are built, and
+wheels for one platform where `build_kernels.py` has compiled kernels.
 
 setuptools takes SOURCE_DATE_EPOCH for wheels alone; its source archives hold the times, the owner and the umask of
 the checkout. Here both need no setting: without SOURCE_DATE_EPOCH everything is of 1980, where zip files begin. The
@@ -10,6 +11,9 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import platform
+import sys
+import sysconfig
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,6 @@ from typing import Any
 from setuptools import build_meta as setuptools
 from setuptools.build_meta import (  # noqa: F401  the hooks of PEP 517 and 660
     build_editable,
-    build_wheel,
     get_requires_for_build_editable,
     get_requires_for_build_sdist,
     get_requires_for_build_wheel,
@@ -26,6 +29,20 @@ from setuptools.build_meta import (  # noqa: F401  the hooks of PEP 517 and 660
 )
 
 EPOCH = int(os.environ.setdefault("SOURCE_DATE_EPOCH", "315619200"))  # 1980-01-02: in every time zone
+
+
+PRECOMPILED = Path(__file__).parent / "cpu_fallback" / "precompiled"
+
+
+def build_wheel(directory: str, settings: Any = None, metadata: str | None = None) -> str:
+    """A wheel for all platforms, or with compiled kernels for this version of Python and this platform."""
+    if PRECOMPILED.is_dir():
+        # the kernels need nothing of the C library that Numba does not need, whose wheels are manylinux2014
+        machine = platform.machine()
+        name = f"manylinux2014_{machine}" if sys.platform == "linux" else sysconfig.get_platform()
+        python = "cp{}{}".format(*sys.version_info)
+        settings = {**(settings or {}), "--build-option": [f"--python-tag={python}", f"--plat-name={name}"]}
+    return str(setuptools.build_wheel(directory, settings, metadata))
 
 
 def build_sdist(directory: str, settings: Any = None) -> str:

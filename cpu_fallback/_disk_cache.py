@@ -11,6 +11,10 @@ Where neither NUMBA_CACHE_DIR, nor this folder, nor a cache folder of the user c
 temporary folder that is the user's alone. A cache that cannot be read or written at all, or that is damaged, costs
 compilations; a warning of one line says so, once per process (`_numba_internals._KernelCache`).
 
+A wheel for one platform brings kernels that `build_kernels.py` compiled (`_numba_internals.PRECOMPILED`), under the
+same names: they are read where the cache has none, if they are of the installed version of Numba and for an
+instruction set that `isa.precompiled_targets` names.
+
 Two processes may fill the cache at once: every compiled form has a file of its own (`kept_as`); of two indices
 written at once one is lost, which costs a compilation.
 """
@@ -27,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ._numba_internals import kept_as
+from .isa import precompiled_targets
 
 _FOLDER = Path(__file__).parent
 _PACKAGE = _FOLDER.name
@@ -84,4 +89,4 @@ def named_for_the_cache(
     home : the file that the sources are those of; None: the function's own
     """
     digest = source_digest(home or Path(function.__code__.co_filename))
-    return kept_as(function, f"{function.__qualname__}{form}.{digest}")
+    return kept_as(function, f"{function.__qualname__}{form}.{digest}", precompiled_targets)

@@ -7,6 +7,7 @@ file).
     what                                  why
     kept_as, _KernelCache, cache_folder   the disk cache knows one source file per kernel, numbers its files, and
                                           raises where it finds no folder or no room
+    PRECOMPILED, merge_precompiled        kernels that a wheel brings: such a cache, which is only read
     share_function                        kernels on several threads without a parallel loop of Numba's
     start_threads, renew_locks, ...       Numba's number of threads, and its locks in a forked process
     target_context                        what `isa` selects
@@ -20,16 +21,19 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import stat
 import tempfile
 import threading
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
+import numba
 import numba.np.ufunc.parallel as layers
 from llvmlite import ir
 from numba import types
@@ -147,6 +151,14 @@ class InlineDispatcher(registry.CPUDispatcher):  # type: ignore[misc]
 
 # --- the disk cache -------------------------------------------------------------------------------------
 
+#: Kernels compiled when the package was built (`build_kernels.py`); only wheels for one platform have this folder.
+PRECOMPILED = Path(__file__).parent / "precompiled"
+#: What an index of the disk cache says of its source file. Names in the cache hold a digest of the sources instead.
+_STAMP = "precompiled"
+
+#: What code is generated for: LLVM triple, CPU name, features.
+Target = tuple[str, str, str]
+
 _warned = False
 
 
@@ -201,7 +213,9 @@ class _KernelFiles(caching.CompileResultCacheImpl):  # type: ignore[misc]
 
 
 class _KernelCache(caching.FunctionCache):  # type: ignore[misc]
-    """The disk cache of one function. What cannot be read or written is compiled, and said once.
+    """The disk cache of one function, and behind it what `PRECOMPILED` has.
+
+    What cannot be read or written is compiled, and said once.
 
     Numba numbers the files of a function's compiled forms 1, 2, ... Two processes that fill the cache at once take
     the same number for different forms, and a third that loads one then calls the other. Here every file has a name
@@ -210,12 +224,31 @@ class _KernelCache(caching.FunctionCache):  # type: ignore[misc]
 
     _impl_class = _KernelFiles
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], precompiled_targets: Callable[[], Iterable[Target]]
+    ) -> None:
         super().__init__(function)
+        self._precompiled_targets = precompiled_targets
         file = self._cache_file
         file._data_name = lambda number: f"{file._index_name}.{uuid.uuid4().hex[:16]}.nbc"
 
     def load_overload(self, signature: Any, context: Any) -> Any:
+        loaded = self._load_own(signature, context)
+        return self._load_precompiled(signature, context) if loaded is None else loaded
+
+    def _load_precompiled(self, signature: Any, context: Any) -> Any:
+        folder = caching.IndexDataCacheFile(str(PRECOMPILED), self._impl.filename_base, _STAMP)
+        _, _, hashes = self._index_key(signature, context.codegen())
+        try:
+            for target in self._precompiled_targets():
+                data = folder.load((signature, target, hashes))
+                if data is not None:
+                    return self._impl.rebuild(context, data)
+        except Exception as error:  # files of another user, or damaged ones
+            _warn_once(f"the kernels in {PRECOMPILED} cannot be read ({error!r}): they are compiled")
+        return None
+
+    def _load_own(self, signature: Any, context: Any) -> Any:
         try:
             return super().load_overload(signature, context)
         except OSError as error:  # files of another user
@@ -235,20 +268,24 @@ class _KernelCache(caching.FunctionCache):  # type: ignore[misc]
             _warn_once(f"kernels cannot be kept in {self.cache_path} ({error}): every process compiles them")
 
 
-def _cache_of(function: Callable[..., Any]) -> Any:
+def _cache_of(function: Callable[..., Any], precompiled_targets: Callable[[], Iterable[Target]]) -> Any:
     """The disk cache of a function, or none at all where there is no folder for it."""
     try:
-        return _KernelCache(function)
+        return _KernelCache(function, precompiled_targets)
     except RuntimeError as error:
         _warn_once(f"kernels are kept nowhere, every process compiles them ({error})")
         return caching.NullCache()
 
 
 @contextmanager
-def kept_as(function: Callable[..., Any], name: str) -> Iterator[None]:
+def kept_as(
+    function: Callable[..., Any], name: str, precompiled_targets: Callable[[], Iterable[Target]]
+) -> Iterator[None]:
     """Within the block, functions decorated for the disk cache have a `_KernelCache`; this one under `name`.
 
     Numba names a function's files after its `__qualname__`, when it is decorated.
+
+    precompiled_targets : () -> the targets whose code of `PRECOMPILED` runs in this process
     """
     plain_name = function.__qualname__
     with compiler_lock:
@@ -256,13 +293,37 @@ def kept_as(function: Callable[..., Any], name: str) -> Iterator[None]:
         before = [module.FunctionCache for module in modules]
         function.__qualname__ = name
         for module in modules:
-            module.FunctionCache = _cache_of
+            module.FunctionCache = partial(_cache_of, precompiled_targets=precompiled_targets)
         try:
             yield
         finally:
             function.__qualname__ = plain_name
             for module, plain_cache in zip(modules, before, strict=True):
                 module.FunctionCache = plain_cache
+
+
+def merge_precompiled(folder: Path) -> int:
+    """Copy the kernels of a folder of the disk cache, NUMBA_CACHE_DIR of a process that has ended, to `PRECOMPILED`.
+
+    Returns
+    -------
+    Kernels copied; those that `PRECOMPILED` already has for the same target stay
+    """
+    copied = 0
+    PRECOMPILED.mkdir(exist_ok=True)
+    for index in sorted(folder.rglob("*.nbi")):
+        with index.open("rb") as file:
+            version = pickle.load(file)
+            _, compiled = pickle.load(file)
+        if version != numba.__version__:
+            continue
+        merged = caching.IndexDataCacheFile(str(PRECOMPILED), index.stem, _STAMP)
+        known = merged._load_index()
+        for key, data_name in compiled.items():
+            if key not in known:
+                merged.save(key, pickle.loads((index.parent / data_name).read_bytes()))
+                copied += 1
+    return copied
 
 
 def cache_folder(kernel: Any) -> str | None:

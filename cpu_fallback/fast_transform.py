@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 
 from rbe_gpu import transforms
 
-from ._disk_cache import source_digest
+from ._disk_cache import named_for_the_cache
 from ._jit import FASTMATH
 from ._numba_internals import cgutils
 from .simd import LANES
@@ -114,10 +114,9 @@ def _template(source, source_row, target, target_row, vectors):  # type: ignore[
 
 
 @lru_cache(maxsize=1)
-def _digest() -> str:
-    """Of every file that the compiled code depends on."""
-    own = source_digest(Path(__file__)).encode()
-    return hashlib.sha256(own + Path(transforms.__file__).read_bytes()).hexdigest()[:12]
+def _factors_digest() -> str:
+    """Of the file that the transforms' factors come from, which the disk cache does not know."""
+    return hashlib.sha256(Path(transforms.__file__).read_bytes()).hexdigest()[:12]
 
 
 @lru_cache(maxsize=64)
@@ -126,8 +125,9 @@ def _compiled(transform: str, block: int, inward: bool) -> Any:
     cache."""
     name = f"{transform.replace('-', '_').replace('.', '_')}_{block}_{'in' if inward else 'out'}"
     copy = FunctionType(_template.__code__, {**globals(), "_emit": _emitter(transform, block, inward)}, name)
-    copy.__qualname__ = f"{name}.{_digest()}"
-    return numba.cfunc(_SIGNATURE, cache=True, fastmath=set(FASTMATH), error_model="numpy")(copy)
+    copy.__qualname__ = name
+    with named_for_the_cache(copy, f".{_factors_digest()}"):
+        return numba.cfunc(_SIGNATURE, cache=True, fastmath=set(FASTMATH), error_model="numpy")(copy)
 
 
 def transform_address(transform: str, block: int, inward: bool) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numba
 
-from ._numba_internals import target_context
+from ._numba_internals import Target, target_context
 
 VARIABLE = "RBE_ISA"
 
@@ -95,6 +95,10 @@ ISAS = {
 }
 
 
+#: Features that kernels are written differently for: what intrinsics emit, and layouts that weights are packed in.
+DECISIVE = frozenset({"ssse3", "avx", "avx2", "f16c", "avx512f", "avx512bw", "avx512vnni", "neon", "dotprod"})
+
+
 @lru_cache(maxsize=8)
 def _described(triple: str, cpu: str, features: str) -> Isa:
     names = frozenset(word[1:] for word in features.split(",") if word.startswith("+"))
@@ -118,6 +122,22 @@ def host() -> Isa:
 def active() -> Isa:
     """What kernels of this process are compiled for: the selected instruction set, or the host's."""
     return host() if _selected is None else _selected
+
+
+@lru_cache(maxsize=1)
+def precompiled_targets() -> tuple[Target, ...]:
+    """The instruction sets whose compiled kernels are those of this process, but for the scheduling of instructions.
+
+    The host runs them, and `DECISIVE` does not tell them from what kernels are compiled for.
+    """
+    mine, here = active(), host()
+    return tuple(
+        (mine.triple, isa.cpu, isa.llvm_features)
+        for isa in ISAS.values()
+        if isa.architecture == mine.architecture
+        and here.has(*isa.features)
+        and isa.features & DECISIVE == mine.features & DECISIVE
+    )
 
 
 def select(name: str, compile_only: bool = False) -> Isa:
@@ -148,6 +168,7 @@ def select(name: str, compile_only: bool = False) -> Isa:
     numba.config.CPU_NAME, numba.config.CPU_FEATURES = isa.cpu, isa.llvm_features
     _selected = isa
     _described.cache_clear()
+    precompiled_targets.cache_clear()
     compiled_for = isa_of(target_context())
     if (compiled_for.cpu, compiled_for.features) != (isa.cpu, isa.features):
         raise RuntimeError(

@@ -11,6 +11,8 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import packaging.tags
+import packaging.utils
 import pytest
 from packaging.markers import Marker
 from packaging.requirements import Requirement
@@ -23,14 +25,14 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-FILES = ("pyproject.toml", "MANIFEST.in", "build_backend.py", "README.md", "LICENSE")
+FILES = ("pyproject.toml", "MANIFEST.in", "build_backend.py", "build_kernels.py", "README.md", "LICENSE")
 FOLDERS = ("rbe_gpu", "cpu_fallback", "cuda_src", "reports", "tests")
 
 
 def _checkout(folder: Path, mode: int, seconds: int) -> Path:
     """The sources with other permissions and times."""
     for name in FOLDERS:
-        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "precompiled")
         shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
     for name in FILES:
         shutil.copy(REPOSITORY / name, folder)
@@ -40,10 +42,10 @@ def _checkout(folder: Path, mode: int, seconds: int) -> Path:
     return folder
 
 
-def _built(checkout: Path, out: Path, zone: str) -> dict[str, bytes]:
+def _built(checkout: Path, out: Path, zone: str, *options: str) -> dict[str, bytes]:
     env = {**os.environ, "TZ": zone}
     env.pop("SOURCE_DATE_EPOCH", None)
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(checkout)]
+    command = [sys.executable, "-m", "build", "--no-isolation", *options, "--outdir", str(out), str(checkout)]
     ran = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     return {path.name: path.read_bytes() for path in out.iterdir()}
@@ -68,6 +70,27 @@ def test_archives_are_reproducible(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as made:
         names += made.namelist()
     assert not [name for name in names if name.endswith(".csv") or name.startswith("tests/")]
+    assert "build_kernels.py" in names
+
+
+def test_wheel_with_compiled_kernels(tmp_path: Path) -> None:
+    """Kernels make a wheel one for this Python and this platform; the source archive has none of them."""
+    checkout = _checkout(tmp_path / "checkout", 0o644, 1_700_000_000)
+    kernels = checkout / "cpu_fallback" / "precompiled"
+    kernels.mkdir()
+    (kernels / "add.py311.nbi").write_bytes(b"index")
+    made = _built(checkout, tmp_path / "out", "UTC", "--wheel", "--sdist")
+    (wheel,) = tmp_path.glob("out/*.whl")
+    _, _, tags = packaging.utils.parse_wheel_filename(wheel.name)[1:]
+    assert set(tags) <= set(packaging.tags.sys_tags())
+    assert {tag.abi for tag in tags} == {"none"}
+    assert "any" not in {tag.platform for tag in tags}
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read("rbe_gpu/cpu_fallback/precompiled/add.py311.nbi") == b"index"
+    (sources,) = tmp_path.glob("out/*.tar.gz")
+    with tarfile.open(sources) as archive:
+        assert not [name for name in archive.getnames() if "precompiled" in name]
+    assert len(made) == 2
 
 
 def _pinned(lock: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rbe_gpu.cpu_fallback import isa
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ("rbe_gpu", "cpu_fallback")
@@ -37,7 +38,7 @@ def package(tmp_path: Path) -> Path:
     """A copy of the package that nobody can write."""
     root = tmp_path / "installed"
     for name in PACKAGE:
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "precompiled"))
     for path in [root, *root.rglob("*")]:
         path.chmod(path.stat().st_mode & ~0o222)
     return root
@@ -139,3 +140,63 @@ def test_damaged_and_unreadable_files(package: Path, temporary: Path) -> None:
     words, (line,) = run(package, temporary, NUMBA_CACHE_DIR=folder)
     assert words == ["2.0", "0"]
     assert "cannot be read" in line
+
+
+# --- kernels that a wheel brings ------------------------------------------------------------------------
+
+_MERGE = """
+import sys
+from pathlib import Path
+from rbe_gpu.cpu_fallback._numba_internals import merge_precompiled
+print(merge_precompiled(Path(sys.argv[1])))
+"""
+#: What the host's kernels are compiled for, but for scheduling.
+SAME = isa.precompiled_targets()[:1]
+
+
+def isa_name(target: tuple[str, str, str]) -> str:
+    (name,) = (
+        known.name
+        for known in isa.ISAS.values()
+        if known.cpu == target[1] and known.llvm_features == target[2]
+    )
+    return name
+
+
+@pytest.fixture
+def wheel(package: Path, temporary: Path) -> Path:
+    """The package with kernels that were compiled for one of `isa.ISAS`."""
+    if not SAME:
+        pytest.skip("kernels for this processor are in no wheel")
+    for path in [package, *package.rglob("*")]:
+        path.chmod(path.stat().st_mode | 0o200)
+    built = temporary / "built"
+    assert run(package, temporary, NUMBA_CACHE_DIR=built, RBE_ISA=isa_name(SAME[0])) == (["2.0", "0"], [])
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(package)}
+    command = [sys.executable, "-c", _MERGE, str(built)]
+    merged = subprocess.run(command, env=env, cwd=temporary, capture_output=True, text=True, check=True)
+    assert int(merged.stdout) >= 3
+    return package
+
+
+def test_a_wheel_brings_kernels(wheel: Path, temporary: Path) -> None:
+    """They are taken where the cache has none; the kernels of an edited source, or of other instructions, are not."""
+    folder = temporary / "cache"
+    assert run(wheel, temporary, NUMBA_CACHE_DIR=folder) == (["2.0", "1"], [])
+    assert not list(folder.rglob("*.nb?"))
+    assert run(wheel, temporary, NUMBA_CACHE_DIR=folder, RBE_ISA="sse2") == (["2.0", "0"], [])
+    assert list(folder.rglob("*add*.nbc"))
+    source = wheel / "cpu_fallback" / "add.py"
+    source.write_text(source.read_text() + "# edited\n")
+    assert run(wheel, temporary, NUMBA_CACHE_DIR=temporary / "edited") == (["2.0", "0"], [])
+
+
+def test_damaged_kernels_of_a_wheel(wheel: Path, temporary: Path) -> None:
+    """They are compiled, and kept in the cache."""
+    for file in (wheel / "cpu_fallback" / "precompiled").glob("*add*.nbc"):
+        file.write_bytes(file.read_bytes()[:-9])
+    folder = temporary / "cache"
+    words, (line,) = run(wheel, temporary, NUMBA_CACHE_DIR=folder)
+    assert words == ["2.0", "0"]
+    assert "precompiled cannot be read" in line
+    assert run(wheel, temporary, NUMBA_CACHE_DIR=folder) == (["2.0", "1"], [])

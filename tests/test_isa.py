@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import platform
 import subprocess
@@ -82,3 +83,40 @@ def test_widths(name: str, bits: int, registers: int, converts_half: bool) -> No
     described = isa.ISAS[name]
     assert (described.vector_bits, described.vector_registers) == (bits, registers)
     assert described.converts_half == converts_half
+
+
+@pytest.mark.parametrize(
+    ("features", "same"),
+    [
+        (isa.ISAS["sse2"].features | {"sse3"}, ["sse2"]),
+        (isa.ISAS["avx2"].features | {"vaes", "avxifma"}, ["avx2"]),
+        (isa.ISAS["avx512"].features | {"sse4a"}, ["avx512"]),
+        (isa.ISAS["avx512-vnni"].features | {"avx512bf16"}, ["avx512-vnni"]),
+        (isa.ISAS["avx2"].features | {"avx512f"}, []),
+    ],
+)
+def test_compiled_kernels_that_a_host_may_run(
+    monkeypatch: pytest.MonkeyPatch, features: frozenset[str], same: list[str]
+) -> None:
+    """Those of an instruction set that the host has and that kernels are not written differently for."""
+    here = isa.Isa("host", isa.host().triple, "a processor", frozenset(features))
+    monkeypatch.setattr(isa, "ISAS", {n: i for n, i in isa.ISAS.items() if n.startswith(("sse", "avx"))})
+    monkeypatch.setattr(isa, "host", lambda: here)
+    monkeypatch.setattr(isa, "_selected", None)
+    expected = [(here.triple, isa.ISAS[n].cpu, isa.ISAS[n].llvm_features) for n in same]
+    assert list(isa.precompiled_targets.__wrapped__()) == (expected if here.architecture == "x86_64" else [])
+
+
+def test_features_that_kernels_ask_for_are_decisive() -> None:
+    asked: set[str] = set()
+    for file in Path(isa.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.Call(func=ast.Attribute(attr="has"), args=features):
+                    asked |= {f.value for f in features if isinstance(f, ast.Constant)}
+                case ast.Compare(
+                    left=ast.Constant(value=str(feature)), comparators=[ast.Attribute(attr="features")]
+                ):
+                    asked.add(feature)
+    assert {"avx512vnni", "avx", "f16c"} <= asked
+    assert asked <= isa.DECISIVE
