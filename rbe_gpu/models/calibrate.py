@@ -23,28 +23,13 @@ from ..feedback import (
     Geometry,
     Moments,
     affine_fit,
-    corrected_bias,
     geometry,
-    quantize_matrix,
-    quantize_table,
     row_scales,
 )
 from ..layers import RBELayerNorm, RBELinear
 from ..threads import blas
 from ..transforms import DEFAULT_BLOCK
-from .allocation import (
-    EMPTY_STREAM,
-    MARGIN,
-    PROBE_BITS,
-    ROW_POWER,
-    TOLERANCE,
-    CalibrationResult,
-    Weight,
-    are_few,
-    silent,
-    steps_for,
-    warn_of_few,
-)
+from .allocation import PROBE_BITS, ROW_POWER, Weight, are_few, silent, warn_of_few
 from .bert import BertEncoder
 from .bert_tensors import block_of
 from .calibrate_decoder import DecoderCalibration, calibrate_decoder
@@ -68,6 +53,7 @@ from .parts_folder import PartsFolder
 from .pooling import cu_seqlens_of
 from .scratch import Scratch
 from .sensitivity import Measurements, MeasurementsOnWorkers, Probe, stages_of
+from .weight_encoding import EncodingPass, MeasuredWeights, loss_of_vectors
 
 F32 = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
@@ -83,8 +69,8 @@ _PLAN_TEXTS = 192  # texts for the moments of the allocation; quantisation uses 
 _FEW_BITS = 0.75  # below this many bits per weight, row scales of tables cost more than they gain
 
 
-def _refitted(norm: RBELayerNorm, parts: list[Batch]) -> tuple[F32, F32]:
-    """The gain and bias of a norm that fit its outputs to those of the dense model best (least squares).
+def _refitted(name: str, norm: RBELayerNorm, parts: list[Batch]) -> dict[str, F32]:
+    """The weight and bias of the norm `name` that fit its outputs to those of the dense model best (least squares).
 
     `parts` holds the outputs of both models; those of the compressed model are updated.
     """
@@ -93,7 +79,7 @@ def _refitted(norm: RBELayerNorm, parts: list[Batch]) -> tuple[F32, F32]:
         p.compressed = p.compressed * a.astype(np.float32) + b.astype(np.float32)
     weight = a * np.asarray(norm.weight, np.float64)
     bias = a * np.asarray(norm.bias, np.float64) + b
-    return weight.astype(np.float32), bias.astype(np.float32)
+    return {f"{name}.weight": weight.astype(np.float32), f"{name}.bias": bias.astype(np.float32)}
 
 
 def _geometries(
@@ -143,10 +129,7 @@ def _measure(
             note(name, measure)
 
 
-# --- the pass that encodes ----------------------------------------------------------------------------
-
-
-class Calibration:
+class Calibration(MeasuredWeights):
     """Statistics and sensitivities of a model on texts, measured once, for any budget. Made by `calibrate`.
 
     Attributes
@@ -154,7 +137,7 @@ class Calibration:
     model : the dense model; unchanged
     texts : how many different ones were used
     few : whether they have fewer than FEW_TOKENS tokens, or than FEW_TOKENS / 8 different ones
-    sensitivity : name -> loss of the sentence vectors (1 - cosine) per squared step, as measured
+    sensitivity : name of a weight -> loss of the sentence vectors (1 - cosine) per squared step, as measured
     """
 
     def __init__(
@@ -168,56 +151,74 @@ class Calibration:
         self._weights = weights
         self._layers = layers
 
-    @property
-    def sensitivity(self) -> dict[str, float]:
-        return {name: w.sensitivity for name, w in self._weights.items()}
-
-    def values(self, name: str) -> F32 | None:
-        """The dense weight of that name in a checkpoint; None where it is not one that is compressed."""
-        weight = self._weights.get(name) or self._weights.get(name.removesuffix(".weight"))
-        return None if weight is None else weight.values
-
     def loss(self, tensors: Mapping[str, Any], texts: Sequence[str]) -> float:
         """Mean of 1 - cosine between the vectors of the dense model and of the one with these tensors."""
-        dense = self.model.embed(texts, normalize=True)
-        vectors = self.model.with_tensors(tensors).embed(texts, normalize=True)
-        return float(1.0 - (vectors * dense).sum(axis=1).mean())
+        return loss_of_vectors(self.model, tensors, texts)
 
     def int8_activations(self, tensors: Mapping[str, Any]) -> list[str]:
         """The linear weights whose inputs may be rounded to int8 (`int8_choice`), of the model with these tensors."""
         return int8_weights(self.model.with_tensors(tensors), self._probe)
 
-    def compress(
-        self, budget: float, *, progress: Progress | None = None, journal: NoJournal | None = None
-    ) -> CalibrationResult:
-        """Compress the weights into `budget` bytes, everything counted, layer after layer.
-
-        progress : called with (stage, done, total)
-        journal : keeps what is finished; see `rbe_gpu.models.journal`
-
-        Raises
-        ------
-        ValueError
-            The budget is smaller than the scales of the weights.
-        """
-        report: Progress = progress or silent
-        budget *= MARGIN
+    def _weights_for(self, budget: float) -> dict[str, Weight]:
         weights = self._weights
-        if 8 * budget / sum(w.size for w in weights.values()) < _FEW_BITS:
-            weights = {
-                name: w if w.scales is None else replace(w, scales=np.ones_like(w.scales))
-                for name, w in weights.items()
-            }
-        journal = journal or NoJournal()
+        if 8 * budget / sum(w.size for w in weights.values()) >= _FEW_BITS:
+            return weights
+        return {
+            name: w if w.scales is None else replace(w, scales=np.ones_like(w.scales))
+            for name, w in weights.items()
+        }
 
-        def plan() -> list[dict[str, float]]:
-            steps = steps_for(list(weights.values()), budget)
-            return [steps, {name: w.nbytes(steps[name]) for name, w in weights.items()}]
+    def _encode(self, encoding: EncodingPass) -> None:
+        """The tables, then layer after layer on the outputs of the layers compressed already."""
+        tables = tables_of(self.model)
+        lossy = {
+            name: encoding.table(name) if name in encoding.weights else table
+            for name, table in tables.items()
+        }
+        for part in self._parts:
+            part.dense = embedded(self.model, tables, part.ids, part.lengths)
+            part.compressed = embedded(self.model, lossy, part.ids, part.lengths)
+        if encoding.tensors:  # the tables
+            encoding.tensors |= _refitted("embeddings.LayerNorm", self.model.embedding_norm, self._parts)
+        for layer in self._layers:
+            _encode_layer(layer, self._parts, encoding)
 
-        steps, planned = journal.value("steps and bytes", plan)
-        return _compress_all(
-            self.model, self._parts, self._layers, weights, steps, planned, budget, report, journal
-        )
+
+def _encode_layer(layer: Stages, parts: list[Batch], encoding: EncodingPass) -> None:
+    """Compress the weights of a layer, stage after stage; `parts` then holds its outputs in both models."""
+    replaced: dict[str, RBELinear] = {}
+    lossy = layer
+
+    def stage(key: str, inputs: Iterable[tuple[F32, F32]]) -> None:
+        nonlocal lossy
+        replaced.update(encoding.matrices({name: layer.linears[name] for name in layer.names[key]}, inputs))
+        lossy = layer.with_linears(replaced)
+
+    # inputs of stages a batch at a time: all of them would take as much memory as the states, or several times it
+    def heads() -> Iterator[tuple[F32, F32]]:
+        """The inputs of the output projection."""
+        for p in parts:
+            dense = layer.heads(p.dense, p.lengths)
+            yield dense, lossy.heads(p.compressed, p.lengths)
+            p.dense = layer.attended(dense, p.dense)
+
+    def inner() -> Iterator[tuple[F32, F32]]:
+        """The inputs of the down projection."""
+        for p in parts:
+            dense = layer.inner(p.dense)
+            yield dense, lossy.inner(p.compressed)
+            p.dense = layer.finished(dense, p.dense)
+
+    stage("qkv", ((p.dense, p.compressed) for p in parts))
+    stage("output", heads())
+    for p in parts:
+        p.compressed = lossy.attended(lossy.heads(p.compressed, p.lengths), p.compressed)
+    encoding.tensors |= _refitted(layer.norm_names["attention"], layer.norms["attention"], parts)
+    stage("up", ((p.dense, p.compressed) for p in parts))
+    stage("down", inner())
+    for p in parts:
+        p.compressed = lossy.finished(lossy.inner(p.compressed), p.compressed)
+    encoding.tensors |= _refitted(layer.norm_names["ffn"], layer.norms["ffn"], parts)
 
 
 #: what `calibrate` returns
@@ -345,138 +346,3 @@ def calibrate(
             weights[name] = Weight.of_matrix(name, partial(linear_weight, linear), geometries[name])
     _measure(weights, texts[:_PROBE_TEXTS], measurements, report, journal or NoJournal())
     return Calibration(model, texts, weights, layers)
-
-
-def _compress_all(
-    model: BertEncoder,
-    parts: list[Batch],
-    layers: list[Stages],
-    weights: dict[str, Weight],
-    steps: dict[str, float],
-    planned: dict[str, float],
-    left: float,
-    report: Progress,
-    journal: NoJournal,
-) -> CalibrationResult:
-    """Compress the tables, then layer after layer on the outputs of the layers compressed already.
-
-    planned : bytes of each weight; left : bytes for all of them
-    """
-    tensors: dict[str, Any] = {}
-    spent: dict[str, float] = {}
-    tables = tables_of(model)
-    lossy = dict(tables)
-
-    def least_of_others(name: str) -> float:
-        """A lower bound of the bytes of the weights after this one."""
-        return sum(w.overhead + EMPTY_STREAM for n, w in weights.items() if n not in spent and n != name)
-
-    done = 0
-    for name in (n for n in tables if n in weights):
-        weight = weights[name]
-        assert weight.scales is not None
-        scales = weight.scales
-        limit = min(TOLERANCE * planned[name], left - least_of_others(name))
-
-        def table(weight: Weight = weight, scales: F32 = scales, limit: float = limit) -> dict[str, Any]:
-            def quantized(step: float) -> Any:
-                return quantize_table(weight.values, step, scales)
-
-            return {weight.name: weight.fitted(quantized, steps[weight.name], limit)}
-
-        tensors.update(journal.tensors(name, table))
-        lossy[name] = tensors[name].decode()
-        left -= tensors[name].nbytes
-        spent[name] = tensors[name].bits_per_weight
-        report("encoding", done := done + 1, len(weights))
-    for part in parts:
-        part.dense = embedded(model, tables, part.ids, part.lengths)
-        part.compressed = embedded(model, lossy, part.ids, part.lengths)
-
-    def stage(layer: Stages, key: str, inputs: Iterable[tuple[F32, F32]]) -> Stages:
-        """Compress the weights that read `inputs` (dense, compressed). Returns the layer with compressed weights."""
-        nonlocal done, left
-        names = layer.names[key]
-        moments = Moments(layer.linears[names[0]].in_features)
-        finished = all(journal.has(name) for name in names)
-        for dense, compressed in inputs:  # a generator, which computes the layer's outputs too
-            if not finished:
-                moments.add(dense, compressed)
-        first = weights[names[0]].geometry
-        assert first is not None
-        geo = first if finished else geometry(moments, first.transform, first.block)
-
-        def encoded(name: str, share: float, limit: float, last: bool) -> dict[str, Any]:
-            weight, linear = weights[name], layer.linears[name]
-            now = Weight.of_matrix(name, weight.read, lambda: geo)
-            # the planned bits, corrected for the excess or saving of earlier weights; the step is chosen anew, from
-            # the moments of the compressed model
-            bits = 8 * (planned[name] * share - now.overhead) / now.size
-            step = now.step_for(bits)
-            matrix = now.fitted(lambda step: quantize_matrix(weight.values, geo, step), step, limit)
-            if last and matrix.nbytes > limit:
-                raise ValueError(
-                    f"the weights take {matrix.nbytes - limit:.0f} bytes more than the target leaves, however few "
-                    "bits they get; use a lower ratio"
-                )
-            bias = corrected_bias(
-                weight.values, matrix.decode(), np.asarray(linear.bias, np.float32), moments
-            )
-            return {name + ".weight": matrix, name + ".bias": bias}
-
-        for name in names:
-            share = left / sum(planned[n] for n in planned if n not in spent)
-            # an excess of the last weight cannot be compensated
-            last = len(spent) + 1 == len(weights)
-            limit = left if last else min(TOLERANCE * planned[name] * share, left - least_of_others(name))
-            tensors.update(journal.tensors(name, partial(encoded, name, share, limit, last)))
-            matrix = tensors[name + ".weight"]
-            left -= matrix.nbytes
-            spent[name] = matrix.bits_per_weight
-            lossy_linears[name] = RBELinear(
-                matrix.decode(), tensors[name + ".bias"], layer.linears[name].activation
-            )
-            report("encoding", done := done + 1, len(weights))
-        return layer.with_linears(lossy_linears)
-
-    def refit(norm: RBELayerNorm, name: str) -> None:
-        tensors[name + ".weight"], tensors[name + ".bias"] = _refitted(norm, parts)
-
-    if tensors:  # the tables
-        refit(model.embedding_norm, "embeddings.LayerNorm")
-    lossy_linears: dict[str, RBELinear] = {}
-    for layer in layers:
-        lossy_linears.clear()  # decoded weights of one layer at a time
-        compressed_layer = stage(layer, "qkv", [(p.dense, p.compressed) for p in parts])
-
-        # inputs of stages a batch at a time: all of them would take as much memory as the states, or several times it
-        def heads(
-            layer: Stages = layer, compressed_layer: Stages = compressed_layer
-        ) -> Iterator[tuple[F32, F32]]:
-            """The inputs of the output projection."""
-            for p in parts:
-                dense = layer.heads(p.dense, p.lengths)
-                yield dense, compressed_layer.heads(p.compressed, p.lengths)
-                p.dense = layer.attended(dense, p.dense)
-
-        compressed_layer = stage(layer, "output", heads())
-        for p in parts:
-            mixed = compressed_layer.heads(p.compressed, p.lengths)
-            p.compressed = compressed_layer.attended(mixed, p.compressed)
-        refit(layer.norms["attention"], layer.norm_names["attention"])
-        compressed_layer = stage(layer, "up", [(p.dense, p.compressed) for p in parts])
-
-        def inner(
-            layer: Stages = layer, compressed_layer: Stages = compressed_layer
-        ) -> Iterator[tuple[F32, F32]]:
-            """The inputs of the down projection."""
-            for p in parts:
-                dense = layer.inner(p.dense)
-                yield dense, compressed_layer.inner(p.compressed)
-                p.dense = layer.finished(dense, p.dense)
-
-        compressed_layer = stage(layer, "down", inner())
-        for p in parts:
-            p.compressed = compressed_layer.finished(compressed_layer.inner(p.compressed), p.compressed)
-        refit(layer.norms["ffn"], layer.norm_names["ffn"])
-    return CalibrationResult(tensors, spent)

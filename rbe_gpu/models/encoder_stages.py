@@ -62,10 +62,10 @@ class Stages:
         at = f"encoder.layer.{index}."
         self.norm_names = {"attention": f"{at}attention.output.LayerNorm", "ffn": f"{at}output.LayerNorm"}
         self.names = {
-            "qkv": [f"{at}attention.self.{n}" for n in ("query", "key", "value")],
-            "output": [f"{at}attention.output.dense"],
-            "up": [f"{at}intermediate.dense"],
-            "down": [f"{at}output.dense"],
+            "qkv": [f"{at}attention.self.{n}.weight" for n in ("query", "key", "value")],
+            "output": [f"{at}attention.output.dense.weight"],
+            "up": [f"{at}intermediate.dense.weight"],
+            "down": [f"{at}output.dense.weight"],
         }
         linears = (attention.query, attention.key, attention.value, attention.output, ffn.up, ffn.down)
         names = [n for stage in self.names.values() for n in stage]
