@@ -12,26 +12,26 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from math import floor, prod
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import dispatch, output, transforms
 from ..blocks import RBEBlocks
-from ..codecs import CODECS
-from ..container import Writer, header
-from ..encode import GRADES, compress
+from ..container import Writer
+from ..encode import GRADES
 from ..json_checks import dump_json
 from ..threads import blas, get_num_threads
 from .architectures import architecture, is_gguf
 from .bert_tensors import block_of
-from .compress_tasks import Budget, TensorTasks, encode_tensor, naming_tensor, stored, widened
+from .compress_tasks import Budget, EncodedTensor, TensorTasks, encode_tensor, stored, widened
+from .file_budget import budget_of_ratio
 from .journal import Journal, NoJournal, digest
 from .load import load, load_gguf
 from .parts_folder import PartsFolder
@@ -117,93 +117,6 @@ def kind_of(name: str, dtype: str, shape: tuple[int, ...]) -> str:
     return "vectors" if _TABLES.search(name) else "matrix"
 
 
-# --- the budget of a ratio ----------------------------------------------------------------------------
-
-
-class _Sized(NamedTuple):
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-
-
-def _largest_header(
-    source: Source, kind_by_name: Mapping[str, str], block: int, config: dict[str, Any]
-) -> int:
-    """Bytes that no header of the result exceeds: per tensor the codec of the longest entry, and long numbers."""
-    arrays: dict[str, _Sized] = {}
-    described: dict[str, Any] = {}
-    if source.tokenizer is not None:
-        arrays[TOKENIZER_ARRAY] = _Sized("U8", source.tokenizer.shape, source.tokenizer.nbytes)
-        described[TOKENIZER_ARRAY] = {"kind": "dense"}
-    for name, kind in kind_by_name.items():
-        dtype, shape = source.entry(name)[:2]
-        if kind == "dense":
-            arrays[name] = _Sized(dtype, shape, 8 * prod(shape))
-            described[name] = {"kind": "dense"}
-            continue
-        rows, cols = (-(-n // block) * block for n in shape)
-        largest: tuple[int, dict[str, _Sized], dict[str, Any]] | None = None
-        for codec in CODECS.values():
-            codes, shapes = codec.header_bound(rows, cols)
-            shapes["basis"] = (rows, cols, 8)
-            parts = {f"{name}.{part}": _Sized("F16", s, 4 * rows * cols) for part, s in shapes.items()}
-            description = {
-                "kind": "vectors",
-                "shape": list(shape),
-                "block": block,
-                "transform": max(transforms.TRANSFORMS, key=len),
-                "gain": 2.0**-120,
-                "basis": False,
-                "codes": codes,
-            }
-            size = len(header(parts, {name: description}, {}))
-            if largest is None or size > largest[0]:
-                largest = size, parts, description
-        assert largest is not None
-        arrays |= largest[1]
-        described[name] = largest[2]
-    return len(header(arrays, described, config))
-
-
-def _stored_dense_bytes(source: Source, name: str, halve: bool) -> int:
-    dtype, shape = source.entry(name)[:2]
-    entry = source.files[name].entries[name]
-    if dtype not in FLOATS:
-        return int(entry.stop - entry.start)
-    return stored(source, name, None, halve).value.nbytes if halve else 4 * prod(shape)
-
-
-def _share(
-    source: Source,
-    kind_by_name: Mapping[str, str],
-    ratio: float,
-    block: int,
-    config: dict[str, Any],
-    dense_bytes: int,
-    halve: bool,
-) -> Budget:
-    """file bytes <= dense_bytes / ratio: the compressed tensors get what the fixed parts leave.
-
-    halve : dense tensors are stored as float16
-    """
-    fixed = _largest_header(source, kind_by_name, block, config)
-    fixed += 0 if source.tokenizer is None else source.tokenizer.nbytes
-    compressible = 0
-    for name, kind in kind_by_name.items():
-        if kind == "dense":
-            fixed += _stored_dense_bytes(source, name, halve)
-        else:
-            compressible += 4 * prod(source.entry(name)[1])
-    left = floor(dense_bytes / ratio) - fixed
-    if left < 1:
-        highest = floor(100 * dense_bytes / (fixed + 1)) / 100
-        raise ValueError(
-            f"{source.path}: ratio={ratio:g} allows {floor(dense_bytes / ratio)} bytes, but dense tensors, "
-            f"tokenizer and header alone take {fixed}; the highest reachable ratio is below {highest:g}"
-        )
-    return Budget(left, compressible)
-
-
 # --- the public function ------------------------------------------------------------------------------
 
 
@@ -273,110 +186,149 @@ def compress_model(
     for file in {id(f): f for f in opened.files.values()}.values():
         if out.exists() and out.samefile(file.path):
             raise ValueError(f"{out} is the checkpoint itself; write the result to another file")
-    kind_by_name = {}
-    for name in sorted(opened.files):
-        kind = kind_of(name, *opened.entry(name)[:2])
-        if kind != "dropped":
-            kind_by_name[name] = kind
-    total = sum(4 * prod(opened.entry(n)[1]) for n in kind_by_name if opened.entry(n)[0] in FLOATS)
-    if not total:
+    job = _Job(opened, block, transform or "dct", basis)
+    if not job.dense_bytes:
         raise ValueError(f"{source} has no float tensors; there is nothing to compress")
     config = {**opened.config, "source": _made_from(opened, {**options, "ratio": ratio})}
     if calibrate is not None:  # room for every name in the header; what is measured replaces them
         made = opened.config.get("config")
         config["int8_activations"] = [] if made is None else list(architecture(made).linear_weights(made))
-    transform_name = transform or "dct"
-    budget = (
-        None
-        if ratio is None
-        else _share(
-            opened,
-            kind_by_name,
-            ratio,
-            block or transforms.DEFAULT_BLOCK,
-            config,
-            total,
-            calibrate is not None,
-        )
-    )
-
-    def settings_of(name: str, target: Mapping[str, Any]) -> dict[str, Any]:
-        of_block = block_of(name, opened.config.get("config", {}), transform_name, block)
-        kind = kind_by_name[name]
-        return {"block": of_block, "transform": transform_name, "basis": basis, "kind": kind, **target}
-
-    def plain(name: str, array: NDArray[Any], target: Mapping[str, Any]) -> RBEBlocks:
-        with naming_tensor(opened, name):
-            return compress(array, **settings_of(name, target))
-
-    with ExitStack() as whole:
-        parts = None if client is None else whole.enter_context(PartsFolder(client, opened, out))
+    budget = None
+    if ratio is not None:
+        kinds, size = job.kind_by_name, block or transforms.DEFAULT_BLOCK
+        budget = budget_of_ratio(opened, kinds, ratio, size, config, job.dense_bytes, calibrate is not None)
+    with ExitStack() as stack:
+        parts = None if client is None else stack.enter_context(PartsFolder(client, opened, out))
         encoded: Mapping[str, Any] = {}
-        until_written = ExitStack()  # of the journal
         if calibrate is not None:
             if budget is None or codes is not None:
                 raise ValueError("calibrate= needs ratio= as its target, and no codes=")
-            with ExitStack() as stack:
-                journal = _journal(opened, out, calibrate, (ratio, transform, block), resume, stack)
-                calibration = _calibration(
-                    source, calibrate, opened, transform, block, progress, journal, parts
-                )
-                encoded = _calibrated(opened, calibration, budget, kind_by_name, progress, journal)
-                if calibration.few and not _gains(
-                    calibration, encoded, _plain(opened, kind_by_name, plain, budget)
-                ):
-                    encoded = {}
-                    del config["int8_activations"]
-                else:
-                    if progress is not None:
-                        progress("int8", 0, 1)
-                    config["int8_activations"] = calibration.int8_activations(encoded)
-                until_written = stack.pop_all()
+            journal = _journal(opened, out, calibrate, (ratio, transform, block), resume, stack)
+            calibration = _calibration(source, calibrate, opened, transform, block, progress, journal, parts)
+            encoded = _calibrated(opened, calibration, budget, job.kind_by_name, progress, journal)
+            if calibration.few and not _gains(calibration, encoded, job.plain(budget)):
+                encoded = {}
+                del config["int8_activations"]
+            else:
+                if progress is not None:
+                    progress("int8", 0, 1)
+                config["int8_activations"] = calibration.int8_activations(encoded)
         elif resume:
             raise ValueError("resume= goes with calibrate=")
-
-        rows: list[TensorRow] = []
-        done = 0
-        squared_error = energy = 0.0
-        with until_written, Writer(out) as writer, ExitStack() as stack:
+        target = options if budget is None else {"codes": codes}
+        with Writer(out) as writer, job.encoder(parts, encoded) as encode:
             writer.config = config
-            tasks = None
-            if parts is not None:
-                names = [
-                    n for n, k in kind_by_name.items() if k != "dense" and opened.canonical(n) not in encoded
-                ]
-                tasks = stack.enter_context(TensorTasks(opened, parts, names, settings_of))
-            if opened.tokenizer is not None:
-                writer.add(TOKENIZER_ARRAY, opened.tokenizer)
-            for name, kind in kind_by_name.items():
-                value = encoded.get(opened.canonical(name))
-                if kind == "dense" or isinstance(value, RBEBlocks):
-                    result = stored(opened, name, value, halve=calibrate is not None)
-                else:
-                    target = options if budget is None else {"codes": codes, "ratio": budget.ratio()}
-                    if tasks is not None:
-                        result = tasks.result(name, target, budget)
-                    else:
-                        result = encode_tensor(opened, name, settings_of(name, target))
-                value, error = result.value, result.relative_error
-                if kind != "dense":
-                    squared_error += error**2 * result.energy
-                    energy += result.energy
-                row = _row(name, value, error)
-                writer.add(name, value)
-                rows.append(row)
-                if budget is not None and kind != "dense":
-                    budget.spend(row.nbytes, row.dense_bytes)
-                done += row.dense_bytes
-                if progress is not None:
-                    progress(name, done, total)
+            rows, relative_error = job.write(
+                writer, encode, encoded, target, budget, progress, halve=calibrate is not None
+            )
             file_bytes = writer.nbytes
-            if ratio is not None and file_bytes > total / ratio:
+            if ratio is not None and file_bytes > job.dense_bytes / ratio:
                 raise ValueError(
                     f"{source}: ratio={ratio:g} is not reached: {file_bytes} bytes; use a lower ratio"
                 )
-    relative = float(np.sqrt(squared_error / energy)) if energy else 0.0
-    return CompressSummary(out, tuple(rows), file_bytes, total, relative, opened.notes)
+    return CompressSummary(out, rows, file_bytes, job.dense_bytes, relative_error, opened.notes)
+
+
+#: encodes the tensor of a name for a target, with the budget of a ratio
+_Encode = Callable[[str, Mapping[str, Any], "Budget | None"], EncodedTensor]
+
+
+class _Job:
+    """A checkpoint to compress: how each of its tensors is stored, and with which settings.
+
+    Attributes
+    ----------
+    kind_by_name : `kind_of` of the tensors, without dropped ones
+    dense_bytes : the float tensors as float32
+    """
+
+    def __init__(self, source: Source, block: int | None, transform: str, basis: bool | str) -> None:
+        self.source = source
+        self.kind_by_name = {
+            name: kind
+            for name in sorted(source.files)
+            if (kind := kind_of(name, *source.entry(name)[:2])) != "dropped"
+        }
+        self.dense_bytes = sum(
+            4 * prod(source.entry(n)[1]) for n in self.kind_by_name if source.entry(n)[0] in FLOATS
+        )
+        self._block, self._transform, self._basis = block, transform, basis
+
+    def settings(self, name: str, target: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of `rbe_gpu.compress` for a tensor."""
+        block = block_of(name, self.source.config.get("config", {}), self._transform, self._block)
+        kind = self.kind_by_name[name]
+        return {"block": block, "transform": self._transform, "basis": self._basis, "kind": kind, **target}
+
+    def plain(self, budget: Budget) -> dict[str, Any]:
+        """The weights as they are without calibration, by the model's own names."""
+        left = replace(budget)
+        tensors = {}
+        for name, kind in self.kind_by_name.items():
+            if kind != "dense":
+                value = encode_tensor(self.source, name, self.settings(name, {"ratio": left.ratio()})).value
+                left.spend(value.nbytes, 4 * prod(value.shape))
+                tensors[self.source.canonical(name)] = value
+        return tensors
+
+    @contextmanager
+    def encoder(self, parts: PartsFolder | None, encoded: Mapping[str, Any]) -> Iterator[_Encode]:
+        """A function that encodes a tensor that is not in `encoded`: in this process, or with `parts` by workers."""
+        if parts is None:
+            yield lambda name, target, _: encode_tensor(self.source, name, self.settings(name, target))
+            return
+        names = [
+            name
+            for name, kind in self.kind_by_name.items()
+            if kind != "dense" and self.source.canonical(name) not in encoded
+        ]
+        with TensorTasks(self.source, parts, names, self.settings) as tasks:
+            yield tasks.result
+
+    def write(
+        self,
+        writer: Writer,
+        encode: _Encode,
+        encoded: Mapping[str, Any],
+        target: Mapping[str, Any],
+        budget: Budget | None,
+        progress: Progress | None,
+        halve: bool,
+    ) -> tuple[tuple[TensorRow, ...], float]:
+        """Add the tokenizer and all tensors to a file. Returns a row for each, and the error of the compressed ones.
+
+        Parameters
+        ----------
+        encoded : tensors that are encoded already, by the model's own names
+        target : of the others, without the ratio that `budget` leaves them
+        halve : dense tensors are stored as float16
+        """
+        source = self.source
+        rows: list[TensorRow] = []
+        done = 0
+        squared_error = energy = 0.0
+        if source.tokenizer is not None:
+            writer.add(TOKENIZER_ARRAY, source.tokenizer)
+        for name, kind in self.kind_by_name.items():
+            value = encoded.get(source.canonical(name))
+            if kind == "dense" or isinstance(value, RBEBlocks):
+                result = stored(source, name, value, halve)
+            else:
+                result = encode(
+                    name, target if budget is None else {**target, "ratio": budget.ratio()}, budget
+                )
+            if kind != "dense":
+                squared_error += result.relative_error**2 * result.energy
+                energy += result.energy
+            row = _row(name, result.value, result.relative_error)
+            writer.add(name, result.value)
+            rows.append(row)
+            if budget is not None and kind != "dense":
+                budget.spend(row.nbytes, row.dense_bytes)
+            done += row.dense_bytes
+            if progress is not None:
+                progress(name, done, self.dense_bytes)
+        return tuple(rows), float(np.sqrt(squared_error / energy)) if energy else 0.0
 
 
 def _calibration(
@@ -435,24 +387,6 @@ def _calibrated(
     calibrated = {opened.canonical(n) for n, kind in kind_by_name.items() if kind != "dense"} & set(used)
     share = sum(4 * prod(used[name]) for name in calibrated) / budget.dense_bytes
     return calibration.compress(budget.nbytes * share, progress=progress, journal=journal).tensors
-
-
-def _plain(
-    opened: Source,
-    kind_by_name: Mapping[str, str],
-    plain: Callable[[str, NDArray[Any], Mapping[str, Any]], RBEBlocks],
-    budget: Budget,
-) -> Mapping[str, Any]:
-    """The weights as they are without calibration, by the model's own names."""
-    left = replace(budget)
-    tensors = {}
-    for name in (name for name, kind in kind_by_name.items() if kind != "dense"):
-        array = widened(opened.files[name].array(name), name)
-        packed = plain(name, array, {"ratio": left.ratio()})
-        value: Any = packed if packed.nbytes < array.nbytes else array
-        left.spend(value.nbytes, 4 * array.size)
-        tensors[opened.canonical(name)] = value
-    return tensors
 
 
 def _gains(calibration: AnyCalibration, calibrated: Mapping[str, Any], plain: Mapping[str, Any]) -> bool:

@@ -79,7 +79,7 @@ def halved(a: NDArray[Any]) -> NDArray[Any]:
 
 
 @contextmanager
-def naming_tensor(source: Source, name: str) -> Iterator[None]:
+def _naming_tensor(source: Source, name: str) -> Iterator[None]:
     """Name the tensor in a ValueError."""
     try:
         yield
@@ -114,7 +114,7 @@ def encode_tensor(source: Source, name: str, settings: Mapping[str, Any]) -> Enc
     settings : arguments of `rbe_gpu.compress`
     """
     array = _array(source, name)
-    with naming_tensor(source, name):
+    with _naming_tensor(source, name):
         packed = compress(array, **settings)
     if packed.nbytes >= array.nbytes:
         return EncodedTensor(array, 0.0, _energy(array))
