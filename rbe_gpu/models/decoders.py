@@ -1,4 +1,4 @@
-"""The decoders that load, and where each differs from Llama: one `Decoder` for each `model_type`.
+"""The decoders that load, and where each differs from Llama: one `Family` for each `model_type`.
 
 All are stacks of attention and a feed-forward part, normalised before each. They differ in the kind of norm, in norms
 of queries and keys and behind the parts, in positions, biases, gates and windows of attention. Two encoders are built
@@ -249,6 +249,57 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     if config["num_hidden_layers"] > MOST_LAYERS:  # what a config alone can cost is bounded
         name = _own_name(config, "num_hidden_layers")
         fail("config.json", name, config["num_hidden_layers"], f"at most {MOST_LAYERS}")
+    heads, kv_heads, head_dim = _head_sizes(config, family)
+    bias = family.linear_bias or (_flag(config, "attention_bias", False) and family.reads_bias)
+    causal = not family.encoder
+    if family.both_directions:
+        causal = not _flag(config, "use_bidirectional_attention", False)
+    windows = _windows(config, family, model_type)
+    if not causal:  # the window of config.json is that of both directions together
+        windows = tuple(None if window is None else window // 2 + 1 for window in windows)
+    rotary = _rotary(config, family, windows, head_dim)
+    attention_softcap, logit_softcap = _softcaps(config, family)
+    positions = config["max_position_embeddings"]
+    contexts = [context for context in map(first_context, rotary.values()) if context is not None]
+    return DecoderConfig(
+        model_type=model_type,
+        vocab_size=config["vocab_size"],
+        hidden_size=config["hidden_size"],
+        intermediate_size=config["intermediate_size"],
+        num_layers=config["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        max_positions=positions,
+        # no text exceeds one that holds all positions
+        first_context=min((context for context in contexts if context < positions), default=None),
+        eps=_eps(config, family),
+        activation=_activation(config, family),
+        qkv_bias=bias or family.qkv_bias,
+        output_bias=bias,
+        ffn_bias=family.linear_bias or (_flag(config, "mlp_bias", False) and family.ffn_bias),
+        head_norms=family.head_norms,
+        sandwich=family.sandwich,
+        norm=family.norm,
+        norm_bias=family.norm_bias or (family.norm == "layer" and _flag(config, "norm_bias", False)),
+        post_norm=family.post_norm,
+        token_types=_positive(config, "type_vocab_size") if family.token_types else 0,
+        embedding_norm=family.embedding_norm,
+        learned_positions=family.learned_positions,
+        embedding_scale=sqrt(config["hidden_size"]) if family.sandwich else 1.0,
+        scale=_scale(config, family, head_dim),
+        attention_softcap=attention_softcap,
+        logit_softcap=logit_softcap,
+        tied=family.encoder or _flag(config, "tie_word_embeddings", family.tied),
+        causal=causal,
+        windows=windows,
+        rotary=rotary,
+        eos=token_ids(config.get("eos_token_id", family.eos), "config.json", "eos_token_id"),
+    )
+
+
+def _head_sizes(config: Mapping[str, Any], family: Family) -> tuple[int, int, int]:
+    """num_heads, num_kv_heads and head_dim."""
     heads = config["num_attention_heads"]
     kv_heads = _optional_size(config, "num_key_value_heads", heads)
     if heads % kv_heads:
@@ -266,69 +317,45 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
             heads,
             f"a divisor of {width}={hidden}, with heads of an even width from 2 to 256",
         )
-    key, default_eps = family.eps
-    eps = config.get(key, default_eps)
+    return heads, kv_heads, head_dim
+
+
+def _eps(config: Mapping[str, Any], family: Family) -> float:
+    key, default = family.eps
+    eps = config.get(key, default)
     if type(eps) not in (int, float) or not 0 <= eps < 1:
         fail("config.json", _own_name(config, key), eps, "a number from 0 to 1")
+    return float(eps)
+
+
+def _activation(config: Mapping[str, Any], family: Family) -> str:
+    """The activation of `RBEFFN`."""
     key, default = family.activation
     activation = config.get(key) or default
     activations = ACTIVATIONS if family.gated else UNGATED
     if not isinstance(activation, str) or activation not in activations:
         fail("config.json", key, activation, f"one of {', '.join(activations)}")
-    bias = family.linear_bias or (_flag(config, "attention_bias", False) and family.reads_bias)
-    causal = not family.encoder
-    if family.both_directions:
-        causal = not _flag(config, "use_bidirectional_attention", False)
-    windows = _windows(config, family, model_type)
-    if not causal:  # the window of config.json is that of both directions together
-        windows = tuple(None if window is None else window // 2 + 1 for window in windows)
+    return activations[activation]
+
+
+def _rotary(
+    config: Mapping[str, Any], family: Family, windows: tuple[int | None, ...], head_dim: int
+) -> dict[str, dict[str, Any]]:
+    """The rotary embedding of each type of layer."""
+    if family.learned_positions:
+        return {}
     rotary = {}
-    layer_types = {FULL if w is None else SLIDING for w in windows}
-    for layer_type in sorted(layer_types) if not family.learned_positions else ():
+    for layer_type in sorted({FULL if window is None else SLIDING for window in windows}):
         rotary[layer_type] = rope_parameters(config, layer_type, family)
         check_rope(rotary[layer_type], head_dim, family.rope_kinds, family.partial_rotary)
+    return rotary
+
+
+def _scale(config: Mapping[str, Any], family: Family, head_dim: int) -> float:
+    """The factor of the scores of attention."""
     scalar = config.get("query_pre_attn_scalar", 256) if family.sandwich else head_dim
     check_positive("query_pre_attn_scalar", scalar)
-    softcaps = _softcaps(config, family)
-    if not _flag(config, "scale_attn_weights", True):
-        scalar = 1
-    positions = config["max_position_embeddings"]
-    contexts = [context for context in map(first_context, rotary.values()) if context is not None]
-    return DecoderConfig(
-        model_type=model_type,
-        vocab_size=config["vocab_size"],
-        hidden_size=config["hidden_size"],
-        intermediate_size=config["intermediate_size"],
-        num_layers=config["num_hidden_layers"],
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        max_positions=positions,
-        # no text exceeds one that holds all positions
-        first_context=min((context for context in contexts if context < positions), default=None),
-        eps=float(eps),
-        activation=activations[activation],
-        qkv_bias=bias or family.qkv_bias,
-        output_bias=bias,
-        ffn_bias=family.linear_bias or (_flag(config, "mlp_bias", False) and family.ffn_bias),
-        head_norms=family.head_norms,
-        sandwich=family.sandwich,
-        norm=family.norm,
-        norm_bias=family.norm_bias or (family.norm == "layer" and _flag(config, "norm_bias", False)),
-        post_norm=family.post_norm,
-        token_types=_positive(config, "type_vocab_size") if family.token_types else 0,
-        embedding_norm=family.embedding_norm,
-        learned_positions=family.learned_positions,
-        embedding_scale=sqrt(config["hidden_size"]) if family.sandwich else 1.0,
-        scale=1.0 / sqrt(scalar),
-        attention_softcap=softcaps[0],
-        logit_softcap=softcaps[1],
-        tied=family.encoder or _flag(config, "tie_word_embeddings", family.tied),
-        causal=causal,
-        windows=windows,
-        rotary=rotary,
-        eos=token_ids(config.get("eos_token_id", family.eos), "config.json", "eos_token_id"),
-    )
+    return 1.0 / sqrt(scalar if _flag(config, "scale_attn_weights", True) else 1)
 
 
 def _softcaps(config: Mapping[str, Any], family: Family) -> tuple[float | None, float | None]:

@@ -198,26 +198,13 @@ def generate(
     on_text: Callable[[int, str], object] | None,
 ) -> list[Generation]:
     """`Decoder.generate` of token ids. eos : tokens that end a text."""
-    c = model.settings
     if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens!r} is not a positive integer")
     if not all(isinstance(stop, str) and stop for stop in stops):
         raise ValueError("stop is not a text, or an empty one")
     if stops and model.tokenizer is None:
         raise ValueError("the model has no tokenizer, which stop= needs")
-    for i, prompt in enumerate(prompts):
-        if not all(isinstance(token, Integral) and not isinstance(token, bool) for token in prompt):
-            raise TypeError(f"prompts[{i}] holds other values than token ids")
-        if not prompt:
-            raise ValueError(f"prompts[{i}] is empty; the model has no token to begin with")
-        if len(prompt) >= c.max_positions:
-            raise ValueError(
-                f"prompts[{i}] has {len(prompt)} tokens, the model has {c.max_positions} positions"
-            )
-        if min(prompt) < 0 or max(prompt) >= c.vocab_size:
-            raise ValueError(
-                f"prompts[{i}] has ids from {min(prompt)} to {max(prompt)}; use 0 to {c.vocab_size - 1}"
-            )
+    _check_prompts(prompts, model)
     if not prompts:
         return []
     decode = None
@@ -234,7 +221,7 @@ def generate(
             text.add(next_token(logits[row], sampling, text.prompt + text.ids, rngs[i]), eos)
             if text.reason is None and len(text.ids) == max_new_tokens:
                 text.reason = "length"
-            if text.reason is None and len(text.prompt) + len(text.ids) >= c.max_positions:
+            if text.reason is None and len(text.prompt) + len(text.ids) >= model.settings.max_positions:
                 text.reason = "context"
             if on_text is not None:
                 new = text.new_text(text.reason is not None)
@@ -245,19 +232,41 @@ def generate(
             cache.keep(running)
         active = [active[row] for row in running]
         if active:
-            context = c.first_context
-            new = [[texts[i].ids[-1]] for i in active]
-            crosses = [False if context is None else n == context for n in cache.lengths.tolist()]
-            if any(crosses):  # beyond their first context: all of their tokens are rotated otherwise
-                cache.lengths[crosses] = 0
-                new = [
-                    texts[i].prompt + texts[i].ids if crossing else tokens
-                    for i, tokens, crossing in zip(active, new, crosses, strict=True)
-                ]
-                logits = _prefill(model, new, cache)
-            else:
-                logits = to_host(model.logits(np.array(new), cache=cache, last=True))
+            logits = _next_logits(model, [texts[i] for i in active], cache)
     return [Generation(text.text, tuple(text.ids), str(text.reason), len(text.prompt)) for text in texts]
+
+
+def _check_prompts(prompts: list[list[int]], model: Decoder) -> None:
+    """Raise a TypeError or ValueError unless the model can go on behind each prompt."""
+    most, vocabulary = model.settings.max_positions, model.settings.vocab_size
+    for i, prompt in enumerate(prompts):
+        if not all(isinstance(token, Integral) and not isinstance(token, bool) for token in prompt):
+            raise TypeError(f"prompts[{i}] holds other values than token ids")
+        if not prompt:
+            raise ValueError(f"prompts[{i}] is empty; the model has no token to begin with")
+        if len(prompt) >= most:
+            raise ValueError(f"prompts[{i}] has {len(prompt)} tokens, the model has {most} positions")
+        if min(prompt) < 0 or max(prompt) >= vocabulary:
+            raise ValueError(
+                f"prompts[{i}] has ids from {min(prompt)} to {max(prompt)}; use 0 to {vocabulary - 1}"
+            )
+
+
+def _next_logits(model: Decoder, texts: list[_Text], cache: KVCache) -> F32:
+    """Logits behind the last token of each text, (texts, vocab_size); all tokens before it are in the cache."""
+    context = model.settings.first_context
+    new = [[text.ids[-1]] for text in texts]
+    crosses = [False if context is None else n == context for n in cache.lengths.tolist()]
+    if not any(crosses):
+        logits: F32 = to_host(model.logits(np.array(new), cache=cache, last=True))
+        return logits
+    # beyond their first context: all of their tokens are rotated otherwise
+    cache.lengths[crosses] = 0
+    new = [
+        text.prompt + text.ids if crossing else tokens
+        for text, tokens, crossing in zip(texts, new, crosses, strict=True)
+    ]
+    return _prefill(model, new, cache)
 
 
 def _prefill(model: Decoder, prompts: list[list[int]], cache: KVCache) -> F32:
