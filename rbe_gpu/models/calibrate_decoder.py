@@ -76,7 +76,7 @@ def _predictions(model: Decoder, head: Any, states: Sequence[F32]) -> list[F32]:
 Loss = Callable[[list[F32], F32], float]
 
 
-def _loss_of_predictions(model: Decoder, texts: PackedTexts, states: list[F32]) -> Loss:
+def _loss_of_predictions(model: Decoder, states: list[F32]) -> Loss:
     """Divergence from the predictions of these states."""
     dense = _predictions(model, np.asarray(model.head, np.float32), states)
     return lambda x, head: mean_divergence(dense, _predictions(model, head, x))
@@ -312,63 +312,75 @@ def _measure(
     report: Progress,
     journal: NoJournal,
 ) -> None:
-    """Set each weight's sensitivity: quantise it alone, run the remaining model, divide by the squared step."""
-    model = _decoder_of(whole)
-    tables = tables_of(model)
-    head = np.asarray(model.head, np.float32)
-    states = [embedded(model, tables, texts)]
-    for layer in layers:
-        states.append([layer.run(x, ends) for x, ends in zip(states[-1], texts.ends, strict=True)])
-    loss = (
-        _loss_of_vectors(whole, texts, states[-1])
-        if isinstance(whole, DecoderEmbedder)
-        else _loss_of_predictions(whole, texts, states[-1])
-    )
-
-    def finish(x: list[F32], first: int, head: F32 = head) -> float:
-        for layer in layers[first:]:
-            x = [layer.run(a, ends) for a, ends in zip(x, texts.ends, strict=True)]
-        return max(loss(x, head), 1e-9)
-
-    done = 0
-    for name in (name for name in tables if name in weights):
-        rows = weights[name]
-
-        def of_table(name: str = name, rows: Weight = rows) -> float:
-            assert rows.scales is not None
-            step = rows.step_for(PROBE_BITS)
-            probe = quantize_table(tables[name], step, rows.scales).decode()
-            x = embedded(model, {**tables, name: probe}, texts)
-            makes_logits = name == EMBEDDINGS and model.settings.tied
-            return finish(x, 0, probe if makes_logits else head) / step**2
-
-        rows.sensitivity = journal.value(f"sensitivity of {name}", of_table)
-        report("sensitivity", done := done + 1, len(weights))
+    """Set the sensitivity of each weight, from the journal where it is kept."""
+    probes = _Probes(whole, texts, layers)
+    measures: dict[str, Callable[[], float]] = {
+        name: partial(probes.table, weights[name]) for name in probes.tables if name in weights
+    }
     if HEAD in weights:
-        last = weights[HEAD]
-
-        def of_head() -> float:
-            assert last.geometry is not None
-            step = last.step_for(PROBE_BITS)
-            probe = quantize_matrix(last.values, last.geometry, step).decode()
-            return finish(states[-1], len(layers), probe) / step**2
-
-        last.sensitivity = journal.value(f"sensitivity of {HEAD}", of_head)
-        report("sensitivity", done := done + 1, len(weights))
+        measures[HEAD] = partial(probes.head, weights[HEAD])
     for index, layer in enumerate(layers):
         for part, name in layer.names.items():
-            weight, linear = weights[f"{name}.weight"], layer.linear(part)
+            name = f"{name}.weight"
+            measures[name] = partial(probes.linear, weights[name], index, part)
+    for done, (name, measure) in enumerate(measures.items(), 1):
+        weights[name].sensitivity = journal.value(f"sensitivity of {name}", measure)
+        report("sensitivity", done, len(weights))
 
-            def matrix(
-                weight: Weight = weight, linear: RBELinear = linear, layer: Stages = layer, part: str = part,
-                index: int = index,
-            ) -> float:  # fmt: skip
-                assert weight.geometry is not None
-                step = weight.step_for(PROBE_BITS)
-                probe = quantize_matrix(weight.values, weight.geometry, step).decode()
-                lossy = layer.with_linears({part: RBELinear(probe, linear.bias, linear.activation)})
-                x = [lossy.run(a, ends) for a, ends in zip(states[index], texts.ends, strict=True)]
-                return finish(x, index + 1) / step**2
 
-            weight.sensitivity = journal.value(f"sensitivity of {name}", matrix)
-            report("sensitivity", done := done + 1, len(weights))
+class _Probes:
+    """The model on a few texts, of which one weight at a time is quantised.
+
+    Methods run the remaining model, and return the loss of its results per squared step.
+    """
+
+    def __init__(self, whole: Decoder | DecoderEmbedder, texts: PackedTexts, layers: list[Stages]) -> None:
+        self._model = _decoder_of(whole)
+        self._texts, self._layers = texts, layers
+        self.tables = tables_of(self._model)
+        self._head = np.asarray(self._model.head, np.float32)
+        self._states = [embedded(self._model, self.tables, texts)]  # before each layer, and behind the last
+        for layer in layers:
+            self._states.append(self._run(layer, self._states[-1]))
+        self._loss: Loss = (
+            _loss_of_vectors(whole, texts, self._states[-1])
+            if isinstance(whole, DecoderEmbedder)
+            else _loss_of_predictions(whole, self._states[-1])
+        )
+
+    def table(self, weight: Weight) -> float:
+        """Of an embedding table; a tied one makes the logits too."""
+        assert weight.scales is not None
+        step = weight.step_for(PROBE_BITS)
+        probe = quantize_table(self.tables[weight.name], step, weight.scales).decode()
+        x = embedded(self._model, {**self.tables, weight.name: probe}, self._texts)
+        makes_logits = weight.name == EMBEDDINGS and self._model.settings.tied
+        return self._finish(x, 0, probe if makes_logits else self._head) / step**2
+
+    def head(self, weight: Weight) -> float:
+        """Of the matrix of the logits."""
+        step, probe = _quantized(weight)
+        return self._finish(self._states[-1], len(self._layers), probe) / step**2
+
+    def linear(self, weight: Weight, index: int, part: str) -> float:
+        """Of a linear layer: the part of the layer `index`."""
+        step, probe = _quantized(weight)
+        linear = self._layers[index].linear(part)
+        lossy = self._layers[index].with_linears({part: RBELinear(probe, linear.bias, linear.activation)})
+        return self._finish(self._run(lossy, self._states[index]), index + 1, self._head) / step**2
+
+    def _run(self, layer: Stages, states: list[F32]) -> list[F32]:
+        return [layer.run(x, ends) for x, ends in zip(states, self._texts.ends, strict=True)]
+
+    def _finish(self, states: list[F32], first: int, head: F32) -> float:
+        """The loss, from the states before the layer `first` on."""
+        for layer in self._layers[first:]:
+            states = self._run(layer, states)
+        return max(self._loss(states, head), 1e-9)
+
+
+def _quantized(weight: Weight) -> tuple[float, F32]:
+    """The step at which sensitivity is measured, and what the weight decodes to then."""
+    assert weight.geometry is not None
+    step = weight.step_for(PROBE_BITS)
+    return step, quantize_matrix(weight.values, weight.geometry, step).decode()
