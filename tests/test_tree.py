@@ -231,6 +231,12 @@ def test_package_modules() -> None:
     assert folders <= FOLDERS
 
 
+def test_the_page_of_the_architecture_names_every_module_of_models() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition("### The modules of `models/`\n")[2].partition("\n## ")[0]
+    assert modules("rbe_gpu/models") - {"__init__"} <= set(re.findall(r"`(\w+)`", table))
+
+
 def test_backend_folders_hold_one_file_per_op() -> None:
     assert modules("cpu_fallback") == CPU | set(registry.OPS)
     assert modules("rbe_gpu/gpu") == GPU | set(registry.OPS)

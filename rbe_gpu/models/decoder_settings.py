@@ -1,22 +1,13 @@
-"""The keys of a decoder's config.json and generation_config.json, and what each does (as `settings` for encoders).
+"""The keys of a decoder's config.json and generation_config.json, and what each does (`settings.FILES`).
 
 The readers are those of transformers 5.24.
 """
 
 from __future__ import annotations
 
-from .encoder_settings import (
-    BERT_CONFIG,
-    EMPTY,
-    OFF,
-    Key,
-    honoured,
-    ignored,
-    only,
-)
-from .encoder_settings import (
-    TOKENIZER_CONFIG as ENCODER_TOKENIZER,
-)
+from .encoder_settings import BERT_CONFIG
+from .encoder_settings import TOKENIZER_CONFIG as ENCODER_TOKENIZER
+from .setting_key import EMPTY, OFF, Key, honoured, ignored, only
 
 #: tokenizer classes whose tokenizer.json is taken as it is; a "Fast" may follow
 TOKENIZER_CLASSES = (

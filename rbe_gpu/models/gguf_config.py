@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, NoReturn
 
 from ..json_checks import quoted
 from .gguf_header import Header, List
-from .settings import Key, same, shown
+from .setting_key import Key
+from .settings import same, shown
 from .settings import table as settings_table
 
 

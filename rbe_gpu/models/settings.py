@@ -1,7 +1,8 @@
-"""Every file of a model folder, every key of it, and what it does to the results.
+"""The files of a model folder, and the check of their keys.
 
-The readers are those of sentence-transformers 6.2 and transformers 5.24. A key is honoured, has no effect on vectors,
-or is refused; so is a key that is not listed, because it may change them. `docs/models.md` shows this table.
+`FILES` joins the tables of `encoder_settings` and `decoder_settings`; `docs/models.md` shows it. The readers are
+those of sentence-transformers 6.2 and transformers 5.24. A key is honoured, has no effect on vectors, or is refused;
+so is a key that is not listed, because it may change them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from .encoder_settings import (
     TOKENIZER,
     TOKENIZER_CONFIG,
 )
-from .encoder_settings import Key as Key
+from .setting_key import Key
 
 #: file -> key -> what it does
 FILES: dict[str, dict[str, Key]] = {
