@@ -83,8 +83,7 @@ def attention(
         out=out,
     )
     check_float(q=q)
-    packed = cu_seqlens_q is not None
-    axes = ("total", "heads", "head_dim") if packed else ("batch", "seq", "heads", "head_dim")
+    axes = ("batch", "seq", "heads", "head_dim") if cu_seqlens_q is None else ("total", "heads", "head_dim")
     for name, a in (("q", q), ("k", k), ("v", v)):
         if a.ndim != len(axes):
             raise ValueError(f"{name} has {a.ndim} axes, needs ({', '.join(axes)})")
@@ -102,29 +101,16 @@ def attention(
     if num_kv_heads < 1 or num_heads % num_kv_heads:
         raise ValueError(f"num_heads={num_heads} is not a multiple of num_kv_heads={num_kv_heads}")
     cu_seqlens = None
-    if packed:
+    if cu_seqlens_q is not None:
         if lengths is not None:
             raise ValueError("lengths is for padded sequences; packed ones have cu_seqlens_q")
-        cu_q = int64_cu_seqlens(backend, "cu_seqlens_q", cu_seqlens_q, "q", seq_q)
-        if cu_seqlens_k is None and seq_k != seq_q:
-            raise ValueError(f"k has {seq_k} rows, q has {seq_q}; pass cu_seqlens_k too")
-        cu_k = (
-            cu_q
-            if cu_seqlens_k is None
-            else int64_cu_seqlens(backend, "cu_seqlens_k", cu_seqlens_k, "k", seq_k)
-        )
-        check_shape("cu_seqlens_k", cu_k, cu_q.shape, "the shape of cu_seqlens_q")
-        cu_seqlens = (cu_q, cu_k)
+        cu_seqlens = _packed_ends(backend, cu_seqlens_q, cu_seqlens_k, seq_q, seq_k)
     elif cu_seqlens_k is not None:
         raise ValueError("cu_seqlens_k is given without cu_seqlens_q; packed sequences need cu_seqlens_q")
     if mask is not None and cu_seqlens is None:
         mask = _scores_mask(backend, mask, (*lead, num_heads, seq_q, seq_k))
     elif mask is not None and cu_seqlens is not None:
-        if mask.ndim < 2:
-            raise ValueError(f"mask has {mask.ndim} axes; packed sequences need (..., rows, columns)")
-        mask = _scores_mask(backend, mask, (cu_seqlens[0].size - 1, num_heads, *mask.shape[-2:]))
-        if backend.checks_values:
-            _check_longest(mask, cu_seqlens)
+        mask = _packed_mask(backend, mask, num_heads, cu_seqlens)
     if lengths is not None:
         lengths = int64_lengths(backend, lengths, lead[0], "seq_k", seq_k)
     left, right = (-1, -1) if window is None else (int(window[0]), int(window[1]))
@@ -141,6 +127,30 @@ def attention(
         0.0 if softcap is None else float(softcap),
     )  # fmt: skip
     return out if lse is None else (out, lse)
+
+
+def _packed_ends(
+    backend: Backend, cu_seqlens_q: Array, cu_seqlens_k: Array | None, total_q: int, total_k: int
+) -> tuple[Array, Array]:
+    """cu_seqlens of queries and of keys, int64, checked."""
+    cu_q = int64_cu_seqlens(backend, "cu_seqlens_q", cu_seqlens_q, "q", total_q)
+    if cu_seqlens_k is not None:
+        cu_k = int64_cu_seqlens(backend, "cu_seqlens_k", cu_seqlens_k, "k", total_k)
+        check_shape("cu_seqlens_k", cu_k, cu_q.shape, "the shape of cu_seqlens_q")
+        return cu_q, cu_k
+    if total_k != total_q:
+        raise ValueError(f"k has {total_k} rows, q has {total_q}; pass cu_seqlens_k too")
+    return cu_q, cu_q
+
+
+def _packed_mask(backend: Backend, mask: Array, num_heads: int, cu_seqlens: tuple[Array, Array]) -> Array:
+    """`mask` broadcast to (batch, num_heads, rows, columns)."""
+    if mask.ndim < 2:
+        raise ValueError(f"mask has {mask.ndim} axes; packed sequences need (..., rows, columns)")
+    mask = _scores_mask(backend, mask, (cu_seqlens[0].size - 1, num_heads, *mask.shape[-2:]))
+    if backend.checks_values:
+        _check_longest(mask, cu_seqlens)
+    return mask
 
 
 def _check_longest(mask: Array, cu_seqlens: tuple[Array, Array]) -> None:
