@@ -20,6 +20,7 @@ from rbe_gpu.reports.harness.page import link
 from rbe_gpu.reports.harness.rows import Results, Row, Session, append_rows, read_rows
 from rbe_gpu.reports.harness.text import GONE, MISSING, RATINGS, UNKNOWN, Rating
 from rbe_gpu.reports.quality import measure, page, plots, summary
+from rbe_gpu.reports.quality import run as quality_run
 from rbe_gpu.reports.quality.findings import basis_sentence, findings
 from rbe_gpu.reports.quality.measure import LINEAR, WHOLE
 from rbe_gpu.reports.quality.points import Comparison, Point, basis_trials, comparisons, points, tool_of
@@ -730,9 +731,9 @@ def test_rows_of_other_texts_or_another_model_are_not_gone_on_with(measured, fol
 def test_a_run_goes_on_and_writes_its_page(measured, folder, tmp_path, monkeypatch, capsys):
     from rich.console import Console
 
-    monkeypatch.setattr(run, "QUICK_TEXTS", FEW)
+    monkeypatch.setattr(quality_run, "QUICK_TEXTS", FEW)
     copy(measured, tmp_path / "quality.csv", drop="rbe_gpu plain ratio 8")
-    run.measure_quality(tmp_path, folder, 2, True, True, Console(stderr=True))
+    quality_run.measure(tmp_path, folder, 2, True, True, Console(stderr=True))
     shown = capsys.readouterr()
     assert re.search(r"0:\d\d +1  whole file: rbe_gpu plain ratio 8", shown.err)
     assert "quality.html written" in shown.out
@@ -765,7 +766,7 @@ def test_a_run_that_is_not_quick_measures_all(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(measure, "measure", fake)
     monkeypatch.setattr(page, "write", lambda rows, out: out)
-    run.measure_quality(tmp_path, folder, 2, False, False, Console(stderr=True))
+    quality_run.measure(tmp_path, folder, 2, False, False, Console(stderr=True))
     assert (seen["resume"], "texts" in seen) == (False, False)
 
 

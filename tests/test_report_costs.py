@@ -103,11 +103,11 @@ def test_samples_until_the_work_is_done() -> None:
             pass
         return next(left)
 
-    taken = [*utilisation.samples(done, os.getpid(), utilisation._cores())]
+    taken = [*utilisation.samples(done, os.getpid(), utilisation.own_cores())]
     assert len(taken) == 2
     assert 0 < taken[0][0] < taken[1][0]
     for _, shares, resident in taken:
-        assert len(shares) == len(utilisation._cores())
+        assert len(shares) == len(utilisation.own_cores())
         assert all(-0.05 <= share <= 1.05 for share in shares)
         assert sum(shares) > 0.05  # this process worked
         assert 10e6 < resident < 100e9
@@ -138,7 +138,7 @@ class FakeLibrary:
 def test_rows_of_cores_and_memory(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from rbe_gpu.reports.speed.processes import RemoteEncoder
 
-    monkeypatch.setattr(utilisation, "_cores", lambda: list(range(cores)))
+    monkeypatch.setattr(utilisation, "own_cores", lambda: list(range(cores)))
 
     def half_busy(which: list[int]) -> list[tuple[float, float]]:
         now = time.perf_counter()

@@ -8,12 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rbe_gpu.reports import run
 from rbe_gpu.reports.harness import nvml, plots
 from rbe_gpu.reports.harness.libraries import LibraryFailed
 from rbe_gpu.reports.harness.row_names import DENSE
 from rbe_gpu.reports.harness.rows import Results, Row, Session
-from rbe_gpu.reports.speed import machine_plots, page, short, utilisation
+from rbe_gpu.reports.speed import machine_plots, page, run, short, utilisation
 from rbe_gpu.reports.speed.processes import RemoteEncoder
 
 from .html_page import checked
@@ -288,6 +287,6 @@ def test_a_gpu_is_measured_where_cuda_and_nvml_reach_it(
 ) -> None:
     monkeypatch.setattr(run.machine, "gpus", lambda: (gpus, "" if gpus else "NVML does not answer"))
     monkeypatch.setattr(run.machine, "cupy_state", lambda: cupy)
-    measured_here, why = run._gpu_state()
+    measured_here, why = run.gpu_state()
     assert measured_here is runs
     assert (why is None) if reason is None else (why is not None and reason in why)

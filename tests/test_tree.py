@@ -113,10 +113,12 @@ REPORTS = {
     },
     "speed": {
         *("__init__", "compression", "costs", "machine_plots", "original", "page", "panel_cache", "plots"),
-        *("processes", "readme", "roofline", "short", "summary", "utilisation"),
+        *("processes", "readme", "roofline", "run", "short", "summary", "utilisation"),
     },
     "speed/cases": {"__init__", "model", *registry.OPS},
-    "quality": {"__init__", "decoders", "measure", "points", "findings", "plots", "page", "readme", "summary"},
+    "quality": {
+        *("__init__", "decoders", "measure", "points", "findings", "plots", "page", "readme", "run", "summary")
+    },
     "quality/quantizers": {
         "__init__", "__main__", "source", "gguf_file", "llama", "onnx_runtime", "torch_tools"
     },

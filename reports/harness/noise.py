@@ -7,7 +7,6 @@ it ran. A case that was disturbed is measured again, as long as there is time le
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from .rows import DISTURBED, Row
+from .rows import DISTURBED, Row, own_cores
 
 SPINS = 5
 STEPS = 40_000  # additions of a spin: some 2 ms
@@ -33,13 +32,6 @@ def _spin() -> float:
             total += i
         best = min(best, time.perf_counter() - began)
     return best
-
-
-def _cores() -> list[int]:
-    """The cores that this process may run on."""
-    return (
-        sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
-    )
 
 
 def _busy(cores: Collection[int]) -> float:
@@ -89,7 +81,7 @@ class Watch:
     now: Callable[[], float] = time.perf_counter
     busy: Callable[[], float] = field(default_factory=lambda: _busy_of_here())
     own: Callable[[Iterable[int]], float] = _own
-    cores: int = field(default_factory=lambda: len(_cores()))
+    cores: int = field(default_factory=lambda: len(own_cores()))
     fastest: float = float("inf")
 
     def conditions(self, work: Callable[[], Any]) -> tuple[Any, Conditions, float]:
@@ -124,5 +116,5 @@ class Watch:
 
 
 def _busy_of_here() -> Callable[[], float]:
-    cores = frozenset(_cores())
+    cores = frozenset(own_cores())
     return lambda: _busy(cores)

@@ -9,10 +9,14 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rbe_gpu
 
 from .rows import usable_cores
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PATIENCE = 20.0  # seconds that the measuring process has to clean up after an interrupt
 #: environment variables from which each library reads its number of threads when it is loaded
@@ -64,3 +68,8 @@ def threads_to_use() -> int:
     if not text.isdecimal() or not 1 <= int(text[:9]) <= 4096:
         raise ValueError(f"RBE_THREADS={text!r} is not a number of threads; set it to 1 or more, or unset it")
     return int(text)
+
+
+def say(console: Console, what: str) -> None:
+    """Print a line of plain text on the terminal of a measuring process."""
+    console.print(what, markup=False, highlight=False, soft_wrap=True)

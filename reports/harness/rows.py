@@ -156,11 +156,16 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
     output.write_text(path, table.getvalue())
 
 
+def own_cores() -> list[int]:
+    """The cores that this process may run on, by number."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return [*range(os.cpu_count() or 1)]
+
+
 def usable_cores() -> int:
     """How many cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(own_cores())
 
 
 def device() -> str:

@@ -4,7 +4,6 @@ memory, power, clocks and energy.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ import psutil
 from ..harness import nvml
 from ..harness.measure import OURS
 from ..harness.row_names import DENSE
-from ..harness.rows import Results, Row, Session
+from ..harness.rows import Results, Row, Session, own_cores
 from .processes import Processes, RemoteEncoder
 
 OP = "utilisation"
@@ -31,12 +30,6 @@ ON_GPU = f"{DENSE}, GPU"  # the provider
 GPU_NOT_MEASURED = "gpu_not_measured"  # a metric: the row's shape says why
 WHOLE_RUN = "whole run"
 MOST_CORES = 8  # of more, the mean, the busiest and the idlest are rows
-
-
-def _cores() -> list[int]:
-    return (
-        sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
-    )
 
 
 def _times(cores: Sequence[int]) -> list[tuple[float, float]]:
@@ -67,7 +60,7 @@ def measure(encoder: RemoteEncoder, texts: list[str], seconds: float, session: S
 
     All processes count: on a quiet machine that is the encoder.
     """
-    cores, provider = _cores(), encoder.provider
+    cores, provider = own_cores(), encoder.provider
     encoder.library.send("embed_for", provider, texts, seconds)
     taken: list[Any] = [*samples(encoder.library.ready, encoder.library.pid, cores)]
     batches = encoder.library.receive()
