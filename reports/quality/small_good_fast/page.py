@@ -117,12 +117,12 @@ def findings(results: Results) -> list[str]:
     others = [p for p in baselines(every) if p.cosine_mean is not None]
     dense = point(results, WHOLE, DENSE)
     sentences = []
-    told: set[str] = set()
+    described: set[str] = set()
     for least in COSINES:
         best, other = smallest(mine, least), smallest(others, least)
-        if best is None or best.provider in told:
+        if best is None or best.provider in described:
             continue
-        told.add(best.provider)
+        described.add(best.provider)
         sentences.append(
             f"The smallest of our files with a mean cosine of {least} or more is {_described(results, best, dense)}. "
             + (
@@ -131,7 +131,7 @@ def findings(results: Results) -> list[str]:
                 else f"Of the other tools' files it is {_described(results, other, dense)}."
             )
         )
-    if mine and not told:
+    if mine and not described:
         sentences.append(f"None of our files has a mean cosine of {COSINES[-1]} or more.")
     for p in (p for p in every if p.tool == peers.STATIC):
         near = min(mine, key=lambda m: abs(m.bytes - p.bytes), default=None)
