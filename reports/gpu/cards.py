@@ -7,20 +7,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Card:
-    """One GPU: memory bandwidth in bytes per second, float16 tensor-core rate without sparsity in FLOP per second."""
+    """One GPU, with its memory bandwidth in bytes per second."""
 
     name: str
     bandwidth: float
-    half_rate: float
 
 
 #: the first one whose name is part of the reported name; NVIDIA's data sheets of the H100 and H200 Tensor Core GPUs
 CARDS = (
-    Card("H200 NVL", 4.8e12, 835e12),
-    Card("H200", 4.8e12, 989e12),
-    Card("H100 NVL", 3.9e12, 835e12),
-    Card("H100 PCIe", 2.0e12, 756e12),
-    Card("H100", 3.35e12, 989e12),
+    Card("H200 NVL", 4.8e12),
+    Card("H200", 4.8e12),
+    Card("H100 NVL", 3.9e12),
+    Card("H100 PCIe", 2.0e12),
+    Card("H100", 3.35e12),
 )
 
 
