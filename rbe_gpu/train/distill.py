@@ -13,7 +13,6 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from math import floor, prod
 from pathlib import Path
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from .measures import Measure
     from .quantizer import Grid
     from .task import Task
+    from .trainer import Trainer
 
 #: Calibration is good down to here, of models that make vectors and of those that predict tokens; below it states are
 #: noise and gradients too, so training goes down from here.
@@ -228,31 +228,15 @@ def distill(
         An option is out of range, a size cannot be reached, there are too few texts, the start file is not of this
         model or not in grid codes, or the checkpoint is of another run.
     """
-    try:
-        import torch
-    except ImportError:
-        raise ImportError("training needs PyTorch; pip install 'rbe-gpu[train]'") from None
+    _check_torch()
     from . import checkpoint
     from .loop import Loop, set_threads
     from .memory import memory_errors
     from .trainer import Trainer
 
     model, out = Path(model), Path(out)
-    _check_options(ratio, file_bytes, minutes, steps)
-    if re.fullmatch(r"cpu|cuda(:\d+)?", device, re.ASCII) is None:
-        raise ValueError(f'device={device!r}; use "cpu" or "cuda"')
-    if precision not in (None, *PRECISIONS):
-        raise ValueError(f"precision={precision!r}; use one of {PRECISIONS}")
-    if precision is None:
-        precision = "float32" if device == "cpu" else "bfloat16"
-    if device != "cpu":
-        if not torch.cuda.is_available():
-            raise ValueError(f"device={device!r}, but PyTorch sees no GPU; use device='cpu'")
-        count = torch.cuda.device_count()
-        if int(device.partition(":")[2] or 0) >= count:
-            raise ValueError(f"device={device!r}, but the last GPU that PyTorch sees is cuda:{count - 1}")
-    if not 0 < learning_rate <= 1:
-        raise ValueError(f"learning_rate={learning_rate} is not above 0 and at most 1")
+    _check_options(ratio, file_bytes, minutes, steps, learning_rate)
+    precision = _precision_of(precision, device)
     if not model.is_dir() and not is_gguf(model):
         raise ValueError(f"{model} is not a model folder or GGUF file; training needs the dense model")
     output.destination(out)
@@ -261,20 +245,11 @@ def distill(
     batch_size = task.batch_size if batch_size is None else batch_size
     max_tokens = task.max_tokens if max_tokens is None else max_tokens
     task.check_options(batch_size, max_tokens)
-    texts = list(dict.fromkeys(texts))
-    if held_out is None:
-        texts, held_out = task.split(texts)
-    else:
-        excluded = set(held_out)
-        texts, held_out = (
-            [t for t in texts if t not in excluded],
-            task.measured(list(dict.fromkeys(held_out))),
-        )
+    texts, held_out = _split(task, texts, held_out)
     sequences, held_out_sequences = (task.sequences(some, max_tokens) for some in (texts, held_out))
     task.check(sequences, held_out_sequences, batch_size)
     dense_bytes = dense_bytes_of(model)
     target = file_bytes if file_bytes is not None else floor(dense_bytes / ratio) if ratio else 0
-    own_start = start is None
     if start is None:
         lowest = START_RATIO_OF_PREDICTIONS if isinstance(teacher, Decoder) else START_RATIO
         wanted = min(dense_bytes / target, lowest)
@@ -293,6 +268,7 @@ def distill(
         ),
     }
     path = checkpoint.path_for(out)
+    interrupted = False
     with memory_errors(batch_size, max_tokens):
         trainer = Trainer(
             task,
@@ -315,7 +291,6 @@ def distill(
             )
         if resume and path.exists():
             loop.resume()
-        interrupted = False
         try:
             loop.run(progress)
         except KeyboardInterrupt:
@@ -323,20 +298,10 @@ def distill(
         loop.finish()
     target_of_start = begin.config.get("source", {}).get("target", {})
     facts = {"steps": loop.steps, "texts": len(texts), "start": target_of_start, "seed": seed}
-    # chosen first: the names are in the file, whose size counts
-    tensors = trainer.tensors()
-    config = begin.config_with(facts, task.int8_activations(tensors, held_out))
-    coarsened = _coarsen(tensors, trainer.grids, begin, config, target)
-    written = _write(out, begin.tensors_with(tensors), config)
-    quality = task.quality(held_out)
-    after, before = quality(load(out)), quality(begin.model)
-    is_start = coarsened and bytes_of(begin.tensors, begin.config) <= target and not _is_better(after, before)
-    if is_start:
-        written, after = _write(out, begin.tensors, begin.config), before
+    written, before, after, is_start = _write_best(out, begin, trainer, facts, target, held_out)
     if not interrupted:
-        for left in (path, start_path(out)) if own_start else (path,):
-            with suppress(FileNotFoundError):
-                left.unlink()
+        for left in (path, start_path(out)) if start is None else (path,):
+            left.unlink(missing_ok=True)
     return DistillSummary(
         out,
         written,
@@ -351,6 +316,44 @@ def distill(
     )
 
 
+def _split(
+    task: Task, texts: Sequence[str], held_out: Sequence[str] | None
+) -> tuple[list[str], Sequence[str]]:
+    """The different texts to train on, and those to choose the best state on, which are not among them."""
+    texts = list(dict.fromkeys(texts))
+    if held_out is None:
+        return task.split(texts)
+    excluded = set(held_out)
+    return [t for t in texts if t not in excluded], task.measured(list(dict.fromkeys(held_out)))
+
+
+def _write_best(
+    out: Path,
+    start: _Start,
+    trainer: Trainer,
+    facts: Mapping[str, Any],
+    target: int,
+    held_out: Sequence[str],
+) -> tuple[int, Agreement | Prediction, Agreement | Prediction, bool]:
+    """Write the trained tensors, or those of the start file, where that is within the target and no worse.
+
+    Returns
+    -------
+    bytes of the file, measures of the start file and of the written one on the held-out texts, and whether it has the
+    tensors of the start file
+    """
+    task, tensors = trainer.task, trainer.tensors()
+    # chosen first: the names are in the file, whose size counts
+    config = start.config_with(facts, task.int8_activations(tensors, held_out))
+    coarsened = _coarsen(tensors, trainer.grids, start, config, target)
+    written = _write(out, start.tensors_with(tensors), config)
+    quality = task.quality(held_out)
+    after, before = quality(load(out)), quality(start.model)
+    if not coarsened or bytes_of(start.tensors, start.config) > target or _is_better(after, before):
+        return written, before, after, False
+    return _write(out, start.tensors, start.config), before, before, True
+
+
 def _is_better(new: Agreement | Prediction, old: Agreement | Prediction) -> bool:
     if isinstance(new, Prediction) and isinstance(old, Prediction):
         return new.kl < old.kl
@@ -359,11 +362,19 @@ def _is_better(new: Agreement | Prediction, old: Agreement | Prediction) -> bool
     return new.cosine_mean > old.cosine_mean
 
 
+def _check_torch() -> None:
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise ImportError("training needs PyTorch; pip install 'rbe-gpu[train]'") from None
+
+
 def _check_options(
     ratio: float | None,
     file_bytes: int | None,
     minutes: float | None,
     steps: int | None,
+    learning_rate: float,
 ) -> None:
     for names, values in (
         ("ratio= or file_bytes=", (ratio, file_bytes)),
@@ -375,6 +386,26 @@ def _check_options(
     for name, value in options.items():
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"{name}={value} is not a positive number")
+    if not 0 < learning_rate <= 1:
+        raise ValueError(f"learning_rate={learning_rate} is not above 0 and at most 1")
+
+
+def _precision_of(precision: str | None, device: str) -> str:
+    """The precision that training takes on a device; a ValueError for one of them that it does not take."""
+    import torch
+
+    if re.fullmatch(r"cpu|cuda(:\d+)?", device, re.ASCII) is None:
+        raise ValueError(f'device={device!r}; use "cpu" or "cuda"')
+    if precision not in (None, *PRECISIONS):
+        raise ValueError(f"precision={precision!r}; use one of {PRECISIONS}")
+    if device == "cpu":
+        return precision or "float32"
+    if not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}, but PyTorch sees no GPU; use device='cpu'")
+    count = torch.cuda.device_count()
+    if int(device.partition(":")[2] or 0) >= count:
+        raise ValueError(f"device={device!r}, but the last GPU that PyTorch sees is cuda:{count - 1}")
+    return precision or "bfloat16"
 
 
 def _task_of(model: Model, source: Path) -> Task:
