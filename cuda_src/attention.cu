@@ -217,57 +217,7 @@ __device__ __forceinline__ void attend_halves(const AttentionParams& a) {
   cp_async_wait<0>();
   __syncthreads();  // all of the shared memory is free: the outputs first, then a Row of every query
 
-  T* const out_tile = shared;
-  Row* const rows = reinterpret_cast<Row*>(shared + ROWS * D);
-  bool odd = false;
-#pragma unroll
-  for (int r = 0; r < LINES; ++r) {
-    float sum = l[r];
-    sum += __shfl_xor_sync(ALL_LANES, sum, 1);
-    sum += __shfl_xor_sync(ALL_LANES, sum, 2);
-    float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
-    int row = warp * OWN + 8 * r + g;
-    bool nan = false;
-#pragma unroll
-    for (int n = 0; n < D / 8; ++n) {
-      float low = o[r][n][0] * inverse, high = o[r][n][1] * inverse;
-      nan = nan || low != low || high != high;
-      *reinterpret_cast<u32*>(out_tile + row * D + place<T, D>(row, n) * VEC + 2 * t) = pack<T>(low, high);
-    }
-    nan = (__ballot_sync(ALL_LANES, nan) >> (lane & ~3) & 15) && sum == sum;
-    odd = odd || nan;
-    if (t == 0) rows[row] = {m[r], sum, nan};
-  }
-  __syncwarp();
-  const Problem<T> again = problem_of<T, ROWS>(a, same(blockIdx.x));  // rather than keep it in registers
-  row0 = again.row0;
-  if (a.lse) {
-    int row = warp * OWN + lane;
-    if (lane < OWN && row0 + row < again.seq_q) again.lse[row0 + row] = log_sum(again, rows[row].m, rows[row].l);
-  }
-  constexpr int LANES = D / VEC % 8 == 0 ? 8 : 4;
-#pragma unroll 1
-  for (int r = lane / LANES; r < OWN; r += WARP / LANES) {
-    int row = warp * OWN + r;
-    if (row0 + row >= again.seq_q) break;
-    T* to = again.out + (row0 + row) * again.out_row;
-#pragma unroll 1
-    for (int chunk = lane % LANES; chunk * VEC < again.head_dim; chunk += LANES) {
-      const T* from = out_tile + row * D + place<T, D>(row, chunk) * VEC;
-      if (again.aligned & ALIGNED_OUTPUT) {
-        *reinterpret_cast<uint4*>(to + chunk * VEC) = *reinterpret_cast<const uint4*>(from);
-      } else {
-        for (int e = 0; e < VEC && chunk * VEC + e < again.head_dim; ++e) to[chunk * VEC + e] = from[e];
-      }
-    }
-  }
-  if (__any_sync(ALL_LANES, odd)) {
-    __syncwarp();
-#pragma unroll 1
-    for (int r = warp * OWN; r < (warp + 1) * OWN && row0 + r < again.seq_q; ++r) {
-      if (rows[r].odd) repair<T, D>(again, row0 + r);
-    }
-  }
+  write_outputs<T, D, ROWS>(a, shared, warp * OWN, o, m, l);
 }
 
 // --- float: fused multiply and add -------------------------------------------------------------------------

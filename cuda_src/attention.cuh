@@ -432,3 +432,66 @@ struct Row {
   float m, l;
   int odd;
 };
+
+// The end of a warp's 8 LINES queries, of a tile of ROWS: from row `first` of it on, where all of the shared memory is free.
+// A lane has rows 8 r + lane / 4 and, of each 8 columns, two. Outputs go through shared memory, where the Rows are behind
+// them; then lse, and rows that end as NaN once more.
+template <class T, int D, int ROWS, int LINES>
+__device__ __forceinline__ void write_outputs(const AttentionParams& a, T* shared, int first,
+                                              const float (&o)[LINES][D / 8][2], const float (&m)[LINES],
+                                              const float (&l)[LINES]) {
+  constexpr int VEC = VECTOR<T>;
+  constexpr int OWN = 8 * LINES;
+  int lane = threadIdx.x % WARP;
+  int g = lane / 4, t = lane % 4;
+  Row* const rows = reinterpret_cast<Row*>(shared + ROWS * D);
+  bool odd = false;
+#pragma unroll
+  for (int r = 0; r < LINES; ++r) {
+    float sum = l[r];
+    sum += __shfl_xor_sync(ALL_LANES, sum, 1);
+    sum += __shfl_xor_sync(ALL_LANES, sum, 2);
+    float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+    int row = first + 8 * r + g;
+    bool nan = false;
+#pragma unroll
+    for (int n = 0; n < D / 8; ++n) {
+      float low = o[r][n][0] * inverse, high = o[r][n][1] * inverse;
+      nan = nan || low != low || high != high;
+      *reinterpret_cast<u32*>(shared + row * D + place<T, D>(row, n) * VEC + 2 * t) = pack<T>(low, high);
+    }
+    nan = (__ballot_sync(ALL_LANES, nan) >> (lane & ~3) & 15) && sum == sum;
+    odd = odd || nan;
+    if (t == 0) rows[row] = {m[r], sum, nan};
+  }
+  __syncwarp();
+  const Problem<T> p = problem_of<T, ROWS>(a, same(blockIdx.x));  // again, rather than keep it in registers
+  int row0 = p.row0;
+  if (a.lse) {
+    int row = first + lane;
+    if (lane < OWN && row0 + row < p.seq_q) p.lse[row0 + row] = log_sum(p, rows[row].m, rows[row].l);
+  }
+  constexpr int LANES = D / VEC % 8 == 0 ? 8 : 4;
+#pragma unroll 1
+  for (int r = lane / LANES; r < OWN; r += WARP / LANES) {
+    int row = first + r;
+    if (row0 + row >= p.seq_q) break;
+    T* to = p.out + (row0 + row) * p.out_row;
+#pragma unroll 1
+    for (int chunk = lane % LANES; chunk * VEC < p.head_dim; chunk += LANES) {
+      const T* from = shared + row * D + place<T, D>(row, chunk) * VEC;
+      if (p.aligned & ALIGNED_OUTPUT) {
+        *reinterpret_cast<uint4*>(to + chunk * VEC) = *reinterpret_cast<const uint4*>(from);
+      } else {
+        for (int e = 0; e < VEC && chunk * VEC + e < p.head_dim; ++e) to[chunk * VEC + e] = from[e];
+      }
+    }
+  }
+  if (__any_sync(ALL_LANES, odd)) {
+    __syncwarp();
+#pragma unroll 1
+    for (int r = first; r < first + OWN && row0 + r < p.seq_q; ++r) {
+      if (rows[r].odd) repair<T, D>(p, row0 + r);
+    }
+  }
+}
