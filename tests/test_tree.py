@@ -102,7 +102,7 @@ HEADERS = {
         "rows",
         "tiles",
     ),
-    *("transforms", "types", "vector_io"),
+    *("transforms", "types", "vector_io", "wgmma"),
 }
 REPORTS = {
     "": {"__init__", "__main__", "compare", "corpus", "run", "scale", "targets"},

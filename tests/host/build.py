@@ -25,6 +25,8 @@ FLAGS = (
 )
 SANITIZE = ("-fsanitize=address", "-fsanitize-sections=rbe_shared", "-fno-omit-frame-pointer")
 
+#: What stands for a GPU: included by the sources under RBE_HOST.
+SHIM = ("fibers.hpp", "device.hpp", "wgmma.hpp")
 _MARK = "RBE_KERNEL_OF_HOST"
 _TAIL = """
 }}  // namespace
@@ -88,7 +90,7 @@ def build(code: str, *, sanitize: bool = False, defines: tuple[str, ...] = ()) -
     `sanitize` adds AddressSanitizer: then libasan must be preloaded where the library is loaded.
     """
     flags = [*FLAGS, *(SANITIZE if sanitize else ()), *(f"-D{d}" for d in defines), f"-I{HERE}"]
-    shim = "".join((HERE / name).read_text(encoding="utf-8") for name in ("fibers.hpp", "device.hpp"))
+    shim = "".join((HERE / name).read_text(encoding="utf-8") for name in SHIM)
     key = hashlib.sha256("\0".join((code, shim, _TAIL, compiler_version(), *flags)).encode()).hexdigest()
     library = cache() / f"{key[:32]}.so"
     if library.is_file():

@@ -238,6 +238,16 @@ inline unsigned clamp_f16x2(unsigned a, unsigned limit) {
 }
 
 // --- asynchronous copies: done at the wait, so that a forgotten wait shows -----------------------------------
+// Meanwhile the target holds NaN, so that one that is still read shows too.
+
+namespace rbe_host {
+
+inline void undefine(void* shared) {
+  memset(shared, POISON, 16);
+  if (!async_shared.empty()) memset(&async_shared[static_cast<char*>(shared) - dynamic_shared], POISON, 16);
+}
+
+}  // namespace rbe_host
 
 inline void cp_async_16(void* shared, const void* global, bool valid = true, RBE_HERE) {
   rbe_host::Fiber* f = rbe_host::block.current;
@@ -246,6 +256,7 @@ inline void cp_async_16(void* shared, const void* global, bool valid = true, RBE
     RBE_FAIL("thread %d: cp_async_16 in %s:%d needs 16-byte aligned addresses, the first in shared memory", f->id,
              file, line);
   }
+  rbe_host::undefine(shared);
   f->copies.push_back({f->copy_groups, {shared, valid ? global : nullptr}});
 }
 
@@ -262,6 +273,7 @@ inline void cp_async_wait() {
     } else {
       *static_cast<uint4*>(c.to) = {};
     }
+    f->not_fenced.push_back(c.to);
   }
   f->copies.erase(f->copies.begin(), f->copies.begin() + static_cast<long>(done));
 }
@@ -394,6 +406,8 @@ inline void mma_8x8x16_s8(int& d0, int& d1, unsigned a, unsigned b, int c0, int 
   d0 = sums[0];
   d1 = sums[1];
 }
+
+#include "wgmma.hpp"
 
 // --- entry points ------------------------------------------------------------------------------------------
 

@@ -57,6 +57,23 @@ struct Copy {  // one cp.async under way
   const void* from;  // null: zeros
 };
 
+struct Wgmma {  // one wgmma of a lane under way
+  Where where;
+  float* sums;  // d[2][columns / 8][2]
+  int columns;
+  bool add;
+  const unsigned* registers;  // of a, or null where it is in shared memory
+  uint64_t a, b;              // matrix descriptors
+  bool columns_run;           // b: along the columns (N), otherwise along the sum (K)
+  float (*value)(unsigned short);
+  int group;
+};
+
+struct Sums {  // of a wgmma under way: what a thread reads meanwhile is NaN
+  float* at;
+  std::vector<float> held;
+};
+
 struct Fiber {
   State state;
   dim3 index;
@@ -67,6 +84,11 @@ struct Fiber {
   Stack* stack;
   int copy_groups;                    // committed
   std::vector<std::pair<int, Copy>> copies;  // (group, copy), oldest first
+  std::vector<void*> not_fenced;      // 16 bytes each that it wrote and no fence.proxy.async has followed
+  int wgmma_groups;                   // committed
+  bool wgmma_fenced;                  // since it last waited
+  std::vector<Wgmma> wgmmas;          // oldest first
+  std::vector<Sums> sums;
 #ifdef RBE_SWITCH
   void* sp;
 #else
@@ -340,6 +362,7 @@ extern "C" char __stop_rbe_shared[] __attribute__((weak, visibility("hidden")));
 constexpr size_t CANARY = 64;
 inline char* dynamic_shared = nullptr;
 inline size_t dynamic_shared_bytes = 0;
+inline std::vector<char> async_shared;  // the same memory as wgmma sees it; empty before the first fence.proxy.async
 
 inline bool is_shared(const void* p, size_t bytes) {
   const char* c = static_cast<const char*>(p);
@@ -392,7 +415,13 @@ inline void run_block(bool reverse) {
     f.mask = 0;
     f.copy_groups = 0;
     f.copies.clear();
+    f.not_fenced.clear();
+    f.wgmma_groups = 0;
+    f.wgmma_fenced = false;
+    f.wgmmas.clear();
+    f.sums.clear();
   }
+  async_shared.clear();
   poison_shared();
   for (;;) {
     for (int w = 0; w < warps; ++w) {
