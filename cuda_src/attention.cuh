@@ -334,6 +334,7 @@ __device__ __forceinline__ void weigh(const Problem<T>& p, float (&s)[ROWS][COUN
     less[r] = base_of(m[r]) * unit;
     apart = apart || far(scaled, less[r]);
   }
+  // hot: far
   if (apart) {
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {

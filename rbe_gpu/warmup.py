@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,10 +41,12 @@ def _with_sources(kernels: Iterable[Kernel]) -> tuple[Kernel, ...]:
     return kernels
 
 
-def kernels_of(model: BertEncoder) -> tuple[Kernel, ...]:
+def kernels_of(model: BertEncoder, capability: tuple[int, int] = _load.OLDEST) -> tuple[Kernel, ...]:
     """The CUDA kernels that batches of `model` launch, each with its configuration, in the order of first launch.
 
     The launchers run on NumPy arrays, and nothing is computed: what they would launch is noted.
+
+    capability : compute capability of the GPU
     """
     kernels: dict[Kernel, None] = {}
 
@@ -61,7 +61,7 @@ def kernels_of(model: BertEncoder) -> tuple[Kernel, ...]:
         there.pool(states)
         there.pool(states, lengths=np.full(texts, seq))
 
-    with numpy_backend(_LAUNCHERS), _execute.executor(note), np.errstate(all="ignore"):
+    with numpy_backend(_LAUNCHERS), _execute.executor(note, capability), np.errstate(all="ignore"):
         for batch in _BATCHES:
             launch(*batch)
         for kind in _splits.KINDS:
@@ -185,9 +185,9 @@ def warm(model: BertEncoder, where: str) -> dict[str, Any]:
     """
     import cupy
 
-    kernels = kernels_of(model)
-    processes = processes_for(kernels)
     number = int(where.partition(":")[2])
+    kernels = kernels_of(model, _load.capability(number))
+    processes = processes_for(kernels)
     gpu = cupy.cuda.Device(number)
     with gpu:
         cupy.cuda.runtime.free(0)  # creates the context: 0.1 to 1 s that belong to no op
@@ -209,7 +209,7 @@ def warm(model: BertEncoder, where: str) -> dict[str, Any]:
     return {
         "device": where,
         "name": name.decode() if isinstance(name, bytes) else str(name),
-        "cache": os.environ.get("CUPY_CACHE_DIR") or str(Path.home() / ".cupy" / "kernel_cache"),
+        "cache": str(_load.cache_folder()),
         "ops": list(ops_of(kernels)),
         "kernels": len(kernels),
         "processes": processes,

@@ -43,7 +43,7 @@ from rbe_gpu.gpu import _execute
 
 from .cases import Args
 from .host import build, stand_in
-from .host.executor import HostExecutor
+from .host.executor import CAPABILITY, HostExecutor
 
 # the built-in costs of matmul, not those that `rbe-gpu tune` measured on this machine
 os.environ["RBE_GPU_COSTS"] = os.devnull
@@ -99,7 +99,7 @@ def _host(name: str, reverse: bool) -> TestBackend:
 
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            with mock.patch.object(dispatch, "CPU", launchers), _execute.executor(executor):
+            with mock.patch.object(dispatch, "CPU", launchers), _execute.executor(executor, CAPABILITY):
                 return function(*args, **kwargs)
 
         return call

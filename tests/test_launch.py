@@ -504,8 +504,8 @@ class FakeCupy(ModuleType):
 
         self.cuda = SimpleNamespace(Device=Device, runtime=SimpleNamespace(getDevice=lambda: fake.current))
 
-    def RawModule(self, code: str, options: tuple[str, ...]) -> Any:
-        self.modules.append((code, options))
+    def RawModule(self, code: str = "", options: tuple[str, ...] = (), path: str = "") -> Any:
+        self.modules.append((code, options) if code else (path, ("path",)))
         make = lambda name: self.kernels.setdefault(name, Kernel(self, name))  # noqa: E731
         return SimpleNamespace(get_function=make)
 
@@ -588,6 +588,37 @@ def test_share_of_shared_memory(
 def test_share_of_shared_memory_of_a_later_launch(cupy: FakeCupy, shared: int) -> None:
     _execute.run(launch_of(), launch_of(shared=shared))
     assert cupy.kernels["softmax_f32_8"].preferred_shared_memory_carveout == 100
+
+
+def test_kernels_of_one_architecture_are_compiled_once_and_loaded_from_a_file(
+    cupy: FakeCupy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CuPy compiles for sm_90, without what only sm_90a has; its getCUBIN leaves out the last byte."""
+    asked: list[tuple[str, tuple[str, ...]]] = []
+    nvrtc = SimpleNamespace(
+        NVRTCError=RuntimeError,
+        getVersion=lambda: (13, 0),
+        createProgram=lambda source, name, headers, includes: source,
+        compileProgram=lambda program, options: asked.append((program, options)),
+        getCUBIN=lambda program: b"binary",
+        destroyProgram=lambda program: None,
+    )
+    cuda = ModuleType("cupy.cuda")
+    cuda.nvrtc = nvrtc  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cupy.cuda", cuda)
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cache"))
+    kernel = _launch.Kernel("attention_wgmma", "attention_wgmma_f16_64", (("AttentionParams.capped", 0),))
+    for _ in range(2):
+        _load._module(kernel, 0)
+        _load._module.cache_clear()
+    ((source, options),) = asked
+    assert source == _source.kernel_source(kernel)
+    assert options == ("-std=c++17", "-ftz=true", "--device-as-default-execution-space", "-arch=sm_90a")
+    ((path, kind), again) = cupy.modules
+    assert (path, kind) == again
+    assert kind == ("path",)
+    assert Path(path).read_bytes() == b"binary\0"
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == [Path(path).name]
 
 
 @pytest.mark.parametrize("capability", ["70", "61", "52"])

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from rbe_gpu.gpu import _source, decode, embedding, linear
+from rbe_gpu.gpu import _load, _source, decode, embedding, linear
 from rbe_gpu.gpu._launch import Kernel, Launch
 from rbe_gpu.matmul import int8_support
 
@@ -24,7 +24,9 @@ from .host import nvrtc, virtual
 
 ROOT = Path(__file__).parent.parent
 CONFIGURED = ("decode", "embedding", "linear", "linear_transform", "linear_integers")
-FILES = [p for p in sorted((ROOT / "cuda_src").glob("*.cu")) if p.stem not in CONFIGURED]
+#: Not those for one architecture alone: attention_wgmma is compiled by test_attention_wgmma.py.
+EVERYWHERE = [p for p in sorted((ROOT / "cuda_src").glob("*.cu")) if p.stem not in _load.ONLY]
+FILES = [p for p in EVERYWHERE if p.stem not in CONFIGURED]
 FILES += sorted((ROOT / "tests" / "host").glob("*.cu"))
 #: Files, and the constants of those that have some: with scores that are capped, and without.
 SOURCES = [(path, {}) for path in FILES if path.stem != "attention"]
@@ -192,9 +194,7 @@ def test_no_source_tells_architectures_of_the_same_code_apart() -> None:
 
 def one_kernel_each() -> dict[str, list[Kernel]]:
     """By op: one configuration of every kernel of CONFIGURED, and one kernel of every other source."""
-    entries: dict[str, dict[str, Kernel]] = {
-        path.stem: {} for path in sorted((ROOT / "cuda_src").glob("*.cu"))
-    }
+    entries: dict[str, dict[str, Kernel]] = {path.stem: {} for path in EVERYWHERE}
     for kernel in KERNELS:
         entries[kernel.op][kernel.entry] = kernel
     for op, kernels in entries.items():

@@ -80,7 +80,10 @@ CPU = {
     *("transform_in", "epilogue", "fast_transform"),
 }
 #: Sources that an op has beside its own: compiled when a launch asks for one of their kernels.
-FURTHER = {"linear_transform", "linear_integers"}  # of linear: method="transform", activation_bits=8
+FURTHER = {
+    *("linear_transform", "linear_integers"),  # of linear: method="transform", activation_bits=8
+    "attention_wgmma",  # of attention: Hopper, where it is asked for
+}
 GPU = {
     *("__init__", "_execute", "_load", "_launch", "_params", "_rows", "_elements", "_source", "_splits"),
     "graph",

@@ -44,6 +44,12 @@ def _rbe_gpu_costs(value: str) -> None:
             warnings.warn(f"{error}; the built-in costs are used", RuntimeWarning, stacklevel=2)
 
 
+def _rbe_gpu_attention(_: str) -> None:
+    from ..gpu.attention_wgmma import from_environment
+
+    from_environment()
+
+
 def _numba_threading_layer(value: str) -> None:
     known = ("default", "safe", "forksafe", "threadsafe", "tbb", "omp", "workqueue")
     if value not in known:
@@ -57,6 +63,7 @@ _CHECKS: dict[str, Callable[[str], None]] = {
     "NUMBA_DISABLE_JIT": _numba_disable_jit,
     "RBE_ISA": _rbe_isa,
     "RBE_GPU_COSTS": _rbe_gpu_costs,
+    "RBE_GPU_ATTENTION": _rbe_gpu_attention,
 }
 
 

@@ -5,16 +5,22 @@ CuPy is imported here and nowhere else in the package, when the first launch ask
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+from .. import output
 from ._launch import Kernel, Launch
 from ._source import kernel_source
 
 #: CuPy appends -arch and what stands in APPENDED.
 OPTIONS = ("-std=c++17",)
 APPENDED = ("-ftz=true", "--device-as-default-execution-space")
+#: Sources that need instructions of one architecture alone, by the name of that.
+ONLY = {"attention_wgmma": "90a"}
 OLDEST = (7, 5)  # compute capability: ldmatrix, and what NVRTC 13 still compiles for
 _DEFAULT_SHARED = 48 << 10  # a kernel must ask for more
 #: Bytes of a block from which a multiprocessor is asked for all the shared memory it has, and the least L1 cache: two
@@ -37,18 +43,72 @@ class _Loaded:
 _kernels: dict[tuple[int, str, tuple[int, ...]], _Loaded] = {}
 
 
+def capability(device: int) -> tuple[int, int]:
+    """Compute capability of a GPU, (9, 0) for instance."""
+    import cupy
+
+    text = cupy.cuda.Device(device).compute_capability  # "75", "90", "120"
+    return int(text[:-1]), int(text[-1])
+
+
+def cache_folder() -> Path:
+    """CuPy's folder of compiled binaries."""
+    return Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
+
+
 @cache
 def _module(kernel: Kernel, device: int) -> Any:
     """The module of one kernel for the current device, which is `device`."""
     import cupy
 
-    capability = cupy.cuda.Device(device).compute_capability  # "75", "90", "120"
-    if (int(capability[:-1]), int(capability[-1])) < OLDEST:
+    major, minor = capability(device)
+    if (major, minor) < OLDEST:
         raise RuntimeError(
-            f"GPU {device} has compute capability {capability[:-1]}.{capability[-1]}; rbe_gpu needs "
+            f"GPU {device} has compute capability {major}.{minor}; rbe_gpu needs "
             f"{OLDEST[0]}.{OLDEST[1]} or newer. Move the arrays to the CPU (cupy.asnumpy(...))"
         )
+    if kernel.op in ONLY:
+        return cupy.RawModule(path=str(_binary(kernel, ONLY[kernel.op])))
     return cupy.RawModule(code=kernel_source(kernel), options=OPTIONS)
+
+
+def _binary(kernel: Kernel, architecture: str) -> Path:
+    """The file of a kernel for sm_<architecture>, compiled unless it is there: CuPy itself compiles for the GPU's own
+    architecture only, without the instructions that no later one has.
+    """
+    from cupy.cuda import nvrtc
+
+    key = "\0".join((kernel_source(kernel), architecture, *OPTIONS, *APPENDED, str(nvrtc.getVersion())))
+    path = cache_folder() / f"rbe_gpu-{hashlib.sha256(key.encode()).hexdigest()[:32]}.cubin"
+    if not path.is_file():
+        cubin = _compile(kernel, architecture)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with output.replacing(path) as file:
+            file.write(cubin + b"\0")  # getCUBIN leaves out the last byte, which is 0
+    return path
+
+
+def _compile(kernel: Kernel, architecture: str) -> bytes:
+    """The binary of a kernel for sm_<architecture>.
+
+    Raises
+    ------
+    RuntimeError
+        NVRTC refuses the source; with its messages.
+    """
+    from cupy.cuda import nvrtc
+
+    program = nvrtc.createProgram(kernel_source(kernel), f"{kernel.op}.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, (*OPTIONS, *APPENDED, f"-arch=sm_{architecture}"))
+        return bytes(nvrtc.getCUBIN(program))
+    except nvrtc.NVRTCError:
+        log = nvrtc.getProgramLog(program)
+        raise RuntimeError(
+            f"{kernel.entry} of {kernel.op}.cu does not compile for sm_{architecture}:\n{log}"
+        ) from None
+    finally:
+        nvrtc.destroyProgram(program)
 
 
 def compile_kernel(kernel: Kernel, device: int) -> None:
@@ -87,17 +147,7 @@ def compile_only(kernel: Kernel, architecture: int) -> int:
         raise RuntimeError(
             f"architecture {architecture} is not one that NVRTC {version} compiles for: use {names}"
         )
-    program = nvrtc.createProgram(kernel_source(kernel), f"{kernel.op}.cu", (), ())
-    try:
-        nvrtc.compileProgram(program, (*OPTIONS, *APPENDED, f"-arch=sm_{architecture}"))
-        return len(nvrtc.getCUBIN(program))
-    except nvrtc.NVRTCError:
-        log = nvrtc.getProgramLog(program)
-        raise RuntimeError(
-            f"{kernel.entry} of {kernel.op}.cu does not compile for sm_{architecture}:\n{log}"
-        ) from None
-    finally:
-        nvrtc.destroyProgram(program)
+    return len(_compile(kernel, str(architecture)))
 
 
 def _allow_shared(loaded: _Loaded, launch: Launch, device: int) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import log
 from typing import Any
 
 import numpy as np
 
+from . import attention_wgmma
 from ._execute import run
 from ._launch import SUFFIX, Launch, aligned, ceil_div
 from ._params import ATTENTION
+from .attention_wgmma import Tile
 
-_THREADS = 128
 _CHUNK = 16  # bytes of a copy
 _MAX_LENGTH = 2**31 - 1024  # queries or keys: the kernels count them, and tiles of them, in 32 bits
 _LOG2_E = 1 / log(2)
@@ -21,15 +21,6 @@ _MAX_BATCH = 65535  # of the grid's second side
 # how scores are masked: MASK_... of attention.cuh
 _NONE, _SCALED, _ADDED, _KEEP = range(4)
 _ALIGNED_INPUT, _ALIGNED_OUTPUT = 1, 2
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """What a block works on: `queries` at once, `keys` at a time, in `shared` bytes."""
-
-    queries: int
-    keys: int
-    shared: int
 
 
 def _halves(head_dim: int, queries: int, keys: int) -> Tile:
@@ -92,8 +83,6 @@ def launches(
         raise ValueError(
             f"{seq_q} queries and {seq_k} keys: the GPU kernels take up to {_MAX_LENGTH} of each"
         )
-    width = next(d for d in tiles if head_dim <= d)
-    tile = tiles[width]
     left, right = window
     if mask is not None:
         kind, factor = _KEEP if mask.dtype == np.bool_ else _ADDED, scale
@@ -102,6 +91,11 @@ def launches(
     else:
         kind, factor = _SCALED, scale
     alignment = _ALIGNED_INPUT * _rows_aligned(q, k, v) + _ALIGNED_OUTPUT * _rows_aligned(out)
+    op = "attention"
+    if kind == _NONE and alignment == _ALIGNED_INPUT | _ALIGNED_OUTPUT and attention_wgmma.runs(q):
+        op, tiles = "attention_wgmma", attention_wgmma.TILES
+    width = next(d for d in tiles if head_dim <= d)
+    tile = tiles[width]
     mask_strides = (0, 0, 0, 0) if mask is None else mask.strides
     params = ATTENTION.fill(
         q=q,
@@ -142,8 +136,8 @@ def launches(
         grid = (ceil_div(seq_q, tile.queries) * num_heads, rows, ceil_div(batch, rows))
     else:
         grid = ((seq_q // tile.queries + batch) * num_heads, 1, 1)
-    entry = f"attention_{SUFFIX[q.dtype]}_{width}"
-    return (Launch("attention", entry, grid, (_THREADS, 1, 1), params, tile.shared),)
+    entry = f"{op}_{SUFFIX[q.dtype]}_{width}"
+    return (Launch(op, entry, grid, (tile.threads, 1, 1), params, tile.shared),)
 
 
 def attention(

@@ -188,6 +188,23 @@ CASES = OpCases(
     cases=(
         Case("plain", _attend()),
         *(Case(f"head_dim {d}", _attend(heads=2, head_dim=d, seq_q=31)) for d in (1, 31, 33, 64, 128, 256)),
+        *(
+            Case(
+                f"head_dim {d}, several tiles, causal, lse",
+                _attend(
+                    batch=1,
+                    seq_q=200,
+                    seq_k=270,
+                    heads=2,
+                    kv_heads=1,
+                    head_dim=d,
+                    causal=True,
+                    return_lse=True,
+                ),
+                ("float16", "bfloat16"),
+            )
+            for d in (64, 128)
+        ),
         *(Case(f"seq {n}", _attend(seq_q=n, heads=1, batch=1), ("float32",)) for n in (1, 63, 64, 65, 130)),
         Case("causal", _attend(causal=True)),
         Case("causal, more keys", _attend(seq_q=5, seq_k=65, causal=True)),
@@ -364,5 +381,13 @@ CASES = OpCases(
     mutants=(
         Mutant("masks", "if (!whole) mask_scores<8>", "if (false) mask_scores<8>", "causal", "float16"),
         Mutant("cap", "if (p.capped) {", "if (false) {", "softcap", "float16"),
+        Mutant(
+            "masks on Hopper",
+            "if (!whole) mask_scores<8>",
+            "if (false) mask_scores<8>",
+            "head_dim 64, several tiles, causal, lse",
+            "float16",
+            source="attention_wgmma",
+        ),
     ),
 )

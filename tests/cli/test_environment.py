@@ -18,6 +18,7 @@ WRONG = [
     *(("NUMBA_NUM_THREADS", v) for v in ("", "abc", "0", "-1", "1.5", "99999999", "9" * 5000)),
     *(("NUMBA_THREADING_LAYER", v) for v in ("", "foo", "OMP")),
     *(("NUMBA_DISABLE_JIT", v) for v in ("1", "yes")),
+    *(("RBE_GPU_ATTENTION", v) for v in ("wmma", "1", "mma,wgmma")),
     *(("RBE_GPU_COSTS", v) for v in ("/dev/zero", "/", f"{os.devnull}/costs", "x" * 300)),
 ]
 
@@ -45,6 +46,9 @@ def test_a_wrong_value(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -
         ("RBE_GPU_COSTS", os.devnull),
         ("RBE_GPU_COSTS", "not yet made"),
         ("RBE_ISA", ""),
+        ("RBE_GPU_ATTENTION", ""),
+        ("RBE_GPU_ATTENTION", "mma"),
+        ("RBE_GPU_ATTENTION", "wgmma"),
     ],
 )
 def test_a_right_value(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:

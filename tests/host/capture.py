@@ -19,7 +19,7 @@ from rbe_gpu.gpu import _execute
 from rbe_gpu.gpu._launch import Launch
 
 from . import stand_in
-from .executor import HostExecutor
+from .executor import CAPABILITY, HostExecutor
 
 #: Methods of arrays that wait for the device, and those that make a new array.
 WAITS = ("get", "set", "item", "tolist", "__int__", "__float__", "__bool__", "__index__")
@@ -148,7 +148,7 @@ def installed() -> Iterator[tuple[Any, list[str]]]:
         if hasattr(stand_in.ndarray, n)
     }
     methods |= {"__array_ufunc__": ufunc, "astype": astype, "__setitem__": setitem}
-    with stand_in.installed() as cupy, _execute.executor(_record):
+    with stand_in.installed() as cupy, _execute.executor(_record, CAPABILITY):
         plain = cupy.__getattr__
         cupy.__getattr__ = lambda name: watched(name, plain(name))
         cupy.asarray = watched("asarray", cupy.asarray)

@@ -23,6 +23,8 @@ from rbe_gpu.kernel_struct import address
 from . import build
 
 _SCALARS = {"f4": np.float32, "i4": np.int32, "u4": np.uint32, "i8": np.int64, "u8": np.uint64}
+#: Compute capability that the host build stands for where a test does not choose: of the one with every kernel.
+CAPABILITY = (9, 0)
 _lock = threading.Lock()  # a library runs one block at a time
 
 

@@ -207,7 +207,7 @@ class Kernel(Code):
     """The machine code of a kernel, with what ptxas says of its registers and shared memory."""
 
     name: str
-    architecture: int
+    architecture: nvrtc.Architecture
     usage: nvrtc.Usage
     texts: dict[str, str]  # of the source files, by name
 
@@ -277,9 +277,9 @@ _LIMITS = {
 }  # fmt: skip
 
 
-def blocks_per_sm(registers: int, threads: int, shared: int, architecture: int) -> int:
+def blocks_per_sm(registers: int, threads: int, shared: int, architecture: nvrtc.Architecture) -> int:
     """Blocks that a multiprocessor of sm_<architecture> holds at once."""
-    most_warps, most_blocks, kilobytes, reserved = _LIMITS[architecture]
+    most_warps, most_blocks, kilobytes, reserved = _LIMITS[int(str(architecture).rstrip("a"))]
     warps = -(-threads // 32)
     by_registers = (
         65536 // (-(-registers * 32 // 256) * 256) // 4 * 4 // warps
@@ -451,7 +451,7 @@ def _instruction(
     return Instruction(int(address, 16), guard or "", opcode, _split(operands), target, lines)
 
 
-def kernels_of(text: str, architecture: int) -> dict[str, Kernel]:
+def kernels_of(text: str, architecture: nvrtc.Architecture) -> dict[str, Kernel]:
     """The kernels of an inlined source (`_source.expand`), by name.
 
     Raises
@@ -481,7 +481,7 @@ def _files(text: str) -> dict[str, str]:
 
 
 @lru_cache
-def kernels(op: str, architecture: int = 90, **constants: int) -> dict[str, Kernel]:
+def kernels(op: str, architecture: nvrtc.Architecture = 90, **constants: int) -> dict[str, Kernel]:
     """The kernels of `cuda_src/<op>.cu`. constants : "Struct.field" that they are compiled for"""
     return kernels_of(_source.expand(f"{op}.cu", _source.read(f"{op}.cu"), constants), architecture)
 

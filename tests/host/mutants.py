@@ -9,13 +9,13 @@ from unittest import mock
 import numpy as np
 
 from rbe_gpu import dispatch, ops, registry
-from rbe_gpu.gpu import _execute, _source
+from rbe_gpu.gpu import _execute, _source, attention_wgmma
 from rbe_gpu.gpu._launch import Launch
 
 from .. import real
 from ..cases import CASES, Args, Mutant
 from . import build
-from .executor import KernelError, Library, library
+from .executor import CAPABILITY, KernelError, Library, library
 
 
 def replaced(text: str, old: str, new: str) -> str:
@@ -53,7 +53,11 @@ def error(op: str, mutant: Mutant, reverse: bool = False, sound: bool = False) -
 
     launchers = dispatch.Backend("host", "rbe_gpu.gpu")
     try:
-        with mock.patch.object(dispatch, "CPU", launchers), _execute.executor(execute):
+        with (
+            mock.patch.object(dispatch, "CPU", launchers),
+            _execute.executor(execute, CAPABILITY),
+            attention_wgmma.preferring("wgmma" if source == "attention_wgmma" else "mma"),
+        ):
             getattr(ops, op)(**{k: v for k, v in args.items() if k != "dtype"})
     except KernelError:
         return float("inf")

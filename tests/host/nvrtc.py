@@ -30,8 +30,9 @@ SAME_CODE = {89: 86}
 PACKAGE = "nvidia-cuda-nvrtc"
 #: What CuPy passes and appends, ptxas's report, and the lines of instructions, which change none of them.
 OPTIONS = (*_load.OPTIONS, "-ftz=true", "--ptxas-options=-v", "-lineinfo")
-#: Architectures whose machine code the cache keeps, up to 1 MB each.
-DISASSEMBLED = (80, 90)
+#: Architectures whose machine code the cache keeps, up to 1 MB each. 90a: 90 with wgmma.
+DISASSEMBLED = (80, 90, "90a")
+Architecture = int | str
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ class Compiled:
     def warnings(self) -> list[str]:
         return [line for line in self.log.splitlines() if "warning" in line]
 
+    @property
+    def serialized(self) -> list[str]:
+        """Messages that wgmma instructions wait for each other: registers in use are touched."""
+        return [line for line in self.log.splitlines() if "instructions are serialized" in line]
+
 
 class NvrtcError(RuntimeError):
     """NVRTC is not installed, or a source does not compile."""
@@ -82,7 +88,7 @@ def _library() -> ctypes.CDLL:
     raise NvrtcError(f"{PACKAGE} {metadata.version(PACKAGE)} holds no NVRTC library")
 
 
-def _compile(text: str, architecture: int) -> tuple[bytes | None, str]:
+def _compile(text: str, architecture: Architecture) -> tuple[bytes | None, str]:
     """The machine code, None where the source does not compile, and the log."""
     lib = _library()
     program = ctypes.c_void_p()
@@ -137,14 +143,14 @@ def _digest(cubin: bytes) -> str:
     return digest.hexdigest()
 
 
-def _kept(text: str, architecture: int) -> tuple[Path, Path]:
+def _kept(text: str, architecture: Architecture) -> tuple[Path, Path]:
     """The files of the cache: log and usage, and the machine code."""
     key = "\0".join((text, str(architecture), metadata.version(PACKAGE), *OPTIONS, "3"))
     name = f"nvrtc-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
     return build.cache() / f"{name}.json", build.cache() / f"{name}.cubin.z"
 
 
-def _compile_and_keep(text: str, architecture: int) -> tuple[Compiled, bytes]:
+def _compile_and_keep(text: str, architecture: Architecture) -> tuple[Compiled, bytes]:
     cubin, log = _compile(text, architecture)
     if cubin is None:
         raise NvrtcError(f"sm_{architecture}:\n{log}")
@@ -156,7 +162,7 @@ def _compile_and_keep(text: str, architecture: int) -> tuple[Compiled, bytes]:
     return result, cubin
 
 
-def compile_source(text: str, architecture: int) -> Compiled:
+def compile_source(text: str, architecture: Architecture) -> Compiled:
     """Compile an inlined source. What compiled once, with this NVRTC, is taken from the cache.
 
     Raises
@@ -172,7 +178,7 @@ def compile_source(text: str, architecture: int) -> Compiled:
     return _compile_and_keep(text, architecture)[0]
 
 
-def machine_code(text: str, architecture: int) -> bytes:
+def machine_code(text: str, architecture: Architecture) -> bytes:
     """The cubin of an inlined source, with line numbers; from the cache as `compile_source`, with its errors."""
     _library()
     _, code = _kept(text, architecture)

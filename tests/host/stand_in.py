@@ -21,7 +21,7 @@ import numpy as np
 from rbe_gpu import dispatch
 from rbe_gpu.gpu import _execute
 
-from .executor import HostExecutor
+from .executor import CAPABILITY, HostExecutor
 
 GPUS = 2
 FREE, TOTAL = 250 * 10**6, 80 * 10**9  # bytes, as memGetInfo tells
@@ -216,7 +216,7 @@ def installed() -> Iterator[ModuleType]:
     before = sys.modules.get("cupy")
     sys.modules["cupy"] = cupy  # by hand: mock.patch.dict would forget every module imported meanwhile
     try:
-        with mock.patch.object(dispatch, "CUDA", cuda), _execute.executor(HostExecutor()):
+        with mock.patch.object(dispatch, "CUDA", cuda), _execute.executor(HostExecutor(), CAPABILITY):
             yield cupy
     finally:
         if before is None:
