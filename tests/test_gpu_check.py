@@ -156,6 +156,11 @@ def test_attention(device: Device, inputs: Inputs, result: Result) -> None:
     for case in attention.cases(quick=True):
         assert results.value("attention", case.name, "rbe_gpu", "rate") is not None
         assert results.value("attention", case.name, "rbe_gpu", "speed_vs_PyTorch") is not None
+        beside = f"{case.name}, mma beside wgmma"
+        for kernel in ("mma", "wgmma"):
+            assert results.value("attention", beside, f"rbe_gpu {kernel}", "rate") is not None
+        assert results.value("attention", beside, "rbe_gpu wgmma", "speed_vs_mma") is not None
+        assert any(line.startswith(f"{case.name}: wgmma ") for line in result.lines)
     # the CPU has no cuDNN: that is said, and not passed over
     assert any("PyTorch cudnn is left out: RuntimeError" in line for line in result.lines)
 
@@ -559,6 +564,7 @@ def test_conformance_of_every_op(
         return [sys.executable, "-c", body]
 
     monkeypatch.setattr(conformance, "command", command)
+    monkeypatch.setattr(conformance, "capability", lambda: (9, 0))
     options = Options(tmp_path, tmp_path, real.MODEL_DIR, jobs=3, seconds=seconds)
     conformance.run(options, result)
     assert result.status == ends
@@ -566,7 +572,7 @@ def test_conformance_of_every_op(
         assert len(started) == 3
         assert any("no time was left" in line for line in result.lines)
     else:
-        assert sorted(started) == sorted([*registry.OPS, conformance.ARRAYS])
+        assert sorted(started) == sorted([*registry.OPS, conformance.ARRAYS, conformance.WGMMA])
 
 
 def test_what_compute_sanitizer_says() -> None:

@@ -1,10 +1,14 @@
-"""attention in float16: FLOP per second beside every backend of PyTorch's scaled_dot_product_attention."""
+"""attention in float16: FLOP per second beside every backend of PyTorch's scaled_dot_product_attention.
+
+On a Hopper GPU, the kernels by wgmma beside those by mma.sync, too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -12,11 +16,12 @@ from numpy.typing import NDArray
 
 import rbe_gpu as rbe
 from rbe_gpu import reference, registry
+from rbe_gpu.gpu import attention_wgmma
 
 from ..harness.inputs import Inputs
 from ..harness.measure import OURS, TORCH, Case, Provider
 from ..harness.timing import speedups
-from .device import Device, is_baseline, run_cases, sampled
+from .device import Device, capability, is_baseline, run_cases, sampled
 from .stage import Result
 
 #: the sizes of FlashAttention-2's benchmark: hidden size 2048, 16k tokens in a batch (Dao 2023, section 4.1)
@@ -27,6 +32,8 @@ HEAD_DIMS = (128, 64)
 DTYPE = "float16"
 SAMPLE = 24  # queries that are compared with the float64 reference, of two heads
 TORCH_TOLERANCE = 2e-3
+#: providers of the comparison of both kernels, by what is preferred
+BY_KERNEL = {kernel: f"{OURS} {kernel}" for kernel in attention_wgmma.KERNELS}
 BACKENDS = {"flash": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION", "efficient": "EFFICIENT_ATTENTION"}
 
 
@@ -65,15 +72,39 @@ def cases(quick: bool = False) -> Iterator[Attention]:
 
 def measure(device: Device, inputs: Inputs, result: Result) -> None:
     real = [inputs.rows(f"2.{n}", 2048).reshape(-1).astype(registry.DTYPES[DTYPE]) for n in "qkv"]
-    run_cases(
-        device,
-        result,
-        [(f"attention, {size.name}", partial(one, device, size, real)) for size in cases(device.quick)],
-    )
+    hopper = capability() == attention_wgmma.CAPABILITY
+    runs: list[tuple[str, Callable[[], None]]] = []
+    for _, group in groupby(cases(device.quick), key=lambda size: size.seq):
+        sizes = list(group)
+        runs += [(f"attention, {size.name}", partial(one, device, size, real)) for size in sizes]
+        if hopper:
+            runs += [(f"attention, {size.name}, wgmma", partial(both, device, size, real)) for size in sizes]
+    run_cases(device, result, runs)
 
 
 def one(device: Device, size: Attention, real: list[NDArray[Any]]) -> None:
     """One size beside every backend that PyTorch has for it; a backend that it does not have is reported."""
+    _compare(device, size, real, size.name)
+
+
+def both(device: Device, size: Attention, real: list[NDArray[Any]]) -> None:
+    """One size by both kernels of a Hopper GPU, in the same rounds: whether wgmma is right, and how much faster."""
+    times = _compare(device, size, real, f"{size.name}, mma beside wgmma", kernels=True)
+    mma, wgmma = (float(np.median(times[BY_KERNEL[kernel]])) for kernel in ("mma", "wgmma"))
+    device.say(
+        f"{size.name}: wgmma {size.flops / wgmma / 1e12:.3g} TFLOP/s, mma {size.flops / mma / 1e12:.3g}"
+    )
+
+
+def _compare(
+    device: Device, size: Attention, real: list[NDArray[Any]], name: str, kernels: bool = False
+) -> dict[str, list[float]]:
+    """Check and time one size, by both kernels (`kernels`) or beside PyTorch's backends, and write the rows.
+
+    Returns
+    -------
+    provider -> seconds per call
+    """
     q, k, v = (np.resize(a, size.shape) for a in real)
     heads = (0, 0), (size.batch - 1, size.num_heads - 1)
     sample = [(b, i, h) for b, h in heads for i in sampled(size.seq, SAMPLE)]
@@ -82,8 +113,14 @@ def one(device: Device, size: Attention, real: list[NDArray[Any]]) -> None:
     q_gpu, k_gpu, v_gpu = (device.array(a) for a in (q, k, v))
     out, workspace = device.array(np.zeros_like(q)), rbe.Workspace()
     call = partial(rbe.attention, q_gpu, k_gpu, v_gpu, size.causal, out=out, workspace=workspace)
-    providers = {OURS: Provider([call], expected, tol.rel, tol.floor)}
-    if device.torch is not None:
+    if kernels:
+        providers = {
+            provider: Provider([partial(_preferring, kernel, call)], expected, tol.rel, tol.floor)
+            for kernel, provider in BY_KERNEL.items()
+        }
+    else:
+        providers = {OURS: Provider([call], expected, tol.rel, tol.floor)}
+    if device.torch is not None and not kernels:
 
         def torch() -> dict[str, Provider]:
             tensors = [device.tensor(np.ascontiguousarray(a.transpose(0, 2, 1, 3))) for a in (q, k, v)]
@@ -93,8 +130,8 @@ def one(device: Device, size: Attention, real: list[NDArray[Any]]) -> None:
             }
 
         providers |= device.baselines(f"attention, {size.name}", torch)
-    baselines = tuple(p for p in providers if p != OURS)
-    case = Case("attention", size.name, str(size.shape), providers, DTYPE, sample, baselines)
+    baselines = (BY_KERNEL["mma"],) if kernels else tuple(p for p in providers if p != OURS)
+    case = Case("attention", name, str(size.shape), providers, DTYPE, sample, baselines)
     times = device.measure(case)
     device.rows(
         case, "rate", "FLOP/s", {p: [size.flops / t for t in seconds] for p, seconds in times.items()}
@@ -103,6 +140,21 @@ def one(device: Device, size: Attention, real: list[NDArray[Any]]) -> None:
     if measured:
         best = min(measured, key=lambda p: float(np.median(times[p])))
         device.row(case, OURS, f"speed_vs_{TORCH}", "x", speedups(times, best)[OURS])
+    if kernels:
+        device.row(
+            case,
+            BY_KERNEL["wgmma"],
+            "speed_vs_mma",
+            "x",
+            speedups(times, BY_KERNEL["mma"])[BY_KERNEL["wgmma"]],
+        )
+    return times
+
+
+def _preferring(kernel: str, call: Callable[[], Any]) -> Any:
+    """A call of attention by one of its kernels."""
+    with attention_wgmma.preferring(kernel):
+        return call()
 
 
 def _query(

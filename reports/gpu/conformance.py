@@ -14,16 +14,18 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from rbe_gpu import registry
-from rbe_gpu.gpu import _source
+from rbe_gpu.gpu import _source, attention_wgmma
 
 from ..harness import token_ids
 from ..harness.process import child_environment
 from .checkout import root
+from .device import capability
 from .stage import FAILED, PASSED, STOPPED, Options, Result, finish, start
 
 #: the slowest first, so that none of them is left alone at the end
 ORDER = ("linear", "attention", "decode", "embedding")
 ARRAYS = "arrays"  # tests/test_on_gpu.py
+WGMMA = "attention, wgmma"  # the cases of attention once more, by the kernels of a Hopper GPU
 #: what a rehearsal runs of them: pytest's -k
 REHEARSED = {"rope": "test_value", ARRAYS: "clamped or (test_decode and grid and int2)"}
 #: plugins of the machine's Python are left out: some of them cost seconds of every process
@@ -42,7 +44,8 @@ def outcomes(log: str) -> tuple[Counter[str], list[str]]:
 
 def command(name: str, rehearse: bool = False) -> list[str]:
     """pytest over the table's cases of an op, or over the tests of arrays; in a rehearsal over some of them."""
-    files = ["tests/test_on_gpu.py"] if name == ARRAYS else ["tests/test_conformance.py", "--op", name]
+    op = "attention" if name == WGMMA else name
+    files = ["tests/test_on_gpu.py"] if name == ARRAYS else ["tests/test_conformance.py", "--op", op]
     options = ["-v", "--tb=short", "-p", "no:cacheprovider", "--backend", "stand-in" if rehearse else "cuda"]
     some = ["-k", REHEARSED[name]] if rehearse else []
     return [sys.executable, "-m", "pytest", *files, *options, *some]
@@ -76,16 +79,20 @@ def run(options: Options, result: Result) -> None:
     environment = child_environment(RBE_TEST_MODEL=str(model), **ENVIRONMENT)
     ops = [op for op in registry.OPS if _source.has(op)]
     names = [*(op for op in ORDER if op in ops), ARRAYS, *(op for op in ops if op not in ORDER)]
+    if capability() == attention_wgmma.CAPABILITY:
+        names.insert(names.index("attention") + 1, WGMMA)
     if options.rehearse:
         names = list(REHEARSED)
     stop = time.perf_counter() + options.seconds - result.seconds
 
     def part(name: str) -> tuple[int | None, Path, float] | None:
         """Exit status, log and seconds of one process; None where no time was left to start it."""
-        log, began = options.out / f"conformance-{name}.log", time.perf_counter()
+        log, began = options.out / f"conformance-{name.replace(', ', '-')}.log", time.perf_counter()
         if began > stop:
             return None
-        status = finish(start(command(name, options.rehearse), log, folder, environment), stop - began)
+        preferred = {attention_wgmma.VARIABLE: "wgmma"} if name == WGMMA else {}
+        started = start(command(name, options.rehearse), log, folder, environment | preferred)
+        status = finish(started, stop - began)
         return status, log, time.perf_counter() - began
 
     total: Counter[str] = Counter()

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rbe_gpu.gpu import _load
+
 from ..harness.measure import OURS, Case, Provider, check_case, time_rows
 from ..harness.rows import Session, append_rows, usable_cores, versions
 from ..harness.timing import MAX_QUEUED, Calls, Clock, EventClock, paired_times
@@ -160,6 +162,13 @@ class Device:
         append_rows(
             self.path, [self.session.row(op, case, provider, metric, unit, values, shape=shape, dtype=dtype)]
         )
+
+
+def capability() -> tuple[int, int]:
+    """Compute capability of CuPy's current GPU, (9, 0) for instance."""
+    import cupy
+
+    return _load.capability(cupy.cuda.runtime.getDevice())
 
 
 def is_baseline(provider: str) -> bool:
