@@ -19,7 +19,7 @@ from rbe_gpu.models.generate import Sampling, _Text, next_token, sampling_of
 from rbe_gpu.models.load import load
 
 from . import real
-from .architectures.decoder_cases import CONFIGS
+from .architectures.decoder_cases import CONFIGS, write_with_tokenizer
 from .architectures.test_decoders import tensors
 
 PROMPTS = ["The capital of France is", "def add(a, b):\n    return", "Water boils at"]
@@ -255,6 +255,20 @@ def test_characters_of_several_tokens(smollm: Decoder) -> None:
         assert "\ufffd" not in new
         shown += new
     assert shown == " 日本語と emoji 🦜🦜 naïve"
+
+
+def test_a_tokenizer_that_panics_when_it_decodes(tmp_path: Path) -> None:
+    """One that was given to the model; of a file it is refused. A panic of Rust code is no Exception."""
+    from tokenizers import decoders
+
+    folder = write_with_tokenizer(tmp_path / "m")
+    model = load(folder)
+    assert model.generate("a", 2)
+    model.tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 0, 9)])
+    with pytest.raises(
+        ValueError, match=r"^the tokenizer does not decode what was generated: index out of bounds"
+    ):
+        model.generate(" ", 2)
 
 
 def test_special_tokens_within_a_text() -> None:

@@ -167,6 +167,20 @@ def test_decoders(decoder: Any) -> None:
         assert len(decoder.decode(list(tokens)).encode()) <= growth("decoder", decoder) * size
 
 
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (1, 1), (2, 2**31)])
+def test_a_decoder_that_panics(start: int, stop: int) -> None:
+    """At empty tokens, and at those that one end or both leave nothing of."""
+    step = decoders.Strip("a", start, stop)
+    with pytest.raises(BaseException, match="index out of bounds") as error:
+        step.decode([""])
+    assert type(error.value).__name__ == "PanicException"
+    with pytest.raises(ValueError, match=rf"^m has decoder\.stop={stop}; needs 0, as tokenizers fails at"):
+        check_bounds(chain([], None, [step]), "m")
+    for token in ("", "a", "aa", "ba"):
+        decoders.Strip("a", start, 0).decode([token])
+    check_bounds(chain([], None, [decoders.Strip("a", start, 0)]), "m")
+
+
 def test_every_type_is_known() -> None:
     for module, name, others in (
         (normalizers, "normalizer", {"Normalizer", "NORMALIZERS"}),

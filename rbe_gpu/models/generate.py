@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from ..dispatch import to_host
 from .decoders import token_ids
 from .settings import check_keys, fail
+from .tokenizer import tokenizer_errors
 
 if TYPE_CHECKING:
     from ..layers import KVCache
@@ -207,9 +209,9 @@ def generate(
     _check_prompts(prompts, model)
     if not prompts:
         return []
-    decode = None
+    decode: Callable[[list[int]], str] | None = None
     if model.tokenizer is not None:
-        decode = model.tokenizer.decode
+        decode = partial(_decode, model.tokenizer)
     texts = [_Text(prompt, decode, stops) for prompt in prompts]
     rngs = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(len(prompts))]
     cache = model.new_cache(len(prompts), max(map(len, prompts)) + max_new_tokens)
@@ -267,6 +269,12 @@ def _next_logits(model: Decoder, texts: list[_Text], cache: KVCache) -> F32:
         for text, tokens, crossing in zip(texts, new, crosses, strict=True)
     ]
     return _prefill(model, new, cache)
+
+
+def _decode(tokenizer: Any, ids: list[int]) -> str:
+    with tokenizer_errors("the tokenizer does not decode what was generated"):
+        text: str = tokenizer.decode(ids)
+    return text
 
 
 def _prefill(model: Decoder, prompts: list[list[int]], cache: KVCache) -> F32:

@@ -87,14 +87,15 @@ def check_bounds(tokenizer: Tokenizer, where: object) -> None:
     Raises
     ------
     ValueError
-        More than MAX_STEPS, MAX_GROWTH or MAX_ADDED, a type that is not known, or a template that does not hold the
-        text once.
+        More than MAX_STEPS, MAX_GROWTH or MAX_ADDED, a type that is not known, a template that does not hold the
+        text once, or a setting with which tokenizers panics.
     """
     steps = {
         name: list(_steps(getattr(tokenizer, name), name, where))
         for name in ("normalizer", "pre_tokenizer", "decoder", "post_processor")
     }
     _check_processors(steps.pop("post_processor"), where)
+    _check_panics(steps, where)
     growths = {name: _growth(those, name, where) for name, those in steps.items()}
     for growth in (growths["normalizer"] * growths["pre_tokenizer"], growths["decoder"]):
         if growth > MAX_GROWTH:
@@ -144,6 +145,18 @@ def _check_processors(steps: Sequence[Mapping[str, Any]], where: object) -> None
             raise ValueError(
                 f"{where} has a post_processor that adds {added} tokens to a text; {MAX_ADDED} are allowed"
             )
+
+
+def _check_panics(steps: Mapping[str, Sequence[Mapping[str, Any]]], where: object) -> None:
+    """Refuse settings with which tokenizers panics: at the first word, or at tokens that a text may hold."""
+    for step in steps["pre_tokenizer"]:
+        if step["type"] == "FixedLength" and not step["length"]:
+            fail(where, "pre_tokenizer.length", step["length"], "1 or more")
+    for step in steps["decoder"]:
+        # at a token with fewer characters than `stop` and no other ones, an empty token above all, and where the
+        # characters at both ends are the same ones
+        if step["type"] == "Strip" and step["stop"]:
+            fail(where, "decoder.stop", step["stop"], "0, as tokenizers fails at short tokens with others")
 
 
 def _growth(steps: Sequence[Mapping[str, Any]], name: str, where: object) -> float:

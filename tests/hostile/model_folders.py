@@ -364,6 +364,20 @@ FOLDERS: dict[str, Bad] = {
     "a long prefix": _steps(normalizer=[{"type": "Prepend", "prepend": "a" * 100_000}]),
     "bytes of bytes": _steps(pre_tokenizer=[{**BYTES, "add_prefix_space": False}] * 30),
     "a decoder that doubles a text": _steps(decoder=[_DOUBLED] * 30),
+    "words of no characters": Bad(
+        (TOKENIZER, "pre_tokenizer.length=0; needs 1 or more"),
+        (FAST, change(TOKENIZER, lambda t: t.update(pre_tokenizer={"type": "FixedLength", "length": 0}))),
+    ),
+    "a decoder that strips ends": Bad(
+        (TOKENIZER, "decoder.stop=1; needs 0"),
+        (
+            FAST,
+            change(
+                TOKENIZER,
+                lambda t: t.update(decoder={"type": "Strip", "content": " ", "start": 0, "stop": 1}),
+            ),
+        ),
+    ),
     "another id of the first token": _tokenizer(
         lambda t: t["post_processor"]["special_tokens"]["[CLS]"].update(ids=[7]), "post_processor", "101"
     ),
