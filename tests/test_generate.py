@@ -73,6 +73,9 @@ def test_temperature_0_and_penalties() -> None:
     assert drawn([1.0, 3.0, 2.0], 10, seen=(1, 1), repetition_penalty=2.0).tolist() == [0, 0, 1]
     assert drawn([-1.0, -3.0, -2.0], 10, seen=(0,), repetition_penalty=2.5).tolist() == [0, 0, 1]
     assert drawn([5.0, 5.0], 10).tolist() == [1, 0]  # the lower id of two
+    for temperature in (0.0, 1e-9, 1.0, 1e30):  # 3e68 is no float32 number: NaN, then an IndexError
+        options = {"repetition_penalty": 1e-30, "temperature": temperature}
+        assert drawn([3e38, 3.0], 10, seen=(0,), **options).tolist() == [1, 0]
 
 
 def test_generation_config() -> None:
@@ -142,6 +145,7 @@ def test_the_context_ends(small: Decoder) -> None:
         ([[[1]]], {"top_k": 1.5}, ValueError, "top_k=1.5; needs an integer from 0"),
         ([[[1]]], {"top_p": 0.0}, ValueError, "top_p=0.0"),
         ([[[1]]], {"repetition_penalty": 0.0}, ValueError, "repetition_penalty=0.0"),
+        ([[[1]]], {"repetition_penalty": 1e-31}, ValueError, "needs a number from 1e-30 to 1e30"),
         ([[[1]]], {"stop": "x"}, ValueError, "no tokenizer, which stop= needs"),
         ([[[1]]], {"stop": [""]}, ValueError, "stop is not a text, or an empty one"),
     ],

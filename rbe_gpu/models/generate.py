@@ -43,18 +43,18 @@ class Sampling(NamedTuple):
             ("top_k", self.top_k, "an integer from 0"),
             ("top_p", self.top_p, "a number above 0, up to 1"),
             ("min_p", self.min_p, "a number from 0 to 1"),
-            ("repetition_penalty", self.repetition_penalty, "a positive number"),
+            ("repetition_penalty", self.repetition_penalty, "a number from 1e-30 to 1e30"),
         ):
             number = isinstance(value, Integral if name == "top_k" else Real) and not isinstance(value, bool)
             in_range = (
                 number
-                and -1e30 < value < 1e30
+                and -1e30 < value <= 1e30
                 and {
                     "temperature": value >= 0,
                     "top_k": value >= 0,
                     "top_p": 0 < value <= 1,
                     "min_p": 0 <= value <= 1,
-                    "repetition_penalty": value > 0,
+                    "repetition_penalty": value >= 1e-30,
                 }[name]
             )
             if not in_range:
@@ -116,16 +116,17 @@ def next_token(logits: F32, sampling: Sampling, seen: Sequence[int], rng: np.ran
         raise ValueError(
             'the logits hold NaN or Inf; if the states are of a half type, load with dtype="float32"'
         )
+    values: NDArray[Any] = logits
     if sampling.repetition_penalty != 1.0 and seen:
-        logits = logits.copy()
+        values = logits.astype(np.float64)  # a float32 logit divided by 1e-30 may be beyond float32
         at = np.unique(np.asarray(seen, np.int64))
-        some = logits[at]
-        logits[at] = np.where(
+        some = values[at]
+        values[at] = np.where(
             some > 0, some / sampling.repetition_penalty, some * sampling.repetition_penalty
         )
     if sampling.temperature == 0:
-        return int(np.argmax(logits))
-    scores = (logits.astype(np.float64) - float(logits.max())) / max(float(sampling.temperature), 1e-9)
+        return int(np.argmax(values))
+    scores = (values.astype(np.float64) - float(values.max())) / max(float(sampling.temperature), 1e-9)
     order: NDArray[np.int64] = np.argsort(-scores, kind="stable")
     if sampling.top_k:
         order = order[: sampling.top_k]
