@@ -13,6 +13,7 @@ from .folder import FolderSettings, read_text_settings
 from .json_files import present, read_json, read_optional
 from .settings import REFUSED_FILES, check_keys, fail, shown
 from .tokenizer import check_ids
+from .tokenizer_bounds import check_text
 
 _TEMPLATE = "chat_template.jinja"
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -98,6 +99,7 @@ def _tokenizer_json(
     if not isinstance(name, str) or name.removesuffix("Fast") not in TOKENIZER_CLASSES:
         fail(where, "tokenizer_class", name, f"one of {', '.join(TOKENIZER_CLASSES)}")
     text = path.read_bytes()
+    check_text(text, path)
     stored = read_json(path)
     check_keys(stored, "tokenizer.json", path)
     check_ids(text, config, path)

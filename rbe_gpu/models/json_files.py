@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..json_checks import MAX_DEPTH, check_tree, failure
+from ..json_checks import MAX_DEPTH, FormatError, check_cost, check_tree, failure
 
 __all__ = ["present", "read_json", "read_json_list", "read_optional"]
+
+_TOKENIZER = "tokenizer.json"
 
 
 def present(path: Path) -> bool:
@@ -35,14 +37,18 @@ def _constant(name: str) -> NoReturn:
 def _read(path: Path) -> Any:
     """The value of a file.
 
-    Not `json_checks.parse_json`: transformers writes integers of 31 digits, and the vocabulary of a multilingual
-    tokenizer is beyond its bound on memory.
+    Not `json_checks.parse_json`: transformers writes integers of 31 digits. The vocabulary of a multilingual
+    tokenizer.json is beyond its bound on memory; `tokenizer_bounds.check_text` has another one.
     """
     try:
         text = path.read_text("utf-8")
+        if path.name != _TOKENIZER:
+            check_cost(text, path.stat().st_size, failure(str(path)))
         value = json.loads(text, parse_constant=_constant)
     except RecursionError:
         raise ValueError(f"{path} is not JSON: its JSON is nested too deeply") from None
+    except FormatError:
+        raise
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     level, depth = [value], 0

@@ -19,10 +19,10 @@ ARRAY = "tokenizer.json.zst"
 _VERSION_1 = "tokenizer.json.zlib"
 MAX_BYTES = 64 << 20  # of the text, decompressed
 #: Of an array of any size, and for each byte of it: bytes of the text, and brackets, commas and colons of its JSON,
-#: each of which takes up to 100 bytes to parse. Tokenizers have 4 to 8 bytes and less than one mark for a byte of
+#: each of which takes up to 160 bytes to parse. Tokenizers have 4 to 8 bytes and less than one mark for a byte of
 #: their array (SmolLM2: 4.1 and 0.64); many added tokens, all alike, a few hundred thousand marks more.
 _SPARE_BYTES, _BYTES = 8 << 20, 16
-_SPARE_MARKS, _MARKS = 1 << 18, 2
+_SPARE_MARKS, _MARKS = 1 << 18, 1
 _EMPTY = b'{"model":{"vocab":{}'  # how the JSON behind a list of tokens begins
 _LEVEL = 19  # a twentieth of a second for 30,000 tokens
 

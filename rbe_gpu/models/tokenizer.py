@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..json_checks import quoted
 from .json_files import present, read_json, read_optional
 from .settings import check_keys, fail, same, shown
-from .tokenizer_bounds import check_bounds
+from .tokenizer_bounds import check_bounds, check_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -95,11 +95,12 @@ def tokenizer_json(
     special = _special_tokens(folder, tokenizer_config, defaults)
     if present(path):
         text = path.read_bytes()
+        check_text(text, path)
         given = read_json(path)
         check_keys(given, "tokenizer.json", path)
     elif defaults is _BERT_SPECIAL:
         text, path = b"", vocabulary
-        given = _from_vocabulary(vocabulary, special)
+        given = _from_vocabulary(vocabulary, special, config)
     else:
         raise FileNotFoundError(f"{folder} has no tokenizer.json, which {name} needs")
     if not isinstance(given.get("model"), dict):
@@ -135,6 +136,7 @@ def read_tokenizer(text: bytes, where: object) -> Tokenizer:
     """A `tokenizers.Tokenizer` from the bytes of a tokenizer.json."""
     from tokenizers import Tokenizer  # a model folder without a tokenizer loads without this package
 
+    check_text(text, where)
     what = f"{where} holds no tokenizer"
     if _NORMALIZED.search(text):
         # the steps alone: what they make of added tokens is made with the tokenizer
@@ -147,7 +149,7 @@ def read_tokenizer(text: bytes, where: object) -> Tokenizer:
                 steps = Tokenizer.from_str(json.dumps({**value, **_NO_VOCABULARY}))
             check_bounds(steps, where)
     with tokenizer_errors(what):
-        tokenizer = Tokenizer.from_str(text.decode("utf-8"))
+        tokenizer = Tokenizer.from_buffer(text)  # without the copies of a str
         tokenizer.no_padding()  # to a length of the file's, which could be 10^8 tokens
     check_bounds(tokenizer, where)
     truncation = tokenizer.truncation
@@ -171,7 +173,8 @@ def tokenizer_errors(what: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise ValueError(f"{what}: {' '.join(str(error).split())[:300]}") from None
+        reason = str(error).removeprefix("Cannot instantiate Tokenizer from buffer: ")
+        raise ValueError(f"{what}: {' '.join(reason.split())[:300]}") from None
 
 
 def check_unicode(texts: Sequence[str], prompt: str) -> None:
@@ -193,6 +196,7 @@ def check_ids(text: bytes, config: Mapping[str, Any], where: object) -> None:
     """
     if _LONG_NUMBER not in text.translate(_DIGITS_TO_ZERO):  # 1 ms; a regular expression takes 10
         return  # 10 ms to parse; ids below 10^8 cost little
+    check_text(text, where)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -202,15 +206,17 @@ def check_ids(text: bytes, config: Mapping[str, Any], where: object) -> None:
 
 
 def _check_ids(given: Mapping[str, Any], config: Mapping[str, Any], where: object) -> None:
-    rows = config.get("vocab_size")
-    if type(rows) is not int:
-        return  # refused by the check of config.json
     for token, number in _ids(given):
-        if not 0 <= number < rows:
-            raise ValueError(
-                f"{where} has the token {quoted(token)} with id {number}, but the word embeddings have {rows} rows "
-                "(vocab_size of config.json)"
-            )
+        _check_id(token, number, config, where)
+
+
+def _check_id(token: str, number: int, config: Mapping[str, Any], where: object) -> None:
+    rows = config.get("vocab_size")
+    if type(rows) is int and not 0 <= number < rows:  # another type is refused by the check of config.json
+        raise ValueError(
+            f"{where} has the token {quoted(token)} with id {number}, but the word embeddings have {rows} rows "
+            "(vocab_size of config.json)"
+        )
 
 
 def _ids(given: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
@@ -343,11 +349,14 @@ def _template(processor: Any) -> list[Any] | None:
         return None
 
 
-def _from_vocabulary(path: Path, special: Mapping[str, Any]) -> dict[str, Any]:
+def _from_vocabulary(path: Path, special: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """The tokenizer.json of a BertTokenizer with the vocabulary of vocab.txt, one token a line."""
+    vocabulary: dict[str, int] = {}
     try:
         with open(path, encoding="utf-8") as lines:
-            vocabulary = {line.rstrip("\n"): number for number, line in enumerate(lines)}
+            for number, line in enumerate(lines):
+                _check_id(line.rstrip("\n"), number, config, path)
+                vocabulary[line.rstrip("\n")] = number
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from None
     names = {key: _content(special[key]) for key in _BERT_SPECIAL}
