@@ -12,8 +12,9 @@
 #                 ARGS="--budget 545" fits that many seconds, ARGS=--rehearse needs no GPU)
 #   make neon-check   the CPU suite on aarch64, emulated where the machine is another (an hour or two the first
 #                 time; needs qemu-user-static and mmdebstrap)
-#   make fuzz     coverage-guided fuzzing of the reader, of model folders, GGUF files and the command line, FUZZ_SECONDS
-#                 each (20); inputs that fail are left in .fuzz/. Needs an interpreter that atheris has a wheel for
+#   make fuzz     coverage-guided fuzzing of the reader, of folders of encoders and decoders, of tokenizers in model
+#                 files, GGUF files and the command line, FUZZ_SECONDS each (20); inputs that fail are left in .fuzz/.
+#                 Needs an interpreter that atheris has a wheel for
 #   make wheel    a wheel for this version of Python and this platform, in dist/, with the CPU's kernels compiled: the
 #                 first call does not compile them (some minutes; `python -m build` makes the wheel for all platforms)
 #   make docs     the documentation site, in site/ (open site/index.html, or serve the folder); warnings are errors
@@ -109,7 +110,7 @@ neon-check: $(STAMPS)/venv $(if $(ARM),$(STAMPS)/test $(STAMPS)/model)
 	@PYTHON=$(BIN)/python tests/neon_check.sh $(ARGS)
 
 fuzz: $(STAMPS)/test $(STAMPS)/model $(STAMPS)/fuzz
-	for target in reader folder gguf command_line; do \
+	for target in reader folder decoder_folder tokenizer gguf command_line; do \
 	  $(BIN)/python -m tests.fuzz $$target --seconds $(FUZZ_SECONDS) $(ARGS) || exit 1; \
 	done
 

@@ -35,6 +35,23 @@ OTHERS: tuple[Any, ...] = (
     [[0]],
     {"": 0},
 )
+#: of normalisers, patterns and tokens
+_TEXTS = (
+    "",
+    " ",
+    "  ",
+    "a",
+    "aa",
+    "A",
+    "\u2581",
+    "\u00e9",
+    "\u0301",
+    "\U0001f600",
+    "\u4e00",
+    "\0",
+    "\n",
+    "x" * 300,
+)
 _LARGEST_NODE = 2000  # places of a JSON value that are listed
 
 
@@ -88,15 +105,45 @@ def mutate_json(value: Any, rng: random.Random, like: tuple[str, ...] = ()) -> A
     return value
 
 
+def mutate_values(value: Any, rng: random.Random, like: tuple[str, ...]) -> Any:
+    """One change that keeps the types of a JSON value, so that a strict parser takes most of them."""
+    places = [(c, k) for c, k in _places(value, []) if c[k] is not None and not isinstance(c[k], dict)]
+    if not places:
+        return value
+    container, key = rng.choice(places)
+    old = container[key]
+    if isinstance(old, bool):
+        container[key] = not old
+    elif isinstance(old, int):
+        container[key] = rng.choice((0, 1, 2, 3, 7, 100, 2**20, max(0, old - 1), old + 1))
+    elif isinstance(old, float):
+        container[key] = rng.choice((0.0, -1.0, 1e-30, -1e30, 1e300, -old))
+    elif isinstance(old, str):
+        container[key] = rng.choice((*like, *_TEXTS, old * 2, old[:1], old[1:]))
+    elif old:
+        a, b = rng.randrange(len(old)), rng.randrange(len(old))
+        kind = rng.randrange(3)
+        if kind == 0:
+            old[a], old[b] = old[b], old[a]
+        elif kind == 1:
+            old.insert(a, copy.deepcopy(old[b]))
+        else:
+            del old[a]
+    return value
+
+
 def dumps(value: Any) -> bytes:
-    return json.dumps(value).encode("utf-8", "surrogatepass")
+    return json.dumps(value, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 
-def mutate_text(raw: bytes, rng: random.Random, own: Bytes, like: tuple[str, ...] = ()) -> bytes:
-    """A JSON file: changed as JSON, or as bytes."""
+def mutate_text(
+    raw: bytes, rng: random.Random, own: Bytes, like: tuple[str, ...] = (), keep_types: float = 0.0
+) -> bytes:
+    """A JSON file: changed as JSON, or as bytes. keep_types : how often only by `mutate_values`"""
     if rng.random() < 0.8:
+        change = mutate_values if rng.random() < keep_types else mutate_json
         try:
-            return dumps(mutate_json(json.loads(raw), rng, like))
+            return dumps(change(json.loads(raw), rng, like))
         except (ValueError, RecursionError):
             pass
     return own(raw, len(raw) + 200)

@@ -22,7 +22,9 @@ _MESSAGE = 2000  # characters
 _MORE_FILES = (
     "added_tokens.json", "model.safetensors.index.json", "special_tokens_map.json", "vocab.txt",
     "config_sentence_transformers.json", "sentence_bert_config.json", "tokenizer_config.json", "2_Dense/config.json",
+    "generation_config.json", "chat_template.jinja", "modules.json",
 )  # fmt: skip
+_GONE = "-"  # before the name of a file that the folder of an input lacks
 
 
 class Target(ABC):
@@ -144,20 +146,34 @@ class Folder(Target):
         name = rng.choice(sorted(files))
         if rng.random() < 0.02:
             del files[name]
-        elif name.endswith(".safetensors"):
-            files[name] = mutate.mutate_safetensors(files[name], rng, own, self.words)
         else:
-            files[name] = mutate.mutate_text(files[name], rng, own, self.words)
+            files[name] = self.mutated_file(name, files[name], rng, own)
         return mutate.pack(files)
+
+    def mutated_file(self, name: str, raw: bytes, rng: random.Random, own: mutate.Bytes) -> bytes:
+        if name.endswith(".safetensors"):
+            return mutate.mutate_safetensors(raw, rng, own, self.words)
+        return mutate.mutate_text(raw, rng, own, self.words)
+
+    def files(self, data: bytes) -> dict[str, bytes] | None:
+        """The files of an input; None for one that is left out."""
+        files = mutate.unpack(data)
+        return files if self.names.issuperset(files) else None
+
+    def use(self, folder: Path) -> None:
+        """Load the model of a folder, and run it."""
+        import rbe_gpu as rbe
+
+        model = rbe.load(folder)
+        vectors = model.embed(_TEXTS)
+        assert vectors.shape == (len(_TEXTS), model.embedding_size)
 
     def run(self, data: bytes) -> None:
         import numpy as np
 
-        import rbe_gpu as rbe
-
         folder = self.folder / "input"
-        files = mutate.unpack(data)
-        if any(name not in self.names for name in files):
+        files = self.files(data)
+        if files is None:
             return
         for name in self.names:  # most are those of the input before
             raw = files.get(name)
@@ -170,15 +186,281 @@ class Folder(Target):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(raw)
                 self.written[name] = raw
-        with allowed(len(data), DECODED):
+        with allowed(sum(map(len, files.values())), DECODED), np.errstate(all="ignore"):
             try:
-                model = rbe.load(folder)
-                with np.errstate(all="ignore"):
-                    vectors = model.embed(_TEXTS)
+                self.use(folder)
             except (ValueError, OSError) as error:
                 _check_message(error)
+
+
+class DecoderFolder(Folder):
+    """`load` of the folder of a decoder, or of a model of sentence-transformers that is read like one, and two tokens
+    behind a text and a conversation, or vectors: a ValueError or an OSError on one line, or texts or vectors.
+
+    An input names a folder of `decoders.folders`, and holds the files that differ from its.
+    """
+
+    words = (
+        *("model_type", "llama", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "mistral", "modernbert"),
+        *("vocab_size", "hidden_size", "head_dim", "num_key_value_heads", "max_position_embeddings"),
+        *(
+            "rope_scaling",
+            "rope_parameters",
+            "rope_theta",
+            "factor",
+            "default",
+            "linear",
+            "llama3",
+            "yarn",
+            "longrope",
+        ),
+        *(
+            "low_freq_factor",
+            "original_max_position_embeddings",
+            "beta_fast",
+            "mscale",
+            "partial_rotary_factor",
+        ),
+        *("sliding_window", "layer_types", "full_attention", "sliding_attention", "tie_word_embeddings"),
+        *(
+            "eos_token_id",
+            "do_sample",
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "min_length",
+        ),
+        *(
+            "chat_template",
+            "bos_token",
+            "eos_token",
+            "add_bos_token",
+            "added_tokens_decoder",
+            "tokenizer_class",
+        ),
+        *(
+            "GPT2Tokenizer",
+            "default",
+            "name",
+            "template",
+            "weight_map",
+            "metadata",
+            "model.safetensors",
+            "BPE",
+        ),
+        *(
+            "{{ messages[0].content }}",
+            "{% for m in messages %}{{ m.content }}{% endfor %}",
+            "{{ bos_token }}",
+        ),
+    )
+
+    def make_seeds(self) -> list[bytes]:
+        from .decoders import folders
+
+        self.bases = {
+            name: {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+            for name, path in folders(self.folder / "models").items()
+        }
+        self.names = frozenset(name for files in self.bases.values() for name in files) | set(_MORE_FILES)
+        self.written = {}
+        return [mutate.pack({"": name.encode()}) for name in self.bases]
+
+    def mutated(self, data: bytes, rng: random.Random, own: mutate.Bytes) -> bytes:
+        files = mutate.unpack(data)
+        base = self.bases.get(files.get("", b"").decode("utf-8", "replace"))
+        if base is None:
+            return rng.choice(self.seeds)
+        # of the weights rarely: other targets change them
+        names = [name for name in base if not name.endswith(".safetensors") or rng.random() < 0.1]
+        name = rng.choice(names)
+        if rng.random() < 0.02:
+            name = rng.choice(_MORE_FILES)
+            files.setdefault(name, rng.choice((b"{}", b"{{ messages[0].content }}")))
+        if rng.random() < 0.02:
+            files.pop(name, None)
+            files[_GONE + name] = b""
+        else:
+            files.pop(_GONE + name, None)
+            files[name] = self.mutated_file(name, files.get(name, base.get(name, b"{}")), rng, own)
+        return mutate.pack(files)
+
+    def files(self, data: bytes) -> dict[str, bytes] | None:
+        changed = mutate.unpack(data)
+        base = self.bases.get(changed.pop("", b"").decode("utf-8", "replace"))
+        if base is None or not self.names.issuperset(name.removeprefix(_GONE) for name in changed):
+            return None
+        return {name: raw for name, raw in {**base, **changed}.items() if _GONE + name not in changed}
+
+    def use(self, folder: Path) -> None:
+        import rbe_gpu as rbe
+        from rbe_gpu.models.decoder import Decoder
+
+        model = rbe.load(folder)
+        if not isinstance(model, Decoder):
+            assert model.embed(_TEXTS).shape == (len(_TEXTS), model.embedding_size)
+            return
+        texts = [made.text for made in model.generate(_TEXTS, 2, seed=0)]
+        if model.chat_template is not None:
+            texts.append(model.chat([{"role": "user", "content": _TEXTS[0]}], 1, seed=0).text)
+        assert all(isinstance(text, str) for text in texts)
+
+
+class StoredTokenizer(Target):
+    """`load` of a model file whose tokenizer is the input, then vectors or two tokens: a ValueError on one line, or
+    what the model makes.
+
+    An input is the text in the array, and says which model and which array hold it.
+    """
+
+    modules = ("rbe_gpu.models", "rbe_gpu.json_checks")
+    words = (
+        *(
+            "type",
+            "vocab",
+            "merges",
+            "unk_token",
+            "unk_id",
+            "byte_fallback",
+            "ignore_merges",
+            "dropout",
+            "fuse_unk",
+        ),
+        *(
+            "continuing_subword_prefix",
+            "end_of_word_suffix",
+            "max_input_chars_per_word",
+            "WordPiece",
+            "WordLevel",
+        ),
+        *(
+            "BPE",
+            "Unigram",
+            "added_tokens",
+            "normalized",
+            "lstrip",
+            "rstrip",
+            "single_word",
+            "special",
+            "content",
+        ),
+        *(
+            "id",
+            "##",
+            "[UNK]",
+            "</w>",
+            "\u2581",
+            "\u0120",
+            "Sequence",
+            "normalizers",
+            "pretokenizers",
+            "decoders",
+        ),
+        *(
+            "processors",
+            "pattern",
+            "String",
+            "Regex",
+            "behavior",
+            "Isolated",
+            "Removed",
+            "MergedWithNext",
+            "a*",
+            "\\K",
+        ),
+        *(
+            "prepend",
+            "replacement",
+            "prepend_scheme",
+            "always",
+            "first",
+            "start",
+            "stop",
+            "length",
+            "suffix",
+            "single",
+        ),
+        *(
+            "special_tokens",
+            "ids",
+            "tokens",
+            "TemplateProcessing",
+            "SpecialToken",
+            "type_id",
+            "A",
+            "B",
+            "stride",
+        ),
+        *("max_length", "direction", "Left", "strategy", "truncation", "padding", "Fixed"),
+    )
+
+    def make_seeds(self) -> list[bytes]:
+        from rbe_gpu.container import load_file
+        from rbe_gpu.models.compress import compress_model
+
+        from ..test_compress_model import make_model
+        from .decoders import folders
+        from .tiny import make_tiny
+        from .tokenizers import stored_texts
+
+        models = {
+            "encoder": make_tiny(make_model(self.folder / "model"), self.folder / "tiny"),
+            "decoder": folders(self.folder / "models", ("llama",))["llama"],
+        }
+        self.models: dict[str, Any] = {}
+        for name, model in models.items():
+            compress_model(model, self.folder / name, codes="dense-int6", transform="none")
+            self.models[name] = load_file(self.folder / name)
+        texts = stored_texts(models["encoder"], models["decoder"])
+        return [mutate.pack({f"{model}.{kind}": text}) for model, kind, text in texts]
+
+    def mutated(self, data: bytes, rng: random.Random, own: mutate.Bytes) -> bytes:
+        ((name, text), *_) = [*mutate.unpack(data).items(), ("", b"")]
+        if not name:
+            return rng.choice(self.seeds)
+        if text[:1] == b"[":  # a list of tokens, and the rest
+            tokens, newline, rest = text.partition(b"\n")
+            if rng.random() < 0.1:
+                tokens = mutate.mutate_text(tokens, rng, own, self.words, 0.8)
+            else:
+                rest = mutate.mutate_text(rest, rng, own, self.words, 0.8)
+            text = tokens + newline + rest
+        else:
+            text = mutate.mutate_text(text, rng, own, self.words, 0.8)
+        return mutate.pack({name: text})
+
+    def run(self, data: bytes) -> None:
+        import zlib
+
+        import numpy as np
+        import zstandard
+
+        import rbe_gpu as rbe
+        from rbe_gpu.container import save_file
+        from rbe_gpu.models.decoder import Decoder
+        from rbe_gpu.models.stored_tokenizer import ARRAY
+
+        for name, text in mutate.unpack(data).items():
+            model_name, _, kind = name.partition(".")
+            if model_name not in self.models or kind not in ("zst", "zlib"):
                 return
-        assert vectors.shape == (len(_TEXTS), model.embedding_size)
+            tensors, config = self.models[model_name]
+            packed = zstandard.compress(text, 1) if kind == "zst" else zlib.compress(text, 1)
+            rest = {n: tensor for n, tensor in tensors.items() if n != ARRAY}
+            array = ARRAY if kind == "zst" else ARRAY.replace("zst", "zlib")
+            path = self.folder / "input"
+            save_file(path, {**rest, array: np.frombuffer(packed, np.uint8)}, config)
+            with allowed(path.stat().st_size, DECODED), np.errstate(all="ignore"):
+                try:
+                    model = rbe.load(path)
+                    if isinstance(model, Decoder):
+                        model.generate(_TEXTS, 2, temperature=0.0)
+                    else:
+                        assert model.embed(_TEXTS).shape == (len(_TEXTS), model.embedding_size)
+                except ValueError as error:
+                    _check_message(error)
 
 
 class Gguf(Target):
@@ -341,5 +623,6 @@ class CommandLine(Target):
 
 
 TARGETS: dict[str, type[Target]] = {
-    "reader": Reader, "folder": Folder, "gguf": Gguf, "command_line": CommandLine
+    "reader": Reader, "folder": Folder, "decoder_folder": DecoderFolder, "tokenizer": StoredTokenizer, "gguf": Gguf,
+    "command_line": CommandLine,
 }  # fmt: skip
