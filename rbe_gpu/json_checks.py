@@ -26,9 +26,11 @@ def quoted(name: str) -> str:
     return text if len(text) <= 100 and len(name) <= 100 else text[:96] + '..."'
 
 
-def failure(where: str) -> Fail:
+def failure(where: str | Callable[[], str]) -> Fail:
+    """Raise FormatError with a message behind `where`; a function is called when there is something to say."""
+
     def fail(message: str) -> NoReturn:
-        raise FormatError(f"{where}: {message}")
+        raise FormatError(f"{where if isinstance(where, str) else where()}: {message}")
 
     return fail
 
@@ -36,7 +38,7 @@ def failure(where: str) -> Fail:
 def check_tree(value: Any, fail: Fail, texts: bool = True) -> None:
     """Refuse nesting deeper than MAX_DEPTH, and, with `texts`, text that UTF-8 cannot encode."""
     level, depth = [value], 0
-    inside = (dict, list, str) if texts else (dict, list)  # a list of 30,000 texts takes 5 ms
+    inside = (dict, list, str) if texts else (dict, list)
     while level:
         inner: list[Any] = []
         for item in level:
@@ -45,7 +47,8 @@ def check_tree(value: Any, fail: Fail, texts: bool = True) -> None:
                 if texts:
                     inner += item
             elif isinstance(item, list):
-                inner += [child for child in item if isinstance(child, inside)]
+                if not set(map(type, item)).isdisjoint(inside):  # 0.5 ms for 30,000 texts; one by one 2
+                    inner += [child for child in item if isinstance(child, inside)]
             elif texts and isinstance(item, str):
                 try:
                     item.encode("utf-8")

@@ -141,7 +141,7 @@ class MappedFile:
         return dict(value)
 
     def _parse_entry(self, name: str, value: Any) -> Entry:
-        fail = failure(f"{self.path}: array {quoted(name)}")
+        fail = failure(lambda: f"{self.path}: array {quoted(name)}")
         dtype, shape, offsets = json_fields(
             value, ("dtype", "shape", "data_offsets"), "its header entry", fail
         )

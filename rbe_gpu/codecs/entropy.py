@@ -420,6 +420,7 @@ def _pairs(length: int) -> NDArray[np.unsignedinteger]:
     return np.ascontiguousarray(both).view(f"<u{2 * length}")[:, 0]
 
 
+@lru_cache(maxsize=8)
 def _with_escape(length: int) -> NDArray[np.int8]:
     """`tuples`, and zeros in the place of the escape: (256, length)."""
     return np.concatenate([tuples(length), np.zeros((1, length), np.int8)])

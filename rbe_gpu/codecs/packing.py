@@ -89,11 +89,14 @@ def pack_columns(
         for w in planes_of(bits):
             below -= w
             plane = planes[:, start : start + 4 * w]
-            mask = np.uint64(((1 << w) - 1) * 0x0101010101010101)
+            mask = np.uint64(((1 << w) - 1 << below) * 0x0101010101010101)
             for field in range(8 // w):
-                x = part[:, 4 * w * field : 4 * w * (field + 1)] >> np.uint64(below)
-                x &= mask
-                x <<= np.uint64(field * w)
+                # the bits of a byte from `below` on, to those from `field * w` on
+                x = part[:, 4 * w * field : 4 * w * (field + 1)] & mask
+                if field * w > below:
+                    x <<= np.uint64(field * w - below)
+                elif field * w < below:
+                    x >>= np.uint64(below - field * w)
                 if field:
                     plane |= x
                 else:
