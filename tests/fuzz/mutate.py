@@ -107,7 +107,8 @@ def mutate_json(value: Any, rng: random.Random, like: tuple[str, ...] = ()) -> A
 
 def mutate_values(value: Any, rng: random.Random, like: tuple[str, ...]) -> Any:
     """One change that keeps the types of a JSON value, so that a strict parser takes most of them."""
-    places = [(c, k) for c, k in _places(value, []) if c[k] is not None and not isinstance(c[k], dict)]
+    places = _places(value, []) if isinstance(value, dict | list) else []
+    places = [(c, k) for c, k in places if c[k] is not None and not isinstance(c[k], dict)]
     if not places:
         return value
     container, key = rng.choice(places)
