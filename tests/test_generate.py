@@ -314,6 +314,29 @@ def test_chat(smollm: Decoder) -> None:
     [
         ("{% for m in messages %}", "the chat template: "),
         ("{{ raise_exception('roles must alternate') }}", "the chat template: roles must alternate"),
+        (r"{{ raise_exception('two\nlines \x1b[31m') }}", r"the chat template: two lines \\x1b\[31m$"),
+        *(
+            (
+                f"{{{{ {expression} }}}}",
+                "the chat template: (.* of too large values|No filter|'lipsum' is undefined)",
+            )
+            for expression in (
+                *(
+                    "'a'|center(10**9)",
+                    "'a'.ljust(10**9)",
+                    "'1'.zfill(10**9)",
+                    "'%1000000000d' % 1",
+                    "lipsum(n=10**6)",
+                ),
+                *(
+                    "'{:>1000000000}'.format(1)",
+                    "'a'|indent(10**9)",
+                    "[1]|tojson(indent=10**9)",
+                    "[1]|batch(10**9, 0)",
+                ),
+                "('a' * 9999).replace('a', 'a' * 9999)",
+            )
+        ),
         ("{{ messages.__class__.__mro__ }}", "the chat template: "),
         ("{{ messages[5].content.x }}", "the chat template: "),
         ("{{ 1 // 0 }}", "the chat template: ZeroDivisionError"),

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..container import load_file
+from ..json_checks import quoted
 from ..mapped import MappedFile
 from .architectures import (
     Architecture,
@@ -29,6 +30,7 @@ from .dense_modules import PREFIX, check_dense, check_tensors, tensor_names
 from .folder import FolderSettings
 from .json_files import present, read_json
 from .locate import find_model
+from .settings import shown
 from .stored_tokenizer import take_tokenizer
 from .tensor_views import Part, TensorFile, TensorViews
 from .text_embedder import TextEmbedder
@@ -230,14 +232,21 @@ def _files(folder: Path, read_only: bool) -> Iterator[tuple[str, MappedFile]]:
         raise ValueError(f"{index} has no weight_map")
     opened: dict[str, MappedFile] = {}
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not shard or Path(shard).name != shard:
-            raise ValueError(f"{index} names {shard!r}; shards are files of the same folder")
+        if (
+            not isinstance(shard, str)
+            or not shard.isprintable()
+            or len(shard) > 255
+            or Path(shard).name != shard
+        ):
+            raise ValueError(f"{index} names {shown(shard)}; shards are files of the same folder")
         if shard not in opened:
             if not present(folder / shard):
                 raise FileNotFoundError(f"{folder} has no {shard}, which {index.name} names")
             opened[shard] = MappedFile(folder / shard, read_only=read_only)
         if name not in opened[shard].entries:
-            raise ValueError(f"{folder / shard} has no tensor {name}, which {index.name} places there")
+            raise ValueError(
+                f"{folder / shard} has no tensor {quoted(name)}, which {index.name} places there"
+            )
         yield name, opened[shard]
 
 
