@@ -89,6 +89,7 @@ $(SMOLLM2): | $(STAMPS)/decoders $(STAMPS)/model
 wheel: $(STAMPS)/test $(STAMPS)/model
 	$(BIN)/python build_kernels.py $(ENCODER) $(DECODER)
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist .
+	rm -r cpu_fallback/precompiled
 
 test: $(STAMPS)/test $(STAMPS)/model $(STAMPS)/baselines-$(BASELINES)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -135,7 +136,7 @@ lock:
 	echo 'atheris>=3.0' | $(COMPILE) --python-version 3.11 --python-platform linux --only-binary :all: - -o .ci/lock/fuzz.txt
 
 clean:
-	rm -rf $(VENV) cpu_fallback/precompiled .neon .fuzz rbe-report site $(SMOLLM2) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .neon .fuzz rbe-report site $(SMOLLM2) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMPS)/venv:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import platform
+import shutil
 import sys
 import sysconfig
 import tarfile
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,23 @@ PRECOMPILED = Path(__file__).parent / "cpu_fallback" / "precompiled"
 
 def build_wheel(directory: str, settings: Any = None, metadata: str | None = None) -> str:
     """A wheel for all platforms, or with compiled kernels for this version of Python and this platform."""
+    shutil.rmtree(
+        Path(__file__).parent / "build" / "lib", ignore_errors=True
+    )  # setuptools packs what is left there
     if PRECOMPILED.is_dir():
-        # the kernels need nothing of the C library that Numba does not need, whose wheels are manylinux2014
-        machine = platform.machine()
-        name = f"manylinux2014_{machine}" if sys.platform == "linux" else sysconfig.get_platform()
-        python = "cp{}{}".format(*sys.version_info)
-        settings = {**(settings or {}), "--build-option": [f"--python-tag={python}", f"--plat-name={name}"]}
+        tags = ["--python-tag=cp{}{}".format(*sys.version_info), f"--plat-name={platform_tag()}"]
+        settings = {**(settings or {}), "--build-option": tags}
     return str(setuptools.build_wheel(directory, settings, metadata))
+
+
+def platform_tag() -> str:
+    """The platforms that kernels run on: those of Numba's wheel, which calls the C library for them."""
+    try:
+        wheel = distribution("numba").read_text("WHEEL") or ""
+    except PackageNotFoundError:  # in an isolated build
+        wheel = ""
+    tags = [line.rpartition("-")[2] for line in wheel.splitlines() if line.startswith("Tag:")]
+    return tags[0] if tags and tags[0] != "any" else sysconfig.get_platform()
 
 
 def build_sdist(directory: str, settings: Any = None) -> str:

@@ -86,6 +86,8 @@ def main(models: list[str]) -> None:
             }
             subprocess.run([sys.executable, __file__, "--run", scratch, *models], env=env, check=True)
             print(f"{name}: {merge_precompiled(Path(scratch) / 'kernels')} kernels")
+    if not PRECOMPILED.exists():
+        sys.exit("this machine runs none of these instruction sets: nothing was compiled")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ from __future__ import annotations
 import itertools
 import os
 import pickle
+import re
 import stat
+import sys
 import tempfile
 import threading
 import uuid
@@ -162,11 +164,11 @@ Target = tuple[str, str, str]
 _warned = False
 
 
-def _warn_once(message: str) -> None:
+def _warn_once(message: str, advice: str = "set NUMBA_CACHE_DIR to a writable folder") -> None:
     global _warned
     if not _warned:
         _warned = True
-        text = f"{message}; set NUMBA_CACHE_DIR to a writable folder"
+        text = f"{message}; {advice}"
         warnings.warn_explicit(text, RuntimeWarning, "rbe_gpu", 1)  # one line: no source line belongs to it
 
 
@@ -212,6 +214,35 @@ class _KernelFiles(caching.CompileResultCacheImpl):  # type: ignore[misc]
     _locator_classes = (*caching.CacheImpl._locator_classes, _TemporaryLocator)
 
 
+class _Precompiled:
+    """What `PRECOMPILED` has of one function."""
+
+    def __init__(self, function: Callable[..., Any], targets: Callable[[], Iterable[Target]]) -> None:
+        self._py_func = function
+        self._targets = targets
+        # as Numba names the files of a cache
+        module = Path(function.__code__.co_filename).stem
+        name = re.sub("[<>]", "", f"{module}.{function.__qualname__}")
+        python = "{}{}".format(*sys.version_info)
+        base = f"{name}-{function.__code__.co_firstlineno}.py{python}{getattr(sys, 'abiflags', '')}"
+        self._file = caching.IndexDataCacheFile(str(PRECOMPILED), base, _STAMP)
+
+    def load(self, signature: Any, context: Any) -> Any:
+        """The compiled function, or None."""
+        context.refresh()  # as Numba's caches do: code that is loaded before crashes
+        _, _, hashes = caching.Cache._index_key(self, signature, context.codegen())
+        try:
+            for target in self._targets():
+                data = self._file.load((signature, target, hashes))
+                if data is not None:
+                    return compiler.CompileResult._rebuild(context, *data)
+        except Exception as error:  # files of another user, or damaged ones
+            _warn_once(
+                f"{PRECOMPILED} cannot be read ({error!r}): kernels are compiled", "install rbe-gpu anew"
+            )
+        return None
+
+
 class _KernelCache(caching.FunctionCache):  # type: ignore[misc]
     """The disk cache of one function, and behind it what `PRECOMPILED` has.
 
@@ -224,29 +255,15 @@ class _KernelCache(caching.FunctionCache):  # type: ignore[misc]
 
     _impl_class = _KernelFiles
 
-    def __init__(
-        self, function: Callable[..., Any], precompiled_targets: Callable[[], Iterable[Target]]
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], precompiled: _Precompiled) -> None:
         super().__init__(function)
-        self._precompiled_targets = precompiled_targets
+        self._precompiled = precompiled
         file = self._cache_file
         file._data_name = lambda number: f"{file._index_name}.{uuid.uuid4().hex[:16]}.nbc"
 
     def load_overload(self, signature: Any, context: Any) -> Any:
         loaded = self._load_own(signature, context)
-        return self._load_precompiled(signature, context) if loaded is None else loaded
-
-    def _load_precompiled(self, signature: Any, context: Any) -> Any:
-        folder = caching.IndexDataCacheFile(str(PRECOMPILED), self._impl.filename_base, _STAMP)
-        _, _, hashes = self._index_key(signature, context.codegen())
-        try:
-            for target in self._precompiled_targets():
-                data = folder.load((signature, target, hashes))
-                if data is not None:
-                    return self._impl.rebuild(context, data)
-        except Exception as error:  # files of another user, or damaged ones
-            _warn_once(f"the kernels in {PRECOMPILED} cannot be read ({error!r}): they are compiled")
-        return None
+        return self._precompiled.load(signature, context) if loaded is None else loaded
 
     def _load_own(self, signature: Any, context: Any) -> Any:
         try:
@@ -268,13 +285,24 @@ class _KernelCache(caching.FunctionCache):  # type: ignore[misc]
             _warn_once(f"kernels cannot be kept in {self.cache_path} ({error}): every process compiles them")
 
 
+class _NoFolder(caching.NullCache):  # type: ignore[misc]
+    """The cache where no folder can be written: what `PRECOMPILED` has."""
+
+    def __init__(self, precompiled: _Precompiled) -> None:
+        self._precompiled = precompiled
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        return self._precompiled.load(signature, context)
+
+
 def _cache_of(function: Callable[..., Any], precompiled_targets: Callable[[], Iterable[Target]]) -> Any:
-    """The disk cache of a function, or none at all where there is no folder for it."""
+    """The disk cache of a function, of as much as there is."""
+    precompiled = _Precompiled(function, precompiled_targets)
     try:
-        return _KernelCache(function, precompiled_targets)
+        return _KernelCache(function, precompiled)
     except RuntimeError as error:
         _warn_once(f"kernels are kept nowhere, every process compiles them ({error})")
-        return caching.NullCache()
+        return _NoFolder(precompiled)
 
 
 @contextmanager

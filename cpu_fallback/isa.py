@@ -78,7 +78,9 @@ class Isa:
 
 _X86, _ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
 _SSE2 = frozenset({"sse", "sse2"})
+# all that LLVM takes the CPU names below to have and may use: a host without one of them must be refused
 _AVX2 = _SSE2 | {"sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "avx", "avx2", "fma", "f16c", "bmi", "bmi2"}
+_AVX2 |= {"lzcnt", "movbe"}
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 #: The instruction sets that the kernels are written for and tested on.
@@ -88,7 +90,7 @@ ISAS = {
         Isa("sse2", _X86, "x86-64", _SSE2),
         Isa("avx2", _X86, "x86-64-v3", _AVX2),
         Isa("avx512", _X86, "x86-64-v4", _AVX512),
-        Isa("avx512-vnni", _X86, "icelake-server", _AVX512 | {"avx512vnni"}),
+        Isa("avx512-vnni", _X86, "x86-64-v4", _AVX512 | {"avx512vnni"}),
         Isa("neon", _ARM, "generic", frozenset({"neon"})),
         Isa("neon-dotprod", _ARM, "generic", frozenset({"neon", "dotprod"})),
     )
@@ -120,22 +122,26 @@ def host() -> Isa:
 
 
 def active() -> Isa:
-    """What kernels of this process are compiled for: the selected instruction set, or the host's."""
-    return host() if _selected is None else _selected
+    """What kernels of this process are compiled for: the selected instruction set, or the host's.
+
+    Numba's own settings count (NUMBA_CPU_NAME, NUMBA_CPU_FEATURES, NUMBA_ENABLE_AVX): weights are packed for the
+    kernels that will read them.
+    """
+    return isa_of(target_context())
 
 
 @lru_cache(maxsize=1)
 def precompiled_targets() -> tuple[Target, ...]:
     """The instruction sets whose compiled kernels are those of this process, but for the scheduling of instructions.
 
-    The host runs them, and `DECISIVE` does not tell them from what kernels are compiled for.
+    Numba generates code for all of their features, and `DECISIVE` does not tell them from its target.
     """
-    mine, here = active(), host()
+    mine = active()
     return tuple(
         (mine.triple, isa.cpu, isa.llvm_features)
         for isa in ISAS.values()
         if isa.architecture == mine.architecture
-        and here.has(*isa.features)
+        and mine.has(*isa.features)
         and isa.features & DECISIVE == mine.features & DECISIVE
     )
 

@@ -91,6 +91,12 @@ def test_wheel_with_compiled_kernels(tmp_path: Path) -> None:
     with tarfile.open(sources) as archive:
         assert not [name for name in archive.getnames() if "precompiled" in name]
     assert len(made) == 2
+    shutil.rmtree(kernels)
+    again = _built(checkout, tmp_path / "again", "UTC", "--wheel")
+    (name,) = again
+    assert name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(tmp_path / "again" / name) as archive:
+        assert not [member for member in archive.namelist() if "precompiled" in member]
 
 
 def _pinned(lock: str) -> dict[str, str]:

@@ -134,12 +134,13 @@ def test_one_text_is_no_worse_than_none(folder, texts, tmp_path):
 def test_plain_compression_where_calibration_of_few_texts_loses(folder, texts, tmp_path, monkeypatch):
     """The comparison is on vectors: weights that calibration spoils are not written."""
     from rbe_gpu.models import calibrate as module
+    from rbe_gpu.models.weight_encoding import CalibrationResult
 
     def spoilt(self, budget, *, progress=None, journal=None):
         result = compress(self, budget, progress=progress, journal=journal)
         name = "encoder.layer.0.output.dense.bias"
         bias = result.tensors[name] + np.linspace(-9, 9, 384, dtype=np.float32)
-        return module.CalibrationResult({**result.tensors, name: bias}, result.bits)
+        return CalibrationResult({**result.tensors, name: bias}, result.bits)
 
     compress = module.Calibration.compress
     monkeypatch.setattr(module.Calibration, "compress", spoilt)

@@ -167,6 +167,7 @@ def isa_name(target: tuple[str, str, str]) -> str:
 def wheel(package: Path, temporary: Path) -> Path:
     """The package with kernels that were compiled for one of `isa.ISAS`."""
     if not SAME:
+        assert isa.host().architecture not in ("x86_64", "aarch64")
         pytest.skip("kernels for this processor are in no wheel")
     for path in [package, *package.rglob("*")]:
         path.chmod(path.stat().st_mode | 0o200)
@@ -186,6 +187,10 @@ def test_a_wheel_brings_kernels(wheel: Path, temporary: Path) -> None:
     assert not list(folder.rglob("*.nb?"))
     assert run(wheel, temporary, NUMBA_CACHE_DIR=folder, RBE_ISA="sse2") == (["2.0", "0"], [])
     assert list(folder.rglob("*add*.nbc"))
+    (temporary / f"rbe_gpu-kernels-{USER}").mkdir(0o755)  # of somebody else
+    words, (line,) = run(wheel, temporary)
+    assert words == ["2.0", "1"]
+    assert "kept nowhere" in line
     source = wheel / "cpu_fallback" / "add.py"
     source.write_text(source.read_text() + "# edited\n")
     assert run(wheel, temporary, NUMBA_CACHE_DIR=temporary / "edited") == (["2.0", "0"], [])
@@ -199,4 +204,5 @@ def test_damaged_kernels_of_a_wheel(wheel: Path, temporary: Path) -> None:
     words, (line,) = run(wheel, temporary, NUMBA_CACHE_DIR=folder)
     assert words == ["2.0", "0"]
     assert "precompiled cannot be read" in line
+    assert "install rbe-gpu anew" in line
     assert run(wheel, temporary, NUMBA_CACHE_DIR=folder) == (["2.0", "1"], [])

@@ -101,8 +101,7 @@ def test_compiled_kernels_that_a_host_may_run(
     """Those of an instruction set that the host has and that kernels are not written differently for."""
     here = isa.Isa("host", isa.host().triple, "a processor", frozenset(features))
     monkeypatch.setattr(isa, "ISAS", {n: i for n, i in isa.ISAS.items() if n.startswith(("sse", "avx"))})
-    monkeypatch.setattr(isa, "host", lambda: here)
-    monkeypatch.setattr(isa, "_selected", None)
+    monkeypatch.setattr(isa, "active", lambda: here)
     expected = [(here.triple, isa.ISAS[n].cpu, isa.ISAS[n].llvm_features) for n in same]
     assert list(isa.precompiled_targets.__wrapped__()) == (expected if here.architecture == "x86_64" else [])
 
@@ -120,3 +119,59 @@ def test_features_that_kernels_ask_for_are_decisive() -> None:
                     asked.add(feature)
     assert {"avx512vnni", "avx", "f16c"} <= asked
     assert asked <= isa.DECISIVE
+
+
+_COMPILED = """
+import re
+import numba
+from rbe_gpu.cpu_fallback import isa
+wanted = isa.select("avx512-vnni", compile_only=True)
+from rbe_gpu.cpu_fallback import matmul_tiles
+
+kernel = matmul_tiles._densify_panel
+signature = numba.types.void(*[numba.types.int64] * kernel.__code__.co_argcount)
+code = numba.cfunc(signature, error_model="numpy")(kernel).inspect_llvm()
+from llvmlite import binding
+machine = binding.Target.from_triple(wanted.triple).create_target_machine(wanted.cpu, wanted.llvm_features, opt=3)
+print(" ".join(sorted(set(re.findall(r"\\t(v?[a-z0-9]+)\\t", machine.emit_assembly(binding.parse_assembly(code)))))))
+"""
+
+
+@pytest.mark.skipif(not X86, reason="x86 instructions")
+def test_no_instruction_that_the_host_was_not_asked_for() -> None:
+    """A CPU's name stands for features, too: icelake-server's counted bits by one that Cascade Lake lacks."""
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", _COMPILED], cwd=root, capture_output=True, text=True, check=True
+    )
+    used = done.stdout.split()
+    assert "vmovups" in used or "vmovdqu64" in used
+    assert not [name for name in used if name.startswith(("vpopcnt", "vpermb", "vpshld", "vpshrd", "vgf2p8"))]
+
+
+_INT8 = """
+import numpy as np
+import rbe_gpu as rbe
+from rbe_gpu import reference
+from rbe_gpu.cpu_fallback import isa
+x = np.sin(np.arange(24 * 128, dtype=np.float32)).reshape(24, 128)
+weight = rbe.compress(np.cos(np.arange(64 * 128, dtype=np.float32) * 0.7).reshape(64, 128), codes="dense-int5")
+y = rbe.linear(x, weight, activation_bits=8)
+print(isa.active().vector_bits, isa.precompiled_targets() == (), np.abs(y - x @ weight.decode().T).max() < 0.5)
+"""
+
+
+@pytest.mark.skipif(not X86, reason="forces x86 instruction sets")
+@pytest.mark.parametrize(
+    "setting", [{"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}, {"NUMBA_ENABLE_AVX": "0"}], ids=str
+)
+def test_settings_of_numba_count(setting: dict[str, str], tmp_path: Path) -> None:
+    """Weights were packed for the host, and multiplied by kernels for what Numba was told: wrong results."""
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_NUM_THREADS": "1", **setting}
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", _INT8], env=env, cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    bits, _, right = done.stdout.split()
+    assert (bits, right) == ("128", "True")
