@@ -40,9 +40,11 @@ from rbe_gpu.reports.harness.text import FAILED, MISSING, PASSED
 from rbe_gpu.reports.harness.timing import EventClock, WallClock, paired_times
 
 from rbe_gpu import registry
+from rbe_gpu.gpu import _execute
 
 from . import real
 from .host import capture, stand_in
+from .host.executor import CAPABILITY, HostExecutor
 from .test_compress_model import make_model
 
 ROOT = Path(__file__).parent.parent
@@ -163,6 +165,34 @@ def test_attention(device: Device, inputs: Inputs, result: Result) -> None:
         assert any(line.startswith(f"{case.name}: wgmma ") for line in result.lines)
     # the CPU has no cuDNN: that is said, and not passed over
     assert any("PyTorch cudnn is left out: RuntimeError" in line for line in result.lines)
+
+
+def test_a_kernel_of_attention_that_writes_nothing_is_wrong(
+    device: Device, inputs: Inputs, result: Result
+) -> None:
+    """Also where the other kernel, which is right, has run before it."""
+    real_rows = [inputs.rows(f"2.{n}", 128).reshape(-1).astype(np.float16) for n in "qkv"]
+    size = attention.Attention(1, 32, 1, 64, causal=True)
+    for idle, kernel in (("attention_wgmma", "wgmma"), ("attention", "mma")):
+
+        def run(launches: tuple[Any, ...], idle: str = idle) -> None:
+            HostExecutor()(tuple(launch for launch in launches if launch.op != idle))
+
+        with (
+            _execute.executor(run, CAPABILITY),
+            pytest.raises(WrongResult, match=f"rbe_gpu {kernel} is off by inf"),
+        ):
+            attention.both(device, size, real_rows)
+
+
+@pytest.mark.parametrize(("asked", "runs"), [("wgmma", False), ("mma", True)])
+def test_both_kernels_of_attention_must_run(
+    asked: str, runs: bool, device: Device, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_rows = [inputs.rows(f"2.{n}", 128).reshape(-1).astype(np.float16) for n in "qkv"]
+    monkeypatch.setattr("rbe_gpu.gpu.attention_wgmma.runs", lambda q: runs)
+    with pytest.raises(RuntimeError, match=f"causal: {asked} is asked for, and attention.*_f16_64 of "):
+        attention.both(device, attention.Attention(1, 32, 1, 64, causal=True), real_rows)
 
 
 @pytest.fixture
@@ -560,9 +590,11 @@ def test_conformance_of_every_op(
     def command(name: str, rehearse: bool) -> list[str]:
         started.append(name)
         wait = 60 if ends == stage.STOPPED else 0
-        body = f"import sys, time; print({printed!r}, flush=True); time.sleep({wait}); sys.exit({status})"
-        return [sys.executable, "-c", body]
+        body = f"import os, sys, time; print({printed!r}, flush=True); "
+        body += "print('prefers', os.environ.get('RBE_GPU_ATTENTION') or 'nothing', flush=True); "
+        return [sys.executable, "-c", f"{body}time.sleep({wait}); sys.exit({status})"]
 
+    monkeypatch.setenv("RBE_GPU_ATTENTION", "wgmma")  # what the check itself has, its processes have not
     monkeypatch.setattr(conformance, "command", command)
     monkeypatch.setattr(conformance, "capability", lambda: (9, 0))
     options = Options(tmp_path, tmp_path, real.MODEL_DIR, jobs=3, seconds=seconds)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import rbe_gpu as rbe
 from rbe_gpu import reference, registry
+from rbe_gpu.gpu import attention as launcher
 from rbe_gpu.gpu import attention_wgmma
 
 from ..harness.inputs import Inputs
@@ -34,6 +35,8 @@ SAMPLE = 24  # queries that are compared with the float64 reference, of two head
 TORCH_TOLERANCE = 2e-3
 #: providers of the comparison of both kernels, by what is preferred
 BY_KERNEL = {kernel: f"{OURS} {kernel}" for kernel in attention_wgmma.KERNELS}
+#: the source that each of these kernels is of
+SOURCES = {"mma": "attention", "wgmma": "attention_wgmma"}
 BACKENDS = {"flash": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION", "efficient": "EFFICIENT_ATTENTION"}
 
 
@@ -88,7 +91,13 @@ def one(device: Device, size: Attention, real: list[NDArray[Any]]) -> None:
 
 
 def both(device: Device, size: Attention, real: list[NDArray[Any]]) -> None:
-    """One size by both kernels of a Hopper GPU, in the same rounds: whether wgmma is right, and how much faster."""
+    """One size by both kernels of a Hopper GPU, in the same rounds: whether wgmma is right, and how much faster.
+
+    Raises
+    ------
+    RuntimeError
+        Another kernel than the one that is asked for would run.
+    """
     times = _compare(device, size, real, f"{size.name}, mma beside wgmma", kernels=True)
     mma, wgmma = (float(np.median(times[BY_KERNEL[kernel]])) for kernel in ("mma", "wgmma"))
     device.say(
@@ -111,15 +120,20 @@ def _compare(
     expected = np.stack([_query(size, q, k, v, *index) for index in sample])
     tol = registry.OPS["attention"].tolerances[DTYPE]
     q_gpu, k_gpu, v_gpu = (device.array(a) for a in (q, k, v))
-    out, workspace = device.array(np.zeros_like(q)), rbe.Workspace()
-    call = partial(rbe.attention, q_gpu, k_gpu, v_gpu, size.causal, out=out, workspace=workspace)
+
+    def attend() -> Callable[[], Any]:
+        """Attention to an array of its own, NaN until a kernel writes it."""
+        out, workspace = device.array(np.full_like(q, np.nan)), rbe.Workspace()
+        return partial(rbe.attention, q_gpu, k_gpu, v_gpu, size.causal, out=out, workspace=workspace)
+
     if kernels:
+        _require_both(size, q_gpu, k_gpu, v_gpu)
         providers = {
-            provider: Provider([partial(_preferring, kernel, call)], expected, tol.rel, tol.floor)
+            provider: Provider([partial(_preferring, kernel, attend())], expected, tol.rel, tol.floor)
             for kernel, provider in BY_KERNEL.items()
         }
     else:
-        providers = {OURS: Provider([call], expected, tol.rel, tol.floor)}
+        providers = {OURS: Provider([attend()], expected, tol.rel, tol.floor)}
     if device.torch is not None and not kernels:
 
         def torch() -> dict[str, Provider]:
@@ -149,6 +163,16 @@ def _compare(
             speedups(times, BY_KERNEL["mma"])[BY_KERNEL["wgmma"]],
         )
     return times
+
+
+def _require_both(size: Attention, q: Any, k: Any, v: Any) -> None:
+    """Raise a RuntimeError where a kernel that is preferred would not run."""
+    scale = size.head_dim**-0.5
+    for kernel, source in SOURCES.items():
+        with attention_wgmma.preferring(kernel):
+            (launch,) = launcher.launches(q, k, v, size.causal, scale, None, None, (-1, -1), q)
+        if launch.op != source:
+            raise RuntimeError(f"{size.name}: {kernel} is asked for, and {launch.entry} of {launch.op} runs")
 
 
 def _preferring(kernel: str, call: Callable[[], Any]) -> Any:
