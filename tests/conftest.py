@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, wraps
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -40,6 +41,7 @@ import rbe_gpu as rbe
 from rbe_gpu import dispatch, ops, registry
 from rbe_gpu.blocks import RBEBlocks
 from rbe_gpu.gpu import _execute
+from rbe_gpu.gpu._launch import Launch
 
 from .cases import Args
 from .host import build, stand_in
@@ -212,6 +214,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
     parser.addoption(
+        "--launches",
+        metavar="SOURCE",
+        help="every test must launch kernels of it, attention_wgmma for instance",
+    )
+    parser.addoption(
         "--op", help="ops to test, comma-separated (default: all); excludes tests that are not of an op"
     )
 
@@ -257,6 +264,27 @@ def _wanted(item: pytest.Item, selected_ops: frozenset[str] | None) -> bool:
     if invalid is not None and invalid.not_on_gpu and backend.on_gpu:
         return False
     return backend.ops is None or op.name in backend.ops
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """With `--launches SOURCE`, a test of an op that launched no kernel of that source fails."""
+    source = item.config.getoption("--launches")
+    if source is None:
+        return (yield)
+    assert isinstance(item, pytest.Function)
+    launcher = import_module(f"rbe_gpu.gpu.{item.callspec.params['op'].name}")  # type: ignore[attr-defined]
+    launched: set[str] = set()
+
+    def note(*launches: Launch) -> None:
+        launched.update(launch.op for launch in launches)
+        _execute.run(*launches)
+
+    with mock.patch.object(launcher, "run", note):
+        result = yield
+    if source not in launched:
+        pytest.fail(f"launched {', '.join(sorted(launched)) or 'nothing'}, and not {source}")
+    return result
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+from rbe_gpu.reports.gpu import conformance
 
-from rbe_gpu import reference
+from rbe_gpu import dispatch, ops, reference, registry
 from rbe_gpu.gpu import _execute, _source, attention_wgmma
 from rbe_gpu.gpu import attention as launcher
 from rbe_gpu.gpu._launch import SUFFIX, Launch
 from rbe_gpu.gpu._launch import Kernel as LaunchedKernel
 
+from . import real
+from .cases.attention import CASES as ATTENTION
 from .host import build, machine_code, nvrtc
 from .host.executor import CAPABILITY, KernelError, Library, library
 from .host.machine_code import Code, Kernel
@@ -35,6 +43,7 @@ from .test_launch_attention import (
     qkv,
 )
 
+ROOT = Path(__file__).parent.parent
 HALVES = pytest.mark.parametrize("dtype", [np.dtype(np.float16), BFLOAT16], ids=["float16", "bfloat16"])
 
 
@@ -119,6 +128,53 @@ def test_it_runs_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("RBE_GPU_ATTENTION", "wmma")
     with pytest.raises(ValueError, match="RBE_GPU_ATTENTION='wmma' is not known; use one of mma, wgmma"):
         op()
+
+
+# --- conformance on a GPU -----------------------------------------------------------------------------
+
+
+def conformance_tests(*options: str, kernel: str = "wgmma") -> subprocess.CompletedProcess[str]:
+    """The command of the GPU check's second pass over attention, in host emulation, with further options."""
+    command = [("host" if word == "cuda" else word) for word in conformance.command(conformance.WGMMA)]
+    environment = {**os.environ, attention_wgmma.VARIABLE: kernel}
+    return subprocess.run(
+        [*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_second_pass_over_attention_selects_what_is_taken() -> None:
+    """Every case that launches these kernels on a Hopper GPU, and no other."""
+    taken = set()
+    for case in ATTENTION.cases:
+        for dtype in case.dtypes:
+            launched: list[Launch] = []
+            args = case.make(real, registry.DTYPES[dtype])
+            launchers = dispatch.Backend("host", "rbe_gpu.gpu")
+            with (
+                mock.patch.object(dispatch, "CPU", launchers),
+                attention_wgmma.preferring("wgmma"),
+                _execute.executor(launched.extend, CAPABILITY),
+            ):
+                ops.attention(**args)
+            if any(launch.op == "attention_wgmma" for launch in launched):
+                taken.add(f"attention-{case.name}-{dtype}".replace(" ", "_"))
+    listed = conformance_tests("--collect-only", "-q", "-q").stdout
+    assert set(re.findall(r"::test_value\[host-(.*)\]$", listed, re.MULTILINE)) == taken
+    assert set(re.findall(r"::test_out\[host-(.*)\]$", listed, re.MULTILINE)) == taken
+    assert len(taken) >= 24
+
+
+@pytest.mark.parametrize("kernel", ["wgmma", "mma"])
+def test_a_pass_that_launches_other_kernels_fails(kernel: str) -> None:
+    done = conformance_tests("-k", "test_value and head_dim_64 and _lse-float16", kernel=kernel)
+    counts, bad = conformance.outcomes(done.stdout)
+    if kernel == "wgmma":
+        assert (done.returncode, bad) == (0, [])
+        assert counts["passed"]
+    else:
+        assert done.returncode == 1
+        assert len(bad) == sum(counts.values())
+        assert "launched attention, and not attention_wgmma" in done.stdout
 
 
 # --- results ------------------------------------------------------------------------------------------

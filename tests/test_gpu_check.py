@@ -605,6 +605,10 @@ def test_conformance_of_every_op(
         assert any("no time was left" in line for line in result.lines)
     else:
         assert sorted(started) == sorted([*registry.OPS, conformance.ARRAYS, conformance.WGMMA])
+        for log in tmp_path.glob("conformance-*.log"):
+            preferred = "wgmma" if log.name == "conformance-attention-wgmma.log" else "nothing"
+            assert f"prefers {preferred}\n" in log.read_text(), log.name
+        assert len([*tmp_path.glob("conformance-*.log")]) == len(started)
 
 
 def test_what_compute_sanitizer_says() -> None:

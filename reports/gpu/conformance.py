@@ -25,7 +25,12 @@ from .stage import FAILED, PASSED, STOPPED, Options, Result, finish, start
 #: the slowest first, so that none of them is left alone at the end
 ORDER = ("linear", "attention", "decode", "embedding")
 ARRAYS = "arrays"  # tests/test_on_gpu.py
-WGMMA = "attention, wgmma"  # the cases of attention once more, by the kernels of a Hopper GPU
+WGMMA = "attention, wgmma"  # the cases of attention that the kernels of a Hopper GPU take, by these
+#: those cases: pytest's -k. Each test must launch such a kernel
+TAKEN = (
+    "(head_dim_64 or head_dim_96 or head_dim_128 or attention-one_query_a_head or _grouped-) and not float32 "
+    "and not test_refused and not test_valid_args"
+)
 #: what a rehearsal runs of them: pytest's -k
 REHEARSED = {"rope": "test_value", ARRAYS: "clamped or (test_decode and grid and int2)"}
 #: plugins of the machine's Python are left out: some of them cost seconds of every process
@@ -48,6 +53,8 @@ def command(name: str, rehearse: bool = False) -> list[str]:
     files = ["tests/test_on_gpu.py"] if name == ARRAYS else ["tests/test_conformance.py", "--op", op]
     options = ["-v", "--tb=short", "-p", "no:cacheprovider", "--backend", "stand-in" if rehearse else "cuda"]
     some = ["-k", REHEARSED[name]] if rehearse else []
+    if name == WGMMA:
+        some = ["-k", TAKEN, "--launches", "attention_wgmma"]
     return [sys.executable, "-m", "pytest", *files, *options, *some]
 
 
@@ -90,8 +97,9 @@ def run(options: Options, result: Result) -> None:
         log, began = options.out / f"conformance-{name.replace(', ', '-')}.log", time.perf_counter()
         if began > stop:
             return None
-        preferred = {attention_wgmma.VARIABLE: "wgmma"} if name == WGMMA else {}
-        started = start(command(name, options.rehearse), log, folder, environment | preferred)
+        preferred = "wgmma" if name == WGMMA else ""
+        variables = {**environment, attention_wgmma.VARIABLE: preferred}
+        started = start(command(name, options.rehearse), log, folder, variables)
         status = finish(started, stop - began)
         return status, log, time.perf_counter() - began
 

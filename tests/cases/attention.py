@@ -111,6 +111,23 @@ def _with_nan(data: Data, dtype: Any) -> Args:
     return args
 
 
+def _not_a_number_beyond(data: Data, dtype: Any) -> Args:
+    """Keys and values beyond a length are NaN or infinite, and must not count."""
+    args = _attend(seq_q=70, seq_k=200, heads=2, kv_heads=1, head_dim=96, lengths=(200, 70))(data, dtype)
+    for name, value in (("k", np.nan), ("v", np.inf)):
+        args[name][1, 70:] = value
+        args[name][1, 150:] = -np.inf if name == "k" else np.nan
+    return {**args, "return_lse": True}
+
+
+def _large_scores(data: Data, dtype: Any) -> Args:
+    """Scores of 1e9 with exact sums in float32: the largest takes all of the weight, or equal ones share it."""
+    args = _attend(batch=1, seq_q=70, seq_k=300, heads=1, head_dim=128, causal=True, scale=0.25)(data, dtype)
+    for name in "qk":
+        args[name] = np.where(args[name] > 0, 2.0**14, -(2.0**14)).astype(dtype)
+    return args
+
+
 def _varlen(
     lengths: tuple[int, ...],
     lengths_k: tuple[int, ...] | None = None,
@@ -204,6 +221,25 @@ CASES = OpCases(
                 ("float16", "bfloat16"),
             )
             for d in (64, 128)
+        ),
+        *(
+            Case(name, make, ("float16", "bfloat16"))
+            for name, make in {
+                "head_dim 64, window, lengths 0 and short": _attend(
+                    batch=3, seq_q=200, heads=2, kv_heads=1, head_dim=64, window=(40, 9), lengths=(0, 11, 200)
+                ),
+                "head_dim 128, window, more keys, short lengths": _attend(
+                    seq_q=140, seq_k=300, heads=1, head_dim=128, window=(70, 0), lengths=(300, 1)
+                ),
+                "head_dim 96, NaN and Inf beyond lengths": _not_a_number_beyond,
+                "head_dim 128, scores of 1e9": _large_scores,
+                "varlen, head_dim 64, empty sequence, lse": _varlen(
+                    (150, 0, 1, 200), heads=2, kv_heads=1, head_dim=64, causal=True, return_lse=True
+                ),
+                "varlen, head_dim 96, other keys, lse": _varlen(
+                    (5, 0, 150, 3), (30, 4, 0, 265), heads=2, head_dim=96, return_lse=True
+                ),
+            }.items()
         ),
         *(Case(f"seq {n}", _attend(seq_q=n, heads=1, batch=1), ("float32",)) for n in (1, 63, 64, 65, 130)),
         Case("causal", _attend(causal=True)),
