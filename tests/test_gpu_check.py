@@ -158,13 +158,27 @@ def test_attention(device: Device, inputs: Inputs, result: Result) -> None:
     for case in attention.cases(quick=True):
         assert results.value("attention", case.name, "rbe_gpu", "rate") is not None
         assert results.value("attention", case.name, "rbe_gpu", "speed_vs_PyTorch") is not None
+    # the CPU has no cuDNN: that is said, and not passed over
+    assert any("PyTorch cudnn is left out: RuntimeError" in line for line in result.lines)
+    assert not [line for line in result.lines if "wgmma" in line]
+
+
+def test_both_kernels_of_attention(
+    device: Device, inputs: Inputs, result: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attention.measure_kernels(device, inputs, result)
+    assert "failed" not in result.facts, result.lines
+    results = measured(device)
+    for case in attention.cases(quick=True):
         beside = f"{case.name}, mma beside wgmma"
         for kernel in ("mma", "wgmma"):
             assert results.value("attention", beside, f"rbe_gpu {kernel}", "rate") is not None
         assert results.value("attention", beside, "rbe_gpu wgmma", "speed_vs_mma") is not None
         assert any(line.startswith(f"{case.name}: wgmma ") for line in result.lines)
-    # the CPU has no cuDNN: that is said, and not passed over
-    assert any("PyTorch cudnn is left out: RuntimeError" in line for line in result.lines)
+    assert {size.seq for size in attention.cases(sequences=attention.BESIDE)} == {8192, 1024}
+    monkeypatch.setattr(attention, "capability", lambda: (8, 0))
+    attention.measure_kernels(device, inputs, result)
+    assert result.lines[-1] == "not a GPU of compute capability 9.0: it has one kernel of attention"
 
 
 def test_a_kernel_of_attention_that_writes_nothing_is_wrong(

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from .stage import Result
 #: the sizes of FlashAttention-2's benchmark: hidden size 2048, 16k tokens in a batch (Dao 2023, section 4.1)
 HIDDEN, TOKENS = 2048, 16384
 SEQUENCES = (8192, 1024, 16384, 4096, 2048)
+BESIDE = (8192, 1024)  # of them, where both kernels of a Hopper GPU are timed
 QUICK_HIDDEN, QUICK_TOKENS, QUICK_SEQUENCES = 128, 256, (128,)
 HEAD_DIMS = (128, 64)
 DTYPE = "float16"
@@ -64,25 +64,36 @@ class Attention:
         return 4.0 * self.batch * self.num_heads * self.seq**2 * self.head_dim / (2 if self.causal else 1)
 
 
-def cases(quick: bool = False) -> Iterator[Attention]:
+def cases(quick: bool = False, sequences: tuple[int, ...] = SEQUENCES) -> Iterator[Attention]:
     """In the order of their worth: 8192 tokens and a head_dim of 128 are what a target names."""
     hidden, tokens = (QUICK_HIDDEN, QUICK_TOKENS) if quick else (HIDDEN, TOKENS)
-    for seq in QUICK_SEQUENCES if quick else SEQUENCES:
+    for seq in QUICK_SEQUENCES if quick else sequences:
         for head_dim in HEAD_DIMS:
             for causal in (False, True):
                 yield Attention(tokens // seq, seq, hidden // head_dim, head_dim, causal)
 
 
 def measure(device: Device, inputs: Inputs, result: Result) -> None:
-    real = [inputs.rows(f"2.{n}", 2048).reshape(-1).astype(registry.DTYPES[DTYPE]) for n in "qkv"]
-    hopper = capability() == attention_wgmma.CAPABILITY
-    runs: list[tuple[str, Callable[[], None]]] = []
-    for _, group in groupby(cases(device.quick), key=lambda size: size.seq):
-        sizes = list(group)
-        runs += [(f"attention, {size.name}", partial(one, device, size, real)) for size in sizes]
-        if hopper:
-            runs += [(f"attention, {size.name}, wgmma", partial(both, device, size, real)) for size in sizes]
-    run_cases(device, result, runs)
+    real = _real(inputs)
+    sizes = cases(device.quick)
+    run_cases(device, result, [(f"attention, {s.name}", partial(one, device, s, real)) for s in sizes])
+
+
+def measure_kernels(device: Device, inputs: Inputs, result: Result) -> None:
+    """Both kernels of a Hopper GPU, in a process of their own: an error of wgmma loses nothing of `measure`."""
+    if capability() != attention_wgmma.CAPABILITY:
+        result.say("not a GPU of compute capability 9.0: it has one kernel of attention")
+        return
+    real = _real(inputs)
+    sizes = cases(device.quick, BESIDE)
+    run_cases(
+        device, result, [(f"attention, {s.name}, wgmma", partial(both, device, s, real)) for s in sizes]
+    )
+
+
+def _real(inputs: Inputs) -> list[NDArray[Any]]:
+    """Values of q, k and v."""
+    return [inputs.rows(f"2.{n}", 2048).reshape(-1).astype(registry.DTYPES[DTYPE]) for n in "qkv"]
 
 
 def one(device: Device, size: Attention, real: list[NDArray[Any]]) -> None:

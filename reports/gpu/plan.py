@@ -64,7 +64,14 @@ STAGES = {
     for s in (
         Stage("launch", "every op compiled and launched once", 20, 90, _stage("launch")),
         Stage("conformance", "the table of every op's cases on CuPy arrays", 130, 420, _stage("conformance")),
-        Stage("attention", "FLOP/s beside PyTorch's backends", 95, 180, _measured("attention")),
+        Stage("attention", "FLOP/s beside PyTorch's backends", 65, 180, _measured("attention")),
+        Stage(
+            "wgmma",
+            "both kernels of attention on a Hopper GPU",
+            30,
+            60,
+            _measured("attention", "measure_kernels"),
+        ),
         Stage("linear", "4-bit weights beside cuBLAS", 115, 240, _measured("weights", "measure_linear")),
         Stage("bandwidth", "row and elementwise ops beside a copy", 75, 180, _measured("bandwidth")),
         Stage("decode", "bytes written beside a copy", 50, 120, _measured("weights", "measure_decode")),
