@@ -270,6 +270,60 @@ BROKEN: dict[str, tuple[str, str, int]] = {
 }  # fmt: skip
 
 
+ISSUED = "      wgmma_fence();\n      issue_scores(stage ^ 1);\n      issue_values(stage);\n"
+FIRST = "    pack_weights(weigh_scores(start));"
+LAST = "    arrived();\n    wgmma_fence();\n    issue_values(stage);\n"
+UNREADY = "shared memory that the wgmma of .* reads is written between its issue and the wait"
+#: Races, which a GPU may not show: what is exchanged in the kernel of head size 64, and the emulation's message.
+RACES: dict[str, tuple[tuple[tuple[str, str], ...], str]] = {
+    "last values before their barrier": (
+        ((LAST, "    wgmma_fence();\n    issue_values(stage);\n    arrived();\n"),),
+        UNREADY,
+    ),
+    "matmuls before their barrier": (
+        (
+            (ISSUED, ""),
+            ("      arrived();\n      begin_values(j0,", ISSUED + "      arrived();\n      begin_values(j0,"),
+        ),
+        UNREADY,
+    ),
+    "registers written after the fence": (
+        (
+            (ISSUED, ISSUED.replace("      wgmma_fence();\n", "")),
+            (FIRST, f"    wgmma_fence();\n{FIRST}"),
+            ("      settled(weights);", "      settled(weights);\n      wgmma_fence();"),
+        ),
+        "registers of the wgmma of .* are written after the last wgmma_fence",
+    ),
+    "weights packed after the issue": (
+        (
+            (FIRST, "    bool before = weigh_scores(start);"),
+            (
+                ISSUED,
+                "      wgmma_fence();\n      issue_values(stage);\n      pack_weights(before);\n"
+                "      issue_scores(stage ^ 1);\n",
+            ),
+            ("wgmma_wait<1>();", "wgmma_wait<0>();"),
+            ("      pack_weights(seen);", "      before = seen;"),
+            (LAST, f"{LAST}    pack_weights(before);\n"),
+        ),
+        # of a warp that sees none of the keys, zeros are written to scores, too
+        "registers that the wgmma of .* reads are written between its issue and the wait|after the last wgmma_fence",
+    ),
+    "warps of a warpgroup with other matmuls": (
+        (
+            (FIRST, "    bool before = weigh_scores(start);\n    pack_weights(before);"),
+            (
+                "      issue_values(stage);\n      wgmma_wait<1>();",
+                "      if (before) issue_values(stage); else wgmma_commit();\n      wgmma_wait<1>();",
+            ),
+            ("      pack_weights(seen);", "      pack_weights(seen);\n      before = seen;"),
+        ),
+        "in other warps of the warpgroup|the warpgroup executes",
+    ),
+}
+
+
 @lru_cache
 def copies() -> Library:
     """The kernels of float16 without their repair of NaN, which would hide a tile read too early, and broken ones."""
@@ -291,6 +345,12 @@ def copies() -> Library:
     for i, (old, new, head_dim) in enumerate(BROKEN.values()):
         parts.append(f"namespace copy_{i} {{\n{replaced(body, old, new)}}}\n")
         parts.append(kernel(f"broken_{i}", f"copy_{i}", head_dim))
+    for i, (exchanged, _) in enumerate(RACES.values()):
+        copy = body
+        for old, new in exchanged:
+            copy = replaced(copy, old, new)
+        parts.append(f"namespace racing_{i} {{\n{copy}}}\n")
+        parts.append(kernel(f"race_{i}", f"racing_{i}", 64))
     return Library(build.build("".join(parts)))
 
 
@@ -324,6 +384,19 @@ def worst(entry: str, head_dim: int) -> float:
 def test_broken_copies_are_wrong(name: str) -> None:
     """In one of the two orders, or by an error."""
     assert not worst(f"broken_{list(BROKEN).index(name)}", BROKEN[name][2]) <= 10
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["ascending", "descending"])
+@pytest.mark.parametrize("name", RACES)
+def test_races_are_errors(name: str, reverse: bool) -> None:
+    """In either order, whatever the result. Of the first warpgroup, the first warp does not see the second tile."""
+    arrays = qkv(1, 192, 300, 1, 1, 64, np.float16)
+    options: dict[str, Any] = {"window": (100, 0), "scale": 1.0}
+    entry = Renamed(copies(), f"race_{list(RACES).index(name)}")
+    with hopper():
+        check(arrays, copies(), **options)
+        with pytest.raises(KernelError, match=RACES[name][1]):
+            attend(arrays, entry, reverse, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])

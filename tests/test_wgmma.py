@@ -32,12 +32,13 @@ product(const uint4* tile, int chunks, u64 a, u64 b, const u32* words, float* c)
   __syncthreads();
   float d[2][16][2];
   u32 fragment[4] = {};
-  wgmma_fence();
   if (words) {
     for (int r = 0; r < 4; ++r) fragment[r] = words[4 * threadIdx.x + r];
     for (int r = 0; r < 64; ++r) d[r / 32][r / 2 % 16][r % 2] = 0.0f;
+    wgmma_fence();
     wgmma_columns<f16>(d, fragment, b + (shared_address(to) >> 4));
   } else {
+    wgmma_fence();
     wgmma_rows<f16>(d, a + (shared_address(to) >> 4), b + (shared_address(to) >> 4), false);
   }
   wgmma_commit();

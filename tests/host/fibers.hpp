@@ -37,6 +37,7 @@ struct dim3 {
 namespace rbe_host {
 
 constexpr int LANES = 32;
+constexpr int WARPGROUP = 4 * LANES;
 constexpr unsigned char POISON = 0xff;  // NaN in every float type, -1 in every integer
 
 struct Where {
@@ -63,10 +64,18 @@ struct Wgmma {  // one wgmma of a lane under way
   int columns;
   bool add;
   const unsigned* registers;  // of a, or null where it is in shared memory
+  unsigned words[4];          // what they hold at the issue
   uint64_t a, b;              // matrix descriptors
   bool columns_run;           // b: along the columns (N), otherwise along the sum (K)
   float (*value)(unsigned short);
   int group;
+  uint64_t operands;  // of lane 0: a hash of what a and b hold in shared memory at the issue
+};
+
+// Registers of a thread that wgmma has read or written, as they were at its last wgmma_fence.
+struct Fenced {
+  const void* at;
+  std::vector<char> held;
 };
 
 struct Sums {  // of a wgmma under way: what a thread reads meanwhile is NaN
@@ -89,6 +98,8 @@ struct Fiber {
   bool wgmma_fenced;                  // since it last waited
   std::vector<Wgmma> wgmmas;          // oldest first
   std::vector<Sums> sums;
+  std::vector<Fenced> fenced;
+  size_t wgmmas_done;
 #ifdef RBE_SWITCH
   void* sp;
 #else
@@ -362,6 +373,7 @@ extern "C" char __stop_rbe_shared[] __attribute__((weak, visibility("hidden")));
 constexpr size_t CANARY = 64;
 inline char* dynamic_shared = nullptr;
 inline size_t dynamic_shared_bytes = 0;
+inline std::vector<std::vector<Wgmma>> warpgroup_wgmmas;  // of each: what the first of its warps there has executed
 inline std::vector<char> async_shared;  // the same memory as wgmma sees it; empty before the first fence.proxy.async
 
 inline bool is_shared(const void* p, size_t bytes) {
@@ -385,6 +397,18 @@ inline void check_canary() {
     }
   }
 #endif
+}
+
+// All four warps of a warpgroup execute the same wgmmas.
+inline void check_warpgroups() {
+  for (const Fiber& f : block.fibers) {
+    size_t wgmmas = warpgroup_wgmmas[f.id / WARPGROUP].size();
+    if (f.wgmmas_done != wgmmas || !f.wgmmas.empty()) {
+      say("thread %d executes %zu wgmmas and waits for %zu of them; the warpgroup executes %zu", f.id,
+          f.wgmmas_done + f.wgmmas.size(), f.wgmmas_done, wgmmas);
+      return;
+    }
+  }
 }
 
 // --- arithmetic: subnormal floats are zero, as under the -ftz=true of CuPy ----------------------------------
@@ -420,8 +444,11 @@ inline void run_block(bool reverse) {
     f.wgmma_fenced = false;
     f.wgmmas.clear();
     f.sums.clear();
+    f.fenced.clear();
+    f.wgmmas_done = 0;
   }
   async_shared.clear();
+  warpgroup_wgmmas.assign((count + WARPGROUP - 1) / WARPGROUP, {});
   poison_shared();
   for (;;) {
     for (int w = 0; w < warps; ++w) {
@@ -445,7 +472,10 @@ inline void run_block(bool reverse) {
       all_done = all_done && f.state == State::DONE;
       all_wait = all_wait && f.state == State::BARRIER && f.where == first.where;
     }
-    if (all_done) return check_canary();
+    if (all_done) {
+      check_warpgroups();
+      return check_canary();
+    }
     if (!all_wait) return report_deadlock();
     for (Fiber& f : block.fibers) f.state = State::RUNNING;
   }

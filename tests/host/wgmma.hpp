@@ -1,6 +1,8 @@
-// wgmma of wgmma.cuh on the host: executed at the wait, not where it is issued, so that a forgotten wait shows, and so does
-// an operand that is written meanwhile. Until then its sums are NaN. It reads shared memory as the async proxy sees it:
-// what threads wrote by cp.async, once they have executed fence.proxy.async. Included by device.hpp.
+// wgmma of wgmma.cuh on the host: executed at the wait, not where it is issued, so that a forgotten wait shows. Until then its
+// sums are NaN. It reads shared memory as the async proxy sees it: what threads wrote by cp.async, once they have executed
+// fence.proxy.async. Errors: operands that are not the same at the issue and at the wait; registers that a thread
+// writes between its wgmma_fence and the issue, from their second wgmma on; warps of a warpgroup with different wgmmas.
+// Included by device.hpp.
 //
 // Layouts are those of the PTX ISA (9.7.15.5.1, "Register fragments and shared memory matrix layouts").
 #pragma once
@@ -40,16 +42,31 @@ inline unsigned place_of(const Matrix& m, int line, int k, bool lines_run) {
   return at ^ (at >> 7 & (m.swizzle / 16 - 1)) << 4;
 }
 
-inline float half_at(unsigned address, float (*value)(unsigned short), Where where) {
+inline unsigned short bits_at(unsigned address, Where where) {
   size_t offset = size_t(address) - SHARED_BASE;
   if (address < SHARED_BASE || offset + 2 > dynamic_shared_bytes) {
     RBE_FAIL("wgmma in %s:%d reads address %u of shared memory, which has %zu bytes from %u on", where.file, where.line,
              address, dynamic_shared_bytes, SHARED_BASE);
   }
   unsigned short bits;
-  if (async_shared.empty()) return NAN;
+  if (async_shared.empty()) return 0xffff;  // NaN of both types
   memcpy(&bits, &async_shared[offset], 2);
-  return value(bits);
+  return bits;
+}
+
+// What the operands in shared memory hold, of this warp's 16 rows of a: FNV-1a.
+inline uint64_t operands_of(const Wgmma& w, int warp) {
+  uint64_t hash = 0xcbf2'9ce4'8422'2325ull;
+  auto add = [&](const Matrix& m, int line, bool lines_run) {
+    for (int k = 0; k < 16; ++k) hash = (hash ^ bits_at(place_of(m, line, k, lines_run), w.where)) * 0x100'0000'01b3ull;
+  };
+  if (!w.registers) {
+    Matrix m = matrix_of(w.a, w.where);
+    for (int r = 0; r < 16; ++r) add(m, warp % 4 * 16 + r, false);
+  }
+  Matrix m = matrix_of(w.b, w.where);
+  for (int n = 0; n < w.columns; ++n) add(m, n, w.columns_run);
+  return hash;
 }
 
 // Of f16 or bf16, which types.cuh declares behind this file.
@@ -75,12 +92,30 @@ inline void multiply_warp(Fiber* const* lanes, size_t index) {
                o.where.line, lanes[0]->id);
     }
   }
+  if (operands_of(first, lanes[0]->id / LANES) != first.operands) {
+    RBE_FAIL("thread %d: shared memory that the wgmma of %s:%d reads is written between its issue and the wait",
+             lanes[0]->id, first.where.file, first.where.line);
+  }
+  std::vector<Wgmma>& of_group = warpgroup_wgmmas[lanes[0]->id / WARPGROUP];
+  size_t nth = lanes[0]->wgmmas_done + index;
+  if (nth == of_group.size()) of_group.push_back(first);
+  const Wgmma& other = of_group[nth];
+  if (!(other.where == first.where) || other.a != first.a || other.b != first.b || other.add != first.add ||
+      other.group != first.group) {
+    RBE_FAIL("thread %d: wgmma %zu is that of %s:%d, in other warps of the warpgroup %s:%d or of other operands",
+             lanes[0]->id, nth, first.where.file, first.where.line, other.where.file, other.where.line);
+  }
   float a[16][16];
   static float b[16][256];
   if (first.registers) {
     for (int i = 0; i < LANES; ++i) {
+      const Wgmma& own = lanes[i]->wgmmas[index];
+      if (memcmp(own.registers, own.words, sizeof own.words) != 0) {
+        RBE_FAIL("thread %d: registers that the wgmma of %s:%d reads are written between its issue and the wait",
+                 lanes[i]->id, own.where.file, own.where.line);
+      }
       for (int r = 0; r < 4; ++r) {
-        unsigned word = lanes[i]->wgmmas[index].registers[r];
+        unsigned word = own.words[r];
         for (int half = 0; half < 2; ++half) {
           a[i / 4 + 8 * (r % 2)][2 * (i % 4) + 8 * (r / 2) + half] =
               first.value(static_cast<unsigned short>(word >> 16 * half));
@@ -91,13 +126,13 @@ inline void multiply_warp(Fiber* const* lanes, size_t index) {
     Matrix m = matrix_of(first.a, first.where);
     int row0 = lanes[0]->id / LANES % 4 * 16;
     for (int r = 0; r < 16; ++r) {
-      for (int k = 0; k < 16; ++k) a[r][k] = half_at(place_of(m, row0 + r, k, false), first.value, first.where);
+      for (int k = 0; k < 16; ++k) a[r][k] = first.value(bits_at(place_of(m, row0 + r, k, false), first.where));
     }
   }
   Matrix m = matrix_of(first.b, first.where);
   for (int k = 0; k < 16; ++k) {
     for (int n = 0; n < first.columns; ++n) {
-      b[k][n] = half_at(place_of(m, n, k, first.columns_run), first.value, first.where);
+      b[k][n] = first.value(bits_at(place_of(m, n, k, first.columns_run), first.where));
     }
   }
   for (int i = 0; i < LANES; ++i) {
@@ -111,16 +146,37 @@ inline void multiply_warp(Fiber* const* lanes, size_t index) {
   }
 }
 
+// Registers of a wgmma about to be issued are those of the last wgmma_fence.
+inline void require_fenced(Fiber& f, Where where, const void* at, size_t bytes) {
+  for (const Fenced& known : f.fenced) {
+    if (known.at != at) continue;
+    if (memcmp(at, known.held.data(), bytes) != 0) {
+      RBE_FAIL("thread %d: registers of the wgmma of %s:%d are written after the last wgmma_fence", f.id, where.file,
+               where.line);
+    }
+    return;
+  }
+  const char* from = static_cast<const char*>(at);
+  f.fenced.push_back({at, std::vector<char>(from, from + bytes)});
+}
+
 inline void issue_wgmma(Where where, float* sums, int columns, bool add, const unsigned* registers, uint64_t a, uint64_t b,
                         bool columns_run, float (*value)(unsigned short)) {
   Fiber& f = *block.current;
   if (!f.wgmma_fenced) {
     RBE_FAIL("thread %d issues the wgmma of %s:%d without a wgmma_fence since it waited", f.id, where.file, where.line);
   }
-  f.wgmmas.push_back({where, sums, columns, add, registers, a, b, columns_run, value, f.wgmma_groups});
+  Wgmma w{where, sums, columns, add, registers, {}, a, b, columns_run, value, f.wgmma_groups, 0};
+  if (registers) {
+    require_fenced(f, where, registers, sizeof w.words);
+    memcpy(w.words, registers, sizeof w.words);
+  }
+  if (f.id % LANES == 0) w.operands = operands_of(w, f.id / LANES);
+  f.wgmmas.push_back(w);
   for (const Sums& s : f.sums) {
     if (s.at == sums) return;
   }
+  require_fenced(f, where, sums, columns / 2 * sizeof(float));
   f.sums.push_back({sums, std::vector<float>(sums, sums + columns / 2)});
   std::fill(sums, sums + columns / 2, NAN);
 }
@@ -141,6 +197,7 @@ inline void wait_wgmma(Where where, int left) {
     for (size_t k = 0; k < done; ++k) multiply_warp(lanes, k);
     for (int i = 0; i < LANES; ++i) {
       std::vector<Wgmma>& wgmmas = lanes[i]->wgmmas;
+      lanes[i]->wgmmas_done += done;
       wgmmas.erase(wgmmas.begin(), wgmmas.begin() + static_cast<long>(done));
       std::vector<Sums>& sums = lanes[i]->sums;
       for (size_t s = sums.size(); s-- > 0;) {
@@ -170,7 +227,11 @@ inline void fence_proxy_async() {
   block.current->not_fenced.clear();
 }
 
-inline void wgmma_fence() { rbe_host::block.current->wgmma_fenced = true; }
+inline void wgmma_fence() {
+  rbe_host::Fiber& f = *rbe_host::block.current;
+  f.wgmma_fenced = true;
+  for (rbe_host::Fenced& known : f.fenced) memcpy(known.held.data(), known.at, known.held.size());
+}
 inline void wgmma_commit() { ++rbe_host::block.current->wgmma_groups; }
 
 template <int GROUPS>
