@@ -507,7 +507,10 @@ class FakeCupy(ModuleType):
     def RawModule(self, code: str = "", options: tuple[str, ...] = (), path: str = "") -> Any:
         self.modules.append((code, options) if code else (path, ("path",)))
         make = lambda name: self.kernels.setdefault(name, Kernel(self, name))  # noqa: E731
-        return SimpleNamespace(get_function=make)
+        return SimpleNamespace(get_function=make, compile=lambda: self.load(path))
+
+    def load(self, path: str) -> None:
+        """Stands for CUDA reading a file of a binary."""
 
 
 @pytest.fixture
@@ -590,6 +593,9 @@ def test_share_of_shared_memory_of_a_later_launch(cupy: FakeCupy, shared: int) -
     assert cupy.kernels["softmax_f32_8"].preferred_shared_memory_carveout == 100
 
 
+HOPPER = _launch.Kernel("attention_wgmma", "attention_wgmma_f16_64", (("AttentionParams.capped", 0),))
+
+
 def test_kernels_of_one_architecture_are_compiled_once_and_loaded_from_a_file(
     cupy: FakeCupy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -600,6 +606,7 @@ def test_kernels_of_one_architecture_are_compiled_once_and_loaded_from_a_file(
         getVersion=lambda: (13, 0),
         createProgram=lambda source, name, headers, includes: source,
         compileProgram=lambda program, options: asked.append((program, options)),
+        getProgramLog=lambda program: "",
         getCUBIN=lambda program: b"binary",
         destroyProgram=lambda program: None,
     )
@@ -607,18 +614,67 @@ def test_kernels_of_one_architecture_are_compiled_once_and_loaded_from_a_file(
     cuda.nvrtc = nvrtc  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cupy.cuda", cuda)
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cache"))
-    kernel = _launch.Kernel("attention_wgmma", "attention_wgmma_f16_64", (("AttentionParams.capped", 0),))
+    monkeypatch.delenv("CUPY_CACHE_IN_MEMORY", raising=False)
     for _ in range(2):
-        _load._module(kernel, 0)
+        _load._module(HOPPER, 0)
         _load._module.cache_clear()
     ((source, options),) = asked
-    assert source == _source.kernel_source(kernel)
+    assert source == _source.kernel_source(HOPPER)
     assert options == ("-std=c++17", "-ftz=true", "--device-as-default-execution-space", "-arch=sm_90a")
     ((path, kind), again) = cupy.modules
     assert (path, kind) == again
     assert kind == ("path",)
     assert Path(path).read_bytes() == b"binary\0"
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [Path(path).name]
+
+
+@pytest.mark.parametrize("why", ["in memory", "not a folder"])
+def test_a_binary_that_is_not_kept_is_loaded_from_a_temporary_file(
+    why: str,
+    cupy: FakeCupy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    loaded: list[tuple[Path, bytes]] = []
+    cupy.load = lambda path: loaded.append((Path(path), Path(path).read_bytes()))
+    monkeypatch.setattr(_load, "_compile", lambda kernel, architecture: b"binary")
+    monkeypatch.setattr(_load, "_binary_path", lambda kernel, architecture: folder / "a.cubin")
+    folder = tmp_path / "cache"
+    if why == "in memory":
+        monkeypatch.setenv("CUPY_CACHE_IN_MEMORY", "1")
+    else:
+        monkeypatch.delenv("CUPY_CACHE_IN_MEMORY", raising=False)
+        folder.write_text("a file")
+    _load._module(HOPPER, 0)
+    ((path, binary),) = loaded
+    assert binary == b"binary\0"
+    assert path.parent != folder
+    assert not path.exists()
+    if why == "in memory":
+        assert not recwarn.list
+        assert not folder.exists()
+    else:
+        (warning,) = recwarn.list
+        assert str(warning.message).startswith(
+            "attention_wgmma_f16_64 is compiled again by the next process: "
+        )
+        assert str(folder) in str(warning.message)
+
+
+def test_a_damaged_binary_is_named(cupy: FakeCupy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.cubin"
+    path.write_bytes(b"bin")
+
+    def load(path: str) -> None:
+        raise RuntimeError("CUDA_ERROR_INVALID_IMAGE: device kernel image is invalid")
+
+    cupy.load = load
+    monkeypatch.setattr(_load, "_binary_path", lambda kernel, architecture: path)
+    with pytest.raises(
+        RuntimeError, match=rf"{path} does not load: CUDA_ERROR_INVALID_IMAGE.*; delete the file"
+    ):
+        _load._module(HOPPER, 0)
 
 
 @pytest.mark.parametrize("capability", ["70", "61", "52"])

@@ -163,8 +163,9 @@ class NVRTC(ModuleType):
     class NVRTCError(RuntimeError):
         pass
 
-    def __init__(self, refused: str = "no source has this") -> None:
+    def __init__(self, refused: str = "no source has this", log: str = "") -> None:
         super().__init__("cupy.cuda.nvrtc")
+        self.log = log
         self.refused = refused
         self.options: list[tuple[str, ...]] = []
         self.alive: set[int] = set()
@@ -193,7 +194,7 @@ class NVRTC(ModuleType):
         return b"cubin"
 
     def getProgramLog(self, program: int) -> str:
-        return "error: refused"
+        return "error: refused" if self.refused in self.source else self.log
 
     def destroyProgram(self, program: int) -> None:
         self.alive.remove(program)
@@ -224,6 +225,21 @@ def test_compile_only_asks_as_cupy_does(nvrtc: NVRTC) -> None:
 def test_an_architecture_that_nvrtc_or_the_kernels_do_not_have(nvrtc: NVRTC, architecture: int) -> None:
     with pytest.raises(RuntimeError, match=r"not one that NVRTC 13\.2 compiles for: use 75, 80, 90"):
         _load.compile_only(SOFTMAX, architecture)
+
+
+@pytest.mark.filterwarnings("error")
+def test_matmuls_that_are_serialized(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning names the kernel; what else NVRTC says of a kernel that compiles is passed over."""
+    log = "ptxas info : (C7510) wgmma.mma_async instructions are serialized in function 'softmax_f32_8'"
+    nvrtc = installed(NVRTC(log=log), monkeypatch)
+    with pytest.warns(
+        RuntimeWarning, match=r"softmax_f32_8 of softmax\.cu is slow on sm_90:\nptxas info"
+    ) as told:
+        assert _load.compile_only(SOFTMAX, 90) == 5
+    assert len(told) == 1
+    assert not nvrtc.alive
+    installed(NVRTC(log="a remark"), monkeypatch)
+    assert _load.compile_only(SOFTMAX, 90) == 5
 
 
 def test_a_source_that_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from .. import output
@@ -68,28 +70,65 @@ def _module(kernel: Kernel, device: int) -> Any:
             f"{OLDEST[0]}.{OLDEST[1]} or newer. Move the arrays to the CPU (cupy.asnumpy(...))"
         )
     if kernel.op in ONLY:
-        return cupy.RawModule(path=str(_binary(kernel, ONLY[kernel.op])))
+        return _loaded(kernel, ONLY[kernel.op])
     return cupy.RawModule(code=kernel_source(kernel), options=OPTIONS)
 
 
-def _binary(kernel: Kernel, architecture: str) -> Path:
-    """The file of a kernel for sm_<architecture>, compiled unless it is there: CuPy itself compiles for the GPU's own
-    architecture only, without the instructions that no later one has.
+def _loaded(kernel: Kernel, architecture: str) -> Any:
+    """The module of a kernel for sm_<architecture>, compiled unless its file is there: CuPy itself compiles for the
+    GPU's own architecture only, without the instructions that no later one has.
+
+    A temporary file takes the place of that in CuPy's folder where `CUPY_CACHE_IN_MEMORY` is 1, or where the folder
+    cannot be written.
     """
+    path = _binary_path(kernel, architecture)
+    if path.is_file():
+        return _from_file(path)
+    binary = _compile(kernel, architecture) + b"\0"  # getCUBIN leaves out the last byte, which is 0
+    if os.environ.get("CUPY_CACHE_IN_MEMORY") != "1":
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with output.replacing(path) as file:
+                file.write(binary)
+            return _from_file(path)
+        except OSError as error:
+            warnings.warn(
+                f"{kernel.entry} is compiled again by the next process: {error}", RuntimeWarning, stacklevel=2
+            )
+    with TemporaryDirectory(prefix="rbe_gpu-") as folder:
+        path = Path(folder) / path.name
+        path.write_bytes(binary)
+        return _from_file(path)
+
+
+def _from_file(path: Path) -> Any:
+    """A module of a binary; the file is not needed any more.
+
+    Raises
+    ------
+    RuntimeError
+        CUDA does not load it.
+    """
+    import cupy
+
+    module = cupy.RawModule(path=str(path))
+    try:
+        module.compile()  # loads it
+    except RuntimeError as error:
+        raise RuntimeError(f"{path} does not load: {error}; delete the file") from error
+    return module
+
+
+def _binary_path(kernel: Kernel, architecture: str) -> Path:
+    """Where the binary of a kernel for sm_<architecture> is kept."""
     from cupy.cuda import nvrtc
 
     key = "\0".join((kernel_source(kernel), architecture, *OPTIONS, *APPENDED, str(nvrtc.getVersion())))
-    path = cache_folder() / f"rbe_gpu-{hashlib.sha256(key.encode()).hexdigest()[:32]}.cubin"
-    if not path.is_file():
-        cubin = _compile(kernel, architecture)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with output.replacing(path) as file:
-            file.write(cubin + b"\0")  # getCUBIN leaves out the last byte, which is 0
-    return path
+    return cache_folder() / f"rbe_gpu-{hashlib.sha256(key.encode()).hexdigest()[:32]}.cubin"
 
 
 def _compile(kernel: Kernel, architecture: str) -> bytes:
-    """The binary of a kernel for sm_<architecture>.
+    """The binary of a kernel for sm_<architecture>. A warning says where ptxas serializes its warpgroup matmuls.
 
     Raises
     ------
@@ -101,6 +140,13 @@ def _compile(kernel: Kernel, architecture: str) -> bytes:
     program = nvrtc.createProgram(kernel_source(kernel), f"{kernel.op}.cu", (), ())
     try:
         nvrtc.compileProgram(program, (*OPTIONS, *APPENDED, f"-arch=sm_{architecture}"))
+        log = nvrtc.getProgramLog(program)
+        if "serialized" in log:
+            warnings.warn(
+                f"{kernel.entry} of {kernel.op}.cu is slow on sm_{architecture}:\n{log}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return bytes(nvrtc.getCUBIN(program))
     except nvrtc.NVRTCError:
         log = nvrtc.getProgramLog(program)
