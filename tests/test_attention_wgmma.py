@@ -468,9 +468,10 @@ def test_loop_over_tiles(head_dim: int) -> None:
     assert violations(text_of("f16", head_dim), head_dim) == set()
 
 
-def test_bfloat16_differs_in_the_matmuls_alone() -> None:
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_bfloat16_differs_in_the_matmuls_alone(head_dim: int) -> None:
     """It compiles to as many registers, without a message."""
-    halves, bfloats = (nvrtc.compile_source(text_of(name, 64), "90a") for name in ("f16", "bf16"))
+    halves, bfloats = (nvrtc.compile_source(text_of(name, head_dim), "90a") for name in ("f16", "bf16"))
     assert [*bfloats.kernels.values()] == [*halves.kernels.values()]
     assert not [*bfloats.warnings, *bfloats.serialized]
 
