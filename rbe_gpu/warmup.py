@@ -129,8 +129,8 @@ def compiled_only(model: BertEncoder, architectures: Sequence[int]) -> dict[str,
 
     Returns
     -------
-    `ops`, `kernels` (their number), `processes`, and `compiled`: for each architecture the seconds of every op, and
-    `elapsed_seconds`, less where several processes compile
+    `ops`, `kernels` (the number of those of all architectures), `processes`, and `compiled`: for each architecture
+    the seconds of every op that it has kernels of, and `elapsed_seconds`, less where several processes compile
 
     Raises
     ------
@@ -143,16 +143,21 @@ def compiled_only(model: BertEncoder, architectures: Sequence[int]) -> dict[str,
         raise ImportError(
             "CuPy, whose NVRTC compiles the kernels, is not installed: pip install 'rbe-gpu[cuda13]' (or [cuda12])"
         ) from None
-    kernels = kernels_of(model)
+    of_each = {architecture: kernels_of(model, divmod(architecture, 10)) for architecture in architectures}
+    kernels = tuple(dict.fromkeys(kernel for each in of_each.values() for kernel in each))
     processes = processes_for(kernels)
     compiled = []
-    for architecture in architectures:
+    for architecture, each in of_each.items():
         start = time.perf_counter()
-        seconds = compile_all(partial(_compile_only, architecture), kernels, processes)
+        seconds = compile_all(partial(_compile_only, architecture), each, processes)
         elapsed = time.perf_counter() - start
         compiled.append({"architecture": architecture, "seconds": seconds, "elapsed_seconds": elapsed})
-    ops = list(ops_of(kernels))
-    return {"ops": ops, "kernels": len(kernels), "processes": processes, "compiled": compiled}
+    return {
+        "ops": list(ops_of(kernels)),
+        "kernels": len(kernels),
+        "processes": processes,
+        "compiled": compiled,
+    }
 
 
 def gpu_named(device: int | None) -> str:

@@ -242,6 +242,11 @@ def test_matmuls_that_are_serialized(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _load.compile_only(SOFTMAX, 90) == 5
 
 
+def test_kernels_of_one_architecture_are_compiled_for_it(nvrtc: NVRTC) -> None:
+    assert _load.compile_only(_launch.Kernel("attention_wgmma", "attention_wgmma_f16_64"), 90) == 5
+    assert nvrtc.options[0][-1] == "-arch=sm_90a"
+
+
 def test_a_source_that_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     nvrtc = installed(NVRTC("softmax"), monkeypatch)
     with pytest.raises(
@@ -344,3 +349,28 @@ def test_architectures_are_compiled_for(folder: Path, monkeypatch: pytest.Monkey
     found = json.loads(run(folder, "--arch", 75, "--json").stdout)
     assert found["ops"] == list(ops)
     assert set(found["compiled"][0]["seconds"]) == set(ops)
+
+
+@pytest.mark.usefixtures("every_op_has_kernels", "nvrtc")
+def test_each_architecture_has_its_kernels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of attention those of Hopper, where the environment asks for them and heads are wide enough."""
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_attention_heads": 1}))
+    asked: set[tuple[str, int]] = set()
+    monkeypatch.setattr(_load, "compile_only", lambda kernel, a: asked.add((kernel.op, a)))
+    monkeypatch.setattr(warmup, "processes_for", lambda kernels: 1)
+    monkeypatch.setenv("RBE_GPU_ATTENTION", "wgmma")
+    result = warmup.compiled_only(load(folder, dtype="float16"), (75, 90, 100))
+    assert {(op, a) for op, a in asked if "attention" in op} == {
+        ("attention", 75),
+        ("attention_wgmma", 90),
+        ("attention", 100),
+    }
+    assert {"attention", "attention_wgmma"} < set(result["ops"])
+    for each in result["compiled"]:
+        assert set(each["seconds"]) == {op for op, a in asked if a == each["architecture"]}
+    monkeypatch.setattr(warmup, "compiled_only", lambda model, architectures: result)
+    shown = run(folder, "--arch", 75, "--arch", 90, "--arch", 100)
+    assert shown.exit_code == 0, shown.stderr
+    (row,) = (line.split() for line in shown.stdout.splitlines() if "attention_wgmma" in line)
+    assert [row.count("-"), row.count("0.00")] == [2, 1]

@@ -74,7 +74,9 @@ def command(
         return
     table = new_table("op", *(f">sm_{a['architecture']}" for a in result["compiled"]))
     for op in result["ops"]:
-        table.add_row(op, *(f"{a['seconds'][op]:.2f} s" for a in result["compiled"]))
+        table.add_row(
+            op, *(f"{a['seconds'][op]:.2f} s" if op in a["seconds"] else "-" for a in result["compiled"])
+        )
     sums = (f"{sum(a['seconds'].values()):.2f} s" for a in result["compiled"])
     table.add_row("all", *sums)
     table.add_row("elapsed", *(f"{a['elapsed_seconds']:.2f} s" for a in result["compiled"]))

@@ -172,7 +172,7 @@ def compile_kernel(kernel: Kernel, device: int) -> None:
 
 
 def compile_only(kernel: Kernel, architecture: int) -> int:
-    """Compile a kernel for sm_<architecture> as CuPy does, and keep nothing. Needs CuPy, but no GPU.
+    """Compile a kernel for GPUs of sm_<architecture> as `run` does, and keep nothing. Needs CuPy, but no GPU.
 
     Returns
     -------
@@ -193,7 +193,7 @@ def compile_only(kernel: Kernel, architecture: int) -> int:
         raise RuntimeError(
             f"architecture {architecture} is not one that NVRTC {version} compiles for: use {names}"
         )
-    return len(_compile(kernel, str(architecture)))
+    return len(_compile(kernel, ONLY.get(kernel.op, str(architecture))))
 
 
 def _allow_shared(loaded: _Loaded, launch: Launch, device: int) -> None:
