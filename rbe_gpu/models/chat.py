@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from string import Formatter
 from typing import Any
 
 _LONGEST = 1_000_000  # characters of a conversation
 _INDENT = 100  # characters before a line
+_WIDEST = 10_000  # characters of the widths of a format, lists of a slice, entries of a batch
+_NUMBER = re.compile(r"\d+")
+#: flags, width and precision, and the letter behind them
+_CONVERSION = re.compile(r"[-#0 +]*([\d*]*\.?[\d*]*)[hlL]?.?", re.DOTALL)
 
 
 class ChatTemplate:
@@ -75,7 +80,7 @@ def _line(error: Exception) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
 
 
-#: filters and methods of texts that make a text as long as a number in the template says
+#: methods that make a text, or bytes, as long as a number in the template says; filters of these names are removed
 _LENGTHENING = (
     "center",
     "ljust",
@@ -83,88 +88,176 @@ _LENGTHENING = (
     "zfill",
     "expandtabs",
     "translate",
-    "batch",
-    "slice",
     "wordwrap",
     "format_map",
+    "encode",
+    "to_bytes",
 )
-#: a width of five digits in a text that is formatted, or one from elsewhere
-_WIDE = re.compile(r"\d{5}|\*|\{[^{}]*\{")
 
 
-def _check_call(text: str, name: str, arguments: Sequence[Any]) -> bool:
-    """Whether a method of a text makes no text that is longer than _LONGEST."""
-    if name in ("format", "replace", "join") and arguments:
-        first, last = arguments[0], arguments[-1]
-        if name == "format":
-            return not _WIDE.search(text)
-        if name == "join":
-            return not hasattr(first, "__len__") or len(text) * len(first) <= _LONGEST
-        return (
-            not isinstance(last, str)
-            or (len(text) + 1) * len(last) <= _LONGEST
-            or text.count(first) * len(last) <= _LONGEST
-        )
+def _widths(numbers: Iterable[str]) -> bool:
+    """Whether widths, in digits, add up to no more than _WIDEST."""
+    return sum(int(n) if len(n) < 8 else _WIDEST + 1 for n in numbers) <= _WIDEST
+
+
+def _check_format(text: str) -> bool:
+    """Whether the fields of `str.format` have small widths, none of them from a value."""
+    specs = [spec or "" for _, _, spec, _ in Formatter().parse(text)]
+    return not any("{" in spec for spec in specs) and _widths(
+        n for spec in specs for n in _NUMBER.findall(spec)
+    )
+
+
+def _conversions(text: str) -> Iterator[str]:
+    """Width and precision of each conversion of `text % values`."""
+    at = text.find("%")
+    while at >= 0:
+        at += 1
+        depth = int(text[at : at + 1] == "(")  # a key, which may hold brackets
+        while depth and at < len(text) - 1:
+            at += 1
+            depth += (text[at] == "(") - (text[at] == ")")
+            if not depth:
+                at += 1
+        conversion = _CONVERSION.match(text, at)
+        assert conversion is not None  # it matches an empty text
+        yield conversion[1]
+        at = text.find("%", conversion.end())
+
+
+def _check_percent(text: str) -> bool:
+    """Whether the conversions of `text % values` have small widths, none of them from a value."""
+    widths = list(_conversions(text))
+    return not any("*" in width for width in widths) and _widths(
+        n for w in widths for n in _NUMBER.findall(w)
+    )
+
+
+def _check_replace(text: str, old: str, new: str) -> bool:
+    """Whether a text in which another is replaced stays within _LONGEST."""
+    # Markup escapes both before it counts
+    plain = type(text) is type(old) is str
+    return (len(text) + 1) * len(new) <= _LONGEST or (plain and text.count(old) * len(new) <= _LONGEST)
+
+
+def _check_indent(width: Any) -> bool:
+    """Whether an indentation is short, and makes no lines that a second one would indent."""
+    if isinstance(width, str):
+        return len(width) <= _INDENT and len(f"{width}.".splitlines()) == 1
+    return not isinstance(width, int | float) or width <= _INDENT
+
+
+def _check_call(owner: Any, name: str, arguments: Sequence[Any]) -> bool:
+    """Whether a method makes no text that is longer than _LONGEST."""
+    if isinstance(owner, bytes):
+        return False
+    if not isinstance(owner, str):
+        return name != "to_bytes"
+    if name == "format":
+        return _check_format(owner)
+    if name == "join" and arguments:
+        return not hasattr(arguments[0], "__len__") or len(owner) * len(arguments[0]) <= _LONGEST
+    if name == "replace" and len(arguments) > 1:
+        old, new = arguments[:2]
+        return not isinstance(old, str) or not isinstance(new, str) or _check_replace(owner, old, new)
     return name not in _LENGTHENING
 
 
 def _environment() -> Any:
     """Jinja's sandbox with what transformers offers to templates, and texts and products that are bounded."""
     import jinja2
+    import jinja2.ext
+    import jinja2.filters
     import jinja2.sandbox
+
+    def check(small: bool, name: str) -> None:
+        if not small:
+            raise jinja2.TemplateError(f"{name} of too large values")
 
     class Bounded(jinja2.sandbox.ImmutableSandboxedEnvironment):
         intercepted_binops = frozenset(("*", "**", "%"))
 
-        def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
-            """A method of a text, within _LONGEST."""
+        # positional: arguments of the template may have these names
+        def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+            """A call, of a method of a text within _LONGEST."""
             # the sandbox wraps `format`
-            text, name = (
+            owner, name = (
                 getattr(getattr(obj, "__wrapped__", obj), "__self__", None),
                 getattr(obj, "__name__", ""),
             )
-            if isinstance(text, str) and not _check_call(text, name, args):
-                raise jinja2.TemplateError(f"{name} of too large values")
+            check(_check_call(owner, name, args), name)
             return super().call(context, obj, *args, **kwargs)
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             """A product of numbers, or a text repeated, within _LONGEST."""
+            if isinstance(left, bytes) or isinstance(right, bytes):
+                raise jinja2.TemplateError(f"{operator} with bytes")
             numbers = isinstance(left, int | float) and isinstance(right, int | float)
             if operator == "%":
-                if isinstance(left, str) and _WIDE.search(left):
-                    raise jinja2.TemplateError("% of too large values")
-                return super().call_binop(context, operator, left, right)
-            if operator == "**" or not numbers:
+                check(not isinstance(left, str) or _check_percent(left), operator)
+            elif operator == "**" or not numbers:
                 size = max(len(a) if isinstance(a, str | list | tuple) else 1 for a in (left, right))
                 times = max((a for a in (left, right) if isinstance(a, int | float)), default=1)
-                if (not numbers and size * times > _LONGEST) or (operator == "**" and times > 64):
-                    raise jinja2.TemplateError(f"{operator} of too large values")
+                check(numbers or size * times <= _LONGEST, operator)
+                check(operator != "**" or times <= 64, operator)
             return super().call_binop(context, operator, left, right)
 
-    environment = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    class Generation(jinja2.ext.Extension):
+        """`{% generation %}` marks what an assistant wrote, for training: here its text alone."""
+
+        tags = {"generation"}  # noqa: RUF012  (Jinja reads it from the class)
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.Scope(body, lineno=line)
+
+    environment = Bounded(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
+    )
 
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    def tojson(value: Any, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
-        if indent is not None and not 0 <= indent <= _INDENT:
-            raise jinja2.TemplateError("tojson of too large values")
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | str | None = None,
+        separators: Any = None,
+        sort_keys: bool = False,
+    ) -> str:
+        check(_check_indent(indent), "tojson")
+        check(all(isinstance(text, str) and len(text) <= _INDENT for text in separators or ()), "tojson")
         return json.dumps(
-            value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys
+            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
 
-    indented = environment.filters["indent"]
+    def indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> Any:
+        check(_check_indent(width), "indent")
+        return jinja2.filters.do_indent(text, width, first, blank)
 
-    def indent(text: str, width: int | str = 4, *args: Any, **kwargs: Any) -> Any:
-        if (len(width) if isinstance(width, str) else width) > _INDENT:
-            raise jinja2.TemplateError("indent of too large values")
-        return indented(text, width, *args, **kwargs)
+    def replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
+        text, old, new = str(text), str(old), str(new)
+        check(_check_replace(text, old, new), "replace")
+        return str(text.replace(old, new, -1 if count is None else count))
 
-    for name in (*_LENGTHENING, "format"):
+    def format(text: Any, *args: Any, **kwargs: Any) -> str:
+        check(_check_percent(str(text)), "format")
+        return jinja2.filters.do_format(text, *args, **kwargs)
+
+    def batch(value: Any, linecount: int, fill_with: Any = None) -> Any:
+        check(linecount <= _WIDEST, "batch")
+        return jinja2.filters.do_batch(value, linecount, fill_with)
+
+    def slice(value: Any, slices: int, fill_with: Any = None) -> Any:
+        check(slices <= _WIDEST, "slice")
+        return jinja2.filters.sync_do_slice(value, slices, fill_with)
+
+    for name in _LENGTHENING:
         environment.filters.pop(name, None)
     del environment.globals["lipsum"]
-    environment.filters["indent"] = indent
-    environment.filters["tojson"] = tojson
+    for filter in (batch, format, indent, replace, slice, tojson):
+        environment.filters[filter.__name__] = filter
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
     return environment
