@@ -456,7 +456,7 @@ class Writer:
     def _commit(self, spool: BinaryIO) -> None:
         if not isinstance(self.config, dict):
             raise TypeError(f"config is a {type(self.config).__name__}; use a dict")
-        check_tree(self.config, failure(f"{self.path}: config"))
+        check_tree([self.config], failure(f"{self.path}: config"))  # a level below the header
         try:
             head = header(self._arrays, self._tensors, self.config)
         except (TypeError, ValueError) as error:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -704,6 +705,36 @@ def test_names_and_values_the_writer_refuses(tmp_path: Path) -> None:
     assert set(load_file(tmp_path / "a")[0]) == {"w", "x.index"}
     with pytest.raises(ValueError, match="not open"):
         writer.add("z", small())
+
+
+def _levels(count: int) -> Any:
+    """A list in a dict of a subclass, and so on."""
+    value: Any = 0
+    for _ in range(count // 2):
+        value = [OrderedDict(a=value)]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([OrderedDict(b="\ud800")], "half of a surrogate pair"),
+        ([OrderedDict({"\ud800": 1})], "half of a surrogate pair"),
+        ([type("Text", (str,), {})("\ud800")], "half of a surrogate pair"),
+        ([type("List", (list,), {})(["\ud800"])], "half of a surrogate pair"),
+        (("\ud800",), "half of a surrogate pair"),
+        ([_levels(62)], "nested more than 64 deep"),
+        (_levels(64), "nested more than 64 deep"),
+    ],
+)
+def test_configs_that_no_reader_loads(value: Any, message: str, tmp_path: Path) -> None:
+    """Are not written, whatever their types; and the deepest that one loads is."""
+    with pytest.raises(FormatError, match=message):
+        save_file(tmp_path / "a", {"w": small()}, {"a": value})
+    assert os.listdir(tmp_path) == []
+    config = {"a": _levels(62)}  # one more is the config's own, and one that of what holds it in the file
+    save_file(tmp_path / "a", {"w": small()}, config)
+    assert load_file(tmp_path / "a")[1] == config
 
 
 def test_the_writer_keeps_the_rules_of_the_reader(tmp_path: Path) -> None:
