@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -234,8 +235,9 @@ def _files(folder: Path, read_only: bool) -> Iterator[tuple[str, MappedFile]]:
     for name, shard in weight_map.items():
         if (
             not isinstance(shard, str)
+            or not shard
             or not shard.isprintable()
-            or len(shard) > 255
+            or len(os.fsencode(shard)) > 255
             or Path(shard).name != shard
         ):
             raise ValueError(f"{index} names {shown(shard)}; shards are files of the same folder")
