@@ -60,11 +60,19 @@ def check_tree(value: Any, fail: Fail, texts: bool = True) -> None:
         level, depth = inner, depth + 1
 
 
-def check_cost(text: str | bytes, file_bytes: int, fail: Fail) -> None:
+def check_length(length: int, file_bytes: int, fail: Fail, beside: int = 0) -> None:
+    """Refuse a JSON text that `check_cost` refuses for its length alone, before it is copied."""
+    if 4 * length + beside > 4 * file_bytes + _SPARE_BYTES:
+        fail(f"the JSON has {length} characters: too many for a file of {file_bytes} bytes")
+
+
+def check_cost(text: str | bytes, file_bytes: int, fail: Fail, beside: int = 0) -> None:
     """Refuse a JSON text whose parsing could take more than 4 * file_bytes + 64 MB.
 
     An empty list has 2 characters and takes 72 bytes, so the text of a small file could fill the memory. The
     header of a file with weights is far from this bound.
+
+    beside : bytes that are held while it is parsed
     """
     if isinstance(text, str):
         plain = text.isascii() and "\\u" not in text
@@ -74,20 +82,21 @@ def check_cost(text: str | bytes, file_bytes: int, fail: Fail) -> None:
         marks = sum(text.count(mark) for mark in b"[{,:")
     width = 1 if plain else 4  # bytes of a character of a str
     # the text as bytes twice (the mapped file and a copy), as str, and its strings once more
-    if (2 + 2 * width) * len(text) + _MARK_BYTES * marks > 4 * file_bytes + _SPARE_BYTES:
+    if (2 + 2 * width) * len(text) + _MARK_BYTES * marks + beside > 4 * file_bytes + _SPARE_BYTES:
         fail(
             f"the JSON has {len(text)} characters, {marks} of them brackets, commas and colons: too many for a "
             f"file of {file_bytes} bytes"
         )
 
 
-def parse_json(text: str | bytes, where: str, file_bytes: int) -> Any:
+def parse_json(text: str | bytes, where: str, file_bytes: int, beside: int = 0) -> Any:
     """Strict JSON: UTF-8, no duplicate key, no NaN, no huge integer, no deep nesting; else `FormatError`.
 
     file_bytes : size of the file that the text is from, which bounds the memory for it (`check_cost`)
+    beside : bytes that are held meanwhile
     """
     fail = failure(where)
-    check_cost(text, file_bytes, fail)
+    check_cost(text, file_bytes, fail, beside)
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(items)

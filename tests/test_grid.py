@@ -118,6 +118,13 @@ def test_tuples_are_the_255_first(n: int) -> None:
     assert [tuple(map(int, t)) for t in table] == first
 
 
+@pytest.mark.parametrize("n", entropy.LENGTHS)
+def test_tables_that_are_shared_are_read_only(n: int) -> None:
+    """All decoders of a process have the same."""
+    for table in (entropy.tuples(n), entropy._with_escape(n), entropy._pairs(min(n, 2))):
+        assert not table.flags.writeable
+
+
 @pytest.mark.parametrize("length", entropy.LENGTHS)
 def test_every_length_decodes(length: int) -> None:
     """Streams that another writer may make: one class, tuples of this length, with a few escapes."""

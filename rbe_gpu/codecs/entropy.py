@@ -347,7 +347,7 @@ def _frame(stream: NDArray[np.uint8], largest: int) -> tuple[bytes, int]:
     return data, header.content_size
 
 
-def frame_content(stream: NDArray[np.uint8], largest: int) -> NDArray[np.uint8]:
+def frame_content(stream: NDArray[np.uint8], largest: int) -> bytes:
     """The content of one zstd frame, at most `largest` bytes; else `StreamError`."""
     return _content(*_frame(stream, largest))
 
@@ -356,17 +356,16 @@ def _zstd_message(error: Exception) -> str:
     return f"not one zstd frame ({' '.join(str(error).split())[:120]})"
 
 
-def _content(data: bytes, size: int) -> NDArray[np.uint8]:
+def _content(data: bytes, size: int) -> bytes:
     """The content of the frame, of the size that its header gives."""
     import zstandard
 
     try:  # an error of zstandard's, too, where it does not have that size
-        content = zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
+        return zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise StreamError(_zstd_message(error)) from None
     except MemoryError:
         raise StreamError("the frame does not fit into memory") from None
-    return np.frombuffer(content, np.uint8)
 
 
 def _head_size(rows: int, cols: int, bands: int) -> int:
@@ -417,13 +416,17 @@ def _pairs(length: int) -> NDArray[np.unsignedinteger]:
     """
     table = _with_escape(length)
     both = np.concatenate([np.tile(table, (256, 1)), np.repeat(table, 256, axis=0)], axis=1)
-    return np.ascontiguousarray(both).view(f"<u{2 * length}")[:, 0]
+    pairs: NDArray[np.unsignedinteger] = np.ascontiguousarray(both).view(f"<u{2 * length}")[:, 0]
+    pairs.flags.writeable = False
+    return pairs
 
 
 @lru_cache(maxsize=8)
 def _with_escape(length: int) -> NDArray[np.int8]:
     """`tuples`, and zeros in the place of the escape: (256, length)."""
-    return np.concatenate([tuples(length), np.zeros((1, length), np.int8)])
+    table = np.concatenate([tuples(length), np.zeros((1, length), np.int8)])
+    table.flags.writeable = False
+    return table
 
 
 def _expand(ranks: NDArray[np.uint8], length: int) -> NDArray[np.int8]:
@@ -470,7 +473,7 @@ def decompress_columns(stream: NDArray[np.uint8], rows: int, cols: int, bits: in
     StreamError
         Anything that `FORMAT.md` does not allow.
     """
-    content = frame_content(stream, _largest_content(rows, cols, bands))
+    content = np.frombuffer(frame_content(stream, _largest_content(rows, cols, bands)), np.uint8)
     at = _head_size(rows, cols, bands)
     if content.size < at:
         raise StreamError(_too_short(content.size, rows, cols, bands))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..blocks import RBEBlocks
 from ..codecs import entropy
-from ..json_checks import FormatError, parse_json
+from ..json_checks import FormatError, check_length, failure, parse_json
 
 ARRAY = "tokenizer.json.zst"
 _VERSION_1 = "tokenizer.json.zlib"
@@ -25,6 +25,7 @@ MAX_BYTES = 64 << 20  # of the text, decompressed
 _SPARE_BYTES, _BYTES = 8 << 20, 16
 _SPARE_MARKS, _MARKS = 1 << 18, 1
 _EMPTY = b'{"model":{"vocab":{}'  # how the JSON behind a list of tokens begins
+_PIECE = 1 << 12  # bytes that are decompressed at a time, to at most 4 MB
 _LEVEL = 19  # a twentieth of a second for 30,000 tokens
 
 
@@ -57,7 +58,7 @@ def stored_tokenizer(text: bytes) -> NDArray[np.uint8]:
     # matches of 4 bytes and more: with shorter ones, as the level has them, BERT's vocabulary takes 5% more
     parameters = zstandard.ZstdCompressionParameters.from_level(_LEVEL, source_size=len(text), min_match=4)
     packed = np.frombuffer(zstandard.ZstdCompressor(compression_params=parameters).compress(text), np.uint8)
-    _check_size(text, packed.size)
+    _check_size(len(text), _marks(text), packed.size)
     return packed
 
 
@@ -83,11 +84,11 @@ def take_tokenizer(tensors: MutableMapping[str, Any], path: Path) -> tuple[bytes
         text = _inflated(packed, path)
     else:
         try:
-            text = bytes(entropy.frame_content(packed, _largest(packed.size)).data)
+            text = entropy.frame_content(packed, _largest(packed.size))
         except entropy.StreamError as error:
             raise ValueError(f"{path}: the tokenizer is damaged: {error}") from None
     try:
-        _check_size(text, packed.size)
+        _check_size(len(text), _marks(text), packed.size)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if names[0] == ARRAY and text[:1] == b"[":
@@ -100,25 +101,33 @@ def _largest(array_bytes: int) -> int:
     return min(MAX_BYTES, _SPARE_BYTES + _BYTES * array_bytes)
 
 
-def _check_size(text: bytes, array_bytes: int) -> None:
+def _marks(text: bytes) -> int:
+    return sum(text.count(mark) for mark in b"[{,:")
+
+
+def _check_size(text_bytes: int, marks: int, array_bytes: int) -> None:
     """Refuse a text whose parsing costs more than a file of the array's size may cost."""
-    marks = sum(text.count(mark) for mark in b"[{,:")
-    if len(text) > _largest(array_bytes) or marks > _SPARE_MARKS + _MARKS * array_bytes:
+    if text_bytes > _largest(array_bytes) or marks > _SPARE_MARKS + _MARKS * array_bytes:
         raise ValueError(
-            f"the tokenizer has {len(text)} bytes of JSON, {marks} of them brackets, commas and colons: too many for "
-            f"an array of {array_bytes} bytes"
+            f"the tokenizer has {text_bytes} bytes of JSON, {marks} of them brackets, commas and colons: too many "
+            f"for an array of {array_bytes} bytes"
         )
 
 
 def _inflated(packed: NDArray[np.uint8], path: Path) -> bytes:
-    stream, largest = zlib.decompressobj(), _largest(packed.size)
+    """The text, once its length is known: zlib joins a text of unknown length from parts, and holds it twice."""
+    data, largest = packed.tobytes(), _largest(packed.size)
+    stream, length = zlib.decompressobj(), 0
     try:
-        text = stream.decompress(packed.tobytes(), largest)
+        for start in range(0, len(data), _PIECE):
+            length += len(stream.decompress(data[start : start + _PIECE]))
+            if stream.eof or length > largest:
+                break
+        if not stream.eof or length > largest:
+            raise ValueError(f"{path}: the tokenizer is cut off, or larger than {largest} bytes")
+        return zlib.decompress(data, bufsize=max(1, length))
     except zlib.error as error:
         raise ValueError(f"{path}: the tokenizer is damaged: {error}") from None
-    if not stream.eof:
-        raise ValueError(f"{path}: the tokenizer is cut off, or larger than {largest} bytes")
-    return text
 
 
 def _dump(value: Any) -> str:
@@ -127,12 +136,14 @@ def _dump(value: Any) -> str:
 
 def _with_vocabulary(text: bytes, path: Path) -> bytes:
     """tokenizer.json from the list of its tokens, a line, and what it is without them."""
-    listed, _, rest = text.partition(b"\n")
-    tokens = parse_json(listed, f"{path}: the tokenizer", path.stat().st_size)
+    where, file_bytes, end = f"{path}: the tokenizer", path.stat().st_size, text.find(b"\n")
+    end = len(text) if end < 0 else end
+    check_length(end, file_bytes, failure(where), beside=len(text))
+    tokens = parse_json(text[:end], where, file_bytes, beside=len(text))
     if not set(map(type, tokens)) <= {str} or len(set(tokens)) != len(tokens):
         raise FormatError(f"{path}: the tokenizer has a list of tokens that are not different texts")
-    if not rest.startswith(_EMPTY):
+    if not text.startswith(_EMPTY, end + 1):
         raise FormatError(f"{path}: the tokenizer has a list of tokens, and no empty vocabulary behind it")
     # 9 ms for 30,000 tokens; a dict and its JSON take 15
     pairs = [f"{encode_basestring(token)}:{number}" for number, token in enumerate(tokens)]
-    return b"".join((_EMPTY[:-1], ",".join(pairs).encode(), b"}", rest[len(_EMPTY) :]))
+    return b"".join((_EMPTY[:-1], ",".join(pairs).encode(), b"}", text[end + 1 + len(_EMPTY) :]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import zstandard
 from rbe_gpu.container import load_file, save_file
 from rbe_gpu.models.compress import compress_model
 from rbe_gpu.models.stored_tokenizer import ARRAY
-from tests.bounded import readings
+from tests.bounded import limit, readings
 from tests.settings.cases import TOKENIZER, TOKENIZER_CONFIG
 from tests.test_compress_model import make_model
 
@@ -109,6 +110,35 @@ def test_what_is_no_tokenizer(made: Path, tmp_path: Path) -> None:
 
 def test_vocabularies_with_a_fault(made: Path, tmp_path: Path) -> None:
     assert not faults(VOCABULARIES, _FOR_EACH, made, tmp_path)
+
+
+def test_the_largest_texts(made: Path, tmp_path: Path) -> None:
+    """59 MB that pack to little, beside noise that makes the array large enough for them; each text is held once."""
+    noise = np.random.default_rng(0).integers(ord("a"), ord("z"), 6_500_000, np.uint8, True).tobytes()
+    rest = b'\n{"model":{"vocab":{},"zz":"' + noise + b'"}}'
+    marks = b'{"zz":"' + noise + b'","a":[' + b"0," * 29_500_000 + b"0]}"
+    cases = {
+        "marks": (ARRAY, zstandard.compress(marks)),
+        "marks, version 1": ("tokenizer.json.zlib", zlib.compress(marks, 1)),
+        "a long token": (ARRAY, zstandard.compress(b'["' + b"a" * 59_000_000 + b'"]' + rest)),
+        "one line": (ARRAY, zstandard.compress(b'["' + noise + b'","' + b"a" * 59_000_000 + b'"]')),
+        "a long rest": (
+            ARRAY,
+            zstandard.compress(b'["' + b"a" * 9_000_000 + b'"]' + rest[:-3] + b"a" * 50_000_000 + b'"}}'),
+        ),
+    }
+    paths = []
+    tensors: dict[str, Any]
+    for kind, (name, array) in cases.items():
+        tensors, config = load_file(made / "file")
+        tensors.pop(ARRAY)
+        tensors[name] = np.frombuffer(array, np.uint8)
+        paths.append(tmp_path / kind)
+        save_file(paths[-1], tensors, config)
+    for path, reading in zip(paths, readings("models.load:load", paths), strict=True):
+        assert reading.message is not None, path.name
+        assert "too many for " in reading.message, reading
+        assert reading.nbytes <= limit(path), (path.name, reading)
 
 
 @pytest.mark.parametrize("name", ["config.json", TOKENIZER_CONFIG, "added_tokens.json", "modules.json"])
