@@ -32,6 +32,7 @@ MODULES = (
 ELSEWHERE = {
     ("container", "add"): "the writer's: tests/test_container.py",
     ("codecs/grid", "check_read_back"): "the writer's: tests/test_grid.py",
+    ("json_checks", "check_length"): "of stored tokenizers: tests/hostile/test_tokenizer_memory.py",
 }
 NO_MEMORY = "does not fit into memory"  # refused by no file: see the last test
 Place = tuple[str, int]
