@@ -30,16 +30,13 @@ from setuptools.build_meta import (  # noqa: F401  the hooks of PEP 517 and 660
 )
 
 EPOCH = int(os.environ.setdefault("SOURCE_DATE_EPOCH", "315619200"))  # 1980-01-02: in every time zone
-
-
 PRECOMPILED = Path(__file__).parent / "cpu_fallback" / "precompiled"
 
 
 def build_wheel(directory: str, settings: Any = None, metadata: str | None = None) -> str:
     """A wheel for all platforms, or with compiled kernels for this version of Python and this platform."""
-    shutil.rmtree(
-        Path(__file__).parent / "build" / "lib", ignore_errors=True
-    )  # setuptools packs what is left there
+    # setuptools packs what an earlier build has left there
+    shutil.rmtree(Path(__file__).parent / "build" / "lib", ignore_errors=True)
     if PRECOMPILED.is_dir():
         tags = ["--python-tag=cp{}{}".format(*sys.version_info), f"--plat-name={platform_tag()}"]
         settings = {**(settings or {}), "--build-option": tags}

@@ -180,11 +180,8 @@ def _environment() -> Any:
         # positional: arguments of the template may have these names
         def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
             """A call, of a method of a text within _LONGEST."""
-            # the sandbox wraps `format`
-            owner, name = (
-                getattr(getattr(obj, "__wrapped__", obj), "__self__", None),
-                getattr(obj, "__name__", ""),
-            )
+            method = getattr(obj, "__wrapped__", obj)  # the sandbox wraps `format`
+            owner, name = getattr(method, "__self__", None), getattr(obj, "__name__", "")
             check(_check_call(owner, name, args), name)
             return super().call(context, obj, *args, **kwargs)
 

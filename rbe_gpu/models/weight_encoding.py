@@ -6,6 +6,7 @@ earlier weights take more or fewer bytes than planned, later ones get fewer or m
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ F32 = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
 
-class MeasuredWeights:
+class MeasuredWeights(ABC):
     """The weights of a dense model and their sensitivities, measured once, for any budget.
 
     A subclass runs the model: `_encode` gives every weight to the pass, with its inputs.
@@ -70,8 +71,9 @@ class MeasuredWeights:
         """The weights as they are encoded within so many bytes."""
         return self._weights
 
+    @abstractmethod
     def _encode(self, encoding: EncodingPass) -> None:
-        raise NotImplementedError
+        """Give every weight, with its inputs, to the pass."""
 
 
 class EncodingPass:

@@ -93,14 +93,14 @@ def faults(cases: dict[str, str], for_each: int, made: Path, root: Path) -> list
         for name, t in cases.items()
         for make in (folder, file)
     ]
-    found = []
+    wrong = []
     for path, reading in zip(paths, readings("models.load:load", paths), strict=True):
         size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) or path.stat().st_size
         if reading.message is None or "\n" in reading.message:
-            found.append(f"{path.name}: {reading.message}")
+            wrong.append(f"{path.name}: {reading.message}")
         if reading.nbytes > (64 << 20) + 4 * size + for_each * SIZE:
-            found.append(f"{path.name}: {reading.nbytes / 1e6:.0f} MB")
-    return found
+            wrong.append(f"{path.name}: {reading.nbytes / 1e6:.0f} MB")
+    return wrong
 
 
 def test_what_is_no_tokenizer(made: Path, tmp_path: Path) -> None:
