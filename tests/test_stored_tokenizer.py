@@ -110,6 +110,36 @@ def test_a_list_in_another_encoding(file: Path) -> None:
     assert back(np.frombuffer(zstandard.compress(text), np.uint8), file) == text
 
 
+#: tokens of which some hold what separates two of them
+SEPARATORS = ["", '"', "\\", ",", '",', '","', '\\",', '\\","\\', "%", "%d", "\u00e4", "\n", '"', "a b"]
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ":"), (" ,", ":")])
+@pytest.mark.parametrize("ascii", [True, False])
+@pytest.mark.parametrize(
+    "type", ["", ',"type":"WordLevel"', ', "type":"WordLevel"', ',"type":"W","type":"V"']
+)
+def test_lists_as_other_writers_have_them(
+    separators: tuple[str, str], ascii: bool, type: str, file: Path
+) -> None:
+    """Every order of two tokens, spaces or not, whatever follows: the tokens with their places."""
+    rest = f'{{"model":{{"vocab":{{}}{type}}}}}'
+    for first in range(len(SEPARATORS)):
+        for last in range(first + 1, len(SEPARATORS) + 1):
+            tokens = list(dict.fromkeys(SEPARATORS[first:last] + SEPARATORS[:first]))
+            for some in (tokens, tokens[::-1]):
+                text = json.dumps(some, separators=separators, ensure_ascii=ascii)
+                made = json.loads(back(lines(text.encode(), rest.encode()), file))["model"]
+                assert list(made.pop("vocab").items()) == [(token, i) for i, token in enumerate(some)]
+                assert made == {k: v for k, v in json.loads(rest)["model"].items() if k != "vocab"}
+
+
+def test_the_type_of_a_model_comes_first(file: Path) -> None:
+    """tokenizers keeps what is before it, and takes half as much time again."""
+    text = back(lines(b'["a"]', b'{"model":{"vocab":{},"type":"WordLevel"}}'), file)
+    assert text == b'{"model":{"type":"WordLevel","vocab":{"a":0}}}'
+
+
 def test_a_tokenizer_larger_than_its_file(tmp_path: Path) -> None:
     """262,144 tokens and 514,906 merges, as Gemma's: nothing but the list of tokens counts."""
     rng = np.random.default_rng(0)

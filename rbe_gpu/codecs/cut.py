@@ -9,10 +9,11 @@ columns so: Zukowski et al. 2006, "Super-Scalar RAM-CPU Cache Compression".)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,11 +82,11 @@ def cut_columns(
     q[:, rows:] = 0
     base_bits, exceptions = _cheapest(q, bits, rows), None
     if base_bits < bits:
-        count = _count(q, base_bits)  # 8 bytes an exception are taken only when their number is known
-        if count > _MOST or _cost(base_bits, count, rows, len(q)) >= bits * rows * len(q):
+        places = _places(q, bits, base_bits, rows)
+        if places is None:
             base_bits = bits  # the sample misled
-        elif count:
-            exceptions = _exceptions(q, base_bits, rows, list(_places(q, base_bits)), row_order)
+        elif places:
+            exceptions = _exceptions(q, base_bits, rows, places, row_order)
     low, high = _range(base_bits)
     if exceptions is not None:
         np.clip(q, low, high, out=q)
@@ -97,24 +98,34 @@ def _range(base_bits: int) -> tuple[int, int]:
     return -(1 << (base_bits - 1)), (1 << (base_bits - 1)) - 1
 
 
-def _outside(q: NDArray[np.int8], base_bits: int) -> NDArray[np.bool_]:
+def _outside(q: NDArray[np.int8], base_bits: int, scratch: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which integers are not of `base_bits` bits, in `scratch` of q's shape: new arrays take 6 times as long."""
     low, high = _range(base_bits)
     # uint8: integers below the range wrap around
-    outside: NDArray[np.bool_] = q.view(np.uint8) + np.uint8(-low) > np.uint8(high - low)
+    np.add(q.view(np.uint8), np.uint8(-low), out=scratch)
+    outside: NDArray[np.bool_] = np.greater(scratch, np.uint8(high - low), out=scratch.view(np.bool_))
     return outside
 
 
-def _count(q: NDArray[np.int8], base_bits: int) -> int:
-    """How many exceptions q (cols, rows) has."""
-    step = max(1, _CHUNK // q.shape[1])
-    return sum(int(np.count_nonzero(_outside(q[i : i + step], base_bits))) for i in range(0, len(q), step))
+def _places(q: NDArray[np.int8], bits: int, base_bits: int, rows: int) -> list[NDArray[np.intp]] | None:
+    """Flat indices of the exceptions of q (cols, rows), those of some columns at a time.
 
-
-def _places(q: NDArray[np.int8], base_bits: int) -> Iterator[NDArray[np.intp]]:
-    """Flat indices of the exceptions of q (cols, rows), those of some columns at a time."""
-    step = max(1, _CHUNK // q.shape[1])
-    for start in range(0, len(q), step):
-        yield np.flatnonzero(_outside(q[start : start + step], base_bits)) + start * q.shape[1]
+    None where they cost more than they save: 8 bytes each are taken only for fewer.
+    """
+    cols, stride = q.shape
+    step = max(1, _CHUNK // stride)
+    scratch = np.empty((min(step, cols), stride), np.uint8)
+    places, count = [], 0
+    for start in range(0, cols, step):
+        part = q[start : start + step]
+        at = np.flatnonzero(_outside(part, base_bits, scratch[: len(part)]))
+        count += at.size
+        if count > _MOST or _cost(base_bits, count, rows, cols) >= bits * rows * cols:
+            return None
+        if at.size:
+            at += start * stride
+            places.append(at)
+    return places
 
 
 def _exceptions(
@@ -124,28 +135,39 @@ def _exceptions(
     places: list[NDArray[np.intp]],
     row_order: NDArray[np.int64] | None,
 ) -> Exceptions:
-    counts = np.zeros(rows, np.int64)
-    for at in places:
-        counts += np.bincount(_row(at % q.shape[1], row_order), minlength=rows)
+    parts = [_sorted(q, base_bits, rows, at, row_order) for at in places]
+    counts = sum(np.bincount(row, minlength=rows) for row, _, _ in parts)
     row_start = np.concatenate([[0], np.cumsum(counts)])
+    starts = row_start.astype(np.uint16 if row_start[-1] < 1 << 16 else np.int32)
+    if len(parts) == 1:
+        return Exceptions(starts, *parts[0][1:])
     column, delta = np.empty(row_start[-1], np.uint16), np.empty(row_start[-1], np.int8)
-    (low, high), ends = _range(base_bits), row_start[:-1].copy()
-    for at in places:
-        row = _row(at % q.shape[1], row_order)
-        # by row, then by column; NumPy sorts 16 bits in linear time
-        order = np.argsort(row.astype(np.uint16) if rows <= 1 << 16 else row, kind="stable")
-        at, row = at[order], row[order]
+    ends = row_start[:-1].copy()
+    for row, columns, deltas in parts:
         of_row = np.bincount(row, minlength=rows)
         to = (ends - (np.cumsum(of_row) - of_row))[row] + np.arange(len(row))
-        values = q.reshape(-1)[at]
-        column[to], delta[to] = at // q.shape[1], values - np.clip(values, low, high)
+        column[to], delta[to] = columns, deltas
         ends += of_row
-    starts = row_start.astype(np.uint16 if len(column) < 1 << 16 else np.int32)
     return Exceptions(starts, column, delta)
 
 
-def _row(place: NDArray[np.intp], row_order: NDArray[np.int64] | None) -> NDArray[np.intp]:
-    return place if row_order is None else row_order[place]
+def _sorted(
+    q: NDArray[np.int8],
+    base_bits: int,
+    rows: int,
+    at: NDArray[np.intp],
+    row_order: NDArray[np.int64] | None,
+) -> tuple[NDArray[Any], NDArray[np.uint16], NDArray[np.int8]]:
+    """Row, column and delta of the exceptions at these places of q (cols, rows), by row, then by column."""
+    column = at // q.shape[1]
+    row = at - column * q.shape[1]
+    if row_order is not None:
+        row = row_order[row]
+    # NumPy sorts 16 bits in linear time
+    short: NDArray[Any] = row.astype(np.uint16 if rows <= 1 << 16 else np.int32)
+    order = np.argsort(short, kind="stable")
+    values = q.reshape(-1)[at[order]]
+    return short[order], column[order].astype(np.uint16), values - np.clip(values, *_range(base_bits))
 
 
 def _cost(bits: int, exceptions: float, rows: int, cols: int) -> float:
@@ -169,10 +191,10 @@ def _cheapest(q: NDArray[np.int8], bits: int, rows: int) -> int:
     if q.size >= _LARGE:
         runs = q.reshape(-1)[: q.size // _SAMPLE * _SAMPLE].reshape(-1, _SAMPLE)
         sample = runs[sampled_runs(len(runs))]
-    scale = q.size / sample.size
+    scale, scratch = q.size / sample.size, np.empty(sample.shape, np.uint8)
     best, least = bits, float(bits * rows * cols)
     for b in range(bits - 1, LEAST_BITS - 1, -1):
-        cost = _cost(b, scale * np.count_nonzero(_outside(sample, b)), rows, cols)
+        cost = _cost(b, scale * np.count_nonzero(_outside(sample, b, scratch)), rows, cols)
         if cost < least:
             best, least = b, cost
     return best

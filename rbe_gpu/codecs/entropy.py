@@ -441,7 +441,7 @@ def _expand(ranks: NDArray[np.uint8], length: int) -> NDArray[np.int8]:
     out = np.empty((indices.size, *table.shape[1:]), table.dtype)
     step = 1 << 15  # indices, which NumPy converts to 8 bytes each: they stay in the cache
     for start in range(0, indices.size, step):
-        np.take(table, indices[start : start + step], axis=0, out=out[start : start + step], mode="clip")
+        table.take(indices[start : start + step], 0, out[start : start + step], "clip")
     return out.view(np.int8).reshape(-1, length)[: ranks.size]
 
 
@@ -484,27 +484,29 @@ def decompress_columns(stream: NDArray[np.uint8], rows: int, cols: int, bits: in
         _check_bands(counts, bands)
         sizes = counts[:bands].tolist()
     classes = content[at - bands * cols : at].reshape(bands, cols)
-    ranks_of = _ranks_of(_runs(np.stack([np.bincount(c, minlength=256) for c in classes]), sizes))
+    columns_of = np.stack([np.bincount(c, minlength=256) for c in classes])
+    ranks_of = _ranks_of(_runs(columns_of, sizes))
     end = at + int(ranks_of.sum())
     if content.size < end:
         raise StreamError(f"{content.size} bytes, but the classes take {end}")
     by_band = np.empty((cols, -(-rows // 8) * 8), np.int8)
     first = 0
-    for in_band, of_class, size in zip(classes, ranks_of, sizes, strict=True):
-        for c in np.flatnonzero(of_class):
-            columns, length, count = np.flatnonzero(in_band == c), int(c) % 8 + 1, int(of_class[c])
+    for in_band, in_class, of_class, size in zip(classes, columns_of, ranks_of, sizes, strict=True):
+        by_class, column = np.argsort(in_band, kind="stable"), 0
+        for c in of_class.nonzero()[0].tolist():
+            length, count, width = c % 8 + 1, int(of_class[c]), int(in_class[c])
             ranks = content[at : at + count]
             integers = _expand(ranks, length)
-            escaped = np.flatnonzero(ranks == ESCAPE)
+            escaped = (ranks == ESCAPE).nonzero()[0]
             if escaped.size:
                 raw = content[end : end + escaped.size * length]
                 if raw.size < escaped.size * length:
                     raise StreamError(f"{content.size} bytes are too few for the escaped integers")
                 integers[escaped] = (raw ^ np.uint8(0x80)).view(np.int8).reshape(-1, length)
                 end += raw.size
-            by_band[columns, first : first + size] = integers.reshape(-1)[: columns.size * size].reshape(
-                columns.size, size
-            )
+            columns = by_class[column : column + width]
+            by_band[columns, first : first + size] = integers.reshape(-1)[: width * size].reshape(width, size)
+            column += width
             at += count
         first += size
     if end != content.size:

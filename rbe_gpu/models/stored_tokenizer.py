@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import MutableMapping
 from json.encoder import encode_basestring
@@ -25,6 +26,7 @@ MAX_BYTES = 64 << 20  # of the text, decompressed
 _SPARE_BYTES, _BYTES = 8 << 20, 16
 _SPARE_MARKS, _MARKS = 1 << 18, 1
 _EMPTY = b'{"model":{"vocab":{}'  # how the JSON behind a list of tokens begins
+_TYPE = re.compile(rb',("type":"[A-Za-z]+")(?=[,}])')  # of the model, where it follows
 _PIECE = 1 << 12  # bytes that are decompressed at a time, to at most 4 MB
 _LEVEL = 19  # a twentieth of a second for 30,000 tokens
 
@@ -144,6 +146,32 @@ def _with_vocabulary(text: bytes, path: Path) -> bytes:
         raise FormatError(f"{path}: the tokenizer has a list of tokens that are not different texts")
     if not text.startswith(_EMPTY, end + 1):
         raise FormatError(f"{path}: the tokenizer has a list of tokens, and no empty vocabulary behind it")
-    # 9 ms for 30,000 tokens; a dict and its JSON take 15
-    pairs = [f"{encode_basestring(token)}:{number}" for number, token in enumerate(tokens)]
-    return b"".join((_EMPTY[:-1], ",".join(pairs).encode(), b"}", text[end + 1 + len(_EMPTY) :]))
+    head = _TYPE.match(text, end + 1 + len(_EMPTY))
+    # its type before the vocabulary: tokenizers then takes 19 ms for 30,000 tokens; 30 where it has to keep them
+    start = b'{"model":{' + (head[1] + b"," if head else b"") + b'"vocab":{'
+    return b"".join(
+        (start, _pairs(text[:end], tokens), b"}", text[head.end() if head else end + 1 + len(_EMPTY) :])
+    )
+
+
+def _pairs(line: bytes, tokens: list[str]) -> bytes:
+    """`"token":number,...` from the list of the tokens, and its JSON."""
+    inner, last = line[2:-2], len(tokens) - 1
+    # 4 ms for 30,000 tokens; one by one 8
+    if line[:2] == b'["' and line[-2:] == b'"]' and inner.count(b'","') == last and not _escaped(inner):
+        # no space behind a token: each that is between two would leave a `","` less
+        return b'"%b":%d' % (inner.replace(b"%", b"%%").replace(b'","', b'":%d,"') % (*range(last),), last)
+    return ",".join([f"{encode_basestring(token)}:{i}" for i, token in enumerate(tokens)]).encode()
+
+
+def _escaped(text: bytes) -> bool:
+    """Whether a `","` begins with a quote that is part of a token: behind an odd number of backslashes."""
+    at = text.find(b'\\","')
+    while at >= 0:
+        start = at
+        while start and text[start - 1] == ord("\\"):
+            start -= 1
+        if (at - start) % 2 == 0:
+            return True
+        at = text.find(b'\\","', at + 1)
+    return False

@@ -56,7 +56,7 @@ _UNKNOWN = "a \ua66e"
 _LONG_NUMBER = b"0" * 8
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
 #: that an added token is normalised when the tokenizer is made; a name may hold escapes
-_NORMALIZED = re.compile(rb'"normalized"\s*:\s*true|\\u00[67]')
+_NORMALIZED = (re.compile(rb'"normalized"\s*:\s*true'), re.compile(rb"\\u00[67]"))  # 4 ms for 0.5 MB as one
 _NO_VOCABULARY = {"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
@@ -138,7 +138,7 @@ def read_tokenizer(text: bytes, where: object) -> Tokenizer:
 
     check_text(text, where)
     what = f"{where} holds no tokenizer"
-    if _NORMALIZED.search(text):
+    if any(pattern.search(text) for pattern in _NORMALIZED):
         # the steps alone: what they make of added tokens is made with the tokenizer
         try:
             value = json.loads(text)
