@@ -5,8 +5,9 @@
 //            weight, bias: (cols) of weight_type and bias_type; bias may be null
 // Ownership  A team of blockDim.x threads holds a row in registers, each thread up to 32 values of it; a block
 //            has blockDim.y teams. 32 halves are held as they are stored (a residual is then read again from the L1
-//            cache), so that two blocks of 512 threads fit a multiprocessor. Rows too long for 512 threads: the whole
-//            block goes through the row twice.
+//            cache). Two blocks of 512 threads fit a multiprocessor: 64 registers a thread (float
+//            before sm_90: one, 80). Rows too long for 512 threads:
+//            the whole block goes through the row twice.
 // Launch     block (team, teams): teams of 1 to 32 lanes fill 128 threads, larger teams are the block;
 //            grid (blocks), rows in strides of the grid
 // Shared     128 bytes a sum, three of them, of teams larger than a warp only
@@ -209,8 +210,15 @@ __device__ __forceinline__ void layer_norm_long(const NormParams& p) {
   }
 }
 
-// The names are explained in softmax.cu. Rows of halves that take 512 threads are held as they are stored, so that two
-// blocks fit a multiprocessor: one loads while the other stores.
+// Blocks of rows of float that a multiprocessor is to hold: before sm_90 32 floats do not fit 64 registers without spills.
+#if defined(RBE_HOST) || __CUDA_ARCH__ >= 900
+constexpr int FLOAT_BLOCKS = 2;
+#else
+constexpr int FLOAT_BLOCKS = 1;
+#endif
+
+// The names are explained in softmax.cu. Two blocks of rows that take 512 threads fit a multiprocessor: one loads
+// while the other stores.
 #define ENTRY(name, threads, blocks, ...) \
   KERNEL(name, threads, blocks)(NormParams_PARAMETERS) { \
     const NormParams p = NormParams_VALUES; \
@@ -224,6 +232,6 @@ __device__ __forceinline__ void layer_norm_long(const NormParams& p) {
   ENTRY(layer_norm_##type##_long, 512, 1, layer_norm_long<T, VECTOR<T>, 16 / VECTOR<T>>) \
   ENTRY(layer_norm_##type##_single_long, 512, 1, layer_norm_long<T, 1, 4>)
 
-ENTRIES(f32, float, Sums, 1)
+ENTRIES(f32, float, Sums, FLOAT_BLOCKS)
 ENTRIES(f16, f16, Halves, 2)
 ENTRIES(bf16, bf16, Halves, 2)

@@ -5,8 +5,8 @@
 //            weight: (cols) of weight_type
 // Ownership  A team of blockDim.x threads holds a row in registers, each thread up to 32 values of it; a block
 //            has blockDim.y teams. 32 halves are held as they are stored (a residual is then read again from the L1
-//            cache), so that two blocks of 512 threads fit a multiprocessor. Rows too long for 512 threads: the whole
-//            block goes through the row twice.
+//            cache). Two blocks of 512 threads fit a multiprocessor: 64 registers a thread. Rows too long for 512 threads:
+//            the whole block goes through the row twice.
 // Launch     block (team, teams): teams of 1 to 32 lanes fill 128 threads, larger teams are the block;
 //            grid (blocks), rows in strides of the grid
 // Shared     128 bytes, of teams larger than a warp only
@@ -137,14 +137,14 @@ __device__ __forceinline__ void rms_norm_long(const NormParams& p) {
     const NormParams p = NormParams_VALUES; \
     __VA_ARGS__(p); \
   }
-#define ENTRIES(type, T, Held, blocks) \
+#define ENTRIES(type, T, Held) \
   ENTRY(rms_norm_##type##_8, 1024, 1, rms_norm_rows<T, Sums<T, VECTOR<T>, 8 / VECTOR<T>>>) \
   ENTRY(rms_norm_##type##_16, 1024, 1, rms_norm_rows<T, Sums<T, VECTOR<T>, 16 / VECTOR<T>>>) \
-  ENTRY(rms_norm_##type##_32, 512, blocks, rms_norm_rows<T, Held<T, VECTOR<T>, 32 / VECTOR<T>>>) \
+  ENTRY(rms_norm_##type##_32, 512, 2, rms_norm_rows<T, Held<T, VECTOR<T>, 32 / VECTOR<T>>>) \
   ENTRY(rms_norm_##type##_single_8, 512, 1, rms_norm_rows<T, Sums<T, 1, 8>>) \
   ENTRY(rms_norm_##type##_long, 512, 1, rms_norm_long<T, VECTOR<T>, 16 / VECTOR<T>>) \
   ENTRY(rms_norm_##type##_single_long, 512, 1, rms_norm_long<T, 1, 4>)
 
-ENTRIES(f32, float, Sums, 1)
-ENTRIES(f16, f16, Halves, 2)
-ENTRIES(bf16, bf16, Halves, 2)
+ENTRIES(f32, float, Sums)
+ENTRIES(f16, f16, Halves)
+ENTRIES(bf16, bf16, Halves)
