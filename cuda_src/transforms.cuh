@@ -138,8 +138,8 @@ __device__ __forceinline__ void join(const Taps& t, float a, float d, float a0, 
   odd = fmaf(t.h[1], a, fmaf(t.g[1], d, fmaf(t.h[3], a0, t.g[3] * d0)));
 }
 
-// S v: steps of length 8, 16, ... N, in place.
-template <int N, int L = 8>
+// S v: steps of length 8, 16, ... LAST, in place.
+template <int N, int LAST = N, int L = 8>
 __device__ __forceinline__ void dwt_synthesis(const Taps& t, float (&v)[N]) {
   float x[L];
 #pragma unroll
@@ -149,7 +149,7 @@ __device__ __forceinline__ void dwt_synthesis(const Taps& t, float (&v)[N]) {
   }
 #pragma unroll
   for (int i = 0; i < L; ++i) v[i] = x[i];
-  if constexpr (L < N) dwt_synthesis<N, 2 * L>(t, v);
+  if constexpr (L < LAST) dwt_synthesis<N, LAST, 2 * L>(t, v);
 }
 
 __device__ __forceinline__ float dot4(const float (&f)[4], float a, float b, float c, float d) {
@@ -183,6 +183,17 @@ struct Line {
   }
   // The line from its element `first`, a multiple of 32, on: there chunks are exchanged alike.
   __device__ __forceinline__ Line from(int first) const { return {tile + (column ? first * B : first), index, column}; }
+  // Elements first ... first + 3, a multiple of 4.
+  __device__ __forceinline__ void load_four(int first, float (&v)[4]) const {
+    if (!column) return load<4>(&at(first), v);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[i] = at(first + i);
+  }
+  __device__ __forceinline__ void store_four(int first, const float (&v)[4]) const {
+    if (!column) return store<4>(&at(first), v);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) at(first + i) = v[i];
+  }
   // v[i] = element FIRST + STEP i
   template <int FIRST, int STEP, int N>
   __device__ __forceinline__ void load_part(float (&v)[N]) const {
@@ -213,6 +224,42 @@ struct Line {
     }
   }
 };
+
+// A line of N values becomes S times it. The last step stores its results at once: N of them beside N values
+// would not stay in registers.
+template <int N>
+__device__ __forceinline__ void dwt_synthesis(const Taps& t, const Line<N>& line) {
+  float v[N];
+  line.template load_part<0, 1>(v);
+  dwt_synthesis<N, N / 2>(t, v);
+#pragma unroll
+  for (int k = 0; k < N / 2; k += 2) {
+    int before = (k + N / 2 - 1) % (N / 2);
+    float four[4];
+    join(t, v[k], v[N / 2 + k], v[before], v[N / 2 + before], four[0], four[1]);
+    join(t, v[k + 1], v[N / 2 + k + 1], v[k], v[N / 2 + k], four[2], four[3]);
+    line.store_four(2 * k, four);
+  }
+}
+
+// A line becomes S^T times it. The first step takes them from memory, as above.
+template <int N>
+__device__ __forceinline__ void dwt_transposed(const Taps& t, const Line<N>& line) {
+  float v[N], x[4], next[4];
+  line.load_four(0, x);
+#pragma unroll
+  for (int k = 0; k < N / 2; k += 2) {
+    line.load_four((2 * k + 4) % N, next);
+    v[k] = dot4(t.h, x[0], x[1], x[2], x[3]);
+    v[N / 2 + k] = dot4(t.g, x[0], x[1], x[2], x[3]);
+    v[k + 1] = dot4(t.h, x[2], x[3], next[0], next[1]);
+    v[N / 2 + k + 1] = dot4(t.g, x[2], x[3], next[0], next[1]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i] = next[i];
+  }
+  dwt_transposed<N, N / 2>(t, v);
+  line.template store_part<0, 1>(v);
+}
 
 // Threads that work on a line of B values: 64 values a thread.
 template <int B>
@@ -246,15 +293,15 @@ __device__ __forceinline__ void hadamard_halves(Line<2 * H> line, bool active, i
 template <int B>
 __device__ __forceinline__ void synthesise(int transform, Line<B> line, bool active, int part) {
   if constexpr (B <= 64) {
-    if (active) {
+    if (active && transform != DCT && transform != HADAMARD) {
+      dwt_synthesis(taps_of(transform), line);
+    } else if (active) {
       float v[B];
       line.template load_part<0, 1>(v);
       if (transform == DCT) {
         dct_3(v);
-      } else if (transform == HADAMARD) {
-        hadamard(v);
       } else {
-        dwt_synthesis(taps_of(transform), v);
+        hadamard(v);
       }
       line.template store_part<0, 1>(v);
     }
@@ -319,15 +366,15 @@ __device__ __forceinline__ void synthesise(int transform, Line<B> line, bool act
 template <int B>
 __device__ __forceinline__ void transpose_synthesis(int transform, Line<B> line, bool active, int part) {
   if constexpr (B <= 64) {
-    if (active) {
+    if (active && transform != DCT && transform != HADAMARD) {
+      dwt_transposed(taps_of(transform), line);
+    } else if (active) {
       float v[B];
       line.template load_part<0, 1>(v);
       if (transform == DCT) {
         dct_2(v);
-      } else if (transform == HADAMARD) {
-        hadamard(v);
       } else {
-        dwt_transposed(taps_of(transform), v);
+        hadamard(v);
       }
       line.template store_part<0, 1>(v);
     }
