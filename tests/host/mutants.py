@@ -26,7 +26,7 @@ def replaced(text: str, old: str, new: str) -> str:
 
 @lru_cache
 def _library(source: str, old: str, new: str) -> Library:
-    return Library(build.build(replaced(_source.source(source), old, new)))
+    return Library(build.build(replaced(_source.source(source), old, new), optimised=False))
 
 
 def error(op: str, mutant: Mutant, reverse: bool = False, sound: bool = False) -> float:
