@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -128,6 +129,15 @@ def test_what_makes_another_run(folder: Path, tmp_path: Path, interrupted: Inter
         ):
             compress_model(source, out, **{**arguments, **change})
         assert names(tmp_path) == [".a.journal", "model"]
+    # of a checkout whose version has the same number
+    path = tmp_path / ".a.journal" / "identity.json"
+    identity = path.read_text()
+    kept = json.loads(identity)
+    assert len(kept["version"]["code"]) == 64
+    path.write_text(json.dumps({**kept, "version": {**kept["version"], "code": "0"}}))
+    with pytest.raises(ValueError, match="is of a run with another version; without resume it is replaced"):
+        compress_model(folder, out, **arguments)
+    path.write_text(identity)
     compress_model(folder, out, **arguments)
     assert max(interrupted.computed.values()) == 1
 

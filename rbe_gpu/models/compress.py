@@ -425,13 +425,17 @@ def _journal(
             yield f"{name} {array.dtype} {array.shape}"
             yield array.reshape(-1).view(np.uint8).data
 
-    isa = dispatch.CPU.module("isa").active()
+    isa_module = dispatch.CPU.module("isa")
+    isa = isa_module.active()
+    package = [Path(__file__).parents[1], Path(isa_module.__file__).parent]
     identity = {
         "model": digest(model_parts()),
         "texts": digest(texts),
         "ratio, transform or block": list(options),
         "version": {
             "rbe_gpu": __version__,
+            # checkouts have one version number; other code may name weights differently, or make other bytes
+            "code": digest(file.read_bytes() for folder in package for file in sorted(folder.rglob("*.py"))),
             **{name: version(name) for name in ("numpy", "numba", "zstandard")},
         },
         "number of threads": get_num_threads(),
