@@ -200,7 +200,7 @@ LONG = (
     *("nvrtc", "conformance", "host_build", "bert", "reports", "calibrate_model", "threads"),
     *("launch_attention", "attention", "quality", "layers", "assembly", "graph", "reader"),
     *("gpu_check", "gpu_first_run", "cupy_arrays", "calibration_memory", "kernel_constants", "distill"),
-    *("eval", "simd", "linear_transform", "bert_gpu"),
+    *("eval", "mutants", "simd", "linear_transform", "bert_gpu"),
     # they disassemble what nvrtc has compiled by then
     *("machine_code_rows", "machine_code_attention", "machine_code_linear", "machine_code_integers"),
 )
