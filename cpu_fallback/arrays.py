@@ -61,7 +61,9 @@ ints_at = _array_at("ints_at", types.int32)
 
 
 @intrinsic
-def _data(typingctx, a):  # type: ignore[no-untyped-def]
+def array_address(typingctx, a):  # type: ignore[no-untyped-def]
+    """array_address(a) -> int64: where an array's values begin, for the functions that take addresses."""
+
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
         return builder.ptrtoint(data, ir.IntType(64))
@@ -71,7 +73,7 @@ def _data(typingctx, a):  # type: ignore[no-untyped-def]
 
 @cpu_kernel
 def _pointer(a):  # type: ignore[no-untyped-def]
-    return _data(a)
+    return array_address(a)
 
 
 def address(a: Any) -> int:

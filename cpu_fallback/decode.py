@@ -15,17 +15,16 @@ import numpy as np
 from rbe_gpu import transforms
 from rbe_gpu.blocks import RBEBlocks, RBEMatrix
 from rbe_gpu.codecs import Codes, DenseCodes, GridCodes, SparseCodes
-from rbe_gpu.codecs.grid import GridRows
+from rbe_gpu.codecs.grid import GridPlanes, GridRows
 from rbe_gpu.codecs.packing import RUN
 from rbe_gpu.workspace import Workspace
 
-from . import params
+from . import grid_planes, grid_rows, params
 from ._jit import cpu_inline
 from ._parts import in_parts, record_at
 from ._pool import num_threads
 from .arrays import address
 from .codes import grid_integers, scale_grid_integers
-from .grid_rows import rows_of
 from .operand import operand_of
 from .simd import bits, narrow, vload, vstore, wide_registers, widen
 from .unpack import add_scaled, multiply_1x32, multiply_4x16, multiply_4x32, multiply_4x64, unpack_run
@@ -169,7 +168,13 @@ def _expand_grid(weight: RBEBlocks, codes: Any, rows: Any, first: int, out: Any,
 
 
 def _expand_grid_rows(weight: RBEBlocks, codes: Any, rows: Any, first: int, out: Any, ws: Workspace) -> None:
-    rows_of(codes, weight.gain, rows, first, out)
+    grid_rows.rows_of(codes, weight.gain, rows, first, out)
+
+
+def _expand_grid_planes(
+    weight: RBEBlocks, codes: Any, rows: Any, first: int, out: Any, ws: Workspace
+) -> None:
+    grid_planes.rows_of(codes, weight.gain, rows, first, out)
 
 
 def _expand_sparse(weight: RBEBlocks, codes: Any, rows: Any, first: int, out: Any, ws: Workspace) -> None:
@@ -191,6 +196,7 @@ def _expand_sparse(weight: RBEBlocks, codes: Any, rows: Any, first: int, out: An
 EXPAND: dict[type[Codes], Any] = {
     DenseCodes: _expand_dense,
     GridCodes: _expand_grid,
+    GridPlanes: _expand_grid_planes,
     GridRows: _expand_grid_rows,
     SparseCodes: _expand_sparse,
 }

@@ -20,38 +20,51 @@ _GAP_BITS = 6
 _LONGEST = (1 << _GAP_BITS) - 1  # columns that an entry passes over
 _BYTE, _SKIP = 2, 3  # the integer is the next byte; there is none
 _ZERO = np.float32(0)
-_ROWS_OF_START = 32  # rows of a start; the bytes of those before a row are added
+_ROWS_OF_START = 32  # rows of a start; the sizes of those before a row are added
+_LONG = 255  # a size that two more bytes hold
 _CHUNK = 1024  # rows whose integers are made at a time
 
 
 @cpu_kernel
-def _write_entries(weight, line, columns, row_start, entries):
-    """The entries of all rows, and where those of each row end.
+def _write_rows(weight, rows, line, columns, row, row_start, out):
+    """The sizes and entries of all rows, and where every 32nd begins.
 
-    weight : address of a `params.WEIGHT` of grid codes. line (cols,) float32, columns (cols + 1,) int32 : scratch
-    memory
+    weight : address of a `params.WEIGHT` of grid codes. line (cols,) float32, columns (cols + 1,) int32,
+    row (2 cols,) uint8 : scratch memory
+
+    Returns
+    -------
+    Bytes written
     """
-    w, at = record_at(weight, _WEIGHT), 0
-    for r in range(row_start.shape[0] - 1):
+    w, end = record_at(weight, _WEIGHT), 0
+    for r in range(rows):
         grid_integers(w, r, 0, line.shape[0], line, 0)
         count = 0
         for c in range(line.shape[0]):  # without a branch, which the processor would often guess wrong
             columns[count] = c
             count += line[c] != _ZERO
-        last = -1
+        last, at = -1, 0
         for k in range(count):
             c = columns[k]
             q, gap, last = np.int32(line[c]), c - last - 1, c
             while gap > _LONGEST:
-                entries[at] = _SKIP << _GAP_BITS | _LONGEST
+                row[at] = _SKIP << _GAP_BITS | _LONGEST
                 at += 1
                 gap -= _LONGEST + 1
             large = q < -1 or q > 1
-            entries[at] = (_BYTE if large else (q + 1) >> 1) << _GAP_BITS | gap
+            row[at] = (_BYTE if large else (q + 1) >> 1) << _GAP_BITS | gap
             if large:
-                entries[at + 1] = np.uint8(q)
+                row[at + 1] = np.uint8(q)
             at += 2 if large else 1
-        row_start[r + 1] = at
+        if r % _ROWS_OF_START == 0:
+            row_start[r // _ROWS_OF_START] = end
+        out[end] = min(at, _LONG)
+        if at >= _LONG:
+            out[end + 1], out[end + 2] = at & 255, at >> 8
+            end += 2
+        out[end + 1 : end + 1 + at] = row[:at]
+        end += 1 + at
+    return end
 
 
 @cpu_inline
@@ -74,48 +87,59 @@ def _integers(entries, start, stop, out, out_at, cols):
 
 
 @cpu_inline
-def _first(row_start, row_bytes, row):
-    """The first entry of a row."""
-    at = np.int64(row_start[row // _ROWS_OF_START])
-    for r in range(row // _ROWS_OF_START * _ROWS_OF_START, row):
-        at += np.int64(row_bytes[r])
-    return at
+def _row_at(rows, at):
+    """First and end of the entries of the row at byte `at`."""
+    size = np.int64(rows[at])
+    if size == _LONG:
+        return at + 3, at + 3 + (np.int64(rows[at + 1]) | np.int64(rows[at + 2]) << 8)
+    return at + 1, at + 1 + size
 
 
-def _rows(entries, row_start, row_bytes, row_scale, col_scale, gain, shrink, rows, first, out, begin, end):
+@cpu_inline
+def _row(rows, row_start, row):
+    """The same of a row's number."""
+    start, stop = _row_at(rows, np.int64(row_start[row // _ROWS_OF_START]))
+    for _ in range(row % _ROWS_OF_START):
+        start, stop = _row_at(rows, stop)
+    return start, stop
+
+
+def _rows(value, row_start, row_scale, col_scale, gain, shrink, rows, first, out, begin, end):
     """out[i] = gain * row_scale * col_scale[c] * (q - sign(q) * shrink) of row rows[i], or first + i for None."""
     flat, cols = out.reshape(-1), out.shape[1]
     for i in range(begin, end):
         row = first + i
         if rows is not None:
             row = rows[i]
-        start = _first(row_start, row_bytes, row)
-        _integers(entries, start, start + row_bytes[row], flat, i * cols, cols)
+        start, stop = _row(value, row_start, row)
+        _integers(value, start, stop, flat, i * cols, cols)
         scale_integers(gain * widen(row_scale[row]), col_scale, shrink, 0, cols, flat, i * cols)
 
 
 _rows_in_parts = in_parts(_rows)
 
 
-def entries_of(codes: Any) -> tuple[Any, Any, Any]:
-    """`value`, `row_start` and `row_bytes` of `GridRows` with the integers of `GridCodes`."""
+def entries_of(codes: Any) -> tuple[Any, Any]:
+    """`value` and `row_start` of `GridRows` with the integers of `GridCodes`."""
     rows, cols = codes.value.shape[0], len(codes.col_scale)
     record = params.WEIGHT.record(value=address(codes.value), row_values=cols, **grid_fields(codes))
-    start = np.zeros(rows + 1, np.int64)
-    entries = np.empty(
-        2 * rows * cols, np.uint8
-    )  # the most; the system gives memory only for what is written
-    line, columns = np.empty(cols, np.float32), np.empty(cols + 1, np.int32)
-    _write_entries(address(record.view(np.uint8)), line, columns, start, entries)
-    row_start = start[:-1:_ROWS_OF_START].astype(np.uint32)
-    return entries[: int(start[-1])].copy(), row_start, np.diff(start).astype(np.uint16)
+    row_start = np.empty(-(-rows // _ROWS_OF_START), np.uint32)
+    # the most; the system gives memory only for what is written
+    value = np.empty(rows * (2 * cols + 3), np.uint8)
+    line, columns, row = (
+        np.empty(cols, np.float32),
+        np.empty(cols + 1, np.int32),
+        np.empty(2 * cols, np.uint8),
+    )
+    size = _write_rows(address(record.view(np.uint8)), rows, line, columns, row, row_start, value)
+    return value[:size].copy(), row_start
 
 
 def rows_of(codes: Any, gain: float, rows: Any, first: int, out: Any) -> None:
     """gain * coefficients of the rows `rows` (int64), or first, first + 1, ... for None; out (n, cols) float32."""
     _rows_in_parts(
-        out.shape[0], num_threads(), codes.value, codes.row_start, codes.row_bytes, bits(codes.row_scale),
-        bits(codes.col_scale), np.float32(gain), np.float32(codes.shrink), rows, first, out,
+        out.shape[0], num_threads(), codes.value, codes.row_start, bits(codes.row_scale), bits(codes.col_scale),
+        np.float32(gain), np.float32(codes.shrink), rows, first, out,
     )  # fmt: skip
 
 
@@ -131,7 +155,6 @@ def integers_of(codes: Any) -> Any:
             num_threads(),
             codes.value,
             codes.row_start,
-            codes.row_bytes,
             *scales,
             np.float32(1),
             _ZERO,

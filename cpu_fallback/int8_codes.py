@@ -1,11 +1,13 @@
-"""Packed codes to bytes, as the int8 matmuls multiply them."""
+"""Packed codes, or those of nested bit planes, to bytes, as the int8 matmuls multiply them."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from ._atomics import call_address
 from ._jit import cpu_inline
-from .arrays import bytes_at
+from ._parts import address_at
+from .arrays import array_address, bytes_at
 from .exceptions import exception_column, exception_delta, exceptions_from
 from .int8_simd import RUN, int16_sums, store_cut_run, store_run, unpack_bytes
 
@@ -29,24 +31,38 @@ def run_bytes(stream, at, bits):
 
 
 @cpu_inline
-def _packed_row_of_bytes(w, offset, row, column, depth, lines, at):
-    """`row_of_bytes` without exceptions."""
+def _packed_rows_of_bytes(w, offset, r0, nrows, column, depth, lines, at, row):
+    """`rows_of_bytes` without exceptions and without cutting."""
+    if w.planes_of_rows != 0:
+        call_address(
+            w.planes_of_rows,
+            (address_at(w), r0, nrows, column, depth, np.int64(offset), array_address(lines) + at, row),
+        )
+        return
     stream, bits = bytes_at(w.value), w.bits
-    byte, shift = (row * w.row_values + column) // 8 * bits, (1 << (bits - 1)) - offset
-    for k in range(0, depth, RUN):
-        store_run(run_bytes(stream, byte, bits), shift, lines, at + k)
-        byte += 4 * bits
+    shift = (1 << (bits - 1)) - offset
+    for r in range(nrows):
+        byte = ((r0 + r) * w.row_values + column) // 8 * bits
+        for k in range(0, depth, RUN):
+            store_run(run_bytes(stream, byte, bits), shift, lines, at + r * row + k)
+            byte += 4 * bits
+
+
+@cpu_inline
+def _add_exceptions(w, row, column, depth, lines, at):
+    """lines[at + k] += what integer [row, column + k] has beyond its packed code, modulo 256, k < depth."""
+    e, stop = exceptions_from(w, row, column)
+    while e < stop and exception_column(w, e) < column + depth:
+        lines[at + exception_column(w, e) - column] += np.uint8(exception_delta(w, e))
+        e += 1
 
 
 @cpu_inline
 def row_of_bytes(w, offset, row, column, depth, lines, at):
     """lines[at + k] = q[row, column + k] + offset modulo 256, k < depth, as bytes. w : record of `WEIGHT`"""
-    _packed_row_of_bytes(w, offset, row, column, depth, lines, at)
+    _packed_rows_of_bytes(w, offset, row, 1, column, depth, lines, at, 0)
     if w.exception_start != 0:
-        e, stop = exceptions_from(w, row, column)
-        while e < stop and exception_column(w, e) < column + depth:
-            lines[at + exception_column(w, e) - column] += np.uint8(exception_delta(w, e))
-            e += 1
+        _add_exceptions(w, row, column, depth, lines, at)
 
 
 @cpu_inline
@@ -56,20 +72,24 @@ def rows_of_bytes(w, offset, base_bits, r0, nrows, column, depth, lines, at, row
     w : record of `WEIGHT`, of b-bit codes
     base_bits : that q is cut to, where products are added in int16
     """
-    stream, bits, half = bytes_at(w.value), w.bits, 1 << (base_bits - 1)
+    bits, half = w.bits, 1 << (base_bits - 1)
+    cut = int16_sums() and bits > base_bits
+    if not cut:
+        _packed_rows_of_bytes(w, half if int16_sums() else offset, r0, nrows, column, depth, lines, at, row)
+        if w.exception_start == 0:
+            return
+    stream = bytes_at(w.value)
     for r in range(nrows):
         line = at + r * row
         if not int16_sums():
-            row_of_bytes(w, offset, r0 + r, column, depth, lines, line)
-        elif bits <= base_bits:  # packed codes are in range: only exceptions are cut
-            _packed_row_of_bytes(w, half, r0 + r, column, depth, lines, line)
-            if w.exception_start != 0:
-                e, stop = exceptions_from(w, r0 + r, column)
-                while e < stop and exception_column(w, e) < column + depth:
-                    k = line + exception_column(w, e) - column
-                    u = np.int32(lines[k]) + exception_delta(w, e)
-                    lines[k] = np.uint8(min(max(u, 0), 2 * half - 1))
-                    e += 1
+            _add_exceptions(w, r0 + r, column, depth, lines, line)
+        elif not cut:  # packed codes are in range: only exceptions are cut
+            e, stop = exceptions_from(w, r0 + r, column)
+            while e < stop and exception_column(w, e) < column + depth:
+                k = line + exception_column(w, e) - column
+                u = np.int32(lines[k]) + exception_delta(w, e)
+                lines[k] = np.uint8(min(max(u, 0), 2 * half - 1))
+                e += 1
         elif w.exception_start != 0:
             row_of_bytes(w, 0, r0 + r, column, depth, lines, line)
             for k in range(line, line + depth, RUN):

@@ -14,7 +14,7 @@ import numpy as np
 from . import params
 from ._atomics import call_address
 from ._jit import cpu_inline, cpu_kernel
-from ._parts import c_function, record_at, run_shares
+from ._parts import address_at, c_function, record_at, run_shares
 from .arrays import ENCODING, GRID, address, bytes_at, floats_at, halves_at, ints_at
 from .exceptions import times_bytes
 from .int8_input import quantize_row
@@ -26,20 +26,22 @@ from .simd import element, widen
 
 _MATVEC, _INPUT_AT = params.INT8_MATVEC.dtype, params.INT8_MATVEC.offset("input")
 _HALF = np.float32(0.5)
+_BYTE_OFFSET = np.int64(128)  # of codes of 8 bits
 
 
 @cpu_inline(exact=True)
-def _four(tokens, p, row, rows, t):
+def _four(tokens, p, row, rows, t, codes, bits, at):
     """Sums over columns as float32, of up to four rows and a token, or of a row and up to four tokens.
 
     tokens : literal, 1 or 4
     rows : of four tokens, how many of their sums are read
+    codes, bits, at : the packed codes of `row` begin at codes[at]
     """
     w, columns, depth = p.weight, p.columns, p.depth
-    stream, z, sums, bits = bytes_at(w.value), bytes_at(p.z), ints_at(p.sums), w.bits
+    z, sums = bytes_at(p.z), ints_at(p.sums)
     size, z_at = columns // 8 * bits, t * depth
     if w.kind == GRID:
-        a, b, c, d = grid_sums(tokens, bits, stream, row * size, size, rows, z, z_at, depth, columns, sums, t)
+        a, b, c, d = grid_sums(tokens, bits, codes, at, size, rows, z, z_at, depth, columns, sums, t)
         if w.exception_start != 0:
             down, along = (1, 0) if tokens == 1 else (0, depth)
             a += times_bytes(w, row, z, z_at)
@@ -51,7 +53,7 @@ def _four(tokens, p, row, rows, t):
                 d += times_bytes(w, row + 3 * down, z, z_at + 3 * along)
         return np.float32(a), np.float32(b), np.float32(c), np.float32(d)
     return dense_sums(
-        tokens, bits, stream, row * size, size, rows, z, z_at, depth, columns, sums, t * p.groups, p.group,
+        tokens, bits, codes, at, size, rows, z, z_at, depth, columns, sums, t * p.groups, p.group,
         halves_at(w.scale), row * p.groups,
     )  # fmt: skip
 
@@ -72,16 +74,28 @@ def _block(p, first, part):
         tokens - left if left < 3 else tokens
     )  # one or two left are multiplied with four rows at a time
     lines, at = floats_at(p.lines), part * p.lines_stride
+    bits = w.bits
+    codes, size = bytes_at(w.value), p.columns // 8 * bits
+    codes_at = first * size
+    if w.planes_of_rows != 0:
+        codes, bits, size, codes_at = bytes_at(p.codes), 8, p.columns, part * p.codes_stride
+        call_address(
+            w.planes_of_rows,
+            (address_at(w), first, rows, 0, p.columns, _BYTE_OFFSET, p.codes + codes_at, size),
+        )
     for t in range(0, together, SUMS):
         count = min(SUMS, tokens - t)
         for r in range(rows):
-            y, gain = _four(SUMS, p, first + r, count, t), _gain(w, first + r)
+            y, gain = (
+                _four(SUMS, p, first + r, count, t, codes, bits, codes_at + r * size),
+                _gain(w, first + r),
+            )
             for i in range(count):
                 lines[at + (t + i) * block + r] = y[i] * (gain * scale[t + i])
     for t in range(together, tokens):
         for r in range(0, rows, SUMS):
             count = min(SUMS, rows - r)
-            y = _four(1, p, first + r, count, t)
+            y = _four(1, p, first + r, count, t, codes, bits, codes_at + r * size)
             for i in range(count):
                 lines[at + t * block + r + i] = y[i] * (_gain(w, first + r + i) * scale[t])
     for t in range(tokens):
@@ -174,6 +188,7 @@ class Int8MatvecCall(MatmulCall):
             "sums": 4 * of_four * groups,
             "line": 4 * w.columns,
             "lines": 4 * threads * n * w.block,
+            "codes": threads * w.block * w.columns if w["planes_of_rows"] else 0,
         }
         scratch = buffer(sum(-(-size // 64) * 64 for size in sizes.values()))
         at, fields = address(scratch), {}
@@ -191,6 +206,7 @@ class Int8MatvecCall(MatmulCall):
             group=group,
             groups=groups,
             lines_stride=n * w.block,
+            codes_stride=w.block * w.columns,
             parts=threads,
             **fields,
         )

@@ -98,7 +98,9 @@ ISAS = {
 
 
 #: Features that kernels are written differently for: what intrinsics emit, and layouts that weights are packed in.
-DECISIVE = frozenset({"ssse3", "avx", "avx2", "f16c", "avx512f", "avx512bw", "avx512vnni", "neon", "dotprod"})
+DECISIVE = frozenset(
+    {"ssse3", "avx", "avx2", "bmi2", "f16c", "avx512f", "avx512bw", "avx512vnni", "neon", "dotprod"}
+)
 
 
 @lru_cache(maxsize=8)

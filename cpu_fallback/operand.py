@@ -14,10 +14,12 @@ import numpy as np
 from rbe_gpu import transforms
 from rbe_gpu.blocks import RBEBlocks, RBEMatrix
 from rbe_gpu.codecs import Codes, DenseCodes, GridCodes, SparseCodes
+from rbe_gpu.codecs.grid import GridPlanes
 from rbe_gpu.kernel_struct import Struct
 
 from . import codes, params
 from .arrays import ENCODING, F16, F32, GRID, INT, address
+from .bit_planes import PLANES_OF_ROWS
 from .epilogue import ACTIVATIONS
 from .fast_transform import transform_address
 from .int8_exceptions import Exceptions, find_exceptions
@@ -172,6 +174,17 @@ def grid_fields(stored: Any) -> dict[str, Any]:
     return fields
 
 
+def planes_fields(stored: Any) -> dict[str, Any]:
+    """The same of `GridPlanes`."""
+    return grid_fields(stored) | {
+        "planes_of_rows": PLANES_OF_ROWS(),
+        "planes": stored.planes,
+        "fours": int(stored.fours),
+        "chunk_start": address(stored.chunk_start),
+        "chunk_bytes": address(stored.chunk_bytes),
+    }
+
+
 #: codec -> the fields of `params.WEIGHT` that say how the coefficients are stored: (weight, codes). A codec that is
 #: not here is multiplied with decoded panels
 CODE_FIELDS: dict[type[Codes], Callable[[RBEBlocks, Any], dict[str, Any]]] = {
@@ -200,7 +213,7 @@ def _basis_fields(weight: RBEBlocks, basis: tuple[int, bool], features: int) -> 
 
 
 def _operand(weight: RBEBlocks) -> Operand:
-    code_fields = CODE_FIELDS.get(type(weight.codes))
+    code_fields = {**CODE_FIELDS, GridPlanes: lambda _, stored: planes_fields(stored)}.get(type(weight.codes))
     fields = {} if code_fields is None else code_fields(weight, weight.codes)
     basis, features = None, 0
     if weight.basis is not None:

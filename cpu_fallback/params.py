@@ -27,6 +27,8 @@ WEIGHT = Struct(
     # of grid codes, see `exceptions`; 0 where they have none
     exception_start=_POINTER, start_bits="i64",  # 16 or 32 of each start
     exception_column="const u16*", exception_delta="const i8*",
+    # of grid codes in nested bit planes, see `bit_planes`: a function, 0 for packed codes
+    planes_of_rows=_POINTER, planes="i64", fours="i64", chunk_start="const u32*", chunk_bytes="const u8*",
     kind="i64",  # of the values: `arrays.F32` and the others
     index_kind="i64",  # `codes.FULL` and the others
     bits="i64",  # of a packed code
@@ -159,6 +161,7 @@ INT8_MATVEC = Struct(
     sums="i32*",  # (tokens, groups)
     line=_FLOATS_OUT,  # (columns): of one token
     lines=_FLOATS_OUT, lines_stride="i64",  # (tokens, block)
+    codes="u8*", codes_stride="i64",  # (block, columns): of a block of rows that are not packed codes
     parts="i64",
 )  # fmt: skip
 

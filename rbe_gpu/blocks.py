@@ -213,6 +213,11 @@ class RBEBlocks:
         codes = self.codes.for_lookup()
         return self if codes is self.codes else replace(self, codes=codes)
 
+    def for_int8(self: B) -> B:
+        """The same weight in the form that takes least memory for int8 activations; other matmuls decode it."""
+        codes = self.codes.for_int8()
+        return self if codes is self.codes else replace(self, codes=codes)
+
     def error_report(self, original: NDArray[Any]) -> ErrorReport:
         """Compare with the weight that was compressed."""
         return error_report(original, self.decode())

@@ -23,6 +23,7 @@ from typing import Any, cast
 from .blocks import Array, RBEBlocks
 from .cache import PanelCache
 from .codecs import DenseCodes, GridCodes
+from .codecs.grid import GridRows
 from .dispatch import Backend, as_cupy, device_of
 from .workspace import Workspace
 
@@ -55,7 +56,7 @@ def int8_support(weight: Weight) -> tuple[bool, str]:
     if not isinstance(weight, RBEBlocks):
         return NOT_COMPRESSED
     codes = weight.codes
-    if type(codes) is not DenseCodes and type(codes) is not GridCodes:  # not the entries of `GridRows`
+    if not isinstance(codes, DenseCodes | GridCodes) or isinstance(codes, GridRows):
         return _NOT_INT8
     if codes.bits > 8:
         return _WIDE

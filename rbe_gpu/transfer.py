@@ -86,7 +86,7 @@ class _Move:
         for name, part in vars(owner).items():
             # projections in the transform domain share the weights: they are made again
             setattr(moved, name, None if isinstance(part, TransformDomainAttention) else self._part(part))
-        if isinstance(moved, RBEEmbedding) and self.device != "cpu":
+        if isinstance(moved, RBEEmbedding | RBELinear) and self.device != "cpu":
             moved.keep_codes()
         return moved
 

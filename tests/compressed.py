@@ -108,3 +108,25 @@ def relative(y: np.ndarray, reference: np.ndarray) -> float:
     """||y - reference|| / ||reference||, in float64."""
     reference = np.asarray(reference, np.float64)
     return float(np.linalg.norm(np.asarray(y, np.float64) - reference) / np.linalg.norm(reference))
+
+
+def few_integers(shape: tuple[int, int], density: float, low: int = -128, high: int = 127) -> np.ndarray:
+    """Integers of a real weight, int8, of which a share of `density` is not zero: those of the largest weights."""
+    name = "intermediate.dense.weight" if shape[1] <= 384 else "output.dense.weight"
+    w = real.layer(2, name)[: shape[0], : shape[1]]
+    least = np.quantile(abs(w), 1 - density)
+    q = np.where(abs(w) >= least, np.rint(w / w.std() * 2), 0)
+    q[(abs(w) >= least) & (q == 0)] = 1
+    return np.clip(q, low, high).astype(np.int8)
+
+
+def with_integers(
+    q: np.ndarray, kind: str = "matrix", transform: str = "none", block: int = 64, shrink: float = 0.0
+) -> rbe.RBEMatrix | rbe.RBEVectors:
+    """Grid codes of integers, with scales that differ."""
+    pad = [(0, -len(q) % (block if kind == "matrix" else 1)), (0, -q.shape[1] % block)]
+    padded = np.pad(q, pad)
+    scales = np.linspace(0.5, 2, padded.shape[0]), np.linspace(2, 0.5, padded.shape[1])
+    codes = GridCodes.from_integers(padded, *scales, shrink=shrink)
+    make = rbe.RBEMatrix if kind == "matrix" else rbe.RBEVectors
+    return make(q.shape, block, transform, 0.5, None, codes)

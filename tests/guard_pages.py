@@ -20,13 +20,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from rbe_gpu.cpu_fallback import bit_planes, isa
 
 from rbe_gpu import Workspace, ops, registry
 from rbe_gpu.blocks import RBEBlocks
+from rbe_gpu.codecs.grid import GridPlanes
 
 from . import real
 from .cases import CASES
-from .compressed import FORMS, compressed
+from .compressed import FORMS, compressed, few_integers, with_integers
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CANARY, _MARGIN = 0xA5, 64
@@ -103,6 +105,13 @@ def grid_calls(name: str) -> Iterator[tuple[str, dict[str, Any], tuple[int, ...]
             for tokens in (1, 5, 70):
                 x = np.resize(real.activations(tokens), (tokens, m.cols))
                 yield f"{form}, {tokens} tokens", {"x": x, "weight": m}, (tokens, m.rows)
+    if name == "linear" and bit_planes.moves_bits(isa.active()):
+        for shape, density, most in (((70, 96), 0.9, 2), ((65, 384), 0.2, 9), ((130, 1536), 0.3, 3)):
+            m = with_integers(few_integers(shape, density, -most, most)).for_int8()
+            assert type(m.codes) is GridPlanes
+            for tokens in (1, 5, 70):
+                x = np.resize(real.activations(tokens), (tokens, m.cols))
+                yield f"planes, {shape}, {tokens} tokens", {"x": x, "weight": m}, (tokens, m.rows)
 
 
 def main(names: list[str]) -> None:

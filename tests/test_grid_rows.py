@@ -20,24 +20,20 @@ from rbe_gpu.gpu.decode import codes_params
 from rbe_gpu.matmul import int8_support
 
 from . import real
+from .compressed import few_integers, with_integers
 
 ROWS, COLS = 517, 384
 TRAINED = Path(__file__).parents[1] / "reports" / "models" / "minilm-r16.rbe.safetensors"
 
 
 def _integers(density: float, low: int = -128, high: int = 127) -> np.ndarray:
-    """Integers of real weights, the largest of a row kept: (ROWS, COLS) int8."""
-    w = real.layer(2, "intermediate.dense.weight")[:ROWS, :COLS]
-    least = np.quantile(abs(w), 1 - density)
-    q = np.where(abs(w) >= least, np.rint(w / w.std() * 2), 0)
-    q[(abs(w) >= least) & (q == 0)] = 1
-    return np.clip(q, low, high).astype(np.int8)
+    return few_integers((ROWS, COLS), density, low, high)
 
 
 def _table(q: np.ndarray, transform: str = "none", shrink: float = 0.0) -> rbe.RBEVectors:
-    scales = np.linspace(0.5, 2, len(q)), np.linspace(2, 0.5, q.shape[1])
-    codes = GridCodes.from_integers(q, *scales, shrink=shrink)
-    return rbe.RBEVectors(q.shape, 128, transform, 0.5, None, codes)
+    table = with_integers(q, "vectors", transform, 128, shrink)
+    assert isinstance(table, rbe.RBEVectors)
+    return table
 
 
 def _special() -> dict[str, np.ndarray]:
@@ -141,7 +137,7 @@ def test_some_rows_do_not_decide_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_larger_tables_than_the_starts_count_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid, "_MAX_ENTRIES", 2 * ROWS * COLS - 1)
+    monkeypatch.setattr(grid, "_MAX_ENTRIES", ROWS * (2 * COLS + 3) - 1)
     table = _table(_integers(0.05))
     assert table.for_lookup() is table
 

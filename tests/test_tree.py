@@ -61,6 +61,7 @@ CPU = {
     *("_atomics", "_workers", "_pool", "_parts"),  # threads
     *("simd", "simd_emit", "simd_math"),
     *("quantize", "feedback"),  # the encoder's loops
+    *("bit_planes", "grid_planes"),  # of the int8 matmuls
     "grid_rows",  # of embedding
     "attention_few_queries",
     *("decoder_step", "encoder_step", "prepared_matmul"),

@@ -148,6 +148,10 @@ class Codes(ABC):
         """The same codes in the form that takes least memory where rows are looked up, and nothing is multiplied."""
         return self
 
+    def for_int8(self) -> Codes:
+        """The same codes in the form that takes least memory where they are multiplied with int8 activations."""
+        return self
+
     def check_read_back(self, read: Codes, fail: Fail) -> None:
         """Called by the writer with what `from_file` makes of these codes; `fail` where the two differ."""
         return

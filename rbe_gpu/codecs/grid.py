@@ -19,7 +19,7 @@ from .cut import Exceptions, cut_columns
 GRID_BITS = tuple(range(2, 9))
 _CHUNK = 1 << 20  # integers packed at a time
 _SAMPLE = 256  # rows that tell whether a table is mostly zeros
-_MAX_ENTRIES = (1 << 32) - 1  # bytes of entries that `row_start` counts
+_MAX_ENTRIES = (1 << 32) - 1  # bytes that `row_start` counts
 _MAX_ROW_BYTES = (1 << 16) - 1
 
 
@@ -145,18 +145,32 @@ class GridCodes(Codes):
 
     def for_lookup(self) -> GridCodes:
         rows, cols = len(self.row_scale), len(self.col_scale)
-        if self.device != "cpu" or 2 * rows * cols > _MAX_ENTRIES or 2 * cols > _MAX_ROW_BYTES:
+        if self.device != "cpu" or rows * (2 * cols + 3) > _MAX_ENTRIES or 2 * cols > _MAX_ROW_BYTES:
             return self
         # an entry is a byte at least; some rows tell, before a kernel is compiled
         some = _unpack_integers(self.value[:: -(-rows // _SAMPLE)], self.base_bits, cols)
         if np.count_nonzero(some) * rows > self.resident_nbytes * len(some):
             return self
-        entries, row_start, row_bytes = CPU.module("grid_rows").entries_of(self)
+        entries, row_start = CPU.module("grid_rows").entries_of(self)
         made = GridRows(
-            self.bits, self.shrink, entries, self.row_scale, self.col_scale, self.stored, row_start=row_start,
-            row_bytes=row_bytes,
+            self.bits, self.shrink, entries, self.row_scale, self.col_scale, self.stored, row_start=row_start
         )  # fmt: skip
         return made if made.resident_nbytes < self.resident_nbytes else self
+
+    def for_int8(self) -> GridCodes:
+        if self.device != "cpu" or self.shrink:
+            return self
+        planes = CPU.module("grid_planes").planes_of(self)
+        if planes is None:
+            return self
+        return GridPlanes(
+            self.bits,
+            self.shrink,
+            row_scale=self.row_scale,
+            col_scale=self.col_scale,
+            stored=self.stored,
+            **planes,
+        )
 
     @property
     def name(self) -> str:
@@ -284,8 +298,8 @@ class GridCodes(Codes):
 class GridRows(GridCodes):
     """Grid codes in memory of a table that is mostly zeros and that only rows are looked up in.
 
-    An entry is a byte, or two; those of a row follow each other by column. Its low six bits are the columns since
-    the entry before (0 to 63), its high two bits
+    A row is the bytes of its entries, one byte, or 255 and two bytes; and the entries, by column. An entry is a byte,
+    or two. Its low six bits are the columns since the entry before (0 to 63), its high two bits
 
         0, 1   the integer there is -1, 1
         2      the next byte is the integer, int8
@@ -296,13 +310,11 @@ class GridRows(GridCodes):
 
     Attributes
     ----------
-    value : (bytes,) uint8, the entries
-    row_start : (rows_pad / 32, rounded up) uint32, where those of every 32nd row begin
-    row_bytes : (rows_pad,) uint16, how many a row has
+    value : (bytes,) uint8, the rows
+    row_start : (rows_pad / 32, rounded up) uint32, where every 32nd row begins
     """
 
     row_start: Array = field(default=None, repr=False, kw_only=True)
-    row_bytes: Array = field(default=None, repr=False, kw_only=True)
 
     def integers(self) -> NDArray[np.int8]:
         q: NDArray[np.int8] = CPU.module("grid_rows").integers_of(self)
@@ -317,12 +329,72 @@ class GridRows(GridCodes):
 
     @property
     def resident_nbytes(self) -> int:
-        return super().resident_nbytes + int(self.row_start.nbytes + self.row_bytes.nbytes)
+        return super().resident_nbytes + int(self.row_start.nbytes)
 
     def map_arrays(self, function: Callable[[Array], Array]) -> GridRows:
         mapped = super().map_arrays(function)
         assert isinstance(mapped, GridRows)
-        return replace(mapped, row_start=function(self.row_start), row_bytes=function(self.row_bytes))
+        return replace(mapped, row_start=function(self.row_start))
+
+
+@dataclass(frozen=True)
+class GridPlanes(GridCodes):
+    """Grid codes in memory whose integers are nested bit planes: for integers that are small, and many of them zero.
+
+    Made by `GridCodes.for_int8`. CPU kernels multiply int8 activations with it, and decode it for everything else;
+    GPUs get `GridCodes`.
+
+    256 columns of a row are a chunk, the last may have less. A chunk is, each followed by the next without a gap and
+    zeros at its end to whole bytes,
+
+        a bit for each column, whether its integer is not zero, to a multiple of 64 columns; or, with `fours`, a bit
+            for each four columns, whether one of them is not zero, and then a bit for each column of those four
+        for s = 1 up to planes - 1, a bit for each integer of at least size s: whether its size is above s
+        a bit for each integer that is not zero: whether it is positive
+
+    Sizes above `planes` are exceptions (see `cut`; integers are cut to -planes ... planes).
+
+    Attributes
+    ----------
+    value : (bytes,) uint8, the chunks, row after row, then 12 zeros
+    planes : 1 to 4, the largest size
+    fours : whether zeros are marked four at a time
+    chunk_start : (rows_pad / 8, rounded up) uint32, where those of every 8th row begin
+    chunk_bytes : (rows_pad, chunks) uint8, how many each has
+    """
+
+    planes: int = field(default=1, kw_only=True)
+    fours: bool = field(default=False, kw_only=True)
+    chunk_start: Array = field(default=None, repr=False, kw_only=True)
+    chunk_bytes: Array = field(default=None, repr=False, kw_only=True)
+
+    @property
+    def base_bits(self) -> int:
+        """Bits of the largest size with its sign."""
+        return 1 + self.planes.bit_length()
+
+    def integers(self) -> NDArray[np.int8]:
+        q: NDArray[np.int8] = CPU.module("grid_planes").integers_of(self)
+        return q
+
+    def for_gpu(self) -> GridCodes:
+        value = _pack_integers(self.integers(), self.bits)
+        return GridCodes(self.bits, self.shrink, value, self.row_scale, self.col_scale, self.stored)
+
+    def for_lookup(self) -> GridCodes:
+        return self.for_gpu().for_lookup()
+
+    def for_int8(self) -> GridCodes:
+        return self
+
+    @property
+    def resident_nbytes(self) -> int:
+        return super().resident_nbytes + int(self.chunk_start.nbytes + self.chunk_bytes.nbytes)
+
+    def map_arrays(self, function: Callable[[Array], Array]) -> GridPlanes:
+        mapped = super().map_arrays(function)
+        assert isinstance(mapped, GridPlanes)
+        return replace(mapped, chunk_start=function(self.chunk_start), chunk_bytes=function(self.chunk_bytes))
 
 
 def _pack_integers(q: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:

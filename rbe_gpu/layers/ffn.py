@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -56,14 +57,15 @@ class RBEFFN:
         width = up.out_features // 2 if stacked else up.out_features
         if down.in_features != width:
             raise ValueError(f"down takes {down.in_features} features, up gives {width}")
-        if gate is not None and gate.weight.shape != up.weight.shape:
-            raise ValueError(f"gate has shape {tuple(gate.weight.shape)}, up has {tuple(up.weight.shape)}")
+        shapes = [None if part is None else (part.out_features, part.in_features) for part in (gate, up)]
+        if gate is not None and shapes[0] != shapes[1]:
+            raise ValueError(f"gate has shape {shapes[0]}, up has {shapes[1]}")
         fused = None if activation in GATED else activation
 
         def with_activation(linear: RBELinear, activation: str | None) -> RBELinear:
-            return RBELinear(
-                linear.weight, linear.bias, activation, linear.cache, linear.method, linear.activation_bits
-            )
+            linear = copy(linear)
+            linear.activation = activation
+            return linear
 
         self.up = with_activation(up, fused)
         self.gate = None if gate is None else with_activation(gate, GATED[activation])

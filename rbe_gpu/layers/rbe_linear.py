@@ -51,6 +51,8 @@ class RBELinear:
     method : "transform", "decode" or "cache" restricts the choice of the matmul algorithm for every batch
         (`rbe_gpu.matmul`); None leaves it to the cost model (`plan`)
     activation_bits : 8 rounds x to int8, token by token (`rbe_gpu.linear`); None: x as it is
+    for_int8 : while x is rounded, hold a compressed weight as `RBEBlocks.for_int8` makes it. That is made when it is
+        first needed
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class RBELinear:
         cache: PanelCache | int | None = None,
         method: str | None = None,
         activation_bits: int | None = None,
+        *,
+        for_int8: bool = False,
     ) -> None:
         backend_of(weight=weight, bias=bias)
         if len(weight.shape) != 2:
@@ -71,7 +75,8 @@ class RBELinear:
             )
         if activation not in ops.ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}; use one of {ops.ACTIVATIONS}")
-        self.weight = weight
+        self._weight = weight
+        self._to_convert = for_int8 and isinstance(weight, RBEBlocks)
         self.bias = bias
         self.activation = activation
         self.cache = PanelCache(cache) if isinstance(cache, int) else cache
@@ -98,12 +103,29 @@ class RBELinear:
         return cls(compressed(weight, "matrix", options), bias, activation, cache, method, activation_bits)
 
     @property
+    def weight(self) -> Array | RBEBlocks:
+        """The weight."""
+        if self._to_convert and self.activation_bits == 8:
+            assert isinstance(self._weight, RBEBlocks)
+            # of two threads both may do it: what the first one made stays as it is
+            self._weight, self._to_convert = self._weight.for_int8(), False
+        return self._weight
+
+    @weight.setter
+    def weight(self, weight: Array | RBEBlocks) -> None:
+        self._weight, self._to_convert = weight, False
+
+    def keep_codes(self) -> None:
+        """Hold the weight as it is from now on: GPUs read other codes than `RBEBlocks.for_int8` makes."""
+        self._to_convert = False
+
+    @property
     def in_features(self) -> int:
-        return int(self.weight.shape[1])
+        return int(self._weight.shape[1])
 
     @property
     def out_features(self) -> int:
-        return int(self.weight.shape[0])
+        return int(self._weight.shape[0])
 
     @property
     def nbytes(self) -> int:

@@ -182,6 +182,7 @@ class BertEncoder(TextEmbedder):
                 vector(name + ".bias"),
                 cache=self.cache if self.cache.budget else None,
                 activation_bits=8 if name + ".weight" in self.int8_activations else None,
+                for_int8=True,
             )
 
         def table(name: str) -> RBEEmbedding:
