@@ -4,16 +4,14 @@
 //     x^_J = S^T x_J;   y_I = gain * (S sum_J C_IJ x^_J + sum_J sum_k p_IJk (Phi_k x_J))       (vectors: without S)
 // exactly (columns: x^ is x), so the inner loops multiply by the stored codes.
 //
-// Few tokens, limited by the bytes of W, each of which is read once for up to 8 tokens:
+// Few tokens, limited by the bytes of W, each of which is read once for up to 8 tokens (dense and grid codes:
+// linear_few.cu):
 //   linear_absmax    max |x[t,:]| of every token; a NaN or an Inf in it must reach the results of the token even where
 //                    no coefficient is stored, and scales f16 operands
 //   linear_inputs    x^ from x, in the order in which the next kernel reads it
 //   linear_features  Phi_k x_J, where there is a basis: 1, x^2, cos(pi x), cos(2 pi x) and the B rows of d
-//   linear_dot_T     partial sums of C x^, dense and grid codes: a warp four rows, a lane a run of 32 codes of each, all
-//                    loaded before the first is unpacked, T tokens
-//   linear_sparse_T  the same of sparse codes: a warp a row, a lane an entry
+//   linear_sparse_T  partial sums of C x^, T tokens, sparse codes: a warp a row, a lane an entry
 //   linear_weight_T  the same of a dense W: a warp four rows
-//   linear_mma_few   the same by tensor cores, 16 tokens: dense and grid codes, f16 x^
 //   linear_epilogue  sums the parts, transforms by S, adds the basis, then bias, activation, residual
 // Many tokens, limited by arithmetic:
 //   linear_mma_codes f16 x^ (linear_inputs) times a tile of C, whose codes are loaded while the tile before is multiplied
@@ -26,22 +24,20 @@
 //
 // Arrays     x: (tokens, in), out and residual: (tokens, out), row-major; bias: (out). x^: see LAYOUT_...;
 //            parts: (splits, tokens, ld) float. Codes and basis: codes.cuh, basis.cuh.
-// Ownership  mma: 256 threads, a tile of 128 tokens (64; few: 16) x 128 outputs, k in steps of 64, two stages: cp.async for
+// Ownership  mma: 256 threads, a tile of 128 tokens (64) x 128 outputs, k in steps of 64, two stages: cp.async for
 //            x^ and dense W, codes through registers. ffma: 128 threads, 64 x 64, k in steps of 16, 8 x 4 a thread.
 // Launch     grid (tiles, of few tokens rows * splits of k * groups of tokens); absmax, inputs, features and epilogue
 //            go on in strides of the grid
-// Shared     mma: 64 KB (mma_parts: 48 KB, mma_few: 36 KB); inputs and epilogue: 128 B a value of B; ffma 8 KB
-// Bytes      Few tokens: codes, scales once per 8 tokens (mma_few: 16); x^ 4 bytes, parts 8 bytes a token and split,
+// Shared     mma: 64 KB (mma_parts: 48 KB); inputs and epilogue: 128 B a value of B; ffma 8 KB
+// Bytes      Few tokens: codes, scales once per 8 tokens; x^ 4 bytes, parts 8 bytes a token and split,
 //            mostly in L2. Many: x^ and W once per 128 x 128 tile.
 // Accuracy   float sums. f16 operands: x^ and C each rounded once to 11 bits (of grid codes C without the
 //            rows' scales), x^ scaled by a power of two per token.
 #include "linear.cuh"
 #include "linear_params.h"
 
-constexpr int LAYOUT_RUNS = 0;     // float, (token groups, K / 1024, T, 8, 32, 4): lane's quads of linear_dot
-constexpr int LAYOUT_COLUMNS = 1;  // float, (token groups, K, T)
-constexpr int LAYOUT_F16 = 2;      // f16, (tokens, K), times 2^-e
-constexpr int SPAN = WARP * RUN;   // columns that a warp of linear_dot takes at once
+constexpr int LAYOUT_COLUMNS = 0;  // float, (token groups, K, T)
+constexpr int LAYOUT_F16 = 1;      // f16, (tokens, K), times 2^-e
 template <int T>
 constexpr int DOT_ROWS = T > 1 ? 2 : 4;  // rows of a warp: as many sums as registers
 
@@ -88,20 +84,15 @@ KERNEL(linear_inputs, 128, 2)(InputsParams_PARAMETERS) {
       int line = i / quads, k = i % quads * 4;
       i64 token = quotient(first + line, p.by_token), col = (first + line - token * per_token) * block + k;
       if (first + line >= count) continue;
-      float v[4], step[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+      float v[4];
       load<4>(tile + tile_at(block, line, k), v);
-      if (p.col_scale && col < p.scaled_cols) load<4>(p.col_scale + col, step);
 #pragma unroll
-      for (int n = 0; n < 4; ++n) v[n] *= factor * step[n];
+      for (int n = 0; n < 4; ++n) v[n] *= factor;
       if (p.layout == LAYOUT_F16) {
         float scale = 1.0f / token_scale(p.absmax[token]);
 #pragma unroll
         for (int n = 0; n < 4; ++n) v[n] *= scale;
         store<4>(static_cast<f16*>(p.out) + token * p.padded + col, v);
-      } else if (p.layout == LAYOUT_RUNS) {
-        i64 span = (token / group * (p.padded / SPAN) + col / SPAN) * group + token % group;
-        int run = static_cast<int>(col % SPAN) / RUN, quad = static_cast<int>(col % RUN) / 4;
-        store<4>(static_cast<float*>(p.out) + span * SPAN + quad * (4 * WARP) + run * 4, v);
       } else {
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
@@ -193,87 +184,6 @@ __device__ __forceinline__ void store_parts(const P& p, const SplitPlace& place,
   }
 }
 
-// The runs of a lane in the rows of its warp, as they are stored, and their scales.
-template <int ROWS>
-struct DotRuns {
-  u32 words[ROWS][RUN_WORDS];
-  f16 scale[ROWS];
-
-  __device__ __forceinline__ void load(const Codes& c, const i64 (&rows)[ROWS], i64 scales, int run) {
-    bool grid = c.kind == CODES_GRID;
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-      load_run(row_runs(c, rows[r]) + static_cast<i64>(run) * c.bits, c.bits, words[r]);
-      scale[r] = c.scale[rows[r] * scales + (grid ? 0 : run / (c.group / RUN))];
-    }
-  }
-};
-
-// The next span's codes are on their way while one is multiplied.
-template <int T>
-__device__ __forceinline__ void dot_rows(const SplitKParams& p) {
-  constexpr int ROWS = DOT_ROWS<T>;
-  const Codes& c = p.codes;
-  bool grid = c.kind == CODES_GRID;
-  int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
-  SplitPlace place(p.rows, warps * ROWS, p.splits);
-  i64 row = place.first_row + threadIdx.x / WARP * ROWS;
-  int runs = static_cast<int>(c.cols / RUN), spans = (runs + WARP - 1) / WARP;
-  i64 scales = grid ? 1 : (c.cols + c.group - 1) / c.group, source[ROWS];
-#pragma unroll
-  for (int r = 0; r < ROWS; ++r) source[r] = min(row + r, p.rows - 1);
-  float middle = grid ? static_cast<float>(1 << (c.bits - 1)) : 0.5f * static_cast<float>((1 << c.bits) - 1);
-  // sum (u - middle) x as sum u x - middle sum x, but not of wide codes, whose digits it would cost
-  bool apart = !grid && c.bits <= 8;
-  int each = static_cast<int>(p.each), first = place.split * each, last = min(spans, first + each);
-  float total[ROWS * T] = {};
-  bool ahead = c.bits <= 8;  // two spans of wider codes are too many registers
-  DotRuns<ROWS> next;
-  if (ahead) next.load(c, source, scales, min(first * WARP + lane, runs - 1));  // x^ is 0 beyond the last run
-  // hot: dot
-  for (int span = first; span < last; ++span) {
-    DotRuns<ROWS> now = next;
-    if (!ahead) now.load(c, source, scales, min(span * WARP + lane, runs - 1));
-    if (ahead && span + 1 < last) next.load(c, source, scales, min((span + 1) * WARP + lane, runs - 1));
-    const float* own = static_cast<const float*>(p.x) + (place.group * spans + span) * T * SPAN + lane * 4;
-    float part[ROWS * T] = {}, sum[T] = {};
-#pragma unroll
-    for (int quad = 0; quad < RUN / 4; ++quad) {
-      float u[ROWS][4];
-#pragma unroll
-      for (int r = 0; r < ROWS; ++r) {
-        unpack_quad(now.words[r], c.bits, quad, u[r]);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          if (!apart) u[r][i] -= middle;
-          if (grid) u[r][i] = shrunk(u[r][i], c.offset);
-        }
-      }
-#pragma unroll
-      for (int t = 0; t < T; ++t) {
-        float v[4];
-        load<4>(own + t * SPAN + quad * (4 * WARP), v);
-        if (apart) sum[t] += (v[0] + v[1]) + (v[2] + v[3]);
-#pragma unroll
-        for (int r = 0; r < ROWS; ++r) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) part[r * T + t] = fmaf(u[r][i], v[i], part[r * T + t]);
-        }
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-#pragma unroll
-      for (int t = 0; t < T; ++t) {
-        float v = part[r * T + t];
-        if (apart) v = fmaf(-middle, sum[t], v);
-        total[r * T + t] = fmaf(to_float(now.scale[r]), v, total[r * T + t]);
-      }
-    }
-  }
-  store_parts<T>(p, place, row, total);
-}
-
 template <int T>
 __device__ __forceinline__ void sparse_rows(const SplitKParams& p) {
   const Codes& c = p.codes;
@@ -352,11 +262,7 @@ __device__ __forceinline__ void weight_rows(const DenseSplitKParams& p) {
   store_parts<T>(p, place, row, total);
 }
 
-#define SPLIT_K(T, ...) \
-  KERNEL(linear_dot_##T, __VA_ARGS__)(SplitKParams_PARAMETERS) { \
-    const SplitKParams p = SplitKParams_VALUES; \
-    dot_rows<T>(p); \
-  } \
+#define SPLIT_K(T) \
   KERNEL(linear_sparse_##T, 256, 4)(SplitKParams_PARAMETERS) { \
     const SplitKParams p = SplitKParams_VALUES; \
     sparse_rows<T>(p); \
@@ -369,14 +275,10 @@ __device__ __forceinline__ void weight_rows(const DenseSplitKParams& p) {
       weight_rows<T, 1>(p); \
     } \
   }
-// The bounds of linear_dot and linear_sparse are those with which the compiler keeps all values in registers, for every
-// architecture.
-SPLIT_K(1, 128, 4)
-SPLIT_K(4, 128, 2)
-SPLIT_K(8, 128, 2)
-
-// What absmax says of a token in linear_epilogue: nothing of its scale, the power of two, the factor itself.
-constexpr int BY_POWER = 1, BY_FACTOR = 2;
+// The bounds are those with which the compiler keeps all values in registers, for every architecture.
+SPLIT_K(1)
+SPLIT_K(4)
+SPLIT_K(8)
 
 // The results from `splits` parts.
 KERNEL(linear_epilogue, 128, 2)(SplitKEpilogueParams_PARAMETERS) {
@@ -397,15 +299,8 @@ KERNEL(linear_epilogue, 128, 2)(SplitKEpilogueParams_PARAMETERS) {
       if (token < tokens && col < p.stored) {
         const float* part = p.parts + token * p.ld + col;
         i64 apart = tokens * p.ld;
-        if (p.integers) {
-          int exact = 0;
 #pragma unroll 4
-          for (int s = 0; s < p.splits; ++s) exact += __float_as_int(part[s * apart]);
-          sum = static_cast<float>(exact) * to_float(p.row_scale[col]);
-        } else {
-#pragma unroll 4
-          for (int s = 0; s < p.splits; ++s) sum += part[s * apart];
-        }
+        for (int s = 0; s < p.splits; ++s) sum += part[s * apart];
       }
       tile[tile_at(block, line, k)] = sum;
     }
@@ -430,7 +325,7 @@ KERNEL(linear_epilogue, 128, 2)(SplitKEpilogueParams_PARAMETERS) {
       for (int n = 0; n < N; ++n) v[n] = factor * tile[tile_at(block, line, k + n)];
       if (p.absmax) {  // of a token that was scaled, or with a NaN or an Inf that may have met no coefficient
         float absmax = p.absmax[token];
-        float scale = p.scaled == BY_POWER ? token_scale(absmax) : p.scaled == BY_FACTOR ? absmax : 1.0f;
+        float scale = p.scaled ? token_scale(absmax) : 1.0f;
 #pragma unroll
         for (int n = 0; n < N; ++n) v[n] = fmaf(v[n], scale, 0.0f * absmax);
       }
@@ -495,13 +390,14 @@ MMA(codes_64, f16, RunLoader, 64)
 MMA(f16, f16, NoLoader)
 MMA(bf16, bf16, NoLoader)
 
-// parts[split, token, row] of BM tokens x 128 rows a block; splits of `each` values of k. WM warps along the tokens.
-template <int BM, int WM>
-__device__ __forceinline__ void mma_parts(const SplitKParams& p) {
+// parts[split, token, row] of 64 tokens x 128 rows a block; splits of `each` values of k.
+KERNEL(linear_mma_parts, 256, RESIDENT)(SplitKParams_PARAMETERS) {
+  const SplitKParams p = SplitKParams_VALUES;
+  constexpr int BM = 64;
   DYNAMIC_SHARED(f16, stages);
   SplitPlace place(p.rows, BN, p.splits);
   i64 begin = place.split * p.each, end = min(begin + p.each, p.codes.cols);
-  Tiles<f16, RunLoader, BM, WM> matmul;
+  Tiles<f16, RunLoader, BM, 2> matmul;
   matmul.multiply(stages, static_cast<const f16*>(p.x), p.tokens, p.ldx, place.group * BM, nullptr, 0, p.codes, p.rows,
                    place.first_row, begin, end, p.codes.cols);
   matmul.visit([&](int row, int col, float a, float b) {
@@ -513,14 +409,6 @@ __device__ __forceinline__ void mma_parts(const SplitKParams& p) {
   });
 }
 
-KERNEL(linear_mma_few, 256, RESIDENT + 1)(SplitKParams_PARAMETERS) {
-  const SplitKParams p = SplitKParams_VALUES;
-  mma_parts<16, 1>(p);
-}
-KERNEL(linear_mma_parts, 256, RESIDENT)(SplitKParams_PARAMETERS) {
-  const SplitKParams p = SplitKParams_VALUES;
-  mma_parts<64, 2>(p);
-}
 
 // --- many tokens: float
 

@@ -72,27 +72,33 @@ __device__ __forceinline__ void load_activations(const Activations& x, i64 token
   }
 }
 
-// `lines` of them.
-template <int B, bool TRANSPOSED>
+// `lines` of them, by a block of THREADS threads: as many at most as these are for, of B = 32 any number.
+template <int B, bool TRANSPOSED, int THREADS>
 __device__ __forceinline__ void transform_lines(int transform, float* tile, int lines) {
-  constexpr int LINES = 128 / LINE_THREADS<B>;
-  Line<B> line{tile, static_cast<int>(threadIdx.x) % LINES, false};
-  int part = threadIdx.x / LINES;
-  if constexpr (TRANSPOSED) {
-    transpose_synthesis<B>(transform, line, line.index < lines, part);
-  } else {
-    synthesise<B>(transform, line, line.index < lines, part);
+  constexpr int LINES = THREADS / LINE_THREADS<B>;
+  auto transform_from = [&](int first) {
+    Line<B> line{tile, first + static_cast<int>(threadIdx.x) % LINES, false};
+    if constexpr (TRANSPOSED) {
+      transpose_synthesis<B>(transform, line, line.index < lines, threadIdx.x / LINES);
+    } else {
+      synthesise<B>(transform, line, line.index < lines, threadIdx.x / LINES);
+    }
+  };
+  transform_from(0);
+  if constexpr (B == 32) {
+#pragma unroll 1
+    for (int first = LINES; first < lines; first += LINES) transform_from(first);
   }
 }
-template <bool TRANSPOSED>
+template <bool TRANSPOSED, int THREADS = 128>
 __device__ __forceinline__ void transform_lines(int block, int transform, float* tile, int lines) {
   if (transform == NO_TRANSFORM) return;
   if (block == 32) {
-    transform_lines<32, TRANSPOSED>(transform, tile, lines);
+    transform_lines<32, TRANSPOSED, THREADS>(transform, tile, lines);
   } else if (block == 64) {
-    transform_lines<64, TRANSPOSED>(transform, tile, lines);
+    transform_lines<64, TRANSPOSED, THREADS>(transform, tile, lines);
   } else {
-    transform_lines<128, TRANSPOSED>(transform, tile, lines);
+    transform_lines<128, TRANSPOSED, THREADS>(transform, tile, lines);
   }
 }
 
@@ -341,8 +347,8 @@ constexpr bool IS_BF16<bf16> = true;
 
 // sums = rows first_m ... of x^ (tokens, ldx) times rows first_n ... of W, over k from `begin` to `end`. 8 warps, WM of
 // them along the tokens. A loader that is GROUPED takes the sums of each group of columns, integers, and adds them up
-// itself, as floats.
-template <class T, class LOADER, int BM, int WM>
+// itself, as floats. X_READY: x^ lies in shared memory already, a tile (BM, BK) for each step.
+template <class T, class LOADER, int BM, int WM, bool X_READY = false>
 struct Tiles {
   static constexpr bool CODED = !IS_NO_LOADER<LOADER>;
   static constexpr int WN = 8 / WM;
@@ -350,7 +356,7 @@ struct Tiles {
   // bf16 without tensor cores for it is so much code that one copy must do; sums of groups leave no registers for
   // fragments of more than two steps
   static constexpr int UNROLL = IS_BF16<T> ? 1 : LOADER::GROUPED ? 2 : BK / 16;
-  static constexpr int A = BM * BK, W = BN * BK, STAGE = A + W;
+  static constexpr int A = X_READY ? 0 : BM * BK, W = BN * BK, STAGE = A + W;
 
   typename Grouped<LOADER::GROUPED, typename Sums<T>::type>::type sums[MT][NT][4];
 
@@ -373,17 +379,18 @@ struct Tiles {
     LOADER loader;
     loader.begin(codes, first_n, rows, begin, end);
     if constexpr (LOADER::GROUPED) loader.shared_scales = reinterpret_cast<f16*>(stages + 2 * STAGE);
-    TileCopy<BM, T> copy_x(x, first_m, tokens, ldx);
+    TileCopy<X_READY ? 0 : BM, T> copy_x(x, first_m, tokens, ldx);
     TileCopy<CODED ? 0 : BN, T> copy_w(w, first_n, rows, ldw);
     int turn = 0;
     for (i64 k = begin - BK; k < end; k += BK, turn ^= 1) {  // the first round only fetches
       cp_async_wait<0>();
       __syncthreads();  // this stage is complete, and the other is free
       T* now = stages + (turn ^ 1) * STAGE;
+      const T* now_x = X_READY ? x + (k - begin) * BM : now;
       T* next = stages + turn * STAGE;
       bool more = k + BK < end;
       if (more) {
-        copy_x.copy(next, k + BK, depth);
+        if constexpr (!X_READY) copy_x.copy(next, k + BK, depth);
         if constexpr (CODED) {
           loader.load(codes, first_n, rows, k + BK);
         } else {
@@ -396,7 +403,7 @@ struct Tiles {
         auto multiply_step = [&](int step) {
           u32 a[MT][4], b[NT / 2][4];
 #pragma unroll
-          for (int m = 0; m < MT; ++m) ldmatrix(a[m], now + (at_a ^ step * 16) + m * (16 * BK));
+          for (int m = 0; m < MT; ++m) ldmatrix(a[m], now_x + (at_a ^ step * 16) + m * (16 * BK));
 #pragma unroll
           for (int n = 0; n < NT / 2; ++n) {  // k 0-7 and 8-15 of 8 outputs, then of the next 8
             ldmatrix(b[n], now + (at_w ^ step * 16) + n * (16 * BK));

@@ -8,7 +8,7 @@
 // then y_I = gain * S y^_I, bias, activation, residual. The definition, bit for bit of z: reference.int8_activations.
 //
 //   linear_integers_inputs   z and a_t / 127; a token with a value that is not finite has z = 0 and scale NaN
-//   linear_integers_few      partial sums of up to 64 tokens, 16 at a time, k split over blocks; linear_epilogue adds them
+//   linear_integers_few      up to 64 tokens, 16 at a time, k split over blocks; the last block of a tile finishes it
 //   linear_integers_tiles    grid codes: a tile of 128 x 128 results a block; S, bias, activation, residual at the end
 //   linear_integers_groups   the same of dense codes, 64 tokens x 128 outputs: twice as many sums, of a group and of all
 //
@@ -24,7 +24,7 @@
 //            take K up to 32,896 = 2^31 / (2 * 255 * 128), the limit of all backends (matmul.int8_support; these sums of
 //            products up to 128 * 127 are exact to 132,104), and only grid codes with shrink = 0. x^ s_k and scales are
 //            rounded to float.
-#include "linear.cuh"
+#include "finish.cuh"
 #include "linear_integers_params.h"
 
 // --- activations
@@ -196,30 +196,54 @@ struct GroupLoader : Int8Loader {
 
 // --- few tokens
 
-// parts[split, token, row] of 16 tokens x 128 rows a block; splits of `each` columns.
+// 16 tokens x 128 rows a block; splits of `each` columns, finished by the last block of a tile.
 template <class LOADER, class SUM>
-__device__ __forceinline__ void int8_parts(const SplitKParams& p) {
+__device__ __forceinline__ void int8_few(const Int8FewParams& p) {
   DYNAMIC_SHARED(s8x2, stages);
+  constexpr bool INTEGERS = !LOADER::GROUPED;
   SplitPlace place(p.rows, BN, p.splits);
-  i64 begin = place.split * p.each, end = min(begin + p.each, p.codes.cols);
-  Tiles<s8x2, LOADER, 16, 1> matmul;
-  matmul.multiply(stages, static_cast<const s8x2*>(p.x), p.tokens, p.ldx / 2, place.group * 16, nullptr, 0, p.codes,
-                  p.rows, place.first_row, begin / 2, end / 2, p.codes.cols / 2);
-  matmul.visit([&](int row, int col, SUM a, SUM b) {
-    i64 token = place.group * 16 + row, out = place.first_row + col;
-    if (token < p.tokens && out < p.rows) {  // ld is even: there is room for one more
-      uint2 two = make_uint2(__builtin_bit_cast(u32, a), __builtin_bit_cast(u32, b));
-      *reinterpret_cast<uint2*>(p.parts + (place.split * p.tokens + token) * p.ld + out) = two;
-    }
+  i64 first_token = place.group * 16, begin = place.split * p.each, end = min(begin + p.each, p.codes.cols);
+  int tokens = static_cast<int>(min(p.tokens - first_token, i64{16})), block = p.finish.block;
+  const f16* row_scale = INTEGERS ? p.codes.scale : nullptr;
+  float* tile = reinterpret_cast<float*>(stages);
+  {
+    Tiles<s8x2, LOADER, 16, 1> matmul;
+    matmul.multiply(stages, static_cast<const s8x2*>(p.x), p.tokens, p.codes.cols / 2, first_token, nullptr, 0, p.codes,
+                    p.rows, place.first_row, begin / 2, end / 2, p.codes.cols / 2);
+    __syncthreads();  // the stages are free
+    matmul.visit([&](int token, int row, SUM a, SUM b) {
+      i64 out = place.first_row + row;
+      if (token >= tokens) return;
+      if (p.splits == 1) {
+        float two[2] = {static_cast<float>(a), static_cast<float>(b)};
+#pragma unroll
+        for (int i = 0; i < 2; ++i) two[i] *= INTEGERS ? to_float(row_scale[min(out + i, p.rows - 1)]) : 1.0f;
+        store<2>(tile + line_at(block, BN, token, row), two);
+      } else if (out < p.rows) {  // ld is even: there is room for one more
+        uint2 two = make_uint2(__builtin_bit_cast(u32, a), __builtin_bit_cast(u32, b));
+        *reinterpret_cast<uint2*>(p.parts + (place.split * p.tokens + first_token + token) * p.ld + out) = two;
+      }
+    });
+  }
+  if (p.splits > 1) {
+    i64 tiles = (p.rows + BN - 1) / BN;
+    if (!is_last_block(p.finish.counters + place.group * tiles + place.first_row / BN, p.splits)) return;
+    add_parts<INTEGERS>(p.parts, p.splits, p.tokens, p.ld, first_token, tokens, place.first_row, BN, block, row_scale,
+                        p.rows - 1, tile);
+  }
+  finish_tile<256>(p.finish, tile, first_token, tokens, place.first_row, BN, [&](i64 token, i64, auto& v) {
+    float factor = p.scale[token];
+#pragma unroll
+    for (float& value : v) value *= factor;
   });
 }
 
-KERNEL(linear_integers_few, 256, RESIDENT + 1)(SplitKParams_PARAMETERS) {
-  const SplitKParams p = SplitKParams_VALUES;
+KERNEL(linear_integers_few, 256, RESIDENT)(Int8FewParams_PARAMETERS) {
+  const Int8FewParams p = Int8FewParams_VALUES;
   if (p.codes.kind == CODES_GRID) {
-    int8_parts<Int8Loader, int>(p);
+    int8_few<Int8Loader, int>(p);
   } else {
-    int8_parts<GroupLoader<1, 2>, float>(p);
+    int8_few<GroupLoader<1, 2>, float>(p);
   }
 }
 

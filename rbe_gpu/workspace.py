@@ -43,6 +43,7 @@ class Workspace:
         self.owners: dict[str, object] = {}
         self._buffers: dict[tuple[str, str], Any] = {}
         self._views: dict[tuple[str, str, tuple[int, ...]], Any] = {}
+        self._counters: dict[str, Any] = {}
         self._parts: dict[str, Workspace] = {}
 
     def on(self, device: str) -> Workspace:
@@ -78,6 +79,14 @@ class Workspace:
         self._views[name, dtype.str, shape] = view
         return view
 
+    def zeros(self, name: str, count: int) -> Any:
+        """(count,) uint32: counters that are zero at first, and that every kernel leaves at zero."""
+        counters = self._counters.get(name)
+        if counters is None or counters.size < count:
+            counters = self._counters[name] = self._allocate(4 * count).view(np.uint32)
+            counters[...] = 0
+        return counters[:count]
+
     def buffer(self, name: str, nbytes: int = 0) -> Any:
         """The whole buffer that `get` takes uint8 arrays from, at least `nbytes` long; None if there is none yet."""
         return self._buffer(name, _BYTES, nbytes) if nbytes else self._buffers.get((name, _BYTES))
@@ -94,7 +103,8 @@ class Workspace:
     @property
     def nbytes(self) -> int:
         """Bytes held by all buffers, on every device."""
-        own = sum(int(b.nbytes) for b in self._buffers.values()) + self.constants.nbytes
+        own = sum(int(b.nbytes) for b in (*self._buffers.values(), *self._counters.values()))
+        own += self.constants.nbytes
         return own + sum(part.nbytes for part in self._parts.values())
 
     def clear(self) -> None:
@@ -104,6 +114,7 @@ class Workspace:
         self.owners.clear()
         self._buffers.clear()
         self._views.clear()
+        self._counters.clear()
         self._parts.clear()
 
 

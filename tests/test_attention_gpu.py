@@ -15,6 +15,7 @@ import rbe_gpu as rbe
 from rbe_gpu import Workspace, reference
 from rbe_gpu.gpu import _execute, decode, embedding, linear
 from rbe_gpu.gpu._launch import Launch
+from rbe_gpu.kernel_struct import address
 from rbe_gpu.registry import relative_error
 
 from . import real
@@ -43,10 +44,17 @@ TRANSFORMS = {
 
 
 def transforms_of(launches: list[Launch]) -> dict[str, int]:
-    """The number of input and output transforms that launches compute."""
+    """The number of input and output transforms that launches compute; of few tokens, whose matmuls transform their
+    input themselves, one for each input."""
     counts = {"in": 0, "out": 0}
+    seen: set[tuple[int, int]] = set()
     for launch in launches:
         side, params = TRANSFORMS.get(launch.entry), launch.params
+        if launch.op == "linear_few":
+            one = address(params["x.data"]), int(params["in_transform"])
+            counts["in"] += int(one[1] != decode.TRANSFORM["none"] and one not in seen)
+            seen.add(one)
+            counts["out"] += int(params["finish.transform"] != decode.TRANSFORM["none"])
         if side is None or (launch.entry in _MATMULS and params["parts"] is not None):
             continue  # where k is split, the epilogue transforms the sums
         field = "epilogue.transform" if launch.op == "linear_transform" and side == "out" else "transform"
@@ -130,7 +138,7 @@ def test_two_transforms(name: str, dtype: Any, reverse: bool) -> None:
         y = there(a, cu_seqlens=at)
         assert isinstance(y, cupy.ndarray)
         assert transforms_of(launches) == {"in": 1, "out": 1}
-        assert {launch.op for launch in launches} <= {"linear", "linear_transform", "attention"}
+        assert {launch.op for launch in launches} <= {"linear", "linear_few", "linear_transform", "attention"}
         launches.clear()
         ordinary = there.output(there.mix(a, cu_seqlens=at))
         assert transforms_of(launches) == {"in": 2, "out": 4}
@@ -216,7 +224,7 @@ def test_the_ordinary_way(why: str, dtype: Any) -> None:
         (F16, 20, {**SPARSE, "block": 32}, None, {"in": 0, "out": 0}, {"linear", "decode"}),
         # what the default multiplies as it is stored
         (F16, 40, BLOCKS_OF_32, None, {"in": 1, "out": 1}, {"linear"}),
-        (BF16, 9, BLOCKS_OF_32, 1 << 20, {"in": 1, "out": 1}, {"linear"}),
+        (BF16, 9, BLOCKS_OF_32, 1 << 20, {"in": 1, "out": 1}, {"linear_few"}),
         (F32, 16, {**SPARSE, "block": 32}, None, {"in": 1, "out": 1}, {"linear"}),
     ],
 )

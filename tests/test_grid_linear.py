@@ -41,7 +41,7 @@ def error(m: rbe.RBEMatrix, tokens: int, entry: str, method: str | None = None) 
     return relative(out, reference.linear(x, reference.decode(m)))
 
 
-@pytest.mark.parametrize(("tokens", "entry"), [(16, "linear_mma_few"), (40, "linear_mma_codes_64")])
+@pytest.mark.parametrize(("tokens", "entry"), [(16, "linear_few_mma"), (40, "linear_mma_codes_64")])
 @pytest.mark.parametrize(
     ("row", "column"),
     [

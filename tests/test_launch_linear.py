@@ -17,8 +17,8 @@ from rbe_gpu.registry import relative_error
 
 from . import real
 from .compressed import FORMS, compressed, decoded, for_gpu
-from .host.executor import on_host
-from .host.virtual import VirtualWorkspace, entries, matrix, sizes, virtual
+from .host.executor import HostExecutor, on_host
+from .host.virtual import VirtualWorkspace, dense_codes, entries, matrix, sizes, virtual
 
 F16, BF16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 BIG = 2**31
@@ -37,7 +37,7 @@ def linear_launches(tokens: int, weight: Any, dtype: Any = np.float32, **given: 
     )
 
 
-FEW = ["linear_inputs", "linear_dot_1", "linear_epilogue"]
+FEW = ["linear_few_dot_1"]
 PANEL = ["linear_absmax", "linear_inputs", "decode_starts", "decode_64", "linear_mma_f16"]
 
 
@@ -46,18 +46,18 @@ PANEL = ["linear_absmax", "linear_inputs", "decode_starts", "decode_64", "linear
     [
         (1, np.float32, {}, FEW),
         (1, F16, {}, FEW),
-        (3, BF16, {}, ["linear_inputs", "linear_dot_4", "linear_epilogue"]),
-        (16, np.float32, {}, ["linear_inputs", "linear_dot_8", "linear_epilogue"]),
-        (5, F16, {}, ["linear_absmax", "linear_inputs", "linear_mma_few", "linear_epilogue"]),
-        (32, BF16, {}, ["linear_absmax", "linear_inputs", "linear_mma_few", "linear_epilogue"]),
+        (3, BF16, {}, ["linear_few_dot_4"]),
+        (16, np.float32, {}, ["linear_few_dot_8"]),
+        (5, F16, {}, ["linear_few_mma"]),
+        (32, BF16, {}, ["linear_few_mma"]),
         (33, F16, {}, ["linear_absmax", "linear_inputs", "linear_mma_codes_64"]),
         (17, np.float32, {}, ["decode_64", "linear_ffma"]),
         (2, F16, {"sparse": True}, ["linear_inputs", "linear_sparse_4", "linear_absmax", "linear_epilogue"]),
         (17, BF16, {"sparse": True}, PANEL),
         (17, F16, {"sparse": True}, PANEL[2:]),  # x is an operand as it stands
         (17, F16, {"transform": "dwt-bior3.1"}, ["decode_64", "linear_mma_f16"]),
-        (16, F16, {"transform": "dwt-bior3.1"}, ["linear_inputs", "linear_dot_8", "linear_epilogue"]),
-        (1, F16, {"basis": virtual((4, 2, 8), F16)}, [*FEW[:2], "linear_features", "linear_epilogue"]),
+        (16, F16, {"transform": "dwt-bior3.1"}, ["linear_few_dot_8"]),
+        (1, F16, {"basis": virtual((4, 2, 8), F16)}, ["linear_features", *FEW]),
         (17, F16, {"basis": virtual((4, 2, 8), F16)}, ["decode_64", "linear_mma_f16"]),
     ],
 )
@@ -83,10 +83,11 @@ def test_linear_chooses_for_a_dense_weight(tokens: int, x: Any, w: Any, cols: in
 
 def test_linear_beyond_31_bits() -> None:
     rows, cols = BIG // 16, 4096  # 2^39 codes
-    _, dot, epilogue = linear_launches(1, matrix(rows, cols))
-    assert dot.grid == (rows // 16, 1, 1)
+    (dot,) = linear_launches(1, matrix(rows, cols))
+    assert dot.grid == (rows // 64, 1, 1)
     assert dot.params["codes.cols"] == cols
-    assert epilogue.grid == (rows // 64 // 128, 1, 1)
+    assert dot.params["splits"] == 1
+    assert dot.params["parts"] is None
     tokens = BIG
     _, inputs, product = linear_launches(tokens, matrix(4096, 128), F16)
     assert inputs.grid == (tokens * 2 // 128, 1, 1)
@@ -97,14 +98,43 @@ def test_linear_beyond_31_bits() -> None:
 
 
 def test_linear_splits_k_where_rows_are_few() -> None:
-    _, dot, _ = linear_launches(1, matrix(256, 8192))
-    parts = dot.params["parts"]
-    assert parts.shape == (8, 1, 256)  # 16 blocks of rows, 8 pieces of 1024 columns
-    assert dot.grid == (16 * 8, 1, 1)
-    *_, few, _ = linear_launches(8, matrix(256, 8192), F16)
+    (dot,) = linear_launches(1, matrix(256, 8192))
+    assert dot.params["parts"].shape == (8, 1, 256)  # 4 blocks of rows, 8 pieces of 1024 columns
+    assert dot.grid == (4 * 8, 1, 1)
+    assert dot.params["finish.counters"].shape == (4,)
+    (few,) = linear_launches(20, matrix(256, 8192), F16)
     splits = few.params["parts"].shape[0]
-    assert few.grid == (2 * splits, 1, 1)
-    assert splits * few.params["each"] >= 8192
+    assert few.grid == (2 * 2 * splits, 1, 1)  # of rows and of tokens
+    assert few.params["finish.counters"].shape == (4,)
+    assert (splits - 1) * few.params["each"] < 8192 <= splits * few.params["each"]
+
+
+@pytest.mark.parametrize(
+    ("transform", "tokens", "grid", "shared"),
+    [
+        ("dct", 16, 256, 48 << 10), ("dct", 32, 512, 48 << 10),
+        ("none", 16, 256, 36 << 10), ("none", 32, 256, 36 << 10),
+    ],
+)  # fmt: skip
+def test_few_tokens_fill_the_gpu(transform: str, tokens: int, grid: int, shared: int) -> None:
+    """4096 x 4096: two blocks a multiprocessor; those that make x^ have 512 columns at most, a chunk."""
+    (few,) = linear_launches(tokens, matrix(4096, 4096, transform=transform), F16)
+    assert few.entry == "linear_few_mma"
+    assert (few.grid[0], few.shared) == (grid, shared)
+    assert bool(few.params["direct"]) == (transform == "none")
+    assert few.params["each"] * few.params["splits"] == 4096
+
+
+@pytest.mark.parametrize("cols", [416, 1504, 4000])
+@pytest.mark.parametrize("block", [32, 128])
+def test_blocks_of_a_transform_are_not_split(cols: int, block: int) -> None:
+    padded = -(-cols // block) * block
+    weight = matrix(256, padded, block=block, codes=dense_codes(256, padded, 4, 32))
+    (few,) = linear_launches(16, weight, F16)
+    each, splits = int(few.params["each"]), int(few.params["splits"])
+    assert each % block == 0
+    assert each <= 512
+    assert (splits - 1) * each < padded <= splits * each
 
 
 def test_linear_panels_are_bounded() -> None:
@@ -199,6 +229,65 @@ def test_tilings(form: str, tiles: Tiling, tokens: int, monkeypatch: pytest.Monk
     with on_host(reverse=tokens == 65):
         linear.linear(x, m, bias, "relu", residual, out, Workspace(), None)
     assert relative_error(out, reference.linear(x, w, bias, "relu", residual), 2.0**-25) <= LIMITS[F16]
+
+
+def wide_weight(transform: str, block: int, codes: str) -> Any:
+    """96 x 1536: two spans of columns, whose sums are parts of two blocks at least."""
+    w = np.ascontiguousarray(real.layer(2, "output.dense.weight")[:96])
+    return for_gpu(rbe.compress(w, codes=codes, transform=transform, block=block, basis=False))
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["ascending", "descending"])
+@pytest.mark.parametrize(
+    ("tokens", "dtype", "bits", "entry"),
+    [
+        (1, F16, None, "linear_few_dot_1"),
+        (3, BF16, None, "linear_few_dot_4"),
+        (13, np.float32, None, "linear_few_dot_8"),
+        (19, F16, None, "linear_few_mma"),
+        (19, F16, 8, "linear_integers_few"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("transform", "block"), [("dct", 128), ("dwt-db2", 64), ("hadamard", 32), ("none", 64)]
+)
+def test_the_last_block_finishes(
+    transform: str, block: int, tokens: int, dtype: Any, bits: int | None, entry: str, reverse: bool
+) -> None:
+    """k is split; two calls with one workspace, whose counters are zero after each, give the same bits."""
+    m = wide_weight(transform, block, "dense-int4")
+    x, residual = inputs(tokens, m.cols, dtype), inputs(tokens, m.rows, dtype)
+    bias = np.resize(real.layer(3, "intermediate.dense.bias"), m.rows)
+    ws, outs = Workspace(), []
+    for _ in range(2):
+        out = np.full((tokens, m.rows), np.nan, dtype)
+        made = linear.launches(x, m, bias, "gelu", residual, out, ws, activation_bits=bits)
+        assert made[-1].entry == entry
+        assert made[-1].params["splits"] > 1
+        counters = made[-1].params["finish.counters"]
+        assert not counters.any()
+        HostExecutor(reverse)(made)
+        assert not counters.any()
+        outs.append(out)
+    np.testing.assert_array_equal(outs[0], outs[1])
+    expected = (reference.linear_int8 if bits else reference.linear)(x, m, bias, "gelu", residual)
+    moved = 0.5 / 127 / np.sqrt(m.cols) if bits and transform != "none" else 0.0
+    assert relative_error(outs[0], expected, 2.0**-25) <= LIMITS[np.dtype(dtype)] + moved
+
+
+def test_counters_are_zero_in_a_larger_buffer() -> None:
+    ws = Workspace()
+    small = ws.zeros("counters", 3)
+    assert small.tolist() == [0, 0, 0]
+    small[:] = 7
+    large = ws.zeros("counters", 1000)
+    assert not large.any()
+    assert ws.nbytes == 4000
+    large[5] = 1
+    assert ws.zeros("counters", 10)[5] == 1  # left alone: kernels leave zeros
+    ws.clear()
+    assert ws.nbytes == 0
+    assert not ws.zeros("counters", 10).any()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, F16])

@@ -60,9 +60,9 @@ HALF = ["linear_absmax", "linear_inputs"]
 @pytest.mark.parametrize(
     ("tokens", "dtype", "given", "kernels"),
     [
-        (1, F32, {}, ["linear_inputs", "linear_dot_1", "linear_epilogue"]),
+        (1, F32, {}, ["linear_few_dot_1"]),
         (16, F32, {"sparse": True}, ["linear_inputs", "linear_sparse_8", "linear_absmax", "linear_epilogue"]),
-        (32, F16, {}, [*HALF, "linear_mma_few", "linear_epilogue"]),
+        (32, F16, {}, ["linear_few_mma"]),
         (33, BF16, {}, [*HALF, "linear_mma_codes_64"]),
         (17, F32, {}, names("inputs", "dense")),
         (17, F32, {"sparse": True}, ["linear_absmax", *names("inputs", "bitmap", "sparse")]),
@@ -236,7 +236,7 @@ def test_a_layer_passes_its_method(method: str) -> None:
     ("dtype", "tokens", "method", "launches"),
     [
         (F16, 40, None, {"linear_absmax": 2, "linear_inputs": 2, "linear_mma_codes": 4}),
-        (F32, 3, None, {"linear_inputs": 2, "linear_dot_4": 4, "linear_epilogue": 4}),
+        (F32, 3, None, {"linear_few_dot_4": 4}),
         (F32, 40, "transform", {"linear_transform_inputs": 2, "linear_transform_dense": 4}),
     ],
 )

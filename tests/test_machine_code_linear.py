@@ -119,6 +119,43 @@ def all_rows_in_flight(k: Kernel) -> str:
     return ""
 
 
+def next_rows_in_flight(k: Kernel) -> str:
+    """The codes of the next four rows are on their way while the sums of these are reduced."""
+    loop = k.loop("dot")
+    loads = [i for i in loop.of("LDG") if i.bits == 128]
+    if len(loads) != 4:
+        return f"{len(loads)} loads of 16 bytes in the loop"
+    for load in loads:
+        distance = loop.first_use(load)
+        shuffles = 0 if distance is None else loop.between(load, distance, "SHFL")
+        if shuffles < 20:
+            return f"{load} is read after {shuffles} of 20 shuffles"
+    return ""
+
+
+def parts_are_visible(k: Kernel) -> str:
+    """Stored, a fence, the block is counted, a fence, and loaded past the first-level cache."""
+    code = list(k)
+    (count,) = (n for n, i in enumerate(code) if i.is_a("ATOMG"))
+    fences = [n for n, i in enumerate(code) if i.is_a("MEMBAR") and "GPU" in i.opcode]
+    stores = [n for n, i in enumerate(code[:count]) if i.is_a("STG")]
+    loads = [n for n, i in enumerate(code) if i.is_a("LDG") and "STRONG.GPU" in i.opcode and i.bits == 128]
+    if not stores or not any(stores[-1] < fence < count for fence in fences):
+        return "no fence between the parts and the count"
+    if len(loads) < 4 or not any(count < fence < loads[0] for fence in fences):
+        return f"{len(loads)} loads of parts, fences at {fences}"
+    return ""
+
+
+def codes_on_their_way(k: Kernel) -> str:
+    """The codes of the block are prefetched to the second-level cache ahead of the first barrier."""
+    barrier = next(n for n, i in enumerate(k) if i.is_a("BAR"))
+    prefetches = [n for n, i in enumerate(k) if i.is_a("CCTL") and "PF2" in i.opcode]
+    return (
+        "" if prefetches and prefetches[0] < barrier else f"prefetches at {prefetches}, barrier at {barrier}"
+    )
+
+
 def parts_in_flight(k: Kernel) -> str:
     """decode_plain: the codes of 32 coefficients are asked for before the first is unpacked."""
     part = k.region("part")
@@ -158,6 +195,10 @@ def blocks(least: int) -> Callable[[Kernel], str]:
     return at_once
 
 
+_FENCE = "  __threadfence();  // each thread's parts, before the block is counted\n"
+_UNFENCED = (_FENCE, "")
+_CACHED = ("ld.global.cg.v4.u32", "ld.global.v4.u32")
+_LATE_CODES = ('asm volatile("prefetch.global.L2 [%0];" ::"l"(p));', "")
 _STORE = "          loader.load(codes, first_n, rows, k + BK);\n"
 _WIDE = "  if (bits % 4 == 0) {\n"
 _NEXT = "        if (i + 1 < rows) source += stride;\n"
@@ -172,17 +213,21 @@ GATES: list[tuple[str, Callable[[Kernel], str], tuple[str, str]]] = [
     ("linear_mma_codes_64", late_use, (_STORE, _STORE + "          loader.store(codes, k + BK, next + A);\n")),
     ("linear_mma_codes_64", in_registers, ("name, 256, RESIDENT)", "name, 256, RESIDENT + 3)")),
     ("linear_mma_parts", in_registers, ("parts, 256, RESIDENT)", "parts, 256, RESIDENT + 3)")),
-    ("linear_mma_few", late_use, (_STORE, _STORE + "          loader.store(codes, k + BK, next + A);\n")),
+    ("linear_few_mma", late_use, (_STORE, _STORE + "          loader.store(codes, k + BK, next + A);\n")),
     ("linear_mma_codes", unpacking, ("      if (c.bits <= 8) {\n", "      if (c.bits <= 2) {\n")),
-    ("linear_mma_few", unpacking, ("      if (c.bits <= 8) {\n", "      if (c.bits <= 2) {\n")),
+    ("linear_few_mma", unpacking, ("      if (c.bits <= 8) {\n", "      if (c.bits <= 2) {\n")),
     ("linear_mma_codes", wide_loads, (_WIDE, "  if (bits % 8 == 0) {\n")),
     ("linear_mma_codes", few_moves, (_NEXT, _NEXT_ANEW)),
     ("linear_mma_codes", in_registers, ("name, 256, RESIDENT)", "name, 256, RESIDENT + 1)")),
     ("linear_mma_codes", blocks(2), ("name, 256, RESIDENT)", "name, 256, 1)")),
-    ("linear_dot_1", all_rows_in_flight, (_WIDE, "  if (bits % 8 == 0) {\n")),
-    ("linear_dot_1", blocks(4), ("SPLIT_K(1, 128, 4)", "SPLIT_K(1, 128, 1)")),
-    ("linear_dot_1", in_registers, ("SPLIT_K(1, 128, 4)", "SPLIT_K(1, 128, 12)")),
-    ("linear_dot_4", in_registers, ("SPLIT_K(4, 128, 2)", "SPLIT_K(4, 128, 10)")),
+    ("linear_few_dot_1", all_rows_in_flight, (_WIDE, "  if (bits % 8 == 0) {\n")),
+    ("linear_few_dot_1", next_rows_in_flight, ("      if (!ahead) now.load(", "      now.load(")),
+    ("linear_few_dot_1", in_registers, ("DOT(1, 128, 4)", "DOT(1, 128, 12)")),
+    ("linear_few_dot_4", in_registers, ("DOT(4, 128, 2)", "DOT(4, 128, 10)")),
+    ("linear_few_mma", in_registers, ("few_mma, 256, RESIDENT)", "few_mma, 256, RESIDENT + 1)")),
+    *((few, parts_are_visible, _UNFENCED) for few in ("linear_few_dot_1", "linear_few_mma")),
+    *((few, parts_are_visible, _CACHED) for few in ("linear_few_dot_1", "linear_few_mma")),
+    *((few, codes_on_their_way, _LATE_CODES) for few in ("linear_few_dot_1", "linear_few_mma")),
     ("linear_inputs", no_division, (_LINE, _DIVIDED)),
     ("linear_inputs", in_registers, ("KERNEL(linear_inputs, 128, 2)", "KERNEL(linear_inputs, 128, 16)")),
     ("decode_plain", parts_in_flight, ("VEC>(at.runs + k", "VEC>(at.runs + (k && v[0][0] < 0.0f) + k")),

@@ -23,7 +23,7 @@ from rbe_gpu.matmul import int8_support
 from .host import nvrtc, virtual
 
 ROOT = Path(__file__).parent.parent
-CONFIGURED = ("decode", "embedding", "linear", "linear_transform", "linear_integers")
+CONFIGURED = ("decode", "embedding", "linear", "linear_few", "linear_transform", "linear_integers")
 #: Not those for one architecture alone: attention_wgmma is compiled by test_attention_wgmma.py.
 EVERYWHERE = [p for p in sorted((ROOT / "cuda_src").glob("*.cu")) if p.stem not in _load.ONLY]
 FILES = [p for p in EVERYWHERE if p.stem not in CONFIGURED]

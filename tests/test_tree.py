@@ -82,7 +82,8 @@ CPU = {
 }
 #: Sources that an op has beside its own: compiled when a launch asks for one of their kernels.
 FURTHER = {
-    *("linear_transform", "linear_integers"),  # of linear: method="transform", activation_bits=8
+    # of linear: few tokens, method="transform", activation_bits=8
+    *("linear_few", "linear_transform", "linear_integers"),
     "attention_wgmma",  # of attention: Hopper, where it is asked for
 }
 GPU = {
@@ -100,6 +101,7 @@ HEADERS = {
         "codes",
         "division",
         "elementwise",
+        "finish",
         "linear",
         "mma",
         "reduce",

@@ -137,11 +137,11 @@ EPILOGUE = Struct(
 #: linear_absmax.
 ABSMAX = Struct("AbsmaxParams", x=ACTIVATIONS, absmax=_FLOATS_OUT)
 
-#: linear_inputs: `padded` columns and `group` tokens a group are written; col_scale has `scaled_cols` values.
+#: linear_inputs: `padded` columns and `group` tokens a group are written.
 INPUTS = Struct(
     "InputsParams",
     x=ACTIVATIONS, padded="i64", block=CONSTANT, transform=CONSTANT, lines="int", by_token=DIVIDER,
-    col_scale="const f16*", scaled_cols="i64", absmax=_FLOATS, layout=CONSTANT, group=CONSTANT, out=_OUTPUT,
+    absmax=_FLOATS, layout=CONSTANT, group=CONSTANT, out=_OUTPUT,
 )  # fmt: skip
 
 #: linear_features.
@@ -149,16 +149,37 @@ FEATURES = Struct(
     "FeaturesParams", x=ACTIVATIONS, blocks="i64", block=CONSTANT, matrix=CONSTANT, out=_FLOATS_OUT
 )
 
-#: linear_dot_T, linear_sparse_T, linear_mma_few, linear_mma_parts, linear_integers_few: partial sums (splits, tokens,
-#: ld), of linear_integers_few and grid codes int32. each: of a split, spans of 1024 columns (dot) or columns (mma,
-#: integers); ldx: columns of x^ (mma) or z (integers).
+#: linear_sparse_T, linear_mma_parts: partial sums (splits, tokens, ld). each: columns of a split (mma_parts); ldx:
+#: columns of x^.
 SPLIT_K = Struct(
     "SplitKParams",
     codes=CODES, x=_POINTER, ldx="i64", rows="i64", tokens="i64", each="i64", splits="int", ld="i64",
     parts=_FLOATS_OUT,
 )  # fmt: skip
 
-#: linear_weight_T: the same of a dense W (rows, cols); x^ has `padded` columns, a split `each`.
+#: What the last block of a tile of results makes of the sums; counters: one a tile, 0 between launches.
+FINISH = Struct(
+    "Finish", counters="u32*", block=CONSTANT, transform=CONSTANT, gain="float", epilogue=EPILOGUE
+)
+
+#: linear_few_dot_T: x is transformed in blocks of in_block; a split has `each` spans of 1024 columns. parts (splits,
+#: tokens, ld), unless there is one split. The basis' fields: see `SPLIT_K_EPILOGUE`.
+DOT = Struct(
+    "DotParams",
+    x=ACTIVATIONS, in_block=CONSTANT, in_transform=CONSTANT, codes=CODES, rows="i64", each="int", splits="int",
+    ld="i64", parts=_FLOATS_OUT, finish=FINISH, with_basis=CONSTANT, matrix=CONSTANT, basis="const f16*",
+    features=_FLOATS, blocks="i64", basis_block=CONSTANT,
+)  # fmt: skip
+
+#: linear_few_mma: the same, a split has `each` columns. direct: x is the operand as it lies.
+FEW_MMA = Struct(
+    "FewMmaParams",
+    x=ACTIVATIONS, direct=CONSTANT, in_block=CONSTANT, in_transform=CONSTANT, codes=CODES, rows="i64", each="i64",
+    splits="int", ld="i64", parts=_FLOATS_OUT, finish=FINISH,
+)  # fmt: skip
+
+#: linear_weight_T: partial sums (splits, tokens, ld) of a dense W (rows, cols); x^ has `padded` columns, a split
+#: `each`.
 DENSE_SPLIT_K = Struct(
     "DenseSplitKParams",
     w=_POINTER, w_type=CONSTANT, wide=CONSTANT, x=_FLOATS, rows="i64", cols="i64", padded="i64", tokens="i64",
@@ -166,13 +187,11 @@ DENSE_SPLIT_K = Struct(
 )  # fmt: skip
 
 #: linear_epilogue: results from parts (splits, tokens, ld), of which the first `stored` columns hold something.
-#: Lines of `block` columns; the basis' blocks are basis_block wide. scaled: 1, x^ was scaled by a power of two a
-#: token; 2, absmax is the factor of a token. integers: the parts are int32, and row_scale has their scales.
+#: Lines of `block` columns; the basis' blocks are basis_block wide. scaled: x^ was scaled by a power of two a token.
 SPLIT_K_EPILOGUE = Struct(
     "SplitKEpilogueParams",
     parts=_FLOATS, splits="int", ld="i64", stored="i64", block=CONSTANT, transform=CONSTANT, matrix=CONSTANT,
-    lines="int", by_token=DIVIDER, gain="float", absmax=_FLOATS, scaled=CONSTANT, integers=CONSTANT,
-    row_scale="const f16*", with_basis=CONSTANT,
+    lines="int", by_token=DIVIDER, gain="float", absmax=_FLOATS, scaled=CONSTANT, with_basis=CONSTANT,
     basis="const f16*", features=_FLOATS, blocks="i64", basis_block=CONSTANT, epilogue=EPILOGUE,
 )  # fmt: skip
 
@@ -195,6 +214,14 @@ FFMA = Struct(
 INT8_INPUTS = Struct(
     "Int8InputsParams", x=ACTIVATIONS, padded="i64", col_scale="const f16*", out="char*", scale=_FLOATS_OUT
 )
+
+#: linear_integers_few: x (tokens, codes.cols) int8, scale of the tokens; a split has `each` columns, parts (splits,
+#: tokens, ld) are int32 of grid codes.
+INT8_FEW = Struct(
+    "Int8FewParams",
+    x=_POINTER, scale=_FLOATS, codes=CODES, rows="i64", tokens="i64", each="i64", splits="int", ld="i64",
+    parts=_FLOATS_OUT, finish=FINISH,
+)  # fmt: skip
 
 #: linear_integers_tiles, linear_integers_groups: x (tokens, codes.cols) int8, scale of the tokens.
 INT8_MMA = Struct(
@@ -261,7 +288,9 @@ HEADERS: dict[str, tuple[Struct, ...]] = {
     "epilogue_params.h": (ACTIVATIONS, EPILOGUE),
     "split_k_params.h": (SPLIT_K,),
     "linear_params.h": (ABSMAX, INPUTS, FEATURES, DENSE_SPLIT_K, SPLIT_K_EPILOGUE, MMA, FFMA),
-    "linear_integers_params.h": (INT8_INPUTS, INT8_MMA),
+    "finish_params.h": (FINISH,),
+    "linear_few_params.h": (DOT, FEW_MMA),
+    "linear_integers_params.h": (INT8_INPUTS, INT8_FEW, INT8_MMA),
     "linear_transform_params.h": (
         *(TRANSFORM_INPUTS, TRANSFORM_FEATURES, BASIS, BITMAP),
         *(TRANSFORM_EPILOGUE, TRANSFORM_MATMUL, TRANSFORM_SUM),

@@ -13,7 +13,7 @@ from rbe_gpu.cache import PanelCache
 from rbe_gpu.matmul import PreparedInput, check_activation_bits, check_method
 
 from ..kernel_struct import Params, address
-from . import decode, linear_integers, linear_transform
+from . import decode, linear_few, linear_integers, linear_transform
 from . import matmul_algorithms as algorithms
 from ._elements import divider
 from ._execute import run
@@ -26,35 +26,32 @@ from ._params import (
     EPILOGUE,
     FEATURES,
     FFMA,
+    FINISH,
     INPUTS,
     MMA,
     SPLIT_K,
     SPLIT_K_EPILOGUE,
 )
 from ._splits import splits_of, tiling
+from .linear_few import group_of
 
 _ACTIVATION = {
     name: i for i, name in enumerate((None, "relu", "gelu", "gelu_tanh", "silu"))
 }  # RELU, GELU, ... of linear.cu
-_RUNS, _COLUMNS, _F16 = range(3)  # LAYOUT_... of linear.cu
-_BY_POWER = 1  # of linear.cu
+_COLUMNS, _F16 = range(2)  # LAYOUT_... of linear.cu
 _F32_DTYPE, _F16_DTYPE = np.dtype(np.float32), np.dtype(np.float16)
 _NO_TRANSFORM = decode.TRANSFORM["none"]
 
 PANEL_BYTES = 32 << 20  # of a decoded panel: stays in the second-level cache of a large GPU
 
-_GROUPS = (1, 4, 8)  # tokens at once: T of linear_dot_T and others
-_DOT_THREADS = {1: 128, 4: 128, 8: 128}
-_DOT_ROWS = {1: 4, 4: 2, 8: 2}
+_DOT_ROWS = {1: 4, 4: 2, 8: 2}  # of linear_weight_T
 _THREADS = 256
-_SPAN = 1024  # columns that a warp of linear_dot takes at once
-_DOT_BLOCKS_WANTED = 1024  # of linear_dot: rather a span a warp, whose codes are all loaded at once
+_SPAN = 1024  # columns of linear_weight_T that a split is a multiple of
 _LINE_BLOCKS_WANTED = 132  # of the transforms of x^ and of the results: a multiprocessor each
 _TILE = 128  # of linear_mma, tokens and outputs
 _STEP = 64  # along k
 _FFMA_TILE = 64
 _MMA_SHARED = 2 * 2 * (_TILE + _TILE) * _STEP
-_MMA_FEW_SHARED = 2 * 2 * (16 + _TILE) * _STEP
 _MMA_PARTS_SHARED = 2 * 2 * (64 + _TILE) * _STEP
 
 
@@ -129,19 +126,16 @@ class Call:
         layout: int,
         group: int = 1,
         weight: RBEBlocks | None = None,
-        scaled: bool = False,
         absmax: Any = None,
     ) -> Any:
-        """x^ = S^T x of `padded` columns in a layout; times the column scales of grid codes if `scaled`."""
+        """x^ = S^T x of `padded` columns in a layout."""
         rows = ceil_div(self.tokens, group) * group
         out = self.ws.get("linear.x", (rows, padded), _F16_DTYPE if layout == _F16 else _F32_DTYPE)
         block = 64 if weight is None else weight.block
         transform = _NO_TRANSFORM if weight is None else decode.TRANSFORM[weight.col_transform]
-        col_scale = getattr(weight.codes, "col_scale", None) if scaled and weight is not None else None
         per_token = padded // block
         lines = _lines(rows * per_token, block)
-        scales = 0 if col_scale is None else address(col_scale)
-        if self.is_computed("linear.x", out, layout, group, block, transform, scales, absmax is None):
+        if self.is_computed("linear.x", out, layout, group, block, transform, absmax is None):
             return out
         params = INPUTS.fill(
             x=self.activations(),
@@ -150,8 +144,6 @@ class Call:
             transform=transform,
             lines=lines,
             by_token=divider(per_token),
-            col_scale=col_scale,
-            scaled_cols=0 if weight is None else weight.cols_pad,
             absmax=absmax,
             layout=layout,
             group=group,
@@ -186,13 +178,11 @@ class Call:
         stored: int,
         weight: RBEBlocks | None = None,
         absmax: Any = None,
-        scaled: int = 0,
-        row_scale: Any = None,
+        scaled: bool = False,
     ) -> None:
         """out from parts (splits, tokens, ld), of which `stored` columns are filled.
 
-        absmax : of the tokens; `scaled` says what it means for their scales (`SPLIT_K_EPILOGUE`)
-        row_scale : of parts that are integers
+        absmax : of the tokens; `scaled`: x^ was scaled by it
         """
         splits, tokens, ld = parts.shape
         matrix = weight is not None and weight.row_block > 1
@@ -217,8 +207,6 @@ class Call:
             gain=1.0 if weight is None else weight.gain,
             absmax=absmax,
             scaled=scaled,
-            integers=row_scale is not None,
-            row_scale=row_scale,
             with_basis=basis is not None,
             basis=basis,
             features=features,
@@ -255,6 +243,17 @@ class Call:
     def parts(self, splits: int, rows: int) -> Any:
         return self.ws.get("linear.parts", (splits, self.tokens, ceil_div(rows, 8) * 8))
 
+    def finish(self, weight: RBEBlocks, tiles: int) -> Params:
+        """What the last block of each of `tiles` tiles of results makes of its sums."""
+        transform = decode.TRANSFORM[weight.row_transform]
+        return FINISH.fill(
+            counters=self.ws.zeros("linear.counters", tiles),
+            block=weight.block if transform != _NO_TRANSFORM else 64,
+            transform=transform,
+            gain=weight.gain,
+            epilogue=self.epilogue(),
+        )
+
 
 def _lines(count: int, block: int) -> int:
     """Lines of `block` values that a block of threads transforms: fewer where `count` would not fill a GPU."""
@@ -264,30 +263,12 @@ def _lines(count: int, block: int) -> int:
     return lines
 
 
-def _group(tokens: int) -> int:
-    return next((t for t in _GROUPS if tokens <= t), _GROUPS[-1])
-
-
 # --- few tokens ---------------------------------------------------------------------------------------
-
-
-def _dot(call: Call, weight: RBEBlocks) -> None:
-    """Dense and grid codes, dot products in float32."""
-    group, rows = _group(call.tokens), weight.rows_pad
-    groups = ceil_div(call.tokens, group)
-    spans = ceil_div(weight.cols_pad, _SPAN)
-    threads = _DOT_THREADS[group]
-    blocks = ceil_div(rows, threads // WARP * _DOT_ROWS[group]) * groups
-    each, splits = splits_of(spans, blocks, _DOT_BLOCKS_WANTED)
-    x = call.inputs(spans * _SPAN, _RUNS, group, weight, scaled=True)
-    parts = call.parts(splits, rows)
-    call.add(f"dot_{group}", blocks * splits, threads, call.split_k(weight, x, 0, each, parts))
-    call.sum_parts(parts, rows, weight)
 
 
 def _sparse(call: Call, weight: RBEBlocks) -> None:
     """Sparse codes, dot products in float32."""
-    group, rows = _group(call.tokens), weight.rows_pad
+    group, rows = group_of(call.tokens), weight.rows_pad
     x = call.inputs(weight.cols_pad, _COLUMNS, group, weight)
     parts = call.parts(1, rows)
     blocks = ceil_div(rows, _THREADS // WARP) * ceil_div(call.tokens, group)
@@ -297,7 +278,7 @@ def _sparse(call: Call, weight: RBEBlocks) -> None:
 
 def _weight(call: Call, weight: Any) -> None:
     """A dense weight, dot products in float32."""
-    group, (rows, cols) = _group(call.tokens), weight.shape
+    group, (rows, cols) = group_of(call.tokens), weight.shape
     padded = ceil_div(cols, 64) * 64
     blocks = ceil_div(rows, _THREADS // WARP * _DOT_ROWS[group]) * ceil_div(call.tokens, group)
     each, splits = splits_of(ceil_div(cols, _SPAN), blocks)
@@ -319,18 +300,6 @@ def _weight(call: Call, weight: Any) -> None:
     )
     call.add(f"weight_{group}", blocks * splits, _THREADS, params)
     call.sum_parts(parts, rows)
-
-
-def _mma_few(call: Call, weight: RBEBlocks) -> None:
-    """Dense and grid codes by tensor cores, 16 tokens at a time."""
-    rows, cols = weight.rows_pad, weight.cols_pad
-    blocks = ceil_div(rows, _TILE) * ceil_div(call.tokens, 16)
-    each, splits = splits_of(ceil_div(cols, _STEP), 2 * blocks)
-    x, absmax = call.half_inputs(weight)
-    parts = call.parts(splits, rows)
-    params = call.split_k(weight, x, cols, each * _STEP, parts)
-    call.add("mma_few", blocks * splits, _THREADS, params, shared=_MMA_FEW_SHARED)
-    call.sum_parts(parts, rows, weight, absmax, scaled=_BY_POWER)
 
 
 # --- many tokens --------------------------------------------------------------------------------------
@@ -392,7 +361,7 @@ def _mma_codes(call: Call, weight: RBEBlocks) -> None:
     blocks = ceil_div(rows, _TILE) * ceil_div(call.tokens, tiles.height)
     params = call.split_k(weight, x, cols, tiles.each * _STEP, parts)
     call.add("mma_parts", blocks * tiles.splits, _THREADS, params, shared=_MMA_PARTS_SHARED)
-    call.sum_parts(parts, rows, weight, absmax, scaled=_BY_POWER)
+    call.sum_parts(parts, rows, weight, absmax, scaled=True)
 
 
 def _ffma(call: Call, w: Any, column: int, gain: float = 1.0) -> None:
@@ -477,9 +446,9 @@ def _transform_tiles(call: Call, weight: RBEBlocks) -> None:
 ALGORITHMS = algorithms.GpuMatmulAlgorithms(
     algorithms.DenseDot(_weight),
     algorithms.DenseTiles(_dense_tiles),
-    algorithms.CodesMmaFew(_mma_few),
+    algorithms.CodesMmaFew(linear_few.add_mma),
     algorithms.CodesMma(_mma_codes),
-    algorithms.CodesDot(_dot),
+    algorithms.CodesDot(linear_few.add_dot),
     algorithms.SparseDot(_sparse),
     algorithms.CachedPanels(_cached_panels),
     algorithms.DecodedPanels(_panels),

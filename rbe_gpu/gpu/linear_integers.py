@@ -12,7 +12,7 @@ from rbe_gpu.codecs import GridCodes
 from ..kernel_struct import address
 from . import decode
 from ._launch import TYPE, WARP, aligned, ceil_div
-from ._params import ACTIVATIONS, INT8_INPUTS, INT8_MMA
+from ._params import ACTIVATIONS, INT8_FEW, INT8_INPUTS, INT8_MMA
 from ._splits import splits_of
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ _SHARED = 2 * (TILE + TILE) * _STEP
 _SCALES = 2 * 2 * TILE * _STEP // 32  # of dense codes, float16
 _FEW_SHARED = 2 * (_FEW + TILE) * _STEP + _SCALES
 _THREADS = 256  # of a block; of linear_integers_inputs at most
-_BY_FACTOR = 2  # of linear.cu
 _OP = "linear_integers"
 _INT8, _F32 = np.dtype(np.int8), np.dtype(np.float32)
 
@@ -53,17 +52,25 @@ def inputs(call: Call, weight: RBEBlocks) -> tuple[Any, Any]:
 
 
 def add_few(call: Call, weight: RBEBlocks) -> None:
-    """Up to 64 tokens, 16 at a time: partial sums of splits of k, then `linear_epilogue`."""
+    """Up to 64 tokens, 16 at a time, k split over blocks; the last block of a tile of results finishes it."""
     rows, cols = weight.rows_pad, weight.cols_pad
     z, scale = inputs(call, weight)
     blocks = ceil_div(rows, TILE) * ceil_div(call.tokens, _FEW)
     each, splits = splits_of(ceil_div(cols, _STEP), 2 * blocks)
     parts = call.parts(splits, rows)
-    params = call.split_k(weight, z, cols, each * _STEP, parts)
+    params = INT8_FEW.fill(
+        x=z,
+        scale=scale,
+        codes=decode.codes_params(weight),
+        rows=rows,
+        tokens=call.tokens,
+        each=each * _STEP,
+        splits=splits,
+        ld=parts.shape[2],
+        parts=parts,
+        finish=call.finish(weight, blocks),
+    )
     call.add("few", blocks * splits, _THREADS, params, shared=_FEW_SHARED, op=_OP)
-    codes = weight.codes
-    row_scale = codes.row_scale if isinstance(codes, GridCodes) else None
-    call.sum_parts(parts, rows, weight, scale, scaled=_BY_FACTOR, row_scale=row_scale)
 
 
 def add_tiles(call: Call, weight: RBEBlocks) -> None:

@@ -99,6 +99,7 @@ class CodesMmaFew(GpuMatmul):
     """Dense and grid codes on tensor cores, 16 tokens at a time."""
 
     name, method, rank = "codes_mma_few", "transform", 0
+    source = "linear_few"
 
     def supports(self, weight: Weight, tokens: int, dtype: Any) -> tuple[bool, str]:
         if not isinstance(weight, RBEBlocks):
@@ -125,6 +126,7 @@ class CodesDot(GpuMatmul):
     """Dense and grid codes, few tokens: dot products in float32."""
 
     name, method, rank = "codes_dot", "transform", 1
+    source = "linear_few"
 
     def supports(self, weight: Weight, tokens: int, dtype: Any) -> tuple[bool, str]:
         if not isinstance(weight, RBEBlocks):

@@ -35,16 +35,17 @@ from .device import described
 from .stage import FAILED, PASSED, STOPPED, Options, Result, finish, kill, module_command, start
 
 MODULE = "rbe_gpu.reports.gpu.launch"
-TRANSFORM, INTEGERS = "linear_transform", "linear_integers"  # sources of their own, beside `linear`
+#: sources of their own, beside `linear`
+FEW, TRANSFORM, INTEGERS = "linear_few", "linear_transform", "linear_integers"
 #: the slowest to compile first, so that each has a process of its own
-ORDER = ("attention", TRANSFORM, INTEGERS, "linear", "decode", "embedding")
+ORDER = ("attention", TRANSFORM, INTEGERS, FEW, "linear", "decode", "embedding")
 COLS, NBYTES = 256, 1 << 16  # of x
 DTYPE = "float16"
 
 
 def names() -> list[str]:
-    """The ops that have CUDA kernels, `TRANSFORM` and `INTEGERS`."""
-    known = [op for op in (*registry.OPS, TRANSFORM, INTEGERS) if _source.has(op)]
+    """The ops that have CUDA kernels, and the other sources of `linear`."""
+    known = [op for op in (*registry.OPS, FEW, TRANSFORM, INTEGERS) if _source.has(op)]
     return sorted(known, key=lambda op: ORDER.index(op) if op in ORDER else len(ORDER))
 
 
@@ -131,6 +132,16 @@ def calls(cupy: Any, folder: Folder) -> Mapping[str, Callable[[], tuple[Any, Any
         y = rbe.linear(cupy.asarray(x), rbe.to(m, "cuda"), method=method)
         return y, reference.linear(x, reference.decode(m))
 
+    def few() -> tuple[Any, Any]:
+        """linear_few_dot and linear_few_mma, results one below the other; twice: the counters must be zero again."""
+        m: Any = rbe.compress(weight, codes="dense-int4", block=64, basis=False)
+        there, workspace, out = rbe.to(m, "cuda"), rbe.Workspace(), cupy.empty((4 + 16, 128), dtype)
+        xs = of((4, 256)), of((16, 256))
+        for _ in range(2):
+            for x, y in zip(xs, (out[:4], out[4:]), strict=True):
+                rbe.linear(cupy.asarray(x), there, out=y, workspace=workspace)
+        return out, np.concatenate([reference.linear(x, reference.decode(m)) for x in xs])
+
     def grid_weight() -> Any:
         """The same values as grid codes of 4 bits: a scale of each row, column scales of 1."""
         step = np.abs(weight).max(axis=1) / 7
@@ -157,7 +168,8 @@ def calls(cupy: Any, folder: Folder) -> Mapping[str, Callable[[], tuple[Any, Any
         **{op: partial(one_pass, op) for op in OURS_OF},
         "attention": attention,
         "decode": decode,
-        "linear": partial(linear, "dense-int4", 4, None),
+        FEW: few,
+        "linear": partial(linear, "dense-int4", 40, None),
         TRANSFORM: partial(linear, "sparse-int4", 40, "transform"),
         INTEGERS: integers,
     }
@@ -180,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 output, expected = of[op]()
                 host = to_numpy(output)
                 one[name] = time.perf_counter() - began
-            tol = registry.OPS["linear" if op in (TRANSFORM, INTEGERS) else op].tolerances[DTYPE]
+            tol = registry.OPS["linear" if op in (FEW, TRANSFORM, INTEGERS) else op].tolerances[DTYPE]
             one["error"] = check(op, host, expected, tol.rel, tol.floor)
         except WrongResult as error:
             one["failed"] = str(error)

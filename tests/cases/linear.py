@@ -201,6 +201,22 @@ CASES = OpCases(
     ),
     mutants=(
         Mutant(
+            "a counter for each tile",
+            "place.group * tiles + place.first_row / rows_each",
+            "place.group * tiles",
+            "matrix 200x1536 none 64 dense-int3 rows 3",
+            "float16",
+            source="linear_few",
+        ),
+        Mutant(
+            "the parts of every split",
+            "load_from_blocks(part + s * apart)",
+            "load_from_blocks(part)",
+            "matrix 200x1536 none 64 dense-int3 rows 3",
+            "float16",
+            source="linear_few",
+        ),
+        Mutant(
             "the wait for the copies",
             "      cp_async_wait<0>();\n",
             "      cp_async_wait<1>();\n",

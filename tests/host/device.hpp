@@ -154,6 +154,9 @@ T atomicMax(T* p, std::common_type_t<T> v) {
   return old;
 }
 
+inline uint4 load_from_blocks(const float* p) { return *reinterpret_cast<const uint4*>(p); }
+inline void prefetch(const void*) {}
+
 // --- arithmetic --------------------------------------------------------------------------------------------
 
 using std::max;

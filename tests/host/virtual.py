@@ -36,6 +36,9 @@ class VirtualWorkspace:
     def get(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
         return virtual(shape, dtype)
 
+    def zeros(self, name: str, count: int) -> np.ndarray:
+        return virtual((count,), np.uint32)
+
 
 def dense_codes(rows: int, cols: int, bits: int = 4, group: int = 64) -> DenseCodes:
     value, scale = virtual((rows, cols * bits // 8), np.uint8), virtual((rows, cols // group), np.float16)
