@@ -55,6 +55,7 @@ _ATTRIBUTE = {
     "sort": 3,
 }
 _PARTS = 16
+_DEFAULT = 1000  # characters of the arguments of groupby
 #: values by identity, with their sizes; a value that is held keeps its identity
 _Sizes = dict[int, tuple[int, Any]]
 _OPAQUE = (range, jinja2.runtime.Context)  # printed in a few characters
@@ -328,8 +329,10 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def _metered(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def metered(*args: Any, **kwargs: Any) -> Any:
-            size = sum(self.meter.see(value, name) for value in (*args, *kwargs.values()))
-            _check(name not in _SLOW or size <= _SLOW_LENGTH, name)
+            sizes = [self.meter.see(value, name) for value in (*args, *kwargs.values())]
+            _check(name not in _SLOW or sum(sizes) <= _SLOW_LENGTH, name)
+            # its default is made lower-case for every entry
+            _check(name != "groupby" or sum(sizes) - sizes[1] <= _DEFAULT, name)
             if name in _ATTRIBUTE:  # behind the environment or context, and the list
                 attribute = str(kwargs.get("attribute", [*args[2:], *[""] * 9][_ATTRIBUTE[name] - 1]))
                 _check(attribute.count(".") + attribute.count(",") < _PARTS, name)

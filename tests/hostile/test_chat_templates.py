@@ -129,6 +129,7 @@ REFUSED = {
         LOOP + "{% set x = list|sort %}{% endfor %}",
         "{{ list|sort(attribute='real,' * 50000) }}",
         "{{ list|map(attribute='real.' * 50000)|list }}",
+        "{{ words|groupby('nothing', default=text)|length }}",
         "{{ list|selectattr('real.' * 50000)|list }}",
         "{{ list|min(attribute='real.' * 50000) }}",
         "{{ ('<!--x-->' * 100000)|striptags }}",
@@ -154,7 +155,7 @@ def test_a_long_template() -> None:
 def _expressions() -> list[str]:
     """Every filter, test and method of what a template may hold, of large values."""
     environment = chat_environment.Environment()
-    operands = ("('x ' * 150000)", "(range(20000)|list)", "{'a': 'x' * 300000}")
+    operands = ("('x ' * 150000)", "(range(2000)|list)", "{'a': 'x' * 300000}")
     names = [name for name in environment.filters if name.isidentifier()]
     made = [f"{value}|{name}" for name in names for value in operands]
     made += [f"{value} is {name}" for name in environment.tests if name.isidentifier() for value in operands]
@@ -169,9 +170,7 @@ def _expressions() -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(
-    "arguments", ["", "10**9", "-10**9, 'ceil'", "'', 'x' * 300000", "range(20000)|list"]
-)
+@pytest.mark.parametrize("arguments", ["", "10**9", "-10**9, 'ceil'", "'', 'x' * 300000", "range(2000)|list"])
 def test_every_filter_test_and_method(arguments: str) -> None:
     """Whatever comes out, the memory is bounded."""
     bounded([f"{{{{ ({expression}({arguments}))|string|length }}}}" for expression in _expressions()])
