@@ -86,7 +86,7 @@ def test_kernels_of_a_model_are_those_that_batches_launch(
         layer.method = method
     with stand_in.installed() as cupy, _execute.executor(run_and_note):
         there = to(model, "cuda")
-        there.embed(["one text", "and another, which is so much longer that many tokens are multiplied"])
+        there.embed(["one text", "and another, which is so much longer that many tokens are multiplied " * 4])
         there.embed(["x"])
         there.pool(there.forward(cupy.asarray(np.ones((2, 3), np.int64))))
     kernels = warmup.kernels_of(model)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 import rbe_gpu as rbe
 from rbe_gpu import reference, registry
 from rbe_gpu.blocks import RBEMatrix
+from rbe_gpu.codecs import GridCodes
 
 from ..harness.inputs import Inputs
 from ..harness.measure import OURS, TORCH, Case, Provider
@@ -36,7 +37,10 @@ CODES: dict[str, dict[str, Any]] = {
 DECODED = (*(name for name in CODES if not name.startswith("sparse")), "sparse-int4, density 25%")
 SHAPES = ((4096, 4096), (11008, 4096), (8192, 8192))  # (out_features, in_features)
 QUICK_SHAPE = (256, 384)
-TOKENS = (1, 16, 2048, 512, 4, 64)
+TOKENS = (1, 16, 2048, 512, 4, 64, 33, 128, 256)
+FEWER_TOKENS = TOKENS[:6]  # of the other shapes
+GRID = "grid-int4"  # integers with a scale of each row, column scales of 1
+GRID_TOKENS = (1, 16, 2048, 128)
 QUICK_TOKENS = (1, 16, 40)
 SAMPLE = 32
 TORCH_TOLERANCE = 2e-3  # cuBLAS may add in float16 within a split
@@ -57,7 +61,14 @@ class Weights:
         return np.ascontiguousarray(np.tile(self._tile, times)[: shape[0], : shape[1]])
 
     def _compressed(self, shape: tuple[int, int], codes: str) -> RBEMatrix:
-        m = rbe.compress(self.dense(shape), **CODES[codes])
+        dense = self.dense(shape)
+        if codes == GRID:
+            step = np.abs(dense).max(axis=1) / 7
+            q = np.rint(dense / step[:, None]).astype(np.int8)
+            return RBEMatrix(
+                shape, 64, "none", 1.0, None, GridCodes.from_integers(q, step, np.ones(shape[1]))
+            )
+        m = rbe.compress(dense, **CODES[codes])
         assert isinstance(m, RBEMatrix)
         return m
 
@@ -144,10 +155,12 @@ class Linear:
     tokens: int
     codes: str
     dtype: str = "float16"
+    activation_bits: int | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.shape[0]}x{self.shape[1]}, {self.tokens} tokens, {self.codes}"
+        int8 = "" if self.activation_bits is None else ", int8 activations"
+        return f"{self.shape[0]}x{self.shape[1]}, {self.tokens} tokens, {self.codes}{int8}"
 
 
 def linears(quick: bool = False) -> Iterator[Linear]:
@@ -155,11 +168,14 @@ def linears(quick: bool = False) -> Iterator[Linear]:
     first, *others = (QUICK_SHAPE,) if quick else SHAPES
     for tokens in QUICK_TOKENS if quick else TOKENS:
         yield Linear(first, tokens, "dense-int4")
+    for tokens in QUICK_TOKENS[1:2] if quick else GRID_TOKENS:
+        for bits in (8, None):
+            yield Linear(first, tokens, GRID, activation_bits=bits)
     for codes in ("dense-int8", "sparse-int4, density 25%"):
         for tokens in QUICK_TOKENS[:1] if quick else (1, 16, 512):
             yield Linear(first, tokens, codes)
     for shape in others:
-        for tokens in TOKENS:
+        for tokens in FEWER_TOKENS:
             yield Linear(shape, tokens, "dense-int4")
 
 
@@ -182,7 +198,8 @@ def one_linear(device: Device, size: Linear, weights: Weights) -> None:
     setup = LinearSetup(device, size, weights)
     plain = [device.array(dense) for _ in range(device.copies(dense.nbytes))]
     providers = {
-        OURS: setup.ours(facts={"bits_per_weight": (m.bits_per_weight, "bit")}),
+        # in memory: a file's need zstandard, which may be missing
+        OURS: setup.ours(facts={"bits_per_weight": (8 * m.resident_nbytes / dense.size, "bit")}),
         f"{OURS} dense": setup.provider([setup.call(w) for w in plain], dense),
         **setup.torch(),
     }
@@ -224,8 +241,15 @@ class LinearSetup:
 
     def ours(self, facts: Mapping[str, tuple[float, str]] | None = None, **options: Any) -> Provider:
         """Our matmul with the compressed weight."""
-        whole = self.weights.decoded(self.size.shape, self.size.codes, "float32")
-        return self.provider([self.call(w, **options) for w in self._packed], whole, facts=facts or {})
+        size = self.size
+        more: dict[str, Any] = {"facts": facts or {}}
+        if size.activation_bits is None:
+            whole = self.weights.decoded(size.shape, size.codes, "float32")
+            return self.provider([self.call(w, **options) for w in self._packed], whole, **more)
+        calls = [self.call(w, activation_bits=size.activation_bits, **options) for w in self._packed]
+        tol = registry.OPS["linear"].tolerances[size.dtype]
+        expected = reference.linear_int8(self.x[self.sample], self.weights.compressed(size.shape, size.codes))
+        return Provider(calls, expected, tol.rel, tol.floor, **more)
 
     def torch(self) -> dict[str, Provider]:
         """PyTorch's matmul (cuBLAS) with the decoded weight; empty where PyTorch is not there."""
