@@ -5,7 +5,8 @@ A mask is an int64 with a bit for each of 64 columns.
     deposit(bits, mask)   bit i of `bits` to the place of the i-th one of `mask` (x86: pdep)
     collect(bits, mask)   the bits of `bits` at the ones of `mask`, side by side (x86: pext)
 
-Without BMI2 both are loops over the ones, which take longer than all the rest.
+Without BMI2 `deposit` is a loop over the ones, for codes that another processor made: it takes longer than all the
+rest.
 """
 
 from __future__ import annotations
@@ -40,13 +41,16 @@ FOUR = 4  # columns of a bit where columns are grouped
 FIRST_OF_FOUR, ALL_FOUR = 0x1111111111111111, 15
 _MASKS = CHUNK // LANES_OF_MASK
 _STACK = _MASKS * MOST_PLANES
-#: Processors with BMI2 whose pdep and pext are microcode, some 20 to 300 cycles (Zen 1 and 2).
-_MICROCODED = ("znver1", "znver2")
+#: Processors with BMI2 whose pdep and pext are microcode, some 20 to 300 cycles (Excavator, Zen 1 and 2).
+_MICROCODED = ("bdver4", "znver1", "znver2")
 
 
-def moves_bits(isa: Isa) -> bool:
-    """Whether `deposit` and `collect` are instructions of a few cycles."""
-    return isa.architecture == "x86_64" and isa.has("bmi2") and isa.cpu not in _MICROCODED
+def moves_bits(target: Isa, host: Isa) -> bool:
+    """Whether `deposit` and `collect` are instructions of a few cycles.
+
+    target : what kernels are compiled for. host : the processor
+    """
+    return target.architecture == "x86_64" and target.has("bmi2") and host.cpu not in _MICROCODED
 
 
 @intrinsic
@@ -96,16 +100,8 @@ def deposit(bits, mask):
 
 @cpu_inline
 def collect(bits, mask):
-    """The bits of `bits` at the ones of `mask`, side by side."""
-    if _has_bmi2():
-        return _pext(bits, mask)
-    collected, place = 0, 0
-    while mask != 0:
-        lowest = mask & -mask
-        collected |= ((bits & lowest) != 0) << place
-        place += 1
-        mask ^= lowest
-    return collected
+    """The bits of `bits` at the ones of `mask`, side by side. Not without BMI2: nothing is written there."""
+    return _pext(bits, mask)
 
 
 @intrinsic

@@ -144,7 +144,7 @@ def planes_of(codes: Any) -> dict[str, Any] | None:
     So it is on processors that do not deposit bits in a few cycles: NEON has no such instruction.
     """
     rows, cols = codes.value.shape[0], len(codes.col_scale)
-    if not moves_bits(isa.active()) or cols > _MOST_COLUMNS or rows * cols > _MOST_BYTES:
+    if not moves_bits(isa.active(), isa.host()) or cols > _MOST_COLUMNS or rows * cols > _MOST_BYTES:
         return None
     record = params.WEIGHT.record(
         value=address(codes.value), row_values=cols, rows_padded=rows, **grid_fields(codes)

@@ -192,6 +192,8 @@ CODE_FIELDS: dict[type[Codes], Callable[[RBEBlocks, Any], dict[str, Any]]] = {
     GridCodes: lambda _, stored: grid_fields(stored),
     SparseCodes: _sparse_fields,
 }
+#: and of codes that only the int8 matmuls read
+_FIELDS = {**CODE_FIELDS, GridPlanes: lambda _, stored: planes_fields(stored)}
 
 
 def _basis_fields(weight: RBEBlocks, basis: tuple[int, bool], features: int) -> dict[str, Any]:
@@ -213,7 +215,7 @@ def _basis_fields(weight: RBEBlocks, basis: tuple[int, bool], features: int) -> 
 
 
 def _operand(weight: RBEBlocks) -> Operand:
-    code_fields = {**CODE_FIELDS, GridPlanes: lambda _, stored: planes_fields(stored)}.get(type(weight.codes))
+    code_fields = _FIELDS.get(type(weight.codes))
     fields = {} if code_fields is None else code_fields(weight, weight.codes)
     basis, features = None, 0
     if weight.basis is not None:

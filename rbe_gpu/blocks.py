@@ -218,6 +218,11 @@ class RBEBlocks:
         codes = self.codes.for_int8()
         return self if codes is self.codes else replace(self, codes=codes)
 
+    def for_float(self: B) -> B:
+        """The same weight in the form that `linear` reads for activations as they are."""
+        codes = self.codes.for_float()
+        return self if codes is self.codes else replace(self, codes=codes)
+
     def error_report(self, original: NDArray[Any]) -> ErrorReport:
         """Compare with the weight that was compressed."""
         return error_report(original, self.decode())

@@ -105,7 +105,7 @@ def grid_calls(name: str) -> Iterator[tuple[str, dict[str, Any], tuple[int, ...]
             for tokens in (1, 5, 70):
                 x = np.resize(real.activations(tokens), (tokens, m.cols))
                 yield f"{form}, {tokens} tokens", {"x": x, "weight": m}, (tokens, m.rows)
-    if name == "linear" and bit_planes.moves_bits(isa.active()):
+    if name == "linear" and bit_planes.moves_bits(isa.active(), isa.host()):
         for shape, density, most in (((70, 96), 0.9, 2), ((65, 384), 0.2, 9), ((130, 1536), 0.3, 3)):
             m = with_integers(few_integers(shape, density, -most, most)).for_int8()
             assert type(m.codes) is GridPlanes

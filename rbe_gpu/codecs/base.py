@@ -152,6 +152,13 @@ class Codes(ABC):
         """The same codes in the form that takes least memory where they are multiplied with int8 activations."""
         return self
 
+    #: Whether `for_int8` made them in another form than `for_float` has.
+    is_for_int8: ClassVar[bool] = False
+
+    def for_float(self) -> Codes:
+        """The same codes in the form that is multiplied with activations as they are."""
+        return self
+
     def check_read_back(self, read: Codes, fail: Fail) -> None:
         """Called by the writer with what `from_file` makes of these codes; `fail` where the two differ."""
         return

@@ -104,9 +104,7 @@ class GridCodes(Codes):
                 )
             scales.append(half)
         bits = next(b for b in GRID_BITS if -(1 << (b - 1)) <= low and high < 1 << (b - 1))
-        columns = np.zeros((q.shape[1], -(-q.shape[0] // 8) * 8), np.int8)
-        columns[:, : q.shape[0]] = q.T
-        return cls._packed(entropy.Columns(columns, None), bits, shrink, scales[0], scales[1], None)
+        return cls._packed(entropy.Columns(_columns_of(q), None), bits, shrink, scales[0], scales[1], None)
 
     @classmethod
     def _packed(
@@ -382,10 +380,16 @@ class GridPlanes(GridCodes):
         return GridCodes(self.bits, self.shrink, value, self.row_scale, self.col_scale, self.stored)
 
     def for_lookup(self) -> GridCodes:
-        return self.for_gpu().for_lookup()
+        return self.for_float().for_lookup()
+
+    is_for_int8: ClassVar[bool] = True
 
     def for_int8(self) -> GridCodes:
         return self
+
+    def for_float(self) -> GridCodes:
+        columns = entropy.Columns(_columns_of(self.integers()), None)
+        return GridCodes._packed(columns, self.bits, self.shrink, self.row_scale, self.col_scale, self.stored)
 
     @property
     def resident_nbytes(self) -> int:
@@ -395,6 +399,13 @@ class GridPlanes(GridCodes):
         mapped = super().map_arrays(function)
         assert isinstance(mapped, GridPlanes)
         return replace(mapped, chunk_start=function(self.chunk_start), chunk_bytes=function(self.chunk_bytes))
+
+
+def _columns_of(q: NDArray[Any]) -> NDArray[np.int8]:
+    """Integers (rows, cols) as (cols, rows rounded up to a multiple of 8) int8."""
+    columns = np.zeros((q.shape[1], -(-q.shape[0] // 8) * 8), np.int8)
+    columns[:, : q.shape[0]] = q.T
+    return columns
 
 
 def _pack_integers(q: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:

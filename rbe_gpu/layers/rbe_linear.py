@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from ..dispatch import backend_of
 from ..encode import compress
 from ..matmul import METHODS, MatmulPlan, PreparedInput, algorithms_of, check_activation_bits
 from ..workspace import Workspace
+
+_CONVERSION = Lock()
 
 
 def compressed(weight: Array, kind: str | None, options: dict[str, Any]) -> Array | RBEBlocks:
@@ -51,8 +54,8 @@ class RBELinear:
     method : "transform", "decode" or "cache" restricts the choice of the matmul algorithm for every batch
         (`rbe_gpu.matmul`); None leaves it to the cost model (`plan`)
     activation_bits : 8 rounds x to int8, token by token (`rbe_gpu.linear`); None: x as it is
-    for_int8 : while x is rounded, hold a compressed weight as `RBEBlocks.for_int8` makes it. That is made when it is
-        first needed
+    for_int8 : while x is rounded, hold a compressed weight as `RBEBlocks.for_int8` makes it: smaller, and slower for
+        a few tokens. It is converted when it is next needed, and back when `activation_bits` becomes None
     """
 
     def __init__(
@@ -76,7 +79,10 @@ class RBELinear:
         if activation not in ops.ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}; use one of {ops.ACTIVATIONS}")
         self._weight = weight
-        self._to_convert = for_int8 and isinstance(weight, RBEBlocks)
+        #: Whether the weight is as `for_int8` makes it; None: it is never converted.
+        self._held_for_int8: bool | None = None
+        if for_int8 and isinstance(weight, RBEBlocks):
+            self._held_for_int8 = weight.codes.is_for_int8
         self.bias = bias
         self.activation = activation
         self.cache = PanelCache(cache) if isinstance(cache, int) else cache
@@ -104,20 +110,23 @@ class RBELinear:
 
     @property
     def weight(self) -> Array | RBEBlocks:
-        """The weight."""
-        if self._to_convert and self.activation_bits == 8:
-            assert isinstance(self._weight, RBEBlocks)
-            # of two threads both may do it: what the first one made stays as it is
-            self._weight, self._to_convert = self._weight.for_int8(), False
+        """The weight, in the form for the activations that it is multiplied with."""
+        for_int8 = self.activation_bits == 8
+        if self._held_for_int8 not in (None, for_int8):
+            with _CONVERSION:  # one thread converts, and the others get the same weight
+                if self._held_for_int8 not in (None, for_int8):
+                    assert isinstance(self._weight, RBEBlocks)
+                    self._weight = self._weight.for_int8() if for_int8 else self._weight.for_float()
+                    self._held_for_int8 = for_int8
         return self._weight
 
     @weight.setter
     def weight(self, weight: Array | RBEBlocks) -> None:
-        self._weight, self._to_convert = weight, False
+        self._weight, self._held_for_int8 = weight, None
 
     def keep_codes(self) -> None:
         """Hold the weight as it is from now on: GPUs read other codes than `RBEBlocks.for_int8` makes."""
-        self._to_convert = False
+        self._held_for_int8 = None
 
     @property
     def in_features(self) -> int:
@@ -129,7 +138,7 @@ class RBELinear:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weight and the bias in memory, without the cache (`cache.nbytes`)."""
+        """Bytes of the weight and the bias in memory, without the cache (`cache.nbytes`), when it multiplies."""
         return resident_nbytes(self.weight) + (0 if self.bias is None else int(self.bias.nbytes))
 
     def __call__(
@@ -175,6 +184,4 @@ class RBELinear:
         activation = "" if self.activation is None else f", {self.activation}"
         bias = "" if self.bias is None else ", bias"
         bias += "" if self.activation_bits is None else ", int8 activations"
-        return (
-            f"RBELinear({self.in_features} -> {self.out_features}{bias}{activation}, {describe(self.weight)})"
-        )
+        return f"RBELinear({self.in_features} -> {self.out_features}{bias}{activation}, {describe(self._weight)})"

@@ -277,10 +277,13 @@ class BertEncoder(TextEmbedder):
             for part, attributes in ((attention, ATTENTION_WEIGHTS), (ffn, FFN_WEIGHTS)):
                 for attribute, name in attributes.items():
                     name = f"encoder.layer.{i}.{name}"
-                    linear = copy(getattr(part, attribute))
+                    linear = getattr(part, attribute)
+                    weights[name] = (
+                        linear.weight
+                    )  # as it is held: where both round x, both models have this one
+                    linear = copy(linear)
                     linear.activation_bits = 8 if name in names else None
                     setattr(part, attribute, linear)
-                    weights[name] = linear.weight
             model.layers.append((attention, attention_norm, ffn, ffn_norm))
         check_int8_activations(names, weights, linear_weights(self.config))
         return model
