@@ -470,10 +470,11 @@ class Kernel:
 
     def __init__(self, cupy: FakeCupy, name: str) -> None:
         self.cupy, self.name = cupy, name
-        self.max_dynamic_shared_size_bytes = 48 << 10
+        self.max_dynamic_shared_size_bytes = (48 << 10) - self.shared_size_bytes
         self.preferred_shared_memory_carveout = -1
 
     def __call__(self, grid: Any, block: Any, args: Any, shared_mem: int = 0) -> None:
+        assert shared_mem <= self.max_dynamic_shared_size_bytes, "CUDA_ERROR_INVALID_VALUE"
         self.cupy.calls.append((self.cupy.current, self.name, grid, block, args, shared_mem))
 
 
@@ -562,9 +563,12 @@ def test_launch_on_the_device_of_the_arrays(cupy: FakeCupy) -> None:
 
 
 def test_shared_memory_over_48_kilobytes(cupy: FakeCupy) -> None:
-    """Asked for when it is needed, and not again; more than the device has is an error."""
-    _execute.run(launch_of(shared=48 << 10))
+    """Asked for when it is needed, and not again; more than the device has is an error. The kernel's static 256 bytes
+    count."""
+    _execute.run(launch_of(shared=(48 << 10) - 256))
     kernel = cupy.kernels["softmax_f32_8"]
+    assert kernel.max_dynamic_shared_size_bytes == (48 << 10) - 256
+    _execute.run(launch_of(shared=48 << 10))
     assert kernel.max_dynamic_shared_size_bytes == 48 << 10
     _execute.run(launch_of(shared=100_000))
     assert kernel.max_dynamic_shared_size_bytes == 100_000
@@ -572,7 +576,7 @@ def test_shared_memory_over_48_kilobytes(cupy: FakeCupy) -> None:
     assert kernel.max_dynamic_shared_size_bytes == 100_000
     with pytest.raises(RuntimeError, match="needs 232449 bytes of shared memory, GPU 0 has 232448"):
         _execute.run(launch_of(shared=232_448 - 255))
-    assert len(cupy.calls) == 3
+    assert len(cupy.calls) == 4
 
 
 @pytest.mark.parametrize(("static", "dynamic", "percent"), [

@@ -24,7 +24,7 @@ APPENDED = ("-ftz=true", "--device-as-default-execution-space")
 #: Sources that need instructions of one architecture alone, by the name of that.
 ONLY = {"attention_wgmma": "90a"}
 OLDEST = (7, 5)  # compute capability: ldmatrix, and what NVRTC 13 still compiles for
-_DEFAULT_SHARED = 48 << 10  # a kernel must ask for more
+_DEFAULT_SHARED = 48 << 10  # static and dynamic; a kernel must ask for more
 #: Bytes of a block from which a multiprocessor is asked for all the shared memory it has, and the least L1 cache: two
 #: blocks fit otherwise only if the driver chooses so, and such kernels read what they read twice from shared memory.
 _CARVEOUT_FROM = 16 << 10
@@ -204,7 +204,7 @@ def _allow_shared(loaded: _Loaded, launch: Launch, device: int) -> None:
     together = launch.shared + function.shared_size_bytes
     if together >= _CARVEOUT_FROM:
         function.preferred_shared_memory_carveout = 100
-    if launch.shared > _DEFAULT_SHARED:
+    if together > _DEFAULT_SHARED:
         most = int(cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"])
         if together > most:
             raise RuntimeError(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -23,7 +24,7 @@ import rbe_gpu as rbe
 from rbe_gpu import reference, registry
 from rbe_gpu.blocks import RBEMatrix
 from rbe_gpu.codecs import GridCodes
-from rbe_gpu.gpu import _source
+from rbe_gpu.gpu import _source, linear_few
 
 from ..harness import token_ids
 from ..harness.baselines import Folder
@@ -133,13 +134,19 @@ def calls(cupy: Any, folder: Folder) -> Mapping[str, Callable[[], tuple[Any, Any
         return y, reference.linear(x, reference.decode(m))
 
     def few() -> tuple[Any, Any]:
-        """linear_few_dot and linear_few_mma, results one below the other; twice: the counters must be zero again."""
-        m: Any = rbe.compress(weight, codes="dense-int4", block=64, basis=False)
-        there, workspace, out = rbe.to(m, "cuda"), rbe.Workspace(), cupy.empty((4 + 16, 128), dtype)
-        xs = of((4, 256)), of((16, 256))
+        """linear_few_dot and linear_few_mma, results one below the other; twice: the counters must be zero again.
+
+        The last is one split of 512 columns, as of 4096 x 4096: 48 KB of dynamic shared memory beside the static.
+        """
+        wide = np.resize(weight, (128, 512))
+        m: Any = rbe.compress(wide, codes="dense-int4", block=64, basis=False)
+        there, workspace, out = rbe.to(m, "cuda"), rbe.Workspace(), cupy.empty((4 + 16 + 16, 128), dtype)
+        xs = of((4, 512)), of((16, 512)), of((16, 512), 7)
         for _ in range(2):
-            for x, y in zip(xs, (out[:4], out[4:]), strict=True):
-                rbe.linear(cupy.asarray(x), there, out=y, workspace=workspace)
+            rbe.linear(cupy.asarray(xs[0]), there, out=out[:4], workspace=workspace)
+            rbe.linear(cupy.asarray(xs[1]), there, out=out[4:20], workspace=workspace)
+            with mock.patch.object(linear_few, "_BLOCKS_WANTED", 1):
+                rbe.linear(cupy.asarray(xs[2]), there, out=out[20:], workspace=workspace)
         return out, np.concatenate([reference.linear(x, reference.decode(m)) for x in xs])
 
     def grid_weight() -> Any:
