@@ -11,7 +11,7 @@ from .every_kernel import calls, launched
 from .host.executor import library
 from .host.sanitized import Shapes
 
-FURTHER = {"linear": ("linear_transform", "linear_integers")}  # sources beside an op's own
+FURTHER = {"linear": ("linear_few", "linear_transform", "linear_integers")}  # sources beside an op's own
 
 
 @pytest.mark.parametrize("op", [op for op in registry.OPS if _source.has(op)])
