@@ -30,15 +30,17 @@ __device__ __forceinline__ void prefetch_codes(const Codes& c, i64 first_row, in
 }
 
 // Whether this block is the last of `blocks` to arrive, which all parts are then visible to. All threads call it; the
-// counter is 0 before the first block arrives and after the last one.
+// counter is 0 before the first block arrives and after the last one, whose increment wraps it. It counts every arrival:
+// launches that overlap by mistake (two streams, one workspace) leave 0 as well, where a store of 0 would lose those
+// between the count and the store, and every later launch would be wrong.
 __device__ __forceinline__ bool is_last_block(u32* counter, int blocks) {
   __shared__ u32 before;
   __threadfence();  // each thread's parts, before the block is counted
   __syncthreads();
-  if (threadIdx.x == 0) before = atomicAdd(counter, 1u);
+  u32 last = static_cast<u32>(blocks) - 1;
+  if (threadIdx.x == 0) before = atomicInc(counter, last);
   __syncthreads();
-  if (before + 1 != static_cast<u32>(blocks)) return false;
-  if (threadIdx.x == 0) *counter = 0;
+  if (before != last) return false;
   __threadfence();
   return true;
 }

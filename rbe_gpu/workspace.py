@@ -19,7 +19,9 @@ class Workspace:
     """Named scratch buffers, grown on demand and reused.
 
     A buffer keeps the largest size asked for under its name; `get` returns a view of it. The contents are
-    undefined. A workspace belongs to one thread at a time: two layers may share one, two threads may not.
+    undefined. A workspace belongs to one thread, and on a GPU to one stream, at a time: two layers may share one, two
+    threads or streams may not. Stream capture needs a call of the same shapes before it, which makes the buffers and
+    sets the counters to zero.
 
     Buffers are NumPy arrays; `on("cuda:0")` is the part whose buffers are CuPy arrays of that GPU. The ops and
     layers take whichever part belongs to their arrays.

@@ -147,6 +147,12 @@ def parts_are_visible(k: Kernel) -> str:
     return ""
 
 
+def counts_wrap(k: Kernel) -> str:
+    """The increment of the last block sets the counter to 0; a store would lose counts of overlapping launches."""
+    (count,) = (i for i in k if i.is_a("ATOMG"))
+    return "" if ".INC" in count.opcode else f"{count.opcode} counts the blocks"
+
+
 def codes_on_their_way(k: Kernel) -> str:
     """The codes of the block are prefetched to the second-level cache ahead of the first barrier."""
     barrier = next(n for n, i in enumerate(k) if i.is_a("BAR"))
@@ -198,6 +204,7 @@ def blocks(least: int) -> Callable[[Kernel], str]:
 _FENCE = "  __threadfence();  // each thread's parts, before the block is counted\n"
 _UNFENCED = (_FENCE, "")
 _CACHED = ("ld.global.cg.v4.u32", "ld.global.v4.u32")
+_STORED = ("atomicInc(counter, last)", "atomicAdd(counter, 1u)")
 _LATE_CODES = ('asm volatile("prefetch.global.L2 [%0];" ::"l"(p));', "")
 _STORE = "          loader.load(codes, first_n, rows, k + BK);\n"
 _WIDE = "  if (bits % 4 == 0) {\n"
@@ -227,6 +234,7 @@ GATES: list[tuple[str, Callable[[Kernel], str], tuple[str, str]]] = [
     ("linear_few_mma", in_registers, ("few_mma, 256, RESIDENT)", "few_mma, 256, RESIDENT + 1)")),
     *((few, parts_are_visible, _UNFENCED) for few in ("linear_few_dot_1", "linear_few_mma")),
     *((few, parts_are_visible, _CACHED) for few in ("linear_few_dot_1", "linear_few_mma")),
+    *((few, counts_wrap, _STORED) for few in ("linear_few_dot_1", "linear_few_mma")),
     *((few, codes_on_their_way, _LATE_CODES) for few in ("linear_few_dot_1", "linear_few_mma")),
     ("linear_inputs", no_division, (_LINE, _DIVIDED)),
     ("linear_inputs", in_registers, ("KERNEL(linear_inputs, 128, 2)", "KERNEL(linear_inputs, 128, 16)")),

@@ -147,6 +147,11 @@ T atomicAdd(T* p, std::common_type_t<T> v) {
   *p = static_cast<T>(old + v);
   return old;
 }
+inline unsigned atomicInc(unsigned* p, unsigned last) {
+  unsigned old = *p;
+  *p = old >= last ? 0 : old + 1;
+  return old;
+}
 template <class T>
 T atomicMax(T* p, std::common_type_t<T> v) {
   T old = *p;
