@@ -57,14 +57,14 @@ class Workspace:
             part = self._parts[device] = Workspace(device)
         return part
 
-    def _allocate(self, nbytes: int) -> Any:
-        """Uninitialised bytes, aligned to 64."""
+    def _allocate(self, nbytes: int, zero: bool = False) -> Any:
+        """Bytes, aligned to 64; uninitialised unless `zero`."""
         if self.device != "cpu":
             import cupy
 
             with cupy.cuda.Device(int(self.device.partition(":")[2])), device_memory_errors():
-                return cupy.empty(nbytes, np.uint8)
-        raw = np.empty(nbytes + 64, np.uint8)
+                return (cupy.zeros if zero else cupy.empty)(nbytes, np.uint8)
+        raw = (np.zeros if zero else np.empty)(nbytes + 64, np.uint8)
         start = -raw.ctypes.data % 64
         return raw[start : start + nbytes]
 
@@ -82,12 +82,11 @@ class Workspace:
         return view
 
     def zeros(self, name: str, count: int) -> Any:
-        """(count,) uint32: counters that are zero at first, and that every kernel leaves at zero."""
+        """At least (count,) uint32: counters that are zero at first, and that every kernel leaves at zero."""
         counters = self._counters.get(name)
         if counters is None or counters.size < count:
-            counters = self._counters[name] = self._allocate(4 * count).view(np.uint32)
-            counters[...] = 0
-        return counters[:count]
+            counters = self._counters[name] = self._allocate(4 * count, zero=True).view(np.uint32)
+        return counters
 
     def buffer(self, name: str, nbytes: int = 0) -> Any:
         """The whole buffer that `get` takes uint8 arrays from, at least `nbytes` long; None if there is none yet."""

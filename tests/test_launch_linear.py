@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -288,6 +292,40 @@ def test_counters_are_zero_in_a_larger_buffer() -> None:
     ws.clear()
     assert ws.nbytes == 0
     assert not ws.zeros("counters", 10).any()
+
+
+def test_counters_are_set_to_zero_on_their_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever device is current; where that fails, the next call makes them anew."""
+    current, filled = [0], list[int]()
+
+    @contextmanager
+    def device(index: int) -> Iterator[None]:
+        current.append(index)
+        yield
+        current.pop()
+
+    class Memory(np.ndarray):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            filled.append(current[-1])
+            if len(filled) == 1:
+                raise RuntimeError("the fill fails")
+            super().__setitem__(key, value)
+
+    def zeros(nbytes: int, dtype: Any) -> np.ndarray:
+        made = empty(nbytes, dtype)
+        made[...] = 0
+        return made
+
+    def empty(nbytes: int, dtype: Any) -> np.ndarray:
+        return np.full(nbytes, 7, dtype).view(Memory)
+
+    cupy = SimpleNamespace(cuda=SimpleNamespace(Device=device), empty=empty, zeros=zeros)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    ws = Workspace("cuda:1")
+    with pytest.raises(RuntimeError, match="the fill fails"):
+        ws.zeros("counters", 3)
+    assert not ws.zeros("counters", 3).any()
+    assert filled == [1, 1]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, F16])
