@@ -92,6 +92,7 @@ def test_linear_beyond_31_bits() -> None:
     assert dot.params["codes.cols"] == cols
     assert dot.params["splits"] == 1
     assert dot.params["parts"] is None
+    assert dot.params["finish.counters"] is None
     tokens = BIG
     _, inputs, product = linear_launches(tokens, matrix(4096, 128), F16)
     assert inputs.grid == (tokens * 2 // 128, 1, 1)

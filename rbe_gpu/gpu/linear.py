@@ -243,11 +243,11 @@ class Call:
     def parts(self, splits: int, rows: int) -> Any:
         return self.ws.get("linear.parts", (splits, self.tokens, ceil_div(rows, 8) * 8))
 
-    def finish(self, weight: RBEBlocks, tiles: int) -> Params:
-        """What the last block of each of `tiles` tiles of results makes of its sums."""
+    def finish(self, weight: RBEBlocks, tiles: int, splits: int) -> Params:
+        """What the last of `splits` blocks of each of `tiles` tiles of results makes of its sums."""
         transform = decode.TRANSFORM[weight.row_transform]
         return FINISH.fill(
-            counters=self.ws.zeros("linear.counters", tiles),
+            counters=self.ws.zeros("linear.counters", tiles) if splits > 1 else None,
             block=weight.block if transform != _NO_TRANSFORM else 64,
             transform=transform,
             gain=weight.gain,

@@ -62,7 +62,7 @@ def add_dot(call: Call, weight: RBEBlocks) -> None:
         splits=splits,
         ld=0 if parts is None else parts.shape[2],
         parts=parts,
-        finish=call.finish(weight, tiles),
+        finish=call.finish(weight, tiles, splits),
         with_basis=weight.basis is not None,
         matrix=weight.row_block > 1,
         basis_block=weight.block,
@@ -94,7 +94,7 @@ def add_mma(call: Call, weight: RBEBlocks) -> None:
         splits=splits,
         ld=0 if parts is None else parts.shape[2],
         parts=parts,
-        finish=call.finish(weight, tiles),
+        finish=call.finish(weight, tiles, splits),
     )
     shared = _CODES_SHARED + _X_SHARED * (2 if direct else each)
     call.add("mma", tiles * splits, _MMA_THREADS, params, shared=shared, op=_OP)

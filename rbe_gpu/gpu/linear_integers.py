@@ -68,7 +68,7 @@ def add_few(call: Call, weight: RBEBlocks) -> None:
         splits=splits,
         ld=parts.shape[2],
         parts=parts,
-        finish=call.finish(weight, blocks),
+        finish=call.finish(weight, blocks, splits),
     )
     call.add("few", blocks * splits, _THREADS, params, shared=_FEW_SHARED, op=_OP)
 
