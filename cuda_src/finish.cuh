@@ -85,19 +85,22 @@ __device__ __forceinline__ void add_parts(const float* parts, int splits, i64 al
   }
 }
 
+// What the sums are multiplied by, before or after S as `transform_lines` computes it.
+__device__ __forceinline__ float finish_factor(const Finish& p) { return p.gain * transform_factor(p.transform, p.block); }
+
 // The results of a tile of sums of `tokens` tokens and `rows` rows; adjust(token, row, v) changes what the transform gives.
+// Sums as large as x must have finish_factor before S, which else may be infinite where the results are not.
 template <int THREADS, class F>
 __device__ __forceinline__ void finish_tile(const Finish& p, float* tile, i64 first_token, int tokens, i64 first_row, int rows,
                                             F adjust) {
   __syncthreads();  // the tile is complete
   transform_lines<false, THREADS>(p.block, p.transform, tile, tokens * (rows / p.block));
-  float factor = p.gain * transform_factor(p.transform, p.block);
   auto write = [&](auto& v, int i) {
     constexpr int N = sizeof v / sizeof v[0];
     i64 token = first_token + i / rows, col = first_row + i % rows;
     if (token >= p.epilogue.tokens || col >= p.epilogue.cols) return;
 #pragma unroll
-    for (int n = 0; n < N; ++n) v[n] = factor * tile[line_at(p.block, rows, i / rows, i % rows + n)];
+    for (int n = 0; n < N; ++n) v[n] = tile[line_at(p.block, rows, i / rows, i % rows + n)];
     adjust(token, col, v);
     store_results(p.epilogue, token, col, v);
   };

@@ -104,6 +104,7 @@ __device__ __forceinline__ void dot_sums(const DotParams& p, const SplitPlace& p
   // sum (u - middle) x as sum u x - middle sum x, but not of wide codes, whose digits it would cost
   bool apart = !grid && c.bits <= 8;
   bool ahead = c.bits <= 8;  // two loads of wider codes are too many registers
+  float factor = finish_factor(p.finish);
   int first = place.split * p.each, last = min(spans, first + p.each), passes = rows_each / (DOT_WARPS * ROWS);
   auto row_of = [&](int pass) { return place.first_row + (pass * DOT_WARPS + warp) * ROWS; };
   DotRuns<ROWS> next;
@@ -159,7 +160,10 @@ __device__ __forceinline__ void dot_sums(const DotParams& p, const SplitPlace& p
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
 #pragma unroll
-          for (int t = 0; t < T; ++t) sums[line_at(block, rows_each, t, row + r)] += part[r * T + t];
+          for (int t = 0; t < T; ++t) {
+            float& sum = sums[line_at(block, rows_each, t, row + r)];
+            sum = fmaf(factor, part[r * T + t], sum);
+          }
         }
       }
     }
@@ -219,7 +223,7 @@ constexpr int CHUNK = 512;       // columns of a split at most: x^ as floats tak
 constexpr int MMA_FEW_THREADS = 256;
 
 // x^ of 16 tokens and the columns begin ... end - 1, a chunk at most, as f16, a tile (16, 64) a step, zeros behind `end`; each
-// token divided by a power of two, which `scales` gets.
+// token divided by a power of two, which `scales` gets, ahead of the transform, whose sums may be infinite else.
 __device__ __forceinline__ void make_inputs(const FewMmaParams& p, i64 first_token, i64 begin, i64 end, float* tile, f16* out,
                                             float* scales) {
   constexpr int QUADS = FEW * CHUNK / 4 / MMA_FEW_THREADS, APART = MMA_FEW_THREADS / FEW;
@@ -235,16 +239,21 @@ __device__ __forceinline__ void make_inputs(const FewMmaParams& p, i64 first_tok
   }
 #pragma unroll
   for (int n = 0; n < QUADS; ++n) {
-    store<4>(line + place((n * APART + threadIdx.x % APART) * 4), v[n]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) top[0] = fmaxf(top[0], fabsf(v[n][i]));
   }
   warp_reduce(top, APART, Max());
-  float scale = token_scale(top[0]);
+  float scale = token_scale(top[0]), inverse = 1.0f / scale;
   if (threadIdx.x % APART == 0) scales[token] = scale;
+#pragma unroll
+  for (int n = 0; n < QUADS; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[n][i] *= inverse;
+    store<4>(line + place((n * APART + threadIdx.x % APART) * 4), v[n]);
+  }
   __syncthreads();
   transform_lines<true, MMA_FEW_THREADS>(block, p.in_transform, tile, FEW * (CHUNK / block));
-  float factor = transform_factor(p.in_transform, block) / scale;
+  float factor = transform_factor(p.in_transform, block);
 #pragma unroll 1  // places that stay in registers during the transform would be too many
   for (int col = threadIdx.x % APART * 4; col < (cols + BK - 1) / BK * BK; col += APART * 4) {
     float four[4];
@@ -265,12 +274,13 @@ KERNEL(linear_few_mma, 256, RESIDENT)(FewMmaParams_PARAMETERS) {
   i64 first_token = place.group * FEW, begin = place.split * p.each, end = min(begin + p.each, codes.cols);
   int tokens = static_cast<int>(min(p.x.tokens - first_token, static_cast<i64>(FEW))), block = p.finish.block;
   float* tile = reinterpret_cast<float*>(stages);
+  float factor = finish_factor(p.finish);
   auto store_sums = [&](const auto& matmul) {
     __syncthreads();  // the stages are free
     matmul.visit([&](int token, int row, float a, float b) {
       if (token >= tokens) return;
-      float two[2] = {a, b};
-      if (!p.direct) {
+      float two[2] = {factor * a, factor * b};
+      if (!p.direct) {  // not scale * factor, which may be subnormal
         two[0] *= scales[token];
         two[1] *= scales[token];
       }

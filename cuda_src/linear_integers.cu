@@ -231,10 +231,11 @@ __device__ __forceinline__ void int8_few(const Int8FewParams& p) {
     add_parts<INTEGERS>(p.parts, p.splits, p.tokens, p.ld, first_token, tokens, place.first_row, BN, block, row_scale,
                         p.rows - 1, tile);
   }
+  float factor = finish_factor(p.finish);
   finish_tile<256>(p.finish, tile, first_token, tokens, place.first_row, BN, [&](i64 token, i64, auto& v) {
-    float factor = p.scale[token];
+    float scale = p.scale[token];
 #pragma unroll
-    for (float& value : v) value *= factor;
+    for (float& value : v) value = value * factor * scale;
   });
 }
 

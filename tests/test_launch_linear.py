@@ -14,7 +14,7 @@ import pytest
 
 import rbe_gpu as rbe
 from rbe_gpu import Workspace, reference
-from rbe_gpu.gpu import linear
+from rbe_gpu.gpu import linear, linear_few
 from rbe_gpu.gpu._launch import Launch
 from rbe_gpu.gpu._splits import Tiling, seconds, tiling
 from rbe_gpu.registry import relative_error
@@ -329,25 +329,46 @@ def test_counters_are_set_to_zero_on_their_own_device(monkeypatch: pytest.Monkey
     assert filled == [1, 1]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, F16])
-def test_large_and_small_tokens(dtype: Any) -> None:
+@pytest.mark.parametrize("tokens", [4, 16, 40])
+@pytest.mark.parametrize("dtype", [np.float32, BF16])
+def test_large_and_small_tokens(dtype: Any, tokens: int) -> None:
     """float16 operands are scaled token by token: neither overflow nor underflow, and Inf and NaN stay."""
     m, w = compressed("dct int4 b128"), decoded("dct int4 b128")
-    x = inputs(40, m.cols, np.float32)
+    x = inputs(max(tokens, 5), m.cols, np.float32)[:tokens]
     x[1] *= np.float32(6e4) / np.abs(x[1]).max()
     x[2] *= np.float32(1e-3)
     x[3] = 0
-    x[4, 7] = np.nan
+    if tokens > 4:
+        x[4, 7] = np.nan
     x = x.astype(dtype)
-    out = np.zeros((40, m.rows), np.float32 if dtype == np.float32 else BF16)
-    x = x.astype(out.dtype)
+    out = np.zeros((tokens, m.rows), dtype)
     with on_host():
         linear.linear(x, m, None, None, None, out, Workspace(), None)
-    assert np.isnan(out[4].astype(np.float32)).all()
+    if tokens > 4:
+        assert np.isnan(out[4].astype(np.float32)).all()
     for row in (0, 1, 2):
         expected = reference.linear(x[row : row + 1], w)
         assert relative_error(out[row : row + 1], expected) <= LIMITS[out.dtype]
     assert not out[3].astype(np.float32).any()
+
+
+@pytest.mark.parametrize("largest", [1e-33, 1e37, 4e37])
+@pytest.mark.parametrize("block", [32, 64, 128])
+@pytest.mark.parametrize("splits", [1, 2])
+def test_tokens_near_the_limits_of_float(
+    splits: int, block: int, largest: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One value a token, of bfloat16's range: nothing in linear_few_mma leaves the range of float."""
+    monkeypatch.setattr(linear_few, "_BLOCKS_WANTED", splits)
+    w = np.ascontiguousarray(real.layer(2, "output.dense.weight")[:128, :512])
+    m = for_gpu(rbe.compress(w, codes="dense-int4", transform="dct", block=block, basis=False))
+    x = np.zeros((16, m.cols), BF16)
+    x[np.arange(16), 37 * np.arange(16) % m.cols] = largest
+    out = np.zeros((16, m.rows), BF16)
+    with on_host():
+        linear.linear(x, m, None, None, None, out, Workspace(), None)
+    expected = reference.linear(x, reference.decode(m))
+    assert relative_error(out.astype(np.float64) / largest, expected / largest) <= LIMITS[BF16]
 
 
 @pytest.mark.parametrize("form", ["dct f16 delta basis", "dct int1 delta b32"])
