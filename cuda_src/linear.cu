@@ -409,7 +409,6 @@ KERNEL(linear_mma_parts, 256, RESIDENT)(SplitKParams_PARAMETERS) {
   });
 }
 
-
 // --- many tokens: float
 
 constexpr int FM = 64, FN = 64, FK = 16, PITCH = FM + 4;

@@ -1,4 +1,4 @@
-// What the three sources of linear share: the epilogue, lines of activations under a transform, and tile matmuls on tensor
+// What the four sources of linear share: the epilogue, lines of activations under a transform, and tile matmuls on tensor
 // cores.
 #include "activations.cuh"
 #include "async_copy.cuh"
