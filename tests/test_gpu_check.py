@@ -117,6 +117,10 @@ def test_linear(device: Device, inputs: Inputs, result: Result) -> None:
     assert "failed" not in result.facts, result.lines
     results = measured(device)
     for case in weights.linears(quick=True):
+        if case.activation_bits is not None:
+            assert results.value("linear", case.name, "rbe_gpu", "rate") is not None
+            assert results.value("linear", case.name, "rbe_gpu dense", "rate") is None
+            continue
         for provider in ("rbe_gpu", "rbe_gpu dense"):
             assert results.value("linear", case.name, provider, "speed_vs_PyTorch") is not None
 

@@ -37,8 +37,8 @@ CODES: dict[str, dict[str, Any]] = {
 DECODED = (*(name for name in CODES if not name.startswith("sparse")), "sparse-int4, density 25%")
 SHAPES = ((4096, 4096), (11008, 4096), (8192, 8192))  # (out_features, in_features)
 QUICK_SHAPE = (256, 384)
-TOKENS = (1, 16, 2048, 512, 4, 64, 33, 128, 256)
-FEWER_TOKENS = TOKENS[:6]  # of the other shapes
+TOKENS = (1, 16, 2048, 512, 4, 64)
+MORE_TOKENS = (33, 128, 256)  # of the first shape, last
 GRID = "grid-int4"  # integers with a scale of each row, column scales of 1
 GRID_TOKENS = (1, 16, 2048, 128)
 QUICK_TOKENS = (1, 16, 40)
@@ -168,15 +168,17 @@ def linears(quick: bool = False) -> Iterator[Linear]:
     first, *others = (QUICK_SHAPE,) if quick else SHAPES
     for tokens in QUICK_TOKENS if quick else TOKENS:
         yield Linear(first, tokens, "dense-int4")
-    for tokens in QUICK_TOKENS[1:2] if quick else GRID_TOKENS:
-        for bits in (8, None):
-            yield Linear(first, tokens, GRID, activation_bits=bits)
     for codes in ("dense-int8", "sparse-int4, density 25%"):
         for tokens in QUICK_TOKENS[:1] if quick else (1, 16, 512):
             yield Linear(first, tokens, codes)
     for shape in others:
-        for tokens in FEWER_TOKENS:
+        for tokens in TOKENS:
             yield Linear(shape, tokens, "dense-int4")
+    for tokens in () if quick else MORE_TOKENS:
+        yield Linear(first, tokens, "dense-int4")
+    for tokens in QUICK_TOKENS[1:2] if quick else GRID_TOKENS:
+        for bits in (8, None):
+            yield Linear(first, tokens, GRID, activation_bits=bits)
 
 
 def measure_linear(device: Device, inputs: Inputs, result: Result) -> None:
@@ -193,16 +195,16 @@ def measure_linear(device: Device, inputs: Inputs, result: Result) -> None:
 
 
 def one_linear(device: Device, size: Linear, weights: Weights) -> None:
+    """int8 activations alone: the case of the same codes without them has the dense weight and PyTorch's."""
     m = weights.compressed(size.shape, size.codes)
     dense = weights.decoded(size.shape, size.codes, size.dtype)
     setup = LinearSetup(device, size, weights)
-    plain = [device.array(dense) for _ in range(device.copies(dense.nbytes))]
-    providers = {
-        # in memory: a file's need zstandard, which may be missing
-        OURS: setup.ours(facts={"bits_per_weight": (8 * m.resident_nbytes / dense.size, "bit")}),
-        f"{OURS} dense": setup.provider([setup.call(w) for w in plain], dense),
-        **setup.torch(),
-    }
+    # in memory: a file's need zstandard, which may be missing
+    providers = {OURS: setup.ours(facts={"bits_per_weight": (8 * m.resident_nbytes / dense.size, "bit")})}
+    if size.activation_bits is None:
+        plain = [device.array(dense) for _ in range(device.copies(dense.nbytes))]
+        providers[f"{OURS} dense"] = setup.provider([setup.call(w) for w in plain], dense)
+        providers |= setup.torch()
     case = setup.case(providers)
     times = device.measure(case)
     flops = 2 * size.tokens * size.shape[0] * size.shape[1]
