@@ -228,13 +228,13 @@ __device__ __forceinline__ void make_inputs(const FewMmaParams& p, i64 first_tok
                                             float* scales) {
   constexpr int QUADS = FEW * CHUNK / 4 / MMA_FEW_THREADS, APART = MMA_FEW_THREADS / FEW;
   int block = p.in_block, token = threadIdx.x / APART, cols = static_cast<int>(end - begin);
-  float* line = tile + token * CHUNK;  // tile_at of line token * CHUNK / block + col / block
-  auto place = [&](int col) {
-    return tile_at(block, token * (CHUNK / block) + col / block, col % block) - token * CHUNK;
-  };
-  float v[QUADS][4], top[1] = {0.0f};
+  // The lines of a block one after another: those of the columns there are, which may be one block, are the first.
+  auto place = [&](int col) { return tile_at(block, col / block * FEW + token, col % block); };
+  auto is_there = [&](int n) { return n * (APART * 4) < cols; };  // of all threads alike
+  float v[QUADS][4] = {}, top[1] = {0.0f};
 #pragma unroll
   for (int n = 0; n < QUADS; ++n) {
+    if (!is_there(n)) break;
     load_activations(p.x, first_token + token, begin + (n * APART + threadIdx.x % APART) * 4, v[n]);
   }
 #pragma unroll
@@ -249,15 +249,15 @@ __device__ __forceinline__ void make_inputs(const FewMmaParams& p, i64 first_tok
   for (int n = 0; n < QUADS; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) v[n][i] *= inverse;
-    store<4>(line + place((n * APART + threadIdx.x % APART) * 4), v[n]);
+    if (is_there(n)) store<4>(tile + place((n * APART + threadIdx.x % APART) * 4), v[n]);
   }
   __syncthreads();
-  transform_lines<true, MMA_FEW_THREADS>(block, p.in_transform, tile, FEW * (CHUNK / block));
+  transform_lines<true, MMA_FEW_THREADS>(block, p.in_transform, tile, FEW * (cols / block));
   float factor = transform_factor(p.in_transform, block);
 #pragma unroll 1  // places that stay in registers during the transform would be too many
   for (int col = threadIdx.x % APART * 4; col < (cols + BK - 1) / BK * BK; col += APART * 4) {
     float four[4];
-    load<4>(line + place(col), four);
+    load<4>(tile + place(col), four);
 #pragma unroll
     for (int i = 0; i < 4; ++i) four[i] = col < cols ? four[i] * factor : 0.0f;
     store<4>(out + col / BK * (FEW * BK) + half_at(token, col % BK / 8) + col % 8, four);

@@ -371,6 +371,21 @@ def test_tokens_near_the_limits_of_float(
     assert relative_error(out.astype(np.float64) / largest, expected / largest) <= LIMITS[BF16]
 
 
+def test_a_split_reads_its_own_columns() -> None:
+    """A token is scaled by the largest of 64 columns, where a block has memory for 512."""
+    w = np.ascontiguousarray(real.layer(2, "output.dense.weight")[:128, :512])
+    w[:, 64:] = 0
+    m = for_gpu(rbe.compress(w, codes="dense-int4", transform="none", basis=False))
+    x = inputs(16, m.cols, BF16)
+    x[:, :64] *= BF16.type(1e-6)
+    x[:, 64:] *= BF16.type(1e4)
+    out = np.zeros((16, m.rows), BF16)
+    (few,) = linear.launches(x, m, None, None, None, out, Workspace())
+    assert (few.entry, few.params["each"]) == ("linear_few_mma", 64)
+    HostExecutor()((few,))
+    assert relative_error(out, reference.linear(x, reference.decode(m))) <= LIMITS[BF16]
+
+
 @pytest.mark.parametrize("form", ["dct f16 delta basis", "dct int1 delta b32"])
 def test_nan_reaches_every_result(form: str) -> None:
     """Also where a row of W stores nothing in its block."""
