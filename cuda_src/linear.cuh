@@ -157,6 +157,14 @@ constexpr int RESIDENT = 2;
 constexpr int RESIDENT = 1;
 #endif
 
+// The same of kernels of few tokens, and of those for one. Where PTX has instructions on pairs of floats (10.0, 12.0) they take more
+// registers: with 128 a thread grid codes of 5 bits, and biorthogonal wavelets of 128, spilled 4 to 88 bytes.
+#if defined(RBE_HOST) || __CUDA_ARCH__ < 1000
+constexpr int FEW_RESIDENT = RESIDENT, ONE_RESIDENT = 4;
+#else
+constexpr int FEW_RESIDENT = 1, ONE_RESIDENT = 3;
+#endif
+
 // Element offset of a chunk of a row; rows are 128 bytes, chunks exchanged by row.
 __device__ __forceinline__ int half_at(int row, int chunk) { return row * BK + ((chunk ^ row) & 7) * 8; }
 

@@ -212,7 +212,7 @@ __device__ __forceinline__ void few_dot(const DotParams& p) {
     few_dot<T>(p); \
   }
 // The bounds are those with which the compiler keeps all values in registers, for every architecture.
-DOT(1, 128, 4)
+DOT(1, 128, ONE_RESIDENT)
 DOT(4, 128, 2)
 DOT(8, 128, 2)
 
@@ -265,7 +265,7 @@ __device__ __forceinline__ void make_inputs(const FewMmaParams& p, i64 first_tok
   __syncthreads();
 }
 
-KERNEL(linear_few_mma, 256, RESIDENT)(FewMmaParams_PARAMETERS) {
+KERNEL(linear_few_mma, 256, FEW_RESIDENT)(FewMmaParams_PARAMETERS) {
   const FewMmaParams p = FewMmaParams_VALUES;
   DYNAMIC_SHARED(f16, stages);
   __shared__ float scales[FEW];

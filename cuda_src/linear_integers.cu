@@ -239,7 +239,7 @@ __device__ __forceinline__ void int8_few(const Int8FewParams& p) {
   });
 }
 
-KERNEL(linear_integers_few, 256, RESIDENT)(Int8FewParams_PARAMETERS) {
+KERNEL(linear_integers_few, 256, FEW_RESIDENT)(Int8FewParams_PARAMETERS) {
   const Int8FewParams p = Int8FewParams_VALUES;
   if (p.codes.kind == CODES_GRID) {
     int8_few<Int8Loader, int>(p);
