@@ -55,6 +55,14 @@ _ATTRIBUTE = {
     "sort": 3,
 }
 _PARTS = 16
+#: statements whose bodies Jinja compiles with tables of all names
+_SCOPES = (
+    nodes.For, nodes.If, nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.With, nodes.Block, nodes.AssignBlock,
+    nodes.Scope, nodes.ScopedEvalContextModifier,
+)  # fmt: skip
+_NAMES_TIMES_SCOPES = 1 << 17  # which take 0.3 s
+_DEPTH = 20  # of those statements: Jinja walks through the body of a loop once for each loop around it
+_NODES = 10_000  # of the syntax tree, which take up to 10 kB each to compile; a template of 1,185 characters has 155
 _DEFAULT = 1000  # characters of the arguments of groupby
 #: values by identity, with their sizes; a value that is held keeps its identity
 _Sizes = dict[int, tuple[int, Any]]
@@ -270,8 +278,29 @@ class _Rewriter(jinja2.visitor.NodeTransformer):
 _SEE, _EACH, _CONCAT = "a list", "a loop", "~"
 
 
+def _check_template(template: nodes.Template) -> None:
+    """Refuse what Jinja would compile to much more code than there is template, or in much more time."""
+    names, count, scopes = set(), 0, 0
+    left: list[tuple[nodes.Node, int]] = [(template, 0)]
+    while left:
+        node, depth = left.pop()
+        if isinstance(node, nodes.Include | nodes.Import | nodes.FromImport | nodes.Extends):
+            _refuse(f"{type(node).__name__.lower()}: there are no other templates")
+        if isinstance(node, nodes.Block) and node.scoped:
+            _refuse("a scoped block")
+        if isinstance(node, nodes.Name):
+            names.add(node.name)
+        count += 1
+        scopes += isinstance(node, _SCOPES)
+        depth += isinstance(node, _SCOPES)
+        if depth > _DEPTH or count > _NODES or len(names) * scopes > _NAMES_TIMES_SCOPES:
+            _refuse("too many expressions, names or statements, or too deeply nested ones")
+        left += [(child, depth) for child in node.iter_child_nodes()]
+
+
 class _CodeGenerator(jinja2.compiler.CodeGenerator):
     def visit_Template(self, node: Any, frame: Any = None) -> None:
+        _check_template(node)
         super().visit_Template(_Rewriter().visit(node), frame)
 
 

@@ -146,6 +146,29 @@ def test_refused(kind: str) -> None:
         assert made.startswith("the chat template: "), source
 
 
+NAMES = [f"a{i}" for i in range(600)]
+#: Jinja would compile them in 11 s and more, or to code of 600 MB
+UNCOMPILED = {
+    "too many expressions, names or statements, or too deeply nested ones": [
+        "".join(f"{{%set {name}=1%}}" for name in NAMES) + "{%if a%}{%endif%}" * 600,
+        "{{ a }}" * 15_000,
+        "{{ [" + "[]," * 20_000 + "] }}",
+        "{% for a in b %}" * 21 + "{% endfor %}" * 21,
+    ],
+    "include: there are no other templates": ["{% set a = 1 %}{% include a %}"],
+    "import: there are no other templates": ["{% import 'a' as b %}"],
+    "fromimport: there are no other templates": ["{% from 'a' import b %}"],
+    "extends: there are no other templates": ["{% extends 'a' %}"],
+    "a scoped block": ["{% for a in messages %}{% block b scoped %}{% endblock %}{% endfor %}"],
+}
+
+
+@pytest.mark.parametrize("message", UNCOMPILED)
+def test_compiling(message: str) -> None:
+    for made, source in zip(bounded(UNCOMPILED[message]), UNCOMPILED[message], strict=True):
+        assert made == f"the chat template: {message}", source
+
+
 def test_a_long_template() -> None:
     with pytest.raises(ValueError, match=r"^the chat template has 131073 characters, more than 131072$"):
         render("x" * 131_073)
