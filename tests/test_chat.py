@@ -72,6 +72,17 @@ def test_names_of_arguments() -> None:
     assert render(source + "{{ f(obj='a') }} {{ f('x', context='y') }}") == "ab xy"
 
 
+def test_a_long_message_in_variables_of_a_loop() -> None:
+    """Jinja hands those variables to every call in the loop, not as arguments of the template."""
+    source = (
+        "{% macro f(x) %}{{ x }}{% endmacro %}{% for m in messages %}{% set a = m.content %}{% set b = a|trim %}"
+        "{% for i in range(200) %}{% set c = a %}{{ f(i) }}{% endfor %}{{ b }}{% endfor %}"
+    )
+    message = {"role": "user", "content": "x" * 450_000}
+    digits = "".join(map(str, range(200)))
+    assert render(source, [message]) == digits + message["content"]
+
+
 #: what templates of these families do, each with its text of MESSAGES
 FAMILIES = {
     "Llama 3": (

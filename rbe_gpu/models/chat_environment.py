@@ -64,6 +64,7 @@ _NAMES_TIMES_SCOPES = 1 << 17  # which take 0.3 s
 _DEPTH = 20  # of those statements: Jinja walks through the body of a loop once for each loop around it
 _NODES = 10_000  # of the syntax tree, which take up to 10 kB each to compile; a template of 1,185 characters has 155
 _DEFAULT = 1000  # characters of the arguments of groupby
+_OF_JINJA = ("_loop_vars", "_block_vars")  # variables of a loop or block, handed to every call in it
 #: values by identity, with their sizes; a value that is held keeps its identity
 _Sizes = dict[int, tuple[int, Any]]
 _OPAQUE = (range, jinja2.runtime.Context)  # printed in a few characters
@@ -374,7 +375,8 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         method = getattr(obj, "__wrapped__", obj)  # the sandbox wraps `format`
         owner, name = getattr(method, "__self__", None), getattr(obj, "__name__", "")
-        size = sum(self.meter.see(value, name) for value in (*args, *kwargs.values()))
+        named = [value for key, value in kwargs.items() if key not in _OF_JINJA]
+        size = sum(self.meter.see(value, name) for value in (*args, *named))
         if isinstance(owner, str):
             self.meter.see(owner, name)
             if name == "format":
