@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +15,9 @@ import pytest
 
 from rbe_gpu import output
 from rbe_gpu.container import load_file
-from rbe_gpu.models import calibrate
+from rbe_gpu.models import calibrate, compress
 from rbe_gpu.models.compress import compress_model
-from rbe_gpu.models.journal import Journal
+from rbe_gpu.models.journal import Journal, digest
 
 from . import kills
 from .cli.command import refused, run
@@ -129,17 +129,48 @@ def test_what_makes_another_run(folder: Path, tmp_path: Path, interrupted: Inter
         ):
             compress_model(source, out, **{**arguments, **change})
         assert names(tmp_path) == [".a.journal", "model"]
-    # of a checkout whose version has the same number
-    path = tmp_path / ".a.journal" / "identity.json"
-    identity = path.read_text()
-    kept = json.loads(identity)
-    assert len(kept["version"]["code"]) == 64
-    path.write_text(json.dumps({**kept, "version": {**kept["version"], "code": "0"}}))
-    with pytest.raises(ValueError, match="is of a run with another version; without resume it is replaced"):
-        compress_model(folder, out, **arguments)
-    path.write_text(identity)
     compress_model(folder, out, **arguments)
     assert max(interrupted.computed.values()) == 1
+
+
+def test_other_code_of_the_same_version(
+    folder: Path, tmp_path: Path, interrupted: Interrupted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkout has one version number, whatever was changed or renamed in it."""
+    copies = [tmp_path / "code" / str(i) / package.name for i, package in enumerate(compress._packages())]
+    for package, copy in zip(compress._packages(), copies, strict=True):
+        shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__", "precompiled"))
+    monkeypatch.setattr(compress, "_packages", lambda: copies)
+    out = tmp_path / "a"
+    arguments: dict[str, Any] = {"ratio": RATIO, "calibrate": TEXTS}
+    interrupted.left = 10
+    with pytest.raises(KeyboardInterrupt):
+        compress_model(folder, out, **arguments)
+    for file in (copies[0] / "models" / "load.py", copies[1] / "isa.py"):
+        code = file.read_bytes()
+        file.write_bytes(code[:-1] + b" ")
+        with pytest.raises(
+            ValueError, match="is of a run with another version; without resume it is replaced"
+        ):
+            compress_model(folder, out, resume=True, **arguments)
+        file.write_bytes(code)
+        renamed = file.rename(file.with_name(f"{file.stem}_.py"))  # between the same neighbours
+        with pytest.raises(
+            ValueError, match="is of a run with another version; without resume it is replaced"
+        ):
+            compress_model(folder, out, resume=True, **arguments)
+        renamed.rename(file)
+    compress_model(folder, out, resume=True, **arguments)
+    assert max(interrupted.computed.values()) == 1
+
+
+def test_the_digest_of_code_reads_each_file_once(tmp_path: Path) -> None:
+    inner = tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+    (inner / "a.py").write_text("1")
+    (inner / "a.txt").write_text("1")
+    whole = compress._code_digest([tmp_path / "outer"])
+    assert whole == compress._code_digest([tmp_path / "outer", inner]) == digest(["outer/inner/a.py", b"1"])
 
 
 def test_an_error_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

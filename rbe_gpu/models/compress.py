@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -400,6 +400,22 @@ def _gains(calibration: AnyCalibration, calibrated: Mapping[str, Any], plain: Ma
     return not texts or calibration.loss(calibrated, texts) <= calibration.loss(plain, texts)
 
 
+def _packages() -> list[Path]:
+    """Folders of the code that makes the bytes; the second lies in the first where both are installed."""
+    return [Path(__file__).parents[1], Path(dispatch.CPU.module("isa").__file__).parent]
+
+
+def _code_digest(packages: Iterable[Path]) -> str:
+    """Of the names and bytes of all Python files, each once."""
+    names: dict[Path, str] = {}
+    for package in packages:
+        for file in package.rglob("*.py"):
+            names.setdefault(file, f"{package.name}/{file.relative_to(package).as_posix()}")
+    return digest(
+        part for name, file in sorted((n, f) for f, n in names.items()) for part in (name, file.read_bytes())
+    )
+
+
 def _journal(
     opened: Source,
     out: Path,
@@ -425,9 +441,7 @@ def _journal(
             yield f"{name} {array.dtype} {array.shape}"
             yield array.reshape(-1).view(np.uint8).data
 
-    isa_module = dispatch.CPU.module("isa")
-    isa = isa_module.active()
-    package = [Path(__file__).parents[1], Path(isa_module.__file__).parent]
+    isa = dispatch.CPU.module("isa").active()
     identity = {
         "model": digest(model_parts()),
         "texts": digest(texts),
@@ -435,7 +449,7 @@ def _journal(
         "version": {
             "rbe_gpu": __version__,
             # checkouts have one version number; other code may name weights differently, or make other bytes
-            "code": digest(file.read_bytes() for folder in package for file in sorted(folder.rglob("*.py"))),
+            "code": _code_digest(_packages()),
             **{name: version(name) for name in ("numpy", "numba", "zstandard")},
         },
         "number of threads": get_num_threads(),
