@@ -2,10 +2,12 @@
 
     operations <= 500,000,   sum over the operations of (characters that it reads + characters that it makes) <= 2^26
 
-An entry of a list counts 16 and what it holds. A template is rewritten so that a `Meter` sees
-every operation: calls, filters, tests, operators, comparisons, slices, lists, joined texts, steps of loops, what is
-printed. Before an operation it knows the length of all that goes in, lists with what they hold; operations that can
-make more than a few times as much (a text repeated, padded, replaced, indented) have a bound of their own.
+An entry of a list counts 16 and what it holds. A template is rewritten so that a `Meter` sees every operation:
+calls, filters, tests, operators, comparisons, slices, lists, joined texts, steps of loops, what is printed. What is
+left (attributes, conditions, assignments) costs little: each body of statements counts 1, 1 for each 4 nodes of its
+syntax tree, and the characters of its texts, whenever it runs. Before an operation the meter knows the length of all
+that goes in, lists with what they hold; operations that can make more than a few times as much (a text repeated,
+padded, replaced, indented), or take longer than it is, have a bound of their own.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
 from collections.abc import Set as AbstractSet
 from datetime import datetime
 from functools import wraps
@@ -31,9 +33,9 @@ import jinja2.sandbox
 import jinja2.utils
 import jinja2.visitor
 
-#: of a rendering, which take 3 s; templates of Llama, Qwen, Gemma and SmolLM take 16 to 23 for a message
+#: of a rendering, which take 2.3 s; templates of Llama, Qwen, Gemma and SmolLM take 20 to 46 for a message
 _OPERATIONS = 500_000
-_CHARACTERS = 1 << 26  # that they read and make: those templates 4 to 11 for each of a conversation
+_CHARACTERS = 1 << 26  # that they read and make: those templates 5 to 11 for each of a conversation
 _LARGEST = 1 << 22  # characters of a value, those in a list together
 _LONGEST = 1_000_000  # of a text made by repeating or replacing
 _ENTRY = 16
@@ -42,6 +44,8 @@ _WIDEST = 10_000  # characters of the widths of a format, lists of a slice, entr
 _BITS = 14_000  # of an integer; Python writes 4,300 digits
 _DECIMALS = 308  # to round to
 _SLOW_LENGTH = 10_000  # of what takes time beyond the length of a value
+#: methods of texts that compare characters as often as the product of two lengths; 16 of them count as one
+_PRODUCT = ("rfind", "rindex", "rsplit", "rpartition", "strip", "lstrip", "rstrip")
 _SLOW = ("pprint", "striptags", "sum", "unique", "urlize")
 #: where a filter has the name of an attribute: parts between points and commas, each looked up in every entry
 _ATTRIBUTE = {
@@ -62,12 +66,13 @@ _SCOPES = (
 )  # fmt: skip
 _NAMES_TIMES_SCOPES = 1 << 17  # which take 0.3 s
 _DEPTH = 20  # of those statements: Jinja walks through the body of a loop once for each loop around it
+_KEYS = 256  # of an object that a template writes: they can have equal hashes
 _NODES = 10_000  # of the syntax tree, which take up to 10 kB each to compile; a template of 1,185 characters has 155
 _DEFAULT = 1000  # characters of the arguments of groupby
 _OF_JINJA = ("_loop_vars", "_block_vars")  # variables of a loop or block, handed to every call in it
 #: values by identity, with their sizes; a value that is held keeps its identity
 _Sizes = dict[int, tuple[int, Any]]
-_OPAQUE = (range, jinja2.runtime.Context)  # printed in a few characters
+_LISTS = (Mapping, Sequence, AbstractSet, ValuesView)
 _NUMBER = re.compile(r"\d+")
 #: flags, width and precision, and the letter behind them
 _CONVERSION = re.compile(r"[-#0 +]*([\d*]*\.?[\d*]*)[hlL]?.?", re.DOTALL)
@@ -110,17 +115,17 @@ class Meter:
             self._size(value, self._known)
         self._operations, self._characters = _OPERATIONS, _CHARACTERS
 
-    def spend(self, characters: int = 0) -> None:
-        """An operation that reads or makes so many characters."""
-        self._operations -= 1
+    def spend(self, characters: int = 0, operations: int = 1) -> None:
+        """Operations that read or make so many characters."""
+        self._operations -= operations
         self._characters -= characters
         if self._operations < 0 or self._characters < 0:
             _refuse(f"it takes more than {_OPERATIONS} operations, or they read and make too much text")
 
-    def see(self, value: Any, name: str = "a list") -> int:
+    def see(self, value: Any, name: str) -> int:
         """The length of a value of an operation, those of its entries included; it is paid for."""
+        self.spend()
         if id(value) in self._known:
-            self.spend()
             return self._known[id(value)][0]
         size = self._size(value, {})
         _check(size <= _LARGEST, name)
@@ -131,19 +136,22 @@ class Meter:
         if isinstance(value, jinja2.utils.Namespace):
             value = object.__getattribute__(value, "_Namespace__attrs")
         if isinstance(value, str | bytes):
-            self.spend(len(value))
+            self.spend(len(value), 0)
             return len(value)
         if isinstance(value, int):
             if value.bit_length() > _BITS:
                 _refuse(f"a number of more than {_BITS} bits")
             return _ENTRY + value.bit_length() // 3
-        if not isinstance(value, Mapping | Sequence | AbstractSet) or isinstance(value, _OPAQUE):
+        if isinstance(value, range):
+            self.spend(_ENTRY * len(value), 0)
+            return _ENTRY * (1 + len(value))
+        if not isinstance(value, _LISTS) or isinstance(value, jinja2.runtime.Context):
             return _ENTRY
         for sizes in (self._known, seen):
             if id(value) in sizes:
                 return sizes[id(value)][0]
         seen[id(value)] = _LARGEST, value  # of one that holds itself
-        self.spend(_ENTRY * len(value))
+        self.spend(_ENTRY * len(value), 0)
         size = sum(_ENTRY + self._size(entry, seen) for entry in value)
         if isinstance(value, Mapping):
             size += sum(self._size(entry, seen) for entry in value.values())
@@ -235,6 +243,11 @@ def _depth(value: Any, seen: dict[int, int]) -> int:
     return seen[id(value)]
 
 
+def _taken(values: Iterable[Any]) -> tuple[Any, ...]:
+    """The values, with lists of what generators give."""
+    return tuple(list(value) if isinstance(value, Iterator) else value for value in values)
+
+
 # --- the sandbox -----------------------------------------------------------------------------------------
 
 
@@ -248,7 +261,12 @@ class _Rewriter(jinja2.visitor.NodeTransformer):
     def _seen(self, node: Any) -> Any:
         return self._filter(self.generic_visit(node), _SEE)
 
-    visit_List = visit_Dict = _seen
+    visit_List = _seen
+
+    def visit_Dict(self, node: Any) -> Any:
+        if len(node.items) > _KEYS:
+            _refuse(f"an object of more than {_KEYS} keys")
+        return self._seen(node)
 
     def visit_Tuple(self, node: Any) -> Any:
         return self._seen(node) if node.ctx == "load" else self.generic_visit(node)
@@ -256,7 +274,10 @@ class _Rewriter(jinja2.visitor.NodeTransformer):
     def visit_Getitem(self, node: Any) -> Any:
         if isinstance(node.arg, nodes.Slice):
             return self._seen(node)
-        return self.generic_visit(node)
+        self.generic_visit(node)
+        if not isinstance(node.arg, nodes.Const):  # whose hash Python computes at each lookup
+            node.arg = self._filter(node.arg, _SEE)
+        return node
 
     def visit_Concat(self, node: Any) -> Any:
         self.generic_visit(node)
@@ -275,8 +296,8 @@ class _Rewriter(jinja2.visitor.NodeTransformer):
         return node
 
 
-#: names of filters that no template can write
-_SEE, _EACH, _CONCAT = "a list", "a loop", "~"
+#: filters whose names stand behind no `|`; `map` can name them, and what they do then is metered as well
+_SEE, _EACH, _CONCAT = "an expression", "a loop", "~"
 
 
 def _check_template(template: nodes.Template) -> None:
@@ -299,10 +320,25 @@ def _check_template(template: nodes.Template) -> None:
         left += [(child, depth) for child in node.iter_child_nodes()]
 
 
+def _counts(node: nodes.Node) -> tuple[int, int]:
+    """Nodes, and characters of text, of a statement without its bodies."""
+    count, characters = 1, len(node.data) if isinstance(node, nodes.TemplateData) else 0
+    for child in node.iter_child_nodes(exclude=("body", "else_")):
+        more = _counts(child)
+        count, characters = count + more[0], characters + more[1]
+    return count, characters
+
+
 class _CodeGenerator(jinja2.compiler.CodeGenerator):
     def visit_Template(self, node: Any, frame: Any = None) -> None:
         _check_template(node)
         super().visit_Template(_Rewriter().visit(node), frame)
+
+    def blockvisit(self, nodes: Any, frame: Any) -> None:
+        """A body of statements, which pays for itself before it runs."""
+        count, characters = map(sum, zip(*map(_counts, nodes), (4, 0), strict=True))
+        self.writeline(f"environment.meter.spend({characters}, {count // 4})")
+        super().blockvisit(nodes, frame)
 
 
 class _Generation(jinja2.ext.Extension):
@@ -344,6 +380,7 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.filters[_SEE] = lambda value: self.meter.made(value, _SEE)
         self.filters[_EACH] = lambda values: self.meter.each(values)
         self.filters[_CONCAT] = self._concat
+        self.globals["range"] = _range
         self.globals["raise_exception"] = _refuse
         self.globals["strftime_now"] = _strftime_now
 
@@ -359,7 +396,11 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def _metered(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def metered(*args: Any, **kwargs: Any) -> Any:
+            if name in _SLOW:  # what a generator will give counts too
+                args = _taken(args)
             sizes = [self.meter.see(value, name) for value in (*args, *kwargs.values())]
+            if name == "trim":
+                self.meter.spend(sizes[0] * sum(sizes[1:]) // 16)
             _check(name not in _SLOW or sum(sizes) <= _SLOW_LENGTH, name)
             # its default is made lower-case for every entry
             _check(name != "groupby" or sum(sizes) - sizes[1] <= _DEFAULT, name)
@@ -375,18 +416,30 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         method = getattr(obj, "__wrapped__", obj)  # the sandbox wraps `format`
         owner, name = getattr(method, "__self__", None), getattr(obj, "__name__", "")
+        if obj in (dict, jinja2.utils.Namespace):
+            args = _taken(args)
         named = [value for key, value in kwargs.items() if key not in _OF_JINJA]
         size = sum(self.meter.see(value, name) for value in (*args, *named))
+        if isinstance(owner, _LISTS):
+            length = self.meter.see(owner, name)
         if isinstance(owner, str):
-            self.meter.see(owner, name)
+            if name in _PRODUCT:
+                self.meter.spend(length * size // 16)
             if name == "format":
                 _check_format(owner, size)
             elif name == "join" and args:
                 args = (self._joined(args[0], len(owner)), *args[1:])
-            elif name == "replace" and len(args) > 1 and all(isinstance(text, str) for text in args[:2]):
-                _check_replace(owner, *args[:2])
+            elif name == "replace" and len(args) > 1:
+                _check_replace(owner, *map(str, args[:2]))
             _check(name not in _LENGTHENING, name)
         _check(not isinstance(owner, bytes) and name != "to_bytes", name)
+        # keys with equal hashes, which a template can choose, take time with the square of their number
+        keyed = obj in (dict, jinja2.utils.Namespace) and not all(
+            isinstance(value, Mapping) for value in args
+        )
+        _check(name != "fromkeys" and not (keyed and size > _SLOW_LENGTH), name.lower())
+        if isinstance(obj, jinja2.runtime.LoopContext) and args:  # a recursive loop
+            args = (self.meter.each(args[0]), *args[1:])
         return self.meter.made(super().call(context, obj, *args, **kwargs), name)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -413,7 +466,7 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     @jinja2.pass_context
     def _printed(self, context: Any, value: Any) -> Any:
-        self.meter.see(value, "a list")
+        self.meter.see(value, "output")
         return value
 
     @jinja2.pass_eval_context
@@ -436,6 +489,14 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     @jinja2.pass_eval_context
     def _join(self, eval_context: Any, value: Any, d: Any = "", attribute: Any = None) -> str:
         return jinja2.filters.sync_do_join(eval_context, self._joined(value, len(str(d))), d, attribute)
+
+
+def _range(*args: int) -> range:
+    _check(all(abs(number) < 1 << 31 for number in args), "range")
+    return jinja2.sandbox.safe_range(*args)
+
+
+_range.__name__ = "range"  # of messages
 
 
 def _strftime_now(format: str) -> str:

@@ -19,11 +19,15 @@ MESSAGES = [
     {"role": "assistant", "content": "4\n5"},
 ]
 MEMORY = 128 << 10  # kilobytes
+SECONDS = 20.0  # of processor time, compiled and rendered: at most 2.3 on one core beside other work
 VALUES = {
     "text": "{% set text = 'x' * 1000000 %}",
     "words": "{% set words = 'x ' * 500000 %}",
     "list": "{% set list = range(100000)|list %}",
-    "bits": "{% set bits = 2 ** 13000 %}",
+    "bits": "{% set bits = 2 ** 6500 %}",
+    "numbers": "{% set numbers = range(100000) %}",
+    # of integers with equal hashes
+    "equal": "{% set equal %}{% for i in range(1, 20000) %}{{ i * (2 ** 61 - 1) }} {% endfor %}{% endset %}",
     "ns": "{% set ns = namespace(a='x', b=[1], n=10) %}",
 }
 
@@ -32,22 +36,25 @@ def render(source: str) -> str:
     return ChatTemplate(source).render(MESSAGES, {"bos_token": "<s>", "eos_token": "</s>"})
 
 
-#: renders the templates of standard input; of each what came out, and kilobytes of memory at most until then
+#: renders the templates of standard input; of each what came out, kilobytes of memory at most until then, and
+#: seconds of processor time
 _PROCESS = """
-import json, resource, sys
+import json, resource, sys, time
 from tests.hostile.test_chat_templates import render
 render("{{ [1]|map('string')|join }}")
 for source in json.load(sys.stdin):
+    start = time.process_time()
     try:
         made = render(source)[:100]
     except ValueError as error:
         made = str(error)
-    print(json.dumps([made, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]), flush=True)
+    seconds = time.process_time() - start
+    print(json.dumps([made, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, seconds]), flush=True)
 """
 
 
 def bounded(sources: list[str]) -> list[str]:
-    """The texts or messages of renderings, whose memory is checked."""
+    """The texts or messages of renderings, whose memory and time are checked."""
     sources = ["{{ 1 }}"] + [
         "".join(value for name, value in VALUES.items() if name in source) + source for source in sources
     ]
@@ -61,10 +68,11 @@ def bounded(sources: list[str]) -> list[str]:
     lines = [json.loads(line) for line in run.stdout.splitlines()]
     assert len(lines) == len(sources), (sources[len(lines)], run.stderr[-500:])
     least = lines[0][1]
-    for (made, peak), source in zip(lines, sources, strict=True):
+    for (made, peak, seconds), source in zip(lines, sources, strict=True):
+        assert seconds < SECONDS, f"{seconds} s: {source}"
         assert peak - least < MEMORY, f"{(peak - least) >> 10} MB: {source}"
         assert "\n" not in made or not made.startswith("the chat template"), source
-    return [made for made, _ in lines[1:]]
+    return [made for made, *_ in lines[1:]]
 
 
 LOOP = "{% for i in range(100000) %}"
@@ -102,14 +110,24 @@ REFUSED = {
         "{{ ('a\n' * 500000)|indent(100) }}",
         "{{ words.split() }}",
         "{{ (list|batch(1)|list)|sum(start=[]) }}",
+        "{% macro f() %}"
+        + LOOP
+        + "{% if true %}x{% endif %}" * 500
+        + "{% endfor %}{% endmacro %}{% set x = f() %}",
+        "{% set x %}" + LOOP + "{% if true %}x{% endif %}" * 500 + "{% endfor %}{% endset %}",
+        "{{ ('{0}' * 400).format({'a': text}.values()) }}",
+        "{{ ('{0}' * 400).format({'a': text}.items()) }}",
+        "{{ (('x' * 300000)|safe).replace('x', ['y' * 3000]) }}",
+        "{{ numbers|batch(1)|sum(start=[]) }}",
         # numbers
+        "{{ range(bits, bits + 100000)|list }}",
         "{{ 1|round(1000000000) }}",
         "{{ 1|round(-1000000000) }}",
         "{{ 1.5|round(1000000000, 'ceil') }}",
         "{{ list|map('round', 1000000000)|list }}",
         "{{ 10 ** 100000 }}",
         "{{ 10 ** (10 ** 9) }}",
-        "{{ bits * bits }}",
+        "{{ bits * bits * bits }}",
         LOOP + "{% set ns.n = ns.n * ns.n %}{% endfor %}",
         LOOP + "{% set ns.n = ns.n ** 64 %}{% endfor %}",
         "{{ ('f' * 1000000)|int(base=16) }}",
@@ -121,6 +139,30 @@ REFUSED = {
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
         "{% for x in messages recursive %}{% if loop.depth < 40 %}{{ loop(messages) }}{% endif %}{% endfor %}",
         LOOP + "{{ words.count('xx') }}{% endfor %}",
+        "{% for j in range(100) %}{% for i in range(5000) %}{% if i == j %}{% endif %}{% endfor %}{% endfor %}",
+        "{% for x in range(6) recursive %}{% if not loop.depth0 %}{{ loop(numbers) }}{% endif %}{% endfor %}",
+        *(
+            "{% for j in range(200) %}{% for i in range(1000) %}" + body + "{% endfor %}{% endfor %}"
+            for body in (
+                "{% set x = messages.nothing or messages.nothing or messages.nothing %}" * 20,
+                "{% if not messages %}{% elif messages.nothing %}{% else %}{% set x = 1 %}{% endif %}" * 20,
+            )
+        ),
+        "{% set t, d = (0,) * 30000, {} %}" + LOOP + "{% set x = d[t] %}{% endfor %}",
+        LOOP + "{% set x = numbers|max %}{% endfor %}",
+        LOOP + "{% set x = numbers|map('abs')|select('odd')|max %}{% endfor %}",
+        LOOP + "{% set x = 'a' in numbers %}{% endfor %}",
+        LOOP + "{% set x = list.count('x') %}{% endfor %}",
+        "{{ range(0, (2 ** 61 - 1) * 20000, 2 ** 61 - 1)|unique|list }}",
+        "{{ equal.split()|map('int')|unique|list }}",
+        "{{ {}.fromkeys(equal.split()|map('int')) }}",
+        "{{ dict(equal.split()|map('int')|batch(2)) }}",
+        "{{ namespace(equal.split()|map('int')|batch(2)) }}",
+        "{% for i in range(20) %}{{ ('x' * 100000).rfind('x' * 1000 ~ 'y' ~ 'x' * 49000) }}{% endfor %}",
+        *(
+            "{% for i in range(20) %}{{ text" + strip + "('y' * 500000 ~ 'x')|length }}{% endfor %}"
+            for strip in (".strip", ".lstrip", ".rstrip", "|trim")
+        ),
         LOOP + "{% if 'yy' in text %}{% endif %}{% endfor %}",
         LOOP + "{% if text == text ~ 'y' %}{% endif %}{% endfor %}",
         LOOP + "{% if text is eq(words) %}{% endif %}{% endfor %}",
@@ -159,6 +201,7 @@ UNCOMPILED = {
     "import: there are no other templates": ["{% import 'a' as b %}"],
     "fromimport: there are no other templates": ["{% from 'a' import b %}"],
     "extends: there are no other templates": ["{% extends 'a' %}"],
+    "an object of more than 256 keys": ["{{ {" + ", ".join(f"{i}: 1" for i in range(257)) + "} }}"],
     "a scoped block": ["{% for a in messages %}{% block b scoped %}{% endblock %}{% endfor %}"],
 }
 
