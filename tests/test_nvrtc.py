@@ -28,9 +28,10 @@ CONFIGURED = ("decode", "embedding", "linear", "linear_few", "linear_transform",
 EVERYWHERE = [p for p in sorted((ROOT / "cuda_src").glob("*.cu")) if p.stem not in _load.ONLY]
 FILES = [p for p in EVERYWHERE if p.stem not in CONFIGURED]
 FILES += sorted((ROOT / "tests" / "host").glob("*.cu"))
-#: NVRTC generates two forms of PTX for 80 and newer, for 100 and 120 with instructions on pairs of floats. Of either
-#: the architecture whose launch bounds leave the fewest registers (RESIDENT in linear.cuh).
-WHOLE = (90, 100)
+#: 75 has code of its own (`__CUDA_ARCH__ < 800`). NVRTC generates two forms of PTX for 80 and newer, for 100 and 120
+#: with instructions on pairs of floats: of either the architecture whose launch bounds leave the fewest registers
+#: (RESIDENT in linear.cuh).
+WHOLE = (75, 90, 100)
 #: Files, the constants of those that have some, and the architecture. Attention without capped scores is the same
 #: code with less in it: for those of WHOLE, and for 80, whose machine code is read (test_machine_code_attention.py).
 SOURCES = [(path, {}, of) for path in FILES if path.stem != "attention" for of in nvrtc.ARCHITECTURES]
@@ -183,7 +184,7 @@ def test_covering_has_every_kernel_with_every_value() -> None:
         return {(k.entry, *item) for k in kernels for item in k.constants} | {(k.entry,) for k in kernels}
 
     assert values(COVERING) == values(KERNELS)
-    assert len(COVERING) < 0.7 * len(KERNELS)
+    assert len(COVERING) < 0.8 * len(KERNELS)  # 0.68 of them
 
 
 @pytest.mark.usefixtures("compiled")
