@@ -227,7 +227,8 @@ def branches(architecture: int) -> list[bool]:
 def test_no_source_tells_architectures_of_the_same_code_apart() -> None:
     for other, compiled_for in nvrtc.SAME_CODE.items():
         assert branches(other) == branches(compiled_for)
-    assert len({tuple(branches(a)) for a in nvrtc.ARCHITECTURES}) == 3  # 75; 80, 90 and 100; 86 and 120
+    # no two of those that are compiled for are the same: launch bounds differ
+    assert len({tuple(branches(a)) for a in nvrtc.ARCHITECTURES}) == len(nvrtc.ARCHITECTURES)
 
 
 def one_kernel_each() -> dict[str, list[Kernel]]:
