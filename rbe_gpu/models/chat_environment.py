@@ -211,10 +211,10 @@ def _conversions(text: str) -> Iterator[str]:
 
 def _check_percent(text: str, size: int, name: str) -> None:
     """Conversions of `text % values`, as `_check_format`."""
-    found = list(_conversions(text))
-    widths = _widths([n for w in found for n in _NUMBER.findall(w)])
-    _check(not any("*" in width for width in found) and widths <= _WIDEST, name)
-    _check(len(found) * size <= _LARGEST, name)
+    conversions = list(_conversions(text))
+    widths = _widths([n for w in conversions for n in _NUMBER.findall(w)])
+    _check(not any("*" in width for width in conversions) and widths <= _WIDEST, name)
+    _check(len(conversions) * size <= _LARGEST, name)
 
 
 def _check_replace(text: str, old: str, new: str) -> None:

@@ -125,10 +125,10 @@ def build(
     # all names of a source are local to its library: no two libraries share a template's shared memory
     code = code.replace('#include "device.hpp"', "")
     text = f'#include "device.hpp"\nnamespace {{\n{code}'
-    found = _entries(code, flags)
-    if not found:
+    entries = _entries(code, flags)
+    if not entries:
         raise CompileError('the source has no extern "C" __global__ kernel')
-    tail = _TAIL.format(entries=", ".join(f"RBE_ENTRY({name}, {bounds})" for name, bounds in found))
+    tail = _TAIL.format(entries=", ".join(f"RBE_ENTRY({name}, {bounds})" for name, bounds in entries))
     if not defines:
         flags.insert(0, f"-I{_precompiled_shim(of_all)}")
     with tempfile.TemporaryDirectory() as folder:
