@@ -127,6 +127,21 @@ def word_at(typingctx, stream, at):
 
 
 @intrinsic
+def store_word(typingctx, stream, at, word):
+    """store_word(stream, at, word): write 64 bits at byte `at` of a uint8 array."""
+    if not isinstance(stream, types.Array):
+        return None
+
+    def codegen(context, builder, signature, args):
+        stream, at, word = args
+        pointer = pointer_at(context, builder, signature.args[0], stream, at, _I64)
+        builder.store(word, pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(stream, types.int64, types.int64), codegen
+
+
+@intrinsic
 def bits_at(typingctx, stream, bit):
     """bits_at(stream, bit) -> int64: 64 bits from bit `bit` of a uint8 array on. Reads 9 bytes."""
     if not isinstance(stream, types.Array):

@@ -1,4 +1,8 @@
-"""Grid codes as entries of their rows, of which only whole rows are read: `rbe_gpu.codecs.grid.GridRows`."""
+"""Grid codes as Rice codes of rows, of which only whole rows are read: `rbe_gpu.codecs.grid.GridRows`.
+
+A number n >= 0 with parameter k is n >> k zeros, a one and the low k bits of n, from the lowest bit up (Rice and Plaunt
+1971, "Adaptive variable-length coding for efficient compression of spacecraft television data").
+"""
 
 from __future__ import annotations
 
@@ -11,78 +15,186 @@ from ._jit import cpu_inline, cpu_kernel
 from ._parts import in_parts, record_at
 from ._pool import num_threads
 from .arrays import address
-from .codes import grid_integers, scale_integers
+from .bit_planes import ones, store_word, word_at
+from .codes import scale_integers
+from .int8_codes import row_of_bytes
 from .operand import grid_fields
 from .simd import bits, widen
 
 _WEIGHT = params.WEIGHT.dtype
-_GAP_BITS = 6
-_LONGEST = (1 << _GAP_BITS) - 1  # columns that an entry passes over
-_BYTE, _SKIP = 2, 3  # the integer is the next byte; there is none
 _ZERO = np.float32(0)
+_SLACK = 8  # bytes behind the last row, which `word_at` reads and `store_word` writes
 _ROWS_OF_START = 32  # rows of a start; the sizes of those before a row are added
 _LONG = 255  # a size that two more bytes hold
 _CHUNK = 1024  # rows whose integers are made at a time
+#: n >> k at most, so that the codes of a gap, a sign and a size have 47 bits together: any 57 bits are one load.
+_MOST_ZEROS = 15
+#: Of a row's integers that are not zero, above which gaps do not pay.
+_MOST_DENSITY = 0.6
+# the first byte of a row: k of its gaps or of its integers, k of its sizes, and whether all integers have codes
+_SIZE_SHIFT, _LOW_4, _LOW_3, _ALL = 4, 15, 7, 128
+
+
+@cpu_inline
+def _bits(numbers, count, k):
+    """Bits of the codes of numbers[:count] (uint16) with parameter k."""
+    zeros = np.uint32(0)
+    for i in range(count):
+        zeros += np.uint32(numbers[i] >> k)
+    return np.int64(zeros) + count * (k + 1)
+
+
+@cpu_inline
+def _best(numbers, count):
+    """The parameter with which the codes of numbers[:count] (uint16) take least bits, and how many these are."""
+    most, k = 0, 0
+    for i in range(count):
+        most = max(most, np.int64(numbers[i]))
+    while most >> k > _MOST_ZEROS:
+        k += 1
+    least, further = _bits(numbers, count, k), _bits(numbers, count, k + 1)
+    while further < least:
+        k, least = k + 1, further
+        further = _bits(numbers, count, k + 1)
+    return k, least
+
+
+@cpu_inline
+def _code(number, k):
+    """A code, and how many bits it has."""
+    zeros = number >> k
+    return (((number & ((1 << k) - 1)) << 1) | 1) << zeros, zeros + 1 + k
+
+
+@cpu_inline
+def _append(code, length, part, filled, out, at):
+    """Write a code of up to 56 bits behind the `filled` low bits of `part`, which are the next of byte `at`.
+
+    Returns
+    -------
+    The same of what follows: part, of less than 8 bits, filled and at
+    """
+    part |= code << filled
+    store_word(out, at, part)  # what is above the code is written again
+    filled += length
+    return part >> (filled & ~7), filled & 7, at + (filled >> 3)
 
 
 @cpu_kernel
-def _write_rows(weight, rows, line, columns, row, row_start, out):
-    """The sizes and entries of all rows, and where every 32nd begins.
+def _write_rows(weight, rows, line, columns, gaps, sizes, row_start, out):
+    """The sizes and codes of all rows, and where every 32nd begins.
 
-    weight : address of a `params.WEIGHT` of grid codes. line (cols,) float32, columns (cols + 1,) int32,
-    row (2 cols,) uint8 : scratch memory
+    weight : address of a `params.WEIGHT` of grid codes. line (cols,) uint8, columns (cols + 1,) int32,
+    gaps, sizes (cols,) uint16 : scratch memory
 
     Returns
     -------
     Bytes written
     """
-    w, end = record_at(weight, _WEIGHT), 0
+    w, end, cols = record_at(weight, _WEIGHT), 0, line.shape[0]
     for r in range(rows):
-        grid_integers(w, r, 0, line.shape[0], line, 0)
-        count = 0
-        for c in range(line.shape[0]):  # without a branch, which the processor would often guess wrong
-            columns[count] = c
-            count += line[c] != _ZERO
-        last, at = -1, 0
-        for k in range(count):
-            c = columns[k]
-            q, gap, last = np.int32(line[c]), c - last - 1, c
-            while gap > _LONGEST:
-                row[at] = _SKIP << _GAP_BITS | _LONGEST
-                at += 1
-                gap -= _LONGEST + 1
-            large = q < -1 or q > 1
-            row[at] = (_BYTE if large else (q + 1) >> 1) << _GAP_BITS | gap
-            if large:
-                row[at + 1] = np.uint8(q)
-            at += 2 if large else 1
         if r % _ROWS_OF_START == 0:
             row_start[r // _ROWS_OF_START] = end
-        out[end] = min(at, _LONG)
-        if at >= _LONG:
-            out[end + 1], out[end + 2] = at & 255, at >> 8
+        row_of_bytes(w, 0, r, 0, cols, line, 0)
+        count = 0
+        for c in range(cols):  # without a branch, which the processor would often guess wrong
+            columns[count] = c
+            count += line[c] != 0
+        if count == 0:
+            out[end] = 0
+            end += 1
+            continue
+        size_in_bits, k_gap, k_size = 16 * cols, 0, 0
+        if count < cols * _MOST_DENSITY:
+            last = -1
+            for i in range(count):
+                c = columns[i]
+                gaps[i], sizes[i], last = c - last - 1, abs(np.int32(np.int8(line[c]))) - 1, c
+            k_gap, bits_of_gaps = _best(gaps, count)
+            k_size, bits_of_sizes = _best(sizes, count)
+            size_in_bits = bits_of_gaps + count + bits_of_sizes
+        parameters = k_gap | k_size << _SIZE_SHIFT
+        # the codes of all integers take a bit each, and two more for each that is not zero, at least
+        every, k = size_in_bits > cols + 2 * count, 0
+        if every:
+            for c in range(cols):
+                q = np.int32(np.int8(line[c]))
+                gaps[c] = 2 * q - 1 if q > 0 else -2 * q
+            k, bits_of_all = _best(gaps, cols)
+            every = bits_of_all < size_in_bits
+            if every:
+                size_in_bits, parameters = bits_of_all, k | _ALL
+        size = 1 + (size_in_bits + 7) // 8
+        out[end] = min(size, _LONG)
+        if size >= _LONG:
+            out[end + 1], out[end + 2] = size & 255, size >> 8
             end += 2
-        out[end + 1 : end + 1 + at] = row[:at]
-        end += 1 + at
+        out[end + 1] = parameters
+        part, filled, at = np.int64(0), np.int64(0), end + 2
+        end += 1 + size
+        if every:
+            for c in range(cols):
+                code, length = _code(np.int64(gaps[c]), k)
+                part, filled, at = _append(code, length, part, filled, out, at)
+            continue
+        last = -1
+        for i in range(count):
+            c = np.int64(columns[i])
+            q = np.int64(np.int8(line[c]))
+            code, length = _code(c - last - 1, k_gap)
+            size_code, size_length = _code(abs(q) - 1, k_size)
+            code |= ((q > 0) | size_code << 1) << length
+            part, filled, at = _append(code, length + 1 + size_length, part, filled, out, at)
+            last = c
     return end
 
 
 @cpu_inline
-def _integers(entries, start, stop, out, out_at, cols):
-    """out[out_at + c] = integer c of the row whose entries are start to stop, c < cols."""
+def _zeros(window):
+    """Zeros below the lowest one; 64 where there is none."""
+    return ones((window & -window) - 1)
+
+
+@cpu_inline
+def _integers(value, start, stop, out, out_at, cols):
+    """out[out_at + c] = integer c of the row whose bytes are start to stop, c < cols."""
     for c in range(cols):
         out[out_at + c] = _ZERO
-    at, c = start, out_at
-    while at < stop:
-        entry = np.int64(entries[at])
-        kind = entry >> _GAP_BITS
-        c += entry & _LONGEST
-        at += 1
-        if kind < _BYTE:
-            out[c] = np.float32(2 * kind - 1)
-        elif kind == _BYTE:
-            out[c] = np.float32(np.int8(entries[at]))
-            at += 1
+    if start == stop:
+        return
+    parameters = np.int64(value[start])
+    k_gap, k_size = parameters & _LOW_4, parameters >> _SIZE_SHIFT & _LOW_3
+    low_gap, low_size = (1 << k_gap) - 1, (1 << k_size) - 1
+    bit, end = 8 * (start + 1), 8 * stop
+    # of a window the low 57 bits are those behind `bit`; what is shifted in above them is not reached
+    if parameters & _ALL:
+        for c in range(out_at, out_at + cols, 2):  # the codes of two integers have 42 bits at most
+            window = word_at(value, bit >> 3) >> (bit & 7)
+            for k in range(2):
+                zeros = _zeros(window)
+                window >>= zeros + 1
+                n = zeros << k_gap | window & low_gap
+                window >>= k_gap
+                bit += zeros + 1 + k_gap
+                size = (n + 1) >> 1
+                out[c + k] = np.float32(size if n & 1 else -size)
+        return
+    c = out_at
+    while True:
+        window = word_at(value, bit >> 3) >> (bit & 7)
+        zeros = _zeros(window)
+        bit += zeros + 2 + k_gap
+        if bit > end:  # zeros complete the last byte: the one is behind it
+            break
+        window >>= zeros + 1
+        c += zeros << k_gap | window & low_gap
+        window >>= k_gap
+        positive = window & 1
+        window >>= 1
+        zeros = _zeros(window)
+        size = 1 + (zeros << k_size | window >> (zeros + 1) & low_size)
+        bit += zeros + 1 + k_size
+        out[c] = np.float32(size if positive else -size)
         c += 1
 
 
@@ -119,20 +231,18 @@ def _rows(value, row_start, row_scale, col_scale, gain, shrink, rows, first, out
 _rows_in_parts = in_parts(_rows)
 
 
-def entries_of(codes: Any) -> tuple[Any, Any]:
+def codes_of_rows(codes: Any) -> tuple[Any, Any]:
     """`value` and `row_start` of `GridRows` with the integers of `GridCodes`."""
     rows, cols = codes.value.shape[0], len(codes.col_scale)
     record = params.WEIGHT.record(value=address(codes.value), row_values=cols, **grid_fields(codes))
     row_start = np.empty(-(-rows // _ROWS_OF_START), np.uint32)
     # the most; the system gives memory only for what is written
-    value = np.empty(rows * (2 * cols + 3), np.uint8)
-    line, columns, row = (
-        np.empty(cols, np.float32),
-        np.empty(cols + 1, np.int32),
-        np.empty(2 * cols, np.uint8),
-    )
-    size = _write_rows(address(record.view(np.uint8)), rows, line, columns, row, row_start, value)
-    return value[:size].copy(), row_start
+    value = np.empty(rows * (2 * cols + 3) + _SLACK, np.uint8)
+    line, columns = np.empty(cols, np.uint8), np.empty(cols + 1, np.int32)
+    gaps, sizes = np.empty(cols, np.uint16), np.empty(cols, np.uint16)
+    size = _write_rows(address(record.view(np.uint8)), rows, line, columns, gaps, sizes, row_start, value)
+    value[size : size + _SLACK] = 0
+    return value[: size + _SLACK].copy(), row_start
 
 
 def rows_of(codes: Any, gain: float, rows: Any, first: int, out: Any) -> None:

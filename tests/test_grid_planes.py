@@ -252,19 +252,19 @@ def test_models_share_what_both_round() -> None:
     assert {type(layer[2].up.weight.codes) for layer in plain.layers} == {GridCodes}
 
 
-@pytest.mark.parametrize("ratio", [32, 50])
+@pytest.mark.parametrize("ratio", [16, 24, 32, 50])
 def test_a_small_encoder_takes_little_more_memory_than_its_file(
     ratio: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At most 1.3 times the bytes, where packed codes take 1.9 times. The vectors have the same bits."""
+    """At most 1.25 times the bytes, where packed codes of linear layers take more. The vectors have the same bits."""
     path, texts = MODELS / f"minilm-r{ratio}.rbe.safetensors", real.texts()[:8]
     model = rbe.load(path)
     vectors = model.embed(texts)
-    assert model.nbytes <= 1.3 * path.stat().st_size
+    assert model.nbytes <= 1.25 * path.stat().st_size
     monkeypatch.setattr(GridCodes, "for_int8", lambda self: self)
     packed = rbe.load(path)
     np.testing.assert_array_equal(packed.embed(texts), vectors)
-    assert packed.nbytes > 1.85 * path.stat().st_size
+    assert packed.nbytes > 1.25 * path.stat().st_size
 
 
 def test_loading_converts_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Tables of grid codes as entries of rows: the same bits as of packed codes, in less memory."""
+"""Tables of grid codes as Rice codes of rows: the same bits as of packed codes, in less memory."""
 
 from __future__ import annotations
 
@@ -48,10 +48,11 @@ def _special() -> dict[str, np.ndarray]:
     ends[0, 0], ends[1, -1], ends[2, [0, -1]] = -1, 1, (7, -9)  # the last row is empty
     full = np.zeros((40, COLS), np.int8)
     full[3] = np.where(np.arange(COLS) % 2, 5, -1)
+    full[4] = np.where(np.arange(COLS) % 2, 127, -128)  # the longest codes of all integers
     return {"gaps": gaps, "values": values, "ends": ends, "full": full, "zeros": np.zeros((3, COLS), np.int8)}
 
 
-TABLES = {f"density {d}": _integers(d) for d in (0.002, 0.05, 0.2)} | _special()
+TABLES = {f"density {d}": _integers(d) for d in (0.002, 0.05, 0.2, 0.5, 0.7, 1.0)} | _special()
 
 
 @pytest.mark.parametrize("transform", ["none", "dct"])
@@ -73,7 +74,7 @@ def test_rows_are_those_of_packed_codes(name: str, shrink: float, transform: str
 
 
 def test_rows_of_a_padded_table() -> None:
-    """Columns beyond the table's have no entries, and are not written."""
+    """Columns beyond the table's have no codes, and are not written."""
     q = _integers(0.05)
     q[:, 300:] = 0
     table = replace(_table(q), shape=(ROWS, 300))
@@ -120,24 +121,30 @@ def test_copies() -> None:
 
 
 def test_tables_that_would_be_larger_stay() -> None:
-    for q in (_integers(0.9, -2, 1), _integers(0.6)):
-        table = _table(q)
+    """All integers of a width as often as each other: no code is shorter than that width."""
+    for bits in (2, 3, 8):
+        values = np.arange(-(1 << (bits - 1)), 1 << (bits - 1))
+        table = _table(np.resize(values, (ROWS, COLS)).astype(np.int8))
         assert table.for_lookup() is table
     rows = _table(_integers(0.1)).for_lookup()
     assert rows.for_lookup() is rows
 
 
-def test_some_rows_do_not_decide_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table whose sampled rows are zeros, and whose others are not, stays as it is."""
-    monkeypatch.setattr(grid, "_SAMPLE", 2)
-    q = _integers(0.9)
-    q[:: -(-ROWS // 2)] = 0
-    table = _table(q)
-    assert table.for_lookup() is table
+def test_the_longest_gaps_and_sizes() -> None:
+    """Rows of as many columns as are held so, with the longest code of each kind in front of others."""
+    cols = 32_736
+    q = np.zeros((3, cols), np.int8)
+    q[0, [cols - 2, cols - 1]] = -128, 127
+    q[1, ::977], q[1, ::1954] = 1, -127
+    q[2, :] = np.resize([0, 1, -1, 2, -128, 0], cols)
+    scales = np.ones(3, np.float16), np.ones(cols, np.float16)
+    rows = GridCodes.from_integers(q, *scales).for_lookup()
+    assert isinstance(rows, GridRows)
+    np.testing.assert_array_equal(rows.integers(), q)
 
 
 def test_larger_tables_than_the_starts_count_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid, "_MAX_ENTRIES", ROWS * (2 * COLS + 3) - 1)
+    monkeypatch.setattr(grid, "_MAX_BYTES", ROWS * (2 * COLS + 3) - 1)
     table = _table(_integers(0.05))
     assert table.for_lookup() is table
 
@@ -150,11 +157,13 @@ def test_an_encoder_holds_its_tables_so(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(GridCodes, "for_lookup", lambda self: self)
     packed = rbe.load(TRAINED)
     np.testing.assert_array_equal(packed.embed(texts), vectors)
-    assert model.nbytes < packed.nbytes - 1_000_000
+    codes = model.word_embeddings.weight.codes
+    assert codes.value.nbytes < 1.2 * codes.stream.data.nbytes  # of the entropy-coded table in the file
+    assert model.nbytes < packed.nbytes - 2_000_000
 
 
 def test_loading_imports_no_numba() -> None:
-    """It takes longer than the load. The file has codes with exceptions, int8 activations and a table of entries."""
+    """It takes longer than the load. The file has codes with exceptions, int8 activations and a table for lookup."""
     script = f"""
 import sys
 import rbe_gpu as rbe

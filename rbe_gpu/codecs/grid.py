@@ -18,8 +18,7 @@ from .cut import Exceptions, cut_columns
 
 GRID_BITS = tuple(range(2, 9))
 _CHUNK = 1 << 20  # integers packed at a time
-_SAMPLE = 256  # rows that tell whether a table is mostly zeros
-_MAX_ENTRIES = (1 << 32) - 1  # bytes that `row_start` counts
+_MAX_BYTES = (1 << 32) - 1  # that `row_start` counts
 _MAX_ROW_BYTES = (1 << 16) - 1
 
 
@@ -143,15 +142,11 @@ class GridCodes(Codes):
 
     def for_lookup(self) -> GridCodes:
         rows, cols = len(self.row_scale), len(self.col_scale)
-        if self.device != "cpu" or rows * (2 * cols + 3) > _MAX_ENTRIES or 2 * cols > _MAX_ROW_BYTES:
+        if self.device != "cpu" or rows * (2 * cols + 3) > _MAX_BYTES or 2 * cols > _MAX_ROW_BYTES:
             return self
-        # an entry is a byte at least; some rows tell, before a kernel is compiled
-        some = _unpack_integers(self.value[:: -(-rows // _SAMPLE)], self.base_bits, cols)
-        if np.count_nonzero(some) * rows > self.resident_nbytes * len(some):
-            return self
-        entries, row_start = CPU.module("grid_rows").entries_of(self)
+        value, row_start = CPU.module("grid_rows").codes_of_rows(self)
         made = GridRows(
-            self.bits, self.shrink, entries, self.row_scale, self.col_scale, self.stored, row_start=row_start
+            self.bits, self.shrink, value, self.row_scale, self.col_scale, self.stored, row_start=row_start
         )  # fmt: skip
         return made if made.resident_nbytes < self.resident_nbytes else self
 
@@ -294,21 +289,23 @@ class GridCodes(Codes):
 
 @dataclass(frozen=True)
 class GridRows(GridCodes):
-    """Grid codes in memory of a table that is mostly zeros and that only rows are looked up in.
+    """Grid codes in memory of a table that only rows are looked up in: Rice codes, near the entropy of each row.
 
-    A row is the bytes of its entries, one byte, or 255 and two bytes; and the entries, by column. An entry is a byte,
-    or two. Its low six bits are the columns since the entry before (0 to 63), its high two bits
+    The Rice code of a number n >= 0 with parameter k is n >> k zeros, a one and the low k bits of n, from the lowest
+    bit up; k is chosen so that there are 15 zeros at most, and then for the fewest bits. A row is the size of what
+    follows in bytes, one byte, or 255 and two bytes. A row of zeros has size 0. Any other is a byte of parameters,
+    g + 16 s + 128 a, and codes without gaps between them, with zeros at the end to whole bytes:
 
-        0, 1   the integer there is -1, 1
-        2      the next byte is the integer, int8
-        3      there is none: one column more is passed over
+        a = 0    of each integer that is not zero, in the order of columns: the columns since the one before, with
+                 parameter g; a bit, whether it is positive; its size minus 1, with parameter s
+        a = 1    of each integer q: 2 q - 1 where it is positive, else -2 q, with parameter g (and s = 0)
 
     Made by `GridCodes.for_lookup`. CPU kernels read no other columns of it than a whole row's, so that a matmul
     decodes it; GPUs get `GridCodes`.
 
     Attributes
     ----------
-    value : (bytes,) uint8, the rows
+    value : (bytes,) uint8, the rows, then 8 zeros
     row_start : (rows_pad / 32, rounded up) uint32, where every 32nd row begins
     """
 
