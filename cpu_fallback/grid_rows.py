@@ -1,7 +1,7 @@
 """Grid codes as Rice codes of rows, of which only whole rows are read: `rbe_gpu.codecs.grid.GridRows`.
 
-A number n >= 0 with parameter k is n >> k zeros, a one and the low k bits of n, from the lowest bit up (Rice and Plaunt
-1971, "Adaptive variable-length coding for efficient compression of spacecraft television data").
+A number n >= 0 with parameter k is n >> k zeros, a one and the low k bits of n, from the lowest bit up (Rice and
+Plaunt 1971, "Adaptive variable-length coding for efficient compression of spacecraft television data").
 """
 
 from __future__ import annotations

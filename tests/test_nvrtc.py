@@ -30,7 +30,7 @@ FILES = [p for p in EVERYWHERE if p.stem not in CONFIGURED]
 FILES += sorted((ROOT / "tests" / "host").glob("*.cu"))
 #: 75 has code of its own (`__CUDA_ARCH__ < 800`). NVRTC generates two forms of PTX for 80 and newer, for 100 and 120
 #: with instructions on pairs of floats: of either the architecture whose launch bounds leave the fewest registers
-#: (RESIDENT in linear.cuh).
+#: (RESIDENT in linear.cuh). The others translate the same PTX with as many registers or more.
 WHOLE = (75, 90, 100)
 #: Files, the constants of those that have some, and the architecture. Attention without capped scores is the same
 #: code with less in it: for those of WHOLE, and for 80, whose machine code is read (test_machine_code_attention.py).
@@ -115,8 +115,8 @@ def kernels() -> list[Kernel]:
 
 
 def covering(kernels: list[Kernel]) -> list[Kernel]:
-    """Some of the kernels, with every entry and every value of each of its constants among them."""
-    values = {k: {(k.entry, None), *((k.entry, item) for item in k.constants)} for k in kernels}
+    """Some of the kernels, with every entry and every value of every constant among them."""
+    values = {k: {k.entry, *k.constants} for k in kernels}
     missing = set().union(*values.values())
     chosen: list[Kernel] = []
     while missing:
@@ -179,12 +179,12 @@ def test_configurations_are_many() -> None:
         assert set(declared) <= entries
 
 
-def test_covering_has_every_kernel_with_every_value() -> None:
-    def values(kernels: list[Kernel]) -> set[tuple[Any, ...]]:
-        return {(k.entry, *item) for k in kernels for item in k.constants} | {(k.entry,) for k in kernels}
+def test_covering_has_every_kernel_and_every_value() -> None:
+    def values(kernels: list[Kernel]) -> set[Any]:
+        return {item for k in kernels for item in k.constants} | {k.entry for k in kernels}
 
     assert values(COVERING) == values(KERNELS)
-    assert len(COVERING) < 0.8 * len(KERNELS)  # 0.68 of them
+    assert len(COVERING) < 0.4 * len(KERNELS)  # 0.31 of them
 
 
 @pytest.mark.usefixtures("compiled")
