@@ -39,7 +39,7 @@ _SLACK = 12  # bytes behind the last chunk, of which `bits_at` reads 9 and `add_
 _PLANE_BITS = 0.02  # of a weight, that a further plane must save: it takes time
 _MOST_BYTES, _MOST_COLUMNS = (1 << 32) - 1, 1 << 16  # that `chunk_start` counts, and columns of exceptions
 #: A weight is held so where that takes at most this share of the memory.
-_WORTH = 7 / 8
+_WORTH = 4 / 5
 
 
 @cpu_inline
