@@ -29,9 +29,9 @@ def to(value: _T, device: str) -> _T:
 
     Returns
     -------
-    The same type; a model whose linear layers take int8 activations takes them as they are on a GPU, where the gain
-    has not been measured. Arrays are NumPy's on "cpu" and CuPy's on a GPU. Moved layers and models share no mutable
-    state with the originals: they start with an empty cache and workspace.
+    The same type. Arrays are NumPy's on "cpu" and CuPy's on a GPU. Linear layers round their inputs to int8 there if
+    they do so here. Moved layers and models share no mutable state with the originals: they start with an empty cache
+    and workspace.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def to(value: _T, device: str) -> _T:
 
 
 def as_on_gpu(model: _T) -> _T:
-    """A model as `to` would make it for a GPU, in NumPy arrays: codes without exceptions, float activations.
+    """A model as `to` would make it for a GPU, in NumPy arrays: codes without exceptions.
 
     Its launches are those of the model on a GPU; no CPU op runs its weights.
     """
@@ -73,10 +73,7 @@ class _Move:
     def value(self, value: Any) -> Any:
         if isinstance(value, RBEBlocks):
             return value.to(self.device)
-        models = _models()
-        if isinstance(value, models) and value.int8_activations and self.device != "cpu":
-            return self._parts(value.with_int8_activations(()))
-        if isinstance(value, (*_LAYERS, *models)):
+        if isinstance(value, (*_LAYERS, *_models())):
             return self._parts(value)
         return move_array(value, self.device)
 

@@ -15,10 +15,12 @@ from typer.testing import CliRunner, Result
 from rbe_gpu import cli, warmup
 from rbe_gpu.codecs import GridCodes
 from rbe_gpu.codecs.grid import GridRows
+from rbe_gpu.container import load_file, save_file
 from rbe_gpu.dispatch import Backend, numpy_backend
 from rbe_gpu.gpu import _execute, _launch, _load, _source
 from rbe_gpu.layers import RBELinear
 from rbe_gpu.models.bert import BertEncoder
+from rbe_gpu.models.bert_tensors import linear_weights
 from rbe_gpu.models.load import load
 from rbe_gpu.transfer import as_on_gpu, to
 
@@ -58,6 +60,18 @@ def sparse(folder: Path, tmp_path: Path) -> Path:
     return file
 
 
+@pytest.fixture
+def int8(folder: Path, tmp_path: Path) -> Path:
+    """A file that names all of its linear layers, whose inputs are rounded to int8."""
+    plain, file = tmp_path / "p.rbe.safetensors", tmp_path / "i.rbe.safetensors"
+    options = ("--codes", "dense-int4", "--transform", "none")
+    done = CliRunner().invoke(cli.app, ["compress", str(folder), "-o", str(plain), *options])
+    assert done.exit_code == 0, done.stderr
+    tensors, config = load_file(plain)
+    save_file(file, tensors, {**config, "int8_activations": list(linear_weights(config["config"]))})
+    return file
+
+
 def products(model: BertEncoder) -> list[RBELinear]:
     """The linear layers of a model."""
     return [
@@ -69,7 +83,7 @@ def products(model: BertEncoder) -> list[RBELinear]:
 
 @pytest.mark.parametrize("method", [None, "transform"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("kind", ["folder", "compressed", "sparse"])
+@pytest.mark.parametrize("kind", ["folder", "compressed", "sparse", "int8"])
 def test_kernels_of_a_model_are_those_that_batches_launch(
     kind: str, dtype: str, method: str | None, request: pytest.FixtureRequest
 ) -> None:
@@ -94,6 +108,7 @@ def test_kernels_of_a_model_are_those_that_batches_launch(
     assert launched <= set(kernels)
     assert warmup.ops_of(kernels) == tuple(dict.fromkeys(k.op for k in kernels))
     assert set(warmup.ops_of(kernels)) == {kernel.op for kernel in launched}
+    assert ("linear_integers" in warmup.ops_of(kernels)) == (kind == "int8")
 
 
 def test_a_table_held_for_lookup_has_kernels() -> None:
@@ -109,9 +124,16 @@ def test_a_table_held_for_lookup_has_kernels() -> None:
         assert type(moved.word_embeddings.weight.codes) is GridCodes
 
 
-def test_kernels_of_large_batches() -> None:
+@pytest.mark.parametrize(
+    ("activations", "entries"),
+    [
+        ("float", {"linear_mma_codes", "linear_mma_codes_64", "linear_mma_parts"}),
+        (None, {"linear_integers_inputs", "linear_integers_tiles"}),  # int8, as the file says
+    ],
+)
+def test_kernels_of_large_batches(activations: str | None, entries: set[str]) -> None:
     """Whatever tiles they are computed in: default batches, shorter and longer ones."""
-    model = load(MODELS / "minilm-r16.rbe.safetensors", dtype="float16")
+    model = load(MODELS / "minilm-r16.rbe.safetensors", dtype="float16", activations=activations)
     kernels = set(warmup.kernels_of(model))
     launched: set[_launch.Kernel] = set()
 
@@ -122,7 +144,9 @@ def test_kernels_of_large_batches() -> None:
     with numpy_backend(Backend("cuda", "rbe_gpu.gpu")), _execute.executor(note), np.errstate(all="ignore"):
         for texts, tokens in ((32, 128), (16, 128), (8, 512), (1, 100), (64, 128), (64, 512)):
             there.forward(np.zeros((texts, tokens), np.int64))
-    assert {k.entry for k in launched} >= {"linear_mma_codes", "linear_mma_codes_64", "linear_mma_parts"}
+    matmuls = {k.entry for k in launched if k.op.startswith("linear")}
+    assert matmuls >= entries
+    assert ("linear_mma_codes" in matmuls) == (activations == "float")
     assert launched <= kernels
 
 

@@ -97,7 +97,7 @@ class BertEncoder(TextEmbedder):
     default_prompt_name : the prompt of `embed` if none is given
     truncate_dim : vectors of `embed` keep this many first columns
     int8_activations : names of the linear weights whose inputs are rounded to int8 (`rbe_gpu.linear`), as in
-        `linear_weights`; compressed ones, on the CPU
+        `linear_weights`; compressed ones
     copy_tokenizer : False if nobody else holds `tokenizer`, whose truncation and padding the encoder sets; a copy
         takes 30 to 60 ms for 30,522 words
     dense : Dense modules, which pooled vectors pass before they are normalised

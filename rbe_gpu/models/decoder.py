@@ -97,7 +97,7 @@ class Decoder:
     dtype : of the hidden states, keys and values: "float32", "float16" or "bfloat16"; accumulation and logits are
         float32
     int8_activations : names of the linear weights whose inputs are rounded to int8 (`rbe_gpu.linear`); compressed
-        ones, on the CPU
+        ones
     chat_template : Jinja template of conversations, or None
     generation : generation_config.json: which tokens end a text, and defaults of sampling
     special_tokens : bos_token, eos_token and so on, for the chat template; None: those of the ids in config.json

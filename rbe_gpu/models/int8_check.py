@@ -26,7 +26,7 @@ def check_int8_activations(
 
 
 def check_takes_int8(weight: Array | RBEBlocks, where: str = "") -> None:
-    """Raise a ValueError, which begins with `where`, unless a CPU matmul takes the weight with int8 activations."""
+    """Raise a ValueError, which begins with `where`, unless a matmul takes the weight with int8 activations."""
     supported, why = int8_support(weight)
     if not supported:
         raise ValueError(f"{where}activation_bits=8 cannot multiply this weight: {why}")
