@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ torch = pytest.importorskip(
     "torch", reason="the integration needs PyTorch, which `make test` installs with the baselines"
 )
 
-from rbe_gpu.integrations import tensors  # noqa: E402
+from rbe_gpu.integrations import linear_module, tensors  # noqa: E402
 from rbe_gpu.integrations.torch import RBELinearModule, load_state_dict, replace_linear  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -526,6 +526,38 @@ def test_weights_on_a_gpu_have_the_same_state(layer: Any) -> None:
         assert torch.equal(module.get_extra_state(), want)
         module._move("cpu")
     check(module, activations())
+
+
+class OnGpu:
+    """A tensor that says it is on a GPU."""
+
+    is_cpu = False
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tensor, name)
+
+    def detach(self) -> OnGpu:
+        return self
+
+    contiguous = detach
+
+
+def test_activations_are_rounded_on_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, x = linear(3, "intermediate.dense", bias=False), activations(5)
+    module = RBELinearModule.from_linear(dense, codes="dense-int4", transform="none", activation_bits=8)
+    want = module(x).numpy()
+    monkeypatch.setattr(linear_module, "current_stream", lambda _: nullcontext())
+    monkeypatch.setattr(
+        linear_module, "as_array", lambda t: getattr(t, "tensor", t).numpy().view(stand_in.ndarray)
+    )
+    monkeypatch.setattr(module, "_check", lambda _: None)  # of one device
+    with stand_in.installed():
+        module._move("cuda:0")
+        y = module._matmul(OnGpu(x)).numpy()
+    assert relative_error(y, want.astype(np.float64), OPS["linear"].tolerances["float32"].floor) <= 1e-6
 
 
 def test_gpu_work_goes_to_the_current_stream_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:

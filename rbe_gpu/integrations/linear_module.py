@@ -105,17 +105,16 @@ class RBELinearModule(ArrayModule):
         if not x.numel():
             return x.new_empty(shape)
         if x.is_cpu:
-            workspace, bits = _workspaces.own, self.activation_bits
-            return as_tensor(
-                ops.linear(
-                    as_array(x), self.compressed, self._bias(), workspace=workspace, activation_bits=bits
-                )
-            )
+            return as_tensor(self._linear(as_array(x), workspace=_workspaces.own))
         # PyTorch allocates the result; scratch memory of CuPy's pool is freed in the order of the stream
         y = torch.empty(shape, dtype=x.dtype, device=x.device)
         with current_stream(x.device):
-            ops.linear(as_array(x), self.compressed, self._bias(), out=as_array(y))
+            self._linear(as_array(x), out=as_array(y))
         return y
+
+    def _linear(self, x: Array, **memory: Any) -> Array:
+        """`rbe_gpu.linear` of an array; memory : `out` or `workspace`."""
+        return ops.linear(x, self.compressed, self._bias(), activation_bits=self.activation_bits, **memory)
 
     def _bias(self) -> Array | None:
         return None if self.bias is None else as_array(self.bias.detach())
@@ -181,7 +180,7 @@ class RBELinearModule(ArrayModule):
 
 
 def check_takes(weight: RBEBlocks, activation_bits: int | None) -> None:
-    """Raise a ValueError unless a matmul algorithm of the CPU takes the weight with these activations."""
+    """Raise a ValueError unless a matmul algorithm takes the weight with these activations."""
     check_activation_bits(activation_bits)
     if activation_bits is not None:
         check_takes_int8(weight)
