@@ -225,6 +225,10 @@ def test_encoder(device: Device, folder: Path, result: Result, monkeypatch: pyte
     encoder.measure(device, Inputs(folder), result)
     assert "failed" not in result.facts, result.lines
     results = measured(device)
+    assert results.value("model", "1 x 8 tokens", encoder.ROUNDED, "speed_vs_float_activations") is not None
+    error = results.value("model", "1 x 8 tokens", encoder.ROUNDED, "relative_error")
+    assert error is not None
+    assert 1e-3 < error <= encoder.ROUNDED_ALLOWED  # activations are rounded
     for provider in ("rbe_gpu", "rbe_gpu float32", "rbe_gpu grade B"):
         assert results.value("model", "1 x 8 tokens", provider, "speed_vs_PyTorch") is not None
     assert results.value("model", "1 x 8 tokens", "rbe_gpu graph", "gpu_time") is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rbe_gpu as rbe
+from rbe_gpu.models.bert_tensors import linear_weights
 from rbe_gpu.models.load import load_encoder as load
 
 from ..harness.baselines import TorchBert
 from ..harness.inputs import Inputs
-from ..harness.measure import OURS, TORCH, Case, Provider
+from ..harness.measure import OURS, TORCH, Case, Provider, to_numpy
 from ..harness.timing import WallClock, speedups
 from .device import Device, described, run_cases
 from .stage import Result
+from .weights import GRID, grid
 
 BATCHES = ((64, 128), (1, 128), (1, 16))
 GRAPHS = ((1, 128), (1, 16))
@@ -28,6 +30,9 @@ QUICK_BATCHES = ((1, 8),)
 #: relative error of the last hidden state to NumPy's float32; there is no padding
 ALLOWED = {"float32": 1e-4, "float16": 1e-2}
 COMPRESSED = "grade B"
+FLOATS, ROUNDED = f"{OURS} {GRID}", f"{OURS} {GRID}, int8 activations"
+#: Relative error of the second one's last hidden states to the first one's; MiniLM on the CPU has 0.06 to 0.08.
+ROUNDED_ALLOWED = 0.2
 
 
 def token_ids(inputs: Inputs, shape: tuple[int, int]) -> NDArray[np.int64]:
@@ -52,6 +57,7 @@ def measure(device: Device, inputs: Inputs, result: Result) -> None:
         }
         there = {provider: rbe.to(model, "cuda") for provider, model in models.items()}
         baselines = _baselines(device, inputs)
+        grids = cache(partial(grid_models, folder))
         batches, graphs = (QUICK_BATCHES, QUICK_BATCHES) if device.quick else (BATCHES, GRAPHS)
         run_cases(
             device,
@@ -66,6 +72,10 @@ def measure(device: Device, inputs: Inputs, result: Result) -> None:
                     partial(one_graph, device, inputs, (b, s), there[OURS], result),
                 )
                 for b, s in graphs
+            ]
+            + [
+                (f"{b} x {s} tokens, {GRID}", partial(one_rounded, device, inputs, (b, s), grids))
+                for b, s in batches
             ],
         )
 
@@ -124,6 +134,39 @@ def one(
         if f"{TORCH} {dtype}" in times:
             ratios = speedups(times, f"{TORCH} {dtype}")
             device.rows(case, f"speed_vs_{TORCH}", "x", {p: ratios[p] for p in case.providers if p in models})
+
+
+# --- int8 activations ---------------------------------------------------------------------------------
+
+
+def grid_models(folder: Path) -> dict[str, Any]:
+    """Encoders on the GPU with grid codes, as calibrated files have them: with float and with int8 activations."""
+    dense = load(folder, dtype="float16")
+    names, tensors = list(linear_weights(dense.config)), dense.tensors()
+    model = dense.with_tensors({name: grid(np.asarray(tensors[name], np.float32)) for name in names})
+    return {
+        FLOATS: rbe.to(model, "cuda"),
+        ROUNDED: rbe.to(model.with_int8_activations(names), "cuda"),
+    }
+
+
+def one_rounded(
+    device: Device, inputs: Inputs, shape: tuple[int, int], made: Callable[[], Mapping[str, Any]]
+) -> None:
+    """Both in turn. made : `grid_models`, once there is time for them"""
+    ids, models = token_ids(inputs, shape), made()
+    expected = to_numpy(models[FLOATS].forward(ids)).astype(np.float64)
+    providers = {
+        name: Provider([partial(model.forward, ids)], expected if name == ROUNDED else None, ROUNDED_ALLOWED)
+        for name, model in models.items()
+    }
+    name = f"{shape[0]} x {shape[1]} tokens"
+    case = device.checked(Case("model", name, str(ids.shape), providers, "float16", None, ()))
+    times = device.times(
+        {name: p.calls for name, p in case.providers.items()}, WallClock(device.clock.synchronize)
+    )
+    device.rows(case, "time", "s", times)
+    device.row(case, ROUNDED, "speed_vs_float_activations", "x", speedups(times, FLOATS)[ROUNDED])
 
 
 # --- graphs -------------------------------------------------------------------------------------------

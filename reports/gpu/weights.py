@@ -46,6 +46,16 @@ SAMPLE = 32
 TORCH_TOLERANCE = 2e-3  # cuBLAS may add in float16 within a split
 
 
+def grid(dense: NDArray[np.float32]) -> RBEMatrix:
+    """A weight as `GRID`."""
+    padded = np.pad(dense, [(0, -size % 64) for size in dense.shape])
+    top = np.abs(padded).max(axis=1)
+    step = np.where(top > 0, top, 1) / 7
+    q = np.rint(padded / step[:, None]).astype(np.int8)
+    codes = GridCodes.from_integers(q, step, np.ones(padded.shape[1]))
+    return RBEMatrix(dense.shape, 64, "none", 1.0, None, codes)
+
+
 class Weights:
     """Tiles of one real matrix, and their compressed forms, each made once."""
 
@@ -63,11 +73,7 @@ class Weights:
     def _compressed(self, shape: tuple[int, int], codes: str) -> RBEMatrix:
         dense = self.dense(shape)
         if codes == GRID:
-            step = np.abs(dense).max(axis=1) / 7
-            q = np.rint(dense / step[:, None]).astype(np.int8)
-            return RBEMatrix(
-                shape, 64, "none", 1.0, None, GridCodes.from_integers(q, step, np.ones(shape[1]))
-            )
+            return grid(dense)
         m = rbe.compress(dense, **CODES[codes])
         assert isinstance(m, RBEMatrix)
         return m
