@@ -10,7 +10,7 @@ from rbe_gpu.codecs.cut import EXCEPTION_BITS, Exceptions
 
 from . import isa, params
 from ._jit import cpu_inline, cpu_kernel
-from ._parts import in_parts, record_at
+from ._parts import in_parts
 from ._pool import num_threads
 from .arrays import address
 from .bit_planes import (
@@ -29,12 +29,11 @@ from .bit_planes import (
     ones,
 )
 from .codes import scale_integers
-from .int8_codes import row_of_bytes
+from .int8_codes import ROW_OF_BYTES, write_row_of_bytes
 from .int8_simd import RUN, unpack_bytes
 from .operand import grid_fields, planes_fields
 from .simd import bits, widen
 
-_WEIGHT = params.WEIGHT.dtype
 _SLACK = 12  # bytes behind the last chunk, of which `bits_at` reads 9 and `add_bits_at` writes 12
 _PLANE_BITS = 0.02  # of a weight, that a further plane must save: it takes time
 _MOST_BYTES, _MOST_COLUMNS = (1 << 32) - 1, 1 << 16  # that `chunk_start` counts, and columns of exceptions
@@ -61,14 +60,13 @@ def _fours_of(mask):
 
 
 @cpu_kernel
-def _count(weight, line, at_least):
+def _count(row_of_bytes, weight, rows, line, at_least):
     """at_least[s] += integers of at least size s > 0; at_least[0] += groups of four that are not all zeros.
 
-    weight : address of a `params.WEIGHT` of packed codes. line (cols,) uint8 : scratch memory
+    row_of_bytes : address of `ROW_OF_BYTES`. weight : of a `params.WEIGHT`. line (cols,) uint8 : scratch memory
     """
-    w = record_at(weight, _WEIGHT)
-    for r in range(w.rows_padded):
-        row_of_bytes(w, 0, r, 0, line.shape[0], line, 0)
+    for r in range(rows):
+        write_row_of_bytes(row_of_bytes, weight, r, line)
         for c in range(0, line.shape[0], LANES_OF_MASK):
             for size in range(at_least.shape[0] - 1):
                 above, below = _masks(line, c, line.shape[0] - c, size)
@@ -78,7 +76,7 @@ def _count(weight, line, at_least):
 
 
 @cpu_kernel
-def _write(weight, line, planes, fours, value, start, sizes, row_start, column, delta):
+def _write(row_of_bytes, weight, line, planes, fours, value, start, sizes, row_start, column, delta):
     """The chunks of all rows, and the exceptions.
 
     value (bytes,) uint8 : zeros. start (rows / 8,) uint32, sizes (rows, chunks) uint8, row_start (rows + 1,) int64,
@@ -88,15 +86,14 @@ def _write(weight, line, planes, fours, value, start, sizes, row_start, column, 
     -------
     Bytes written
     """
-    w = record_at(weight, _WEIGHT)
     at, e, cols = 0, 0, line.shape[0]
     masks = np.empty(
         (CHUNK // LANES_OF_MASK, planes + 2), np.int64
     )  # above each size, and those that are positive
-    for r in range(w.rows_padded):
+    for r in range(sizes.shape[0]):
         if r % ROWS_OF_START == 0:
             start[r // ROWS_OF_START] = at
-        row_of_bytes(w, 0, r, 0, cols, line, 0)
+        write_row_of_bytes(row_of_bytes, weight, r, line)
         for first in range(0, cols, CHUNK):
             count = (min(CHUNK, cols - first) + LANES_OF_MASK - 1) // LANES_OF_MASK
             for i in range(count):
@@ -151,7 +148,7 @@ def planes_of(codes: Any) -> dict[str, Any] | None:
     )
     weight, line = address(record.view(np.uint8)), np.empty(cols, np.uint8)
     at_least = np.zeros(MOST_PLANES + 2, np.int64)
-    _count(weight, line, at_least)
+    _count(ROW_OF_BYTES(), weight, rows, line, at_least)
     chunks, masks = -(-cols // CHUNK), -(-cols // LANES_OF_MASK)
     one_by_one, by_four = 64 * rows * masks, 16 * rows * masks + FOUR * int(at_least[0])
     fours = by_four < one_by_one
@@ -174,7 +171,7 @@ def planes_of(codes: Any) -> dict[str, Any] | None:
     start = np.empty(-(-rows // ROWS_OF_START), np.uint32)
     sizes, row_start = np.empty((rows, chunks), np.uint8), np.zeros(rows + 1, np.int64)
     column, delta = np.empty(count, np.uint16), np.empty(count, np.int8)
-    size = _write(weight, line, planes, fours, value, start, sizes, row_start, column, delta)
+    size = _write(ROW_OF_BYTES(), weight, line, planes, fours, value, start, sizes, row_start, column, delta)
     starts = row_start.astype(np.uint16 if count < 1 << 16 else np.int32)
     return {
         "value": value[: size + _SLACK].copy(),
@@ -186,17 +183,18 @@ def planes_of(codes: Any) -> dict[str, Any] | None:
     }
 
 
-def _rows(weight, row_scale, col_scale, gain, shrink, rows, first, lines, out, begin, end):
+def _rows(row_of_bytes, weight, row_scale, col_scale, gain, shrink, rows, first, lines, out, begin, end):
     """out[i] = gain * row_scale * col_scale[c] * (q - sign(q) * shrink) of row rows[i], or first + i for None.
 
-    weight : address of a `params.WEIGHT`. lines (rows, cols) uint8 : scratch memory, one row of it for each of out
+    row_of_bytes : address of `ROW_OF_BYTES`. weight : of a `params.WEIGHT`. lines (rows, cols) uint8 : scratch
+    memory, one row of it for each of out
     """
-    w, flat, cols = record_at(weight, _WEIGHT), out.reshape(-1), out.shape[1]
+    flat, cols = out.reshape(-1), out.shape[1]
     for i in range(begin, end):
         row = first + i
         if rows is not None:
             row = rows[i]
-        row_of_bytes(w, 0, row, 0, cols, lines[i], 0)
+        write_row_of_bytes(row_of_bytes, weight, row, lines[i])
         for c in range(cols):
             flat[i * cols + c] = np.float32(np.int8(lines[i, c]))
         scale_integers(gain * widen(row_scale[row]), col_scale, shrink, 0, cols, flat, i * cols)
@@ -214,21 +212,21 @@ def rows_of(codes: Any, gain: float, rows: Any, first: int, out: Any) -> None:
     """gain * coefficients of the rows `rows` (int64), or first, first + 1, ... for None; out (n, cols) float32."""
     record, lines = _record(codes), np.empty(out.shape, np.uint8)
     _rows_in_parts(
-        out.shape[0], num_threads(), address(record.view(np.uint8)), bits(codes.row_scale), bits(codes.col_scale),
+        out.shape[0], num_threads(), ROW_OF_BYTES(), address(record.view(np.uint8)),
+        bits(codes.row_scale), bits(codes.col_scale),
         np.float32(gain), np.float32(codes.shrink), rows, first, lines, out,
     )  # fmt: skip
 
 
 @cpu_kernel
-def _integers(weight, q):
-    w = record_at(weight, _WEIGHT)
+def _integers(row_of_bytes, weight, q):
     for r in range(q.shape[0]):
-        row_of_bytes(w, 0, r, 0, q.shape[1], q[r], 0)
+        write_row_of_bytes(row_of_bytes, weight, r, q[r])
 
 
 def integers_of(codes: Any) -> Any:
     """q of `GridPlanes`, (rows_pad, cols_pad) int8."""
     record = _record(codes)
     q = np.empty((len(codes.row_scale), len(codes.col_scale)), np.int8)
-    _integers(address(record.view(np.uint8)), q.view(np.uint8))
+    _integers(ROW_OF_BYTES(), address(record.view(np.uint8)), q.view(np.uint8))
     return q

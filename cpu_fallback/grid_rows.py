@@ -12,16 +12,15 @@ import numpy as np
 
 from . import params
 from ._jit import cpu_inline, cpu_kernel
-from ._parts import in_parts, record_at
+from ._parts import in_parts
 from ._pool import num_threads
 from .arrays import address
 from .bit_planes import ones, store_word, word_at
 from .codes import scale_integers
-from .int8_codes import row_of_bytes
+from .int8_codes import ROW_OF_BYTES, write_row_of_bytes
 from .operand import grid_fields
 from .simd import bits, widen
 
-_WEIGHT = params.WEIGHT.dtype
 _ZERO = np.float32(0)
 _SLACK = 8  # bytes behind the last row, which `word_at` reads and `store_word` writes
 _ROWS_OF_START = 32  # rows of a start; the sizes of those before a row are added
@@ -33,6 +32,7 @@ _MOST_ZEROS = 15
 _MOST_DENSITY = 0.6
 # the first byte of a row: k of its gaps or of its integers, k of its sizes, and whether all integers have codes
 _SIZE_SHIFT, _LOW_4, _LOW_3, _ALL = 4, 15, 7, 128
+_GAPS, _SIZES, _EVERY = range(3)  # kinds of numbers
 
 
 @cpu_inline
@@ -80,22 +80,39 @@ def _append(code, length, part, filled, out, at):
     return part >> (filled & ~7), filled & 7, at + (filled >> 3)
 
 
+@cpu_inline
+def _numbers(kind, line, columns, count, numbers):
+    """The numbers of a row that have codes of a kind, and how many these are. columns : of its integers that are not
+    zero"""
+    if kind == _EVERY:
+        for c in range(line.shape[0]):
+            q = np.int32(np.int8(line[c]))
+            numbers[c] = 2 * q - 1 if q > 0 else -2 * q
+        return line.shape[0]
+    last = -1
+    for i in range(count):
+        c = columns[i]
+        numbers[i] = c - last - 1 if kind == _GAPS else abs(np.int32(np.int8(line[c]))) - 1
+        last = c
+    return count
+
+
 @cpu_kernel
-def _write_rows(weight, rows, line, columns, gaps, sizes, row_start, out):
+def _write_rows(row_of_bytes, weight, rows, line, columns, numbers, row_start, out):
     """The sizes and codes of all rows, and where every 32nd begins.
 
-    weight : address of a `params.WEIGHT` of grid codes. line (cols,) uint8, columns (cols + 1,) int32,
-    gaps, sizes (cols,) uint16 : scratch memory
+    row_of_bytes : address of `ROW_OF_BYTES`. weight : of a `params.WEIGHT`. line (cols,) uint8,
+    columns (cols + 1,) int32, numbers (cols,) uint16 : scratch memory
 
     Returns
     -------
     Bytes written
     """
-    w, end, cols = record_at(weight, _WEIGHT), 0, line.shape[0]
+    end, cols = 0, line.shape[0]
     for r in range(rows):
         if r % _ROWS_OF_START == 0:
             row_start[r // _ROWS_OF_START] = end
-        row_of_bytes(w, 0, r, 0, cols, line, 0)
+        write_row_of_bytes(row_of_bytes, weight, r, line)
         count = 0
         for c in range(cols):  # without a branch, which the processor would often guess wrong
             columns[count] = c
@@ -104,48 +121,42 @@ def _write_rows(weight, rows, line, columns, gaps, sizes, row_start, out):
             out[end] = 0
             end += 1
             continue
-        size_in_bits, k_gap, k_size = 16 * cols, 0, 0
-        if count < cols * _MOST_DENSITY:
-            last = -1
-            for i in range(count):
-                c = columns[i]
-                gaps[i], sizes[i], last = c - last - 1, abs(np.int32(np.int8(line[c]))) - 1, c
-            k_gap, bits_of_gaps = _best(gaps, count)
-            k_size, bits_of_sizes = _best(sizes, count)
-            size_in_bits = bits_of_gaps + count + bits_of_sizes
-        parameters = k_gap | k_size << _SIZE_SHIFT
-        # the codes of all integers take a bit each, and two more for each that is not zero, at least
-        every, k = size_in_bits > cols + 2 * count, 0
-        if every:
-            for c in range(cols):
-                q = np.int32(np.int8(line[c]))
-                gaps[c] = 2 * q - 1 if q > 0 else -2 * q
-            k, bits_of_all = _best(gaps, cols)
-            every = bits_of_all < size_in_bits
-            if every:
-                size_in_bits, parameters = bits_of_all, k | _ALL
+        k_gap, k_size, k, size_in_bits, every = 0, 0, 0, count, False
+        for kind in range(_GAPS if count < cols * _MOST_DENSITY else _EVERY, _EVERY + 1):
+            # the codes of all integers take a bit each, and two more for each that is not zero, at least
+            if kind == _EVERY and count < cols * _MOST_DENSITY and size_in_bits <= cols + 2 * count:
+                break
+            k, bits_of_kind = _best(numbers, _numbers(kind, line, columns, count, numbers))
+            if kind == _GAPS:
+                k_gap = k
+            elif kind == _SIZES:
+                k_size = k
+            else:
+                every = count >= cols * _MOST_DENSITY or bits_of_kind < size_in_bits
+                size_in_bits = bits_of_kind if every else size_in_bits
+                break
+            size_in_bits += bits_of_kind
         size = 1 + (size_in_bits + 7) // 8
         out[end] = min(size, _LONG)
         if size >= _LONG:
             out[end + 1], out[end + 2] = size & 255, size >> 8
             end += 2
-        out[end + 1] = parameters
+        out[end + 1] = k | _ALL if every else k_gap | k_size << _SIZE_SHIFT
         part, filled, at = np.int64(0), np.int64(0), end + 2
         end += 1 + size
-        if every:
-            for c in range(cols):
-                code, length = _code(np.int64(gaps[c]), k)
-                part, filled, at = _append(code, length, part, filled, out, at)
-            continue
         last = -1
-        for i in range(count):
-            c = np.int64(columns[i])
-            q = np.int64(np.int8(line[c]))
-            code, length = _code(c - last - 1, k_gap)
-            size_code, size_length = _code(abs(q) - 1, k_size)
-            code |= ((q > 0) | size_code << 1) << length
-            part, filled, at = _append(code, length + 1 + size_length, part, filled, out, at)
-            last = c
+        for i in range(cols if every else count):
+            if every:
+                code, length = _code(np.int64(numbers[i]), k)
+            else:
+                c = np.int64(columns[i])
+                q = np.int64(np.int8(line[c]))
+                code, length = _code(c - last - 1, k_gap)
+                size_code, size_length = _code(abs(q) - 1, k_size)
+                code |= ((q > 0) | size_code << 1) << length
+                length += 1 + size_length
+                last = c
+            part, filled, at = _append(code, length, part, filled, out, at)
     return end
 
 
@@ -239,8 +250,9 @@ def codes_of_rows(codes: Any) -> tuple[Any, Any]:
     # the most; the system gives memory only for what is written
     value = np.empty(rows * (2 * cols + 3) + _SLACK, np.uint8)
     line, columns = np.empty(cols, np.uint8), np.empty(cols + 1, np.int32)
-    gaps, sizes = np.empty(cols, np.uint16), np.empty(cols, np.uint16)
-    size = _write_rows(address(record.view(np.uint8)), rows, line, columns, gaps, sizes, row_start, value)
+    numbers = np.empty(cols, np.uint16)
+    weight = address(record.view(np.uint8))
+    size = _write_rows(ROW_OF_BYTES(), weight, rows, line, columns, numbers, row_start, value)
     value[size : size + _SLACK] = 0
     return value[: size + _SLACK].copy(), row_start
 

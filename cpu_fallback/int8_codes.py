@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import params
 from ._atomics import call_address
 from ._jit import cpu_inline
-from ._parts import address_at
+from ._parts import address_at, c_function, record_at
 from .arrays import array_address, bytes_at
 from .exceptions import exception_column, exception_delta, exceptions_from
 from .int8_simd import RUN, int16_sums, store_cut_run, store_run, unpack_bytes
+
+_WEIGHT = params.WEIGHT.dtype
 
 
 @cpu_inline
@@ -63,6 +66,21 @@ def row_of_bytes(w, offset, row, column, depth, lines, at):
     _packed_rows_of_bytes(w, offset, row, 1, column, depth, lines, at, 0)
     if w.exception_start != 0:
         _add_exceptions(w, row, column, depth, lines, at)
+
+
+def _row_of_bytes(weight, row, cols, line):
+    """line[k] = q[row, k] as a byte, k < cols. weight : address of a `params.WEIGHT`. line : address of bytes"""
+    row_of_bytes(record_at(weight, _WEIGHT), 0, row, 0, cols, bytes_at(line), 0)
+
+
+#: A C function of these arguments, for kernels that run once: inlined, every width compiles anew in each.
+ROW_OF_BYTES = c_function(_row_of_bytes)
+
+
+@cpu_inline
+def write_row_of_bytes(function, weight, row, line):
+    """line[k] = q[row, k] as a byte. function : address of `ROW_OF_BYTES`. line (cols,) uint8"""
+    call_address(function, (weight, np.int64(row), np.int64(line.shape[0]), array_address(line)))
 
 
 @cpu_inline
