@@ -98,6 +98,11 @@ class RBEBlocks:
             raise ValueError(f"unknown transform {self.transform!r}; use one of {transforms.TRANSFORMS}")
         if min(self.shape, default=0) < 1:
             raise ValueError(f"shape {self.shape} is empty; only arrays with at least one value compress")
+        if not self.codes.has_size(self.rows_pad, self.cols_pad):
+            raise ValueError(
+                f"the codes are not those of {self.rows_pad} x {self.cols_pad} coefficients, which shape {self.shape}"
+                f" has in blocks of {self.block}"
+            )
 
     @property
     def rows(self) -> int:

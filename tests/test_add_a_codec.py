@@ -41,6 +41,9 @@ class TernaryCodes(Codes):
     def arrays(self) -> dict[str, Any]:
         return {"value": self.value, "scale": self.scale}
 
+    def has_size(self, rows: int, cols: int) -> bool:
+        return self.value.shape == (rows, packing.packed_bytes(cols, 2))
+
     def description(self) -> dict[str, Any]:
         return {"kind": "ternary"}
 

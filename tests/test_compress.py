@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import rbe_gpu as rbe
-from rbe_gpu.codecs.sparse import MAX_GAP
+from rbe_gpu.codecs.sparse import MAX_GAP, SparseCodes
 
 from . import real
+from .compressed import FORMS, compressed
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +189,16 @@ def test_bad_input(weight):
     for error, message, call in cases:
         with pytest.raises(error, match=message):
             call()
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_codes_of_another_size_are_refused(name: str) -> None:
+    """Kernels trust the shapes: fewer rows or columns of codes than blocks need would be read beyond their end."""
+    m = compressed(name)
+    rows, cols = m.shape
+    sizes = [(rows + m.row_block, cols)]
+    if not isinstance(m.codes, SparseCodes) or m.codes.index_kind == "bitmap":  # of others no array says it
+        sizes.append((rows, cols + m.block))
+    for size in sizes:
+        with pytest.raises(ValueError, match="the codes are not those of"):
+            replace(m, shape=size, basis=None)

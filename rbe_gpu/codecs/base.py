@@ -72,6 +72,10 @@ class Codes(ABC):
         """The arrays that a file holds, by name."""
 
     @abstractmethod
+    def has_size(self, rows: int, cols: int) -> bool:
+        """Whether they are the codes of a (rows, cols) coefficient matrix, as far as the shapes of arrays tell."""
+
+    @abstractmethod
     def description(self) -> dict[str, Any]:
         """The JSON object that describes these codes in a file; its "kind" is `kind`."""
 

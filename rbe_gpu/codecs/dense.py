@@ -47,6 +47,10 @@ class DenseCodes(Codes):
     def arrays(self) -> dict[str, Array]:
         return {"value": self.value, "scale": self.scale}
 
+    def has_size(self, rows: int, cols: int) -> bool:
+        shapes = (rows, packing.packed_bytes(cols, self.bits)), (rows, -(-cols // self.group))
+        return (self.value.shape, self.scale.shape) == shapes
+
     def description(self) -> dict[str, Any]:
         return {"kind": "dense", "bits": int(self.bits), "group": int(self.group)}
 

@@ -186,6 +186,9 @@ class GridCodes(Codes):
         rows = {"row_scale": self.row_scale} if self.has_row_scale else {}
         return {"stream": self.stream.data, **rows, "col_scale": self.col_scale}
 
+    def has_size(self, rows: int, cols: int) -> bool:
+        return (len(self.row_scale), len(self.col_scale)) == (rows, cols)
+
     @property
     def resident_nbytes(self) -> int:
         """Bytes in memory: integers and scales. (The stream of a loaded file stays in the file.)"""

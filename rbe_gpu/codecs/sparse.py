@@ -92,6 +92,13 @@ class SparseCodes(Codes):
         named = {"value": self.value, "scale": self.scale, "index": self.index, "count": self.count}
         return {k: v for k, v in named.items() if v is not None}
 
+    def has_size(self, rows: int, cols: int) -> bool:
+        if self.index_kind == "bitmap" and (self.index is None or self.index.shape != (rows, cols // 8)):
+            return False
+        if self.index_kind == "full" and self.value_kind in _FLOAT_BITS and len(self.value) != rows * cols:
+            return False
+        return len(self.row_start) == rows + 1
+
     @property
     def resident_nbytes(self) -> int:
         """Bytes in memory: the arrays and `row_start`."""
