@@ -28,6 +28,8 @@ from .codecs import GridCodes
 
 F64 = NDArray[np.float64]
 F32 = NDArray[np.float32]
+#: of rows x (n, features): n, x^T x (features, features) float32, and the sum of the rows (features,) float64
+Sums = tuple[int, F32, F64]
 
 DAMPING = 0.01  # of the mean diagonal of H: regularises directions that the texts never used
 #: With fewer rows than this, means are corrected in proportion to the rows
@@ -91,8 +93,8 @@ class Moments:
         self.mean_compressed += total
 
 
-def input_sums(x: F32) -> tuple[int, F32, F64]:
-    """Sums over rows of x (n, features): n, x^T x (features, features) float32, and their sum (features,) float64."""
+def input_sums(x: F32) -> Sums:
+    """Sums over rows of x (n, features)."""
     return len(x), x.T @ x, x.sum(axis=0, dtype=np.float64)
 
 

@@ -17,8 +17,8 @@ from rbe_gpu.models import calibrate as calibration
 from rbe_gpu.models import encoder_stages
 from rbe_gpu.models.bert import BertEncoder
 from rbe_gpu.models.calibrate import batches
+from rbe_gpu.models.encoder_probes import stages_of
 from rbe_gpu.models.load import open_checkpoint, read_weights
-from rbe_gpu.models.sensitivity import stages_of
 
 from . import real
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import numpy as np
 import pytest
 
 from rbe_gpu.cluster import TaskPool
-from rbe_gpu.models import calibrate, compress_tasks
+from rbe_gpu.models import compress_tasks
+from rbe_gpu.models.allocation import Weight
 from rbe_gpu.models.compress import CompressSummary, compress_model
+from rbe_gpu.models.encoder_probes import stages_of
+from rbe_gpu.models.encoder_stages import linear_weight
 from rbe_gpu.models.load import load_embedder, load_encoder
 from rbe_gpu.models.parts_folder import PartsFolder
 from rbe_gpu.models.scratch import Scratch
-from rbe_gpu.models.sensitivity import Measurements, MeasurementsOnWorkers, Probe, stages_of
+from rbe_gpu.models.sensitivity import Measurements, MeasurementsOnWorkers
 from rbe_gpu.models.source import open_source
 from tests import real
 from tests.small_cluster import executing, worker_of_threads, workers
@@ -74,13 +78,17 @@ def test_two_threads_of_a_worker_measure_the_same(folder: Path, tmp_path: Path) 
     """The model's scratch memory is that of one thread, so tasks of a worker's threads must not overlap."""
     model, texts = load_encoder(folder), real.texts()[:32]
     alone = Measurements(model)
-    geometries = calibrate._geometries(model, stages_of(model), alone.moments(texts), "none", None, Scratch())
-    probes = {name: lambda geo=geo: Probe(0.5, geo(), None) for name, geo in geometries.items()}
-    expected = {name: measure() for name, measure in alone.sensitivities(probes, texts)}
+    geometries = alone.geometries(texts, "none", lambda name: 64, Scratch())
+    weights = [
+        Weight.of_matrix(name, partial(linear_weight, linear), geometries[name])
+        for layer in stages_of(model)
+        for name, linear in layer.linears.items()
+    ]
+    expected = {name: measure() for name, measure in alone.sensitivities(weights, texts)}
     with worker_of_threads(2) as client, PartsFolder(client, open_source(folder), tmp_path / "m") as parts:
         on_workers = MeasurementsOnWorkers(model, parts)
         for _ in range(8):
-            measured = {name: measure() for name, measure in on_workers.sensitivities(probes, texts)}
+            measured = {name: measure() for name, measure in on_workers.sensitivities(weights, texts)}
             assert measured == expected
 
 

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from .connect import LOCAL, ClusterError, check_address, connected
-from .tasks import TaskPool, run_tasks
+from .tasks import TaskPool, run_tasks, scratch_folder
 from .workers import check_workers
 
-__all__ = ["LOCAL", "ClusterError", "TaskPool", "check_address", "check_workers", "connected", "run_tasks"]
+__all__ = [
+    "LOCAL",
+    "ClusterError",
+    "TaskPool",
+    "check_address",
+    "check_workers",
+    "connected",
+    "run_tasks",
+    "scratch_folder",
+]

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import CancelledError
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -139,6 +140,11 @@ def _on_worker(function: Callable[[T], R], task: T, expected: str) -> R:
     except OSError as error:
         name = "" if error.filename is None else f"{error.filename}: "
         raise ClusterError(f"worker {where}: {name}{error.strerror or error}") from None
+
+
+def scratch_folder() -> Path:
+    """Of the worker that calls this in a task: its own folder on its machine, removed with it."""
+    return Path(distributed().get_worker().local_directory)
 
 
 def _result(future: Any) -> Any:

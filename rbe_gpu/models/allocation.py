@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from ..feedback import (
     Geometry,
+    quantize_matrix,
+    quantize_table,
     round_rows,
     round_with_feedback,
     row_coefficients,
@@ -90,6 +92,7 @@ class Weight:
     coefficients : called with n, computes those of each n-th row, (rows / n, cols_pad)
     read_geometry : None for an embedding table
     scales : (rows,) of a table, else None
+    row_transform : transform and block size of a table's rows, else None
     """
 
     name: str
@@ -97,6 +100,7 @@ class Weight:
     coefficients: Callable[[int], F32]
     read_geometry: Callable[[], Geometry] | None
     scales: F32 | None = None
+    row_transform: tuple[str, int] | None = None
     sensitivity: float = 1.0
     shape: tuple[int, int] = field(init=False)
     spread: float = field(init=False)  # standard deviation of the coefficients
@@ -120,9 +124,10 @@ class Weight:
 
     @classmethod
     def of_table(cls, name: str, read: Callable[[], F32], transform: str, block: int, scales: F32) -> Weight:
-        return cls(
-            name, read, lambda every: row_coefficients(read()[::every], transform, block), None, scales
-        )
+        def coefficients(every: int) -> F32:
+            return row_coefficients(read()[::every], transform, block)
+
+        return cls(name, read, coefficients, None, scales, (transform, block))
 
     @property
     def values(self) -> F32:
@@ -167,6 +172,14 @@ class Weight:
                 break
             step = self.bounded(step * 2.0 ** float(reached - bits))
         return step
+
+    def probed(self) -> tuple[float, F32]:
+        """The step at which sensitivity is measured, and what the weight decodes to then: (rows, cols)."""
+        step, geometry = self.step_for(PROBE_BITS), self.geometry
+        if geometry is not None:
+            return step, quantize_matrix(self.values, geometry, step).decode()
+        assert self.scales is not None
+        return step, quantize_table(self.values, step, self.scales).decode()
 
     def fitted(self, quantized: Callable[[float], Any], step: float, limit: float) -> Any:
         """`quantized(step)`, or at a coarser step such that it takes at most `limit` bytes."""

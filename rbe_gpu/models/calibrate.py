@@ -19,22 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..blocks import RBEBlocks
-from ..feedback import (
-    Geometry,
-    Moments,
-    affine_fit,
-    geometry,
-    row_scales,
-)
+from ..feedback import affine_fit, row_scales
 from ..layers import RBELayerNorm, RBELinear
 from ..threads import blas
 from ..transforms import DEFAULT_BLOCK
-from .allocation import PROBE_BITS, ROW_POWER, Weight, are_few, silent, warn_of_few
+from .allocation import ROW_POWER, Weight, are_few, silent, warn_of_few
 from .bert import BertEncoder
 from .bert_tensors import block_of
 from .calibrate_decoder import DecoderCalibration, calibrate_decoder
 from .decoder import Decoder
 from .decoder_embedder import DecoderEmbedder
+from .encoder_probes import stages_of
 from .encoder_stages import (
     POSITIONS,
     WORDS,
@@ -52,7 +47,7 @@ from .journal import NoJournal
 from .parts_folder import PartsFolder
 from .pooling import cu_seqlens_of
 from .scratch import Scratch
-from .sensitivity import Measurements, MeasurementsOnWorkers, Probe, stages_of
+from .sensitivity import Measurements, MeasurementsOnWorkers, measure
 from .weight_encoding import EncodingPass, MeasuredWeights, loss_of_vectors
 
 F32 = NDArray[np.float32]
@@ -80,53 +75,6 @@ def _refitted(name: str, norm: RBELayerNorm, parts: list[Batch]) -> dict[str, F3
     weight = a * np.asarray(norm.weight, np.float64)
     bias = a * np.asarray(norm.bias, np.float64) + b
     return {f"{name}.weight": weight.astype(np.float32), f"{name}.bias": bias.astype(np.float32)}
-
-
-def _geometries(
-    model: BertEncoder,
-    layers: list[Stages],
-    moments: Iterable[dict[str, Moments]],
-    transform: str,
-    block: int | None,
-    scratch: Scratch,
-) -> dict[str, Callable[[], Geometry]]:
-    """What reads the geometry of every linear layer's input in the dense model. One layer's moments are in memory at
-    a time.
-    """
-    geometries: dict[str, Callable[[], Geometry]] = {}
-    for layer, of_stage in zip(layers, moments, strict=True):
-        for stage, names in layer.names.items():
-            geo = geometry(of_stage.pop(stage), transform, block_of(names[0], model.config, transform, block))
-            geometries |= dict.fromkeys(names, scratch.geometry(geo))
-    return geometries
-
-
-def _measure(
-    weights: dict[str, Weight],
-    texts: Sequence[str],
-    measurements: Measurements,
-    report: Progress,
-    journal: NoJournal,
-) -> None:
-    """Set the sensitivity of each weight, from the journal where it is kept."""
-
-    def probe_of(weight: Weight) -> Callable[[], Probe]:
-        return lambda: Probe(weight.step_for(PROBE_BITS), weight.geometry, weight.scales)
-
-    kept = {name for name in weights if journal.has_value(f"sensitivity of {name}")}
-    probes = {name: probe_of(weight) for name, weight in weights.items() if name not in kept}
-    done = 0
-
-    def note(name: str, measure: Callable[[], float]) -> None:
-        nonlocal done
-        weights[name].sensitivity = journal.value(f"sensitivity of {name}", measure)
-        report("sensitivity", done := done + 1, len(weights))
-
-    for name in kept:
-        note(name, lambda: 0.0)
-    if probes:
-        for name, measure in measurements.sensitivities(probes, texts):
-            note(name, measure)
 
 
 class Calibration(MeasuredWeights):
@@ -311,10 +259,12 @@ def calibrate(
     if model.tokenizer is None:
         raise ValueError("the model has no tokenizer, so no text can run through it")
     texts = list(dict.fromkeys(texts))
+    if parts is not None and isinstance(model, Decoder | DecoderEmbedder):
+        raise ValueError("a decoder is calibrated in one process; leave client= (--scheduler) out")
+    measurements = Measurements(model) if parts is None else MeasurementsOnWorkers(model, parts)
+    journal, report = journal or NoJournal(), progress or silent
     if isinstance(model, Decoder | DecoderEmbedder):
-        if parts is not None:
-            raise ValueError("a decoder is calibrated in one process; leave client= (--scheduler) out")
-        return calibrate_decoder(model, texts, tables, transform, block, progress, journal)
+        return calibrate_decoder(model, texts, measurements, tables, transform, block, report, journal)
     sequences = model.token_ids(texts, model.resolve_prompt())
     ids = np.concatenate(sequences)
     ends = cu_seqlens_of(np.array([len(s) for s in sequences]))
@@ -322,7 +272,6 @@ def calibrate(
     read: dict[str, NDArray[Any]] = {WORDS: ids, POSITIONS: positions}
     warn_of_few(len(texts), ids)
     texts = texts[:: -(-len(texts) // most_texts(model))]
-    report: Progress = progress or silent
     layers = stages_of(model)
     for layer in layers:
         for name, linear in layer.linears.items():
@@ -330,9 +279,8 @@ def calibrate(
                 raise ValueError(f"{name} is compressed already; calibrate the dense model it was made from")
     report("moments", 0, 1)
     every = max(1, len(texts) // _PLAN_TEXTS)
-    measurements = Measurements(model) if parts is None else MeasurementsOnWorkers(model, parts)
-    scratch = Scratch((journal or NoJournal()).scratch)
-    geometries = _geometries(model, layers, measurements.moments(texts[::every]), transform, block, scratch)
+    block_by_name = partial(block_of, config=model.config, transform=transform, block=block)
+    geometries = measurements.geometries(texts[::every], transform, block_by_name, Scratch(journal.scratch))
     report("moments", 1, 1)
     weights: dict[str, Weight] = {}
     if tables:
@@ -344,5 +292,5 @@ def calibrate(
     for layer in layers:
         for name, linear in layer.linears.items():
             weights[name] = Weight.of_matrix(name, partial(linear_weight, linear), geometries[name])
-    _measure(weights, texts[:_PROBE_TEXTS], measurements, report, journal or NoJournal())
+    measure(weights, texts[:_PROBE_TEXTS], measurements, report, journal)
     return Calibration(model, texts, weights, layers)

@@ -18,25 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..blocks import RBEBlocks
-from ..evaluate_decoders import evaluate_decoders, log_softmax, mean_divergence
-from ..feedback import (
-    Geometry,
-    Moments,
-    geometry,
-    quantize_matrix,
-    quantize_table,
-    row_scales,
-)
+from ..evaluate_decoders import evaluate_decoders
+from ..feedback import row_scales
 from ..layers import RBELinear
 from ..transforms import DEFAULT_BLOCK
-from .allocation import PROBE_BITS, ROW_POWER, Weight, are_few, silent, warn_of_few
+from .allocation import ROW_POWER, Weight, are_few, warn_of_few
 from .decoder import Decoder
 from .decoder_embedder import DecoderEmbedder
+from .decoder_probes import decoder_of
 from .decoder_stages import PackedTexts, Stages, embedded, normalised, stages_of, table_of, tables_of
 from .decoder_tensors import EMBEDDINGS, HEAD
 from .int8_choice import int8_parts, int8_weights, int8_windows, predicted
 from .journal import NoJournal
 from .scratch import Scratch
+from .sensitivity import Measurements, measure
 from .weight_encoding import EncodingPass, MeasuredWeights, loss_of_vectors
 
 F32 = NDArray[np.float32]
@@ -64,39 +59,6 @@ def _window(model: Decoder) -> int:
     return min(WINDOW, model.settings.first_context or WINDOW, model.settings.max_positions)
 
 
-def _predictions(model: Decoder, head: Any, states: Sequence[F32]) -> list[F32]:
-    """ln of the probabilities of every token, for each group of windows."""
-    logs = []
-    for x in states:
-        logs.append(log_softmax(model.capped(normalised(model, x) @ head.T), np.float32))
-    return logs
-
-
-#: called with the states behind the last layer and the matrix of the logits
-Loss = Callable[[list[F32], F32], float]
-
-
-def _loss_of_predictions(model: Decoder, states: list[F32]) -> Loss:
-    """Divergence from the predictions of these states."""
-    dense = _predictions(model, np.asarray(model.head, np.float32), states)
-    return lambda x, head: mean_divergence(dense, _predictions(model, head, x))
-
-
-def _loss_of_vectors(model: DecoderEmbedder, texts: PackedTexts, states: list[F32]) -> Loss:
-    """Mean of 1 - cosine between vectors and those of these states."""
-
-    def vectors(states: list[F32]) -> F32:
-        return np.concatenate(
-            [
-                model.vectors_to_compare(normalised(model.decoder, x), np.diff(ends))
-                for x, ends in zip(states, texts.ends, strict=True)
-            ]
-        )
-
-    dense = vectors(states)
-    return lambda x, head: float(1.0 - (vectors(x) * dense).sum(axis=1).mean())
-
-
 class DecoderCalibration(MeasuredWeights):
     """Statistics and sensitivities of a decoder on texts, measured once, for any budget. Made by `calibrate`.
 
@@ -119,7 +81,7 @@ class DecoderCalibration(MeasuredWeights):
         scratch: Scratch,
     ) -> None:
         self.model = model
-        self.decoder = _decoder_of(model)
+        self.decoder = decoder_of(model)
         self.few = few
         self._probe = list(texts[:_PROBE_TEXTS])
         self._windows = windows
@@ -215,25 +177,21 @@ def _encode_layer(layer: Stages, texts: PackedTexts, encoding: EncodingPass) -> 
         texts.compressed[i] = lossy.finished(lossy.inner(layer.ffn_input(x)), x)
 
 
-def _decoder_of(model: Decoder | DecoderEmbedder) -> Decoder:
-    return model.decoder if isinstance(model, DecoderEmbedder) else model
-
-
 def calibrate_decoder(
     whole: Decoder | DecoderEmbedder,
     texts: Sequence[str],
+    measurements: Measurements,
     tables: bool,
     transform: str,
     block: int | None,
-    progress: Progress | None,
-    journal: NoJournal | None,
+    report: Progress,
+    journal: NoJournal,
 ) -> DecoderCalibration:
     """`calibrate` of a decoder, whose texts are joined by an empty line, or of a `DecoderEmbedder`."""
-    model = _decoder_of(whole)
+    model = decoder_of(whole)
     for name, tensor in model.tensors().items():
         if isinstance(tensor, RBEBlocks):
             raise ValueError(f"{name} is compressed already; calibrate the dense model it was made from")
-    report: Progress = progress or silent
     if isinstance(whole, DecoderEmbedder):
         most = model.settings.first_context  # the stages rotate all tokens alike
         windows = [ids[:most].astype(np.int64) for ids in whole.token_ids(texts, whole.resolve_prompt())]
@@ -247,14 +205,13 @@ def calibrate_decoder(
             raise ValueError("the texts have fewer than two tokens; there is nothing to predict")
         probe = [window[:_PROBE_TOKENS] for window in windows[:: -(-len(windows) // _PROBE_WINDOWS)]]
     warn_of_few(len(texts), ids)
-    scratch = Scratch((journal or NoJournal()).scratch)
-    layers = stages_of(model)
+    scratch = Scratch(journal.scratch)
     size = block or DEFAULT_BLOCK
     report("moments", 0, 1)
     every = max(1, len(windows) // 16)
     if isinstance(whole, DecoderEmbedder):  # its texts are shorter than windows: as many tokens
         every = max(1, min(every, sum(map(len, windows)) // (16 * WINDOW)))
-    geometries = _dense_pass(model, PackedTexts(windows[::every]), layers, transform, size, scratch)
+    geometries = measurements.geometries(_lists(windows[::every]), transform, lambda _: size, scratch)
     report("moments", 1, 1)
     weights: dict[str, Weight] = {}
     if tables:
@@ -265,122 +222,14 @@ def calibrate_decoder(
             weights[name] = Weight.of_table(name, partial(table_of, model, name), transform, size, scales)
     if not model.settings.tied:
         weights[HEAD] = Weight.of_matrix(HEAD, partial(table_of, model, HEAD), geometries[HEAD])
-    for layer in layers:
+    for layer in stages_of(model):
         for part, name in layer.names.items():
             read = partial(layer.values, part)
-            weights[f"{name}.weight"] = Weight.of_matrix(f"{name}.weight", read, geometries[name])
-    _measure(whole, weights, PackedTexts(probe), layers, report, journal or NoJournal())
+            name = f"{name}.weight"
+            weights[name] = Weight.of_matrix(name, read, geometries[name])
+    measure(weights, _lists(probe), measurements, report, journal)
     return DecoderCalibration(whole, texts, windows, weights, are_few(ids), scratch)
 
 
-def _dense_pass(
-    model: Decoder, texts: PackedTexts, layers: list[Stages], transform: str, block: int, scratch: Scratch
-) -> dict[str, Callable[[], Geometry]]:
-    """What reads the geometry of every linear layer's input in the dense model, by its name without `.weight`."""
-    states = embedded(model, tables_of(model), texts)
-    geometries: dict[str, Callable[[], Geometry]] = {}
-    for layer in layers:
-        moments = {
-            stage: Moments(layer.linear(parts[-1]).in_features) for stage, parts in layer.stages.items()
-        }
-        for i, (x, ends) in enumerate(zip(states, texts.ends, strict=True)):
-            h = layer.attention_input(x)
-            heads = layer.heads(h, ends)
-            y = layer.attended(heads, x)
-            g = layer.ffn_input(y)
-            inner = layer.inner(g)
-            for stage, a in (("qkv", h), ("output", heads), ("gate_up", g), ("down", inner)):
-                moments[stage].add(a, a)
-            states[i] = layer.finished(inner, y)
-        for stage, parts in layer.stages.items():
-            geo = scratch.geometry(geometry(moments.pop(stage), transform, block))
-            geometries |= {layer.names[part]: geo for part in parts}
-    if not model.settings.tied:
-        last = Moments(model.settings.hidden_size)
-        for x in states:
-            h = normalised(model, x)
-            last.add(h, h)
-        geometries[HEAD] = scratch.geometry(geometry(last, transform, block))
-    return geometries
-
-
-def _measure(
-    whole: Decoder | DecoderEmbedder,
-    weights: dict[str, Weight],
-    texts: PackedTexts,
-    layers: list[Stages],
-    report: Progress,
-    journal: NoJournal,
-) -> None:
-    """Set the sensitivity of each weight, from the journal where it is kept."""
-    probes = _Probes(whole, texts, layers)
-    measures: dict[str, Callable[[], float]] = {
-        name: partial(probes.table, weights[name]) for name in probes.tables if name in weights
-    }
-    if HEAD in weights:
-        measures[HEAD] = partial(probes.head, weights[HEAD])
-    for index, layer in enumerate(layers):
-        for part, name in layer.names.items():
-            name = f"{name}.weight"
-            measures[name] = partial(probes.linear, weights[name], index, part)
-    for done, (name, measure) in enumerate(measures.items(), 1):
-        weights[name].sensitivity = journal.value(f"sensitivity of {name}", measure)
-        report("sensitivity", done, len(weights))
-
-
-class _Probes:
-    """The model on a few texts, of which one weight at a time is quantised.
-
-    Methods run the remaining model, and return the loss of its results per squared step.
-    """
-
-    def __init__(self, whole: Decoder | DecoderEmbedder, texts: PackedTexts, layers: list[Stages]) -> None:
-        self._model = _decoder_of(whole)
-        self._texts, self._layers = texts, layers
-        self.tables = tables_of(self._model)
-        self._head = np.asarray(self._model.head, np.float32)
-        self._states = [embedded(self._model, self.tables, texts)]  # before each layer, and behind the last
-        for layer in layers:
-            self._states.append(self._run(layer, self._states[-1]))
-        self._loss: Loss = (
-            _loss_of_vectors(whole, texts, self._states[-1])
-            if isinstance(whole, DecoderEmbedder)
-            else _loss_of_predictions(whole, self._states[-1])
-        )
-
-    def table(self, weight: Weight) -> float:
-        """Of an embedding table; a tied one makes the logits too."""
-        assert weight.scales is not None
-        step = weight.step_for(PROBE_BITS)
-        probe = quantize_table(self.tables[weight.name], step, weight.scales).decode()
-        x = embedded(self._model, {**self.tables, weight.name: probe}, self._texts)
-        makes_logits = weight.name == EMBEDDINGS and self._model.settings.tied
-        return self._finish(x, 0, probe if makes_logits else self._head) / step**2
-
-    def head(self, weight: Weight) -> float:
-        """Of the matrix of the logits."""
-        step, probe = _quantized(weight)
-        return self._finish(self._states[-1], len(self._layers), probe) / step**2
-
-    def linear(self, weight: Weight, index: int, part: str) -> float:
-        """Of a linear layer: the part of the layer `index`."""
-        step, probe = _quantized(weight)
-        linear = self._layers[index].linear(part)
-        lossy = self._layers[index].with_linears({part: RBELinear(probe, linear.bias, linear.activation)})
-        return self._finish(self._run(lossy, self._states[index]), index + 1, self._head) / step**2
-
-    def _run(self, layer: Stages, states: list[F32]) -> list[F32]:
-        return [layer.run(x, ends) for x, ends in zip(states, self._texts.ends, strict=True)]
-
-    def _finish(self, states: list[F32], first: int, head: F32) -> float:
-        """The loss, from the states before the layer `first` on."""
-        for layer in self._layers[first:]:
-            states = self._run(layer, states)
-        return max(self._loss(states, head), 1e-9)
-
-
-def _quantized(weight: Weight) -> tuple[float, F32]:
-    """The step at which sensitivity is measured, and what the weight decodes to then."""
-    assert weight.geometry is not None
-    step = weight.step_for(PROBE_BITS)
-    return step, quantize_matrix(weight.values, weight.geometry, step).decode()
+def _lists(windows: Sequence[Ids]) -> list[list[int]]:
+    return [window.tolist() for window in windows]

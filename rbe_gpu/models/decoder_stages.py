@@ -131,16 +131,18 @@ def tables_of(model: Decoder) -> dict[str, F32]:
 
 def embedded(model: Decoder, tables: Mapping[str, F32], texts: PackedTexts) -> list[F32]:
     """The hidden states before the first layer, for each group of windows."""
-    states = []
-    for ids, ends in zip(texts.ids, texts.ends, strict=True):
-        x = tables[EMBEDDINGS][ids] * np.float32(model.settings.embedding_scale)
-        if POSITIONS in tables:
-            x += tables[POSITIONS][np.arange(ids.size) - np.repeat(ends[:-1], np.diff(ends))]
-        if model.token_types is not None:
-            x += np.asarray(model.token_types.weight)[0]
-        x = np.asarray(x, np.float32)
-        states.append(x if model.embedding_norm is None else np.asarray(model.embedding_norm(x)))
-    return states
+    return [embedded_group(model, tables, ids, ends) for ids, ends in zip(texts.ids, texts.ends, strict=True)]
+
+
+def embedded_group(model: Decoder, tables: Mapping[str, F32], ids: Ids, ends: Ids) -> F32:
+    """The hidden states of one group before the first layer."""
+    x = tables[EMBEDDINGS][ids] * np.float32(model.settings.embedding_scale)
+    if POSITIONS in tables:
+        x += tables[POSITIONS][np.arange(ids.size) - np.repeat(ends[:-1], np.diff(ends))]
+    if model.token_types is not None:
+        x += np.asarray(model.token_types.weight)[0]
+    x = np.asarray(x, np.float32)
+    return x if model.embedding_norm is None else np.asarray(model.embedding_norm(x))
 
 
 def normalised(model: Decoder, x: F32) -> F32:

@@ -1,8 +1,8 @@
-"""What a calibration measures of a dense BERT encoder: moments of the inputs of its weights, and how sensitive its
-vectors are to each weight. In this process, or as tasks of workers.
+"""What a calibration measures of a dense model: moments of the inputs of its weights, and how sensitive its results
+are to each weight. In this process, or as tasks of workers.
 
-Workers get batches of texts for the moments, and weights for the sensitivities. They return the float32 products of
-each batch, which this process sums in the order of the batches: the sums have the bits of one process.
+Workers get batches of the inputs for the moments, and weights for the sensitivities. They return the float32 products
+of each batch, which this process sums in the order of the batches: the sums have the bits of one process.
 """
 
 from __future__ import annotations
@@ -12,149 +12,195 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import output
-from ..cluster import run_tasks
-from ..feedback import Geometry, Moments, input_sums, quantize_matrix, quantize_table
-from ..layers import RBELinear
+from ..cluster import run_tasks, scratch_folder
+from ..feedback import Geometry, Moments, Sums, geometry
 from ..threads import blas
-from ..workspace import Workspace
+from .allocation import Weight
+from .architectures import is_gguf
 from .bert import BertEncoder
-from .encoder_stages import Batch, Stages, batches, embedded, loss, tables_of, vectors
-from .journal import digest
-from .load import load
+from .decoder import Decoder
+from .decoder_embedder import DecoderEmbedder
+from .decoder_probes import DecoderProbes, DecoderSums, decoder_of
+from .encoder_probes import EncoderProbes, EncoderSums
+from .journal import NoJournal, digest
+from .load import load, load_gguf
 from .parts_folder import Files, PartsFolder, files_of
+from .scratch import Scratch
 from .source import open_source
 
 F32 = NDArray[np.float32]
-Sums = tuple[int, F32, NDArray[np.float64]]
+Progress = Callable[[str, int, int], None]
+Model = BertEncoder | Decoder | DecoderEmbedder
+#: what a model runs on: texts, or of decoders windows of token ids
+Inputs = Sequence[str] | Sequence[Sequence[int]]
 
 
-class Probe(NamedTuple):
-    """A weight quantised alone: with the step and geometry of a linear weight, or the scales of a table."""
+class InputSums(Protocol):
+    """A dense model on inputs, batch by batch.
 
-    step: float
-    geometry: Geometry | None
-    scales: F32 | None
+    Attributes
+    ----------
+    count : of batches
+    readers : for each layer: stage -> names of the weights that read its input
+    """
+
+    count: int
+    readers: list[dict[str, list[str]]]
+
+    def of_batch(self, index: int) -> Iterator[dict[str, Sums]]:
+        """For each layer: stage -> the sums of its input."""
 
 
-def stages_of(model: BertEncoder) -> list[Stages]:
-    ws = Workspace()  # of all layers: those of all-mpnet-base-v2 with one each took 100 MB a layer
-    return [Stages(model, i, ws) for i in range(len(model.layers))]
+class Probes(Protocol):
+    """A dense model on a few inputs, of which one weight at a time is replaced."""
+
+    def values(self, name: str) -> F32:
+        """The weight, (rows, cols)."""
+
+    def loss(self, name: str, values: F32) -> float:
+        """Of the model's results, with other values of this weight."""
+
+
+def sums_of(model: Model, inputs: Inputs) -> InputSums:
+    if isinstance(model, BertEncoder):
+        return EncoderSums(model, inputs)  # type: ignore[arg-type]
+    return DecoderSums(decoder_of(model), inputs)  # type: ignore[arg-type]
+
+
+def probes_of(model: Model, inputs: Inputs) -> Probes:
+    if isinstance(model, BertEncoder):
+        return EncoderProbes(model, inputs)  # type: ignore[arg-type]
+    return DecoderProbes(model, inputs)  # type: ignore[arg-type]
+
+
+def _sensitivity(probes: Probes, weight: Weight) -> float:
+    """Quantise a weight alone, run the remaining model, divide the loss by the squared step.
+
+    The step of a linear weight counts in output error (its geometry's level), so that weights compare.
+    """
+    step, values = weight.probed()
+    return max(probes.loss(weight.name, values), 1e-9) / step**2
 
 
 # --- in this process ----------------------------------------------------------------------------------
 
 
-def _layer_sums(layer: Stages, part: Batch) -> dict[str, Sums]:
-    """The sums of each stage's input for one batch, whose states move on to the next layer."""
-    x = part.dense
-    heads = layer.heads(x, part.lengths)
-    y = layer.attended(heads, x)
-    inner = layer.inner(y)
-    part.dense = layer.finished(inner, y)
-    inputs = {"qkv": x, "output": heads, "up": y, "down": inner}
-    return {stage: input_sums(values) for stage, values in inputs.items()}
-
-
 class Measurements:
     """Of one model, in this process."""
 
-    def __init__(self, model: BertEncoder) -> None:
+    def __init__(self, model: Model) -> None:
         self._model = model
 
-    def moments(self, texts: Sequence[str]) -> Iterator[dict[str, Moments]]:
-        """Of every layer in order, by stage: the moments of its inputs in the dense model."""
-        parts, tables = batches(self._model, texts), tables_of(self._model)
-        for part in parts:
-            part.dense = embedded(self._model, tables, part.ids, part.lengths)
-        for layer in stages_of(self._model):
-            yield _summed(layer, (_layer_sums(layer, part) for part in parts))
+    def geometries(
+        self, inputs: Inputs, transform: str, block_of: Callable[[str], int], scratch: Scratch
+    ) -> dict[str, Callable[[], Geometry]]:
+        """Name of a linear weight -> what reads the geometry of its input in the dense model. One layer's moments are
+        in memory at a time.
+
+        block_of : the block size of a weight
+        """
+        sums = sums_of(self._model, inputs)
+        geometries: dict[str, Callable[[], Geometry]] = {}
+        for moments, readers in zip(_summed(self._batches(sums, inputs)), sums.readers, strict=True):
+            for stage, names in readers.items():
+                geo = geometry(moments.pop(stage), transform, block_of(names[0]))
+                geometries |= dict.fromkeys(names, scratch.geometry(geo))
+        return geometries
+
+    def _batches(self, sums: InputSums, inputs: Inputs) -> list[Iterator[dict[str, Sums]]]:
+        """The sums of every batch, layer after layer."""
+        return [sums.of_batch(i) for i in range(sums.count)]
 
     def sensitivities(
-        self, probe_of: Mapping[str, Callable[[], Probe]], texts: Sequence[str]
+        self, weights: Sequence[Weight], inputs: Inputs
     ) -> Iterator[tuple[str, Callable[[], float]]]:
-        """For every weight, a function that measures the loss of the vectors (1 - cosine) per squared step."""
-        probes = Probes(self._model, texts)
-        for name, probe in probe_of.items():
-            yield name, lambda name=name, probe=probe: probes.sensitivity(name, probe())  # type: ignore[misc]
+        """For every weight, its name and a function that measures the loss of the results per squared step."""
+        probes = probes_of(self._model, inputs)
+        for weight in weights:
+            yield weight.name, partial(_sensitivity, probes, weight)
 
 
-def _summed(layer: Stages, sums: Iterator[dict[str, Sums]]) -> dict[str, Moments]:
-    moments = {stage: Moments(layer.linears[names[0]].in_features) for stage, names in layer.names.items()}
-    for of_batch in sums:
-        for stage, values in of_batch.items():
-            moments[stage].add_sums(*values)
-    return moments
+def _summed(batches: Sequence[Iterator[dict[str, Sums]]]) -> Iterator[dict[str, Moments]]:
+    """For each layer: stage -> the moments of its input, over all batches in order."""
+    while True:
+        moments: dict[str, Moments] = {}
+        for batch in batches:
+            for stage, (count, product, total) in next(batch, {}).items():
+                moments.setdefault(stage, Moments(len(total))).add_sums(count, product, total)
+        if not moments:
+            return
+        yield moments
 
 
-class Probes:
-    """The model on a few texts, of which one weight at a time is replaced."""
+def measure(
+    weights: Mapping[str, Weight],
+    inputs: Inputs,
+    measurements: Measurements,
+    report: Progress,
+    journal: NoJournal,
+) -> None:
+    """Set the sensitivity of each weight, from the journal where it is kept."""
+    kept = [name for name in weights if journal.has_value(f"sensitivity of {name}")]
+    done = 0
 
-    def __init__(self, model: BertEncoder, texts: Sequence[str]) -> None:
-        self._model = model
-        self._parts = parts = batches(model, texts)
-        self._tables = tables_of(model)
-        self._layers = stages_of(model)
-        states = [[embedded(model, self._tables, p.ids, p.lengths) for p in parts]]
-        for layer in self._layers:
-            states.append([layer.run(x, p.lengths) for x, p in zip(states[-1], parts, strict=True)])
-        self._states = states
-        self._dense = vectors(model, states[-1], parts)
+    def note(name: str, measured: Callable[[], float]) -> None:
+        nonlocal done
+        weights[name].sensitivity = journal.value(f"sensitivity of {name}", measured)
+        report("sensitivity", done := done + 1, len(weights))
 
-    def sensitivity(self, name: str, probe: Probe) -> float:
-        """Quantise a weight alone, run the remaining model, divide the loss by the squared step.
-
-        The step of a linear weight counts in output error (its geometry's level), so that weights compare.
-        """
-        step = probe.step
-        if name in self._tables:
-            assert probe.scales is not None
-            lossy = {**self._tables, name: quantize_table(self._tables[name], step, probe.scales).decode()}
-            x = [embedded(self._model, lossy, p.ids, p.lengths) for p in self._parts]
-            return self._finish(x, 0) / step**2
-        index = next(i for i, layer in enumerate(self._layers) if name in layer.linears)
-        layer = self._layers[index]
-        linear = layer.linears[name]
-        assert probe.geometry is not None
-        decoded = quantize_matrix(np.asarray(linear.weight, np.float32), probe.geometry, step).decode()
-        probed = layer.with_linears({name: RBELinear(decoded, linear.bias, linear.activation)})
-        x = [probed.run(a, p.lengths) for a, p in zip(self._states[index], self._parts, strict=True)]
-        return self._finish(x, index + 1) / step**2
-
-    def _finish(self, x: list[F32], first: int) -> float:
-        for layer in self._layers[first:]:
-            x = [layer.run(a, p.lengths) for a, p in zip(x, self._parts, strict=True)]
-        return max(loss(self._model, x, self._parts, self._dense), 1e-9)
+    for name in kept:
+        note(name, lambda: 0.0)
+    others = [weight for name, weight in weights.items() if name not in kept]
+    if others:
+        for name, measured in measurements.sensitivities(others, inputs):
+            note(name, measured)
 
 
 # --- on workers ---------------------------------------------------------------------------------------
 
 
-class _Texts(NamedTuple):
-    """A model and a file of texts that workers read."""
+class _Inputs(NamedTuple):
+    """A model and a file of its inputs that workers read."""
 
     source: str
     files: Files
-    texts: str
+    inputs: str
 
 
-class _MomentsTask(NamedTuple):
-    texts: _Texts
+class _SumsTask(NamedTuple):
+    inputs: _Inputs
     batch: int
     out: str
 
 
+class _Probe(NamedTuple):
+    """What a worker lacks of a weight: the geometry of a linear one, the scales of a table."""
+
+    geometry: Geometry | None
+    scales: F32 | None
+    row_transform: tuple[str, int] | None
+
+    def weight(self, name: str, read: Callable[[], F32]) -> Weight:
+        if self.scales is not None:
+            assert self.row_transform is not None
+            return Weight.of_table(name, read, *self.row_transform, self.scales)
+        assert self.geometry is not None
+        geo = self.geometry
+        return Weight.of_matrix(name, read, lambda: geo)
+
+
 class _ProbeTask(NamedTuple):
-    texts: _Texts
+    inputs: _Inputs
     name: str
-    probe: str
+    probe: str  # the file of a _Probe
 
 
 #: held by every task: layers share scratch memory of one thread, and a worker may have several. Kernels have threads
@@ -163,107 +209,95 @@ _lock = threading.Lock()
 
 
 @lru_cache(maxsize=1)
-def _model(source: str, files: Files) -> BertEncoder:
-    if files_of(open_source(Path(source))) != files:
+def _model(source: str, files: Files) -> Model:
+    path = Path(source)
+    if files_of(open_source(path)) != files:
         raise ValueError(f"{source} is another checkpoint on a worker than where the run was started")
-    model = load(source)
-    assert isinstance(model, BertEncoder)
-    return model
+    # as in `compress_model`, decoded weights are mapped
+    return (
+        load_gguf(path, held=Scratch(scratch_folder()).mapped)
+        if path.is_file() and is_gguf(path)
+        else load(source)
+    )
+
+
+def _read(inputs: _Inputs) -> tuple[Model, Inputs]:
+    model = _model(inputs.source, inputs.files)
+    return model, json.loads(Path(inputs.inputs).read_text("utf-8"))
 
 
 @lru_cache(maxsize=1)
-def _batches(texts: _Texts) -> tuple[BertEncoder, list[Batch]]:
-    model = _model(texts.source, texts.files)
-    return model, batches(model, json.loads(Path(texts.texts).read_text("utf-8")))
+def _sums(inputs: _Inputs) -> InputSums:
+    return sums_of(*_read(inputs))
 
 
 @lru_cache(maxsize=1)
-def _probes(texts: _Texts) -> Probes:
-    model = _model(texts.source, texts.files)
-    return Probes(model, json.loads(Path(texts.texts).read_text("utf-8")))
+def _probes(inputs: _Inputs) -> Probes:
+    return probes_of(*_read(inputs))
 
 
 @blas
-def _moments_task(task: _MomentsTask) -> None:
-    """The sums of one batch in all layers, to a .npz file."""
-    with _lock:
-        arrays = _moments(task)
-    with output.replacing(task.out) as file:
-        np.savez(file, **arrays)
+def _sums_task(task: _SumsTask) -> None:
+    """The sums of one batch, to a file, layer after layer: those of all layers together may exceed the memory."""
+    with _lock, output.replacing(task.out) as file:
+        for of_layer in _sums(task.inputs).of_batch(task.batch):
+            pickle.dump(of_layer, file, protocol=5)
 
 
-def _moments(task: _MomentsTask) -> dict[str, Any]:
-    model, parts = _batches(task.texts)
-    part = parts[task.batch]
-    part.dense = embedded(model, tables_of(model), part.ids, part.lengths)
-    arrays: dict[str, Any] = {}
-    for i, layer in enumerate(stages_of(model)):
-        for stage, values in _layer_sums(layer, part).items():
-            arrays |= {f"{i} {stage} {j}": value for j, value in enumerate(values)}
-    part.dense = np.empty((0, 0), np.float32)
-    return arrays
+def _read_sums(path: str) -> Iterator[dict[str, Sums]]:
+    """What `_sums_task` wrote, layer after layer; the file goes at the end."""
+    with open(path, "rb") as file:
+        while file.peek(1):
+            yield pickle.load(file)
+    Path(path).unlink()
 
 
 @blas
 def _probe_task(task: _ProbeTask) -> float:
-    probe: Probe = pickle.loads(Path(task.probe).read_bytes())
+    probe: _Probe = pickle.loads(Path(task.probe).read_bytes())
     with _lock:
-        return _probes(task.texts).sensitivity(task.name, probe)
+        probes = _probes(task.inputs)
+        return _sensitivity(probes, probe.weight(task.name, partial(probes.values, task.name)))
 
 
 class MeasurementsOnWorkers(Measurements):
-    """The same by workers, which read the model from its folder.
+    """The same by workers, which read the model from its folder or file.
 
-    parts : where texts, probes and sums are written
+    parts : where inputs, probes and sums are written
     """
 
-    def __init__(self, model: BertEncoder, parts: PartsFolder) -> None:
+    def __init__(self, model: Model, parts: PartsFolder) -> None:
         super().__init__(model)
         self._folder = parts
 
-    def _texts(self, name: str, texts: Sequence[str]) -> _Texts:
+    def _shared(self, name: str, inputs: Inputs) -> _Inputs:
+        text = json.dumps(list(inputs))
         # the name of a file is what workers remember it by
-        path = self._folder.path / f"{name}-{digest(texts)}.json"
-        output.write_text(path, json.dumps(list(texts)))
-        return _Texts(self._folder.source, self._folder.files, str(path))
+        path = self._folder.path / f"{name}-{digest([text])}.json"
+        output.write_text(path, text)
+        return _Inputs(self._folder.source, self._folder.files, str(path))
 
-    def moments(self, texts: Sequence[str]) -> Iterator[dict[str, Moments]]:
-        shared = self._texts("moments", texts)
-        count = len(batches(self._model, texts))
-        outs = [str(self._folder.path / f"moments-{i}.npz") for i in range(count)]
-        tasks = (_MomentsTask(shared, i, out) for i, out in enumerate(outs))
-        with closing(run_tasks(self._folder.client, _moments_task, tasks)) as results:
+    def _batches(self, sums: InputSums, inputs: Inputs) -> list[Iterator[dict[str, Sums]]]:
+        shared = self._shared("moments", inputs)
+        outs = [str(self._folder.path / f"moments-{i}.pickle") for i in range(sums.count)]
+        tasks = (_SumsTask(shared, i, out) for i, out in enumerate(outs))
+        with closing(run_tasks(self._folder.client, _sums_task, tasks)) as results:
             for _ in results:
                 pass
-        for i, layer in enumerate(stages_of(self._model)):
-            yield _summed(layer, (_read_sums(out, i, layer) for out in outs))
-        for out in outs:
-            Path(out).unlink()
+        return [_read_sums(out) for out in outs]
 
     def sensitivities(
-        self, probe_of: Mapping[str, Callable[[], Probe]], texts: Sequence[str]
+        self, weights: Sequence[Weight], inputs: Inputs
     ) -> Iterator[tuple[str, Callable[[], float]]]:
-        shared = self._texts("probes", texts)
+        shared = self._shared("probes", inputs)
 
         def tasks() -> Iterator[_ProbeTask]:
-            for i, (name, probe) in enumerate(probe_of.items()):
+            for i, weight in enumerate(weights):
                 path = self._folder.path / f"probe-{i}.pickle"
-                path.write_bytes(pickle.dumps(probe()))
-                yield _ProbeTask(shared, name, str(path))
+                path.write_bytes(pickle.dumps(_Probe(weight.geometry, weight.scales, weight.row_transform)))
+                yield _ProbeTask(shared, weight.name, str(path))
 
         with closing(run_tasks(self._folder.client, _probe_task, tasks())) as results:
             for task, sensitivity in results:
                 Path(task.probe).unlink()
                 yield task.name, lambda value=sensitivity: value  # type: ignore[misc]
-
-
-def _read_sums(path: str, index: int, layer: Stages) -> dict[str, Sums]:
-    with np.load(path) as arrays:
-        return {
-            stage: (
-                int(arrays[f"{index} {stage} 0"]),
-                arrays[f"{index} {stage} 1"],
-                arrays[f"{index} {stage} 2"],
-            )
-            for stage in layer.names
-        }
