@@ -236,7 +236,7 @@ def calibrate(
     progress : called with (stage, done, total)
     journal : keeps what is finished; see `rbe_gpu.models.journal`. The result reads files in its folder, so it is
         of no use once the journal is closed
-    parts : of a BERT encoder that workers can load too: they measure (`rbe_gpu.models.sensitivity`)
+    parts : of a model that workers can load too: they measure (`rbe_gpu.models.sensitivity`)
 
     Returns
     -------
@@ -259,8 +259,6 @@ def calibrate(
     if model.tokenizer is None:
         raise ValueError("the model has no tokenizer, so no text can run through it")
     texts = list(dict.fromkeys(texts))
-    if parts is not None and isinstance(model, Decoder | DecoderEmbedder):
-        raise ValueError("a decoder is calibrated in one process; leave client= (--scheduler) out")
     measurements = Measurements(model) if parts is None else MeasurementsOnWorkers(model, parts)
     journal, report = journal or NoJournal(), progress or silent
     if isinstance(model, Decoder | DecoderEmbedder):

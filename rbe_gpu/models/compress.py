@@ -164,7 +164,8 @@ def compress_model(
     resume : with texts to calibrate on: continue a run that was killed or interrupted, from the results that it left
         in the folder `.NAME.journal` beside `out`; the file has the bytes of a run without interruption
     progress : called after each tensor with its name, and the dense bytes done and to do in all
-    client : a `distributed.Client`, whose workers compress the tensors, one a task (`rbe_gpu.models.compress_tasks`).
+    client : a `distributed.Client`, whose workers compress the tensors, one a task (`rbe_gpu.models.compress_tasks`);
+        with `calibrate` they measure moments and sensitivities (`rbe_gpu.models.sensitivity`).
         `source` and the folder of `out` are at paths that all of them can read and write. The file has the bytes of
         one process with as many threads as a worker, on the same kind of processor.
 
