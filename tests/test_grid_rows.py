@@ -18,8 +18,11 @@ from rbe_gpu.codecs.grid import GridRows
 from rbe_gpu.container import to_bytes
 from rbe_gpu.gpu.decode import codes_params
 from rbe_gpu.matmul import int8_support
+from rbe_gpu.models.decoder import Decoder
+from rbe_gpu.models.decoder_tensors import EMBEDDINGS
 
 from . import real
+from .architectures.decoder_cases import write_with_tokenizer
 from .compressed import few_integers, with_integers
 
 ROWS, COLS = 517, 384
@@ -160,6 +163,25 @@ def test_an_encoder_holds_its_tables_so(monkeypatch: pytest.MonkeyPatch) -> None
     codes = model.word_embeddings.weight.codes
     assert codes.value.nbytes < 1.2 * codes.stream.data.nbytes  # of the entropy-coded table in the file
     assert model.nbytes < packed.nbytes - 2_000_000
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_decoder_holds_its_table_so_unless_it_makes_logits(
+    tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = rbe.load(write_with_tokenizer(tmp_path / "m", tie_word_embeddings=tied))
+    assert isinstance(dense, Decoder)
+    values = dense.tensors()[EMBEDDINGS]
+    step = 2 * values.std()
+    q = np.rint(values / step).astype(np.int8)
+    codes = GridCodes.from_integers(q, np.full(len(q), step), np.ones(q.shape[1]))
+    tensors = {**dense.tensors(), EMBEDDINGS: rbe.RBEVectors(q.shape, 64, "none", 1.0, None, codes)}
+    ids = np.arange(24).reshape(2, 12)
+    model = dense.with_tensors(tensors)
+    logits = model.logits(ids)
+    assert type(model.word_embeddings.weight.codes) is (GridCodes if tied else GridRows)
+    monkeypatch.setattr(GridCodes, "for_lookup", lambda self: self)
+    np.testing.assert_array_equal(dense.with_tensors(tensors).logits(ids), logits)
 
 
 def test_loading_imports_no_numba() -> None:

@@ -180,6 +180,7 @@ class Decoder:
                 vector(f"{name}.bias") if has_bias(c, part) else None,
                 cache=self.cache if self.cache.budget else None,
                 activation_bits=8 if f"{name}.weight" in self.int8_activations else None,
+                for_int8=not c.causal,  # a decoder multiplies a token at a time, for which that is slower
             )
 
         rotary = self.rotary = {
@@ -191,10 +192,13 @@ class Decoder:
             )
             for kind, p in c.rotary.items()
         }
-        self.word_embeddings = RBEEmbedding(matrix(EMBEDDINGS), self.dtype)
+        # rows alone are read where the table makes no logits
+        self.word_embeddings = RBEEmbedding(
+            matrix(EMBEDDINGS), self.dtype, for_lookup=not (c.tied and c.causal)
+        )
         self.position_embeddings: RBEEmbedding | None = None
         if c.learned_positions:
-            self.position_embeddings = RBEEmbedding(matrix(POSITIONS), self.dtype)
+            self.position_embeddings = RBEEmbedding(matrix(POSITIONS), self.dtype, for_lookup=True)
         self.embedding_norm = norm(EMBEDDING_NORM) if c.embedding_norm else None
         self.token_types: RBEEmbedding | None = None
         if c.token_types:  # of few rows: always dense

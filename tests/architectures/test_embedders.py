@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rbe_gpu.cpu_fallback import bit_planes, grid_planes, isa
 from safetensors.numpy import load_file, save_file
 
 import rbe_gpu as rbe
+from rbe_gpu.codecs.grid import GridCodes, GridPlanes
 from rbe_gpu.models import corpus
 from rbe_gpu.models.compress import compress_model
 from rbe_gpu.models.decoder_embedder import DecoderEmbedder
-from rbe_gpu.models.decoder_tensors import LINEAR_PARTS
+from rbe_gpu.models.decoder_tensors import LINEAR_PARTS, linear_weights
 from rbe_gpu.models.decoders import DECODERS
 from rbe_gpu.models.load import load, load_embedder
 from rbe_gpu.train.distill import distill
@@ -302,6 +304,31 @@ def test_calibration(name: str, tmp_path: Path) -> None:
     for bits, least in ((6, 0.995), (4, 0.96)):
         made = calibrated.compress(size * bits / 8).tensors
         assert 1 - calibrated.loss(made, texts) > least
+
+
+@pytest.mark.parametrize("name", [MODERNBERT, NOMIC])
+def test_int8_layers_are_bit_planes_in_memory(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the encoders that share a decoder's code: the vectors have the bits of packed codes."""
+    if not bit_planes.moves_bits(isa.active(), isa.host()):
+        pytest.skip("the processor does not deposit bits in a few cycles")
+    dense = load_embedder(folder(name, tmp_path / "m"))
+    names, tensors = list(linear_weights(dense.config)), dense.tensors()
+    for weight in names:
+        values = np.pad(tensors[weight], [(0, -size % 32) for size in tensors[weight].shape])
+        step = 2 * values.std()
+        q = np.rint(values / step).astype(np.int8)
+        codes = GridCodes.from_integers(q, np.full(len(q), step), np.ones(q.shape[1]))
+        tensors[weight] = rbe.RBEMatrix(tensors[weight].shape, 32, "none", 1.0, None, codes)
+    monkeypatch.setattr(grid_planes, "_WORTH", 9)  # whatever it saves
+    model = dense.with_tensors(tensors).with_int8_activations(names)
+    vectors = model.embed(TEXTS)
+    forms = {type(t.codes) for key, t in model.tensors().items() if key in names}
+    assert forms == {GridPlanes}
+    monkeypatch.setattr(GridCodes, "for_int8", lambda self: self)
+    packed = dense.with_tensors(tensors).with_int8_activations(names)
+    np.testing.assert_array_equal(packed.embed(TEXTS), vectors)
 
 
 @pytest.mark.filterwarnings("ignore:calibrating on:UserWarning")
