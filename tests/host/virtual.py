@@ -53,10 +53,10 @@ def grid_codes(rows: int, cols: int, bits: int) -> GridCodes:
 def sparse_codes(rows: int, cols: int, values: str, index: str) -> SparseCodes:
     """Codes of 8 entries a row; of all of them with a full index."""
     index_bytes = {"full": (0,), "bitmap": (rows, cols // 8), "delta": (8 * rows,)}[index]
-    starts = None if index == "full" else virtual((rows + 1,), np.int64)
+    entries = rows * cols if index == "full" else 8 * rows
     return SparseCodes(
-        values, index, 64, virtual((8 * rows,), np.uint8), virtual((rows,), np.float16),
-        virtual(index_bytes or (1,), np.uint8), virtual((rows,), np.uint16), 0.0, starts,
+        values, index, 64, virtual((entries,), np.uint8), virtual((rows,), np.float16),
+        virtual(index_bytes or (1,), np.uint8), virtual((rows,), np.uint16), 0.0, virtual((rows + 1,), np.int64),
     )  # fmt: skip
 
 
