@@ -290,7 +290,9 @@ def round_rows(coefficients: F32, scales: F32, step: float) -> NDArray[np.int8]:
     return codes
 
 
-def quantize_table(table: F32, step: float, scales: F32, transform: str, block: int) -> RBEVectors:
+def quantize_table(
+    table: F32, step: float, scales: F32, transform: str = "dct", block: int = 64
+) -> RBEVectors:
     """Quantise an embedding table (rows, cols) with mean step `step`; the step of row r is `scales[r]` times that."""
     gain = _power_of_two(step)
     unit = np.float16(step / gain)

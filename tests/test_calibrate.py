@@ -155,7 +155,7 @@ def test_table_rows_follow_their_scales():
     table = real.weight("embeddings.word_embeddings.weight")[1000:1400]
     scales = cal.row_scales(table, 0.5)
     assert scales.mean() == pytest.approx(1.0, rel=1e-3)
-    m = cal.quantize_table(table, 0.3 * float(table.std()), scales, "dct", 64)
+    m = cal.quantize_table(table, 0.3 * float(table.std()), scales)
     assert isinstance(m, rbe.RBEVectors)
     error = np.linalg.norm(m.decode() - table, axis=1) / scales
     assert error.max() / error.min() < 1.6

@@ -222,27 +222,6 @@ def test_what_cannot_be_calibrated(folder, texts):
         rbe.calibrate(model, [])
 
 
-@pytest.mark.parametrize(
-    ("options", "of_matrices", "of_tables"),
-    [
-        ({}, ("none", 64), ("dct", 64)),
-        ({"transform": "hadamard", "block": 32}, ("hadamard", 32), ("hadamard", 32)),
-        ({"transform": "none", "block": 128}, ("none", 128), ("none", 128)),
-    ],
-)
-def test_transform_and_block_are_those_of_all_weights(
-    folder, texts, tmp_path, options, of_matrices, of_tables
-):
-    out = tmp_path / "m.rbe.safetensors"
-    rbe.compress_model(folder, out, ratio=8, calibrate=texts[0], **options)
-    tensors, _ = rbe.load_file(out)
-    forms = {name: (t.transform, t.block) for name, t in tensors.items() if hasattr(t, "codes")}
-    tables = {name: form for name, form in forms.items() if "embeddings" in name}
-    assert len(tables) == 2
-    assert set(tables.values()) == {of_tables}
-    assert {form for name, form in forms.items() if name not in tables} == {of_matrices}
-
-
 def test_bad_requests(folder, texts, tmp_path):
     out = tmp_path / "x.rbe.safetensors"
     with pytest.raises(ValueError, match="needs ratio="):

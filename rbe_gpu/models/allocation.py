@@ -179,8 +179,7 @@ class Weight:
         if geometry is not None:
             return step, quantize_matrix(self.values, geometry, step).decode()
         assert self.scales is not None
-        assert self.row_transform is not None
-        return step, quantize_table(self.values, step, self.scales, *self.row_transform).decode()
+        return step, quantize_table(self.values, step, self.scales).decode()
 
     def fitted(self, quantized: Callable[[float], Any], step: float, limit: float) -> Any:
         """`quantized(step)`, or at a coarser step such that it takes at most `limit` bytes."""

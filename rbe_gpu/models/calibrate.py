@@ -54,8 +54,8 @@ F32 = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
 #: With calibration and entropy coding a transform gains less than it costs to make heavy-tailed weights Gaussian
-#: (MiniLM, 2.2 bits: cosine 0.957 without, 0.954 with). Rows of tables are rounded without feedback.
-TRANSFORM, TABLE_TRANSFORM = "none", "dct"
+#: (MiniLM, 2.2 bits: cosine 0.957 without, 0.954 with).
+TRANSFORM = "none"
 #: Of more texts than this, evenly spaced ones run through a model of the hidden size _HIDDEN (1,000 take a minute or
 #: two, and 70 MB); how often a row of the tables is read is counted in all of them.
 MOST_TEXTS, _HIDDEN = 2048, 384
@@ -186,7 +186,7 @@ def calibrate(
     texts: Sequence[str],
     *,
     tables: bool = ...,
-    transform: str | None = ...,
+    transform: str = ...,
     block: int | None = ...,
     progress: Progress | None = ...,
     journal: NoJournal | None = ...,
@@ -200,7 +200,7 @@ def calibrate(
     texts: Sequence[str],
     *,
     tables: bool = ...,
-    transform: str | None = ...,
+    transform: str = ...,
     block: int | None = ...,
     progress: Progress | None = ...,
     journal: NoJournal | None = ...,
@@ -214,7 +214,7 @@ def calibrate(
     texts: Sequence[str],
     *,
     tables: bool = True,
-    transform: str | None = None,
+    transform: str = TRANSFORM,
     block: int | None = None,
     progress: Progress | None = None,
     journal: NoJournal | None = None,
@@ -231,7 +231,7 @@ def calibrate(
         evaluated on. Fewer than FEW_TOKENS tokens: there is a warning, and what they cannot tell is left as it is
         without calibration (`rbe_gpu.feedback`).
     tables : compress the embedding tables too, in the same budget
-    transform : an orthonormal transform; None: none for linear weights, and the DCT for the rows of tables
+    transform : an orthonormal transform
     block : its block size; None as in `rbe_gpu.compress_model`
     progress : called with (stage, done, total)
     journal : keeps what is finished; see `rbe_gpu.models.journal`. The result reads files in its folder, so it is
@@ -261,12 +261,8 @@ def calibrate(
     texts = list(dict.fromkeys(texts))
     measurements = Measurements(model) if parts is None else MeasurementsOnWorkers(model, parts)
     journal, report = journal or NoJournal(), progress or silent
-    of_tables = transform or TABLE_TRANSFORM, block or DEFAULT_BLOCK
-    transform = transform or TRANSFORM
     if isinstance(model, Decoder | DecoderEmbedder):
-        return calibrate_decoder(
-            model, texts, measurements, tables, transform, block, of_tables, report, journal
-        )
+        return calibrate_decoder(model, texts, measurements, tables, transform, block, report, journal)
     sequences = model.token_ids(texts, model.resolve_prompt())
     ids = np.concatenate(sequences)
     ends = cu_seqlens_of(np.array([len(s) for s in sequences]))
@@ -290,7 +286,7 @@ def calibrate(
             counts = np.bincount(read[name], minlength=len(values))
             scales = row_scales(values, ROW_POWER, counts)
             read_table = partial(table_of, model, name)
-            weights[name] = Weight.of_table(name, read_table, *of_tables, scales)
+            weights[name] = Weight.of_table(name, read_table, transform, block or DEFAULT_BLOCK, scales)
     for layer in layers:
         for name, linear in layer.linears.items():
             weights[name] = Weight.of_matrix(name, partial(linear_weight, linear), geometries[name])

@@ -184,14 +184,10 @@ def calibrate_decoder(
     tables: bool,
     transform: str,
     block: int | None,
-    of_tables: tuple[str, int],
     report: Progress,
     journal: NoJournal,
 ) -> DecoderCalibration:
-    """`calibrate` of a decoder, whose texts are joined by an empty line, or of a `DecoderEmbedder`.
-
-    transform, block : of matrices. of_tables : transform and block of the rows of tables
-    """
+    """`calibrate` of a decoder, whose texts are joined by an empty line, or of a `DecoderEmbedder`."""
     model = decoder_of(whole)
     for name, tensor in model.tensors().items():
         if isinstance(tensor, RBEBlocks):
@@ -223,7 +219,7 @@ def calibrate_decoder(
             # of positions no row counts more: windows are shorter than texts may be
             counts = np.bincount(ids, minlength=len(values)) if name == EMBEDDINGS else None
             scales = row_scales(values, ROW_POWER, counts)
-            weights[name] = Weight.of_table(name, partial(table_of, model, name), *of_tables, scales)
+            weights[name] = Weight.of_table(name, partial(table_of, model, name), transform, size, scales)
     if not model.settings.tied:
         weights[HEAD] = Weight.of_matrix(HEAD, partial(table_of, model, HEAD), geometries[HEAD])
     for layer in stages_of(model):

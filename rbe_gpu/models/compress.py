@@ -154,7 +154,7 @@ def compress_model(
     grade, rmse, density, basis, codes : for each tensor, as in `rbe_gpu.compress`
     block : 32, 64 or 128 for all tensors. None: 64, but where there is a transform the attention projections take
         the largest block up to 64 that divides the heads' width, which spares attention six of eight transforms
-    transform : default: "dct"; with `calibrate`, "none" for linear weights
+    transform : default: "dct"; with `calibrate`, "none"
     calibrate : texts to calibrate on, or the result of `rbe_gpu.calibrate`, for several ratios; needs `ratio` and a
         model folder with a tokenizer. Codes are then chosen for the least error of the outputs
         (`rbe_gpu.models.calibrate`), bits are allocated by sensitivity, and biases and norms are corrected. Meanwhile
@@ -343,7 +343,7 @@ def _calibration(
     parts: PartsFolder | None,
 ) -> AnyCalibration:
     """The calibration of a model folder on texts, or one that was made before, if it is of this folder."""
-    from .calibrate import Calibration
+    from .calibrate import TRANSFORM, Calibration
     from .calibrate import calibrate as run
     from .calibrate_decoder import DecoderCalibration
 
@@ -366,7 +366,7 @@ def _calibration(
     return run(
         model,
         texts,
-        transform=transform,
+        transform=transform or TRANSFORM,
         block=block,
         progress=progress,
         journal=journal,

@@ -111,8 +111,7 @@ class EncodingPass:
         def encoded() -> dict[str, Any]:
             def quantized(step: float) -> Any:
                 assert weight.scales is not None
-                assert weight.row_transform is not None
-                return quantize_table(weight.values, step, weight.scales, *weight.row_transform)
+                return quantize_table(weight.values, step, weight.scales)
 
             return {name: weight.fitted(quantized, self._steps[name], limit)}
 
