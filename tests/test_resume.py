@@ -15,7 +15,7 @@ import pytest
 
 from rbe_gpu import output
 from rbe_gpu.container import load_file
-from rbe_gpu.models import calibrate, compress
+from rbe_gpu.models import calibrate, compress, sensitivity
 from rbe_gpu.models.compress import compress_model
 from rbe_gpu.models.journal import Journal, digest
 
@@ -189,7 +189,7 @@ def test_an_interrupt_before_the_first_result_leaves_nothing(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(calibrate, "geometry", interrupt)
+    monkeypatch.setattr(sensitivity, "geometry", interrupt)
     with pytest.raises(KeyboardInterrupt):
         compress_model(folder, tmp_path / "a", ratio=RATIO, calibrate=TEXTS)
     assert names(tmp_path) == []
