@@ -82,8 +82,10 @@ def _append(code, length, part, filled, out, at):
 
 @cpu_inline
 def _numbers(kind, line, columns, count, numbers):
-    """The numbers of a row that have codes of a kind, and how many these are. columns : of its integers that are not
-    zero"""
+    """Write the numbers of a row that have codes of a kind, and return how many these are.
+
+    columns : of its integers that are not zero, of which there are `count`
+    """
     if kind == _EVERY:
         for c in range(line.shape[0]):
             q = np.int32(np.int8(line[c]))
@@ -121,10 +123,11 @@ def _write_rows(row_of_bytes, weight, rows, line, columns, numbers, row_start, o
             out[end] = 0
             end += 1
             continue
+        sparse = count < cols * _MOST_DENSITY
         k_gap, k_size, k, size_in_bits, every = 0, 0, 0, count, False
-        for kind in range(_GAPS if count < cols * _MOST_DENSITY else _EVERY, _EVERY + 1):
+        for kind in range(_GAPS if sparse else _EVERY, _EVERY + 1):
             # the codes of all integers take a bit each, and two more for each that is not zero, at least
-            if kind == _EVERY and count < cols * _MOST_DENSITY and size_in_bits <= cols + 2 * count:
+            if kind == _EVERY and sparse and size_in_bits <= cols + 2 * count:
                 break
             k, bits_of_kind = _best(numbers, _numbers(kind, line, columns, count, numbers))
             if kind == _GAPS:
@@ -132,7 +135,7 @@ def _write_rows(row_of_bytes, weight, rows, line, columns, numbers, row_start, o
             elif kind == _SIZES:
                 k_size = k
             else:
-                every = count >= cols * _MOST_DENSITY or bits_of_kind < size_in_bits
+                every = not sparse or bits_of_kind < size_in_bits
                 size_in_bits = bits_of_kind if every else size_in_bits
                 break
             size_in_bits += bits_of_kind

@@ -198,14 +198,14 @@ def test_what_the_cpu_refuses(make: Callable[[Any], Any], message: str) -> None:
     x = real.activations(3)
     messages = []
     with stand_in.installed():
-        for model, linear, given in (
+        for model, linear, batch in (
             (here, layer, x),
             (rbe.to(here, "cuda"), rbe.to(layer, "cuda"), rbe.to(x, "cuda")),
         ):
             with pytest.raises(ValueError, match=re.escape(message)) as of_model:
                 model.with_int8_activations(NAMES[:1])
             with pytest.raises(NotImplementedError, match=re.escape(message)) as of_layer:
-                linear(given)
+                linear(batch)
             messages.append((str(of_model.value), str(of_layer.value)))
     assert messages[0] == messages[1]
 
